@@ -47,7 +47,7 @@ def walk_tree(
 
     """
     _check_walk(tree, target_ids, max_path_len)
-    path = torch.stack(_path_nodes(tree, target_ids, max_path_len), dim=1)  # [B, P], N = stopped
+    path = _path_nodes(tree, target_ids, max_path_len)
     stopped = path == tree.num_nodes
     commit_lens = max_path_len - stopped.sum(1)
     safe_path = path.masked_fill(stopped, 0)
@@ -62,8 +62,8 @@ def walk_tree(
     )
 
 
-def _path_nodes(tree: DraftTree, target_ids: torch.Tensor, max_path_len: int) -> list[torch.Tensor]:
-    """P tensors [B] int64: the walk's node at each depth, N once it has stopped."""
+def _path_nodes(tree: DraftTree, target_ids: torch.Tensor, max_path_len: int) -> torch.Tensor:
+    """[B, P] int64: the walk's node at each depth, N once it has stopped."""
     batch_size, num_nodes = target_ids.shape
     has_parent = tree.parents >= 0
     parent = tree.parents.clamp(min=0)
@@ -74,11 +74,10 @@ def _path_nodes(tree: DraftTree, target_ids: torch.Tensor, max_path_len: int) ->
     next_node = torch.full((batch_size, num_nodes + 1), num_nodes, dtype=torch.int64, device=tree.device)
     next_node.scatter_reduce_(1, parent, torch.where(chosen, index, num_nodes), "amin")
     node = torch.zeros(batch_size, 1, dtype=torch.int64, device=tree.device)
-    path = [node.squeeze(1)]
+    path = [node]
     for _ in range(max_path_len - 1):
-        node = next_node.gather(1, node)
-        path.append(node.squeeze(1))
-    return path
+        path.append(next_node.gather(1, path[-1]))
+    return torch.cat(path, dim=1)
 
 
 def draw_target_tokens(

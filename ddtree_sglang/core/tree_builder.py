@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from torch.nn import functional
 
 from ddtree_sglang.core.draft_tree import DraftTree
 
@@ -51,27 +52,21 @@ def build_draft_tree(
 
     """
     _check_inputs(topk_ids, topk_logprobs, root_ids, num_nodes)
-    batch_size, depth, num_candidates = topk_ids.shape
+    _, depth, num_candidates = topk_ids.shape
     plan = _tree_plan(num_nodes, depth, num_candidates, topk_ids.device)
-    scores, pair_index = _best_pairs_per_level(_usable(topk_logprobs), plan)
+    scores, pairs = _best_pairs_per_depth(_usable(topk_logprobs), plan)
 
-    best, order = torch.sort(scores, dim=1, descending=True, stable=True)
-    num_taken = min(num_nodes - 1, scores.shape[1])
-    best, taken = best[:, :num_taken], order[:, :num_taken]
-    padding = best == -torch.inf
-    pair = pair_index.gather(1, taken)  # [B, num_taken] into the plan's tables
-
-    # Slot s of the concatenated levels became node rank[s] + 1; the extra last column stands for the root.
-    rank = torch.zeros(batch_size, scores.shape[1] + 1, dtype=torch.int64, device=topk_ids.device)
-    rank.scatter_(1, order, plan.node_numbers.expand_as(order))
-    parents = rank.gather(1, plan.parent_slots[pair])
-    token_ids = topk_ids.flatten(1).gather(1, plan.candidates[pair])
-    return DraftTree(
-        token_ids=_with_root(root_ids, token_ids.masked_fill(padding, 0), num_nodes, 0),
-        parents=_with_root(-1, parents.masked_fill(padding, -1), num_nodes, -1),
-        depths=_with_root(0, plan.depths[pair].masked_fill(padding, 0), num_nodes, 0),
-        logprobs=_with_root(0.0, best, num_nodes, -torch.inf),
-    )
+    ordered, order = torch.sort(scores, dim=1, descending=True, stable=True)
+    logprobs, slots = ordered[:, :num_nodes].contiguous(), order[:, :num_nodes]
+    padding = logprobs == -torch.inf
+    candidates, depths, parent_slots = _rows_of(plan.pair_table, pairs.gather(1, slots))
+    # A slot's place in the final order is its node number.
+    node_of_slot = torch.empty_like(order).scatter_(1, order, plan.slot_numbers.expand_as(order))
+    parents = node_of_slot.gather(1, parent_slots).masked_fill_(padding, -1)
+    token_ids = topk_ids.flatten(1).gather(1, candidates).masked_fill_(padding, 0)
+    parents[:, 0] = -1
+    token_ids[:, 0] = root_ids
+    return _pad(token_ids, parents, depths.masked_fill(padding, 0), logprobs, num_nodes)
 
 
 def build_draft_tree_heap(
@@ -127,21 +122,22 @@ def _float32(value: float) -> float:
 
 @dataclass(frozen=True)
 class _TreePlan:
-    """Index tables that depend on sizes alone. A pair is (parent by rank in its depth, candidate by rank).
+    """Index tables that depend on sizes alone.
 
-    Only pairs that can be among the N - 1 best are listed: with both ranks counted from 0, the pair (i, j)
-    at depth d comes after the (i + 1)(j + 1) - 1 pairs of no larger ranks, after the i + 1 best nodes of
-    depth d - 1, and after at least one node of each smaller depth.
+    A pair is (parent by rank within its depth, candidate by rank), both counted from 0. Only pairs that can
+    be among the N - 1 best are listed: the pair (i, j) at depth d >= 2 comes after all pairs of no larger
+    ranks, (i + 1)(j + 1) with itself, after the i + 1 best nodes of depth d - 1, and after one node of each
+    smaller depth. The pairs of all depths are numbered in one sequence, and so are the slots of the prefixes
+    kept per depth; the root is pair 0 and slot 0.
     """
 
-    level_parents: tuple[torch.Tensor, ...]  # per depth from 2: [Q_d] int64, parent's rank within its depth
-    level_pairs: tuple[int, ...]  # per depth: Q_d, number of pairs listed
-    level_kept: tuple[int, ...]  # per depth: W_d, how many of them are kept
-    candidates: torch.Tensor  # [Q] int64, of each pair: (depth - 1) * K + candidate rank
-    depths: torch.Tensor  # [Q] int64, of each pair
-    parent_slots: torch.Tensor  # [Q] int64, of each pair: its parent's slot among all kept; W for the root
-    pair_offsets: torch.Tensor  # [W] int64, of each kept slot: number of its depth's first pair
-    node_numbers: torch.Tensor  # [W] int64: 1, 2, ...
+    parent_ranks: tuple[torch.Tensor, ...]  # for each depth from 2: [Q_d] int64, of each pair
+    num_pairs: tuple[int, ...]  # for each depth from 1: Q_d
+    num_kept: tuple[int, ...]  # for each depth from 1: W_d, at most Q_d
+    candidates: torch.Tensor  # [Q - 1] int64, of each pair but the root: (depth - 1) * K + candidate rank
+    pair_table: torch.Tensor  # [3, Q] int64, of each pair: candidate, depth, slot of the parent
+    first_pair: torch.Tensor  # [W] int64, of each slot: number of its depth's first pair
+    slot_numbers: torch.Tensor  # [W] int64: 0, 1, ...
 
 
 @lru_cache(maxsize=64)
@@ -150,61 +146,86 @@ def _tree_plan(num_nodes: int, depth: int, num_candidates: int, device: torch.de
     budget = num_nodes - 1
     # A table made under inference mode could not serve a later caller that differentiates.
     with torch.inference_mode(False):
-        parent_ranks = [torch.zeros(min(num_candidates, budget), dtype=torch.int64)]
         candidate_ranks = [torch.arange(min(num_candidates, budget))]
-        kept = [min(num_candidates, budget)]
-        for d in range(2, depth + 1):
-            i, j = torch.meshgrid(torch.arange(kept[-1]), torch.arange(num_candidates), indexing="ij")
+        parent_ranks = [torch.zeros_like(candidate_ranks[0])]
+        num_kept = [len(candidate_ranks[0])]
+        for d in range(2, min(depth, budget) + 1):
+            i, j = torch.meshgrid(torch.arange(num_kept[-1]), torch.arange(num_candidates), indexing="ij")
             possible = (i + 1) * (j + 2) + (d - 2) <= budget
             parent_ranks.append(i[possible])
             candidate_ranks.append(j[possible])
-            kept.append(min(int(possible.sum()), budget - (d - 1)) if budget >= d else 0)
-            if kept[-1] == 0:
-                break
-        return _assemble_plan(parent_ranks, candidate_ranks, kept, num_candidates, device)
+            num_kept.append(min(len(parent_ranks[-1]), budget - d + 1))
+        return _assemble_plan(parent_ranks, candidate_ranks, num_kept, num_candidates, device)
 
 
 def _assemble_plan(
     parent_ranks: list[torch.Tensor],
     candidate_ranks: list[torch.Tensor],
-    kept: list[int],
+    num_kept: list[int],
     num_candidates: int,
     device: torch.device,
 ) -> _TreePlan:
-    """Concatenate the per-depth tables and move them to the device."""
-    num_kept = sum(kept)
+    """Number pairs and slots over all depths, and move the tables to the device."""
+    num_depths = len(num_kept)
     num_pairs = [len(ranks) for ranks in parent_ranks]
-    first_slot = [sum(kept[:d]) for d in range(len(kept))]
-    first_pair = [sum(num_pairs[:d]) for d in range(len(kept))]
-    slots = [torch.full_like(parent_ranks[0], num_kept)]
-    slots += [first_slot[d - 1] + parent_ranks[d] for d in range(1, len(kept))]
-    candidates = [d * num_candidates + ranks for d, ranks in enumerate(candidate_ranks)]
+    first_slot = [0] + [1 + sum(num_kept[:d]) for d in range(num_depths)]  # of each depth, the root's first
+    first_pair = [0] + [1 + sum(num_pairs[:d]) for d in range(num_depths)]
+    root = torch.zeros(1, dtype=torch.int64)
+    candidates = torch.cat([d * num_candidates + ranks for d, ranks in enumerate(candidate_ranks)])
+    depths = torch.repeat_interleave(torch.arange(num_depths + 1), torch.tensor([1, *num_pairs]))
+    parent_slots = torch.cat([root] + [first_slot[d] + ranks for d, ranks in enumerate(parent_ranks)])
     return _TreePlan(
-        level_parents=tuple(ranks.to(device) for ranks in parent_ranks[1:]),
-        level_pairs=tuple(num_pairs),
-        level_kept=tuple(kept),
-        candidates=torch.cat(candidates).to(device),
-        depths=torch.repeat_interleave(torch.arange(1, len(kept) + 1), torch.tensor(num_pairs)).to(device),
-        parent_slots=torch.cat(slots).to(device),
-        pair_offsets=torch.repeat_interleave(torch.tensor(first_pair), torch.tensor(kept)).to(device),
-        node_numbers=torch.arange(1, num_kept + 1, device=device),
+        parent_ranks=tuple(ranks.to(device) for ranks in parent_ranks[1:]),
+        num_pairs=tuple(num_pairs),
+        num_kept=tuple(num_kept),
+        candidates=candidates.to(device),
+        pair_table=torch.stack((torch.cat((root, candidates)), depths, parent_slots)).to(device),
+        first_pair=torch.repeat_interleave(torch.tensor(first_pair), torch.tensor([1, *num_kept])).to(device),
+        slot_numbers=torch.arange(1 + sum(num_kept), device=device),
     )
 
 
-def _best_pairs_per_level(logprobs: torch.Tensor, plan: _TreePlan) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keep each depth's best prefixes: scores [B, W] float32, and pair numbers [B, W] int64.
+def _best_pairs_per_depth(logprobs: torch.Tensor, plan: _TreePlan) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keep the root and each depth's best prefixes: scores [B, W] float32, and pair numbers [B, W] int64.
 
     Within a depth the pairs are listed parent by parent, and the sort is stable, which makes the tie order.
     """
-    steps = torch.split(logprobs.flatten(1).index_select(1, plan.candidates), list(plan.level_pairs), dim=1)
-    scores = [steps[0]]  # depth 1: the candidates themselves, already in order
-    pairs = [torch.arange(plan.level_kept[0], device=logprobs.device).expand_as(steps[0])]
-    for parents, step, num_kept in zip(plan.level_parents, steps[1:], plan.level_kept[1:], strict=True):
+    batch_size = logprobs.shape[0]
+    steps = torch.split(logprobs.flatten(1).index_select(1, plan.candidates), list(plan.num_pairs), dim=1)
+    root = plan.slot_numbers[:1].expand(batch_size, 1)
+    # At depth 1 the candidates are the prefixes, already in order.
+    scores = [logprobs.new_zeros(batch_size, 1), steps[0]]
+    pairs = [root, plan.slot_numbers[: plan.num_kept[0]].expand(batch_size, -1)]
+    for parents, step, num_kept in zip(plan.parent_ranks, steps[1:], plan.num_kept[1:], strict=True):
         extended = scores[-1].index_select(1, parents) + step
         ordered, index = torch.sort(extended, dim=1, descending=True, stable=True)
         scores.append(ordered[:, :num_kept])
         pairs.append(index[:, :num_kept])
-    return torch.cat(scores, dim=1), torch.cat(pairs, dim=1) + plan.pair_offsets
+    return torch.cat(scores, dim=1), torch.cat(pairs, dim=1).add_(plan.first_pair)
+
+
+def _rows_of(table: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Look the columns [B, n] up in each row of `table`: as many [B, n] tensors as it has rows."""
+    return table.index_select(1, columns.flatten()).view(table.shape[0], *columns.shape).unbind(0)
+
+
+def _pad(
+    token_ids: torch.Tensor,
+    parents: torch.Tensor,
+    depths: torch.Tensor,
+    logprobs: torch.Tensor,
+    num_nodes: int,
+) -> DraftTree:
+    """Append padding columns where K and D span fewer than N nodes whatever the values."""
+    missing = (0, num_nodes - token_ids.shape[1])
+    if missing[1] == 0:
+        return DraftTree(token_ids, parents, depths, logprobs)
+    return DraftTree(
+        token_ids=functional.pad(token_ids, missing, value=0),
+        parents=functional.pad(parents, missing, value=-1),
+        depths=functional.pad(depths, missing, value=0),
+        logprobs=functional.pad(logprobs, missing, value=-torch.inf),
+    )
 
 
 def _usable(topk_logprobs: torch.Tensor) -> torch.Tensor:
@@ -213,16 +234,6 @@ def _usable(topk_logprobs: torch.Tensor) -> torch.Tensor:
     Without it a NaN or a value rounded above 0 would put a child before its parent.
     """
     return torch.nan_to_num(topk_logprobs, nan=-torch.inf, posinf=0.0, neginf=-torch.inf).clamp_(max=0.0)
-
-
-def _with_root(
-    root: torch.Tensor | float, nodes: torch.Tensor, num_nodes: int, padding: float
-) -> torch.Tensor:
-    """Put the root's value before `nodes` [B, n], and padding after them up to [B, num_nodes]."""
-    out = nodes.new_full((nodes.shape[0], num_nodes), padding)
-    out[:, 0] = root
-    out[:, 1 : 1 + nodes.shape[1]] = nodes
-    return out
 
 
 def _check_inputs(

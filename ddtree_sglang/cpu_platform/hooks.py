@@ -1,0 +1,79 @@
+"""Where the platform plugs itself into SGLang: choice lists, attention registry, function replacements.
+
+Only SGLang's own seams are used (``HookRegistry``, the choice lists, ``register_attention_backend``). Everything
+here is idempotent per process, because SGLang loads plugins in the launcher and again in each scheduler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
+
+_installed = False
+
+
+def register_names() -> None:
+    """Make our backend a legal value of the attention flags; must run before the command line is parsed."""
+    from sglang.srt.arg_groups import choices
+
+    for choice_list, add in (
+        (choices.ATTENTION_BACKEND_CHOICES, choices.add_attention_backend_choices),
+        (choices.DRAFT_ATTENTION_BACKEND_CHOICES, choices.add_draft_attention_backend_choices),
+    ):
+        if ATTENTION_BACKEND not in choice_list:
+            add([ATTENTION_BACKEND])
+
+
+def register_backend() -> None:
+    """Tell SGLang's attention registry how to build our backend."""
+    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS, register_attention_backend
+
+    if ATTENTION_BACKEND in ATTENTION_BACKENDS:
+        return
+
+    @register_attention_backend(ATTENTION_BACKEND)
+    def _create(runner: Any) -> Any:
+        from ddtree_sglang.cpu_platform.attention_backend import DDTreeCpuAttnBackend
+
+        return DDTreeCpuAttnBackend(runner)
+
+
+def replacements() -> dict[str, Callable[..., Any]]:
+    """Dotted path of each SGLang function that we replace, and our torch version of it."""
+    from ddtree_sglang.cpu_platform import triton_replacements as ours
+
+    return {
+        "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func": ours.assign_req_to_token_pool,
+    }
+
+
+def install_hooks() -> None:
+    """Replace SGLang's Triton launches by torch functions in this process."""
+    global _installed
+    if _installed:
+        return
+    _installed = True
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    for target, replacement in replacements().items():
+        HookRegistry.register(target, replacement, HookType.REPLACE)
+    HookRegistry.apply_hooks()
+    _ignore_record_stream_on_cpu()
+
+
+def _ignore_record_stream_on_cpu() -> None:
+    """Make ``Tensor.record_stream`` a no-op for CPU tensors, which have no streams and otherwise raise.
+
+    DFLASH's worker calls it on the batch's lengths whatever the device.
+    """
+    original = torch.Tensor.record_stream
+
+    def record_stream(self: torch.Tensor, stream: Any) -> None:
+        if self.device.type != "cpu":
+            original(self, stream)
+
+    torch.Tensor.record_stream = record_stream  # type: ignore[method-assign]

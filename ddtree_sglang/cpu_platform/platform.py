@@ -1,0 +1,97 @@
+"""The platform class: what SGLang asks a machine without a GPU, and what we answer.
+
+It holds only decisions (defaults, class names, capabilities). The work is done by the modules it names.
+Invariant: every method can be called in any process of the server, in any order, any number of times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.platforms.cpu import CpuDeviceMixin
+from sglang.srt.platforms.device_mixin import PlatformEnum
+from sglang.srt.platforms.interface import KVPoolKind, PlatformCapabilities, SRTPlatform
+
+from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND, DISPATCH_KEY, SPECULATIVE_ALGORITHMS
+
+if TYPE_CHECKING:
+    import torch
+
+
+class DDTreeCpuPlatform(CpuDeviceMixin, SRTPlatform):
+    """SGLang on plain CPU cores: torch for everything, no Triton launch, no ``sgl_kernel``."""
+
+    _enum = PlatformEnum.OOT
+    device_name = "cpu"
+    device_type = "cpu"
+    capabilities = PlatformCapabilities()
+
+    def __init__(self) -> None:
+        super().__init__()
+        from ddtree_sglang.cpu_platform.hooks import register_names
+
+        register_names()
+
+    # ---- identity -------------------------------------------------------------------------------------------
+
+    def get_device(self, device_id: int = 0) -> str:
+        """The device string of ``--device``: one CPU, whatever the rank."""
+        return self.device_type
+
+    def is_pin_memory_available(self, device: Any = None) -> bool:
+        """False: there is no device to pin host memory for."""
+        return False
+
+    # ---- server arguments -----------------------------------------------------------------------------------
+
+    def get_default_attention_backend(self) -> str:
+        """The attention backend when the user names none."""
+        return ATTENTION_BACKEND
+
+    def apply_server_args_defaults(self, server_args: Any) -> None:
+        """Fill in what a CPU server needs and refuse flags that it cannot honour (ValueError)."""
+        from ddtree_sglang.cpu_platform.server_defaults import apply_defaults
+
+        apply_defaults(server_args)
+
+    # ---- speculative decoding -------------------------------------------------------------------------------
+
+    def supports_speculative_algorithm(self, algorithm: str) -> bool:
+        """True for the algorithms whose whole round was made to run without Triton."""
+        return algorithm.upper() in SPECULATIVE_ALGORITHMS
+
+    def get_default_speculative_draft_attention_backend(self, algorithm: str) -> str:
+        """The drafter's attention backend: the same as the target's."""
+        return ATTENTION_BACKEND
+
+    def supports_speculative_draft_attention_backend(self, algorithm: str, backend: str) -> bool:
+        """Only our backend knows the drafter's bidirectional block."""
+        return backend == ATTENTION_BACKEND
+
+    def get_speculative_cache_locs_fn(self) -> Callable[..., torch.Tensor]:
+        """Torch version of the KV window lookup (``kernels/ops/speculative/cache_locs.py``)."""
+        from ddtree_sglang.cpu_platform.triton_replacements import extend_cache_locs
+
+        return extend_cache_locs
+
+    # ---- subsystems -----------------------------------------------------------------------------------------
+
+    def get_kv_pool_cls(self, *, kind: KVPoolKind) -> type | None:
+        """Our KV pool for multi-head attention; other kinds stay SGLang's own."""
+        if kind != "mha":
+            return None
+        from ddtree_sglang.cpu_platform.kv_pool import CpuMHATokenToKVPool
+
+        return CpuMHATokenToKVPool
+
+    def get_dispatch_key_name(self) -> str:
+        """Key under which our operator implementations are registered with ``BaseFusedOp``."""
+        return DISPATCH_KEY
+
+    def init_backend(self) -> None:
+        """Called by SGLang in each worker before any model is built: register backend, operators, hooks."""
+        from ddtree_sglang.cpu_platform.hooks import install_hooks, register_backend
+
+        register_backend()
+        install_hooks()

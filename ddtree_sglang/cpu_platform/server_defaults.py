@@ -1,0 +1,97 @@
+"""Server arguments on a CPU: what the platform fills in, and which explicit flags it must refuse.
+
+SGLang calls this through ``SRTPlatform.apply_server_args_defaults`` (``srt/arg_groups/platform_hook.py``), after
+the CUDA-graph step and before the memory and attention steps. The object it hands over records assignments
+to existing fields and drops all others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
+
+from ddtree_sglang.cpu_platform.memory_budget import default_max_total_tokens
+from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
+
+DEFAULT_MEM_FRACTION_STATIC = 0.6
+"""Upper bound of weights + KV cache as a share of the memory that is free at start."""
+
+DEFAULT_CHUNKED_PREFILL_SIZE = 1024
+"""Tokens per prefill chunk: past a few hundred the matrix products gain nothing, but decoding waits longer."""
+
+DEFAULT_MAX_RUNNING_REQUESTS = 16
+
+# SGLang's own CPU step runs first and fills in its AMX backend, which needs a source build of sgl_kernel.
+_ENGINE_FILLED_BACKENDS = (None, "intel_amx")
+
+_GPU_ONLY_SWITCHES = (
+    "enable_dp_attention",
+    "enable_symm_mem",
+    "enable_two_batch_overlap",
+    "enable_hierarchical_cache",
+    "enable_lmcache",
+)
+
+
+def apply_defaults(server_args: Any) -> None:
+    """Set the CPU defaults on ``server_args``; raise ValueError for a flag that contradicts the platform."""
+    _check_device(server_args)
+    _check_switches(server_args)
+    _resolve_attention_backend(server_args)
+    _disable_device_graphs(server_args)
+    # One process does everything in order: a second stream to overlap with does not exist.
+    server_args.disable_overlap_schedule = True
+    server_args.disable_custom_all_reduce = True
+    _resolve_memory(server_args)
+
+
+def _check_device(server_args: Any) -> None:
+    device = server_args.device
+    if device is not None and str(device) != "cpu":
+        raise ValueError(
+            f"--device must be 'cpu' on a machine without a GPU, got {str(device)!r}; drop the flag, or run where "
+            "torch sees that device."
+        )
+
+
+def _check_switches(server_args: Any) -> None:
+    for name in _GPU_ONLY_SWITCHES:
+        if getattr(server_args, name, False):
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} needs a GPU, and this machine has none; drop the flag.")
+    if server_args.pp_size != 1:
+        raise ValueError(
+            f"--pp-size must be 1 on the CPU platform, got {server_args.pp_size}; use --tp-size instead."
+        )
+
+
+def _resolve_attention_backend(server_args: Any) -> None:
+    for name in ("attention_backend", "prefill_attention_backend", "decode_attention_backend"):
+        chosen = getattr(server_args, name)
+        if chosen not in (*_ENGINE_FILLED_BACKENDS, ATTENTION_BACKEND):
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{flag} must be {ATTENTION_BACKEND!r} on a machine without a GPU, got {chosen!r}; drop the flag."
+            )
+    server_args.attention_backend = ATTENTION_BACKEND
+    server_args.sampling_backend = "pytorch"
+
+
+def _disable_device_graphs(server_args: Any) -> None:
+    config = server_args.cuda_graph_config
+    for phase in Phase.ALL:
+        config = with_phase(config, phase, backend=Backend.DISABLED)
+    server_args.cuda_graph_config = config
+
+
+def _resolve_memory(server_args: Any) -> None:
+    if server_args.chunked_prefill_size is None:
+        server_args.chunked_prefill_size = DEFAULT_CHUNKED_PREFILL_SIZE
+    if server_args.max_running_requests is None:
+        server_args.max_running_requests = DEFAULT_MAX_RUNNING_REQUESTS
+    if server_args.mem_fraction_static is not None:
+        return
+    server_args.mem_fraction_static = DEFAULT_MEM_FRACTION_STATIC
+    if server_args.max_total_tokens is None:
+        server_args.max_total_tokens = default_max_total_tokens(server_args)

@@ -1,0 +1,61 @@
+"""Torch versions of SGLang's Triton launches on the serving path, with SGLang's own signatures.
+
+Each function replaces exactly one engine function, named in ``contract.py``; `hooks.py` installs them. They are
+CPU-only and write the same values to the same places as the kernel they stand for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def assign_req_to_token_pool(
+    req_pool_indices: torch.Tensor,
+    req_to_token: torch.Tensor,
+    start_offset: torch.Tensor,
+    end_offset: torch.Tensor,
+    out_cache_loc: torch.Tensor,
+    batch_size: int,
+) -> None:
+    """Write each request's new slots into its row of the token table, in place.
+
+    Replaces ``mem_cache/allocation.assign_req_to_token_pool_func``. ``out_cache_loc [sum(end - start)] int64``
+    is split over the requests in order: request b's part goes to ``req_to_token[row_b, start_b:end_b]``.
+    """
+    starts, ends = start_offset[:batch_size].to(torch.int64), end_offset[:batch_size].to(torch.int64)
+    rows, columns = _window_cells(req_pool_indices[:batch_size], starts, ends)
+    req_to_token[rows, columns] = out_cache_loc[: rows.shape[0]].to(req_to_token.dtype)
+
+
+def extend_cache_locs(
+    req_pool_indices: torch.Tensor,
+    req_to_token: torch.Tensor,
+    start_offset: torch.Tensor,
+    end_offset: torch.Tensor,
+    batch_size: int,
+    draft_token_num: int,
+    device: Any,
+) -> torch.Tensor:
+    """Read each request's window out of the token table: ``[B * draft_token_num] int64``, requests in order.
+
+    Stands for ``kernels/ops/speculative/cache_locs.assign_extend_cache_locs_func`` through the platform's hook.
+    The window of request b is ``req_to_token[row_b, start_b:end_b]``.
+    """
+    starts, ends = start_offset[:batch_size].to(torch.int64), end_offset[:batch_size].to(torch.int64)
+    rows, columns = _window_cells(req_pool_indices[:batch_size], starts, ends)
+    out = torch.zeros(batch_size * draft_token_num, dtype=torch.int64, device=device)
+    out[: rows.shape[0]] = req_to_token[rows, columns].to(torch.int64)
+    return out
+
+
+def _window_cells(
+    rows: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and column of every table cell in ``[start_b, end_b)``, requests in order: two ``[M] int64``."""
+    lengths = (ends - starts).clamp(min=0)
+    total = int(lengths.sum())
+    firsts = torch.repeat_interleave(starts - (lengths.cumsum(0) - lengths), lengths, output_size=total)
+    cell_rows = torch.repeat_interleave(rows.to(torch.int64), lengths, output_size=total)
+    return cell_rows, firsts + torch.arange(total, device=starts.device)

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# From nothing to an answer: set up .venv, prepare the model, serve it with DDTREE, stream one answer, keep serving.
+# `bash deploy/run.sh --help` lists the flags.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=deploy/setup.sh
+source "$here/setup.sh"
+python=$(find_python)
+exec "$python" "$here/serve_demo.py" "$@"

@@ -1,0 +1,211 @@
+"""One SGLang server as a child: its command line, its start, its readiness, its end.
+
+Standard library only. Callers rely on this: once `stop` has returned, or this process has died in whatever
+way, none of the server's processes is left.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+_NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class ServerError(Exception):
+    """A server ended or did not become ready; the message carries the end of its log."""
+
+
+@dataclass(frozen=True)
+class ServerSpec:
+    """What to serve and how; everything that decides the command line.
+
+    `algorithm` is None for plain decoding. `budget` (nodes besides the root) counts for DDTREE only.
+    `extra` are further flags, passed on as they are.
+    """
+
+    model: str
+    port: int
+    host: str = "127.0.0.1"
+    algorithm: str | None = None
+    draft: str | None = None
+    budget: int | None = None
+    dtype: str = "float32"
+    extra: tuple[str, ...] = ()
+
+    @property
+    def url(self) -> str:
+        """Address without a trailing slash."""
+        return f"http://{self.host}:{self.port}"
+
+    def command(self, python: str | Path) -> list[str]:
+        """The `sglang.launch_server` command line."""
+        parts = [str(python), "-m", "sglang.launch_server", "--model-path", self.model]
+        parts += ["--host", self.host, "--port", str(self.port), "--dtype", self.dtype]
+        # Without it an idle server keeps one core busy, and the next measurement with it.
+        parts += ["--sleep-on-idle"]
+        if self.algorithm is not None:
+            parts += ["--speculative-algorithm", self.algorithm]
+        if self.draft is not None:
+            parts += ["--speculative-draft-model-path", self.draft]
+        if self.budget is not None:
+            parts += ["--speculative-ddtree-budget", str(self.budget)]
+        return [*parts, *self.extra]
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """True when a server could listen at `host:port` now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _die_with_parent() -> None:
+    """In the child before exec: SIGKILL when the parent dies, so that even kill -9 leaves no server."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def http_status(url: str, timeout_s: float = 5.0) -> int | None:
+    """Status code of a GET, None when nobody answers."""
+    try:
+        with _NO_PROXY.open(url, timeout=timeout_s) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (OSError, ValueError):
+        return None
+
+
+def log_tail(path: Path, lines: int = 25) -> str:
+    """The last lines of a log, indented; empty when there is none."""
+    if not path.exists():
+        return ""
+    with path.open(encoding="utf-8", errors="replace") as handle:
+        return "".join("    " + line for line in deque(handle, maxlen=lines)).rstrip()
+
+
+@dataclass
+class ServerProcess:
+    """A running server and its process group. Use as a context manager, or call `stop` in a finally."""
+
+    name: str
+    command: Sequence[str]
+    url: str
+    log_path: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    _process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def from_spec(
+        cls, name: str, spec: ServerSpec, python: str | Path, log_path: Path, **environment: str
+    ) -> ServerProcess:
+        """A server for `spec` whose output goes to `log_path`; not started yet."""
+        return cls(name, spec.command(python), spec.url, log_path, environment)
+
+    def start(self) -> ServerProcess:
+        """Start it in a session of its own; returns self."""
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                list(self.command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+                env={**os.environ, **self.environment},
+            )
+        return self
+
+    @property
+    def pid(self) -> int:
+        """Process id, which is also the id of the group."""
+        if self._process is None:
+            raise RuntimeError(f"{self.name} was not started")
+        return self._process.pid
+
+    def exit_status(self) -> int | None:
+        """None while it runs."""
+        return None if self._process is None else self._process.poll()
+
+    def check_alive(self) -> None:
+        """Raise ServerError with the end of the log if the server has ended."""
+        status = self.exit_status()
+        if status is not None:
+            raise ServerError(
+                f"{self.name} ended with status {status}. The end of {self.log_path}:\n"
+                f"{log_tail(self.log_path)}"
+            )
+
+    def wait_ready(self, timeout_s: float = 600.0) -> None:
+        """Return once it generates tokens; raise ServerError if it ends or takes longer than `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            self.check_alive()
+            if http_status(f"{self.url}/health_generate", timeout_s=30.0) == 200:
+                return
+            time.sleep(0.5)
+        raise ServerError(
+            f"{self.name} was not ready within {timeout_s:.0f} s. The end of {self.log_path}:\n"
+            f"{log_tail(self.log_path)}"
+        )
+
+    def stop(self, grace_s: float = 5.0) -> None:
+        """End the whole process group: SIGTERM, then SIGKILL for what is left. Safe to call twice."""
+        if self._process is None:
+            return
+        for sig, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 10.0)):
+            if not self._signal_group(sig):
+                break
+            if _eventually(self._group_is_gone, patience_s):
+                break
+        self._process.wait()
+
+    def _signal_group(self, sig: int) -> bool:
+        try:
+            os.killpg(self.pid, sig)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def _group_is_gone(self) -> bool:
+        self.exit_status()  # reaps our child, which would otherwise keep the group alive as a zombie
+        return not self._signal_group(0)
+
+    def __enter__(self) -> ServerProcess:
+        return self.start()
+
+    def __exit__(self, *_exc: Any) -> None:
+        self.stop()
+
+
+def _eventually(condition: Callable[[], bool], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return condition()

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Set up .venv and run every test that needs no GPU: style and types, then the unit part, then real servers.
+# Arguments go to pytest, in one run instead of the two: bash tests/run.sh tests/core -k layout
+set -euo pipefail
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$repo"
+bash deploy/setup.sh tests/requirements.txt
+bin="$repo/.venv/bin"
+# The checkers and shellcheck are started by name in some tests.
+export PATH="$bin:$PATH"
+
+if (($#)); then
+    exec "$bin/python" -m pytest "$@"
+fi
+
+failed=()
+part() {
+    local title=$1 started=$SECONDS status=0
+    shift
+    echo "== $title"
+    "$@" || status=$?
+    echo "== $title: $((SECONDS - started)) s, exit status $status"
+    # 5: no test in this part, which is a failure too: an empty part proves nothing.
+    ((status == 0)) || failed+=("$title")
+}
+
+part "ruff check" "$bin/ruff" check .
+part "ruff format" "$bin/ruff" format --check .
+part "mypy" "$bin/mypy"
+part "mypy deploy" "$bin/mypy" deploy
+part "unit tests" "$bin/python" -m pytest -m "not e2e and not gpu" --durations=10
+part "real servers" "$bin/python" -m pytest -m "e2e and not gpu" --durations=10
+
+if ((${#failed[@]})); then
+    printf 'failed: %s\n' "${failed[@]}" >&2
+    exit 1
+fi

@@ -22,16 +22,10 @@ from ddtree_sglang.core.draft_tree import DraftTree
 class AcceptedPath:
     """What one round commits, for B requests; P is the longest path in nodes, root included."""
 
-    accept_index: (
-        torch.Tensor
-    )  # [B, P] int64, nodes on the path within the request, the root first; -1 padded
+    accept_index: torch.Tensor  # [B, P] int64, nodes on the path within the request, root first; then -1
     num_correct_drafts: torch.Tensor  # [B] int64, drafted tokens accepted (no bonus), 0 to P - 1
-    commit_lens: (
-        torch.Tensor
-    )  # [B] int64, num_correct_drafts + 1: tokens emitted, and KV rows that become final
-    token_ids: (
-        torch.Tensor
-    )  # [B, P] int64, tokens emitted: the target's choice at each node of the path; then 0
+    commit_lens: torch.Tensor  # [B] int64, num_correct_drafts + 1: tokens emitted, and KV rows made final
+    token_ids: torch.Tensor  # [B, P] int64, tokens emitted: target's choice at each node of the path; then 0
     bonus_ids: torch.Tensor  # [B] int64, the last of them: the next round's root
 
 
@@ -111,7 +105,7 @@ def draw_target_tokens(
     if uniform.shape != probs.shape[:2]:
         raise ValueError(f"uniform must be [B, N] = {tuple(probs.shape[:2])}, got {tuple(uniform.shape)}")
     cumulative = torch.cumsum(probs.double(), dim=-1)
-    total = cumulative[..., -1:]
+    total = cumulative[..., -1:].contiguous()
     drawn = torch.searchsorted(cumulative, uniform.double().unsqueeze(-1) * total, right=True)
     # Where rounding lifts u * total to total, fall back to the last token that has probability.
     last = torch.searchsorted(cumulative, total)

@@ -56,6 +56,7 @@ def flat_tree_mask(
     back from the device, which on a GPU waits for it.
     """
     batch_size, num_nodes, _ = ancestors.shape
+    check_prefix_lens(prefix_lens, batch_size, ancestors.device)
     cells = tail_cell_index(prefix_lens, num_nodes)
     total = int(prefix_lens.sum()) if total_prefix_len is None else total_prefix_len
     num_cells = num_nodes * (total + batch_size * num_nodes)

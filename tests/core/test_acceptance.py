@@ -1,0 +1,193 @@
+"""The walk, by hand and against a walk one node at a time; and the target's draws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tree_cases import batch_of, chain_tree, make_tree, random_candidates, sample_tree
+
+from ddtree_sglang.core import DraftTree, build_draft_tree, draw_target_tokens, walk_tree
+
+
+def walk_one_at_a_time(tree: DraftTree, target_ids: torch.Tensor, b: int) -> tuple[list[int], list[int]]:
+    """Nodes visited and tokens emitted for request b, by looking for the child with the target's token."""
+    node, nodes, tokens = 0, [0], []
+    while True:
+        tokens.append(int(target_ids[b, node]))
+        children = [
+            n
+            for n in range(tree.num_nodes)
+            if int(tree.parents[b, n]) == node and int(tree.token_ids[b, n]) == tokens[-1]
+        ]
+        if not children:
+            return nodes, tokens
+        node = children[0]
+        nodes.append(node)
+
+
+@pytest.mark.parametrize(
+    ("choices", "nodes", "tokens"),
+    [
+        ({0: 99}, [0], [99]),
+        ({0: 7, 1: 99}, [0, 1], [7, 99]),
+        ({0: 7, 1: 4, 3: 9, 6: 99}, [0, 1, 3, 6], [7, 4, 9, 99]),
+        ({0: 7, 1: 7, 4: 9}, [0, 1, 4], [7, 7, 9]),
+        ({0: 4, 2: 7, 5: 9}, [0, 2, 5], [4, 7, 9]),
+        ({0: 4, 2: 4}, [0, 2], [4, 4]),  # 4 is the root's child, not node 2's
+        ({0: 50}, [0], [50]),  # the root's own token leads nowhere
+        ({0: 0}, [0], [0]),  # nor does padding's
+    ],
+)
+def test_walk_goes_where_the_target_chooses_and_stops_where_no_child_matches(
+    choices: dict[int, int], nodes: list[int], tokens: list[int]
+) -> None:
+    """
+    0: 50 (root)
+    |-- 1: 7
+    |   |-- 3: 4
+    |   |   `-- 6: 9
+    |   `-- 4: 7
+    `-- 2: 4
+        `-- 5: 7
+    7: padding with token 0
+    """
+    target_ids = torch.tensor([[choices.get(node, 77) for node in range(8)]])
+    accepted = walk_tree(sample_tree(), target_ids, 5)
+    padded = 5 - len(nodes)
+    assert accepted.accept_index.tolist() == [nodes + [-1] * padded]
+    assert accepted.token_ids.tolist() == [tokens + [0] * padded]
+    assert accepted.num_correct_drafts.tolist() == [len(nodes) - 1]
+    assert accepted.commit_lens.tolist() == [len(nodes)]
+    assert accepted.bonus_ids.tolist() == [tokens[-1]]
+
+
+@pytest.mark.parametrize("max_path_len", [1, 2, 3, 5, 9])
+def test_walk_with_a_shorter_limit_stops_there_with_a_bonus(max_path_len: int) -> None:
+    """root -> 1 -> 2 -> 3 -> 4, all correct, and 55 after the last."""
+    accepted = walk_tree(chain_tree(5), torch.tensor([[1, 2, 3, 4, 55]]), max_path_len)
+    num_nodes = min(max_path_len, 5)
+    assert accepted.commit_lens.tolist() == [num_nodes]
+    assert accepted.accept_index.tolist() == [list(range(num_nodes)) + [-1] * (max_path_len - num_nodes)]
+    assert accepted.bonus_ids.tolist() == [[1, 2, 3, 4, 55][num_nodes - 1]]
+
+
+def test_walk_of_the_root_alone_emits_the_bonus() -> None:
+    accepted = walk_tree(make_tree([50], [-1]), torch.tensor([[6]]), 4)
+    assert accepted.token_ids.tolist() == [[6, 0, 0, 0]]
+
+
+def test_walk_with_siblings_of_one_token_takes_the_first() -> None:
+    """root -> 1: 7 -> 3: 5 and root -> 2: 7 (an invalid tree must not lead the walk astray)."""
+    tree = make_tree([50, 7, 7, 5], [-1, 0, 0, 1])
+    assert walk_tree(tree, torch.tensor([[7, 5, 8, 9]]), 3).accept_index.tolist() == [[0, 1, 3]]
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    seed=st.integers(0, 10**6), num_nodes=st.integers(1, 25), depth=st.integers(1, 6), vocab=st.integers(1, 4)
+)
+def test_walk_equals_one_node_at_a_time(seed: int, num_nodes: int, depth: int, vocab: int) -> None:
+    candidates = random_candidates(seed, 4, depth, vocab, vocab)
+    tree = build_draft_tree(candidates.ids, candidates.logprobs, candidates.root_ids, num_nodes)
+    target_ids = torch.randint(vocab, (4, num_nodes), generator=torch.Generator().manual_seed(seed))
+    accepted = walk_tree(tree, target_ids, depth + 1)
+    for b in range(4):
+        nodes, tokens = walk_one_at_a_time(tree, target_ids, b)
+        padded = depth + 1 - len(nodes)
+        assert accepted.accept_index[b].tolist() == nodes + [-1] * padded
+        assert accepted.token_ids[b].tolist() == tokens + [0] * padded
+        assert int(accepted.commit_lens[b]) == len(nodes)
+        assert int(accepted.num_correct_drafts[b]) == len(nodes) - 1
+        assert int(accepted.bonus_ids[b]) == tokens[-1]
+
+
+def test_walk_of_a_batch_keeps_requests_apart() -> None:
+    tree = batch_of(sample_tree(), chain_tree(8))
+    target_ids = torch.tensor([[4, 0, 7, 0, 0, 1, 0, 0], [1, 2, 3, 9, 0, 0, 0, 0]])
+    accepted = walk_tree(tree, target_ids, 8)
+    assert accepted.commit_lens.tolist() == [3, 4]
+    assert accepted.accept_index[:, :4].tolist() == [[0, 2, 5, -1], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("target_ids", "max_path_len", "message"),
+    [
+        (torch.zeros(1, 7, dtype=torch.int64), 4, r"target_ids must be \[B, N\] = \(1, 8\)"),
+        (torch.zeros(1, 8, dtype=torch.int32), 4, "target_ids must be torch.int64"),
+        (torch.zeros(1, 8, dtype=torch.int64, device="meta"), 4, "target_ids must be on cpu"),
+        (torch.zeros(1, 8, dtype=torch.int64), 0, "max_path_len must be at least 1"),
+    ],
+)
+def test_walk_with_bad_input_names_the_argument(
+    target_ids: torch.Tensor, max_path_len: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        walk_tree(sample_tree(), target_ids, max_path_len)
+
+
+def chi_square_p_value(counts: torch.Tensor, expected: torch.Tensor) -> float:
+    """Of Pearson's statistic over the cells; every cell must be expected."""
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    degrees = torch.tensor((counts.numel() - 1) / 2, dtype=torch.float64)
+    return float(torch.special.gammaincc(degrees, statistic.double() / 2))
+
+
+PROBS = torch.tensor([[[0.0, 0.5, 0.25, 0.0, 0.2, 0.05, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]])
+
+
+@pytest.mark.parametrize("source", ["generator", "uniform"])
+def test_draws_follow_the_distribution_and_never_take_an_impossible_token(source: str) -> None:
+    num_draws = 20000
+    generator = torch.Generator().manual_seed(17)
+    probs = PROBS.expand(num_draws, 2, 7)
+    if source == "generator":
+        drawn = draw_target_tokens(probs, generator=generator)
+    else:
+        drawn = draw_target_tokens(probs, uniform=torch.rand(num_draws, 2, generator=generator))
+    assert drawn.shape == (num_draws, 2)
+    assert drawn.dtype == torch.int64
+    assert bool((drawn[:, 1] == 0).all())
+    counts = torch.bincount(drawn[:, 0], minlength=7)
+    possible = PROBS[0, 0] > 0
+    assert int(counts[~possible].sum()) == 0
+    assert chi_square_p_value(counts[possible], PROBS[0, 0][possible] * num_draws) > 1e-3
+    skewed = torch.tensor([0.53, 0.22, 0.2, 0.05])
+    assert chi_square_p_value(counts[possible], skewed * num_draws) < 1e-6  # the test can tell
+
+
+def test_draws_with_the_same_source_repeat_and_with_another_differ() -> None:
+    probs = torch.full((1, 64, 50), 0.02)
+    first = draw_target_tokens(probs, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(first, draw_target_tokens(probs, generator=torch.Generator().manual_seed(1)))
+    assert not torch.equal(first, draw_target_tokens(probs, generator=torch.Generator().manual_seed(2)))
+
+
+def test_draws_by_inversion_at_the_edges_stay_inside_the_support() -> None:
+    uniform = torch.tensor([[0.0, 1.0 - 2**-53]], dtype=torch.float64)
+    probs = PROBS[:, :1].expand(1, 2, 7)
+    assert draw_target_tokens(probs, uniform=uniform).tolist() == [[1, 5]]
+
+
+def test_draws_by_inversion_over_a_real_vocabulary_ignore_unnormalised_sums() -> None:
+    """150,000 float32 probabilities do not sum to 1; a draw near 1 must still name the last token."""
+    probs = torch.full((1, 1, 150_000), 1 / 150_000)
+    assert draw_target_tokens(probs * 0.9, uniform=torch.tensor([[0.9999999]])).item() >= 149_980
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"probs": torch.ones(2, 3)}, r"probs must be \[B, N, V\]"),
+        ({"probs": torch.ones(2, 3, 4, dtype=torch.int64)}, "floating point"),
+        ({"probs": torch.ones(2, 3, 4), "uniform": torch.zeros(2)}, r"uniform must be \[B, N\]"),
+        (
+            {"probs": torch.ones(2, 3, 4), "uniform": torch.zeros(2, 3), "generator": torch.Generator()},
+            "one source of randomness",
+        ),
+    ],
+)
+def test_draws_with_bad_input_name_the_argument(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw_target_tokens(**arguments)

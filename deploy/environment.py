@@ -194,7 +194,10 @@ def _install(repo: Path, uv: Path, requirement_files: Sequence[str], count: int)
                 raise
             # A mirror or a certificate may be configured for pip alone; uv reads none of pip's settings.
             say("uv reached no package index; trying pip with its own settings")
-            _run("pip install", [python, "-m", "pip", "install", "--no-deps", *files], repo)
+            try:
+                _run("pip install", [python, "-m", "pip", "install", "--no-deps", *files], repo)
+            except SetupError:
+                raise error from None  # uv's message is the clearer of the two
     with step("installing this project (editable)"):
         editable = ["--no-deps", "--no-build-isolation", "-e", str(repo)]
         _run("installing this project", [uv, "pip", "install", "--python", python, *editable], repo)

@@ -171,12 +171,12 @@ def _compare_with_plain(
 
 
 def _serve_on(server: ServerProcess, spec: ServerSpec) -> None:
-    say(
-        f"\nServing at {spec.url}/v1 until Ctrl-C. Try:\n"
-        f"  curl {spec.url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
-        '    -d \'{"model": "default", "messages": [{"role": "user", "content": "Hello!"}]}\''
-    )
     try:
+        say(
+            f"\nServing at {spec.url}/v1 until Ctrl-C. Try:\n"
+            f"  curl {spec.url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+            '    -d \'{"model": "default", "messages": [{"role": "user", "content": "Hello!"}]}\''
+        )
         while True:
             server.check_alive()
             time.sleep(0.5)

@@ -1,0 +1,137 @@
+"""`deploy/environment.py`: what decides a set-up, its idempotence and lock, and the errors a person sees."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+from types import SimpleNamespace
+
+import environment
+import pytest
+from fake_checkout import REPO
+
+FAKE_UV = """#!/usr/bin/env bash
+echo "$@" >> "{calls}"
+sleep 0.3
+if [[ -n "{output}" ]]; then echo "{output}" >&2; exit 1; fi
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small checkout whose uv only takes notes, with a virtual environment that nothing is in yet."""
+    shutil.copytree(REPO / "deploy", tmp_path / "deploy", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'small'\nversion = '1'\n")
+    (tmp_path / "deploy/requirements.txt").write_text("# pins\nuv==0.0.1\nalpha==1.0\n")
+    write_fake_uv(tmp_path)
+    monkeypatch.setenv("DDTREE_UV", str(tmp_path / "uv"))
+    venv.create(tmp_path / ".venv", with_pip=False)
+    return tmp_path
+
+
+def write_fake_uv(project: Path, output: str = "") -> None:
+    """A `uv` that notes its arguments; with `output` it prints that and fails."""
+    path = project / "uv"
+    path.write_text(FAKE_UV.format(calls=project / "uv-calls", output=output))
+    path.chmod(0o755)
+
+
+def uv_calls(project: Path) -> list[str]:
+    calls = project / "uv-calls"
+    return calls.read_text().splitlines() if calls.exists() else []
+
+
+FILES = ["deploy/requirements.txt"]
+
+
+def test_first_run_makes_and_fills_a_venv_and_second_does_nothing(project: Path) -> None:
+    shutil.rmtree(project / ".venv")
+    python = environment.ensure_environment(project, FILES)
+    assert subprocess.run([python, "-c", "pass"], check=False).returncode == 0
+    assert len(uv_calls(project)) == 2, "the pins, then the project itself"
+    assert all("--no-deps" in call for call in uv_calls(project))
+    started = time.monotonic()
+    environment.ensure_environment(project, FILES)
+    assert time.monotonic() - started < 1.0
+    assert len(uv_calls(project)) == 2
+
+
+@pytest.mark.parametrize("changed", ["deploy/requirements.txt", "pyproject.toml"])
+def test_changed_input_installs_again(project: Path, changed: str) -> None:
+    environment.ensure_environment(project, FILES)
+    with (project / changed).open("a") as handle:
+        handle.write("beta==2.0\n" if changed.endswith("txt") else "description = 'new'\n")
+    environment.ensure_environment(project, FILES)
+    assert len(uv_calls(project)) == 4
+
+
+def test_interrupted_run_is_not_taken_for_finished(project: Path) -> None:
+    write_fake_uv(project, output="something broke")
+    with pytest.raises(environment.SetupError, match="something broke"):
+        environment.ensure_environment(project, FILES)
+    write_fake_uv(project)
+    environment.ensure_environment(project, FILES)
+    assert environment.is_ready(project, FILES)
+
+
+def test_two_runs_at_once_install_once(project: Path) -> None:
+    command = [sys.executable, str(project / "deploy/environment.py")]
+    runs = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(3)
+    ]
+    outputs = [run.communicate(timeout=60)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0], outputs
+    assert len(uv_calls(project)) == 2
+    assert sum("waiting for another set-up" in output for output in outputs) == 2
+
+
+def test_full_disk_is_named(project: Path) -> None:
+    write_fake_uv(project, output="failed to write: No space left on device (os error 28)")
+    with pytest.raises(environment.SetupError, match="disk is full"):
+        environment.ensure_environment(project, FILES)
+
+
+def test_unreachable_index_is_named_after_pip_was_tried_too(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_fake_uv(project, output="error sending request: dns error")
+    pip = next((project / ".venv/lib").glob("python3*")) / "site-packages/pip"
+    pip.mkdir()
+    (pip / "__init__.py").touch()
+    (pip / "__main__.py").write_text("import sys; sys.exit('install' in sys.argv)")
+    with pytest.raises(environment.SetupError, match="check the network"):
+        environment.ensure_environment(project, FILES)
+    assert "trying pip" in capsys.readouterr().out
+
+
+def test_too_little_disk_is_refused_before_anything_is_made(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(project / ".venv")
+    monkeypatch.setattr(environment.shutil, "disk_usage", lambda _path: SimpleNamespace(free=3 * 10**9))
+    with pytest.raises(environment.SetupError, match=r"needs 12 GB.*3\.0 GB are free"):
+        environment.ensure_environment(project, FILES)
+    assert not (project / ".venv").exists()
+
+
+def test_old_python_is_refused_by_name(tmp_path: Path) -> None:
+    """A machine whose only python3 is too old: setup.sh says so instead of failing somewhere inside."""
+    old = tmp_path / "python3"
+    old.write_text('#!/bin/bash\n[[ "$1" == "--version" ]] && echo "Python 3.9.2" && exit 0\nexit 1\n')
+    old.chmod(0o755)
+    for tool in ("bash", "dirname"):
+        (tmp_path / tool).symlink_to(str(shutil.which(tool)))
+    result = subprocess.run(
+        ["bash", str(REPO / "deploy/setup.sh")],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "Python 3.11 or newer is needed, found Python 3.9.2" in result.stderr

@@ -6,6 +6,12 @@ not import sglang, ray, triton or flashinfer, nor any other part of this package
 """
 
 from ddtree_sglang.core.acceptance import AcceptedPath, draw_target_tokens, walk_tree
+from ddtree_sglang.core.acceptance_stats import (
+    AcceptanceCounts,
+    AcceptanceSummary,
+    count_round,
+    spine_nodes,
+)
 from ddtree_sglang.core.draft_tree import DraftTree
 from ddtree_sglang.core.kv_commit import CommitPlan, commit_plan, gather_rows
 from ddtree_sglang.core.tree_builder import build_draft_tree, build_draft_tree_heap
@@ -13,6 +19,8 @@ from ddtree_sglang.core.tree_layout import TreeLayout, layout_draft_tree
 from ddtree_sglang.core.tree_mask import ancestor_mask, flat_tree_mask, tail_cell_index
 
 __all__ = [
+    "AcceptanceCounts",
+    "AcceptanceSummary",
     "AcceptedPath",
     "CommitPlan",
     "DraftTree",
@@ -21,10 +29,12 @@ __all__ = [
     "build_draft_tree",
     "build_draft_tree_heap",
     "commit_plan",
+    "count_round",
     "draw_target_tokens",
     "flat_tree_mask",
     "gather_rows",
     "layout_draft_tree",
+    "spine_nodes",
     "tail_cell_index",
     "walk_tree",
 ]

@@ -1,0 +1,107 @@
+"""The round's functions read no value on the host, so that a CUDA graph can capture them.
+
+Two checks. On the CPU, a dispatch mode raises on every operation whose result the host waits for. On the meta
+device there are no values at all, so anything that needs one fails by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from tree_cases import random_candidates
+
+from ddtree_sglang.core import (
+    ancestor_mask,
+    build_draft_tree,
+    commit_plan,
+    count_round,
+    draw_target_tokens,
+    flat_tree_mask,
+    gather_rows,
+    layout_draft_tree,
+    tail_cell_index,
+    walk_tree,
+)
+
+SYNCING = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal", "_unique2"}
+
+
+class NoHostRead(TorchDispatchMode):
+    """Raise on operations that a GPU must finish before the host can go on."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.__name__.split(".")[0]
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if by_mask or name in SYNCING:
+            raise RuntimeError(f"{func} reads a value on the host")
+        return func(*args, **(kwargs or {}))
+
+
+def whole_round(device: str, num_nodes: int = 12, depth: int = 5) -> None:
+    candidates = random_candidates(1, 2, depth, 9, 6)
+    ids, logprobs, roots = (
+        tensor.to(device) for tensor in (candidates.ids, candidates.logprobs, candidates.root_ids)
+    )
+    prefix_lens = torch.tensor([4, 2]).to(device)
+    probs = torch.rand(2, num_nodes, 9).to(device)
+    uniform = torch.rand(2, num_nodes).to(device)
+    build_draft_tree(ids, logprobs, roots, num_nodes)  # fills the cache of index tables
+
+    def run() -> None:
+        tree = build_draft_tree(ids, logprobs, roots, num_nodes)
+        assert tree.is_real.shape == (2, num_nodes)
+        layout_draft_tree(tree, prefix_lens)
+        ancestors = ancestor_mask(tree.parents, max_depth=depth)
+        tail_cell_index(prefix_lens, num_nodes)
+        flat_tree_mask(ancestors, prefix_lens, total_prefix_len=6)
+        draw_target_tokens(probs, uniform=uniform)
+        accepted = walk_tree(tree, draw_target_tokens(probs), depth + 1)
+        commit_plan(accepted, num_nodes)
+        count_round(tree, accepted)
+        gather_rows(probs, accepted.accept_index)
+
+    if device == "cpu":
+        with NoHostRead():
+            run()
+    else:
+        run()
+
+
+def test_round_on_the_cpu_reads_nothing_on_the_host() -> None:
+    whole_round("cpu")
+
+
+def test_round_on_the_meta_device_needs_no_values() -> None:
+    whole_round("meta")
+
+
+DISPATCHED_READS = [
+    lambda x: x[0].item(),
+    lambda x: bool(x[0]),
+    lambda x: int(x.sum()),
+    lambda x: x.nonzero(),
+    lambda x: x[x > 0],
+    lambda x: x.masked_select(x > 0),
+    lambda x: torch.where(x > 0),
+]
+
+
+@pytest.mark.parametrize("read", DISPATCHED_READS)
+def test_the_dispatch_guard_catches_host_reads(read: Callable[[torch.Tensor], object]) -> None:
+    values = torch.ones(1)
+    with NoHostRead(), pytest.raises(RuntimeError, match="reads a value on the host"):
+        read(values)
+
+
+@pytest.mark.parametrize("read", [*DISPATCHED_READS, lambda x: x.tolist(), lambda x: x.cpu()])
+def test_the_meta_guard_catches_host_reads(read: Callable[[torch.Tensor], object]) -> None:
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        read(torch.ones(1, device="meta"))

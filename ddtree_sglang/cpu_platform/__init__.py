@@ -1,8 +1,9 @@
 """An out-of-tree SGLang platform, so that the same server runs on a machine without a GPU.
 
-SGLang finds it through the entry point group ``sglang.srt.platforms`` and asks ``activate`` whether it applies.
-This package knows attention, memory and operators on x86/ARM cores; it does not know trees beyond "a mask says
-which of the window's keys a query may attend". Nothing outside ``engine`` and this package may import SGLang.
+SGLang finds it through the entry point group ``sglang.srt.platforms`` and asks ``activate`` whether it
+applies. This package knows attention, memory and operators on x86/ARM cores; it does not know trees beyond "a
+mask says which of the window's keys a query may attend". Nothing outside ``engine`` and this package may
+import SGLang.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""The attention backend ``ddtree_cpu``: prefill, decoding, chain and tree verification, and the drafter's block.
+"""The attention backend ``ddtree_cpu``: prefill, decoding, chain and tree verification, and the drafter's
+block.
 
-Per forward pass, ``init_forward_metadata`` builds one plan; per layer, the new keys are written to the pool, the
-request's keys are read as one padded batch and attended. It knows which key a query may attend only through the
-plan. Verification expects SGLang's convention: ``seq_lens`` is the prefix, the window's slots lie behind it.
+Per forward pass, ``init_forward_metadata`` builds one plan; per layer, the new keys are written to the pool,
+the request's keys are read as one padded batch and attended. It knows which key a query may attend only
+through the plan. Verification expects SGLang's convention: ``seq_lens`` is the prefix, the window's slots lie
+behind it.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import AttentionType
 
-from ddtree_sglang.cpu_platform.attention_math import attend_span, attend_uniform
 from ddtree_sglang.cpu_platform.attention_masks import window_from_flat_mask
+from ddtree_sglang.cpu_platform.attention_math import attend_span, attend_uniform
 from ddtree_sglang.cpu_platform.attention_plan import (
     RaggedPlan,
     UniformPlan,
@@ -39,8 +41,8 @@ class DDTreeCpuAttnBackend(AttentionBackend):
         super().__init__()
         if model_runner.use_mla_backend:
             raise ValueError(
-                f"attention backend {ATTENTION_BACKEND!r} serves multi-head attention, and this model uses latent "
-                "attention (MLA); serve it on a machine with a GPU."
+                f"attention backend {ATTENTION_BACKEND!r} serves multi-head attention, and this model uses "
+                "latent attention (MLA); serve it on a machine with a GPU."
             )
         _refuse_unknown_pool(model_runner.token_to_kv_pool)
         self.device = torch.device(model_runner.device)
@@ -213,8 +215,8 @@ def _refuse_extras(extras: dict[str, Any]) -> None:
     given = sorted(name for name, value in extras.items() if value is not None and value is not False)
     if given:
         raise NotImplementedError(
-            f"attention backend {ATTENTION_BACKEND!r} does not implement the attention arguments {given}; serve "
-            "this model on a machine with a GPU."
+            f"attention backend {ATTENTION_BACKEND!r} does not implement the attention arguments {given}; "
+            "serve this model on a machine with a GPU."
         )
 
 
@@ -224,6 +226,6 @@ def _refuse_unknown_pool(pool: Any) -> None:
     if not isinstance(pool, CpuMHATokenToKVPool):
         raise ValueError(
             f"attention backend {ATTENTION_BACKEND!r} needs one KV pool for all layers, got "
-            f"{type(pool).__name__} (hybrid sliding-window or recurrent models); serve this model on a machine "
-            "with a GPU, or try --disable-hybrid-swa-memory."
+            f"{type(pool).__name__} (hybrid sliding-window or recurrent models); serve this model on a "
+            "machine with a GPU, or try --disable-hybrid-swa-memory."
         )

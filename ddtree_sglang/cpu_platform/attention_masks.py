@@ -1,8 +1,8 @@
 """Which key may a query attend: boolean masks for a window of queries at the end of each request.
 
 Dimension letters: B requests, Q queries per request (padded), L keys per request (padded), N window nodes.
-Key column c < prefix_len is the c-th cached token; column prefix_len + j is the window's j-th token. True = may
-attend, as everywhere in this package. Torch only: it knows neither the KV pool nor SGLang.
+Key column c < prefix_len is the c-th cached token; column prefix_len + j is the window's j-th token. True =
+may attend, as everywhere in this package. Torch only: it knows neither the KV pool nor SGLang.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def window_from_flat_mask(custom_mask: torch.Tensor, prefix_lens: list[int], num
     """Cut the window columns out of SGLang's flat tree mask.
 
     Args:
-        custom_mask: 1-D bool. Either FlashInfer's layout, per request ``N`` rows of ``prefix_len + N``, or the
+        custom_mask: 1-D bool. Either FlashInfer's layout, per request ``N`` rows of ``prefix_len + N``, or
+        the
             window alone, per request ``N`` rows of ``N`` (SGLang's ``QLEN_ONLY``). May be longer (padding).
         prefix_lens: B host integers.
         num_nodes: N.
@@ -67,8 +68,8 @@ def window_from_flat_mask(custom_mask: torch.Tensor, prefix_lens: list[int], num
         return flat.view(batch_size, num_nodes, num_nodes).bool()
     if flat.numel() < full_size:
         raise ValueError(
-            f"custom_mask must hold at least {full_size} cells for prefix lengths {prefix_lens} and {num_nodes} "
-            f"nodes, got {flat.numel()}; pass the whole FlashInfer layout or the window cells alone."
+            f"custom_mask must hold at least {full_size} cells for prefix lengths {prefix_lens} and "
+            f"{num_nodes} nodes, got {flat.numel()}; pass the whole FlashInfer layout or the window cells alone."
         )
     windows, start = [], 0
     for length in prefix_lens:
@@ -84,10 +85,11 @@ def sliding_mask(
     key_positions: torch.Tensor,
     window_size: int,
 ) -> torch.Tensor:
-    """``[B, Q, L] bool``: keys at most ``window_size`` positions before the query (SGLang counts inclusively).
+    """``[B, Q, L] bool``: keys at most ``window_size`` positions before the query (SGLang counts
+    inclusively).
 
-    ``query_positions [B, Q] int64``; ``key_positions [B, L] int64`` are sequence positions, so that tree nodes
-    of one depth share one.
+    ``query_positions [B, Q] int64``; ``key_positions [B, L] int64`` are sequence positions, so that tree
+    nodes of one depth share one.
     """
     return key_positions[:, None, :] >= query_positions[:, :, None] - window_size
 

@@ -2,8 +2,9 @@
 
 Two shapes of work exist. A *uniform* pass has the same number of queries for every request (decoding: 1;
 verification and drafting: the window) and runs as one padded batch. A *ragged* pass (prefill) has any number
-of new tokens per request and runs request by request. Invariant: a padded key column is masked for every query
-and points at slot 0, which SGLang reserves for rubbish, so it can never bring a stale value into a result.
+of new tokens per request and runs request by request. Invariant: a padded key column is masked for every
+query and points at slot 0, which SGLang reserves for rubbish, so it can never bring a stale value into a
+result.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class WindowKind(Enum):
 class KeySlots:
     """Where the keys of a padded batch lie in the pool.
 
-    ``index [B * L] int64`` row numbers, or ``start`` when the rows of a single request are consecutive, so that
-    a view replaces the copy.
+    ``index [B * L] int64`` row numbers, or ``start`` when the rows of a single request are consecutive, so
+    that a view replaces the copy.
     """
 
     index: torch.Tensor  # [B * L] int64
@@ -168,7 +169,7 @@ def plan_uniform(
     positions: torch.Tensor | None = None,
     tree_window: torch.Tensor | None = None,
 ) -> UniformPlan:
-    """Plan decoding (Q = 1), verification or drafting; ``prefix_lens [B] int64`` excludes the Q new tokens."""
+    """Plan decoding (Q = 1), verification or drafting; ``prefix_lens [B] int64`` excludes the new tokens."""
     key_lens = [length + num_queries for length in prefix_lens.tolist()]
     return UniformPlan(
         slots=key_slots(req_to_token, rows, key_lens),

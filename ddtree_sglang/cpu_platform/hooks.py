@@ -1,7 +1,8 @@
 """Where the platform plugs itself into SGLang: choice lists, attention registry, function replacements.
 
-Only SGLang's own seams are used (``HookRegistry``, the choice lists, ``register_attention_backend``). Everything
-here is idempotent per process, because SGLang loads plugins in the launcher and again in each scheduler.
+Only SGLang's own seams are used (``HookRegistry``, the choice lists, ``register_attention_backend``).
+Everything here is idempotent per process, because SGLang loads plugins in the launcher and again in each
+scheduler.
 """
 
 from __future__ import annotations

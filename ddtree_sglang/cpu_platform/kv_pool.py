@@ -24,7 +24,7 @@ class CpuMHATokenToKVPool(MHATokenToKVPool):
         move_kv_cache_native(self.k_buffer, self.v_buffer, tgt_loc, src_loc)
 
     def write_rows(self, layer_id: int, loc: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write ``keys`` and ``values`` ``[M, kv_heads, head_dim]`` to slots ``loc [M] int64`` of one layer."""
+        """Write ``keys``, ``values`` ``[M, kv_heads, head_dim]`` to slots ``loc [M] int64`` of one layer."""
         index = layer_id - self.start_layer
         self.k_buffer[index].index_copy_(0, loc, keys)
         self.v_buffer[index].index_copy_(0, loc, values)

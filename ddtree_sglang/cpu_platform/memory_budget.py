@@ -1,7 +1,7 @@
 """How many tokens the KV cache holds by default on a machine whose memory is shared with everything else.
 
-On a GPU the engine takes what is left of the card. Main memory belongs to the whole machine, so the default is
-a fixed share of it, and never more than a few full contexts.
+On a GPU the engine takes what is left of the card. Main memory belongs to the whole machine, so the default
+is a fixed share of it, and never more than a few full contexts.
 """
 
 from __future__ import annotations

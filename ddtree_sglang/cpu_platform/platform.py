@@ -33,7 +33,7 @@ class DDTreeCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
         register_names()
 
-    # ---- identity -------------------------------------------------------------------------------------------
+    # ---- identity
 
     def get_device(self, device_id: int = 0) -> str:
         """The device string of ``--device``: one CPU, whatever the rank."""
@@ -43,7 +43,7 @@ class DDTreeCpuPlatform(CpuDeviceMixin, SRTPlatform):
         """False: there is no device to pin host memory for."""
         return False
 
-    # ---- server arguments -----------------------------------------------------------------------------------
+    # ---- server arguments
 
     def get_default_attention_backend(self) -> str:
         """The attention backend when the user names none."""
@@ -55,7 +55,7 @@ class DDTreeCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
         apply_defaults(server_args)
 
-    # ---- speculative decoding -------------------------------------------------------------------------------
+    # ---- speculative decoding
 
     def supports_speculative_algorithm(self, algorithm: str) -> bool:
         """True for the algorithms whose whole round was made to run without Triton."""
@@ -75,7 +75,7 @@ class DDTreeCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
         return extend_cache_locs
 
-    # ---- subsystems -----------------------------------------------------------------------------------------
+    # ---- subsystems
 
     def get_kv_pool_cls(self, *, kind: KVPoolKind) -> type | None:
         """Our KV pool for multi-head attention; other kinds stay SGLang's own."""

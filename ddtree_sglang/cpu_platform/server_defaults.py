@@ -1,8 +1,8 @@
 """Server arguments on a CPU: what the platform fills in, and which explicit flags it must refuse.
 
-SGLang calls this through ``SRTPlatform.apply_server_args_defaults`` (``srt/arg_groups/platform_hook.py``), after
-the CUDA-graph step and before the memory and attention steps. The object it hands over records assignments
-to existing fields and drops all others.
+SGLang calls this through ``SRTPlatform.apply_server_args_defaults`` (``srt/arg_groups/platform_hook.py``),
+after the CUDA-graph step and before the memory and attention steps. The object it hands over records
+assignments to existing fields and drops all others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DEFAULT_MEM_FRACTION_STATIC = 0.6
 """Upper bound of weights + KV cache as a share of the memory that is free at start."""
 
 DEFAULT_CHUNKED_PREFILL_SIZE = 1024
-"""Tokens per prefill chunk: past a few hundred the matrix products gain nothing, but decoding waits longer."""
+"""Tokens per prefill chunk: past a few hundred the products gain nothing, but decoding waits longer."""
 
 DEFAULT_MAX_RUNNING_REQUESTS = 16
 
@@ -50,8 +50,8 @@ def _check_device(server_args: Any) -> None:
     device = server_args.device
     if device is not None and str(device) != "cpu":
         raise ValueError(
-            f"--device must be 'cpu' on a machine without a GPU, got {str(device)!r}; drop the flag, or run where "
-            "torch sees that device."
+            f"--device must be 'cpu' on a machine without a GPU, got {str(device)!r}; drop the flag, or run "
+            "where torch sees that device."
         )
 
 
@@ -72,7 +72,8 @@ def _resolve_attention_backend(server_args: Any) -> None:
         if chosen not in (*_ENGINE_FILLED_BACKENDS, ATTENTION_BACKEND):
             flag = "--" + name.replace("_", "-")
             raise ValueError(
-                f"{flag} must be {ATTENTION_BACKEND!r} on a machine without a GPU, got {chosen!r}; drop the flag."
+                f"{flag} must be {ATTENTION_BACKEND!r} on a machine without a GPU, got {chosen!r}; "
+                "drop the flag."
             )
     server_args.attention_backend = ATTENTION_BACKEND
     server_args.sampling_backend = "pytorch"

@@ -1,7 +1,7 @@
 """Torch versions of SGLang's Triton launches on the serving path, with SGLang's own signatures.
 
-Each function replaces exactly one engine function, named in ``contract.py``; `hooks.py` installs them. They are
-CPU-only and write the same values to the same places as the kernel they stand for.
+Each function replaces exactly one engine function, named in ``contract.py``; `hooks.py` installs them. They
+are CPU-only and write the same values to the same places as the kernel they stand for.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ def assign_req_to_token_pool(
 ) -> None:
     """Write each request's new slots into its row of the token table, in place.
 
-    Replaces ``mem_cache/allocation.assign_req_to_token_pool_func``. ``out_cache_loc [sum(end - start)] int64``
-    is split over the requests in order: request b's part goes to ``req_to_token[row_b, start_b:end_b]``.
+    Replaces ``mem_cache/allocation.assign_req_to_token_pool_func``. ``out_cache_loc [sum(end - start)]
+    int64`` is split over the requests in order: request b's part goes to ``req_to_token[row_b,
+    start_b:end_b]``.
     """
     starts, ends = start_offset[:batch_size].to(torch.int64), end_offset[:batch_size].to(torch.int64)
     rows, columns = _window_cells(req_pool_indices[:batch_size], starts, ends)
@@ -40,8 +41,8 @@ def extend_cache_locs(
 ) -> torch.Tensor:
     """Read each request's window out of the token table: ``[B * draft_token_num] int64``, requests in order.
 
-    Stands for ``kernels/ops/speculative/cache_locs.assign_extend_cache_locs_func`` through the platform's hook.
-    The window of request b is ``req_to_token[row_b, start_b:end_b]``.
+    Stands for ``kernels/ops/speculative/cache_locs.assign_extend_cache_locs_func`` through the platform's
+    hook. The window of request b is ``req_to_token[row_b, start_b:end_b]``.
     """
     starts, ends = start_offset[:batch_size].to(torch.int64), end_offset[:batch_size].to(torch.int64)
     rows, columns = _window_cells(req_pool_indices[:batch_size], starts, ends)

@@ -1,0 +1,109 @@
+"""`DDTreeConfig`: the tree-only knobs, validated once and frozen.
+
+SGLang's `ServerArgs` is sealed, so what it has no field for travels to the scheduler processes (and to Ray
+actors) in the environment variable `DDTREE_CONFIG`: the path of a JSON file, or the JSON object itself. The
+command-line flags of `engine/server_args.py` write that variable; nobody else does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ddtree_sglang.exceptions import DDTreeConfigError
+
+CONFIG_ENV = "DDTREE_CONFIG"
+DEFAULT_BUDGET = 16
+MAX_BUDGET = 255
+"""N = budget + 1 stays within 256 nodes, the size that the Triton builder and SGLang's tree kernels are sized for."""
+
+Policy = Literal["fixed"]
+
+
+@dataclass(frozen=True, slots=True)
+class DDTreeConfig:
+    """What a DDTREE server needs to know beyond SGLang's own arguments.
+
+    Attributes:
+        budget: nodes besides the root (the paper's B); the verify forward is `budget + 1` tokens a request.
+            None: taken from `--speculative-num-draft-tokens` minus one, else `DEFAULT_BUDGET`.
+        top_k: candidates per depth (the paper's K). None: equal to the budget, which loses nothing (Lemma 1).
+        policy: how the budget follows the load; only "fixed" exists in this version.
+        trace: file that gets one JSON line per round, or None.
+
+    Raises:
+        DDTreeConfigError: for a value outside its range, naming the rule, the value and what to do.
+    """
+
+    budget: int | None = None
+    top_k: int | None = None
+    policy: Policy = "fixed"
+    trace: str | None = None
+
+    def __post_init__(self) -> None:
+        _require_int("budget", "--speculative-ddtree-budget", self.budget, 1, MAX_BUDGET)
+        _require_int("top_k", "--speculative-ddtree-top-k", self.top_k, 1, MAX_BUDGET)
+        if self.policy not in get_args(Policy):
+            raise DDTreeConfigError(
+                f"policy must be one of {list(get_args(Policy))}, got {self.policy!r}; this version keeps the "
+                "budget fixed, so leave --speculative-ddtree-policy out."
+            )
+        if self.trace is not None and not Path(self.trace).expanduser().absolute().parent.is_dir():
+            raise DDTreeConfigError(
+                f"trace must lie in an existing folder, got {self.trace!r}; create the folder or choose another "
+                "--speculative-ddtree-trace."
+            )
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], source: str) -> DDTreeConfig:
+        """Build from parsed JSON; an unknown key is an error, because a silently dropped knob is a wrong server."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise DDTreeConfigError(f"{source} may only set {sorted(known)}, got {unknown}; remove them.")
+        return cls(**values)
+
+    @classmethod
+    def from_env(cls) -> DDTreeConfig:
+        """Read `DDTREE_CONFIG`; the default configuration when it is unset."""
+        text = os.environ.get(CONFIG_ENV, "").strip()
+        return load_config(text) if text else cls()
+
+    def to_json(self) -> str:
+        """One JSON object that `from_env` reads back; unset knobs are left out."""
+        return json.dumps({key: value for key, value in asdict(self).items() if value is not None})
+
+    def candidates_per_depth(self, num_nodes: int) -> int:
+        """K for a tree of `num_nodes` nodes, root included: the configured one, else as many as the budget."""
+        return self.top_k if self.top_k is not None else num_nodes - 1
+
+
+def load_config(text_or_path: str) -> DDTreeConfig:
+    """Parse inline JSON (a string that starts with a brace) or a JSON file.
+
+    Raises:
+        DDTreeConfigError: missing file, malformed JSON, a JSON value that is no object, an unknown key.
+    """
+    inline = text_or_path.lstrip().startswith("{")
+    source = CONFIG_ENV if inline else text_or_path
+    try:
+        text = text_or_path if inline else Path(text_or_path).expanduser().read_text(encoding="utf-8")
+        values = json.loads(text)
+    except OSError as error:
+        raise DDTreeConfigError(f"the DDTREE configuration file must be readable, got {error}.") from error
+    except json.JSONDecodeError as error:
+        raise DDTreeConfigError(f"{source} must hold one JSON object, got {error}.") from error
+    if not isinstance(values, dict):
+        raise DDTreeConfigError(f"{source} must hold one JSON object, got {type(values).__name__}.")
+    return DDTreeConfig.from_mapping(values, source)
+
+
+def _require_int(name: str, flag: str, value: int | None, low: int, high: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise DDTreeConfigError(f"{name} must be an integer from {low} to {high}, got {value!r}; change {flag}.")

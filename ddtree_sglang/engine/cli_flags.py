@@ -1,0 +1,104 @@
+"""The `--speculative-ddtree-*` flags: added to SGLang's own parser, translated into its own fields.
+
+SGLang's `ServerArgs` takes no new fields, so a flag either becomes one that exists (the budget is
+`speculative_num_draft_tokens - 1`) or travels in `DDTREE_CONFIG` (see `ddtree_sglang.config`). The translation
+runs before resolution, because the memory and CUDA-graph rules read the raw arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ddtree_sglang.config import CONFIG_ENV, DEFAULT_BUDGET, DDTreeConfig, load_config
+from ddtree_sglang.exceptions import DDTreeConfigError
+
+ALGORITHM = "DDTREE"
+TREE_TOPK = 2
+"""`speculative_eagle_topk` only tells SGLang's backends "this verify is a tree" (FA3 tests `> 1`, not the mask);
+DDTree's own K is another number, and a large one here would inflate the KV reserve (allocation_sizing.py)."""
+
+_PREFIX = "speculative_ddtree_"
+
+
+def add_ddtree_flags(_result: None, parser: argparse.ArgumentParser) -> None:
+    """AFTER hook on `ServerArgs.add_cli_args`: SGLang's parser learns our flags."""
+    group = parser.add_argument_group("DDTREE speculative decoding (ddtree_sglang)")
+    group.add_argument(
+        "--speculative-ddtree-budget",
+        type=int,
+        help=f"Nodes of the draft tree besides the root (default {DEFAULT_BUDGET}). The same as "
+        "--speculative-num-draft-tokens minus one.",
+    )
+    group.add_argument(
+        "--speculative-ddtree-top-k",
+        type=int,
+        help="Candidates per depth. Default: the budget, which never loses a node; less is faster and approximate.",
+    )
+    group.add_argument("--speculative-ddtree-policy", type=str, help="How the budget follows the load: fixed.")
+    group.add_argument("--speculative-ddtree-trace", type=str, help="File that gets one JSON line per round.")
+    group.add_argument(
+        "--speculative-ddtree-config",
+        type=str,
+        help=f"JSON file with any of budget, top_k, policy, trace; flags win over it. Also in the environment: "
+        f"{CONFIG_ENV}.",
+    )
+
+
+def translate_ddtree_flags(original: Callable[..., Any], cls: type, args: argparse.Namespace) -> Any:
+    """AROUND hook on `ServerArgs.from_cli_args`: our flags become SGLang's fields and `DDTREE_CONFIG`."""
+    given = {
+        name.removeprefix(_PREFIX): value
+        for name, value in vars(args).items()
+        if name.startswith(_PREFIX) and value is not None
+    }
+    if str(getattr(args, "speculative_algorithm", None)).upper() == ALGORITHM:
+        config = _merge_with_file(given)
+        if config != DDTreeConfig():
+            os.environ[CONFIG_ENV] = config.to_json()
+        apply_config(args, config)
+    elif given:
+        raise DDTreeConfigError(
+            f"--speculative-ddtree-* belongs to --speculative-algorithm {ALGORITHM}, got "
+            f"{getattr(args, 'speculative_algorithm', None)!r}; add the algorithm or remove {sorted(given)}."
+        )
+    return original(cls, args)
+
+
+def _merge_with_file(given: dict[str, Any]) -> DDTreeConfig:
+    path = given.pop("config", None)
+    base = load_config(path) if path is not None else DDTreeConfig.from_env()
+    if given.get("trace") is not None:
+        # A scheduler process may run in another folder.
+        given["trace"] = str(Path(given["trace"]).expanduser().absolute())
+    return replace(base, **given)
+
+
+def apply_config(args: Any, config: DDTreeConfig) -> None:
+    """Write the tree's size into SGLang's fields of `args` (a namespace, or the stand-in that a plugin gets).
+
+    Raises:
+        DDTreeConfigError: the budget and `--speculative-num-draft-tokens` disagree, or the tree flag was taken.
+    """
+    tokens = args.speculative_num_draft_tokens
+    budget = config.budget
+    if budget is None:
+        budget = DEFAULT_BUDGET if tokens is None else int(tokens) - 1
+    elif tokens is not None and int(tokens) != budget + 1:
+        raise DDTreeConfigError(
+            f"--speculative-num-draft-tokens counts the root and must be the tree budget plus one, got {tokens} with "
+            f"--speculative-ddtree-budget {budget}; give only the budget."
+        )
+    # Validates a budget that came in through --speculative-num-draft-tokens.
+    budget = DDTreeConfig(budget=budget).budget
+    if args.speculative_eagle_topk not in (None, TREE_TOPK):
+        raise DDTreeConfigError(
+            f"--speculative-eagle-topk is not a knob of {ALGORITHM}, got {args.speculative_eagle_topk}; remove it and "
+            "use --speculative-ddtree-top-k for the candidates per depth."
+        )
+    args.speculative_num_draft_tokens = budget + 1
+    args.speculative_eagle_topk = TREE_TOPK

@@ -1,0 +1,144 @@
+"""Does this drafter fit this target? Answered from the two `config.json`, before any weight is loaded.
+
+Knows nothing of SGLang: it takes the configurations as plain mappings. The rules are those of SGLang's
+`DFlashDraftModel` (models/dflash.py, speculative/dflash_utils.py) and of DDTree's premise, that the distributions
+of a block's positions are independent of one another (paper, equation 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddtree_sglang.exceptions import DDTreeConfigError
+
+PLAIN_ARCHITECTURE = "DFlashDraftModel"
+DEFAULT_BLOCK_SIZE = 16
+"""What SGLang assumes for a checkpoint that does not say (models/dflash.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterShape:
+    """The facts about a drafter that the engine needs before loading it.
+
+    Attributes:
+        block_size: F, the anchor and the D = F - 1 drafted positions.
+    """
+
+    block_size: int
+
+    @property
+    def draft_depth(self) -> int:
+        """D, the number of drafted positions."""
+        return self.block_size - 1
+
+
+def check_checkpoint_folder(path: str, role: str, flag: str) -> None:
+    """Refuse a local folder that cannot be a checkpoint; a name that is no local path is left to SGLang's loader.
+
+    Raises:
+        DDTreeConfigError: the path looks local but does not exist, or holds no config.json or no weights.
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        if path.startswith((".", "/", "~")):
+            raise DDTreeConfigError(f"{role} must be a folder or a model name, {path!r} does not exist; check {flag}.")
+        return
+    for pattern, what in (("config.json", "config.json"), ("*.safetensors", "weights (*.safetensors)")):
+        if folder.is_dir() and not any(folder.glob(pattern)) and not _has_torch_weights(folder, pattern):
+            raise DDTreeConfigError(f"{role} must hold {what}, the folder {path!r} has none; check {flag}.")
+
+
+def _has_torch_weights(folder: Path, pattern: str) -> bool:
+    return pattern.endswith(".safetensors") and any(folder.glob("*.bin"))
+
+
+def check_drafter_fits_target(drafter: Mapping[str, Any], target: Mapping[str, Any]) -> DrafterShape:
+    """Check a DFlash drafter's configuration against its target's, both as parsed `config.json`.
+
+    Raises:
+        DDTreeConfigError: wrong architecture, a path-dependent head, a hidden size, a vocabulary, target layers
+            or a mask token that do not fit, or a block too short to draft.
+    """
+    dflash = drafter.get("dflash_config") or {}
+    _check_architecture(drafter)
+    _check_heads_are_independent(drafter, dflash)
+    text = target.get("text_config") or target
+    _check_same_width(drafter, text)
+    _check_vocabulary(drafter, dflash, text)
+    _check_target_layers(drafter, dflash, text)
+    block_size = int(dflash.get("block_size", drafter.get("block_size", DEFAULT_BLOCK_SIZE)))
+    if block_size < 2:
+        raise DDTreeConfigError(
+            f"the drafter's block_size must be at least 2 (the anchor and one drafted position), got {block_size}; "
+            "use a drafter that was trained for a longer block."
+        )
+    return DrafterShape(block_size=block_size)
+
+
+def _check_architecture(drafter: Mapping[str, Any]) -> None:
+    architectures = list(drafter.get("architectures") or [])
+    if PLAIN_ARCHITECTURE not in architectures:
+        raise DDTreeConfigError(
+            f"DDTREE needs a drafter of architecture {PLAIN_ARCHITECTURE}, got {architectures}; other heads choose a "
+            "token by its predecessors, and DDTree needs independent positions. Use a plain DFlash drafter."
+        )
+
+
+def _check_heads_are_independent(drafter: Mapping[str, Any], dflash: Mapping[str, Any]) -> None:
+    heads = {
+        "Domino (projector_type)": dflash.get("projector_type", drafter.get("projector_type")) == "domino",
+        "candidate selector (selector_rank)": bool(dflash.get("selector_rank")),
+        "LiLiCorr (lilicorr_*)": any(str(key).startswith("lilicorr_") for key in dflash)
+        and dflash.get("lilicorr_enabled") is not False,
+    }
+    found = [name for name, present in heads.items() if present]
+    if found:
+        raise DDTreeConfigError(
+            f"DDTREE needs positions drafted independently of one another, got a path-dependent head: {found}. "
+            "Use --speculative-algorithm DFLASH with this drafter, or a plain DFlash drafter with DDTREE."
+        )
+
+
+def _check_same_width(drafter: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+    if drafter.get("hidden_size") != target.get("hidden_size"):
+        raise DDTreeConfigError(
+            f"the drafter's hidden_size must equal the target's, got {drafter.get('hidden_size')} and "
+            f"{target.get('hidden_size')}; a drafter only works with the target that it was trained for."
+        )
+
+
+def _check_vocabulary(drafter: Mapping[str, Any], dflash: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+    drafter_vocab, target_vocab = drafter.get("vocab_size"), target.get("vocab_size")
+    if drafter_vocab is not None and drafter_vocab != target_vocab:
+        raise DDTreeConfigError(
+            f"the drafter's vocabulary must be the target's, got {drafter_vocab} and {target_vocab} tokens; "
+            "DDTREE drafts through the target's own embedding and LM head."
+        )
+    mask_token_id = dflash.get("mask_token_id", drafter.get("mask_token_id"))
+    if mask_token_id is not None and target_vocab is not None and not 0 <= mask_token_id < target_vocab:
+        raise DDTreeConfigError(
+            f"the drafter's mask_token_id must be a token of the target's vocabulary (0 to {target_vocab - 1}), "
+            f"got {mask_token_id}; correct dflash_config.mask_token_id in the drafter's config.json."
+        )
+
+
+def _check_target_layers(drafter: Mapping[str, Any], dflash: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+    num_layers = target.get("num_hidden_layers")
+    trained_for = dflash.get("num_target_layers", drafter.get("num_target_layers"))
+    if num_layers is None:
+        return
+    if trained_for is not None and int(trained_for) != int(num_layers):
+        raise DDTreeConfigError(
+            f"the drafter was trained for a target of {trained_for} layers, got one of {num_layers}; "
+            "use the target that its model card names."
+        )
+    layer_ids = dflash.get("target_layer_ids", drafter.get("target_layer_ids")) or []
+    outside = [layer for layer in layer_ids if not 0 <= int(layer) < int(num_layers)]
+    if outside:
+        raise DDTreeConfigError(
+            f"the drafter reads target layers {list(layer_ids)}, the target has layers 0 to {int(num_layers) - 1}; "
+            f"{outside} do not exist. Use the target that its model card names."
+        )

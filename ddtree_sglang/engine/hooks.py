@@ -1,0 +1,80 @@
+"""The SGLang functions that DDTREE wraps, all through SGLang's own `HookRegistry`, each listed in `contract.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ddtree_sglang.engine.cli_flags import add_ddtree_flags, translate_ddtree_flags
+from ddtree_sglang.exceptions import DDTreeConfigError, DDTreeError
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+
+
+def exit_on_bad_flag(original: Callable[..., Any], argv: list[str]) -> Any:
+    """AROUND hook on `prepare_server_args`, which only command lines call: a mistake is one line, no traceback."""
+    try:
+        return original(argv)
+    except DDTreeConfigError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def exit_on_bad_arguments(original: Callable[..., None], server_args: Any) -> None:
+    """AROUND hook on `ServerArgs.resolve_once`: the same for what resolution finds.
+
+    SGLang marks the arguments that came from a command line; `Engine(...)` keeps the exception.
+    """
+    try:
+        original(server_args)
+    except DDTreeError as error:
+        if not hasattr(server_args, "_launch_command"):
+            raise
+        raise SystemExit(f"error: {error}") from error
+
+
+def refuse_unsupported_request(original: Callable[..., str | None], req: Req, enable_overlap: bool) -> str | None:
+    """AROUND hook on `validate_dflash_request`: what DDTREE cannot answer exactly becomes a 400."""
+    from sglang.srt.runtime_context import get_spec
+
+    from ddtree_sglang.engine.cli_flags import ALGORITHM
+    from ddtree_sglang.engine.request_rules import refusal
+
+    if str(get_spec().speculative_algorithm).upper() != ALGORITHM:
+        return original(req, enable_overlap)
+    return refusal(req)
+
+
+def _row_headroom(original: Callable[[], int]) -> int:
+    from ddtree_sglang.engine.kv_window import row_headroom
+
+    return row_headroom(original)
+
+
+def _dummy_verify_input(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    from ddtree_sglang.engine.graph_runner import dummy_verify_input
+
+    return dummy_verify_input(original, *args, **kwargs)
+
+
+def register_flag_hooks() -> None:
+    """Teach SGLang's parser our flags; done even when registration fails, so that the failure is what is reported."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    HookRegistry.register("sglang.srt.server_args.ServerArgs.add_cli_args", add_ddtree_flags, HookType.AFTER)
+    HookRegistry.register("sglang.srt.server_args.ServerArgs.from_cli_args", translate_ddtree_flags, HookType.AROUND)
+    HookRegistry.register("sglang.srt.server_args.prepare_server_args", exit_on_bad_flag, HookType.AROUND)
+    HookRegistry.register("sglang.srt.server_args.ServerArgs.resolve_once", exit_on_bad_arguments, HookType.AROUND)
+
+
+def register_engine_hooks() -> None:
+    """Wrap the engine's functions. Each wrapper passes through under any other algorithm."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    around = {
+        "sglang.srt.speculative.dflash_utils.validate_dflash_request": refuse_unsupported_request,
+        "sglang.srt.mem_cache.allocation_sizing.get_req_to_token_extra_context_len": _row_headroom,
+        "sglang.srt.speculative.spec_info.create_dummy_verify_input": _dummy_verify_input,
+    }
+    for target, hook in around.items():
+        HookRegistry.register(target, hook, HookType.AROUND)

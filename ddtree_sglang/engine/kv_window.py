@@ -1,0 +1,72 @@
+"""The slots of a round: how many a request needs, where they are, and how much room its row must leave.
+
+A round writes two windows that start at the committed length: the drafter's block of F and the target's tree of
+N. So a window is W = max(F, N) slots, and overlap scheduling reserves two of them, because the committed length
+that the host knows is one round old (mem_cache/allocation_sizing.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from sglang.srt.runtime_context import get_spec
+from sglang.srt.speculative.dflash_info_v2 import DFlashDraftInputV2
+
+from ddtree_sglang.engine.cli_flags import ALGORITHM
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+
+def window_len() -> int:
+    """W, from the published configuration."""
+    spec = get_spec()
+    return max(int(spec.speculative_num_draft_tokens), int(spec.speculative_dflash_block_size))
+
+
+def row_headroom(original: Callable[[], int]) -> int:
+    """AROUND hook on `get_req_to_token_extra_context_len`: room for two windows past the context length.
+
+    Stock sizes the row for one window and four tokens, while a request that is near the context limit gets two
+    reserved: the writer has no bound check and would spill into the next request's row.
+    """
+    extra = original()
+    if str(get_spec().speculative_algorithm).upper() != ALGORITHM:
+        return extra
+    return max(extra, 2 * window_len())
+
+
+def window_slots(
+    req_to_token: torch.Tensor,  # [rows, row_len] int32, slot of each position
+    req_pool_indices: torch.Tensor,  # [B], row of each request
+    prefix_lens: torch.Tensor,  # [B] int64
+    num_slots: int,
+) -> torch.Tensor:
+    """[B, num_slots] int64: the slots of positions prefix_len, prefix_len + 1, ... of each request."""
+    columns = prefix_lens.unsqueeze(1) + torch.arange(num_slots, device=prefix_lens.device)
+    return req_to_token[req_pool_indices.to(torch.int64).unsqueeze(1), columns].to(torch.int64)
+
+
+@dataclass
+class DDTreeDraftInput(DFlashDraftInputV2):
+    """What travels between rounds; reserves W slots a window instead of N."""
+
+    def prepare_for_decode(self, batch: ScheduleBatch) -> None:
+        """Reserve the slots of the next rounds (the base class reads the window from the configuration)."""
+        with get_spec().override(speculative_num_draft_tokens=window_len()):
+            super().prepare_for_decode(batch)
+
+    @classmethod
+    def carry(cls, bonus_tokens: torch.Tensor, new_seq_lens: torch.Tensor) -> DDTreeDraftInput:
+        """The state after a round: the next root of each request and its committed length."""
+        empty = torch.empty((bonus_tokens.shape[0], 0), device=bonus_tokens.device)
+        return cls(
+            topk_p=empty,
+            topk_index=empty.to(torch.int64),
+            bonus_tokens=bonus_tokens,
+            new_seq_lens=new_seq_lens,
+            hidden_states=empty,
+        )

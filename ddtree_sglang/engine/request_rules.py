@@ -1,0 +1,47 @@
+"""Which requests DDTREE answers, and what it tells the others.
+
+A verify forward scores every node of a tree at once, so anything that changes the target's distribution depending
+on the tokens before it (penalties, grammars, custom processors) needs a state per node. Until that is built and
+proven the request is refused with a 400: silently ignoring it would change the distribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+
+
+class RequestRule(NamedTuple):
+    """One thing that a request may ask for and DDTREE does not offer yet."""
+
+    name: str
+    asked_for: Callable[[Req], bool]
+    instead: str
+
+
+_WITHOUT = "leave it out, or use a server without --speculative-algorithm DDTREE"
+
+REQUEST_RULES: tuple[RequestRule, ...] = (
+    RequestRule("frequency_penalty", lambda req: req.sampling_params.frequency_penalty != 0.0, _WITHOUT),
+    RequestRule("presence_penalty", lambda req: req.sampling_params.presence_penalty != 0.0, _WITHOUT),
+    RequestRule("repetition_penalty", lambda req: req.sampling_params.repetition_penalty != 1.0, _WITHOUT),
+    RequestRule("min_new_tokens", lambda req: req.sampling_params.min_new_tokens > 0, _WITHOUT),
+    RequestRule("json_schema", lambda req: req.sampling_params.json_schema is not None, _WITHOUT),
+    RequestRule("regex", lambda req: req.sampling_params.regex is not None, _WITHOUT),
+    RequestRule("ebnf", lambda req: req.sampling_params.ebnf is not None, _WITHOUT),
+    RequestRule("structural_tag", lambda req: req.sampling_params.structural_tag is not None, _WITHOUT),
+    RequestRule("custom_logit_processor", lambda req: req.custom_logit_processor is not None, _WITHOUT),
+    RequestRule("return_hidden_states", lambda req: bool(req.return_hidden_states), _WITHOUT),
+    RequestRule("return_sampling_mask", lambda req: bool(req.return_sampling_mask), _WITHOUT),
+)
+
+
+def refusal(req: Req) -> str | None:
+    """The message of the 400 that this request gets, or None when DDTREE can answer it exactly."""
+    for rule in REQUEST_RULES:
+        if rule.asked_for(req):
+            return f"DDTREE speculative decoding does not support {rule.name} yet; {rule.instead}."
+    return None

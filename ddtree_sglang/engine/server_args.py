@@ -1,0 +1,137 @@
+"""The rules that SGLang's arguments must obey under DDTREE, checked before any model is loaded.
+
+SGLang runs `_handle_dflash` for its own algorithm only (arg_groups/speculative_hook.py), so its checks and
+inferences are made again here, with those that a tree adds. Losslessness outranks reach: a combination that has
+not been shown to be exact is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ddtree_sglang.config import DDTreeConfig
+from ddtree_sglang.engine.cli_flags import ALGORITHM, apply_config
+from ddtree_sglang.engine.drafter_checks import DrafterShape, check_checkpoint_folder, check_drafter_fits_target
+from ddtree_sglang.exceptions import DDTreeConfigError
+
+CPU_BACKEND = "ddtree_cpu"
+TREE_BACKENDS = ("flashinfer", "triton", "fa3", "fa4", CPU_BACKEND)
+"""Attention backends that honour an ancestor-only mask in TARGET_VERIFY."""
+DEFAULT_MAX_RUNNING_REQUESTS = 48
+"""SGLang's own default for block drafters (speculative_hook.py, _handle_dflash)."""
+
+
+class ArgumentRule(NamedTuple):
+    """One combination of server arguments that DDTREE refuses."""
+
+    broken: Callable[[Any], bool]
+    message: str
+
+
+ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
+    ArgumentRule(
+        lambda cfg: cfg.speculative_draft_model_path is None,
+        "needs a DFlash drafter, got none; add --speculative-draft-model-path.",
+    ),
+    ArgumentRule(lambda cfg: cfg.pp_size != 1, "supports --pp-size 1 only; use --tp-size to spread the model."),
+    ArgumentRule(
+        lambda cfg: (cfg.attn_dp_size or 1) > 1 or bool(cfg.enable_dp_attention),
+        "does not support DP attention yet; remove --enable-dp-attention / --attn-dp-size.",
+    ),
+    ArgumentRule(
+        lambda cfg: (cfg.page_size or 1) != 1,
+        "supports --page-size 1 only (a tree's window is compacted token by token); remove --page-size.",
+    ),
+    ArgumentRule(
+        lambda cfg: cfg.disaggregation_mode != "null",
+        "does not support prefill/decode disaggregation yet; remove --disaggregation-mode.",
+    ),
+    ArgumentRule(
+        lambda cfg: bool(cfg.speculative_use_rejection_sampling),
+        "samples from the target alone; remove --speculative-use-rejection-sampling, which would route a tree to "
+        "SGLang's chain sampler.",
+    ),
+    ArgumentRule(
+        lambda cfg: cfg.speculative_accept_threshold_single != 1.0 or cfg.speculative_accept_threshold_acc != 1.0,
+        "is lossless, and acceptance thresholds below 1.0 are not; remove --speculative-accept-threshold-*.",
+    ),
+    ArgumentRule(lambda cfg: bool(cfg.enable_lora or cfg.lora_paths), "does not support LoRA yet; remove --lora-*."),
+    ArgumentRule(
+        lambda cfg: bool(cfg.enable_two_batch_overlap or cfg.enable_pdmux),
+        "does not support two-batch overlap or PD multiplexing; remove --enable-two-batch-overlap / --enable-pdmux.",
+    ),
+    ArgumentRule(
+        lambda cfg: cfg.speculative_draft_window_size is not None,
+        "does not support a windowed drafter cache yet; remove --speculative-draft-window-size.",
+    ),
+    ArgumentRule(lambda cfg: bool(cfg.speculative_adaptive), "has no adaptive steps; remove --speculative-adaptive."),
+    ArgumentRule(
+        lambda cfg: bool(cfg.enable_mixed_chunk), "does not mix prefill and verify; remove --enable-mixed-chunk."
+    ),
+    ArgumentRule(
+        lambda cfg: bool(cfg.enable_hierarchical_cache),
+        "does not support the hierarchical cache yet; remove --enable-hierarchical-cache.",
+    ),
+    ArgumentRule(lambda cfg: bool(cfg.enable_watermark), "does not support watermarks; remove --enable-watermark."),
+)
+
+
+def resolve_server_args(cfg: Any) -> None:
+    """Check and complete the arguments; `cfg` is the stand-in that SGLang hands to a plugin.
+
+    Fills in the tree's width, the drafter's block size, the tree flag and the batch limit.
+
+    Raises:
+        DDTreeConfigError: the first rule that is broken, with the value found and what to do.
+    """
+    for rule in ARGUMENT_RULES:
+        if rule.broken(cfg):
+            raise DDTreeConfigError(f"{ALGORITHM} {rule.message}")
+    apply_config(cfg, DDTreeConfig.from_env())
+    check_attention_backend(cfg)
+    shape = read_drafter_shape(cfg)
+    _check_block_size(cfg, shape)
+    cfg.speculative_dflash_block_size = shape.block_size
+    cfg.speculative_num_steps = shape.draft_depth
+    if cfg.max_running_requests is None:
+        cfg.max_running_requests = DEFAULT_MAX_RUNNING_REQUESTS
+
+
+def check_attention_backend(cfg: Any) -> None:
+    """Refuse a backend that would verify a tree causally (trtllm_mha, flashmla, torch_native and others)."""
+    names = {
+        "--attention-backend": cfg.attention_backend,
+        "--prefill-attention-backend": cfg.prefill_attention_backend,
+        "--decode-attention-backend": cfg.decode_attention_backend,
+        "--speculative-draft-attention-backend": cfg.speculative_draft_attention_backend,
+    }
+    for flag, backend in names.items():
+        if backend is not None and backend not in TREE_BACKENDS:
+            raise DDTreeConfigError(
+                f"{ALGORITHM} needs an attention backend with tree masks, one of {list(TREE_BACKENDS)}, got {backend!r} "
+                f"in {flag}; change it or leave it out."
+            )
+
+
+def read_drafter_shape(cfg: Any) -> DrafterShape:
+    """Read both configurations and check that the drafter fits; nothing of the weights is read."""
+    from sglang.srt.utils.hf_transformers_utils import get_config
+
+    check_checkpoint_folder(cfg.model_path, "the target model", "--model-path")
+    check_checkpoint_folder(cfg.speculative_draft_model_path, "the drafter", "--speculative-draft-model-path")
+    trust = cfg.trust_remote_code
+    drafter = get_config(
+        cfg.speculative_draft_model_path, trust_remote_code=trust, revision=cfg.speculative_draft_model_revision
+    )
+    target = get_config(cfg.model_path, trust_remote_code=trust, revision=cfg.revision)
+    return check_drafter_fits_target(drafter.to_dict(), target.to_dict())
+
+
+def _check_block_size(cfg: Any, shape: DrafterShape) -> None:
+    asked = cfg.speculative_dflash_block_size
+    if asked is not None and int(asked) != shape.block_size:
+        raise DDTreeConfigError(
+            f"the block size must be the one that the drafter was trained for, {shape.block_size}, got {asked}; remove "
+            "--speculative-dflash-block-size."
+        )

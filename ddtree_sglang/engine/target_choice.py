@@ -1,0 +1,72 @@
+"""The target's own choice at every node: its argmax, or one draw from its adjusted distribution.
+
+Sampling goes through SGLang's own `Sampler`, with the request's parameters repeated for each of its nodes and each
+node's position, so temperature, top-k, top-p, min-p and seeds mean exactly what they mean in plain decoding. Each
+emitted token is then the target's own draw under its true prefix, which is why nothing is biased: siblings share
+a draw's randomness only when at most one of them can be on the accepted path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.sampler import Sampler
+    from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
+
+
+def repeat_for_nodes(sampling_info: SamplingBatchInfo, num_nodes: int) -> SamplingBatchInfo:
+    """The batch's sampling parameters, each request's repeated for its N nodes: `[B]` becomes `[B * N]`."""
+
+    def repeat(values: torch.Tensor | None) -> torch.Tensor | None:
+        return None if values is None else torch.repeat_interleave(values, num_nodes, dim=0)
+
+    return dataclasses.replace(
+        sampling_info,
+        temperatures=repeat(sampling_info.temperatures),
+        top_ps=repeat(sampling_info.top_ps),
+        top_ks=repeat(sampling_info.top_ks),
+        min_ps=repeat(sampling_info.min_ps),
+        sampling_seed=repeat(sampling_info.sampling_seed),
+        logit_bias=None,
+        sampling_mask_batch_indices=None,
+    )
+
+
+def choose_target_tokens(
+    logits: torch.Tensor,
+    sampling_info: SamplingBatchInfo | None,
+    positions: torch.Tensor,
+    sampler: Sampler,
+) -> torch.Tensor:
+    """One token of the target's for each node.
+
+    Args:
+        logits: [B * N, V] of the verify forward; a bias of the request is added in place, as plain decoding does.
+        sampling_info: the batch's parameters, None for greedy.
+        positions: [B, N] int64, what a seed is mixed with, as in plain decoding (layers/sampler.py).
+        sampler: the target model runner's sampler.
+
+    Returns:
+        [B, N] int64.
+    """
+    batch_size, num_nodes = positions.shape
+    if sampling_info is not None and sampling_info.logit_bias is not None:
+        logits.add_(torch.repeat_interleave(sampling_info.logit_bias, num_nodes, dim=0))
+    if sampling_info is None or sampling_info.is_all_greedy:
+        return torch.argmax(logits, dim=-1).view(batch_size, num_nodes)
+    from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+
+    chosen = sampler(
+        # The sampler turns its logits into probabilities in place; the log-probabilities are still to be read.
+        LogitsProcessorOutput(next_token_logits=logits.clone()),
+        repeat_for_nodes(sampling_info, num_nodes),
+        return_logprob=False,
+        top_logprobs_nums=[],
+        token_ids_logprobs=[],
+        positions=positions.reshape(-1),
+    )
+    return chosen.to(torch.int64).view(batch_size, num_nodes)

@@ -1,0 +1,68 @@
+"""Where a round's time goes: one JSON line per round, when `--speculative-ddtree-trace FILE` asks for it.
+
+Off, it costs one `if`. On, it reads the clock between stages and, on a GPU, waits for the device each time: the
+times are then true, and the server slower.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+STAGES = ("prepare", "draft", "build", "verify", "accept", "commit")
+
+
+class RoundTrace:
+    """Collects the stage times of one round after the other and appends them to a file.
+
+    Lines hold `round`, `batch_size`, `num_nodes`, `<stage>_ms` for each stage, `total_ms`, `commit_lens` (tokens
+    emitted per request, bonus included), `accept_index` (nodes on the path, -1 padded) and `depths` of the tree.
+    """
+
+    def __init__(self, path: str | None, device: str) -> None:
+        self._file = Path(path).open("a", encoding="utf-8", buffering=1) if path else None  # noqa: SIM115
+        self._on_gpu = str(device).startswith("cuda")
+        self._times_ms: dict[str, float] = {}
+        self._num_rounds = 0
+
+    @property
+    def enabled(self) -> bool:
+        """Whether a file was asked for."""
+        return self._file is not None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time one stage of the round."""
+        if self._file is None:
+            yield
+            return
+        started = self._now()
+        yield
+        self._times_ms[name] = self._times_ms.get(name, 0.0) + 1e3 * (self._now() - started)
+
+    def end_round(self, **facts: Any) -> None:
+        """Write the round's line; tensors among the facts are read back here."""
+        if self._file is None:
+            return
+        line: dict[str, Any] = {"round": self._num_rounds}
+        line.update({f"{name}_ms": round(self._times_ms.get(name, 0.0), 4) for name in STAGES})
+        line["total_ms"] = round(sum(self._times_ms.values()), 4)
+        line.update({key: _plain(value) for key, value in facts.items()})
+        self._file.write(json.dumps(line) + "\n")
+        self._num_rounds += 1
+        self._times_ms.clear()
+
+    def _now(self) -> float:
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, torch.Tensor) else value

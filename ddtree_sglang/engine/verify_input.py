@@ -1,0 +1,80 @@
+"""A draft tree in the form that SGLang's tree verify takes: `EagleVerifyInput`, with an irregular tree.
+
+Two widths meet here: `draft_token_num` is N, the nodes of the verify forward; `max_tree_depth` is P = D + 1, the
+longest path, which bounds what a round can accept (speculative/eagle_info.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from sglang.srt.mem_cache.kv_loc_plan import KVLocPlan
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
+from sglang.srt.speculative.eagle_info import EagleVerifyInput
+
+from ddtree_sglang.core.draft_tree import DraftTree
+from ddtree_sglang.core.tree_layout import TreeLayout
+from ddtree_sglang.core.tree_mask import ancestor_mask, flat_tree_mask
+from ddtree_sglang.engine.cli_flags import TREE_TOPK
+
+IRREGULAR_TREE = -1
+"""SGLang's value for "no fixed branching factor" in its tree kernels."""
+
+
+@dataclass
+class DDTreeVerifyInput(EagleVerifyInput):
+    """`EagleVerifyInput` that also carries the ancestor mask alone, for backends that never read prefix cells.
+
+    Attributes:
+        ancestor_mask: [B, N, N] bool, True = may attend; None for the CUDA backends, which read `custom_mask`.
+    """
+
+    ancestor_mask: torch.Tensor | None = None
+
+    @property
+    def tree_topk(self) -> int:
+        """Best-first trees have no fixed branching."""
+        return IRREGULAR_TREE
+
+
+def make_verify_input(
+    tree: DraftTree,
+    layout: TreeLayout,
+    prefix_lens: torch.Tensor,
+    max_path_len: int,
+    *,
+    out_cache_loc: torch.Tensor,
+    kv_loc_plan: KVLocPlan,
+    needs_flat_mask: bool,
+    total_prefix_len: int | None,
+) -> DDTreeVerifyInput:
+    """Assemble the verify input of a batch.
+
+    Args:
+        prefix_lens: [B] int64 committed lengths.
+        max_path_len: P.
+        out_cache_loc: [B * N] int64, the window's slots.
+        needs_flat_mask: write FlashInfer's flat mask (prefix columns included), which the CUDA backends index.
+        total_prefix_len: host sum of `prefix_lens` for its size, or None to read it back.
+    """
+    mask = ancestor_mask(tree.parents, max_path_len - 1)
+    flat = flat_tree_mask(mask, prefix_lens, total_prefix_len) if needs_flat_mask else mask.flatten()
+    return DDTreeVerifyInput(
+        draft_token=tree.token_ids.flatten(),
+        custom_mask=flat,
+        positions=layout.positions.flatten(),
+        retrieve_index=layout.retrieve_index,
+        retrieve_next_token=layout.retrieve_next_token,
+        retrieve_next_sibling=layout.retrieve_next_sibling,
+        retrieve_cum_len=None,
+        spec_steps=max_path_len - 1,
+        topk=TREE_TOPK,
+        draft_token_num=tree.num_nodes,
+        capture_hidden_mode=CaptureHiddenMode.FULL,
+        seq_lens_sum=None,
+        seq_lens_cpu=None,
+        prepared_out_cache_loc=out_cache_loc,
+        kv_loc_plan=kv_loc_plan,
+        ancestor_mask=None if needs_flat_mask else mask,
+    )

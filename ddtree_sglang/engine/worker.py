@@ -1,0 +1,348 @@
+"""`DDTreeWorker`: one round, top to bottom: draft, build, verify, accept, commit.
+
+It inherits what DFLASH and DDTREE share from SGLang's `DFlashWorkerV2` (speculative/dflash_worker_v2.py): the
+drafter's construction, its KV cache, the prefill. The decode round is its own. It follows the spec-v2 schema: it
+serves overlapped scheduling, where the scheduler passes `on_publish`, and synchronous scheduling, where it reads
+`new_seq_lens` from the result.
+
+What it does not know: how a tree is built, walked or masked; that is `ddtree_sglang.core`. Invariant that callers
+rely on: after a round, the target's and the drafter's KV of a request are final for exactly its committed tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.layers.logprob_processor import compute_spec_logprobs
+from sglang.srt.managers.utils import GenerationBatchResult
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
+from sglang.srt.runtime_context import get_parallel, get_spec
+from sglang.srt.speculative.dflash_utils import parse_dflash_draft_config
+from sglang.srt.speculative.dflash_worker_v2 import DFlashWorkerV2, _resolve_dflash_embedding_module
+from sglang.srt.speculative.eagle_utils import eagle_prepare_for_verify
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+from sglang.srt.speculative.spec_tp_sync import SpecTpSyncSite
+from sglang.srt.speculative.spec_utils import draft_tp_context
+
+from ddtree_sglang.config import DDTreeConfig
+from ddtree_sglang.core.acceptance import AcceptedPath
+from ddtree_sglang.core.draft_tree import DraftTree
+from ddtree_sglang.core.kv_commit import commit_plan, gather_rows
+from ddtree_sglang.core.tree_builder import build_draft_tree
+from ddtree_sglang.core.tree_layout import layout_draft_tree
+from ddtree_sglang.engine.drafter import DraftCandidates, VocabShard, rank_candidates
+from ddtree_sglang.engine.graph_runner import install_tree_graph_runner
+from ddtree_sglang.engine.kv_window import DDTreeDraftInput, window_len, window_slots
+from ddtree_sglang.engine.target_choice import choose_target_tokens
+from ddtree_sglang.engine.trace import RoundTrace
+from ddtree_sglang.engine.tree_walk import walk
+from ddtree_sglang.engine.verify_input import DDTreeVerifyInput, make_verify_input
+from ddtree_sglang.exceptions import DDTreeConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.mem_cache.kv_loc_plan import KVLocPlan
+
+
+@dataclass(frozen=True, slots=True)
+class RoundWindow:
+    """Where a round of B requests reads and writes.
+
+    Attributes:
+        prefix_lens: [B] int64 committed lengths, without the root.
+        root_ids: [B] int64.
+        slots: [B, W] int64, W = max(F, N): the drafter's block takes the first F, the tree the first N.
+        host_lens: [B] on the host, an upper bound of the lengths that attention reads, or None.
+        plan: SGLang's translation of the window's slots, made once for all forwards of the round.
+    """
+
+    prefix_lens: torch.Tensor
+    root_ids: torch.Tensor
+    slots: torch.Tensor
+    host_lens: torch.Tensor | None
+    plan: KVLocPlan
+
+
+class DDTreeWorker(DFlashWorkerV2):  # type: ignore[misc]
+    """Speculative worker of `--speculative-algorithm DDTREE`, on every platform."""
+
+    def __init__(self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: Any) -> None:
+        spec = get_spec()
+        self.config = DDTreeConfig.from_env()
+        self.num_nodes = int(spec.speculative_num_draft_tokens)
+        self.top_k = self.config.candidates_per_depth(self.num_nodes)
+        install_tree_graph_runner(target_worker.model_runner)
+        # The drafter's backends and buffers are sized for its block, not for the tree.
+        with self._draft_scope():
+            super().__init__(server_args, gpu_id, nccl_port, target_worker)
+        if self.selector is not None or self.lilicorr is not None or self._is_domino:
+            raise DDTreeConfigError(
+                "DDTREE needs positions drafted independently of one another, got a drafter with a path-dependent "
+                "head; use --speculative-algorithm DFLASH with it."
+            )
+        self.speculative_num_draft_tokens = self.num_nodes
+        self.max_path_len = int(self.block_size)
+        self.trace = RoundTrace(self.config.trace if get_parallel().tp_rank == 0 else None, self.device)
+        runner = target_worker.model_runner
+        self._shard = VocabShard.from_lm_head(
+            runner.model.lm_head,
+            parse_dflash_draft_config(draft_hf_config=self.draft_model_runner.model_config.hf_config),
+            get_parallel().tp_group,
+        )
+        self._embedding = _resolve_dflash_embedding_module(self.draft_model, runner.model)
+        self._needs_flat_mask = str(self.device).startswith("cuda")
+
+    # -- construction: what DFlashWorkerV2 does, at the drafter's width -------------------------------------------
+
+    @staticmethod
+    def _draft_scope() -> Any:
+        spec = get_spec()
+        return spec.override(
+            speculative_num_steps=1,
+            speculative_eagle_topk=1,
+            speculative_num_draft_tokens=int(spec.speculative_dflash_block_size),
+        )
+
+    def alloc_memory_pool(self, *args: Any, **kwargs: Any) -> None:
+        """Allocate the drafter's pools."""
+        with self._draft_scope():
+            super().alloc_memory_pool(*args, **kwargs)
+
+    def init_attention_backends(self) -> None:
+        """Build the drafter's attention backend."""
+        with self._draft_scope():
+            super().init_attention_backends()
+
+    def init_cuda_graphs(self) -> None:
+        """Capture the drafter's graph."""
+        with self._draft_scope():
+            super().init_cuda_graphs()
+
+    def prewarm_sampling(self) -> Any:
+        """Rehearse the target's sampler; a tree is sampled by it, not by DFLASH's chain kernel."""
+        return self.model_runner.prewarm_sampling()
+
+    def _defer_target_verify_gather(self) -> None:
+        """Keep the target's logits whole: every node's row is read."""
+
+    def _maybe_build_draft_sampler(self) -> None:
+        """The head stays outside the drafter's graph: DFLASH's in-graph sampler keeps the argmax alone."""
+
+    def _validate_phase1_sampling_support(self, batch: ScheduleBatch) -> None:
+        """Every sampling parameter that a request is admitted with is honoured exactly (see target_choice)."""
+
+    def _make_next_draft_input_prefill(self, *, bonus_tokens: torch.Tensor, seq_lens: torch.Tensor) -> DDTreeDraftInput:
+        return DDTreeDraftInput.carry(bonus_tokens.to(torch.int64), seq_lens.to(torch.int64))
+
+    # -- one round --------------------------------------------------------------------------------------------------
+
+    def forward_batch_generation(
+        self,
+        batch: ScheduleBatch,
+        on_publish: Callable[[torch.Tensor], None] | None = None,
+        grammar_barrier: Any = None,
+        pp_proxy_tensors: Any = None,
+    ) -> GenerationBatchResult:
+        """Prefill as DFLASH does; decode one round."""
+        if batch.forward_mode.is_extend() or batch.is_extend_in_batch or batch.forward_mode.is_idle():
+            return super().forward_batch_generation(batch, on_publish, grammar_barrier, pp_proxy_tensors)
+        with torch.inference_mode():
+            return self._decode_round(batch, on_publish)
+
+    def _decode_round(
+        self, batch: ScheduleBatch, on_publish: Callable[[torch.Tensor], None] | None
+    ) -> GenerationBatchResult:
+        stage = self.trace.stage
+        with stage("prepare"):
+            window = self._open_window(batch)
+        with stage("draft"):
+            candidates = self._draft(batch, window)
+        with stage("build"):
+            tree, verify_input = self._build(candidates, window)
+        with stage("verify"):
+            target_out = self._verify(batch, verify_input, window)
+        with stage("accept"):
+            accepted, target_ids = self._accept(batch, tree, verify_input, target_out.logits_output)
+            new_seq_lens = window.prefix_lens + accepted.commit_lens
+            if on_publish is not None:
+                on_publish(new_seq_lens)
+        with stage("commit"):
+            self._commit(accepted, window, target_out.logits_output)
+        self.trace.end_round(
+            batch_size=len(batch.reqs),
+            num_nodes=self.num_nodes,
+            commit_lens=accepted.commit_lens,
+            accept_index=accepted.accept_index,
+            depths=tree.depths,
+        )
+        return self._result(target_out, accepted, new_seq_lens, keep_alive=[window, tree, verify_input, target_ids])
+
+    def _open_window(self, batch: ScheduleBatch) -> RoundWindow:
+        state = batch.spec_info
+        if not isinstance(state, DDTreeDraftInput):
+            raise TypeError(f"a decode batch carries DDTreeDraftInput between rounds, got {type(state).__name__}")
+        prefix_lens = batch.seq_lens
+        if prefix_lens.is_cuda:
+            # Made by the previous round on another stream.
+            prefix_lens.record_stream(torch.cuda.current_stream())
+        runner = self.model_runner
+        slots = window_slots(runner.req_to_token_pool.req_to_token, batch.req_pool_indices, prefix_lens, window_len())
+        host_lens = batch.seq_lens_cpu if batch.seq_lens_cpu is not None else state.nxt_kv_lens_cpu
+        plan = runner.kv_index_translator.plan(
+            req_pool_indices=batch.req_pool_indices,
+            seq_lens=prefix_lens,
+            seq_lens_cpu=host_lens,
+            write_virtual=slots[:, : self.num_nodes].reshape(-1),
+            read_extent=slots.shape[1],
+        )
+        return RoundWindow(prefix_lens, state.bonus_tokens.to(torch.int64), slots, host_lens, plan)
+
+    def _draft(self, batch: ScheduleBatch, window: RoundWindow) -> DraftCandidates:
+        """Run the block `[root, MASK x D]` through the drafter and rank what it proposes per position."""
+        block_size = self.max_path_len
+        batch_size = window.root_ids.shape[0]
+        block_ids = torch.full((batch_size, block_size), self._mask_token_id, device=self.device)
+        block_ids[:, 0] = window.root_ids
+        forward_batch = self._draft_batch(batch, window, block_ids)
+        with draft_tp_context(self.draft_parallel_layout):
+            hidden = self.draft_model_runner.forward(forward_batch).logits_output.hidden_states
+            hidden = hidden.view(batch_size, block_size, -1)[:, 1:]
+            return rank_candidates(hidden, self._shard, self.top_k)
+
+    def _draft_batch(self, batch: ScheduleBatch, window: RoundWindow, block_ids: torch.Tensor) -> ForwardBatch:
+        if self._full_embed_gpu is not None:
+            embeds = torch.nn.functional.embedding(block_ids, self._full_embed_gpu)
+        else:
+            embeds = self._embedding(block_ids)
+        if self._noise_embed_scale != 1.0:
+            embeds = embeds * self._noise_embed_scale
+        block_size = block_ids.shape[1]
+        host_lens = window.host_lens if window.host_lens is not None else window.prefix_lens.cpu()
+        # Backends plan for an upper bound: the committed length and one window.
+        host_lens = (host_lens + window.slots.shape[1]).to(torch.int32)
+        slots = window.slots[:, :block_size].reshape(-1)
+        forward_batch = ForwardBatch(
+            forward_mode=ForwardMode.TARGET_VERIFY,
+            batch_size=block_ids.shape[0],
+            input_ids=block_ids.flatten(),
+            req_pool_indices=batch.req_pool_indices,
+            seq_lens=window.prefix_lens,
+            out_cache_loc=slots,
+            seq_lens_sum=int(host_lens.sum()),
+            seq_lens_cpu=host_lens,
+            positions=(window.prefix_lens.unsqueeze(1) + self._block_pos_offsets).flatten(),
+            input_embeds=embeds.view(-1, embeds.shape[-1]),
+            spec_algorithm=SpeculativeAlgorithm.DFLASH,
+            spec_info=self._draft_block_spec_info,
+            capture_hidden_mode=CaptureHiddenMode.NULL,
+            global_num_token_non_padded_cpu=block_ids.numel(),
+            can_run_decode_cuda_graph=batch.can_run_decode_cuda_graph,
+        )
+        translator = self.draft_model_runner.kv_index_translator
+        plan = translator.plan(
+            req_pool_indices=batch.req_pool_indices,
+            seq_lens=window.prefix_lens,
+            seq_lens_cpu=host_lens,
+            write_virtual=slots,
+            read_extent=block_size,
+        )
+        plan.bind(forward_batch, translator)
+        return forward_batch
+
+    def _build(self, candidates: DraftCandidates, window: RoundWindow) -> tuple[DraftTree, DDTreeVerifyInput]:
+        """Keep the N - 1 most probable prefixes as a tree, and lay it out for the target."""
+        tree = build_draft_tree(candidates.topk_ids, candidates.topk_logprobs, window.root_ids, self.num_nodes)
+        verify_input = make_verify_input(
+            tree,
+            layout_draft_tree(tree, window.prefix_lens),
+            window.prefix_lens,
+            self.max_path_len,
+            out_cache_loc=window.slots[:, : self.num_nodes].reshape(-1),
+            kv_loc_plan=window.plan,
+            needs_flat_mask=self._needs_flat_mask,
+            total_prefix_len=None if window.host_lens is None else int(window.host_lens.sum()),
+        )
+        return tree, verify_input
+
+    def _verify(self, batch: ScheduleBatch, verify_input: DDTreeVerifyInput, window: RoundWindow) -> Any:
+        """One target forward over all nodes of all requests."""
+        batch.spec_info = verify_input
+        saved = batch.seq_lens_cpu, batch.seq_lens_sum
+        if window.host_lens is not None:
+            batch.seq_lens_cpu = window.host_lens
+            batch.seq_lens_sum = int(window.host_lens.sum())
+        forward_batch, _ = eagle_prepare_for_verify(
+            verify_input, self.model_runner.req_to_token_pool, batch, self.target_worker
+        )
+        batch.seq_lens_cpu, batch.seq_lens_sum = saved
+        return self.target_worker.forward_batch_generation(batch=None, forward_batch=forward_batch, is_verify=True)
+
+    def _accept(
+        self, batch: ScheduleBatch, tree: DraftTree, verify_input: DDTreeVerifyInput, logits_output: Any
+    ) -> tuple[AcceptedPath, torch.Tensor]:
+        """Let the target choose at every node, and follow its choices from the root."""
+        target_ids = choose_target_tokens(
+            logits_output.next_token_logits,
+            batch.sampling_info,
+            verify_input.positions.view(tree.token_ids.shape),
+            self.model_runner.sampler,
+        )
+        # Ranks must agree on what was drawn; a no-op on one rank, and for greedy unless asked for.
+        site = SpecTpSyncSite.DFLASH_ACCEPT_SAMPLE
+        if batch.sampling_info is None or batch.sampling_info.is_all_greedy:
+            site = SpecTpSyncSite.DFLASH_ACCEPT_GREEDY
+        self._tp_sync.sync(site, target_ids)
+        accepted = walk(tree, verify_input, target_ids, self.max_path_len)
+        if batch.return_logprob:
+            first = torch.arange(len(batch.reqs), device=target_ids.device).unsqueeze(1) * self.num_nodes
+            index = accepted.accept_index
+            compute_spec_logprobs(
+                batch,
+                logits_output,
+                target_ids.reshape(-1),
+                accept_index=torch.where(index >= 0, index + first, index),
+            )
+        return accepted, target_ids
+
+    def _commit(self, accepted: AcceptedPath, window: RoundWindow, logits_output: Any) -> None:
+        """Move the accepted KV rows to the front of the window, and give the drafter their hidden states."""
+        moves = commit_plan(accepted, self.num_nodes)
+        sources = window.slots.gather(1, moves.source_slots)
+        targets = window.slots.gather(1, moves.target_slots)
+        if not targets.is_cuda:
+            # Most rows stay where they are; on the host, finding those that move costs less than copying them all.
+            moved = sources != targets
+            sources, targets = sources[moved], targets[moved]
+        if targets.numel():
+            self.model_runner.token_to_kv_pool.move_kv_cache(targets.reshape(-1), sources.reshape(-1))
+        batch_size, path_len = accepted.accept_index.shape
+        hidden = logits_output.hidden_states.view(batch_size, self.num_nodes, -1)
+        slots = window.slots[:, :path_len].contiguous()
+        self._append_target_hidden_to_draft_kv_by_loc(
+            target_hidden=gather_rows(hidden, accepted.accept_index).flatten(0, 1),
+            cache_loc=slots.reshape(-1),
+            cache_loc_2d=slots,
+            positions=(window.prefix_lens.unsqueeze(1) + self._block_pos_offsets).flatten(),
+            commit_lens=accepted.commit_lens,
+        )
+        # The scheduler copies what is left here to the host.
+        logits_output.hidden_states = None
+
+    def _result(
+        self, target_out: Any, accepted: AcceptedPath, new_seq_lens: torch.Tensor, keep_alive: list[Any]
+    ) -> GenerationBatchResult:
+        return GenerationBatchResult(
+            logits_output=target_out.logits_output,
+            next_token_ids=accepted.token_ids.reshape(-1),
+            accept_lens=accepted.commit_lens.to(torch.int32),
+            can_run_cuda_graph=target_out.can_run_cuda_graph,
+            next_draft_input=DDTreeDraftInput.carry(accepted.bonus_ids, new_seq_lens),
+            speculative_num_draft_tokens=self.num_nodes,
+            speculative_output_stride=self.max_path_len,
+            new_seq_lens=new_seq_lens,
+            extra_keep_alive_refs=keep_alive,
+        )

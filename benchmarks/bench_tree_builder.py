@@ -1,0 +1,241 @@
+"""Time of one draft tree: the batched builder against the heap oracle, and the stages around it.
+
+    python benchmarks/bench_tree_builder.py [--quick] [--output benchmarks/results/tree_builder.jsonl]
+
+For each vocabulary V, batch B, depth D and node count N (K = N - 1 candidates, the loss-free choice): both
+trees are checked equal, then timed in turn, so that a slow spell of the machine hits both. Top-k extraction
+from [B, D, V] logits is timed apart from building; mask, walk and commit are timed on the built tree.
+Logits are synthetic: each position has a Zipf law over a random order of the vocabulary, with an exponent
+of its own, so that some positions are nearly certain and others wide open.
+
+One JSON line per row goes to the output file, a table to stdout, and the last line of stdout is one JSON
+object. The heap's time includes copying the candidates to Python lists, as any host builder has to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from ddtree_sglang.core import (
+    DraftTree,
+    ancestor_mask,
+    build_draft_tree,
+    build_draft_tree_heap,
+    commit_plan,
+    flat_tree_mask,
+    layout_draft_tree,
+    walk_tree,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PREFIX_LEN = 512  # of every request, for the stages that write the flat mask
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall time of one call, in microseconds."""
+
+    median_us: float
+    p10_us: float
+    p90_us: float
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """One row of the benchmark."""
+
+    vocab: int
+    batch_size: int
+    num_nodes: int
+    depth: int
+
+    @property
+    def num_candidates(self) -> int:
+        return min(self.num_nodes - 1, self.vocab)
+
+
+def time_in_turn(calls: dict[str, Callable[[], object]], max_seconds: float) -> dict[str, Timing]:
+    """Call each in turn, round after round, for about `max_seconds` in all; the first two do not count."""
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    warm_up, started = 2, time.perf_counter()
+    for round_number in range(200 + warm_up):
+        for name, call in calls.items():
+            before = time.perf_counter()
+            call()
+            if round_number >= warm_up:
+                samples[name].append((time.perf_counter() - before) * 1e6)
+        if round_number >= warm_up + 6 and time.perf_counter() - started > max_seconds:
+            break
+    return {name: summarize(values) for name, values in samples.items()}
+
+
+def summarize(values: list[float]) -> Timing:
+    deciles = statistics.quantiles(values, n=10)
+    return Timing(
+        round(statistics.median(values), 1), round(deciles[0], 1), round(deciles[-1], 1), len(values)
+    )
+
+
+def synthetic_logits(batch_size: int, depth: int, vocab: int) -> torch.Tensor:
+    """[B, D, V] float32, Zipf-like in a random order per request."""
+    generator = torch.Generator().manual_seed(vocab + depth)
+    ranks = torch.arange(1, vocab + 1, dtype=torch.float32).log()
+    exponents = 1.05 + 2.0 * torch.rand(batch_size, depth, 1, generator=generator)
+    logits = torch.empty(batch_size, depth, vocab)
+    for b in range(batch_size):
+        logits[b] = -exponents[b] * ranks[torch.randperm(vocab, generator=generator)]
+    return logits.add_(torch.rand(batch_size, depth, vocab, generator=generator), alpha=0.5)
+
+
+def top_candidates(logits: torch.Tensor, num_candidates: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and log-probabilities [B, D, K] over the whole vocabulary, without writing [B, D, V] once more."""
+    values, ids = torch.topk(logits, num_candidates, dim=-1)
+    return ids, values - torch.logsumexp(logits, dim=-1, keepdim=True)
+
+
+def assert_equal_trees(tree: DraftTree, oracle: DraftTree) -> None:
+    """Timing a wrong tree would be worth nothing."""
+    for field in ("token_ids", "parents", "depths", "logprobs"):
+        if not torch.equal(getattr(tree, field), getattr(oracle, field)):
+            raise SystemExit(f"the builders disagree in {field}; nothing was timed")
+
+
+def measure(sizes: Sizes, logits: torch.Tensor, max_seconds: float) -> dict[str, Timing]:
+    """Every stage of one row."""
+    num_nodes, depth = sizes.num_nodes, sizes.depth
+    ids, logprobs = top_candidates(logits, sizes.num_candidates)
+    roots = torch.zeros(sizes.batch_size, dtype=torch.int64)
+    prefix_lens = torch.full((sizes.batch_size,), PREFIX_LEN)
+    tree = build_draft_tree(ids, logprobs, roots, num_nodes)
+    tree.check_invariants()
+    assert_equal_trees(tree, build_draft_tree_heap(ids, logprobs, roots, num_nodes))
+    # The target agrees with a third of the nodes, so that walks have some length.
+    target_ids = torch.randint(3, tree.token_ids.shape, generator=torch.Generator().manual_seed(0))
+    target_ids = torch.where(target_ids == 0, tree.token_ids[:, 1:2], ids[:, 0, :1].expand_as(target_ids))
+    accepted = walk_tree(tree, target_ids, depth + 1)
+    total = PREFIX_LEN * sizes.batch_size
+
+    timings = time_in_turn(
+        {
+            "build": lambda: build_draft_tree(ids, logprobs, roots, num_nodes),
+            "build_heap": lambda: build_draft_tree_heap(ids, logprobs, roots, num_nodes),
+            "layout": lambda: layout_draft_tree(tree, prefix_lens),
+            "ancestors": lambda: ancestor_mask(tree.parents, depth),
+            "flat_mask": lambda: flat_tree_mask(ancestor_mask(tree.parents, depth), prefix_lens, total),
+            "walk": lambda: walk_tree(tree, target_ids, depth + 1),
+            "commit_plan": lambda: commit_plan(accepted, num_nodes),
+        },
+        max_seconds,
+    )
+    return timings | time_in_turn(
+        {"top_k": lambda: top_candidates(logits, sizes.num_candidates)}, max_seconds / 2
+    )
+
+
+def provenance() -> dict[str, str | int | bool]:
+    """What a reader needs to run it again."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_sha": git("rev-parse", "HEAD"),
+        "git_dirty": bool(git("status", "--porcelain", "--", "ddtree_sglang/core", "benchmarks")),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": cpu_model(),
+        "num_threads": torch.get_num_threads(),
+        "command": shlex.join(["python", str(Path(sys.argv[0])), *sys.argv[1:]]),
+    }
+
+
+def git(*arguments: str) -> str:
+    result = subprocess.run(
+        ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=False
+    )
+    return result.stdout.strip() or ("" if result.returncode == 0 else "unknown")
+
+
+def cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} x {len(names)}" if names else platform.processor()
+
+
+def table_row(sizes: Sizes, timings: dict[str, Timing]) -> str:
+    def cell(stage: str) -> str:
+        timing = timings[stage]
+        return f"{timing.median_us:8.0f} ({timing.p10_us:.0f}-{timing.p90_us:.0f})".ljust(24)
+
+    ratio = timings["build_heap"].median_us / timings["build"].median_us
+    others = "".join(f"{timings[s].median_us:10.0f}" for s in ("flat_mask", "walk", "commit_plan"))
+    return (
+        f"{sizes.vocab:7d}{sizes.batch_size:4d}{sizes.num_nodes:5d}{sizes.depth:4d}  "
+        f"{cell('build')}{cell('build_heap')}{ratio:6.2f}x{others}{timings['top_k'].median_us:12.0f}"
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--vocabs", type=int, nargs="+", default=[49152, 151936])
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--num-nodes", type=int, nargs="+", default=[17, 65, 257])
+    parser.add_argument("--depths", type=int, nargs="+", default=[7, 15])
+    parser.add_argument("--seconds", type=float, default=1.0, help="about how long to time each row")
+    parser.add_argument("--quick", action="store_true", help="one small row, to see that it works")
+    parser.add_argument("--output", type=Path, help="append one JSON line per row to this file")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.vocabs, arguments.batch_sizes, arguments.num_nodes = [1000], [2], [17]
+        arguments.depths, arguments.seconds = [7], 0.1
+    return arguments
+
+
+def main() -> None:
+    """Measure every combination of sizes."""
+    arguments = parse_arguments()
+    origin = provenance()
+    rows = []
+    print("medians in microseconds (10th-90th percentile); flat_mask includes the ancestor mask")
+    print(f"{'V':>7}{'B':>4}{'N':>5}{'D':>4}  {'build':24}{'heap':24}{'ratio':>7}", end="")
+    print(f"{'flat_mask':>10}{'walk':>10}{'commit':>10}{'top-k':>12}")
+    for vocab in arguments.vocabs:
+        for batch_size in arguments.batch_sizes:
+            for depth in arguments.depths:
+                logits = synthetic_logits(batch_size, depth, vocab)
+                for num_nodes in arguments.num_nodes:
+                    sizes = Sizes(vocab, batch_size, num_nodes, depth)
+                    timings = measure(sizes, logits, arguments.seconds)
+                    print(table_row(sizes, timings), flush=True)
+                    stages = {stage: asdict(timing) for stage, timing in timings.items()}
+                    row = {"bench": "tree_builder", **asdict(sizes), "num_candidates": sizes.num_candidates}
+                    rows.append(row | {"prefix_len": PREFIX_LEN, "stages": stages, "provenance": origin})
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        with arguments.output.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    ratios = [row["stages"]["build_heap"]["median_us"] / row["stages"]["build"]["median_us"] for row in rows]
+    summary = {
+        "bench": "tree_builder",
+        "num_rows": len(rows),
+        "median_heap_to_build": statistics.median(ratios),
+    }
+    print(json.dumps(summary | {"provenance": origin}))
+
+
+if __name__ == "__main__":
+    main()

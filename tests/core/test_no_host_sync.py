@@ -1,7 +1,7 @@
 """The round's functions read no value on the host, so that a CUDA graph can capture them.
 
-Two checks. On the CPU, a dispatch mode raises on every operation whose result the host waits for. On the meta
-device there are no values at all, so anything that needs one fails by itself.
+Two checks. On the CPU, a mode raises at every call whose result the host waits for. On the meta device there
+are no values at all, so anything that needs one fails by itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from tree_cases import random_candidates
 
 from ddtree_sglang.core import (
@@ -27,22 +27,34 @@ from ddtree_sglang.core import (
     walk_tree,
 )
 
-SYNCING = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal", "_unique2"}
+READS = {"item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__"} | {
+    "nonzero",
+    "masked_select",
+    "unique",
+    "equal",
+    "allclose",
+    "is_nonzero",
+}
 
 
-class NoHostRead(TorchDispatchMode):
-    """Raise on operations that a GPU must finish before the host can go on."""
+class NoHostRead(TorchFunctionMode):
+    """Raise on calls that a GPU must finish before the host can go on."""
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        name = func.__name__.split(".")[0]
-        by_mask = name in ("index", "index_put", "index_put_") and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        if by_mask or name in SYNCING:
-            raise RuntimeError(f"{func} reads a value on the host")
+        name = getattr(func, "__name__", "")
+        if name in READS or self._selects_by_mask(name, args):
+            raise RuntimeError(f"{name} reads a value on the host")
         return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _selects_by_mask(name: str, args: tuple[Any, ...]) -> bool:
+        """Indexing by a boolean mask, and `where` of one argument, find positions: their size is a value."""
+        if name in ("__getitem__", "__setitem__"):
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            return any(isinstance(part, torch.Tensor) and part.dtype == torch.bool for part in index)
+        return name == "where" and len(args) == 1
 
 
 def whole_round(device: str, num_nodes: int = 12, depth: int = 5) -> None:
@@ -83,8 +95,10 @@ def test_round_on_the_meta_device_needs_no_values() -> None:
     whole_round("meta")
 
 
-DISPATCHED_READS = [
+HOST_READS = [
     lambda x: x[0].item(),
+    lambda x: x.tolist(),
+    lambda x: x.cpu(),
     lambda x: bool(x[0]),
     lambda x: int(x.sum()),
     lambda x: x.nonzero(),
@@ -94,14 +108,10 @@ DISPATCHED_READS = [
 ]
 
 
-@pytest.mark.parametrize("read", DISPATCHED_READS)
-def test_the_dispatch_guard_catches_host_reads(read: Callable[[torch.Tensor], object]) -> None:
+@pytest.mark.parametrize("read", HOST_READS)
+def test_both_guards_catch_host_reads(read: Callable[[torch.Tensor], object]) -> None:
     values = torch.ones(1)
     with NoHostRead(), pytest.raises(RuntimeError, match="reads a value on the host"):
         read(values)
-
-
-@pytest.mark.parametrize("read", [*DISPATCHED_READS, lambda x: x.tolist(), lambda x: x.cpu()])
-def test_the_meta_guard_catches_host_reads(read: Callable[[torch.Tensor], object]) -> None:
     with pytest.raises((RuntimeError, NotImplementedError)):
         read(torch.ones(1, device="meta"))

@@ -5,8 +5,7 @@ probabilities under the drafter's factorised law, so the best tree of N - 1 node
 prefixes (Proposition 2). Two builders return that same tree, bit for bit:
 
 * `build_draft_tree_heap`: Algorithm 1 of the paper as it stands, one heap per request. The oracle.
-* `build_draft_tree`: batched tensor operations, one step per depth and none per node, no value read on the
-host.
+* `build_draft_tree`: batched tensor operations, one step per depth and none per node, nothing read back.
 
 Both accumulate a path's score in float32 from the root down, and both use one total order:
 
@@ -84,11 +83,14 @@ def build_draft_tree_heap(
     _check_inputs(topk_ids, topk_logprobs, root_ids, num_nodes)
     ids, logprobs = topk_ids.tolist(), _usable(topk_logprobs).tolist()
     rows = [_heap_rows(ids[b], logprobs[b], num_nodes) for b in range(topk_ids.shape[0])]
-    columns = [torch.tensor([[node[c] for node in row] for row in rows]) for c in range(3)]
-    scores = torch.tensor([[node[3] for node in row] for row in rows], dtype=torch.float32)
-    device = topk_ids.device
-    columns[0][:, 0] = root_ids
-    return DraftTree(columns[0].to(device), columns[1].to(device), columns[2].to(device), scores.to(device))
+    shape, device = (len(rows), num_nodes), topk_ids.device
+    token_ids, parents, depths = (
+        torch.tensor([node[c] for row in rows for node in row], dtype=torch.int64, device=device).view(shape)
+        for c in range(3)
+    )
+    scores = torch.tensor([node[3] for row in rows for node in row], dtype=torch.float32, device=device)
+    token_ids[:, 0] = root_ids
+    return DraftTree(token_ids, parents, depths, scores.view(shape))
 
 
 _Node = tuple[int, int, int, float]  # token id, parent, depth, path log-probability

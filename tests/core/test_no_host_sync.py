@@ -57,23 +57,23 @@ class NoHostRead(TorchFunctionMode):
         return name == "where" and len(args) == 1
 
 
-def whole_round(device: str, num_nodes: int = 12, depth: int = 5) -> None:
-    candidates = random_candidates(1, 2, depth, 9, 6)
+def whole_round(device: str, batch_size: int = 2, num_nodes: int = 12, depth: int = 5) -> None:
+    candidates = random_candidates(1, batch_size, depth, 9, 6)
     ids, logprobs, roots = (
         tensor.to(device) for tensor in (candidates.ids, candidates.logprobs, candidates.root_ids)
     )
-    prefix_lens = torch.tensor([4, 2]).to(device)
-    probs = torch.rand(2, num_nodes, 9).to(device)
-    uniform = torch.rand(2, num_nodes).to(device)
+    prefix_lens = torch.full((batch_size,), 3).to(device)
+    probs = torch.rand(batch_size, num_nodes, 9).to(device)
+    uniform = torch.rand(batch_size, num_nodes).to(device)
     build_draft_tree(ids, logprobs, roots, num_nodes)  # fills the cache of index tables
 
     def run() -> None:
         tree = build_draft_tree(ids, logprobs, roots, num_nodes)
-        assert tree.is_real.shape == (2, num_nodes)
+        assert tree.is_real.shape == (batch_size, num_nodes)
         layout_draft_tree(tree, prefix_lens)
         ancestors = ancestor_mask(tree.parents, max_depth=depth)
         tail_cell_index(prefix_lens, num_nodes)
-        flat_tree_mask(ancestors, prefix_lens, total_prefix_len=6)
+        flat_tree_mask(ancestors, prefix_lens, total_prefix_len=3 * batch_size)
         draw_target_tokens(probs, uniform=uniform)
         accepted = walk_tree(tree, draw_target_tokens(probs), depth + 1)
         commit_plan(accepted, num_nodes)
@@ -93,6 +93,11 @@ def test_round_on_the_cpu_reads_nothing_on_the_host() -> None:
 
 def test_round_on_the_meta_device_needs_no_values() -> None:
     whole_round("meta")
+
+
+def test_round_of_an_empty_batch_runs_through() -> None:
+    """An idle data-parallel rank runs rounds without requests."""
+    whole_round("cpu", batch_size=0)
 
 
 HOST_READS = [

@@ -209,6 +209,14 @@ def test_build_with_nan_or_positive_logprobs_is_still_a_tree(builder, bad: float
     assert bool((tree.logprobs <= 0).all())
 
 
+@BUILDERS
+def test_build_of_an_empty_batch_is_an_empty_batch(builder) -> None:
+    """An idle data-parallel rank runs rounds without requests."""
+    tree = builder(torch.zeros(0, 3, 4).long(), torch.zeros(0, 3, 4), torch.zeros(0).long(), 6)
+    tree.check_invariants()
+    assert tuple(tree.token_ids.shape) == (0, 6)
+
+
 def test_build_leaves_its_inputs_alone_and_returns_contiguous_tensors() -> None:
     candidates = random_candidates(0, 2, 4, 9, 5)
     copies = [tensor.clone() for tensor in (candidates.ids, candidates.logprobs, candidates.root_ids)]

@@ -86,6 +86,12 @@ CONTRACT: tuple[Entry, ...] = (
         ("spec_algorithm", "custom_mask", "num_tokens_per_req", "is_draft_worker"),
         "graph_runner",
     ),
+    Entry(
+        "sglang.srt.model_executor.model_runner",
+        "ModelRunner._extend_forward_kwargs",
+        ("forward_batch", "pp_proxy_tensors"),
+        "hooks",
+    ),
     # what the worker inherits
     Entry(_DFLASH, "DFlashWorkerV2.__init__", ("server_args", "gpu_id", "nccl_port", "target_worker"), "worker"),
     Entry(

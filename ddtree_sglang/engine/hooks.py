@@ -45,6 +45,18 @@ def refuse_unsupported_request(original: Callable[..., str | None], req: Req, en
     return refusal(req)
 
 
+def keep_draft_dtype(original: Callable[..., dict[str, Any]], runner: Any, forward_batch: Any, proxy: Any) -> dict[str, Any]:
+    """AROUND hook on `ModelRunner._extend_forward_kwargs`: a drafter's input embeddings keep the drafter's dtype.
+
+    Stock casts them to bfloat16, and a float32 or float16 drafter, DFLASH's as well as ours, then fails in its first
+    matrix product.
+    """
+    kwargs = original(runner, forward_batch, proxy)
+    if runner.is_draft_worker and forward_batch.input_embeds is not None:
+        kwargs["input_embeds"] = forward_batch.input_embeds.to(runner.dtype)
+    return kwargs
+
+
 def _row_headroom(original: Callable[[], int]) -> int:
     from ddtree_sglang.engine.kv_window import row_headroom
 
@@ -75,6 +87,7 @@ def register_engine_hooks() -> None:
         "sglang.srt.speculative.dflash_utils.validate_dflash_request": refuse_unsupported_request,
         "sglang.srt.mem_cache.allocation_sizing.get_req_to_token_extra_context_len": _row_headroom,
         "sglang.srt.speculative.spec_info.create_dummy_verify_input": _dummy_verify_input,
+        "sglang.srt.model_executor.model_runner.ModelRunner._extend_forward_kwargs": keep_draft_dtype,
     }
     for target, hook in around.items():
         HookRegistry.register(target, hook, HookType.AROUND)

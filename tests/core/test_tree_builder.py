@@ -200,13 +200,16 @@ def test_build_with_an_impossible_depth_stops_above_it(builder) -> None:
 
 
 @BUILDERS
-@pytest.mark.parametrize("bad", [float("nan"), 1e-6, INF])
-def test_build_with_nan_or_positive_logprobs_is_still_a_tree(builder, bad: float) -> None:
+@pytest.mark.parametrize(("bad", "counts_as"), [(float("nan"), -INF), (1e-6, 0.0), (INF, 0.0)])
+def test_build_with_nan_or_positive_logprobs_is_still_a_tree(builder, bad: float, counts_as: float) -> None:
     """A log-partition rounded apart from its logits can exceed 0; a NaN is a broken drafter."""
+    ids, roots = torch.arange(6).view(1, 3, 2), torch.tensor([4])
     logprobs = torch.tensor([[[-0.1, -0.2], [bad, -0.3], [bad, -0.4]]])
-    tree = builder(torch.arange(6).view(1, 3, 2), logprobs, torch.tensor([4]), 9)
+    tree = builder(ids, logprobs, roots, 9)
     tree.check_invariants()
-    assert bool((tree.logprobs <= 0).all())
+    cleaned = torch.tensor([[[-0.1, -0.2], [counts_as, -0.3], [counts_as, -0.4]]])
+    assert_same_tree(tree, builder(ids, cleaned, roots, 9))
+    assert (2 in tree.token_ids) == (counts_as == 0.0)
 
 
 @BUILDERS

@@ -1,0 +1,193 @@
+"""Decoding speed on real prompts: plain decoding, the stock DFLASH chain and DDTREE, same flags, in one run.
+
+    .venv/bin/python benchmarks/bench_decode.py [--model M --draft D] [--quick]
+
+All systems are up together and are measured in turns, so that a slow spell of the machine hits all of them.
+Idle servers sleep; the processor time that they used meanwhile is in every result line. Before any timing the
+tokens of every system are compared with plain decoding's (greedy); a difference ends the run with status 1
+unless `--allow-mismatch`. Result lines and a table go to `--output`; the last stdout line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from client import Batch, flush_cache, generate_batch
+from decode_report import Measurement, result_lines, table
+from prompts import SOURCES, Prompt, PromptsMissingError, sample_prompts
+from provenance import REPO, collect_provenance, portable
+from server import Common, RunningSystem, others_cpu_s, running, systems_for
+from stage_times import StageSummary, TraceReader, summarise
+
+sys.path.insert(0, str(REPO / "deploy"))
+from environment import SetupError
+from progress import say, step
+from serve_demo import prepare_pair
+from server_process import ServerError
+
+Encoded = dict[str, list[list[int]]]  # dataset -> token ids of its prompts, chat template applied
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Flags; the defaults are the full run, `--quick` is a smoke run of minutes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--model", help="target model folder (default: the embedded one)")
+    parser.add_argument("--draft", help="DFlash drafter folder (default: the one that ships)")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[4, 8, 16, 32], help="DDTREE tree budgets")
+    parser.add_argument("--datasets", nargs="+", default=list(SOURCES), choices=list(SOURCES))
+    parser.add_argument("--prompts", type=int, default=8, help="prompts per dataset (default 8)")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of prompts")
+    parser.add_argument("--max-total-tokens", type=int, default=8192, help="KV pool of each server")
+    parser.add_argument("--server-flag", action="append", default=[], help="further flag for every server")
+    parser.add_argument("--no-trace", action="store_true", help="no stage times (on a GPU they cost syncs)")
+    parser.add_argument("--allow-mismatch", action="store_true", help="measure although tokens differ")
+    parser.add_argument("--quick", action="store_true", help="2 prompts per dataset, 32 tokens, 1 repeat")
+    parser.add_argument(
+        "--output", type=Path, help="JSONL file (default: benchmarks/results/decode-DATE.jsonl)"
+    )
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.prompts, args.max_new_tokens, args.repeats = 2, 32, 1
+        args.batch_sizes = [size for size in args.batch_sizes if size <= 2] or [1]
+    return args
+
+
+def encode(prompts: Sequence[Prompt], model: str) -> Encoded:
+    """Token ids of each prompt as one user turn in the model's own chat template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    encoded: Encoded = {}
+    for prompt in prompts:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt.text}], tokenize=False, add_generation_prompt=True
+        )
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        encoded.setdefault(prompt.dataset, []).append(ids)
+    return encoded
+
+
+def count_mismatches(
+    systems: Sequence[RunningSystem], encoded: Encoded, args: argparse.Namespace
+) -> dict[str, int]:
+    """Prompts whose greedy tokens differ from plain decoding's, per system. Also warms every server up."""
+    prompts = [ids for dataset in encoded.values() for ids in dataset]
+    answers = {}
+    for running_system in systems:
+        name = running_system.system.name
+        with step(f"checking and warming up {name}"):
+            batch = generate_batch(running_system.url, prompts, args.max_new_tokens, max(args.batch_sizes))
+        answers[name] = [one.output_ids for one in batch.generations]
+    plain = answers["plain"]
+    return {
+        name: sum(mine != theirs for mine, theirs in zip(outputs, plain, strict=True))
+        for name, outputs in answers.items()
+    }
+
+
+def measure_one(
+    systems: Sequence[RunningSystem],
+    chosen: RunningSystem,
+    prompts: list[list[int]],
+    batch_size: int,
+    limit: int,
+) -> tuple[Batch, StageSummary | None, float]:
+    """One dataset on one system: answers, stage times, and the idle servers' processor seconds meanwhile."""
+    reader = TraceReader(chosen.trace_path) if chosen.trace_path else None
+    flush_cache(chosen.url)
+    if reader:
+        reader.mark()
+    others_before = others_cpu_s(systems, chosen)
+    batch = generate_batch(chosen.url, prompts, limit, batch_size)
+    others = others_cpu_s(systems, chosen) - others_before
+    return batch, summarise(reader.since_mark(), batch_size) if reader else None, others
+
+
+def measure(
+    systems: Sequence[RunningSystem], encoded: Encoded, args: argparse.Namespace
+) -> Iterator[Measurement]:
+    """All repeats, systems in turns; the order rotates so that none is always first."""
+    for repeat in range(args.repeats):
+        for batch_size in args.batch_sizes:
+            for dataset, prompts in encoded.items():
+                turn = repeat % len(systems)
+                for chosen in [*systems[turn:], *systems[:turn]]:
+                    batch, stages, others = measure_one(
+                        systems, chosen, prompts, batch_size, args.max_new_tokens
+                    )
+                    one = Measurement(chosen.system.name, dataset, batch_size, repeat, batch, stages, others)
+                    say(
+                        f"repeat {repeat + 1}/{args.repeats}, batch {batch_size}, {dataset}, {one.system}: "
+                        f"{one.decode_tokens_per_s:.1f} tokens/s per request, accept length "
+                        f"{one.accept_length or 1.0:.2f}"
+                    )
+                    yield one
+
+
+def run(args: argparse.Namespace) -> int:
+    """Start everything, check, measure, write. Returns the exit status."""
+    pair = prepare_pair(Path(sys.executable), args)
+    encoded = encode(sample_prompts(args.datasets, args.prompts, args.seed), pair.model)
+    args.model, args.draft = pair.model, pair.draft
+    settings = {key: portable(value) for key, value in vars(args).items()}
+    provenance = {**collect_provenance(), "settings": settings}
+    common = Common(
+        pair.model,
+        pair.draft,
+        args.dtype,
+        args.max_total_tokens,
+        max(args.batch_sizes),
+        tuple(args.server_flag),
+    )
+    with running(systems_for(args.budgets), common, trace=not args.no_trace) as systems:
+        mismatches = count_mismatches(systems, encoded, args)
+        say(f"prompts whose tokens differ from plain decoding's: {mismatches}")
+        if any(mismatches.values()) and not args.allow_mismatch:
+            say("tokens differ: nothing is timed. bench_lossless.py shows where; --allow-mismatch goes on.")
+            return 1
+        measurements = list(measure(systems, encoded, args))
+    lines = result_lines(measurements, mismatches, provenance)
+    write(lines, settings, args.output or default_output())
+    return 0
+
+
+def default_output() -> Path:
+    """A file named by the time of the run."""
+    return REPO / f"benchmarks/results/decode-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
+
+
+def write(lines: Sequence[dict[str, Any]], settings: dict[str, Any], output: Path) -> None:
+    """Result lines to `output`, the table beside it and to stdout, and one JSON object as the last line."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    text = table(lines)
+    output.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    say("\n" + text)
+    best = max(lines, key=lambda line: line["ratio_to_plain"] or 0.0)
+    keys = ("system", "dataset", "batch_size", "ratio_to_plain", "ratio_to_chain")
+    print(json.dumps({"output": output.name, "best": {key: best[key] for key in keys}, "settings": settings}))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line entry; what a user can fix is one line on stderr."""
+    try:
+        return run(parse_args(argv))
+    except (ServerError, SetupError, PromptsMissingError, ValueError) as error:
+        print(f"bench_decode: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

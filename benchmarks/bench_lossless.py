@@ -1,0 +1,204 @@
+"""Is DDTREE's greedy output plain decoding's, token for token? Many prompts, several budgets and loads.
+
+    .venv/bin/python benchmarks/bench_lossless.py [--model M --draft D] [--prompts 20] [--budgets 1 7 16 63]
+
+The reference is a plain server answering one request at a time. Each budget has a DDTREE server of its own,
+asked at each concurrency. A difference is reported with the target's log-probability margin at the first
+token that differs; within 1e-4 it counts as a near tie, else as a mismatch. Exit status 1 on a mismatch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench_decode import encode
+from client import Batch, flush_cache, generate_batch, target_logprobs
+from divergence import Divergence, find_divergence
+from prompts import SOURCES, PromptsMissingError, sample_prompts
+from provenance import REPO, collect_provenance, portable
+from server import Common, System, running
+
+sys.path.insert(0, str(REPO / "deploy"))
+from environment import SetupError
+from progress import say, step
+from serve_demo import prepare_pair
+from server_process import ServerError
+
+
+@dataclass(frozen=True)
+class Case:
+    """One budget at one concurrency."""
+
+    budget: int
+    concurrency: int
+    num_prompts: int
+    num_tokens: int
+    accept_length: float
+    divergences: tuple[Divergence, ...]
+
+    @property
+    def num_mismatches(self) -> int:
+        """Prompts that differ by more than a near tie."""
+        return sum(not one.is_near_tie for one in self.divergences)
+
+    @property
+    def num_near_ties(self) -> int:
+        """Prompts that differ by a near tie."""
+        return sum(one.is_near_tie for one in self.divergences)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Prompts and plain decoding's answers to them."""
+
+    url: str
+    names: list[str]
+    prompts: list[list[int]]
+    answers: list[tuple[int, ...]]
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Flags; by default 60 prompts of 128 tokens, budgets 1, 7, 16 and 63, one and eight at once."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--model", help="target model folder (default: the embedded one)")
+    parser.add_argument("--draft", help="DFlash drafter folder (default: the one that ships)")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 7, 16, 63])
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--datasets", nargs="+", default=list(SOURCES), choices=list(SOURCES))
+    parser.add_argument(
+        "--prompts", type=int, default=20, help="prompts per dataset (default 20, so 60 in all)"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--max-total-tokens", type=int, default=8192)
+    parser.add_argument("--server-flag", action="append", default=[], help="further flag for every server")
+    parser.add_argument(
+        "--output", type=Path, help="JSON file (default: benchmarks/results/lossless-DATE.json)"
+    )
+    return parser.parse_args(argv)
+
+
+def compare_case(url: str, budget: int, concurrency: int, reference: Reference, limit: int) -> Case:
+    """Ask the DDTREE server at `url` and compare every answer with the reference."""
+    flush_cache(url)
+    batch = generate_batch(url, reference.prompts, limit, concurrency)
+    logprobs = partial(target_logprobs, reference.url)
+    found = [
+        find_divergence(name, ids, plain, answer.output_ids, logprobs)
+        for name, ids, plain, answer in zip(
+            reference.names, reference.prompts, reference.answers, batch.generations, strict=True
+        )
+    ]
+    return Case(
+        budget=budget,
+        concurrency=concurrency,
+        num_prompts=len(reference.prompts),
+        num_tokens=batch.num_tokens,
+        accept_length=_accept_length(batch),
+        divergences=tuple(one for one in found if one is not None),
+    )
+
+
+def _accept_length(batch: Batch) -> float:
+    rounds = sum(one.num_rounds for one in batch.generations)
+    return batch.num_tokens / rounds if rounds else 1.0
+
+
+def run(args: argparse.Namespace) -> int:
+    """All cases; returns the exit status."""
+    prompts = sample_prompts(args.datasets, args.prompts, args.seed)
+    pair = prepare_pair(Path(sys.executable), args)
+    args.model, args.draft = pair.model, pair.draft
+    encoded = encode(prompts, pair.model)
+    names = [prompt.key for dataset in encoded for prompt in prompts if prompt.dataset == dataset]
+    ids = [one for dataset in encoded.values() for one in dataset]
+    common = Common(
+        pair.model,
+        pair.draft,
+        args.dtype,
+        args.max_total_tokens,
+        max(args.concurrency),
+        tuple(args.server_flag),
+    )
+    cases: list[Case] = []
+    with running([System("plain", None)], common) as (plain,):
+        with step(f"plain decoding of {len(ids)} prompts, one at a time"):
+            batch = generate_batch(plain.url, ids, args.max_new_tokens, 1)
+        reference = Reference(plain.url, names, ids, [one.output_ids for one in batch.generations])
+        for budget in args.budgets:
+            with running([System(f"ddtree-{budget}", "DDTREE", budget)], common, trace=False) as (server,):
+                for concurrency in args.concurrency:
+                    with step(f"budget {budget}, {concurrency} at once"):
+                        case = compare_case(server.url, budget, concurrency, reference, args.max_new_tokens)
+                    cases.append(case)
+                    say(
+                        f"budget {budget}, {concurrency} at once: {case.num_mismatches} mismatches, "
+                        f"{case.num_near_ties} near ties, accept length {case.accept_length:.2f}"
+                    )
+    output = args.output or REPO / f"benchmarks/results/lossless-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
+    return write(cases, args, output)
+
+
+def report(cases: Sequence[Case]) -> str:
+    """Markdown: one row per case, then every difference."""
+    rows = [
+        "| budget | at once | prompts | tokens | mismatches | near ties | accept length |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for case in cases:
+        rows.append(
+            f"| {case.budget} | {case.concurrency} | {case.num_prompts} | {case.num_tokens} "
+            f"| {case.num_mismatches} | {case.num_near_ties} | {case.accept_length:.2f} |"
+        )
+    for case in cases:
+        for one in case.divergences:
+            kind = "near tie" if one.is_near_tie else "MISMATCH"
+            where = f"{one.prompt}, budget {case.budget}, {case.concurrency} at once, token {one.position}"
+            tokens = f"plain {one.plain_token}, DDTREE {one.other_token}, margin {one.margin}"
+            rows.append(f"\n{kind}: {where}: {tokens}")
+    return "\n".join(rows)
+
+
+def write(cases: Sequence[Case], args: argparse.Namespace, output: Path) -> int:
+    """JSON and Markdown to the results folder; the last line of stdout is one JSON object."""
+    settings = {key: portable(value) for key, value in vars(args).items()}
+    record: dict[str, Any] = {
+        "provenance": collect_provenance(),
+        "settings": settings,
+        "cases": [
+            {**asdict(case), "num_mismatches": case.num_mismatches, "num_near_ties": case.num_near_ties}
+            for case in cases
+        ],
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    output.with_suffix(".md").write_text(report(cases) + "\n", encoding="utf-8")
+    say(report(cases))
+    mismatches = sum(case.num_mismatches for case in cases)
+    compared = sum(case.num_prompts for case in cases)
+    print(json.dumps({"output": output.name, "compared": compared, "mismatches": mismatches}))
+    return 1 if mismatches else 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line entry; what a user can fix is one line on stderr."""
+    try:
+        return run(parse_args(argv))
+    except (ServerError, SetupError, PromptsMissingError, ValueError) as error:
+        print(f"bench_lossless: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

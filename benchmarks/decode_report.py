@@ -1,0 +1,148 @@
+"""From measurements to result lines and a table: medians with spread, ratios to plain and to the chain.
+
+Pure arithmetic on the measurements of `bench_decode.py`; it starts nothing and measures nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from client import Batch
+from stage_times import StageSummary
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One repeat: the prompts of one dataset on one system, `batch_size` at once."""
+
+    system: str
+    dataset: str
+    batch_size: int
+    repeat: int
+    batch: Batch
+    stages: StageSummary | None
+    others_cpu_s: float  # processor time of the idle servers meanwhile; shows that they did not disturb
+
+    @property
+    def output_tokens_per_s(self) -> float:
+        """All tokens over the wall time, prompt processing included."""
+        return self.batch.num_tokens / self.batch.wall_s
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Per request: tokens after the first over the time after the first, summed over requests."""
+        tokens = sum(len(one.output_ids) - 1 for one in self.batch.generations)
+        seconds = sum(one.decode_s for one in self.batch.generations)
+        return tokens / seconds if seconds else 0.0
+
+    @property
+    def accept_length(self) -> float | None:
+        """Tokens per verify round, bonus included, over all requests (SGLang's definition); plain: None."""
+        rounds = sum(one.num_rounds for one in self.batch.generations)
+        return self.batch.num_tokens / rounds if rounds else None
+
+    @property
+    def ms_per_round(self) -> float | None:
+        """Decode time over verify rounds, seen from the client, in ms."""
+        rounds = sum(one.num_rounds for one in self.batch.generations)
+        seconds = sum(one.decode_s for one in self.batch.generations)
+        return 1e3 * seconds / rounds if rounds else None
+
+
+Group = tuple[str, str, int]  # system, dataset, batch size
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, extremes and count of the repeats."""
+    return {"median": median(values), "min": min(values), "max": max(values), "n": len(values)}
+
+
+def _spread_or_none(values: Sequence[float | None]) -> dict[str, float] | None:
+    present = [value for value in values if value is not None]
+    return spread(present) if present else None
+
+
+def result_lines(
+    measurements: Sequence[Measurement], mismatches: dict[str, int], provenance: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """One JSON-ready record per system, dataset and batch size, with its ratios and the run's provenance."""
+    groups: dict[Group, list[Measurement]] = defaultdict(list)
+    for one in measurements:
+        groups[one.system, one.dataset, one.batch_size].append(one)
+    rates = {group: median(one.decode_tokens_per_s for one in repeats) for group, repeats in groups.items()}
+    return [
+        {
+            **_summary(group, repeats),
+            "ratio_to_plain": _ratio(rates, group, "plain"),
+            "ratio_to_chain": _ratio(rates, group, "dflash"),
+            "prompts_unlike_plain": mismatches.get(group[0], 0),
+            "provenance": provenance,
+        }
+        for group, repeats in groups.items()
+    ]
+
+
+def _ratio(rates: dict[Group, float], group: Group, baseline: str) -> float | None:
+    reference = rates.get((baseline, *group[1:]))
+    return rates[group] / reference if reference else None
+
+
+def _summary(group: Group, repeats: Sequence[Measurement]) -> dict[str, Any]:
+    stages = [one.stages for one in repeats if one.stages is not None]
+    generations = [answer for one in repeats for answer in one.batch.generations]
+    return {
+        "system": group[0],
+        "dataset": group[1],
+        "batch_size": group[2],
+        "num_prompts": len(repeats[0].batch.generations),
+        "num_tokens": repeats[0].batch.num_tokens,
+        "decode_tokens_per_s": spread([one.decode_tokens_per_s for one in repeats]),
+        "output_tokens_per_s": spread([one.output_tokens_per_s for one in repeats]),
+        "first_token_s": spread([answer.first_token_s for answer in generations]),
+        "accept_length": _spread_or_none([one.accept_length for one in repeats]),
+        "ms_per_round": _spread_or_none([one.ms_per_round for one in repeats]),
+        "stages": stages[len(stages) // 2].to_json() if stages else None,
+        "others_cpu_share": max(one.others_cpu_s / one.batch.wall_s for one in repeats),
+    }
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    """Markdown tables, one per batch size: systems by datasets, the three things people ask about."""
+    blocks = [_table_of(lines, size) for size in sorted({line["batch_size"] for line in lines})]
+    return "\n\n".join(blocks)
+
+
+def _table_of(lines: Sequence[dict[str, Any]], batch_size: int) -> str:
+    rows = [
+        f"### Batch size {batch_size}",
+        "",
+        "| system | prompts | tokens/s per request | spread | tokens/s in all | x plain | x chain "
+        "| accept length | ms/round | tree work |",
+        "|---|---|---:|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    chosen = [line for line in lines if line["batch_size"] == batch_size]
+    for line in sorted(chosen, key=lambda entry: entry["dataset"]):
+        decode = line["decode_tokens_per_s"]
+        stages = line["stages"]
+        cells = [
+            line["system"],
+            line["dataset"],
+            f"{decode['median']:.1f}",
+            f"{decode['min']:.1f}-{decode['max']:.1f}",
+            f"{line['output_tokens_per_s']['median']:.1f}",
+            _number(line["ratio_to_plain"]),
+            _number(line["ratio_to_chain"]),
+            _number((line["accept_length"] or {}).get("median")),
+            _number((line["ms_per_round"] or {}).get("median"), 1),
+            f"{100 * stages['tree_share']:.1f} %" if stages else "-",
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,141 @@
+"""The servers of a benchmark: several systems side by side, same flags, one measured at a time.
+
+Process handling and command lines are those of `deploy/server_process.py`. A run has all servers up together
+so that they can be measured in turns; an idle one sleeps (`--sleep-on-idle`), and `others_cpu_s` proves it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "deploy"))
+from progress import step
+from server_process import ServerError, ServerProcess, ServerSpec, free_port
+
+REPO = Path(__file__).resolve().parent.parent
+
+LOG_FOLDER = REPO / ".cache/benchmarks"
+MEMORY_PER_SERVER_BYTES = 4 * 10**9  # three processes of the embedded model with a small KV pool
+_CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class System:
+    """What is compared: `plain`, `dflash`, or `ddtree-<budget>`."""
+
+    name: str
+    algorithm: str | None
+    budget: int | None = None
+
+    @property
+    def traced(self) -> bool:
+        """True when the server can write stage times."""
+        return self.algorithm == "DDTREE"
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every server of a run gets alike; `max_total_tokens` bounds the KV pool, so that all fit."""
+
+    model: str
+    draft: str
+    dtype: str
+    max_total_tokens: int
+    max_running_requests: int
+    extra: tuple[str, ...] = ()
+
+    def flags(self) -> tuple[str, ...]:
+        """Flags of every server, speculative or not."""
+        return (
+            *("--max-total-tokens", str(self.max_total_tokens)),
+            *("--max-running-requests", str(self.max_running_requests)),
+            *self.extra,
+        )
+
+
+@dataclass(frozen=True)
+class RunningSystem:
+    """A system with its server; `trace_path` is None where there is no trace."""
+
+    system: System
+    server: ServerProcess
+    trace_path: Path | None
+
+    @property
+    def url(self) -> str:
+        """Address of the server."""
+        return self.server.url
+
+
+def systems_for(budgets: Sequence[int]) -> list[System]:
+    """Plain decoding, the stock chain, and DDTREE at each budget."""
+    trees = [System(f"ddtree-{budget}", "DDTREE", budget) for budget in budgets]
+    return [System("plain", None), System("dflash", "DFLASH"), *trees]
+
+
+def _process(system: System, common: Common, trace_path: Path | None) -> ServerProcess:
+    trace = ("--speculative-ddtree-trace", str(trace_path)) if trace_path else ()
+    spec = ServerSpec(
+        model=common.model,
+        port=free_port(),
+        algorithm=system.algorithm,
+        draft=common.draft if system.algorithm else None,
+        budget=system.budget,
+        dtype=common.dtype,
+        extra=(*common.flags(), *trace),
+    )
+    return ServerProcess.from_spec(system.name, spec, sys.executable, LOG_FOLDER / f"{system.name}.log")
+
+
+@contextmanager
+def running(systems: Sequence[System], common: Common, trace: bool = True) -> Iterator[list[RunningSystem]]:
+    """Start all `systems` one after the other, yield them ready, stop them whatever happens."""
+    LOG_FOLDER.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        started: list[RunningSystem] = []
+        for system in systems:
+            check_memory(system)
+            trace_path = LOG_FOLDER / f"{system.name}.trace.jsonl" if trace and system.traced else None
+            if trace_path:
+                trace_path.unlink(missing_ok=True)
+            server = stack.enter_context(_process(system, common, trace_path))
+            with step(f"starting {system.name}"):
+                server.wait_ready()
+            started.append(RunningSystem(system, server, trace_path))
+        yield started
+
+
+def check_memory(system: System) -> None:
+    """Refuse a server that the machine has no room for; swapping would falsify every number."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    if available < MEMORY_PER_SERVER_BYTES:
+        raise ServerError(
+            f"{system.name} needs about {MEMORY_PER_SERVER_BYTES / 1e9:.0f} GB of memory, "
+            f"{available / 1e9:.1f} GB are available; compare fewer systems in one run."
+        )
+
+
+def group_cpu_s(group: int) -> float:
+    """Processor seconds that the living processes of a process group have used so far."""
+    total = 0
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group:
+            total += int(fields[11]) + int(fields[12])
+    return total / _CLOCK_TICKS_PER_S
+
+
+def others_cpu_s(systems: Sequence[RunningSystem], measured: RunningSystem) -> float:
+    """Processor seconds used so far by all servers but the measured one."""
+    return sum(group_cpu_s(other.server.pid) for other in systems if other is not measured)

@@ -1,0 +1,24 @@
+"""The drafter that ships with the package, checked before it is handed out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ddtree_sglang.demo.manifest import manifest_problems
+
+DRAFTER_FOLDER = Path(__file__).parent / "drafter"
+
+
+def shipped_drafter(folder: Path = DRAFTER_FOLDER) -> Path:
+    """Folder of the shipped DFlash drafter for SmolLM2-135M-Instruct, digests checked.
+
+    Raises:
+        RuntimeError: a file is missing or damaged (an incomplete checkout or install).
+    """
+    problems = manifest_problems(folder)
+    if problems:
+        raise RuntimeError(
+            f"the shipped drafter in {folder} must match its manifest, found: {'; '.join(problems)}. "
+            "Reinstall the package, or pass another drafter with --speculative-draft-model-path."
+        )
+    return folder

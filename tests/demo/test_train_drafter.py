@@ -1,0 +1,169 @@
+"""The training command on a tiny random target: learns, resumes exactly, refuses bad input, exports."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import VOCABULARY, save_tiny_target, tiny_target, write_conversations
+
+from ddtree_sglang.demo.checkpoint import load_checkpoint
+from ddtree_sglang.demo.drafter_config import DrafterConfig
+from ddtree_sglang.demo.export import load_drafter
+from ddtree_sglang.demo.features import FeatureCache
+from ddtree_sglang.demo.train_drafter import main
+
+SHAPE = ["--target-layers", "0,2", "--start-layers", "2,3", "--block-size", "4", "--mask-token", "mask"]
+SMALL = [
+    "--rows",
+    "4",
+    "--anchors",
+    "8",
+    "--sampled-vocabulary",
+    "16",
+    "--learning-rate",
+    "3e-3",
+    "--float32",
+]
+COMMON = [*SHAPE, *SMALL, "--held-out-percent", "30", "--threads", "1", "--optimizer", "adamw"]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags naming a tiny target and its conversations."""
+    folder = tmp_path_factory.mktemp("inputs")
+    data = write_conversations(folder / "data.npz", tiny_target())
+    return ["--target", str(save_tiny_target(folder / "target")), "--data", str(data)]
+
+
+@pytest.fixture(scope="module")
+def trained(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder after 60 steps."""
+    work = tmp_path_factory.mktemp("work")
+    flags = ["--steps", "60", "--evaluate-every", "30", "--checkpoint-every", "20"]
+    assert main(["train", *inputs, "--work", str(work), *COMMON, *flags]) == 0
+    return work
+
+
+def _curve(work: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (work / "checkpoints" / "curve.jsonl").read_text().splitlines()]
+
+
+def test_loss_falls_and_held_out_accept_length_is_reported(trained: Path) -> None:
+    curve = _curve(trained)
+    losses = [record["loss"] for record in curve if "loss" in record]
+    assert losses[-1] < 0.8 * losses[0]
+    held_out = [record["held_out"] for record in curve if "held_out" in record]
+    assert len(held_out) == 2
+    assert held_out[-1]["tree8"] >= held_out[-1]["chain"] >= 1.0
+    assert len(held_out[-1]["accuracy_by_depth"]) == 3
+
+
+def test_resumed_training_continues_exactly_as_uninterrupted(inputs: list[str], tmp_path: Path) -> None:
+    flags = ["--steps", "20", "--checkpoint-every", "5", "--evaluate-every", "1000"]
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert main(["train", *inputs, "--work", str(straight), *COMMON, *flags]) == 0
+    shutil.copytree(straight, broken)
+    for path in (broken / "checkpoints").glob("step-0000020.*"):
+        path.unlink()  # what a kill between steps 15 and 20 leaves
+    assert main(["train", *inputs, "--work", str(broken), *COMMON, *flags]) == 0
+    expected, found = load_checkpoint(straight / "checkpoints"), load_checkpoint(broken / "checkpoints")
+    assert expected is not None
+    assert found is not None
+    assert found["step"] == 20
+    for name, value in expected["model"].items():
+        torch.testing.assert_close(found["model"][name], value, rtol=0, atol=0)
+
+
+def test_corrupt_newest_checkpoint_falls_back_to_the_one_before(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(trained / "checkpoints", folder)
+    newest = folder / "step-0000060.pt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    saved = load_checkpoint(folder)
+    assert saved is not None
+    assert saved["step"] == 40
+    assert "corrupt" in capsys.readouterr().out
+
+
+def test_exported_drafter_has_the_engines_fields_and_equals_the_trained_one(
+    inputs: list[str], trained: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "drafter"
+    assert main(["export", "--work", str(trained), "--output", str(output), "--float32"]) == 0
+    config = json.loads((output / "config.json").read_text())
+    assert config["architectures"] == ["DFlashDraftModel"]
+    assert config["dflash_config"]["target_layer_ids"] == [0, 2]
+    assert config["dflash_config"]["mask_token_id"] == VOCABULARY - 1
+    assert config["block_size"] == config["dflash_config"]["block_size"] == 4
+    exported = load_drafter(output)
+    saved = load_checkpoint(trained / "checkpoints")
+    assert saved is not None
+    model = type(exported)(DrafterConfig.from_hf_config(saved["config"]))
+    model.load_state_dict(saved["model"])
+    cache = FeatureCache(trained / "features")
+    raw = cache.features(0, 30).float()[None]
+    embeds, anchors = torch.randn(1, 2, 4, 48), torch.tensor([[7, 30]])
+    with torch.inference_mode():
+        expected = model(embeds, raw * saved["feature_scale"], anchors)
+        torch.testing.assert_close(exported(embeds, raw, anchors), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_feature_rows_are_the_streams_after_the_chosen_layers(inputs: list[str], trained: Path) -> None:
+    cache = FeatureCache(trained / "features")
+    target = tiny_target()
+    streams: list[torch.Tensor] = []
+    for index in (0, 2):
+        target.model.layers[index].register_forward_hook(lambda _m, _i, out: streams.append(out))
+    from ddtree_sglang.demo.conversations import load_conversations
+
+    ids = load_conversations(Path(inputs[3])).token_ids(3)
+    with torch.inference_mode():
+        logits = target(ids[None]).logits[0]
+    expected = torch.cat([stream[0] for stream in streams], dim=-1).to(torch.bfloat16)
+    start = 3 * len(ids)
+    torch.testing.assert_close(cache.features(start, start + len(ids)), expected, rtol=0.02, atol=0.02)
+    assert torch.equal(cache.next_token_ids(start, start + len(ids))[:, 0], logits.argmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--target-layers", "0,1"], "feature cache must belong"),
+        (["--held-out-percent", "1"], "held-out part needs at least 8"),
+        (["--mask-token", "absent"], "mask token must be in the target's vocabulary"),
+        (["--start-layers", "3"], "resumed run must keep"),
+    ],
+)
+def test_unfit_input_is_refused_and_nothing_is_lost(
+    inputs: list[str], trained: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(path.name for path in (trained / "checkpoints").iterdir())
+    arguments = ["train", *inputs, "--work", str(trained), *COMMON, "--steps", "60", *flags]
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == before
+
+
+def test_target_of_another_hidden_size_than_the_features_is_refused(
+    inputs: list[str], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = save_tiny_target(tmp_path / "target", hidden_size=64)
+    arguments = [
+        "train",
+        "--target",
+        str(other),
+        *inputs[2:],
+        "--work",
+        str(trained),
+        *COMMON,
+        "--steps",
+        "60",
+    ]
+    assert main(arguments) == 2
+    assert "hidden size" in capsys.readouterr().err

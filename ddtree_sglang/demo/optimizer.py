@@ -1,7 +1,8 @@
 """Optimizer and learning-rate schedule of the drafter.
 
-Weight matrices go through Muon (orthogonalised momentum; in short runs it needs fewer steps than AdamW), norm
-weights through AdamW. The schedule is warm-up, constant, linear cool-down to zero, a function of the step.
+Weight matrices go through AdamW or Muon (orthogonalised momentum: fewer steps, but on a CPU its products
+cost as much as the gradients of a small batch), norm weights always through AdamW. The schedule is warm-up,
+constant, linear cool-down to zero, a function of the step.
 """
 
 from __future__ import annotations

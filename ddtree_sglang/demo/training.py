@@ -27,11 +27,11 @@ class TrainingPlan:
 
     steps: int
     rows: int = 4
-    anchors_per_row: int = 64
+    anchors_per_row: int = 32
     learning_rate: float = 1e-3
     warmup_steps: int = 30
     cooldown: float = 0.6
-    optimizer: str = "muon"
+    optimizer: str = "adamw"
     soft_share: float = 0.5
     depth_decay: float = 0.75
     sampled_vocabulary: int = 2048

@@ -94,7 +94,7 @@ def apply_config(args: Any, config: DDTreeConfig) -> None:
             f"--speculative-ddtree-budget {budget}; give only the budget."
         )
     # Validates a budget that came in through --speculative-num-draft-tokens.
-    budget = DDTreeConfig(budget=budget).budget
+    DDTreeConfig(budget=budget)
     if args.speculative_eagle_topk not in (None, TREE_TOPK):
         raise DDTreeConfigError(
             f"--speculative-eagle-topk is not a knob of {ALGORITHM}, got {args.speculative_eagle_topk}; remove it and "

@@ -227,11 +227,12 @@ def find_mismatch(entry: Entry) -> str | None:
     tree = _parse_module(entry.module)
     if tree is None:
         return f"no module {entry.module}"
-    node: ast.AST | None = tree
+    node: ast.AST = tree
     for part in entry.name.split("."):
-        node = _member(node, part)
-        if node is None:
+        found = _member(node, part)
+        if found is None:
             return f"{entry.module} has no {entry.name}"
+        node = found
     present = _parameters(node) if isinstance(node, ast.FunctionDef) else _members(node)
     missing = [use for use in entry.uses if use not in present]
     return f"{entry.module}.{entry.name} has no {missing}" if missing else None

@@ -43,7 +43,7 @@ def tree_graph_runner_class() -> type:
     """`DecodeCudaGraphRunner` that captures the target's verify with the tree's mask."""
     from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCudaGraphRunner
 
-    class DDTreeTargetGraphRunner(DecodeCudaGraphRunner):  # type: ignore[misc]
+    class DDTreeTargetGraphRunner(DecodeCudaGraphRunner):
         """Captures the target's verify as a tree."""
 
         def get_spec_info(self, num_tokens: int) -> DDTreeVerifyInput:

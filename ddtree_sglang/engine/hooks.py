@@ -21,11 +21,15 @@ def exit_on_bad_flag(original: Callable[..., Any], argv: list[str]) -> Any:
 
 
 def exit_on_bad_arguments(original: Callable[..., None], server_args: Any) -> None:
-    """AROUND hook on `ServerArgs.resolve_once`: the same for what resolution finds.
+    """AROUND hook on `ServerArgs.resolve_once`: the same for what resolution finds, missing files first.
 
     SGLang marks the arguments that came from a command line; `Engine(...)` keeps the exception.
     """
+    from ddtree_sglang.engine.server_args import check_checkpoints
+
     try:
+        # SGLang reads the drafter's configuration before it asks the algorithm.
+        check_checkpoints(server_args)
         original(server_args)
     except DDTreeError as error:
         if not hasattr(server_args, "_launch_command"):
@@ -45,7 +49,9 @@ def refuse_unsupported_request(original: Callable[..., str | None], req: Req, en
     return refusal(req)
 
 
-def keep_draft_dtype(original: Callable[..., dict[str, Any]], runner: Any, forward_batch: Any, proxy: Any) -> dict[str, Any]:
+def keep_draft_dtype(
+    original: Callable[..., dict[str, Any]], runner: Any, forward_batch: Any, proxy: Any
+) -> dict[str, Any]:
     """AROUND hook on `ModelRunner._extend_forward_kwargs`: a drafter's input embeddings keep the drafter's dtype.
 
     Stock casts them to bfloat16, and a float32 or float16 drafter, DFLASH's as well as ours, then fails in its first

@@ -92,6 +92,9 @@ def resolve_server_args(cfg: Any) -> None:
     check_attention_backend(cfg)
     shape = read_drafter_shape(cfg)
     _check_block_size(cfg, shape)
+    if str(cfg.device).startswith("cpu"):
+        # Nothing to overlap with; also when SGLang's own CPU engine serves.
+        cfg.disable_overlap_schedule = True
     cfg.speculative_dflash_block_size = shape.block_size
     cfg.speculative_num_steps = shape.draft_depth
     if cfg.max_running_requests is None:
@@ -109,17 +112,26 @@ def check_attention_backend(cfg: Any) -> None:
     for flag, backend in names.items():
         if backend is not None and backend not in TREE_BACKENDS:
             raise DDTreeConfigError(
-                f"{ALGORITHM} needs an attention backend with tree masks, one of {list(TREE_BACKENDS)}, got {backend!r} "
-                f"in {flag}; change it or leave it out."
+                f"{ALGORITHM} needs an attention backend with tree masks, one of {list(TREE_BACKENDS)}, got "
+                f"{backend!r} in {flag}; change it or leave it out."
             )
+
+
+def check_checkpoints(server_args: Any) -> None:
+    """Under DDTREE, refuse folders that cannot be checkpoints; nothing in them is read yet."""
+    if str(server_args.speculative_algorithm).upper() != ALGORITHM:
+        return
+    check_checkpoint_folder(server_args.model_path, "the target model", "--model-path")
+    if server_args.speculative_draft_model_path is not None:
+        check_checkpoint_folder(
+            server_args.speculative_draft_model_path, "the drafter", "--speculative-draft-model-path"
+        )
 
 
 def read_drafter_shape(cfg: Any) -> DrafterShape:
     """Read both configurations and check that the drafter fits; nothing of the weights is read."""
     from sglang.srt.utils.hf_transformers_utils import get_config
 
-    check_checkpoint_folder(cfg.model_path, "the target model", "--model-path")
-    check_checkpoint_folder(cfg.speculative_draft_model_path, "the drafter", "--speculative-draft-model-path")
     trust = cfg.trust_remote_code
     drafter = get_config(
         cfg.speculative_draft_model_path, trust_remote_code=trust, revision=cfg.speculative_draft_model_revision

@@ -67,7 +67,7 @@ class RoundWindow:
     plan: KVLocPlan
 
 
-class DDTreeWorker(DFlashWorkerV2):  # type: ignore[misc]
+class DDTreeWorker(DFlashWorkerV2):
     """Speculative worker of `--speculative-algorithm DDTREE`, on every platform."""
 
     def __init__(self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: Any) -> None:

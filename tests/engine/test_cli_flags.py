@@ -57,7 +57,12 @@ def test_flags_win_over_the_configuration_file(tmp_path: Any) -> None:
     path = tmp_path / "c.json"
     path.write_text('{"budget": 4, "top_k": 3}')
     translate(
-        "--speculative-algorithm", "DDTREE", "--speculative-ddtree-config", str(path), "--speculative-ddtree-budget", "9"
+        "--speculative-algorithm",
+        "DDTREE",
+        "--speculative-ddtree-config",
+        str(path),
+        "--speculative-ddtree-budget",
+        "9",
     )
     assert json.loads(os.environ[CONFIG_ENV]) == {"budget": 9, "top_k": 3, "policy": "fixed"}
 

@@ -1,0 +1,164 @@
+"""SGLang's real parser and resolution, with our hooks on: what is filled in, and what each mistake is told.
+
+No weights are needed: every refusal comes before a model loads.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddtree_sglang.config import CONFIG_ENV
+
+pytestmark = pytest.mark.sglang
+
+TARGET = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "torch_dtype": "float32",
+}
+DRAFTER = {
+    **TARGET,
+    "architectures": ["DFlashDraftModel"],
+    "model_type": "qwen3",
+    "num_hidden_layers": 2,
+    "head_dim": 16,
+    "block_size": 8,
+    "num_target_layers": 4,
+    "dflash_config": {"mask_token_id": 4, "target_layer_ids": [0, 2]},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _plugins() -> None:
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CONFIG_ENV, "")
+
+
+def write_checkpoint(folder: Path, config: dict[str, Any]) -> str:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"")
+    return str(folder)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> str:
+    return write_checkpoint(tmp_path / "target", TARGET)
+
+
+@pytest.fixture
+def drafter(tmp_path: Path) -> str:
+    return write_checkpoint(tmp_path / "drafter", DRAFTER)
+
+
+def resolve(*argv: str) -> Any:
+    from sglang.srt.arg_groups.overrides import resolving_view
+    from sglang.srt.server_args import prepare_server_args
+
+    server_args = prepare_server_args([*argv, "--skip-tokenizer-init"])
+    server_args.resolve_once()
+    return resolving_view(server_args)
+
+
+def ddtree(target: str, drafter: str, *more: str) -> tuple[str, ...]:
+    return (
+        *("--model-path", target, "--speculative-algorithm", "DDTREE"),
+        *("--speculative-draft-model-path", drafter, *more),
+    )
+
+
+def test_arguments_are_completed_from_the_budget_and_the_drafter(target: str, drafter: str) -> None:
+    cfg = resolve(*ddtree(target, drafter, "--speculative-ddtree-budget", "31"))
+    assert cfg.speculative_num_draft_tokens == 32
+    assert cfg.speculative_dflash_block_size == 8
+    assert cfg.speculative_num_steps == 7
+    assert cfg.speculative_eagle_topk == 2
+    assert cfg.max_running_requests is not None
+
+
+def test_help_lists_our_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        resolve("--help")
+    assert "--speculative-ddtree-budget" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--speculative-ddtree-budget", "0"), "from 1 to 255, got 0"),
+        (("--speculative-ddtree-budget", "256"), "from 1 to 255, got 256"),
+        (("--speculative-dflash-block-size", "16"), "trained for, 8, got 16"),
+        (("--attention-backend", "torch_native"), "attention"),
+        (("--page-size", "16"), "--page-size 1 only"),
+        (("--pp-size", "2"), "--pp-size"),
+        (("--speculative-use-rejection-sampling",), "rejection-sampling"),
+        (("--speculative-accept-threshold-single", "0.5"), "lossless"),
+        (("--enable-mixed-chunk",), "--enable-mixed-chunk"),
+        (("--speculative-draft-window-size", "64"), "window"),
+    ],
+)
+def test_unsupported_arguments_end_with_one_line(
+    target: str, drafter: str, more: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises((SystemExit, ValueError), match=message):
+        resolve(*ddtree(target, drafter, *more))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 128}, "hidden_size must equal the target's, got 128 and 64"),
+        ({"vocab_size": 101}, "got 101 and 100 tokens"),
+        ({"num_target_layers": 30}, "trained for a target of 30 layers"),
+        ({"dflash_config": {"target_layer_ids": [4]}}, r"\[4\] do not exist"),
+        ({"dflash_config": {"selector_rank": 4, "selector_top_k": 4}}, "path-dependent"),
+    ],
+)
+def test_drafter_that_does_not_fit_ends_with_one_line(
+    tmp_path: Path, target: str, change: dict[str, Any], message: str
+) -> None:
+    wrong = write_checkpoint(tmp_path / "wrong", {**DRAFTER, **change})
+    with pytest.raises(SystemExit, match=message):
+        resolve(*ddtree(target, wrong))
+
+
+def test_missing_drafter_is_named(target: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="add --speculative-draft-model-path"):
+        resolve("--model-path", target, "--speculative-algorithm", "DDTREE")
+    with pytest.raises(SystemExit, match="nowhere' does not exist; check --speculative-draft-model-path"):
+        resolve(*ddtree(target, str(tmp_path / "nowhere")))
+
+
+def test_engine_users_get_the_exception_itself(target: str, drafter: str) -> None:
+    from sglang.srt.server_args import ServerArgs
+
+    from ddtree_sglang.exceptions import DDTreeConfigError
+
+    args = ServerArgs(
+        model_path=target,
+        speculative_algorithm="DDTREE",
+        speculative_draft_model_path=drafter,
+        speculative_num_draft_tokens=512,
+        skip_tokenizer_init=True,
+    )
+    with pytest.raises(DDTreeConfigError, match="got 511"):
+        args.resolve_once()

@@ -111,9 +111,7 @@ def test_damaged_file_is_detected_and_converted_again(
     assert weights.read_bytes() == b"weights" * 100
 
 
-def test_other_source_digest_makes_the_folder_stale(
-    small_converter: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_source_digest_makes_the_folder_stale(small_converter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = prepare.prepare_model(small_converter)
     manifest = path / "manifest.json"
     manifest.write_text(manifest.read_text().replace(smollm2_source.GGUF_SHA256, "0" * 64))
@@ -152,9 +150,7 @@ def test_missing_package_is_named_with_the_command_that_installs_it(
     module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = smollm2_source.importlib.util.find_spec
-    monkeypatch.setattr(
-        smollm2_source.importlib.util, "find_spec", lambda name: None if name == module else real(name)
-    )
+    monkeypatch.setattr(smollm2_source.importlib.util, "find_spec", lambda name: None if name == module else real(name))
     with pytest.raises(ModelSourceError, match=r"not installed: run pip install 'ddtree-sglang\[demo\]'"):
         smollm2_source.find_gguf()
 
@@ -169,9 +165,7 @@ def test_altered_gguf_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         smollm2_source.find_gguf()
 
 
-def test_command_line_prints_only_the_path_on_stdout(
-    small_converter: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_line_prints_only_the_path_on_stdout(small_converter: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare.main(["--cache-dir", str(small_converter)]) == 0
     assert capsys.readouterr().out.strip() == str(prepare.prepare_model(small_converter))
 
@@ -186,8 +180,6 @@ def test_real_conversion_answers_like_the_model_that_it_is(tmp_path: Path) -> No
     assert model.config.num_hidden_layers == 30
     assert not hasattr(model.config, "quantization_config")
     messages = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = model.generate(**prompt, max_new_tokens=12, do_sample=False)
     assert "Paris" in tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :])

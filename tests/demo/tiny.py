@@ -61,9 +61,7 @@ def write_conversations(path: Path, target: LlamaForCausalLM, count: int = 60, l
     generator = torch.Generator().manual_seed(1)
     prompts = torch.randint(0, VOCABULARY - 1, (count, 5), generator=generator)
     with torch.inference_mode():
-        rows = target.generate(
-            prompts, max_new_tokens=length - 5, do_sample=False, pad_token_id=0, eos_token_id=-1
-        )
+        rows = target.generate(prompts, max_new_tokens=length - 5, do_sample=False, pad_token_id=0, eos_token_id=-1)
     np.savez(
         path,
         tokens=rows.reshape(-1).numpy().astype(np.uint16),

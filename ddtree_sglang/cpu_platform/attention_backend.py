@@ -15,6 +15,7 @@ import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import AttentionType
 
+from ddtree_sglang.cpu_platform import forward_epoch
 from ddtree_sglang.cpu_platform.attention_masks import window_from_flat_mask
 from ddtree_sglang.cpu_platform.attention_math import attend_span, attend_uniform
 from ddtree_sglang.cpu_platform.attention_plan import (
@@ -54,6 +55,7 @@ class DDTreeCpuAttnBackend(AttentionBackend):
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         """Build the plan of one forward pass from ``forward_batch``."""
+        forward_epoch.advance()
         mode = forward_batch.forward_mode
         if mode.is_idle():
             self.forward_metadata = None

@@ -45,9 +45,12 @@ def register_backend() -> None:
 
 def replacements() -> dict[str, Callable[..., Any]]:
     """Dotted path of each SGLang function that we replace, and our torch version of it."""
+    from ddtree_sglang.cpu_platform import operators
     from ddtree_sglang.cpu_platform import triton_replacements as ours
 
+    table_norm = "sglang.kernels.ops.attention.table_qk_norm_rope.table_qk_norm_rope_"
     return {
+        table_norm: operators.table_qk_norm_rope_,
         "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func": ours.assign_req_to_token_pool,
     }
 

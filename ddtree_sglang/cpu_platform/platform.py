@@ -92,6 +92,8 @@ class DDTreeCpuPlatform(CpuDeviceMixin, SRTPlatform):
     def init_backend(self) -> None:
         """Called by SGLang in each worker before any model is built: register backend, operators, hooks."""
         from ddtree_sglang.cpu_platform.hooks import install_hooks, register_backend
+        from ddtree_sglang.cpu_platform.operators import register_operators
 
         register_backend()
+        register_operators()
         install_hooks()

@@ -104,7 +104,7 @@ def running(systems: Sequence[System], common: Common, trace: bool = True) -> It
             if trace_path:
                 trace_path.unlink(missing_ok=True)
             server = stack.enter_context(_process(system, common, trace_path))
-            with step(f"starting {system.name}"):
+            with step(f"starting {system.name}", server.startup_stage):
                 server.wait_ready()
             started.append(RunningSystem(system, server, trace_path))
         yield started

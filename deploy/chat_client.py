@@ -85,9 +85,7 @@ def stream_chat(
     target = urllib.parse.urlsplit(url)
     connection = http.client.HTTPConnection(target.hostname or "", target.port, timeout=timeout_s)
     try:
-        connection.request(
-            "POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"}
-        )
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
         started = time.perf_counter()
         response = connection.getresponse()
         if response.status != 200:
@@ -100,9 +98,7 @@ def stream_chat(
         connection.close()
 
 
-def _collect(
-    response: http.client.HTTPResponse, started: float, on_text: Callable[[str], None]
-) -> ChatAnswer:
+def _collect(response: http.client.HTTPResponse, started: float, on_text: Callable[[str], None]) -> ChatAnswer:
     pieces: list[str] = []
     usage: dict[str, Any] = {}
     accept_length: float | None = None

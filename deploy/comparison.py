@@ -52,9 +52,7 @@ class Comparison:
 def compare(plain_url: str, ddtree_url: str, prompt: str, max_tokens: int) -> Comparison:
     """Measure both servers in turns, so that what slows the machine for a moment slows both."""
     messages = [{"role": "user", "content": prompt}]
-    rounds = [
-        [stream_chat(url, messages, max_tokens) for url in (plain_url, ddtree_url)] for _ in range(RUNS + 1)
-    ]
+    rounds = [[stream_chat(url, messages, max_tokens) for url in (plain_url, ddtree_url)] for _ in range(RUNS + 1)]
     plain, ddtree = zip(*rounds[1:], strict=True)
     return Comparison(tuple(plain), tuple(ddtree))
 

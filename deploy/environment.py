@@ -217,9 +217,7 @@ def ensure_environment(repo: Path, requirement_files: Sequence[str]) -> Path:
     if is_ready(repo, requirement_files):
         return python
     if sys.version_info[:2] < OLDEST_PYTHON:
-        raise SetupError(
-            f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; install a newer python3."
-        )
+        raise SetupError(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; install a newer python3.")
     with exclusive(repo):
         if is_ready(repo, requirement_files):
             return python

@@ -26,9 +26,7 @@ from progress import say, step
 from server_process import ServerError, ServerProcess, ServerSpec, free_port, port_is_free
 
 DEFAULT_PORT = 30000
-DEFAULT_PROMPT = (
-    "Write a short Python function that reverses a string, and explain in one sentence how it works."
-)
+DEFAULT_PROMPT = "Write a short Python function that reverses a string, and explain in one sentence how it works."
 LOG_FOLDER = REPO / ".cache/serve"
 # With the plain server beside it, each may take this share of a GPU.
 SHARED_GPU_FRACTION = "0.35"
@@ -53,19 +51,13 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         description="Serve a small real model with DDTREE, from a machine that has only Python.",
     )
     parser.add_argument("--once", metavar="PROMPT", help="answer PROMPT, then end instead of serving on")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: this machine only)"
-    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"port (default {DEFAULT_PORT})")
     parser.add_argument("--model", help="target model folder (default: SmolLM2-135M-Instruct, prepared here)")
     parser.add_argument("--draft", help="DFlash drafter folder for that model (default: the one that ships)")
-    parser.add_argument(
-        "--budget", type=int, help="draft tree nodes besides the root (default: the plugin's)"
-    )
+    parser.add_argument("--budget", type=int, help="draft tree nodes besides the root (default: the plugin's)")
     parser.add_argument("--dtype", help="default: float32 without a GPU, bfloat16 with one")
-    parser.add_argument(
-        "--max-tokens", type=int, default=128, help="length limit of the answer (default 128)"
-    )
+    parser.add_argument("--max-tokens", type=int, default=128, help="length limit of the answer (default 128)")
     parser.add_argument(
         "--baseline",
         action=argparse.BooleanOptionalAction,
@@ -89,9 +81,7 @@ def check_args(args: argparse.Namespace) -> None:
         if value and not (Path(value) / "config.json").is_file():
             raise UsageError(f"{flag} must be a folder with a config.json, got {value}.")
     if not port_is_free(args.host, args.port):
-        raise UsageError(
-            f"port {args.port} on {args.host} is in use; stop what listens there or give another --port."
-        )
+        raise UsageError(f"port {args.port} on {args.host} is in use; stop what listens there or give another --port.")
 
 
 def has_gpu() -> bool:
@@ -106,9 +96,7 @@ def has_gpu() -> bool:
 
 def _last_line_of(command: Sequence[str | Path]) -> str:
     """Run a step of the product in `.venv`; returns the last line of its stdout, stderr is shown."""
-    result = subprocess.run(
-        [str(part) for part in command], cwd=REPO, stdout=subprocess.PIPE, text=True, check=False
-    )
+    result = subprocess.run([str(part) for part in command], cwd=REPO, stdout=subprocess.PIPE, text=True, check=False)
     lines = result.stdout.strip().splitlines()
     if result.returncode != 0 or not lines:
         raise SetupError(f"`{' '.join(map(str, command[1:]))}` failed with status {result.returncode}.")
@@ -135,13 +123,13 @@ def serve_and_answer(python: Path, args: argparse.Namespace, pair: Pair) -> None
     baseline = args.baseline if args.baseline is not None else not (gpu and args.model)
     extra = ("--mem-fraction-static", SHARED_GPU_FRACTION) if gpu and baseline else ()
     plain = ServerSpec(pair.model, free_port(), dtype=dtype, extra=extra)
-    spec = ServerSpec(
-        pair.model, args.port, args.host, "DDTREE", pair.draft, args.budget, dtype=dtype, extra=extra
-    )
+    spec = ServerSpec(pair.model, args.port, args.host, "DDTREE", pair.draft, args.budget, dtype=dtype, extra=extra)
     prompt = args.once or DEFAULT_PROMPT
     server = ServerProcess.from_spec("the DDTREE server", spec, python, LOG_FOLDER / "ddtree.log")
     with server:
-        with step(f"starting the DDTREE server ({dtype}; log: {server.log_path.relative_to(REPO)})"):
+        with step(
+            f"starting the DDTREE server ({dtype}; log: {server.log_path.relative_to(REPO)})", server.startup_stage
+        ):
             server.wait_ready()
         say(f"\n> {prompt}\n")
         answer = stream_chat(spec.url, [{"role": "user", "content": prompt}], args.max_tokens, _print_piece)
@@ -164,7 +152,7 @@ def _compare_with_plain(
 ) -> Comparison:
     log = LOG_FOLDER / "plain.log"
     with ServerProcess.from_spec("the plain server", plain, python, log) as server:
-        with step("starting a plain server to compare with (same flags, no speculation)"):
+        with step("starting a plain server to compare with (same flags, no speculation)", server.startup_stage):
             server.wait_ready()
         with step("measuring both, in turns"):
             return compare(plain.url, ddtree.url, prompt, max_tokens)

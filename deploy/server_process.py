@@ -24,6 +24,14 @@ _PR_SET_PDEATHSIG = 1
 _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
+# What SGLang's log shows, in order, and what it is busy with from there on.
+_STARTUP_STAGES = (
+    ("server_args=", "importing the engine"),
+    ("Load weight begin", "loading weights"),
+    ("KV Cache is allocated", "warming up"),
+)
+
+
 class ServerError(Exception):
     """A server ended or did not become ready; the message carries the end of its log."""
 
@@ -151,13 +159,18 @@ class ServerProcess:
         """None while it runs."""
         return None if self._process is None else self._process.poll()
 
+    def startup_stage(self) -> str:
+        """What it is busy with before it is ready, told from its log."""
+        text = self.log_path.read_text(encoding="utf-8", errors="replace") if self.log_path.exists() else ""
+        reached = [stage for mark, stage in _STARTUP_STAGES if mark in text]
+        return reached[-1] if reached else "starting Python"
+
     def check_alive(self) -> None:
         """Raise ServerError with the end of the log if the server has ended."""
         status = self.exit_status()
         if status is not None:
             raise ServerError(
-                f"{self.name} ended with status {status}. The end of {self.log_path}:\n"
-                f"{log_tail(self.log_path)}"
+                f"{self.name} ended with status {status}. The end of {self.log_path}:\n{log_tail(self.log_path)}"
             )
 
     def wait_ready(self, timeout_s: float = 600.0) -> None:

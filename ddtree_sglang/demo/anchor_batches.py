@@ -49,9 +49,7 @@ def batch_at(
     return gather_batch(conversations, cache, chosen, anchors, num_drafts)
 
 
-def _sample_anchors(
-    conversations: Conversations, index: int, count: int, generator: torch.Generator
-) -> Tensor:
+def _sample_anchors(conversations: Conversations, index: int, count: int, generator: torch.Generator) -> Tensor:
     """Anchors [count] int64, distinct where the answer is long enough: any answer token but the last."""
     start, length = int(conversations.answer_start[index]), len(conversations.token_ids(index))
     candidates = max(1, length - 1 - start)

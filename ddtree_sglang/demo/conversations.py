@@ -60,9 +60,7 @@ def load_conversations(path: Path) -> Conversations:
     lengths = offsets.diff()
     consistent = len(offsets) == len(start) + 1 and int(offsets[0]) == 0 and int(offsets[-1]) == len(tokens)
     if not consistent or bool((start < 1).any()) or bool((start > lengths).any()):
-        raise ValueError(
-            f"{path}: offsets and answer_start must describe the {len(tokens)} tokens: rewrite it."
-        )
+        raise ValueError(f"{path}: offsets and answer_start must describe the {len(tokens)} tokens: rewrite it.")
     return Conversations(tokens, offsets, start)
 
 

@@ -33,9 +33,7 @@ class StepLoss:
     counted: Tensor  # [D] float32, labels that exist
 
 
-def choose_candidates(
-    batch: AnchorBatch, vocab_size: int, num_sampled: int, generator: torch.Generator
-) -> Candidates:
+def choose_candidates(batch: AnchorBatch, vocab_size: int, num_sampled: int, generator: torch.Generator) -> Candidates:
     """Labels and target candidates of the batch, and `num_sampled` of the others (all if fewer remain)."""
     needed = torch.zeros(vocab_size, dtype=torch.bool)
     needed[batch.labels.reshape(-1)] = True

@@ -39,8 +39,7 @@ class DrafterConfig:
     def __post_init__(self) -> None:
         if self.block_size < 2:
             raise ValueError(
-                f"block_size must be at least 2 (one bonus token, one draft), got {self.block_size}: "
-                "use 8 or 16."
+                f"block_size must be at least 2 (one bonus token, one draft), got {self.block_size}: use 8 or 16."
             )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(

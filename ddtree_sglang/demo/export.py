@@ -32,6 +32,7 @@ def export_drafter(model: DFlashDrafter, folder: Path, dtype: torch.dtype = torc
     config = model.config.to_hf_config() | {"dtype": str(dtype).removeprefix("torch.")}
     partial = folder / "model.safetensors.partial"
     save_file(state, partial, metadata={"format": "pt"})
+    partial.chmod(0o644)  # safetensors writes for the owner alone; others may serve it
     partial.replace(folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     load_drafter(folder)

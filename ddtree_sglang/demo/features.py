@@ -133,9 +133,7 @@ def build_feature_cache(
 
 
 @torch.inference_mode()
-def _fill(
-    conversations: Conversations, target: Any, spec: FeatureSpec, folder: Path, tokens_per_batch: int
-) -> None:
+def _fill(conversations: Conversations, target: Any, spec: FeatureSpec, folder: Path, tokens_per_batch: int) -> None:
     arrays = _open_arrays(folder, spec, mode="w+")
     device = next(target.parameters()).device
     started = last_print = time.monotonic()

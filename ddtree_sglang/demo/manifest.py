@@ -35,9 +35,7 @@ def manifest_problems(folder: Path, **facts: Any) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"{MANIFEST_NAME} cannot be read ({error})"]
     problems = [
-        f"{name} is {recorded[name]!r}, expected {value!r}"
-        for name, value in facts.items()
-        if recorded[name] != value
+        f"{name} is {recorded[name]!r}, expected {value!r}" for name, value in facts.items() if recorded[name] != value
     ]
     for name, entry in files.items():
         path = folder / name

@@ -44,9 +44,7 @@ class DrafterOptimizer:
             muon = torch.optim.Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
             self.parts.append(muon)
         elif kind == "adamw":
-            self.parts.append(
-                torch.optim.AdamW(matrices, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
-            )
+            self.parts.append(torch.optim.AdamW(matrices, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True))
         else:
             raise ValueError(f"optimizer must be muon or adamw, got {kind!r}.")
 

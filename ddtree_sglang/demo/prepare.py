@@ -129,9 +129,7 @@ def _say(message: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the prepared folder; exit status 1 with the reason when it cannot be prepared."""
     parser = argparse.ArgumentParser(prog="python -m ddtree_sglang.demo.prepare", description=__doc__)
-    parser.add_argument(
-        "--cache-dir", type=Path, default=None, help=f"default: ${CACHE_VARIABLE} or ~/.cache"
-    )
+    parser.add_argument("--cache-dir", type=Path, default=None, help=f"default: ${CACHE_VARIABLE} or ~/.cache")
     args = parser.parse_args(argv)
     try:
         print(prepare_model(args.cache_dir))

@@ -41,9 +41,7 @@ def find_gguf() -> Path:
         raise ModelSourceError(f"{PACKAGE} must hold {GGUF_NAME}, not found at {path}: reinstall {PACKAGE}.")
     digest = sha256_of(path)
     if digest != GGUF_SHA256:
-        raise ModelSourceError(
-            f"{path} must have SHA-256 {GGUF_SHA256}, found {digest}: reinstall {PACKAGE}."
-        )
+        raise ModelSourceError(f"{path} must have SHA-256 {GGUF_SHA256}, found {digest}: reinstall {PACKAGE}.")
     return path
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ddtree_sglang.demo.drafter_config import DrafterConfig, drafter_config_for
@@ -40,7 +41,10 @@ def save_tiny_target(folder: Path, hidden_size: int = 48) -> Path:
     tiny_target(hidden_size).save_pretrained(folder)
     vocabulary = {f"w{i}": i for i in range(VOCABULARY - 1)} | {"mask": VOCABULARY - 1}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="w0"))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    wrapped.chat_template = "{% for m in messages %}w7 w1 {{ m.content }} w2 {% endfor %}w3 w4"
+    wrapped.save_pretrained(folder)
     return folder
 
 

@@ -40,10 +40,7 @@ def rms_norm(
 
 def _is_unusual_norm(op: Any) -> bool:
     return bool(
-        op.override_orig_dtype
-        or op.variance_size_override is not None
-        or op.cast_x_before_out_mul
-        or op.fp32_residual
+        op.override_orig_dtype or op.variance_size_override is not None or op.cast_x_before_out_mul or op.fp32_residual
     )
 
 

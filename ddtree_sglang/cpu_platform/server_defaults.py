@@ -61,9 +61,7 @@ def _check_switches(server_args: Any) -> None:
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} needs a GPU, and this machine has none; drop the flag.")
     if server_args.pp_size != 1:
-        raise ValueError(
-            f"--pp-size must be 1 on the CPU platform, got {server_args.pp_size}; use --tp-size instead."
-        )
+        raise ValueError(f"--pp-size must be 1 on the CPU platform, got {server_args.pp_size}; use --tp-size instead.")
 
 
 def _resolve_attention_backend(server_args: Any) -> None:
@@ -72,8 +70,7 @@ def _resolve_attention_backend(server_args: Any) -> None:
         if chosen not in (*_ENGINE_FILLED_BACKENDS, ATTENTION_BACKEND):
             flag = "--" + name.replace("_", "-")
             raise ValueError(
-                f"{flag} must be {ATTENTION_BACKEND!r} on a machine without a GPU, got {chosen!r}; "
-                "drop the flag."
+                f"{flag} must be {ATTENTION_BACKEND!r} on a machine without a GPU, got {chosen!r}; drop the flag."
             )
     server_args.attention_backend = ATTENTION_BACKEND
     server_args.sampling_backend = "pytorch"

@@ -51,9 +51,7 @@ def extend_cache_locs(
     return out
 
 
-def _window_cells(
-    rows: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _window_cells(rows: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Row and column of every table cell in ``[start_b, end_b)``, requests in order: two ``[M] int64``."""
     lengths = (ends - starts).clamp(min=0)
     total = int(lengths.sum())

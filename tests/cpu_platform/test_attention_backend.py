@@ -37,9 +37,7 @@ def random_trees(count: int, num_nodes: int, seed: int) -> list[torch.Tensor]:
     ("prefix_lens", "new_lens"),
     [([0], [7]), ([9], [5]), ([0, 0, 0], [3, 1, 8]), ([4, 0, 11], [1, 6, 2]), ([20], [1])],
 )
-def test_prefill_with_any_prefix_equals_dense(
-    prefix_lens: list[int], new_lens: list[int], consecutive: bool
-) -> None:
+def test_prefill_with_any_prefix_equals_dense(prefix_lens: list[int], new_lens: list[int], consecutive: bool) -> None:
     bench = cases.make_bench(prefix_lens, new_lens, consecutive=consecutive)
     outputs = cases.run(bench, ForwardMode.EXTEND)
     allowed = [cases.causal(p, n) for p, n in zip(prefix_lens, new_lens, strict=True)]
@@ -80,9 +78,7 @@ def test_flat_custom_mask_means_the_same_as_ancestors(padding: int) -> None:
     by_flat = cases.run(
         cases.make_bench(prefix_lens, [6] * 3), ForwardMode.TARGET_VERIFY, SimpleNamespace(custom_mask=flat)
     )
-    by_ancestors = cases.run(
-        cases.make_bench(prefix_lens, [6] * 3), ForwardMode.TARGET_VERIFY, tree_input(windows)
-    )
+    by_ancestors = cases.run(cases.make_bench(prefix_lens, [6] * 3), ForwardMode.TARGET_VERIFY, tree_input(windows))
     for left, right in zip(by_flat, by_ancestors, strict=True):
         assert torch.equal(left, right)
 

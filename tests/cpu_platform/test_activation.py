@@ -1,0 +1,120 @@
+"""When the platform applies, when it stands aside, and what it fills in or refuses."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sglang.srt.arg_groups import choices
+from sglang.srt.model_executor.cuda_graph_config import Backend, default_cuda_graph_config
+from sglang.srt.platforms.interface import SRTPlatform
+
+from ddtree_sglang import cpu_platform
+from ddtree_sglang.cpu_platform import memory_budget, server_defaults
+from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
+from ddtree_sglang.cpu_platform.platform import DDTreeCpuPlatform
+
+pytestmark = pytest.mark.sglang
+
+
+@pytest.fixture(autouse=True)
+def _no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
+    monkeypatch.setattr(cpu_platform, "_accelerator_present", lambda: False)
+
+
+def test_activates_on_a_bare_machine() -> None:
+    assert cpu_platform.activate() == cpu_platform.PLATFORM_CLASS
+
+
+def test_stands_aside_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert cpu_platform.activate() is None
+
+
+def test_stands_aside_for_the_engines_own_cpu_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
+    assert cpu_platform.activate() is None
+
+
+def test_named_class_is_a_platform() -> None:
+    platform = DDTreeCpuPlatform()
+    assert isinstance(platform, SRTPlatform)
+    assert platform.is_out_of_tree()
+    assert f"{type(platform).__module__}.{type(platform).__name__}" == cpu_platform.PLATFORM_CLASS
+
+
+def test_platform_makes_its_backend_a_legal_flag_value() -> None:
+    DDTreeCpuPlatform()
+    DDTreeCpuPlatform()
+    assert choices.ATTENTION_BACKEND_CHOICES.count(ATTENTION_BACKEND) == 1
+    assert choices.DRAFT_ATTENTION_BACKEND_CHOICES.count(ATTENTION_BACKEND) == 1
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "supported"), [("DFLASH", True), ("DDTREE", True), ("ddtree", True), ("EAGLE", False)]
+)
+def test_supported_algorithms(algorithm: str, supported: bool) -> None:
+    assert DDTreeCpuPlatform().supports_speculative_algorithm(algorithm) is supported
+
+
+def arguments(**changes: Any) -> SimpleNamespace:
+    fields: dict[str, Any] = dict.fromkeys(server_defaults._GPU_ONLY_SWITCHES, False)
+    fields |= {
+        "device": "cpu",
+        "pp_size": 1,
+        "attention_backend": "intel_amx",
+        "prefill_attention_backend": None,
+        "decode_attention_backend": None,
+        "sampling_backend": None,
+        "cuda_graph_config": default_cuda_graph_config(),
+        "chunked_prefill_size": None,
+        "max_running_requests": None,
+        "mem_fraction_static": None,
+        "max_total_tokens": 5000,
+    }
+    return SimpleNamespace(**(fields | changes))
+
+
+def test_defaults_make_a_bare_command_line_work() -> None:
+    given = arguments()
+    server_defaults.apply_defaults(given)
+    assert given.attention_backend == ATTENTION_BACKEND
+    assert given.disable_overlap_schedule is True
+    assert given.cuda_graph_config.decode.backend == Backend.DISABLED
+    assert given.cuda_graph_config.prefill.backend == Backend.DISABLED
+    assert given.max_total_tokens == 5000
+    assert 0 < given.mem_fraction_static < 1
+
+
+def test_what_the_user_chose_stays() -> None:
+    given = arguments(chunked_prefill_size=64, max_running_requests=3, mem_fraction_static=0.25, max_total_tokens=None)
+    server_defaults.apply_defaults(given)
+    assert (given.chunked_prefill_size, given.max_running_requests, given.mem_fraction_static) == (64, 3, 0.25)
+    assert given.max_total_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"device": "cuda"}, "--device must be 'cpu'.*'cuda'"),
+        ({"attention_backend": "flashinfer"}, "--attention-backend must be 'ddtree_cpu'.*'flashinfer'"),
+        ({"decode_attention_backend": "fa3"}, "--decode-attention-backend must be"),
+        ({"pp_size": 2}, "--pp-size must be 1.*got 2"),
+        ({"enable_symm_mem": True}, "--enable-symm-mem needs a GPU"),
+    ],
+)
+def test_contradicting_flags_are_refused_with_rule_value_and_remedy(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        server_defaults.apply_defaults(arguments(**changes))
+
+
+def test_kv_budget_is_bounded_by_memory_and_by_contexts() -> None:
+    per_token = memory_budget.kv_bytes_per_token(30, 3, 64, torch.float32)
+    assert per_token == 2 * 30 * 3 * 64 * 4
+    assert memory_budget.tokens_within(per_token * 10_000, per_token, 8192) == 10_000
+    assert memory_budget.tokens_within(per_token * 10**9, per_token, 8192) == 16 * 8192
+    assert memory_budget.tokens_within(0, per_token, 8192) == memory_budget.MIN_TOKENS

@@ -22,6 +22,12 @@ class RequestRule(NamedTuple):
     instead: str
 
 
+def _is_deterministic() -> bool:
+    from sglang.srt.runtime_context import get_exec
+
+    return bool(get_exec().deterministic.enable_deterministic_inference)
+
+
 _WITHOUT = "leave it out, or use a server without --speculative-algorithm DDTREE"
 
 REQUEST_RULES: tuple[RequestRule, ...] = (
@@ -29,6 +35,12 @@ REQUEST_RULES: tuple[RequestRule, ...] = (
     RequestRule("presence_penalty", lambda req: req.sampling_params.presence_penalty != 0.0, _WITHOUT),
     RequestRule("repetition_penalty", lambda req: req.sampling_params.repetition_penalty != 1.0, _WITHOUT),
     RequestRule("min_new_tokens", lambda req: req.sampling_params.min_new_tokens > 0, _WITHOUT),
+    # SGLang's seeded sampler asserts that there is no min-p, and an assertion ends the server.
+    RequestRule(
+        "min_p under --enable-deterministic-inference",
+        lambda req: req.sampling_params.min_p > 0 and _is_deterministic(),
+        "leave it out, or use a server without --enable-deterministic-inference",
+    ),
     RequestRule("json_schema", lambda req: req.sampling_params.json_schema is not None, _WITHOUT),
     RequestRule("regex", lambda req: req.sampling_params.regex is not None, _WITHOUT),
     RequestRule("ebnf", lambda req: req.sampling_params.ebnf is not None, _WITHOUT),

@@ -22,7 +22,8 @@ class RoundTrace:
     """Collects the stage times of one round after the other and appends them to a file.
 
     Lines hold `round`, `batch_size`, `num_nodes`, `<stage>_ms` for each stage, `total_ms`, `commit_lens` (tokens
-    emitted per request, bonus included), `accept_index` (nodes on the path, -1 padded) and `depths` of the tree.
+    emitted per request, bonus included), `accept_index` (nodes on the path, -1 padded), `depths` of the tree's nodes
+    and `free_slots` (of the KV pool, with this round's reservation taken).
     """
 
     def __init__(self, path: str | None, device: str) -> None:

@@ -172,13 +172,15 @@ class DDTreeWorker(DFlashWorkerV2):
                 on_publish(new_seq_lens)
         with stage("commit"):
             self._commit(accepted, window, target_out.logits_output)
-        self.trace.end_round(
-            batch_size=len(batch.reqs),
-            num_nodes=self.num_nodes,
-            commit_lens=accepted.commit_lens,
-            accept_index=accepted.accept_index,
-            depths=tree.depths,
-        )
+        if self.trace.enabled:
+            self.trace.end_round(
+                batch_size=len(batch.reqs),
+                num_nodes=self.num_nodes,
+                commit_lens=accepted.commit_lens,
+                accept_index=accepted.accept_index,
+                depths=tree.depths,
+                free_slots=self.model_runner.token_to_kv_pool_allocator.available_size(),
+            )
         return self._result(target_out, accepted, new_seq_lens, keep_alive=[window, tree, verify_input, target_ids])
 
     def _open_window(self, batch: ScheduleBatch) -> RoundWindow:

@@ -1,0 +1,102 @@
+"""A tree in SGLang's terms: widths, links, and the two forms of its mask; and what a graph is captured with."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ddtree_sglang.core import build_draft_tree
+from ddtree_sglang.core.tree_layout import layout_draft_tree
+
+pytestmark = pytest.mark.sglang
+
+PREFIX = [2, 5]
+
+
+def make(needs_flat_mask: bool) -> Any:
+    from ddtree_sglang.engine.verify_input import make_verify_input
+
+    # root -+- a --- c
+    #       +- b
+    ids = torch.tensor([[[1, 2], [3, 4]]]).repeat(2, 1, 1)
+    logprobs = torch.log(torch.tensor([[[0.6, 0.3], [0.9, 0.1]]])).repeat(2, 1, 1)
+    tree = build_draft_tree(ids, logprobs, torch.tensor([7, 8]), 4)
+    prefix_lens = torch.tensor(PREFIX)
+    made = make_verify_input(
+        tree,
+        layout_draft_tree(tree, prefix_lens),
+        prefix_lens,
+        max_path_len=3,
+        out_cache_loc=torch.arange(8),
+        kv_loc_plan=None,
+        needs_flat_mask=needs_flat_mask,
+        total_prefix_len=None,
+    )
+    return tree, made
+
+
+def test_widths_are_the_nodes_and_the_longest_path() -> None:
+    _, made = make(needs_flat_mask=True)
+    assert made.draft_token_num == made.num_tokens_per_req == 4
+    assert made.max_tree_depth == 3
+    assert made.tree_topk == -1
+    # FA3 takes its tree path by this number alone.
+    assert made.topk > 1
+
+
+def test_tokens_positions_and_links_are_flat_and_rooted_at_the_bonus() -> None:
+    tree, made = make(needs_flat_mask=True)
+    assert made.draft_token.tolist() == [7, 1, 3, 2, 8, 1, 3, 2]
+    assert made.positions.tolist() == [2, 3, 4, 3, 5, 6, 7, 6]
+    assert made.retrieve_next_token[0].tolist() == [1, 2, -1, -1]
+    assert made.retrieve_next_sibling[0].tolist() == [-1, 3, -1, -1]
+    assert made.retrieve_index.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_flat_mask_is_flashinfers_layout_and_agrees_with_the_ancestor_mask() -> None:
+    _, flat = make(needs_flat_mask=True)
+    _, tail = make(needs_flat_mask=False)
+    assert flat.ancestor_mask is None
+    offset = 0
+    for b, prefix in enumerate(PREFIX):
+        rows = flat.custom_mask[offset : offset + 4 * (prefix + 4)].view(4, prefix + 4)
+        assert bool(rows[:, :prefix].all())
+        assert torch.equal(rows[:, prefix:], tail.ancestor_mask[b])
+        offset += rows.numel()
+    assert offset == flat.custom_mask.numel()
+
+
+def test_targets_graphs_and_warm_ups_are_trees_and_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddtree_sglang.engine import graph_runner
+
+    spec = SimpleNamespace(speculative_num_steps=7, speculative_num_draft_tokens=17)
+    monkeypatch.setattr(graph_runner, "get_spec", lambda: spec)
+    mask = torch.ones(3, dtype=torch.bool)
+    ours = SimpleNamespace(name="DDTREE")
+
+    def stock(*args: Any) -> str:
+        return "stock"
+
+    made = graph_runner.dummy_verify_input(stock, ours, mask, 17, False)
+    assert (made.draft_token_num, made.max_tree_depth, made.custom_mask) == (17, 8, mask)
+    assert graph_runner.dummy_verify_input(stock, ours, mask, 8, True) == "stock"
+    assert graph_runner.dummy_verify_input(stock, SimpleNamespace(name="DFLASH"), mask, 8, False) == "stock"
+
+
+def test_target_runner_captures_with_our_class_and_the_backends_mask_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCudaGraphRunner
+
+    from ddtree_sglang.engine import graph_runner
+
+    spec = SimpleNamespace(speculative_num_steps=7, speculative_num_draft_tokens=17)
+    monkeypatch.setattr(graph_runner, "get_spec", lambda: spec)
+    runner = SimpleNamespace()
+    graph_runner.install_tree_graph_runner(runner)
+    runner_class = runner._decode_cuda_graph_runner_cls()
+    assert issubclass(runner_class, DecodeCudaGraphRunner)
+    captured = runner_class.__new__(runner_class)
+    captured.buffers = SimpleNamespace(custom_mask="buffer")
+    assert captured.get_spec_info(17).custom_mask == "buffer"

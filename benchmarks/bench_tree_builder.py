@@ -85,9 +85,7 @@ def time_in_turn(calls: dict[str, Callable[[], object]], max_seconds: float) -> 
 
 def summarize(values: list[float]) -> Timing:
     deciles = statistics.quantiles(values, n=10)
-    return Timing(
-        round(statistics.median(values), 1), round(deciles[0], 1), round(deciles[-1], 1), len(values)
-    )
+    return Timing(round(statistics.median(values), 1), round(deciles[0], 1), round(deciles[-1], 1), len(values))
 
 
 def synthetic_logits(batch_size: int, depth: int, vocab: int) -> torch.Tensor:
@@ -141,9 +139,7 @@ def measure(sizes: Sizes, logits: torch.Tensor, max_seconds: float) -> dict[str,
         },
         max_seconds,
     )
-    return timings | time_in_turn(
-        {"top_k": lambda: top_candidates(logits, sizes.num_candidates)}, max_seconds / 2
-    )
+    return timings | time_in_turn({"top_k": lambda: top_candidates(logits, sizes.num_candidates)}, max_seconds / 2)
 
 
 def provenance() -> dict[str, str | int | bool]:
@@ -161,9 +157,7 @@ def provenance() -> dict[str, str | int | bool]:
 
 
 def git(*arguments: str) -> str:
-    result = subprocess.run(
-        ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=False
-    )
+    result = subprocess.run(["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=False)
     return result.stdout.strip() or ("" if result.returncode == 0 else "unknown")
 
 
@@ -188,9 +182,7 @@ def table_row(sizes: Sizes, timings: dict[str, Timing]) -> str:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocabs", type=int, nargs="+", default=[49152, 151936])
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--num-nodes", type=int, nargs="+", default=[17, 65, 257])

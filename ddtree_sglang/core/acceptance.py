@@ -77,7 +77,7 @@ def _path_nodes(tree: DraftTree, target_ids: torch.Tensor, max_path_len: int) ->
 def draw_target_tokens(
     probs: torch.Tensor,  # [B, N, V] float32, the target's adjusted distribution after each node
     generator: torch.Generator | None = None,
-    uniform: torch.Tensor | None = None,  # [B, N] float32 or float64 in [0, 1)
+    uniform: torch.Tensor | None = None,  # [B, N] float32 or float64 in [0, 1]
 ) -> torch.Tensor:
     """[B, N] int64: one token per node, drawn from its distribution. A token of probability 0 is never
     drawn.
@@ -99,15 +99,13 @@ def draw_target_tokens(
         # A clock of exactly 0 would turn a probability of 0 into NaN, which argmax takes.
         return torch.argmax(probs / clocks.clamp_(min=torch.finfo(torch.float32).tiny), dim=-1)
     if generator is not None:
-        raise ValueError(
-            "draw_target_tokens takes one source of randomness, got generator and uniform; drop one"
-        )
+        raise ValueError("draw_target_tokens takes one source of randomness, got generator and uniform; drop one")
     if uniform.shape != probs.shape[:2]:
         raise ValueError(f"uniform must be [B, N] = {tuple(probs.shape[:2])}, got {tuple(uniform.shape)}")
     cumulative = torch.cumsum(probs.double(), dim=-1)
     total = cumulative[..., -1:].contiguous()
     drawn = torch.searchsorted(cumulative, uniform.double().unsqueeze(-1) * total, right=True)
-    # Where rounding lifts u * total to total, fall back to the last token that has probability.
+    # A number of exactly 1, which some generators return, counts as just below it.
     last = torch.searchsorted(cumulative, total)
     return torch.minimum(drawn, last).squeeze(-1)
 
@@ -124,6 +122,4 @@ def _check_walk(tree: DraftTree, target_ids: torch.Tensor, max_path_len: int) ->
     if target_ids.device != tree.device:
         raise ValueError(f"target_ids must be on {tree.device} like the tree, got {target_ids.device}")
     if max_path_len < 1:
-        raise ValueError(
-            f"max_path_len must be at least 1 (the root), got {max_path_len}; use draft depth + 1"
-        )
+        raise ValueError(f"max_path_len must be at least 1 (the root), got {max_path_len}; use draft depth + 1")

@@ -87,9 +87,7 @@ def count_round(
 ) -> AcceptanceCounts:
     """Count one round of a batch. Reads nothing on the host."""
     batch_size, max_path_len = accepted.accept_index.shape
-    weight = (
-        torch.ones(batch_size, dtype=torch.int64, device=tree.device) if active is None else active.long()
-    )
+    weight = torch.ones(batch_size, dtype=torch.int64, device=tree.device) if active is None else active.long()
     on_path = accepted.accept_index >= 0
     path_on_spine = spine_nodes(tree).gather(1, accepted.accept_index.clamp(min=0)) & on_path
     zeros = torch.zeros(max_path_len, dtype=torch.int64, device=tree.device)

@@ -67,17 +67,13 @@ class DraftTree:
         assert bool((self.logprobs[:, 0] == 0).all()), "the root has log-probability 0"
         assert bool((~drafted | (self.parents < index)).all()), "a parent comes before its children"
         assert bool((real[:, 1:] <= real[:, :-1]).all()), "padding comes after every real node"
-        assert bool((self.logprobs[:, 1:] <= self.logprobs[:, :-1]).all()), (
-            "nodes in descending log-probability"
-        )
+        assert bool((self.logprobs[:, 1:] <= self.logprobs[:, :-1]).all()), "nodes in descending log-probability"
         assert bool(((self.logprobs > -torch.inf) == real).all()), "-inf exactly at padding"
         assert bool((self.depths[padding] == 0).all()), "padding has depth 0"
         parent_rows = self.parents.clamp(min=0)
         assert bool(real.gather(1, parent_rows)[drafted].all()), "every ancestor of a node is in the tree"
         parent_depths = self.depths.gather(1, parent_rows)
-        assert bool((self.depths == parent_depths + 1)[drafted].all()), (
-            "a child is one deeper than its parent"
-        )
+        assert bool((self.depths == parent_depths + 1)[drafted].all()), "a child is one deeper than its parent"
         _check_siblings_differ(self)
 
 

@@ -238,9 +238,7 @@ def _usable(topk_logprobs: torch.Tensor) -> torch.Tensor:
     return torch.nan_to_num(topk_logprobs, nan=-torch.inf, posinf=0.0, neginf=-torch.inf).clamp_(max=0.0)
 
 
-def _check_inputs(
-    topk_ids: torch.Tensor, topk_logprobs: torch.Tensor, root_ids: torch.Tensor, num_nodes: int
-) -> None:
+def _check_inputs(topk_ids: torch.Tensor, topk_logprobs: torch.Tensor, root_ids: torch.Tensor, num_nodes: int) -> None:
     """Check at the door what costs nothing to check: sizes, dtypes, devices. Never values."""
     if topk_ids.dim() != 3 or 0 in topk_ids.shape[1:]:
         raise ValueError(
@@ -260,14 +258,8 @@ def _check_inputs(
         ("root_ids", root_ids, torch.int64),
     ):
         if tensor.dtype != dtype:
-            raise ValueError(
-                f"{name} must be {dtype}, got {tensor.dtype}; convert it before building the tree"
-            )
+            raise ValueError(f"{name} must be {dtype}, got {tensor.dtype}; convert it before building the tree")
         if tensor.device != topk_ids.device:
-            raise ValueError(
-                f"{name} must be on {topk_ids.device} like topk_ids, got {tensor.device}; move it there"
-            )
+            raise ValueError(f"{name} must be on {topk_ids.device} like topk_ids, got {tensor.device}; move it there")
     if num_nodes < 1:
-        raise ValueError(
-            f"num_nodes must be at least 1 (the root alone), got {num_nodes}; it is tree budget + 1"
-        )
+        raise ValueError(f"num_nodes must be at least 1 (the root alone), got {num_nodes}; it is tree budget + 1")

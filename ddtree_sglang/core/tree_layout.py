@@ -75,6 +75,4 @@ def check_prefix_lens(prefix_lens: torch.Tensor, batch_size: int, device: torch.
     if prefix_lens.dtype != torch.int64:
         raise ValueError(f"prefix_lens must be torch.int64, got {prefix_lens.dtype}; convert it first")
     if prefix_lens.device != device:
-        raise ValueError(
-            f"prefix_lens must be on {device} like the tree, got {prefix_lens.device}; move it there"
-        )
+        raise ValueError(f"prefix_lens must be on {device} like the tree, got {prefix_lens.device}; move it there")

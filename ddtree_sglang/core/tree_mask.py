@@ -28,8 +28,7 @@ def ancestor_mask(
     """
     if parents.dim() != 2 or parents.dtype != torch.int64:
         raise ValueError(
-            f"parents must be [B, N] torch.int64, got {tuple(parents.shape)} {parents.dtype}; "
-            "pass DraftTree.parents"
+            f"parents must be [B, N] torch.int64, got {tuple(parents.shape)} {parents.dtype}; pass DraftTree.parents"
         )
     batch_size, num_nodes = parents.shape
     farthest = num_nodes - 1 if max_depth is None else min(max_depth, num_nodes - 1)

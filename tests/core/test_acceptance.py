@@ -85,9 +85,7 @@ def test_walk_with_siblings_of_one_token_takes_the_first() -> None:
 
 
 @settings(max_examples=120, deadline=None)
-@given(
-    seed=st.integers(0, 10**6), num_nodes=st.integers(1, 25), depth=st.integers(1, 6), vocab=st.integers(1, 4)
-)
+@given(seed=st.integers(0, 10**6), num_nodes=st.integers(1, 25), depth=st.integers(1, 6), vocab=st.integers(1, 4))
 def test_walk_equals_one_node_at_a_time(seed: int, num_nodes: int, depth: int, vocab: int) -> None:
     candidates = random_candidates(seed, 4, depth, vocab, vocab)
     tree = build_draft_tree(candidates.ids, candidates.logprobs, candidates.root_ids, num_nodes)
@@ -120,9 +118,7 @@ def test_walk_of_a_batch_keeps_requests_apart() -> None:
         (torch.zeros(1, 8, dtype=torch.int64), 0, "max_path_len must be at least 1"),
     ],
 )
-def test_walk_with_bad_input_names_the_argument(
-    target_ids: torch.Tensor, max_path_len: int, message: str
-) -> None:
+def test_walk_with_bad_input_names_the_argument(target_ids: torch.Tensor, max_path_len: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         walk_tree(sample_tree(), target_ids, max_path_len)
 
@@ -164,16 +160,22 @@ def test_draws_with_the_same_source_repeat_and_with_another_differ() -> None:
     assert not torch.equal(first, draw_target_tokens(probs, generator=torch.Generator().manual_seed(2)))
 
 
-def test_draws_by_inversion_at_the_edges_stay_inside_the_support() -> None:
-    uniform = torch.tensor([[0.0, 1.0 - 2**-53]], dtype=torch.float64)
-    probs = PROBS[:, :1].expand(1, 2, 7)
-    assert draw_target_tokens(probs, uniform=uniform).tolist() == [[1, 5]]
+@pytest.mark.parametrize(("number", "token"), [(0.0, 1), (0.499, 1), (0.501, 2), (1.0 - 2**-53, 5), (1.0, 5)])
+def test_draws_by_inversion_at_the_edges_stay_inside_the_support(number: float, token: int) -> None:
+    uniform = torch.tensor([[number]], dtype=torch.float64)
+    assert draw_target_tokens(PROBS[:, :1], uniform=uniform).item() == token
 
 
-def test_draws_by_inversion_over_a_real_vocabulary_ignore_unnormalised_sums() -> None:
-    """150,000 float32 probabilities do not sum to 1; a draw near 1 must still name the last token."""
-    probs = torch.full((1, 1, 150_000), 1 / 150_000)
-    assert draw_target_tokens(probs * 0.9, uniform=torch.tensor([[0.9999999]])).item() >= 149_980
+def test_draws_by_inversion_use_the_actual_sum_of_the_probabilities() -> None:
+    """150,000 float32 probabilities do not sum to 1, and the draw must not lean to either end for it."""
+    probs = torch.full((1, 1, 150_000), 0.5 / 150_000)
+    assert abs(draw_target_tokens(probs, uniform=torch.tensor([[0.5]])).item() - 75_000) < 10
+
+
+def test_draws_survive_a_clock_of_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 / 0 is NaN, which argmax prefers to every number: an impossible token would be drawn."""
+    monkeypatch.setattr(torch.Tensor, "exponential_", lambda self, generator=None: self.zero_())
+    assert draw_target_tokens(torch.tensor([[[0.0, 1.0, 0.0]]])).item() == 1
 
 
 @pytest.mark.parametrize(

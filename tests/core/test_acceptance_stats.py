@@ -93,9 +93,7 @@ def test_forecast_equals_accept_length_when_the_target_draws_from_the_drafter() 
     tokens = candidates.ids[0].gather(1, ranks)  # [D, draws], one factorised continuation per draw
     tokens = torch.cat((tokens, torch.zeros(1, num_draws, dtype=torch.int64)))
     many = batch_of(tree)
-    many = type(tree)(
-        *(getattr(many, f).expand(num_draws, -1) for f in ("token_ids", "parents", "depths", "logprobs"))
-    )
+    many = type(tree)(*(getattr(many, f).expand(num_draws, -1) for f in ("token_ids", "parents", "depths", "logprobs")))
     target_ids = tokens.T.gather(1, many.depths)
     summary = count_round(many, walk_tree(many, target_ids, 4)).summarize()
     assert summary.accept_length == pytest.approx(summary.expected_accept_length, abs=0.03)

@@ -90,9 +90,7 @@ def sample_and_walk(tree: DraftTree, probs: torch.Tensor, generator: torch.Gener
     return walk_tree(tree, draw_target_tokens(probs, generator=generator), 3)
 
 
-def sample_and_walk_by_inversion(
-    tree: DraftTree, probs: torch.Tensor, generator: torch.Generator
-) -> AcceptedPath:
+def sample_and_walk_by_inversion(tree: DraftTree, probs: torch.Tensor, generator: torch.Generator) -> AcceptedPath:
     """The same with its second source."""
     uniform = torch.rand(probs.shape[:2], generator=generator)
     return walk_tree(tree, draw_target_tokens(probs, uniform=uniform), 3)
@@ -117,9 +115,7 @@ def redraw_the_bonus(tree: DraftTree, probs: torch.Tensor, generator: torch.Gene
 def accept_likely_children(tree: DraftTree, probs: torch.Tensor, generator: torch.Generator) -> AcceptedPath:
     """Wrong: a child that the target finds likely enough is taken without a draw ("typical acceptance")."""
     likely = probs.amax(-1) > 0.5
-    return walk_tree(
-        tree, torch.where(likely, probs.argmax(-1), draw_target_tokens(probs, generator=generator)), 3
-    )
+    return walk_tree(tree, torch.where(likely, probs.argmax(-1), draw_target_tokens(probs, generator=generator)), 3)
 
 
 def share_one_draw(tree: DraftTree, probs: torch.Tensor, generator: torch.Generator) -> AcceptedPath:
@@ -183,7 +179,5 @@ def test_first_three_tokens_have_the_targets_joint_distribution(
 
 @DRAFTERS
 @pytest.mark.parametrize("accept", [redraw_the_bonus, accept_likely_children, share_one_draw])
-def test_the_same_test_rejects_wrong_acceptance_rules(
-    accept: Accept, draft_scale: float, against: bool
-) -> None:
+def test_the_same_test_rejects_wrong_acceptance_rules(accept: Accept, draft_scale: float, against: bool) -> None:
     assert joint_p_value(accept, draft_scale, against) < 1e-6

@@ -59,9 +59,7 @@ class NoHostRead(TorchFunctionMode):
 
 def whole_round(device: str, batch_size: int = 2, num_nodes: int = 12, depth: int = 5) -> None:
     candidates = random_candidates(1, batch_size, depth, 9, 6)
-    ids, logprobs, roots = (
-        tensor.to(device) for tensor in (candidates.ids, candidates.logprobs, candidates.root_ids)
-    )
+    ids, logprobs, roots = (tensor.to(device) for tensor in (candidates.ids, candidates.logprobs, candidates.root_ids))
     prefix_lens = torch.full((batch_size,), 3).to(device)
     probs = torch.rand(batch_size, num_nodes, 9).to(device)
     uniform = torch.rand(batch_size, num_nodes).to(device)

@@ -100,9 +100,7 @@ def test_build_against_brute_force_over_all_prefixes(
 
 @settings(max_examples=150, deadline=None)
 @given(candidates=tie_prone_candidates(), num_nodes=st.integers(1, 40))
-def test_build_with_ties_and_impossible_candidates_equals_brute_force(
-    candidates: Candidates, num_nodes: int
-) -> None:
+def test_build_with_ties_and_impossible_candidates_equals_brute_force(candidates: Candidates, num_nodes: int) -> None:
     expected = brute_force_tree(candidates, num_nodes)
     assert_same_tree(build(candidates, num_nodes), expected)
     assert_same_tree(build_heap(candidates, num_nodes), expected)
@@ -233,12 +231,8 @@ def test_build_leaves_its_inputs_alone_and_returns_contiguous_tensors() -> None:
 
 def test_build_with_strided_inputs_equals_contiguous() -> None:
     candidates = random_candidates(0, 4, 6, 9, 8)
-    strided = Candidates(
-        candidates.ids[::2, 1:, ::2], candidates.logprobs[::2, 1:, ::2], candidates.root_ids[::2]
-    )
-    packed = Candidates(
-        strided.ids.contiguous(), strided.logprobs.contiguous(), strided.root_ids.contiguous()
-    )
+    strided = Candidates(candidates.ids[::2, 1:, ::2], candidates.logprobs[::2, 1:, ::2], candidates.root_ids[::2])
+    packed = Candidates(strided.ids.contiguous(), strided.logprobs.contiguous(), strided.root_ids.contiguous())
     assert_same_tree(build(strided, 12), build(packed, 12))
 
 

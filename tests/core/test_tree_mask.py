@@ -103,10 +103,7 @@ def test_flat_mask_concatenates_one_matrix_per_request_with_the_prefix_visible()
     prefix_lens = torch.tensor([3, 0, 5])
     ancestors = ancestor_mask(tree.parents)
     expected = torch.cat(
-        [
-            torch.cat((torch.ones(8, length).bool(), ancestors[b]), dim=1).flatten()
-            for b, length in enumerate([3, 0, 5])
-        ]
+        [torch.cat((torch.ones(8, length).bool(), ancestors[b]), dim=1).flatten() for b, length in enumerate([3, 0, 5])]
     )
     assert torch.equal(flat_tree_mask(ancestors, prefix_lens), expected)
     assert torch.equal(flat_tree_mask(ancestors, prefix_lens, total_prefix_len=8), expected)

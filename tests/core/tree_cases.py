@@ -85,9 +85,7 @@ def _brute_force_row(candidates: Candidates, num_nodes: int) -> list[tuple[int, 
         scores = (scores.unsqueeze(1) + logprobs[d - 1]).flatten()
         level = [
             (-score, d, order_at_depth[ranks[:-1]], ranks[-1], ranks)
-            for score, ranks in zip(
-                scores.tolist(), itertools.product(range(num_candidates), repeat=d), strict=True
-            )
+            for score, ranks in zip(scores.tolist(), itertools.product(range(num_candidates), repeat=d), strict=True)
             if score > -torch.inf
         ]
         level.sort()
@@ -126,9 +124,7 @@ def make_tree(token_ids: list[int], parents: list[int]) -> DraftTree:
         depths.append(0 if parent < 0 else depths[parent] + 1)
     real = [node == 0 or parent >= 0 for node, parent in enumerate(parents)]
     scores = [-0.5 * node if real[node] else -torch.inf for node in range(len(parents))]
-    return DraftTree(
-        torch.tensor([token_ids]), torch.tensor([parents]), torch.tensor([depths]), torch.tensor([scores])
-    )
+    return DraftTree(torch.tensor([token_ids]), torch.tensor([parents]), torch.tensor([depths]), torch.tensor([scores]))
 
 
 def chain_tree(num_nodes: int) -> DraftTree:

@@ -84,7 +84,7 @@ def test_walk_with_siblings_of_one_token_takes_the_first() -> None:
     assert walk_tree(tree, torch.tensor([[7, 5, 8, 9]]), 3).accept_index.tolist() == [[0, 1, 3]]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), num_nodes=st.integers(1, 25), depth=st.integers(1, 6), vocab=st.integers(1, 4))
 def test_walk_equals_one_node_at_a_time(seed: int, num_nodes: int, depth: int, vocab: int) -> None:
     candidates = random_candidates(seed, 4, depth, vocab, vocab)

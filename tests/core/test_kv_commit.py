@@ -30,7 +30,7 @@ def test_commit_of_a_path_off_the_front_moves_its_rows_to_depth_order() -> None:
     assert plan.unused.tolist() == [[False] * 4 + [True] * 4]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10**6), num_nodes=st.integers(1, 20), depth=st.integers(1, 6), vocab=st.integers(1, 3))
 def test_commit_leaves_the_path_at_the_front_and_every_slot_committed_or_unused(
     seed: int, num_nodes: int, depth: int, vocab: int

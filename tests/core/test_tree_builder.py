@@ -98,7 +98,7 @@ def test_build_against_brute_force_over_all_prefixes(
             assert_same_tree(build_heap(candidates, num_nodes), expected)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(candidates=tie_prone_candidates(), num_nodes=st.integers(1, 40))
 def test_build_with_ties_and_impossible_candidates_equals_brute_force(candidates: Candidates, num_nodes: int) -> None:
     expected = brute_force_tree(candidates, num_nodes)
@@ -107,7 +107,7 @@ def test_build_with_ties_and_impossible_candidates_equals_brute_force(candidates
     build(candidates, num_nodes).check_invariants()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     sizes=st.tuples(st.integers(1, 4), st.integers(1, 15), st.integers(1, 20)),

@@ -97,3 +97,9 @@ class DDTreeCpuPlatform(CpuDeviceMixin, SRTPlatform):
         register_backend()
         register_operators()
         install_hooks()
+
+    def post_load_model(self, model: torch.nn.Module) -> None:
+        """Called by SGLang once a model's weights are loaded: shorten the layer loop where that is safe."""
+        from ddtree_sglang.cpu_platform.lean_llama import install
+
+        install(model)

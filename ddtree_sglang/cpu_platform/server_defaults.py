@@ -42,6 +42,8 @@ def apply_defaults(server_args: Any) -> None:
     _disable_device_graphs(server_args)
     # One process does everything in order: a second stream to overlap with does not exist.
     server_args.disable_overlap_schedule = True
+    # An idle scheduler otherwise polls in a loop and takes a core from everything else on the machine.
+    server_args.sleep_on_idle = True
     server_args.disable_custom_all_reduce = True
     _resolve_memory(server_args)
 

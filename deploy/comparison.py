@@ -6,16 +6,17 @@ Standard library only. One prompt shows how it works; numbers to rely on are `be
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean
 
 from chat_client import ChatAnswer, stream_chat
 
-RUNS = 3
+RUNS = 2
+WARM_UP_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Answers of the plain and of the DDTREE server to the same prompt, `RUNS` each, after one warm-up."""
+    """Answers of the plain and of the DDTREE server to the same prompt, `RUNS` each, after a warm-up."""
 
     plain: tuple[ChatAnswer, ...]
     ddtree: tuple[ChatAnswer, ...]
@@ -27,16 +28,16 @@ class Comparison:
 
     def report(self, lossless: bool) -> str:
         """The lines to show; `lossless` when the number format promises equal text (float32)."""
-        plain_rate = median(answer.tokens_per_s for answer in self.plain)
-        tree_rate = median(answer.tokens_per_s for answer in self.ddtree)
-        accept_length = median(answer.accept_length or 1.0 for answer in self.ddtree)
+        plain_rate = fmean(answer.tokens_per_s for answer in self.plain)
+        tree_rate = fmean(answer.tokens_per_s for answer in self.ddtree)
+        accept_length = fmean(answer.accept_length or 1.0 for answer in self.ddtree)
         ratio = f"{tree_rate / plain_rate:.2f}x" if plain_rate else "-"
         return "\n".join(
             (
                 f"{'':<16}{'tokens/s':>10}{'accept length':>16}",
                 f"{'plain decoding':<16}{plain_rate:>10.1f}{1.0:>16.2f}",
                 f"{'DDTREE':<16}{tree_rate:>10.1f}{accept_length:>16.2f}    {ratio} plain decoding",
-                f"(median of {RUNS} runs on this prompt; accept length = tokens per round, bonus included)",
+                f"(mean of {RUNS} runs on this prompt; accept length = tokens per round, bonus included)",
                 self._verdict(lossless),
             )
         )
@@ -52,8 +53,11 @@ class Comparison:
 def compare(plain_url: str, ddtree_url: str, prompt: str, max_tokens: int) -> Comparison:
     """Measure both servers in turns, so that what slows the machine for a moment slows both."""
     messages = [{"role": "user", "content": prompt}]
-    rounds = [[stream_chat(url, messages, max_tokens) for url in (plain_url, ddtree_url)] for _ in range(RUNS + 1)]
-    plain, ddtree = zip(*rounds[1:], strict=True)
+    urls = (plain_url, ddtree_url)
+    for url in urls:
+        stream_chat(url, messages, min(max_tokens, WARM_UP_TOKENS))
+    rounds = [[stream_chat(url, messages, max_tokens) for url in urls] for _ in range(RUNS)]
+    plain, ddtree = zip(*rounds, strict=True)
     return Comparison(tuple(plain), tuple(ddtree))
 
 

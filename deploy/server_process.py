@@ -186,7 +186,7 @@ class ServerProcess:
             f"{log_tail(self.log_path)}"
         )
 
-    def stop(self, grace_s: float = 5.0) -> None:
+    def stop(self, grace_s: float = 2.0) -> None:
         """End the whole process group: SIGTERM, then SIGKILL for what is left. Safe to call twice."""
         if self._process is None:
             return

@@ -7,6 +7,7 @@ assignments to existing fields and drops all others.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
@@ -46,6 +47,7 @@ def apply_defaults(server_args: Any) -> None:
     server_args.sleep_on_idle = True
     server_args.disable_custom_all_reduce = True
     _resolve_memory(server_args)
+    _let_waiting_threads_sleep()
 
 
 def _check_device(server_args: Any) -> None:
@@ -95,3 +97,14 @@ def _resolve_memory(server_args: Any) -> None:
     server_args.mem_fraction_static = DEFAULT_MEM_FRACTION_STATIC
     if server_args.max_total_tokens is None:
         server_args.max_total_tokens = default_max_total_tokens(server_args)
+
+
+def _let_waiting_threads_sleep() -> None:
+    """Have the scheduler's OpenMP threads sleep, not spin, between operators, unless the user said otherwise.
+
+    A spinning thread holds the core that its partner, the tokenizer or the detokenizer needs: with one other busy
+    process on two cores a 17-token forward was measured ten times slower. Set here, in the launcher, because OpenMP
+    reads it once, when a process loads it; the scheduler inherits the environment.
+    """
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -118,3 +118,20 @@ def test_kv_budget_is_bounded_by_memory_and_by_contexts() -> None:
     assert memory_budget.tokens_within(per_token * 10_000, per_token, 8192) == 10_000
     assert memory_budget.tokens_within(per_token * 10**9, per_token, 8192) == 16 * 8192
     assert memory_budget.tokens_within(0, per_token, 8192) == memory_budget.MIN_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "PASSIVE"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
+        ({"GOMP_SPINCOUNT": "100"}, None),
+    ],
+)
+def test_waiting_threads_sleep_unless_the_user_said_otherwise(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: str | None
+) -> None:
+    environment = dict(given)
+    monkeypatch.setattr(server_defaults.os, "environ", environment)
+    server_defaults.apply_defaults(arguments())
+    assert environment.get("OMP_WAIT_POLICY") == expected

@@ -52,9 +52,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--no-trace", action="store_true", help="no stage times (on a GPU they cost syncs)")
     parser.add_argument("--allow-mismatch", action="store_true", help="measure although tokens differ")
     parser.add_argument("--quick", action="store_true", help="2 prompts per dataset, 32 tokens, 1 repeat")
-    parser.add_argument(
-        "--output", type=Path, help="JSONL file (default: benchmarks/results/decode-DATE.jsonl)"
-    )
+    parser.add_argument("--output", type=Path, help="JSONL file (default: benchmarks/results/decode-DATE.jsonl)")
     args = parser.parse_args(argv)
     if args.quick:
         args.prompts, args.max_new_tokens, args.repeats = 2, 32, 1
@@ -77,9 +75,7 @@ def encode(prompts: Sequence[Prompt], model: str) -> Encoded:
     return encoded
 
 
-def count_mismatches(
-    systems: Sequence[RunningSystem], encoded: Encoded, args: argparse.Namespace
-) -> dict[str, int]:
+def count_mismatches(systems: Sequence[RunningSystem], encoded: Encoded, args: argparse.Namespace) -> dict[str, int]:
     """Prompts whose greedy tokens differ from plain decoding's, per system. Also warms every server up."""
     prompts = [ids for dataset in encoded.values() for ids in dataset]
     answers = {}
@@ -113,18 +109,14 @@ def measure_one(
     return batch, summarise(reader.since_mark(), batch_size) if reader else None, others
 
 
-def measure(
-    systems: Sequence[RunningSystem], encoded: Encoded, args: argparse.Namespace
-) -> Iterator[Measurement]:
+def measure(systems: Sequence[RunningSystem], encoded: Encoded, args: argparse.Namespace) -> Iterator[Measurement]:
     """All repeats, systems in turns; the order rotates so that none is always first."""
     for repeat in range(args.repeats):
         for batch_size in args.batch_sizes:
             for dataset, prompts in encoded.items():
                 turn = repeat % len(systems)
                 for chosen in [*systems[turn:], *systems[:turn]]:
-                    batch, stages, others = measure_one(
-                        systems, chosen, prompts, batch_size, args.max_new_tokens
-                    )
+                    batch, stages, others = measure_one(systems, chosen, prompts, batch_size, args.max_new_tokens)
                     one = Measurement(chosen.system.name, dataset, batch_size, repeat, batch, stages, others)
                     say(
                         f"repeat {repeat + 1}/{args.repeats}, batch {batch_size}, {dataset}, {one.system}: "

@@ -73,17 +73,13 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--budgets", type=int, nargs="+", default=[1, 7, 16, 63])
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--datasets", nargs="+", default=list(SOURCES), choices=list(SOURCES))
-    parser.add_argument(
-        "--prompts", type=int, default=20, help="prompts per dataset (default 20, so 60 in all)"
-    )
+    parser.add_argument("--prompts", type=int, default=20, help="prompts per dataset (default 20, so 60 in all)")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--max-total-tokens", type=int, default=8192)
     parser.add_argument("--server-flag", action="append", default=[], help="further flag for every server")
-    parser.add_argument(
-        "--output", type=Path, help="JSON file (default: benchmarks/results/lossless-DATE.json)"
-    )
+    parser.add_argument("--output", type=Path, help="JSON file (default: benchmarks/results/lossless-DATE.json)")
     return parser.parse_args(argv)
 
 

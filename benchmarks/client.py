@@ -46,9 +46,7 @@ class Batch:
 
 def post(url: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = 600.0) -> Any:
     """POST JSON, return the decoded JSON answer (text when it is none). HTTP errors raise with the body."""
-    request = urllib.request.Request(
-        url + path, json.dumps(body or {}).encode(), {"Content-Type": "application/json"}
-    )
+    request = urllib.request.Request(url + path, json.dumps(body or {}).encode(), {"Content-Type": "application/json"})
     try:
         with _OPENER.open(request, timeout=timeout_s) as response:
             text = response.read().decode()
@@ -72,9 +70,7 @@ def generate(url: str, input_ids: Sequence[int], max_new_tokens: int) -> Generat
         "sampling_params": {"temperature": 0.0, "max_new_tokens": max_new_tokens},
         "stream": True,
     }
-    request = urllib.request.Request(
-        url + "/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
+    request = urllib.request.Request(url + "/generate", json.dumps(body).encode(), {"Content-Type": "application/json"})
     started = time.perf_counter()
     first = last = None
     event: dict[str, Any] = {}

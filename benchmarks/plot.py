@@ -98,9 +98,7 @@ def plot_stages(lines: Sequence[dict[str, Any]], path: Path) -> None:
             value = line["stages"]["stage_ms"].get(stage, 0.0)
             axes.barh(row, value, left=left, color=colour, label=stage if row == 0 else None)
             left += value
-        axes.text(
-            left, row, f" tree work {100 * line['stages']['tree_share']:.1f} %", va="center", fontsize=7
-        )
+        axes.text(left, row, f" tree work {100 * line['stages']['tree_share']:.1f} %", va="center", fontsize=7)
     labels = [f"{line['system']}, {line['dataset']}, batch {line['batch_size']}" for line in chosen]
     axes.set_yticks(range(len(chosen)), labels, fontsize=7)
     axes.invert_yaxis()
@@ -131,9 +129,7 @@ def main(argv: Sequence[str]) -> int:
     if not lines:
         print(f"plot: {file} holds no result line", file=sys.stderr)
         return 1
-    speed, accepted, stages = (
-        file.with_name(f"{file.stem}-{kind}.png") for kind in ("speed", "accept", "stages")
-    )
+    speed, accepted, stages = (file.with_name(f"{file.stem}-{kind}.png") for kind in ("speed", "accept", "stages"))
     plot_field(lines, "decode_tokens_per_s", "decode tokens/s per request", speed)
     print(speed)
     if any(line["accept_length"] for line in lines):

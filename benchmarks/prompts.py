@@ -61,8 +61,7 @@ def _data_file(source: _Source) -> Path:
         files = metadata.files(source.package) or []
     except metadata.PackageNotFoundError as error:
         raise PromptsMissingError(
-            f"the prompts of {source.package} are not installed; "
-            "run: bash deploy/setup.sh benchmarks/requirements.txt"
+            f"the prompts of {source.package} are not installed; run: bash deploy/setup.sh benchmarks/requirements.txt"
         ) from error
     for file in files:
         if str(file).endswith(source.file):

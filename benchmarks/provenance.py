@@ -17,9 +17,7 @@ PACKAGES = ("sglang", "torch", "transformers", "triton", "flashinfer-python", "n
 
 def _git(*arguments: str) -> str | None:
     try:
-        result = subprocess.run(
-            ["git", "-C", str(REPO), *arguments], capture_output=True, text=True, check=True
-        )
+        result = subprocess.run(["git", "-C", str(REPO), *arguments], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return result.stdout.strip()

@@ -9,8 +9,12 @@ bin="$repo/.venv/bin"
 # The checkers and shellcheck are started by name in some tests.
 export PATH="$bin:$PATH"
 
+# Test files of different folders may have the same name; what they share lies beside them.
+shared=$(printf '%s ' tests/*/)
+pytest=("$bin/python" -m pytest --import-mode=importlib -o "pythonpath=$shared")
+
 if (($#)); then
-    exec "$bin/python" -m pytest "$@"
+    exec "${pytest[@]}" "$@"
 fi
 
 failed=()
@@ -28,8 +32,8 @@ part "ruff check" "$bin/ruff" check .
 part "ruff format" "$bin/ruff" format --check .
 part "mypy" "$bin/mypy"
 part "mypy deploy" "$bin/mypy" deploy
-part "unit tests" "$bin/python" -m pytest -m "not e2e and not gpu" --durations=10
-part "real servers" "$bin/python" -m pytest -m "e2e and not gpu" --durations=10
+part "unit tests" "${pytest[@]}" -m "not e2e and not gpu" --ignore=tests/e2e --durations=10
+part "real servers" "${pytest[@]}" -m "e2e and not gpu" --durations=10 tests/e2e
 
 if ((${#failed[@]})); then
     printf 'failed: %s\n' "${failed[@]}" >&2

@@ -11,9 +11,7 @@ from stage_times import TraceReader, summarise
 
 def line(batch_size: int, **stages_ms: float) -> dict[str, float]:
     total = sum(stages_ms.values())
-    return {"round": 0, "batch_size": batch_size, "total_ms": total} | {
-        f"{k}_ms": v for k, v in stages_ms.items()
-    }
+    return {"round": 0, "batch_size": batch_size, "total_ms": total} | {f"{k}_ms": v for k, v in stages_ms.items()}
 
 
 def append(path: Path, *records: dict[str, float]) -> None:

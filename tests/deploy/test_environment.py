@@ -80,10 +80,7 @@ def test_interrupted_run_is_not_taken_for_finished(project: Path) -> None:
 
 def test_two_runs_at_once_install_once(project: Path) -> None:
     command = [sys.executable, str(project / "deploy/environment.py")]
-    runs = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for _ in range(3)
-    ]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(3)]
     outputs = [run.communicate(timeout=60)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0, 0], outputs
     assert len(uv_calls(project)) == 2
@@ -96,9 +93,7 @@ def test_full_disk_is_named(project: Path) -> None:
         environment.ensure_environment(project, FILES)
 
 
-def test_unreachable_index_is_named_after_pip_was_tried_too(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unreachable_index_is_named_after_pip_was_tried_too(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_fake_uv(project, output="error sending request: dns error")
     pip = next((project / ".venv/lib").glob("python3*")) / "site-packages/pip"
     pip.mkdir()
@@ -109,9 +104,7 @@ def test_unreachable_index_is_named_after_pip_was_tried_too(
     assert "trying pip" in capsys.readouterr().out
 
 
-def test_too_little_disk_is_refused_before_anything_is_made(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_disk_is_refused_before_anything_is_made(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(project / ".venv")
     monkeypatch.setattr(environment.shutil, "disk_usage", lambda _path: SimpleNamespace(free=3 * 10**9))
     with pytest.raises(environment.SetupError, match=r"needs 12 GB.*3\.0 GB are free"):

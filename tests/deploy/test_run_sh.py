@@ -74,9 +74,7 @@ def test_plain_server_gets_the_same_flags_without_speculation(checkout: Checkout
         (("--no-such-flag",), "unrecognized arguments"),
     ],
 )
-def test_bad_flag_is_refused_before_anything_loads(
-    checkout: Checkout, flags: tuple[str, ...], reason: str
-) -> None:
+def test_bad_flag_is_refused_before_anything_loads(checkout: Checkout, flags: tuple[str, ...], reason: str) -> None:
     status, output = checkout.run(*flags)
     assert status == 2
     assert reason in output

@@ -17,9 +17,7 @@ def test_script_passes_shellcheck(script: Path) -> None:
     checker = shutil.which("shellcheck")
     if checker is None:
         pytest.skip("shellcheck is not installed (tests/requirements.txt has it for x86-64)")
-    result = subprocess.run(
-        [checker, "-x", str(script)], cwd=REPO, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([checker, "-x", str(script)], cwd=REPO, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
 
 

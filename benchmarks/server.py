@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "deploy"))
 from progress import step
+from serve_demo import has_gpu
 from server_process import ServerError, ServerProcess, ServerSpec, free_port
 
 REPO = Path(__file__).resolve().parent.parent
@@ -94,20 +95,28 @@ def _process(system: System, common: Common, trace_path: Path | None) -> ServerP
 
 @contextmanager
 def running(systems: Sequence[System], common: Common, trace: bool = True) -> Iterator[list[RunningSystem]]:
-    """Start all `systems` one after the other, yield them ready, stop them whatever happens."""
+    """Start all `systems`, yield them ready, stop them whatever happens."""
     LOG_FOLDER.mkdir(parents=True, exist_ok=True)
+    # Most of a start is single-threaded importing; on a GPU, though, each must see what the last one left free.
+    at_once = 1 if has_gpu() else max(1, len(os.sched_getaffinity(0)))
     with ExitStack() as stack:
         started: list[RunningSystem] = []
-        for system in systems:
-            check_memory(system)
-            trace_path = LOG_FOLDER / f"{system.name}.trace.jsonl" if trace and system.traced else None
-            if trace_path:
-                trace_path.unlink(missing_ok=True)
-            server = stack.enter_context(_process(system, common, trace_path))
-            with step(f"starting {system.name}", server.startup_stage):
-                server.wait_ready()
-            started.append(RunningSystem(system, server, trace_path))
+        for first in range(0, len(systems), at_once):
+            together = [_start(stack, system, common, trace) for system in systems[first : first + at_once]]
+            for one in together:
+                with step(f"starting {one.system.name}", one.server.startup_stage):
+                    one.server.wait_ready()
+            started += together
         yield started
+
+
+def _start(stack: ExitStack, system: System, common: Common, trace: bool) -> RunningSystem:
+    check_memory(system)
+    trace_path = LOG_FOLDER / f"{system.name}.trace.jsonl" if trace and system.traced else None
+    if trace_path:
+        trace_path.unlink(missing_ok=True)
+    server = stack.enter_context(_process(system, common, trace_path))
+    return RunningSystem(system, server, trace_path)
 
 
 def check_memory(system: System) -> None:

@@ -26,7 +26,7 @@ _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 # What SGLang's log shows, in order, and what it is busy with from there on.
 _STARTUP_STAGES = (
-    ("server_args=", "importing the engine"),
+    ("server_args=", "importing SGLang in the scheduler"),
     ("Load weight begin", "loading weights"),
     ("KV Cache is allocated", "warming up"),
 )
@@ -163,7 +163,7 @@ class ServerProcess:
         """What it is busy with before it is ready, told from its log."""
         text = self.log_path.read_text(encoding="utf-8", errors="replace") if self.log_path.exists() else ""
         reached = [stage for mark, stage in _STARTUP_STAGES if mark in text]
-        return reached[-1] if reached else "starting Python"
+        return reached[-1] if reached else "importing SGLang"
 
     def check_alive(self) -> None:
         """Raise ServerError with the end of the log if the server has ended."""

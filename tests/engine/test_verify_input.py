@@ -48,7 +48,7 @@ def test_widths_are_the_nodes_and_the_longest_path() -> None:
 
 
 def test_tokens_positions_and_links_are_flat_and_rooted_at_the_bonus() -> None:
-    tree, made = make(needs_flat_mask=True)
+    _, made = make(needs_flat_mask=True)
     assert made.draft_token.tolist() == [7, 1, 3, 2, 8, 1, 3, 2]
     assert made.positions.tolist() == [2, 3, 4, 3, 5, 6, 7, 6]
     assert made.retrieve_next_token[0].tolist() == [1, 2, -1, -1]

@@ -1,0 +1,47 @@
+"""Small client for the tests: native generation with ids, at once or one by one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from client import post
+
+PROMPTS = (
+    "The capital of France is",
+    "def fibonacci(n):\n    ",
+    "Once upon a time in a small village,",
+    "Q: What is 17 + 25?\nA:",
+    "List three uses of copper:\n1.",
+    "The quick brown fox",
+    "Dear Sir or Madam,\n\nI am writing to",
+    "In physics, entropy is",
+)
+
+
+def ask(url: str, prompt: str | Sequence[int], max_new_tokens: int = 32, **sampling: Any) -> dict[str, Any]:
+    """One answer of `/generate`; keyword arguments are sampling parameters, `body` merges into the request."""
+    body = sampling.pop("body", {})
+    key = "text" if isinstance(prompt, str) else "input_ids"
+    value = prompt if isinstance(prompt, str) else list(prompt)
+    request = {
+        key: value,
+        "sampling_params": {"temperature": 0.0, "max_new_tokens": max_new_tokens, **sampling},
+        **body,
+    }
+    answer: dict[str, Any] = post(url, "/generate", request)
+    return answer
+
+
+def ask_all(url: str, prompts: Sequence[str | Sequence[int]], at_once: int, **options: Any) -> list[dict[str, Any]]:
+    """All prompts, `at_once` of them at any time, answers in order."""
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(lambda prompt: ask(url, prompt, **options), prompts))
+
+
+def rounds_of(trace: Path) -> list[dict[str, Any]]:
+    """The trace of a server so far, one entry per round."""
+    return [json.loads(line) for line in trace.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,96 @@
+"""Real servers for the tests: the embedded model on this machine, one server per session and configuration.
+
+A server takes about a minute to start, so it is shared by all tests that can share it; each test flushes the prefix
+cache where it matters.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(REPO / "benchmarks"), str(REPO / "deploy"), str(Path(__file__).parent)]
+
+from server_process import ServerProcess, ServerSpec, free_port  # noqa: E402  (the path is set above)
+
+KV_POOL_TOKENS = 16384
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder starts servers."""
+    for item in items:
+        if Path(item.path).parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.e2e)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A ready server: its address, its log, and its trace where it was asked for one."""
+
+    url: str
+    log: Path
+    trace: Path
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Folders of the embedded target and its drafter. `DDTREE_TEST_MODEL` / `DDTREE_TEST_DRAFT` name others."""
+
+    model: str
+    draft: str
+
+
+@pytest.fixture(scope="session")
+def pair() -> Pair:
+    from ddtree_sglang.demo.drafter import shipped_drafter
+    from ddtree_sglang.demo.prepare import prepare_model
+
+    model = os.environ.get("DDTREE_TEST_MODEL") or str(prepare_model())
+    return Pair(model, os.environ.get("DDTREE_TEST_DRAFT") or str(shipped_drafter()))
+
+
+@pytest.fixture(scope="session")
+def serve(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., object]:
+    """`with serve("DDTREE", budget=16) as server:` starts one and stops it, whatever happens in between."""
+
+    @contextmanager
+    def start(algorithm: str | None, budget: int | None = None, *extra: str) -> Iterator[Server]:
+        folder = tmp_path_factory.mktemp(f"server-{algorithm}-{budget}")
+        trace = folder / "trace.jsonl"
+        flags = ("--max-total-tokens", str(KV_POOL_TOKENS), "--random-seed", "0", *extra)
+        if algorithm == "DDTREE":
+            flags += ("--speculative-ddtree-trace", str(trace))
+        spec = ServerSpec(
+            model=pair.model,
+            port=free_port(),
+            algorithm=algorithm,
+            draft=pair.draft if algorithm else None,
+            budget=budget,
+            extra=flags,
+        )
+        with ServerProcess.from_spec(str(algorithm), spec, sys.executable, folder / "server.log") as process:
+            process.wait_ready()
+            yield Server(spec.url, folder / "server.log", trace)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def plain(serve: Callable[..., object]) -> Iterator[Server]:
+    """Plain decoding: the reference of everything."""
+    with serve(None) as server:  # type: ignore[attr-defined]
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ddtree(serve: Callable[..., object]) -> Iterator[Server]:
+    """DDTREE at the default budget, 16 nodes besides the root."""
+    with serve("DDTREE", 16) as server:  # type: ignore[attr-defined]
+        yield server

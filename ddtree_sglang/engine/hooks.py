@@ -25,14 +25,17 @@ def exit_on_bad_arguments(original: Callable[..., None], server_args: Any) -> No
 
     SGLang marks the arguments that came from a command line; `Engine(...)` keeps the exception.
     """
-    from ddtree_sglang.engine.server_args import check_checkpoints
+    from ddtree_sglang.engine.server_args import check_checkpoints, check_port_is_free
 
+    from_command_line = hasattr(server_args, "_launch_command")
     try:
         # SGLang reads the drafter's configuration before it asks the algorithm.
         check_checkpoints(server_args)
+        if from_command_line:
+            check_port_is_free(server_args)
         original(server_args)
     except DDTreeError as error:
-        if not hasattr(server_args, "_launch_command"):
+        if not from_command_line:
             raise
         raise SystemExit(f"error: {error}") from error
 

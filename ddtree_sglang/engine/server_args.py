@@ -7,6 +7,7 @@ not been shown to be exact is refused by name.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -126,6 +127,23 @@ def check_checkpoints(server_args: Any) -> None:
         check_checkpoint_folder(
             server_args.speculative_draft_model_path, "the drafter", "--speculative-draft-model-path"
         )
+
+
+def check_port_is_free(server_args: Any) -> None:
+    """Under DDTREE, refuse a taken port now: SGLang itself notices after the model has loaded."""
+    if str(server_args.speculative_algorithm).upper() != ALGORITHM:
+        return
+    address = (server_args.host, server_args.port)
+    with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # What the HTTP server does too: a port in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise DDTreeConfigError(
+                f"the server's port must be free, got {address[1]} on {address[0]} ({error.strerror}); stop what "
+                "listens there, or choose another --port."
+            ) from error
 
 
 def read_drafter_shape(cfg: Any) -> DrafterShape:

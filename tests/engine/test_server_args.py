@@ -6,6 +6,7 @@ No weights are needed: every refusal comes before a model loads.
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,15 @@ def test_missing_drafter_is_named(target: str, tmp_path: Path) -> None:
         resolve("--model-path", target, "--speculative-algorithm", "DDTREE")
     with pytest.raises(SystemExit, match="nowhere' does not exist; check --speculative-draft-model-path"):
         resolve(*ddtree(target, str(tmp_path / "nowhere")))
+
+
+def test_port_in_use_is_named_before_anything_loads(target: str, drafter: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        with pytest.raises(SystemExit, match=f"port must be free, got {port} on 127.0.0.1"):
+            resolve(*ddtree(target, drafter, "--port", port))
 
 
 def test_engine_users_get_the_exception_itself(target: str, drafter: str) -> None:

@@ -8,24 +8,31 @@ from [B, D, V] logits is timed apart from building; mask, walk and commit are ti
 Logits are synthetic: each position has a Zipf law over a random order of the vocabulary, with an exponent
 of its own, so that some positions are nearly certain and others wide open.
 
-One JSON line per row goes to the output file, a table to stdout, and the last line of stdout is one JSON
-object. The heap's time includes copying the candidates to Python lists, as any host builder has to.
+Wall time suffers from whatever else the machine runs, so each timing carries the CPU time of the calling thread
+too, which hardly does; the ratio in the table is of CPU times. That holds for one thread, the default: these tensors
+are too small to gain from more. The load average is recorded with the rows.
+
+One JSON line per row goes to the output file as it is measured, a table to stdout, and the last line of stdout is
+one JSON object. The heap's time includes copying the candidates to Python lists, as any host builder has to.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import platform
 import shlex
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,11 +53,13 @@ PREFIX_LEN = 512  # of every request, for the stages that write the flat mask
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall time of one call, in microseconds."""
+    """Time of one call, in microseconds: wall time, and the median CPU time of the calling thread."""
 
     median_us: float
     p10_us: float
     p90_us: float
+    min_us: float
+    cpu_us: float
     num_samples: int
 
 
@@ -70,22 +79,31 @@ class Sizes:
 
 def time_in_turn(calls: dict[str, Callable[[], object]], max_seconds: float) -> dict[str, Timing]:
     """Call each in turn, round after round, for about `max_seconds` in all; the first two do not count."""
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     warm_up, started = 2, time.perf_counter()
     for round_number in range(200 + warm_up):
         for name, call in calls.items():
-            before = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.thread_time()
             call()
             if round_number >= warm_up:
-                samples[name].append((time.perf_counter() - before) * 1e6)
-        if round_number >= warm_up + 6 and time.perf_counter() - started > max_seconds:
+                samples[name].append((time.perf_counter() - wall, time.thread_time() - cpu))
+        if round_number >= warm_up + 7 and time.perf_counter() - started > max_seconds:
             break
     return {name: summarize(values) for name, values in samples.items()}
 
 
-def summarize(values: list[float]) -> Timing:
-    deciles = statistics.quantiles(values, n=10)
-    return Timing(round(statistics.median(values), 1), round(deciles[0], 1), round(deciles[-1], 1), len(values))
+def summarize(values: list[tuple[float, float]]) -> Timing:
+    """Of (wall, CPU) seconds."""
+    walls, cpus = ([pair[i] * 1e6 for pair in values] for i in range(2))
+    deciles = statistics.quantiles(walls, n=10, method="inclusive")
+    return Timing(
+        median_us=round(statistics.median(walls), 1),
+        p10_us=round(deciles[0], 1),
+        p90_us=round(deciles[-1], 1),
+        min_us=round(min(walls), 1),
+        cpu_us=round(statistics.median(cpus), 1),
+        num_samples=len(values),
+    )
 
 
 def synthetic_logits(batch_size: int, depth: int, vocab: int) -> torch.Tensor:
@@ -142,7 +160,7 @@ def measure(sizes: Sizes, logits: torch.Tensor, max_seconds: float) -> dict[str,
     return timings | time_in_turn({"top_k": lambda: top_candidates(logits, sizes.num_candidates)}, max_seconds / 2)
 
 
-def provenance() -> dict[str, str | int | bool]:
+def provenance() -> dict[str, str | float]:
     """What a reader needs to run it again."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -152,6 +170,7 @@ def provenance() -> dict[str, str | int | bool]:
         "python": platform.python_version(),
         "cpu": cpu_model(),
         "num_threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 2),
         "command": shlex.join(["python", str(Path(sys.argv[0])), *sys.argv[1:]]),
     }
 
@@ -169,15 +188,17 @@ def cpu_model() -> str:
 
 
 def table_row(sizes: Sizes, timings: dict[str, Timing]) -> str:
+    """One line: CPU time and wall time of both builders, CPU time of the rest."""
+
     def cell(stage: str) -> str:
         timing = timings[stage]
-        return f"{timing.median_us:8.0f} ({timing.p10_us:.0f}-{timing.p90_us:.0f})".ljust(24)
+        return f"{timing.cpu_us:8.0f} {timing.median_us:.0f} ({timing.p10_us:.0f}-{timing.p90_us:.0f})".ljust(32)
 
-    ratio = timings["build_heap"].median_us / timings["build"].median_us
-    others = "".join(f"{timings[s].median_us:10.0f}" for s in ("flat_mask", "walk", "commit_plan"))
+    ratio = timings["build_heap"].cpu_us / timings["build"].cpu_us
+    others = "".join(f"{timings[s].cpu_us:10.0f}" for s in ("layout", "flat_mask", "walk", "commit_plan"))
     return (
         f"{sizes.vocab:7d}{sizes.batch_size:4d}{sizes.num_nodes:5d}{sizes.depth:4d}  "
-        f"{cell('build')}{cell('build_heap')}{ratio:6.2f}x{others}{timings['top_k'].median_us:12.0f}"
+        f"{cell('build')}{cell('build_heap')}{ratio:6.2f}x{others}{timings['top_k'].cpu_us:12.0f}"
     )
 
 
@@ -188,6 +209,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num-nodes", type=int, nargs="+", default=[17, 65, 257])
     parser.add_argument("--depths", type=int, nargs="+", default=[7, 15])
     parser.add_argument("--seconds", type=float, default=1.0, help="about how long to time each row")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads; CPU times need 1")
     parser.add_argument("--quick", action="store_true", help="one small row, to see that it works")
     parser.add_argument("--output", type=Path, help="append one JSON line per row to this file")
     arguments = parser.parse_args()
@@ -197,35 +219,37 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+def measure_all(arguments: argparse.Namespace, origin: dict[str, str | float]) -> Iterator[dict[str, Any]]:
+    """Measure and print every combination of sizes; one row each, as soon as it is there."""
+    for vocab, batch_size, depth in itertools.product(arguments.vocabs, arguments.batch_sizes, arguments.depths):
+        logits = synthetic_logits(batch_size, depth, vocab)
+        for num_nodes in arguments.num_nodes:
+            sizes = Sizes(vocab, batch_size, num_nodes, depth)
+            timings = measure(sizes, logits, arguments.seconds)
+            print(table_row(sizes, timings), flush=True)
+            row = {"bench": "tree_builder", **asdict(sizes), "num_candidates": sizes.num_candidates}
+            stages = {stage: asdict(timing) for stage, timing in timings.items()}
+            yield row | {"prefix_len": PREFIX_LEN, "stages": stages, "provenance": origin}
+
+
 def main() -> None:
     """Measure every combination of sizes."""
     arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
     origin = provenance()
-    rows = []
-    print("medians in microseconds (10th-90th percentile); flat_mask includes the ancestor mask")
-    print(f"{'V':>7}{'B':>4}{'N':>5}{'D':>4}  {'build':24}{'heap':24}{'ratio':>7}", end="")
-    print(f"{'flat_mask':>10}{'walk':>10}{'commit':>10}{'top-k':>12}")
-    for vocab in arguments.vocabs:
-        for batch_size in arguments.batch_sizes:
-            for depth in arguments.depths:
-                logits = synthetic_logits(batch_size, depth, vocab)
-                for num_nodes in arguments.num_nodes:
-                    sizes = Sizes(vocab, batch_size, num_nodes, depth)
-                    timings = measure(sizes, logits, arguments.seconds)
-                    print(table_row(sizes, timings), flush=True)
-                    stages = {stage: asdict(timing) for stage, timing in timings.items()}
-                    row = {"bench": "tree_builder", **asdict(sizes), "num_candidates": sizes.num_candidates}
-                    rows.append(row | {"prefix_len": PREFIX_LEN, "stages": stages, "provenance": origin})
+    print("microseconds: CPU, then median wall time (10th-90th percentile); later columns CPU;")
+    print("flat_mask includes the ancestor mask")
+    print(f"{'V':>7}{'B':>4}{'N':>5}{'D':>4}  {'build':>8}{'':24}{'heap':>8}{'':24}{'ratio':>7}", end="")
+    print(f"{'layout':>10}{'flat_mask':>10}{'walk':>10}{'commit':>10}{'top-k':>12}")
+    ratios = []
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        with arguments.output.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-    ratios = [row["stages"]["build_heap"]["median_us"] / row["stages"]["build"]["median_us"] for row in rows]
-    summary = {
-        "bench": "tree_builder",
-        "num_rows": len(rows),
-        "median_heap_to_build": statistics.median(ratios),
-    }
+    for row in measure_all(arguments, origin):
+        ratios.append(row["stages"]["build_heap"]["cpu_us"] / row["stages"]["build"]["cpu_us"])
+        if arguments.output:
+            with arguments.output.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    summary = {"bench": "tree_builder", "num_rows": len(ratios), "median_heap_to_build": statistics.median(ratios)}
     print(json.dumps(summary | {"provenance": origin}))
 
 

@@ -6,4 +6,4 @@ import sys
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPO / "benchmarks"), str(REPO / "deploy")]
+sys.path[:0] = [str(Path(__file__).parent), str(REPO / "benchmarks"), str(REPO / "deploy")]

@@ -1,0 +1,121 @@
+"""Both server benchmarks from flags to result files, with made-up servers whose tokens and times are known."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import bench_decode
+import bench_lossless
+import pytest
+import server
+from prompts import Prompt
+from server_process import ServerProcess, free_port
+
+FAKE = Path(__file__).resolve().parent / "fake_generate.py"
+
+
+class FakeMachine:
+    """Names of the systems that answer with other tokens, and all servers that were started."""
+
+    def __init__(self) -> None:
+        self.liars: set[str] = set()
+        self.started: list[ServerProcess] = []
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
+    """Fake servers, two prompts, no model."""
+    fake = FakeMachine()
+
+    def process(system: server.System, _common: server.Common, trace_path: Path | None) -> ServerProcess:
+        port = free_port()
+        kind = "speculative" if system.algorithm else "plain"
+        trace = str(trace_path or tmp_path / f"{system.name}.unread")
+        tokens = "other" if system.name in fake.liars else "same"
+        command = [sys.executable, str(FAKE), str(port), kind, trace, tokens]
+        log = tmp_path / f"{system.name}.log"
+        fake.started.append(ServerProcess(system.name, command, f"http://127.0.0.1:{port}", log))
+        return fake.started[-1]
+
+    prompts = [Prompt("gsm8k", "gsm8k-1", "a"), Prompt("gsm8k", "gsm8k-2", "b")]
+    for module in (bench_decode, bench_lossless):
+        monkeypatch.setattr(module, "prepare_pair", lambda *_: SimpleNamespace(model="m", draft="d"))
+        monkeypatch.setattr(module, "encode", lambda *_: {"gsm8k": [[1, 2], [3, 4]]})
+        monkeypatch.setattr(module, "sample_prompts", lambda *_: prompts)
+    monkeypatch.setattr(server, "_process", process)
+    monkeypatch.setattr(server, "LOG_FOLDER", tmp_path)
+    monkeypatch.setattr(server, "check_memory", lambda _system: None)
+    return fake
+
+
+def decode(tmp_path: Path, *flags: str) -> tuple[int, list[dict]]:
+    output = tmp_path / "out.jsonl"
+    base = ("--budgets", "4", "8", "--batch-sizes", "1", "2", "--repeats", "2", "--max-new-tokens", "11")
+    status = bench_decode.main([*base, "--output", str(output), *flags])
+    return status, [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
+
+
+def test_decode_writes_a_line_for_each_system_and_batch_size(machine: FakeMachine, tmp_path: Path) -> None:
+    status, lines = decode(tmp_path)
+    assert status == 0
+    systems = ["plain", "dflash", "ddtree-4", "ddtree-8"]
+    assert [(line["system"], line["batch_size"]) for line in lines] == [(s, b) for b in (1, 2) for s in systems]
+    by_system = {line["system"]: line for line in lines if line["batch_size"] == 1}
+    assert by_system["plain"]["accept_length"] is None
+    # 11 tokens: one from the prompt, ten in five rounds.
+    assert by_system["ddtree-4"]["accept_length"]["median"] == pytest.approx(11 / 5)
+    assert 1.3 < by_system["ddtree-4"]["ratio_to_plain"] < 3.0, "two tokens a step against one"
+    assert by_system["ddtree-8"]["stages"]["tree_share"] == pytest.approx(0.1)
+    assert by_system["dflash"]["stages"] is None
+    assert by_system["plain"]["provenance"]["settings"]["budgets"] == [4, 8]
+    assert "| ddtree-8 | gsm8k |" in (tmp_path / "out.md").read_text()
+    assert all(one.exit_status() is not None for one in machine.started)
+
+
+def test_decode_times_nothing_when_tokens_differ(machine: FakeMachine, tmp_path: Path) -> None:
+    machine.liars = {"ddtree-8"}
+    status, lines = decode(tmp_path)
+    assert status == 1
+    assert lines == []
+    assert all(one.exit_status() is not None for one in machine.started)
+
+
+def test_decode_says_so_in_every_line_when_told_to_go_on(machine: FakeMachine, tmp_path: Path) -> None:
+    machine.liars = {"ddtree-8"}
+    status, lines = decode(tmp_path, "--allow-mismatch")
+    assert status == 0
+    assert {line["system"]: line["prompts_unlike_plain"] for line in lines}["ddtree-8"] == 2
+    assert {line["system"]: line["prompts_unlike_plain"] for line in lines}["ddtree-4"] == 0
+
+
+@pytest.mark.usefixtures("machine")
+def test_decode_result_files_hold_no_path_of_the_machine(tmp_path: Path) -> None:
+    decode(tmp_path)
+    assert str(tmp_path) not in (tmp_path / "out.jsonl").read_text()
+
+
+def lossless(tmp_path: Path) -> tuple[int, dict]:
+    output = tmp_path / "lossless.json"
+    flags = ["--budgets", "4", "8", "--concurrency", "1", "2", "--max-new-tokens", "5", "--output", str(output)]
+    return bench_lossless.main(flags), json.loads(output.read_text())
+
+
+@pytest.mark.usefixtures("machine")
+def test_lossless_counts_nothing_when_all_is_equal(tmp_path: Path) -> None:
+    status, record = lossless(tmp_path)
+    assert status == 0
+    assert [(case["budget"], case["concurrency"]) for case in record["cases"]] == [(4, 1), (4, 2), (8, 1), (8, 2)]
+    assert all(case["num_mismatches"] == 0 and case["num_prompts"] == 2 for case in record["cases"])
+
+
+def test_lossless_reports_where_and_by_how_much(machine: FakeMachine, tmp_path: Path) -> None:
+    machine.liars = {"ddtree-8"}
+    status, record = lossless(tmp_path)
+    assert status == 1
+    assert [case["num_mismatches"] for case in record["cases"]] == [0, 0, 2, 2]
+    first = record["cases"][2]["divergences"][0]
+    assert first == {"prompt": "gsm8k-1", "position": 2, "plain_token": 5, "other_token": 1005, "margin": 0.5}
+    assert "MISMATCH: gsm8k-1, budget 8" in (tmp_path / "lossless.md").read_text()

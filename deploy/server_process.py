@@ -32,6 +32,10 @@ _STARTUP_STAGES = (
 )
 
 
+# A minute on an idle machine; on a busy one, importing alone was seen to take six.
+START_TIMEOUT_S = 1800.0
+
+
 class ServerError(Exception):
     """A server ended or did not become ready; the message carries the end of its log."""
 
@@ -173,7 +177,7 @@ class ServerProcess:
                 f"{self.name} ended with status {status}. The end of {self.log_path}:\n{log_tail(self.log_path)}"
             )
 
-    def wait_ready(self, timeout_s: float = 600.0) -> None:
+    def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Return once it generates tokens; raise ServerError if it ends or takes longer than `timeout_s`."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -186,20 +190,23 @@ class ServerProcess:
             f"{log_tail(self.log_path)}"
         )
 
-    def stop(self, grace_s: float = 2.0) -> None:
-        """End the whole process group: SIGTERM, then SIGKILL for what is left. Safe to call twice."""
+    def stop(self, grace_s: float = 3.0) -> None:
+        """End every process of it: SIGTERM to the server, which then ends its own, then SIGKILL to what is left.
+
+        Safe to call twice. (SGLang takes a SIGTERM to its scheduler for a crash, and stays to write diagnostics.)
+        """
         if self._process is None:
             return
-        for sig, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 10.0)):
-            if not self._signal_group(sig):
-                break
-            if _eventually(self._group_is_gone, patience_s):
-                break
+        if self._process.poll() is None:
+            self._process.terminate()
+            _eventually(self._group_is_gone, grace_s)
+        if self._signal_group(signal.SIGKILL):
+            _eventually(self._group_is_gone, 10.0)
         self._process.wait()
 
-    def _signal_group(self, sig: int) -> bool:
+    def _signal_group(self, signum: int) -> bool:
         try:
-            os.killpg(self.pid, sig)
+            os.killpg(self.pid, signum)
         except ProcessLookupError:
             return False
         return True

@@ -14,9 +14,9 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from ddtree_sglang.cpu_platform.attention_backend import DDTreeCpuAttnBackend
+from ddtree_sglang.cpu_platform.dense_linear import dense_linear
 from ddtree_sglang.cpu_platform.operators import rms_norm, rotary_embedding, silu_and_mul
 
 logger = logging.getLogger(__name__)
@@ -88,14 +88,14 @@ def _run(
             normed, residual = rms_norm(layer.input_norm, hidden, residual)
         if index in capture_at:
             captured.capture(residual, owned=residual is not hidden)
-        projected = functional.linear(normed, layer.qkv["weight"], layer.qkv["bias"])
+        projected = dense_linear(normed, layer.qkv["weight"], layer.qkv["bias"])
         query, key, value = projected.split(layer.qkv_sizes, dim=-1)
         query, key = rotary_embedding(layer.rotary, positions, query, key)
         mixed = _attend(attend, layer.attention, query, key, value, forward_batch)
-        hidden = functional.linear(mixed, layer.output["weight"], layer.output["bias"])
+        hidden = dense_linear(mixed, layer.output["weight"], layer.output["bias"])
         normed, residual = rms_norm(layer.post_norm, hidden, residual)
-        widened = functional.linear(normed, layer.gate_up["weight"], layer.gate_up["bias"])
-        hidden = functional.linear(silu_and_mul(None, widened), layer.down["weight"], layer.down["bias"])
+        widened = dense_linear(normed, layer.gate_up["weight"], layer.gate_up["bias"])
+        hidden = dense_linear(silu_and_mul(None, widened), layer.down["weight"], layer.down["bias"])
     normed, _ = rms_norm(model.norm, hidden, residual)
     return (normed, captured) if captured else normed
 

@@ -226,3 +226,15 @@ def test_short_custom_mask_is_refused() -> None:
             ForwardMode.TARGET_VERIFY,
             SimpleNamespace(custom_mask=torch.ones(23, dtype=torch.bool)),
         )
+
+
+def test_slots_that_only_end_like_a_run_are_not_read_as_one() -> None:
+    """First and last slot as far apart as in a run of consecutive slots, but one in between lies elsewhere."""
+    bench = cases.make_bench([6], [1], consecutive=True)
+    row, elsewhere = int(bench.rows[0]), 300
+    bench.req_to_token[row, 2] = elsewhere
+    bench.pool.k_buffer[0][elsewhere] = bench.keys[0][2]
+    bench.pool.v_buffer[0][elsewhere] = bench.values[0][2]
+    bench.pool.k_buffer[0][3] = 50.0
+    outputs = cases.run(bench, ForwardMode.DECODE)
+    assert_dense(bench, outputs, [cases.causal(6, 1)])

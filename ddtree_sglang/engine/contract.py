@@ -164,6 +164,12 @@ CONTRACT: tuple[Entry, ...] = (
         "worker",
     ),
     Entry(
+        "sglang.srt.layers.quantization.unquant",
+        "UnquantizedEmbeddingMethod.apply",
+        ("layer", "x", "bias"),
+        "drafter",
+    ),
+    Entry(
         "sglang.srt.layers.sampler",
         "Sampler.forward",
         ("logits_output", "sampling_info", "return_logprob", "top_logprobs_nums", "token_ids_logprobs", "positions"),

@@ -35,14 +35,16 @@ class VocabShard:
     """This rank's slice of the target's LM head.
 
     Attributes:
-        weight: [V_local, hidden], the rows of real tokens only (no padding).
+        lm_head: SGLang's `ParallelLMHead`; its `quant_method` makes the product, so that a platform's version is used.
+        num_rows: V_local, the rows of real tokens; the head may be padded past them.
         vocab_start: id of its first row.
         logit_scale: multiplies the logits (checkpoints with an output multiplier), 1.0 for none.
         softcap: logits are `softcap * tanh(logits / softcap)`, None for none.
         tp_group: SGLang's group coordinator, None on a single rank.
     """
 
-    weight: torch.Tensor
+    lm_head: Any
+    num_rows: int
     vocab_start: int
     logit_scale: float
     softcap: float | None
@@ -69,7 +71,8 @@ class VocabShard:
             )
         rows = int(shard.num_org_elements) if shard is not None else int(weight.shape[0])
         return cls(
-            weight=weight[:rows],
+            lm_head=lm_head,
+            num_rows=rows,
             vocab_start=int(shard.org_vocab_start_index) if shard is not None else 0,
             logit_scale=float(getattr(draft_config, "output_multiplier", 1.0)),
             softcap=getattr(draft_config, "final_logit_softcapping", None),
@@ -78,7 +81,8 @@ class VocabShard:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[rows, hidden]` -> `[rows, V_local]` float32."""
-        logits = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight).float()
+        hidden = hidden.to(self.lm_head.weight.dtype)
+        logits = self.lm_head.quant_method.apply(self.lm_head, hidden, None)[:, : self.num_rows].float()
         if self.logit_scale != 1.0:
             logits = logits * self.logit_scale
         if self.softcap is not None:

@@ -33,7 +33,8 @@ class FakeGroup:
 def head(weight: torch.Tensor, start: int = 0, rows: int | None = None, added: int = 0) -> Any:
     rows = weight.shape[0] if rows is None else rows
     indices = SimpleNamespace(num_added_elements=added, num_org_elements=rows, org_vocab_start_index=start)
-    return SimpleNamespace(weight=weight, shard_indices=indices)
+    method = SimpleNamespace(apply=lambda layer, x, bias: x @ layer.weight.T)
+    return SimpleNamespace(weight=weight, shard_indices=indices, quant_method=method)
 
 
 def shard(lm_head: Any, world_size: int = 1, **draft_config: Any) -> VocabShard:

@@ -20,7 +20,8 @@ from server_process import ServerError, ServerProcess, ServerSpec, free_port
 
 REPO = Path(__file__).resolve().parent.parent
 
-LOG_FOLDER = REPO / ".cache/benchmarks"
+# Two runs at once must not write into each other's logs and traces.
+LOG_FOLDER = REPO / f".cache/benchmarks/{os.getpid()}"
 MEMORY_PER_SERVER_BYTES = 4 * 10**9  # three processes of the embedded model with a small KV pool
 _CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 

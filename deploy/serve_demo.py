@@ -125,7 +125,7 @@ def serve_and_answer(python: Path, args: argparse.Namespace, pair: Pair) -> None
     plain = ServerSpec(pair.model, free_port(), dtype=dtype, extra=extra)
     spec = ServerSpec(pair.model, args.port, args.host, "DDTREE", pair.draft, args.budget, dtype=dtype, extra=extra)
     prompt = args.once or DEFAULT_PROMPT
-    server = ServerProcess.from_spec("the DDTREE server", spec, python, LOG_FOLDER / "ddtree.log")
+    server = ServerProcess.from_spec("the DDTREE server", spec, python, LOG_FOLDER / f"ddtree-{args.port}.log")
     with server:
         with step(
             f"starting the DDTREE server ({dtype}; log: {server.log_path.relative_to(REPO)})", server.startup_stage
@@ -150,7 +150,7 @@ def _print_piece(piece: str) -> None:
 def _compare_with_plain(
     python: Path, plain: ServerSpec, ddtree: ServerSpec, prompt: str, max_tokens: int
 ) -> Comparison:
-    log = LOG_FOLDER / "plain.log"
+    log = LOG_FOLDER / f"plain-{ddtree.port}.log"
     with ServerProcess.from_spec("the plain server", plain, python, log) as server:
         with step("starting a plain server to compare with (same flags, no speculation)", server.startup_stage):
             server.wait_ready()

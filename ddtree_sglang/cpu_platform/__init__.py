@@ -53,4 +53,4 @@ def _accelerator_present() -> bool:
         return True
     names = ("xpu", "npu", "mps", "musa", "hpu")
     devices = (getattr(torch, name, None) for name in names)
-    return any(bool(device.is_available()) for device in devices if hasattr(device, "is_available"))
+    return any(bool(device.is_available()) for device in devices if device is not None)

@@ -80,4 +80,4 @@ def _ignore_record_stream_on_cpu() -> None:
         if self.device.type != "cpu":
             original(self, stream)
 
-    torch.Tensor.record_stream = record_stream  # type: ignore[method-assign]
+    torch.Tensor.record_stream = record_stream  # type: ignore[method-assign, assignment]

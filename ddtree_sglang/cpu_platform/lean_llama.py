@@ -27,14 +27,14 @@ class _Layer:
     """The parts of one ``LlamaDecoderLayer``; weights are read through the modules' live parameter tables."""
 
     input_norm: Any
-    qkv: dict[str, torch.Tensor | None]
+    qkv: dict[str, Any]
     qkv_sizes: tuple[int, int, int]
     rotary: Any
     attention: Any
-    output: dict[str, torch.Tensor | None]
+    output: dict[str, Any]
     post_norm: Any
-    gate_up: dict[str, torch.Tensor | None]
-    down: dict[str, torch.Tensor | None]
+    gate_up: dict[str, Any]
+    down: dict[str, Any]
 
 
 def install(model: Any) -> bool:
@@ -81,6 +81,7 @@ def _run(
     capture_at = frozenset(model.layers_to_capture)
     attend = backend.forward_decode if forward_batch.forward_mode.is_decode() else backend.forward_extend
     residual: torch.Tensor | None = None
+    normed: Any
     for index, layer in enumerate(layers):
         if residual is None:
             residual, normed = hidden, rms_norm(layer.input_norm, hidden)

@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO / "benchmarks"), str(REPO / "deploy"), str(Path(__file__).parent)]
 
 from server_process import ServerProcess, ServerSpec, free_port  # noqa: E402  (the path is set above)
+from servers import Pair, Server  # noqa: E402
 
 KV_POOL_TOKENS = 16384
 
@@ -28,23 +28,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(item.path).parent == Path(__file__).parent:
             item.add_marker(pytest.mark.e2e)
-
-
-@dataclass(frozen=True)
-class Server:
-    """A ready server: its address, its log, and its trace where it was asked for one."""
-
-    url: str
-    log: Path
-    trace: Path
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Folders of the embedded target and its drafter. `DDTREE_TEST_MODEL` / `DDTREE_TEST_DRAFT` name others."""
-
-    model: str
-    draft: str
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from asking import PROMPTS, ask, ask_all, rounds_of
 from client import flush_cache
-from conftest import Server
+from servers import Server
 
 NUM_ROUNDS = 1000
 NUM_ABORTS = 200

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from asking import PROMPTS, ask, ask_all
 from client import target_logprobs
-from conftest import Server
 from divergence import find_divergence
+from servers import Server
 
 MAX_NEW_TOKENS = 48
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from asking import PROMPTS, ask, ask_all
 from client import flush_cache, post
-from conftest import Server
+from servers import Server
 
 STORY = "Once upon a time in a small village,"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from asking import ask_all
-from conftest import Pair, Server
+from servers import Pair, Server
 
 PROMPT = "My favourite animal is the"
 TOP_K = 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -36,6 +37,11 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) 
         time.sleep(0.05)
 
 
+def _listen_to_ctrl_c() -> None:
+    """A test run in the background has SIGINT ignored, and its children would inherit that; a terminal's have not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass
 class Checkout:
     """A copy of `deploy/` whose environment counts as set up and serves with the fake server."""
@@ -52,6 +58,7 @@ class Checkout:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=_listen_to_ctrl_c,
             env={**os.environ, "FAKE_PIDS": str(self.root / "pids"), **self.environment},
         )
 

@@ -25,6 +25,11 @@ DDTree's own K is another number, and a large one here would inflate the KV rese
 _PREFIX = "speculative_ddtree_"
 
 
+def is_ddtree(algorithm: str | None) -> bool:
+    """Whether this value of `--speculative-algorithm` names DDTREE; SGLang takes names in any case."""
+    return algorithm is not None and algorithm.upper() == ALGORITHM
+
+
 def add_ddtree_flags(_result: None, parser: argparse.ArgumentParser) -> None:
     """AFTER hook on `ServerArgs.add_cli_args`: SGLang's parser learns our flags."""
     group = parser.add_argument_group("DDTREE speculative decoding (ddtree_sglang)")
@@ -56,7 +61,7 @@ def translate_ddtree_flags(original: Callable[..., Any], cls: type, args: argpar
         for name, value in vars(args).items()
         if name.startswith(_PREFIX) and value is not None
     }
-    if str(getattr(args, "speculative_algorithm", None)).upper() == ALGORITHM:
+    if is_ddtree(getattr(args, "speculative_algorithm", None)):
         config = _merge_with_file(given)
         if config != DDTreeConfig():
             os.environ[CONFIG_ENV] = config.to_json()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ddtree_sglang.engine.cli_flags import add_ddtree_flags, translate_ddtree_flags
+from ddtree_sglang.engine.cli_flags import add_ddtree_flags, is_ddtree, translate_ddtree_flags
 from ddtree_sglang.exceptions import DDTreeConfigError, DDTreeError
 
 if TYPE_CHECKING:
@@ -44,10 +44,9 @@ def refuse_unsupported_request(original: Callable[..., str | None], req: Req, en
     """AROUND hook on `validate_dflash_request`: what DDTREE cannot answer exactly becomes a 400."""
     from sglang.srt.runtime_context import get_spec
 
-    from ddtree_sglang.engine.cli_flags import ALGORITHM
     from ddtree_sglang.engine.request_rules import refusal
 
-    if str(get_spec().speculative_algorithm).upper() != ALGORITHM:
+    if not is_ddtree(get_spec().speculative_algorithm):
         return original(req, enable_overlap)
     return refusal(req)
 

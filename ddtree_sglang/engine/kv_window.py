@@ -15,7 +15,7 @@ import torch
 from sglang.srt.runtime_context import get_spec
 from sglang.srt.speculative.dflash_info_v2 import DFlashDraftInputV2
 
-from ddtree_sglang.engine.cli_flags import ALGORITHM
+from ddtree_sglang.engine.cli_flags import is_ddtree
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -34,7 +34,7 @@ def row_headroom(original: Callable[[], int]) -> int:
     reserved: the writer has no bound check and would spill into the next request's row.
     """
     extra = original()
-    if str(get_spec().speculative_algorithm).upper() != ALGORITHM:
+    if not is_ddtree(get_spec().speculative_algorithm):
         return extra
     return max(extra, 2 * window_len())
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ddtree_sglang.config import DDTreeConfig
-from ddtree_sglang.engine.cli_flags import ALGORITHM, apply_config
+from ddtree_sglang.engine.cli_flags import ALGORITHM, apply_config, is_ddtree
 from ddtree_sglang.engine.drafter_checks import DrafterShape, check_checkpoint_folder, check_drafter_fits_target
 from ddtree_sglang.exceptions import DDTreeConfigError
 
@@ -120,7 +120,7 @@ def check_attention_backend(cfg: Any) -> None:
 
 def check_checkpoints(server_args: Any) -> None:
     """Under DDTREE, refuse folders that cannot be checkpoints; nothing in them is read yet."""
-    if str(server_args.speculative_algorithm).upper() != ALGORITHM:
+    if not is_ddtree(server_args.speculative_algorithm):
         return
     check_checkpoint_folder(server_args.model_path, "the target model", "--model-path")
     if server_args.speculative_draft_model_path is not None:
@@ -131,7 +131,7 @@ def check_checkpoints(server_args: Any) -> None:
 
 def check_port_is_free(server_args: Any) -> None:
     """Under DDTREE, refuse a taken port now: SGLang itself notices after the model has loaded."""
-    if str(server_args.speculative_algorithm).upper() != ALGORITHM:
+    if not is_ddtree(server_args.speculative_algorithm):
         return
     address = (server_args.host, server_args.port)
     with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM) as probe:

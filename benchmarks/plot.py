@@ -21,6 +21,7 @@ import matplotlib.pyplot as plt
 STAGE_COLOURS = {
     "draft": "#9ecae1",
     "verify": "#4292c6",
+    "context": "#6baed6",
     "prepare": "#fee391",
     "build": "#fe9929",
     "accept": "#e34a33",

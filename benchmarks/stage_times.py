@@ -11,8 +11,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-FORWARD_STAGES = ("draft", "verify")
-"""The two model forwards; every other stage is what a tree costs on top, and is held to 5 % of the round."""
+FORWARD_STAGES = ("draft", "verify", "context")
+"""What models compute: the draft block, the target's pass, and the drafter's KV of the accepted tokens, which the stock
+chain computes as well. Every other stage is what a tree costs on top, and is held to 5 % of the round."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def summarise(rounds: list[dict[str, Any]], batch_size: int) -> StageSummary | N
     if not chosen:
         return None
     total = sum(sum(stages.values()) for stages in chosen)
-    forwards = sum(stages[name] for stages in chosen for name in FORWARD_STAGES)
+    forwards = sum(stages[name] for stages in chosen for name in FORWARD_STAGES if name in stages)
     return StageSummary(
         batch_size=batch_size,
         num_rounds=len(chosen),

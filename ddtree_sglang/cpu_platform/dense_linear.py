@@ -1,66 +1,142 @@
-"""Matrix products with float32 weights through oneDNN, where the stock wheel's BLAS is slow.
+"""Matrix products through oneDNN with weights packed once, where the stock wheel's BLAS is slow.
 
-The PyPI wheel of torch sends float32 products to MKL. On AMD cores, for the few rows of a decoding or verifying pass,
-oneDNN needs a fifth to a half less time for the same product, and does not stall when another process holds a core. A
-product with one row is bound by memory, and reads a weight that lies column by column (``[in, out]`` contiguous) nearly
-twice as fast as one that lies row by row. So weights that widen (out > in) are laid out that way once, after loading;
-their shape and values stay, and all code that uses them as ``[out, in]`` tensors goes on to work. bfloat16 is left
-alone: torch sends it to oneDNN itself.
+torch sends float32 products to MKL, which on AMD cores needs up to twice the time of oneDNN for the few rows of a
+decoding or verifying pass, and sends bfloat16 ones to oneDNN with the weight as it lies, so that oneDNN rearranges it
+in every call. Here each weight is laid out in oneDNN's blocks after loading. Five to nine rows then cost what one row
+does, which is what makes verifying a tree worth its while (benchmarks/LOG.md has the table).
+
+The price is a second copy of the weights. The plain one stays, because SGLang's code reads it in places (tied
+embeddings, the drafter's KV projection); so a model whose copy would take more than `MAX_SHARE_OF_MEMORY` of what is
+free keeps its plain weights, and online weight updates are refused, since they would not reach the copy.
 """
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from typing import Any
 
+import psutil
 import torch
 from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod, UnquantizedLinearMethod
 from torch.nn import functional
 
+logger = logging.getLogger(__name__)
 
-def dense_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``functional.linear``: ``x [M, in]``, ``weight [out, in]`` of any layout, ``bias [out]`` -> ``[M, out]``."""
-    if weight.dtype is not torch.float32 or x.dtype is not torch.float32:
+PACKED_FOR_ROWS = 17
+"""Rows that oneDNN chooses the blocks for. Blocks chosen for one row are no faster than plain weights at nine."""
+
+MAX_SHARE_OF_MEMORY = 0.25
+
+UPDATE_REFUSAL = (
+    "Online weight updates are not supported on the CPU platform: the matrix products read copies of the weights that "
+    "were packed after loading, and would go on to serve the old values. Restart the server with the new weights."
+)
+
+
+def dense_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, packed: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``functional.linear``: ``x [..., in]``, ``weight [out, in]``, ``bias [out]`` -> ``[..., out]``.
+
+    ``packed`` is ``pack(weight)``, or None for a weight that was not packed.
+    """
+    if x.dtype is not weight.dtype:
         return functional.linear(x, weight, bias)
-    if x.dim() == 2 and x.shape[0] == 1 and weight.stride(0) == 1:
-        row = torch.mv(weight, x[0]) if bias is None else torch.addmv(bias, weight, x[0])
-        return row.unsqueeze(0)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    if packed is not None:
+        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    if weight.dtype is torch.float32 and torch.backends.mkldnn.is_available():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return functional.linear(x, weight, bias)
+
+
+def pack(weight: torch.Tensor) -> torch.Tensor:
+    """``weight [out, in]`` in oneDNN's blocks: an opaque tensor that only `dense_linear` reads."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), PACKED_FOR_ROWS)
 
 
 class CpuLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]
-    """SGLang's plain linear layer with our product."""
+    """SGLang's plain linear layer with our product; one object per layer, which holds its packed weight."""
+
+    def __init__(self, packed: torch.Tensor | None) -> None:
+        super().__init__()
+        self.packed = packed
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """``x [M, in]`` -> ``[M, out]``."""
-        return dense_linear(x, layer.weight, bias)
+        """``x [..., in]`` -> ``[..., out]``."""
+        return dense_linear(x, layer.weight, bias, self.packed)
 
 
 class CpuEmbeddingMethod(UnquantizedEmbeddingMethod):  # type: ignore[misc]
     """SGLang's plain embedding and LM head with our product."""
 
+    def __init__(self, packed: torch.Tensor | None) -> None:
+        super().__init__()
+        self.packed = packed
+
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """LM head: ``x [M, hidden]`` -> logits ``[M, vocabulary]`` in the weight's dtype."""
-        return dense_linear(x.to(layer.weight.dtype), layer.weight, bias)
+        return dense_linear(x.to(layer.weight.dtype), layer.weight, bias, self.packed)
 
 
-_REPLACEMENTS: dict[type, type] = {
+_REPLACEMENTS: dict[type, type[CpuLinearMethod] | type[CpuEmbeddingMethod]] = {
     UnquantizedLinearMethod: CpuLinearMethod,
     UnquantizedEmbeddingMethod: CpuEmbeddingMethod,
 }
 
 
-def install(model: torch.nn.Module) -> int:
-    """Swap the products of every plain float32 layer of ``model``; returns how many layers changed."""
+def install(model: torch.nn.Module, available_bytes: int | None = None) -> int:
+    """Swap the products of every plain layer of ``model``; returns how many weights were packed.
+
+    ``available_bytes`` bounds the copies (None: what the machine has free).
+    """
     if not torch.backends.mkldnn.is_available():
         return 0
-    changed = 0
-    for module in model.modules():
-        replacement = _REPLACEMENTS.get(type(getattr(module, "quant_method", None)))
-        weight = getattr(module, "weight", None)
-        if replacement is None or weight is None or weight.dtype is not torch.float32:
-            continue
-        module.quant_method = replacement()
-        if replacement is CpuLinearMethod and weight.shape[0] > weight.shape[1]:
-            weight.data = weight.data.t().contiguous().t()
-        changed += 1
-    return changed
+    layers = _plain_layers(model)
+    available = psutil.virtual_memory().available if available_bytes is None else available_bytes
+    # A tied head shares its weight with the embedding; nothing multiplies by an embedding that is no head.
+    multiplied = [layer for layer in layers if not _is_lookup_only(model, layer)]
+    needed = sum(layer.weight.numel() * layer.weight.element_size() for layer in multiplied)
+    packs = needed <= MAX_SHARE_OF_MEMORY * available
+    if not packs:
+        logger.warning(
+            "CPU platform: packing the weights would take %.1f GB of %.1f GB free, more than %d %%; they stay plain, "
+            "and products of a few rows are slower.",
+            needed / 1e9,
+            available / 1e9,
+            100 * MAX_SHARE_OF_MEMORY,
+        )
+    for layer in multiplied:
+        packed = pack(layer.weight) if packs else None
+        if type(layer) is torch.nn.Linear:
+            layer.forward = partial(_linear_forward, layer, packed)  # type: ignore[method-assign]
+        else:
+            layer.quant_method = _REPLACEMENTS[type(layer.quant_method)](packed)
+    if packs and multiplied:
+        # SGLang's weight updater looks for this name on every module and refuses with its text.
+        model._derived_weight_cache_error = UPDATE_REFUSAL  # type: ignore[assignment]
+    return len(multiplied) if packs else 0
+
+
+def _linear_forward(layer: Any, packed: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    """`nn.Linear.forward` of the drafter's projection of the context features."""
+    return dense_linear(x, layer.weight, layer.bias, packed)
+
+
+def _plain_layers(model: torch.nn.Module) -> list[Any]:
+    """Layers with torch's or SGLang's own unquantised product, in a dtype that oneDNN packs here."""
+    dtypes = {torch.float32}
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        dtypes.add(torch.bfloat16)
+    return [
+        module
+        for module in model.modules()
+        if (type(module) is torch.nn.Linear or type(getattr(module, "quant_method", None)) in _REPLACEMENTS)
+        and getattr(getattr(module, "weight", None), "dtype", None) in dtypes
+    ]
+
+
+def _is_lookup_only(model: Any, layer: Any) -> bool:
+    """True for an embedding whose rows are only looked up."""
+    method = getattr(layer, "quant_method", None)
+    return type(method) is UnquantizedEmbeddingMethod and layer is not getattr(model, "lm_head", None)

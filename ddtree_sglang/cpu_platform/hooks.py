@@ -69,6 +69,45 @@ def install_hooks() -> None:
     _ignore_record_stream_on_cpu()
 
 
+_DRAFT_HEAD = "sglang.srt.speculative.dflash_worker_v2.DFlashWorkerV2._greedy_sample_from_vocab_parallel_head"
+
+
+def install_draft_head() -> None:
+    """Send the stock chain's LM head through the layer's own product, as DDTREE's goes.
+
+    SGLang multiplies by the plain weight, which on this platform is the slow way. It has the other path itself, for
+    quantised heads on one rank. Called once a DFlash drafter is loaded: before, the worker's module cannot be imported.
+    """
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    if _DRAFT_HEAD in HookRegistry._patched:
+        return
+    HookRegistry.register(_DRAFT_HEAD, _draft_head_by_its_own_product, HookType.AROUND)
+    HookRegistry.apply_hooks()
+
+
+def _draft_head_by_its_own_product(
+    original: Callable[..., torch.Tensor],
+    worker: Any,
+    *,
+    hidden_states: torch.Tensor,
+    lm_head: Any,
+    chunk_size: int = 256,
+) -> torch.Tensor:
+    from sglang.srt.runtime_context import get_parallel
+
+    from ddtree_sglang.cpu_platform.dense_linear import CpuEmbeddingMethod
+
+    shard = getattr(lm_head, "shard_indices", None)
+    is_whole = get_parallel().tp_size == 1 and (shard is None or int(shard.num_added_elements) == 0)
+    if not is_whole or not isinstance(lm_head.quant_method, CpuEmbeddingMethod) or hidden_states.numel() == 0:
+        return original(worker, hidden_states=hidden_states, lm_head=lm_head, chunk_size=chunk_size)
+    chosen: torch.Tensor = worker._greedy_sample_from_quantized_head(
+        hidden_states=hidden_states, lm_head=lm_head, chunk_size=chunk_size
+    )
+    return chosen
+
+
 def _ignore_record_stream_on_cpu() -> None:
     """Make ``Tensor.record_stream`` a no-op for CPU tensors, which have no streams and otherwise raise.
 

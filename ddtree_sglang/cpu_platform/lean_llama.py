@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ddtree_sglang.cpu_platform.attention_backend import DDTreeCpuAttnBackend
-from ddtree_sglang.cpu_platform.dense_linear import dense_linear
+from ddtree_sglang.cpu_platform.dense_linear import CpuLinearMethod
 from ddtree_sglang.cpu_platform.operators import rms_norm, rotary_embedding, silu_and_mul
 
 logger = logging.getLogger(__name__)
@@ -24,17 +24,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Layer:
-    """The parts of one ``LlamaDecoderLayer``; weights are read through the modules' live parameter tables."""
+    """The parts of one ``LlamaDecoderLayer``."""
 
     input_norm: Any
-    qkv: dict[str, Any]
+    qkv: Any
     qkv_sizes: tuple[int, int, int]
     rotary: Any
     attention: Any
-    output: dict[str, Any]
+    output: Any
     post_norm: Any
-    gate_up: dict[str, Any]
-    down: dict[str, Any]
+    gate_up: Any
+    down: Any
 
 
 def install(model: Any) -> bool:
@@ -89,16 +89,22 @@ def _run(
             normed, residual = rms_norm(layer.input_norm, hidden, residual)
         if index in capture_at:
             captured.capture(residual, owned=residual is not hidden)
-        projected = dense_linear(normed, layer.qkv["weight"], layer.qkv["bias"])
+        projected = _product(layer.qkv, normed)
         query, key, value = projected.split(layer.qkv_sizes, dim=-1)
         query, key = rotary_embedding(layer.rotary, positions, query, key)
         mixed = _attend(attend, layer.attention, query, key, value, forward_batch)
-        hidden = dense_linear(mixed, layer.output["weight"], layer.output["bias"])
+        hidden = _product(layer.output, mixed)
         normed, residual = rms_norm(layer.post_norm, hidden, residual)
-        widened = dense_linear(normed, layer.gate_up["weight"], layer.gate_up["bias"])
-        hidden = dense_linear(silu_and_mul(None, widened), layer.down["weight"], layer.down["bias"])
+        widened = _product(layer.gate_up, normed)
+        hidden = _product(layer.down, silu_and_mul(None, widened))
     normed, _ = rms_norm(model.norm, hidden, residual)
     return (normed, captured) if captured else normed
+
+
+def _product(linear: Any, x: torch.Tensor) -> torch.Tensor:
+    """The layer's product without its choice between sharded and gathered ways."""
+    result: torch.Tensor = linear.quant_method.apply(linear, x, linear.bias)
+    return result
 
 
 def _attend(
@@ -126,19 +132,19 @@ def _has_plain_linears(layer: Any) -> bool:
 
     attention, mlp = layer.self_attn, layer.mlp
     linears = (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
-    return all(type(linear.quant_method) is UnquantizedLinearMethod for linear in linears)
+    return all(type(linear.quant_method) in (UnquantizedLinearMethod, CpuLinearMethod) for linear in linears)
 
 
 def _parts(layer: Any) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     return _Layer(
         input_norm=layer.input_layernorm,
-        qkv=attention.qkv_proj._parameters,
+        qkv=attention.qkv_proj,
         qkv_sizes=(attention.q_size, attention.kv_size, attention.kv_size),
         rotary=attention.rotary_emb,
         attention=attention.attn,
-        output=attention.o_proj._parameters,
+        output=attention.o_proj,
         post_norm=layer.post_attention_layernorm,
-        gate_up=mlp.gate_up_proj._parameters,
-        down=mlp.down_proj._parameters,
+        gate_up=mlp.gate_up_proj,
+        down=mlp.down_proj,
     )

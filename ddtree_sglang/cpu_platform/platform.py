@@ -43,6 +43,16 @@ class DDTreeCpuPlatform(CpuDeviceMixin, SRTPlatform):
         """False: there is no device to pin host memory for."""
         return False
 
+    def get_torch_profiler_activity_str(self) -> str:
+        """What ``/start_profile`` calls this device; SGLang's default raises, which would end the scheduler."""
+        return "CPU"
+
+    def get_torch_profiler_activity(self) -> torch.profiler.ProfilerActivity:
+        """The profiler activity of that name."""
+        from torch.profiler import ProfilerActivity
+
+        return ProfilerActivity.CPU
+
     # ---- server arguments
 
     def get_default_attention_backend(self) -> str:
@@ -100,7 +110,9 @@ class DDTreeCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def post_load_model(self, model: torch.nn.Module) -> None:
         """Called by SGLang once a model's weights are loaded: faster products, and a shorter layer loop."""
-        from ddtree_sglang.cpu_platform import dense_linear, lean_llama
+        from ddtree_sglang.cpu_platform import dense_linear, hooks, lean_llama
 
         lean_llama.install(model)
         dense_linear.install(model)
+        if hasattr(model, "project_target_hidden"):
+            hooks.install_draft_head()

@@ -23,6 +23,9 @@ DEFAULT_CHUNKED_PREFILL_SIZE = 1024
 
 DEFAULT_MAX_RUNNING_REQUESTS = 16
 
+OPENMP_SPIN_COUNT = "10000"
+"""Turns of GNU OpenMP's waiting loop before a thread sleeps; its default is 300,000, and 0 when told to be passive."""
+
 # SGLang's own CPU step runs first and fills in its AMX backend, which needs a source build of sgl_kernel.
 _ENGINE_FILLED_BACKENDS = (None, "intel_amx")
 
@@ -47,7 +50,7 @@ def apply_defaults(server_args: Any) -> None:
     server_args.sleep_on_idle = True
     server_args.disable_custom_all_reduce = True
     _resolve_memory(server_args)
-    _let_waiting_threads_sleep()
+    _bound_how_long_threads_spin()
 
 
 def _check_device(server_args: Any) -> None:
@@ -99,12 +102,13 @@ def _resolve_memory(server_args: Any) -> None:
         server_args.max_total_tokens = default_max_total_tokens(server_args)
 
 
-def _let_waiting_threads_sleep() -> None:
-    """Have the scheduler's OpenMP threads sleep, not spin, between operators, unless the user said otherwise.
+def _bound_how_long_threads_spin() -> None:
+    """Have the scheduler's OpenMP threads spin for a fifth of a millisecond, then sleep, unless the user chose a way.
 
-    A spinning thread holds the core that its partner, the tokenizer or the detokenizer needs: with one other busy
-    process on two cores a 17-token forward was measured ten times slower. Set here, in the launcher, because OpenMP
-    reads it once, when a process loads it; the scheduler inherits the environment.
+    Too short, and every one of a step's few hundred products pays for waking a thread; too long, and a spinning thread
+    holds the core that its partner, the tokenizer or another program, needs. Measured on two cores: see
+    benchmarks/LOG.md, 2026-11-22. Set here, in the launcher, because OpenMP reads it once, when a process loads it;
+    the scheduler inherits the environment.
     """
-    if "GOMP_SPINCOUNT" not in os.environ:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", OPENMP_SPIN_COUNT)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-STAGES = ("prepare", "draft", "build", "verify", "accept", "commit")
+STAGES = ("prepare", "draft", "build", "verify", "accept", "commit", "context")
 
 
 class RoundTrace:

@@ -1,4 +1,4 @@
-"""`DDTreeWorker`: one round, top to bottom: draft, build, verify, accept, commit.
+"""`DDTreeWorker`: one round, top to bottom: draft, build, verify, accept, commit, and the drafter's context.
 
 It inherits what DFLASH and DDTREE share from SGLang's `DFlashWorkerV2` (speculative/dflash_worker_v2.py): the
 drafter's construction, its KV cache, the prefill. The decode round is its own. It follows the spec-v2 schema: it
@@ -171,7 +171,9 @@ class DDTreeWorker(DFlashWorkerV2):
             if on_publish is not None:
                 on_publish(new_seq_lens)
         with stage("commit"):
-            self._commit(accepted, window, target_out.logits_output)
+            self._commit(accepted, window)
+        with stage("context"):
+            self._extend_draft_context(accepted, window, target_out.logits_output)
         if self.trace.enabled:
             self.trace.end_round(
                 batch_size=len(batch.reqs),
@@ -310,8 +312,8 @@ class DDTreeWorker(DFlashWorkerV2):
             )
         return accepted, target_ids
 
-    def _commit(self, accepted: AcceptedPath, window: RoundWindow, logits_output: Any) -> None:
-        """Move the accepted KV rows to the front of the window, and give the drafter their hidden states."""
+    def _commit(self, accepted: AcceptedPath, window: RoundWindow) -> None:
+        """Move the target's KV rows of the accepted nodes to the front of the window."""
         moves = commit_plan(accepted, self.num_nodes)
         sources = window.slots.gather(1, moves.source_slots)
         targets = window.slots.gather(1, moves.target_slots)
@@ -321,6 +323,9 @@ class DDTreeWorker(DFlashWorkerV2):
             sources, targets = sources[moved], targets[moved]
         if targets.numel():
             self.model_runner.token_to_kv_pool.move_kv_cache(targets.reshape(-1), sources.reshape(-1))
+
+    def _extend_draft_context(self, accepted: AcceptedPath, window: RoundWindow, logits_output: Any) -> None:
+        """Give the drafter the target's hidden states of the accepted nodes, as DFLASH does for its chain."""
         batch_size, path_len = accepted.accept_index.shape
         hidden = logits_output.hidden_states.view(batch_size, self.num_nodes, -1)
         slots = window.slots[:, :path_len].contiguous()

@@ -37,14 +37,14 @@ def test_line_still_being_written_is_left_out(tmp_path: Path) -> None:
 
 def test_summary_takes_one_batch_size_and_splits_forwards_from_tree_work() -> None:
     rounds = [
-        line(8, draft=10, verify=30, build=1, accept=1, commit=1),
-        line(1, draft=500, verify=500, build=500, accept=500, commit=500),
-        line(8, draft=12, verify=38, build=3, accept=1, commit=3),
+        line(8, draft=10, verify=25, context=5, build=1, accept=1, commit=1),
+        line(1, draft=500, verify=500, context=500, build=500, accept=500, commit=500),
+        line(8, draft=12, verify=31, context=7, build=3, accept=1, commit=3),
     ]
     summary = summarise(rounds, batch_size=8)
     assert summary is not None
     assert summary.num_rounds == 2
-    assert summary.stage_ms == {"draft": 11, "verify": 34, "build": 2, "accept": 1, "commit": 2}
+    assert summary.stage_ms == {"draft": 11, "verify": 28, "context": 6, "build": 2, "accept": 1, "commit": 2}
     assert summary.round_ms == pytest.approx((43 + 57) / 2)
     assert summary.tree_share == pytest.approx(10 / 100)
 

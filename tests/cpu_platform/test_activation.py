@@ -123,15 +123,15 @@ def test_kv_budget_is_bounded_by_memory_and_by_contexts() -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, "PASSIVE"),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
-        ({"GOMP_SPINCOUNT": "100"}, None),
+        ({}, server_defaults.OPENMP_SPIN_COUNT),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
+        ({"GOMP_SPINCOUNT": "100"}, "100"),
     ],
 )
-def test_waiting_threads_sleep_unless_the_user_said_otherwise(
+def test_waiting_threads_spin_briefly_unless_the_user_said_otherwise(
     monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: str | None
 ) -> None:
     environment = dict(given)
     monkeypatch.setattr(server_defaults.os, "environ", environment)
     server_defaults.apply_defaults(arguments())
-    assert environment.get("OMP_WAIT_POLICY") == expected
+    assert environment.get("GOMP_SPINCOUNT") == expected

@@ -9,9 +9,7 @@ bin="$repo/.venv/bin"
 # The checkers and shellcheck are started by name in some tests.
 export PATH="$bin:$PATH"
 
-# Test files of different folders may have the same name; what they share lies beside them.
-shared=$(printf '%s ' tests/*/)
-pytest=("$bin/python" -m pytest --import-mode=importlib -o "pythonpath=$shared")
+pytest=("$bin/python" -m pytest)
 
 if (($#)); then
     exec "${pytest[@]}" "$@"

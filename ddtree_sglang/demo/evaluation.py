@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddtree_sglang.core import build_draft_tree
 from ddtree_sglang.demo.anchor_batches import AnchorBatch, gather_batch
+from ddtree_sglang.demo.calibration import Reliability, ReliabilityCounter
 from ddtree_sglang.demo.conversations import Conversations
 from ddtree_sglang.demo.drafter_model import DFlashDrafter
 from ddtree_sglang.demo.features import FeatureCache
@@ -45,15 +46,15 @@ class DraftScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores by rule: "chain", "tree8", ...; and teacher-forced accuracy by draft depth."""
+    """Scores by rule: "chain", "tree8", ...; and, by draft depth, how far the probabilities can be trusted."""
 
     scores: dict[str, DraftScore]
-    accuracy_by_depth: tuple[float, ...]
+    reliability: tuple[Reliability, ...]
 
     def summary(self) -> dict[str, object]:
         """Rounded numbers for a log line."""
         lengths: dict[str, object] = {name: round(s.accept_length, 3) for name, s in self.scores.items()}
-        return lengths | {"accuracy_by_depth": [round(value, 4) for value in self.accuracy_by_depth]}
+        return lengths | {"accuracy_by_depth": [round(one.accuracy, 4) for one in self.reliability]}
 
 
 @torch.inference_mode()
@@ -72,7 +73,7 @@ def evaluate_drafter(
     names = ["chain", *(f"tree{budget}" for budget in budgets)]
     tokens: dict[str, list[int]] = {name: [] for name in names}
     rounds: dict[str, list[int]] = {name: [] for name in names}
-    correct, counted = torch.zeros(model.config.num_drafts), torch.zeros(model.config.num_drafts)
+    reliability = ReliabilityCounter(model.config.num_drafts)
     for index in indices:
         start, length = int(conversations.answer_start[index]), len(conversations.token_ids(index))
         if length - start < 2:
@@ -81,15 +82,13 @@ def evaluate_drafter(
         batch = gather_batch(conversations, cache, [index], [anchors], model.config.num_drafts)
         top_ids, top_logprobs = _draft(model, embedding, head, batch, feature_scale, max(budgets))
         accepted = _accepted_drafts(top_ids, top_logprobs, batch, budgets)
-        right = (top_ids[..., 0] == batch.labels[0]) & batch.valid[0]
-        correct += right.sum(0)
-        counted += batch.valid[0].sum(0)
+        reliability.add(top_ids, top_logprobs, batch.labels[0], batch.valid[0])
         for name in names:
             walked = _walk_rounds(accepted[name])
             tokens[name].append(length - 1 - start)
             rounds[name].append(walked)
     scores = {name: DraftScore(tuple(tokens[name]), tuple(rounds[name])) for name in names}
-    return Evaluation(scores, tuple((correct / counted.clamp_min(1)).tolist()))
+    return Evaluation(scores, reliability.by_depth())
 
 
 def _draft(

@@ -1,9 +1,10 @@
-"""On-policy training data: the target writes its own user turns and answers them greedily.
+"""On-policy training data: the target writes its own user turns and answers them, greedily and at temperature 1.
 
 The prompt is the chat template up to an open user turn, sometimes with the first words of a seed phrase; the
-target completes the turn at temperature 1, then answers greedily, which is the text that a greedy server will
-have to draft. Batches run in lock step through Hugging Face `generate`; every finished batch is kept in the
-output file, so a stopped run goes on where it was.
+target completes the turn at temperature 1, then answers: greedily, which is the text that a greedy server will
+have to draft, and in a share of the batches at temperature 1, for servers that sample. Batches run in lock step
+through Hugging Face `generate`; every finished batch is kept in the output file, so a stopped run goes on where it
+was.
 """
 
 from __future__ import annotations
@@ -40,7 +41,16 @@ class GenerationPlan:
     max_tokens: int = 384
     max_user_tokens: int = 64
     top_p: float = 0.95
+    sampled_share: float = 0.25  # of the batches, answered at temperature 1 over the whole vocabulary
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sampled_share <= 1:
+            raise ValueError(f"the share of sampled answers must be 0 to 1, got {self.sampled_share}.")
+
+    def is_sampled(self, batch_number: int) -> bool:
+        """True for batches that are answered at temperature 1, spread evenly."""
+        return int((batch_number + 1) * self.sampled_share) > int(batch_number * self.sampled_share)
 
 
 def generate_conversations(target: Any, tokenizer: Any, path: Path, plan: GenerationPlan) -> None:
@@ -76,7 +86,7 @@ def _one_batch(target: Any, tokenizer: Any, plan: GenerationPlan, index: int) ->
     opening, closing = _turn_texts(tokenizer)
     phrase = SEED_PHRASES[(index // plan.batch) % len(SEED_PHRASES)]
     start = tokenizer(opening + phrase, add_special_tokens=False)["input_ids"]
-    turns = _complete(
+    turns = complete(
         target,
         torch.tensor([start] * plan.batch),
         plan.max_user_tokens,
@@ -94,7 +104,10 @@ def _one_batch(target: Any, tokenizer: Any, plan: GenerationPlan, index: int) ->
     pad = target.config.eos_token_id
     ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-    replies = _complete(target, ids, plan.max_tokens - longest, mask=mask, do_sample=False, keep_end=True)
+    how: dict[str, Any] = {"do_sample": False}
+    if plan.is_sampled(index // plan.batch):
+        how = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    replies = complete(target, ids, plan.max_tokens - longest, mask=mask, keep_end=True, **how)
     for prompt, reply in zip(prompts, replies, strict=True):
         if len(reply) >= 2:
             answers.append((np.array(prompt), np.array(reply)))
@@ -111,7 +124,7 @@ def _turn_texts(tokenizer: Any) -> tuple[str, str]:
 
 
 @torch.inference_mode()
-def _complete(
+def complete(
     target: Any,
     ids: Tensor,
     new_tokens: int,

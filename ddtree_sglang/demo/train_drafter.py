@@ -28,9 +28,11 @@ from ddtree_sglang.demo.drafter_config import DrafterConfig, drafter_config_for
 from ddtree_sglang.demo.drafter_init import start_from_target
 from ddtree_sglang.demo.drafter_model import DFlashDrafter
 from ddtree_sglang.demo.evaluation import evaluate_drafter
-from ddtree_sglang.demo.export import export_drafter
+from ddtree_sglang.demo.export import export_drafter, load_drafter
 from ddtree_sglang.demo.features import FeatureCache, build_feature_cache, unit_feature_scale
+from ddtree_sglang.demo.held_out_prompts import HELD_OUT_PROMPTS
 from ddtree_sglang.demo.manifest import write_manifest
+from ddtree_sglang.demo.scoring import KindScore, answer_prompts, score_table
 from ddtree_sglang.demo.self_generation import GenerationPlan, generate_conversations
 from ddtree_sglang.demo.train_flags import build_parser, layer_ids, training_plan
 from ddtree_sglang.demo.training import Trainer
@@ -70,7 +72,13 @@ def _generate(args: argparse.Namespace) -> None:
     if args.data is None:
         raise ValueError("generation needs a file to write: pass --data FILE.npz.")
     target = _load_target(args, torch.float32 if args.float32 else torch.bfloat16)
-    plan = GenerationPlan(args.conversations, args.generation_batch, args.max_tokens, seed=args.seed)
+    plan = GenerationPlan(
+        args.conversations,
+        args.generation_batch,
+        args.max_tokens,
+        sampled_share=args.sampled_share,
+        seed=args.seed,
+    )
     generate_conversations(target, AutoTokenizer.from_pretrained(args.target), args.data, plan)
 
 
@@ -137,19 +145,50 @@ def _trained(args: argparse.Namespace) -> tuple[DFlashDrafter, torch.Tensor]:
     return model.eval(), saved["feature_scale"]
 
 
+def _drafter_to_score(args: argparse.Namespace) -> tuple[DFlashDrafter, torch.Tensor]:
+    """The folder of `--draft`, or the newest checkpoint; and the factors of its features."""
+    if args.draft is None:
+        return _trained(args)
+    model = load_drafter(args.draft)
+    # An exported drafter has the scale in its projection.
+    return model, torch.ones(model.config.feature_size)
+
+
 def _evaluate(args: argparse.Namespace) -> None:
-    cache, conversations = _features(args), _conversations(args)
-    model, scale = _trained(args)
+    model, scale = _drafter_to_score(args)
     target = _load_target(args, torch.float32)
+    if args.prompts == "by-kind":
+        conversations, kinds = _answered_prompts(args, target)
+        folder = args.work / "by-kind-features"
+        cache = build_feature_cache(conversations, target, model.config.target_layer_ids, folder)
+    else:
+        cache, conversations = _features(args), _conversations(args)
+        kinds = ["held out"] * len(conversations)
+    indices = _to_score(args, conversations)
     embedding = target.get_input_embeddings().weight.detach()
     head = target.get_output_embeddings().weight.detach()
+    scores = []
+    for kind in [*dict.fromkeys(kinds[index] for index in indices), "all"]:
+        chosen = [index for index in indices if kind in (kinds[index], "all")]
+        result = evaluate_drafter(model, embedding, head, conversations, cache, chosen, scale)
+        scores.append(KindScore(kind, result))
+        intervals = {name: one.confidence_interval() for name, one in result.scores.items()}
+        print(json.dumps({"kind": kind, "conversations": len(chosen), **result.summary(), "interval_95": intervals}))
+    print(score_table(scores))
+
+
+def _answered_prompts(args: argparse.Namespace, target: Any) -> tuple[Conversations, list[str]]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(args.target)
+    return answer_prompts(target, tokenizer, HELD_OUT_PROMPTS, args.work / "by-kind.npz")
+
+
+def _to_score(args: argparse.Namespace, conversations: Conversations) -> list[int]:
+    if args.prompts == "by-kind":
+        return list(range(len(conversations)))
     _, held_out = split_held_out(conversations, args.held_out_percent)
-    held_out = held_out[: args.held_out_limit or None]
-    result = evaluate_drafter(model, embedding, head, conversations, cache, held_out, scale)
-    intervals = {
-        name: [round(value, 3) for value in score.confidence_interval()] for name, score in result.scores.items()
-    }
-    print(json.dumps({"conversations": len(held_out), **result.summary(), "interval_95": intervals}))
+    return held_out[: args.held_out_limit or None]
 
 
 def _export(args: argparse.Namespace) -> None:

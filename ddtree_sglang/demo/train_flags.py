@@ -21,6 +21,13 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--target", type=Path, help="Hugging Face folder of the target")
     parser.add_argument("--data", type=Path, help="conversations, .npz of tokens, offsets, answer_start")
     parser.add_argument("--output", type=Path, help="folder to export to")
+    parser.add_argument("--draft", type=Path, help="evaluate this exported drafter, not the newest checkpoint")
+    parser.add_argument(
+        "--prompts",
+        choices=("held-out", "by-kind"),
+        default="held-out",
+        help="evaluate on the held-out conversations of --data, or on this package's 80 prompts of four kinds",
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's default)")
     parser.add_argument("--held-out-percent", type=int, default=5)
     parser.add_argument("--held-out-limit", type=int, default=0, help="evaluate on the first N only")
@@ -32,6 +39,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     data = parser.add_argument_group("generation")
     data.add_argument("--conversations", type=int, default=1000, help="how many --data shall hold")
     data.add_argument("--generation-batch", type=int, default=64)
+    data.add_argument("--sampled-share", type=float, default=0.25, help="share of batches answered at temperature 1")
     data.add_argument("--max-tokens", type=int, default=384, help="per conversation")
     _add_plan_flags(parser.add_argument_group("training"))
     return parser

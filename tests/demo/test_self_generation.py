@@ -9,6 +9,7 @@ import torch
 from tiny import save_tiny_target, tiny_target
 
 from ddtree_sglang.demo.conversations import load_conversations
+from ddtree_sglang.demo.self_generation import GenerationPlan
 from ddtree_sglang.demo.train_drafter import main
 
 
@@ -17,9 +18,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_target(tmp_path_factory.mktemp("target"))
 
 
-def _generate(folder: Path, data: Path, conversations: int) -> int:
+def _generate(folder: Path, data: Path, conversations: int, sampled_share: float = 0) -> int:
     flags = ["--target", str(folder), "--data", str(data), "--work", str(data.parent), "--threads", "1"]
     size = ["--conversations", str(conversations), "--generation-batch", "6", "--max-tokens", "90", "--float32"]
+    size += ["--sampled-share", str(sampled_share)]
     return main(["generate", *flags, *size])
 
 
@@ -48,3 +50,24 @@ def test_second_run_keeps_what_the_first_one_made(folder: Path, tmp_path: Path) 
     grown = load_conversations(twice)
     assert torch.equal(grown.tokens[: len(first)], first)
     assert grown.digest() == load_conversations(once).digest()
+
+
+def test_a_share_of_the_batches_is_answered_at_temperature_one(folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "mixed.npz"
+    assert _generate(folder, data, 12, sampled_share=0.5) == 0
+    held, target = load_conversations(data), tiny_target()
+    agreement = []
+    for index in range(len(held)):
+        ids, start = held.token_ids(index), int(held.answer_start[index])
+        with torch.inference_mode():
+            greedy = target(ids[None]).logits[0].argmax(-1)
+        agreement.append(torch.equal(greedy[start - 1 : -1], ids[start:]))
+    assert all(agreement[:6])
+    assert sum(agreement[6:]) < len(agreement[6:]) / 2
+
+
+def test_sampled_batches_are_spread_evenly() -> None:
+    plan = GenerationPlan(conversations=1, sampled_share=0.25)
+    assert [plan.is_sampled(number) for number in range(8)] == [False, False, False, True] * 2
+    with pytest.raises(ValueError, match="share of sampled answers must be 0 to 1"):
+        GenerationPlan(conversations=1, sampled_share=1.5)

@@ -1,0 +1,64 @@
+"""Scoring by kind: the target's own greedy answers, kept and reused, and a table of every kind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import save_tiny_target, tiny_config, tiny_target
+from transformers import AutoTokenizer
+
+from ddtree_sglang.demo import train_drafter
+from ddtree_sglang.demo.drafter_model import DFlashDrafter
+from ddtree_sglang.demo.export import export_drafter
+from ddtree_sglang.demo.held_out_prompts import HELD_OUT_PROMPTS
+from ddtree_sglang.demo.scoring import answer_prompts
+
+PROMPTS = {"short": ("w5 w6", "w8"), "long": ("w9 w10 w11 w12 w13 w14",)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_target(tmp_path_factory.mktemp("target"))
+
+
+def test_there_are_twenty_prompts_of_each_of_four_kinds_and_none_twice() -> None:
+    assert [len(messages) for messages in HELD_OUT_PROMPTS.values()] == [20] * 4
+    everything = [message for messages in HELD_OUT_PROMPTS.values() for message in messages]
+    assert len(set(everything)) == len(everything)
+
+
+def test_answers_are_greedy_whatever_the_padding_and_are_kept(folder: Path, tmp_path: Path) -> None:
+    tokenizer, path = AutoTokenizer.from_pretrained(folder), tmp_path / "answers.npz"
+    target = tiny_target()
+    held, kinds = answer_prompts(target, tokenizer, PROMPTS, path, max_new_tokens=12)
+    assert kinds == ["short", "short", "long"]
+    for index in range(len(held)):
+        ids, start = held.token_ids(index), int(held.answer_start[index])
+        with torch.inference_mode():
+            greedy = target(ids[None]).logits[0].argmax(-1)
+        assert torch.equal(greedy[start - 1 : -1], ids[start:])
+    again, _ = answer_prompts(None, tokenizer, PROMPTS, path)  # no target: nothing is answered twice
+    assert again.digest() == held.digest()
+    with pytest.raises(ValueError, match="answers to these prompts"):
+        answer_prompts(target, tokenizer, {"other": ("w1",)}, path)
+
+
+def test_an_exported_drafter_is_scored_by_kind_from_the_command_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_drafter, "HELD_OUT_PROMPTS", PROMPTS)
+    draft = export_drafter(DFlashDrafter(tiny_config(tiny_target())), tmp_path / "draft", torch.float32)
+    flags = ["--target", str(folder), "--work", str(tmp_path / "work"), "--threads", "1", "--float32"]
+    assert train_drafter.main(["evaluate", *flags, "--draft", str(draft), "--prompts", "by-kind"]) == 0
+    printed = capsys.readouterr().out
+    records = {one["kind"]: one for one in map(json.loads, (x for x in printed.splitlines() if x.startswith("{")))}
+    assert list(records) == ["short", "long", "all"]
+    assert records["all"]["conversations"] == 3
+    low, high = records["all"]["interval_95"]["tree32"]
+    assert 1 <= low <= records["all"]["tree32"] <= high
+    assert records["all"]["tree64"] >= records["all"]["tree8"] >= 1
+    assert "| short | " in printed
+    assert "| depth | confidence |" in printed

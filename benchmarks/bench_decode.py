@@ -20,7 +20,8 @@ from typing import Any
 
 from client import Batch, flush_cache, generate_batch
 from decode_report import Measurement, result_lines, table
-from prompts import SOURCES, Prompt, PromptsMissingError, sample_prompts
+from flags import add_common_flags
+from prompts import Prompt, PromptsMissingError, sample_prompts
 from provenance import REPO, collect_provenance, portable
 from server import Common, RunningSystem, others_cpu_s, running, systems_for
 from stage_times import StageSummary, TraceReader, summarise
@@ -37,18 +38,12 @@ Encoded = dict[str, list[list[int]]]  # dataset -> token ids of its prompts, cha
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Flags; the defaults are the full run, `--quick` is a smoke run of minutes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--model", help="target model folder (default: the embedded one)")
-    parser.add_argument("--draft", help="DFlash drafter folder (default: the one that ships)")
+    add_common_flags(parser)
     parser.add_argument("--budgets", type=int, nargs="+", default=[4, 8, 16, 32], help="DDTREE tree budgets")
-    parser.add_argument("--datasets", nargs="+", default=list(SOURCES), choices=list(SOURCES))
     parser.add_argument("--prompts", type=int, default=8, help="prompts per dataset (default 8)")
-    parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of prompts")
-    parser.add_argument("--max-total-tokens", type=int, default=8192, help="KV pool of each server")
-    parser.add_argument("--server-flag", action="append", default=[], help="further flag for every server")
     parser.add_argument("--no-trace", action="store_true", help="no stage times (on a GPU they cost syncs)")
     parser.add_argument("--allow-mismatch", action="store_true", help="measure although tokens differ")
     parser.add_argument("--quick", action="store_true", help="2 prompts per dataset, 32 tokens, 1 repeat")

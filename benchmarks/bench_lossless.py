@@ -22,7 +22,8 @@ from typing import Any
 from bench_decode import encode
 from client import Batch, flush_cache, generate_batch, target_logprobs
 from divergence import Divergence, find_divergence
-from prompts import SOURCES, PromptsMissingError, sample_prompts
+from flags import add_common_flags
+from prompts import PromptsMissingError, sample_prompts
 from provenance import REPO, collect_provenance, portable
 from server import Common, System, running
 
@@ -68,17 +69,11 @@ class Reference:
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Flags; by default 60 prompts of 128 tokens, budgets 1, 7, 16 and 63, one and eight at once."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--model", help="target model folder (default: the embedded one)")
-    parser.add_argument("--draft", help="DFlash drafter folder (default: the one that ships)")
+    add_common_flags(parser)
     parser.add_argument("--budgets", type=int, nargs="+", default=[1, 7, 16, 63])
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--datasets", nargs="+", default=list(SOURCES), choices=list(SOURCES))
     parser.add_argument("--prompts", type=int, default=20, help="prompts per dataset (default 20, so 60 in all)")
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--max-total-tokens", type=int, default=8192)
-    parser.add_argument("--server-flag", action="append", default=[], help="further flag for every server")
     parser.add_argument("--output", type=Path, help="JSON file (default: benchmarks/results/lossless-DATE.json)")
     return parser.parse_args(argv)
 

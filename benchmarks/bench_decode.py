@@ -2,7 +2,8 @@
 
     .venv/bin/python benchmarks/bench_decode.py [--model M --draft D] [--quick]
 
-All systems are up together and are measured in turns, so that a slow spell of the machine hits all of them.
+Systems are up together and are measured in turns, so that a slow spell of the machine hits all of them; where memory
+holds fewer servers than there are systems, budgets go in groups, each with both baselines.
 Idle servers sleep; the processor time that they used meanwhile is in every result line. Before any timing the
 tokens of every system are compared with plain decoding's (greedy); a difference ends the run with status 1
 unless `--allow-mismatch`. Result lines and a table go to `--output`; the last stdout line is one JSON object.
@@ -23,7 +24,7 @@ from decode_report import Measurement, result_lines, table
 from flags import add_common_flags
 from prompts import Prompt, PromptsMissingError, sample_prompts
 from provenance import REPO, collect_provenance, portable
-from server import Common, RunningSystem, others_cpu_s, running, systems_for
+from server import Common, RunningSystem, groups_for, others_cpu_s, running, servers_that_fit
 from stage_times import StageSummary, TraceReader, summarise
 
 sys.path.insert(0, str(REPO / "deploy"))
@@ -47,6 +48,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--no-trace", action="store_true", help="no stage times (on a GPU they cost syncs)")
     parser.add_argument("--allow-mismatch", action="store_true", help="measure although tokens differ")
     parser.add_argument("--quick", action="store_true", help="2 prompts per dataset, 32 tokens, 1 repeat")
+    parser.add_argument("--servers-at-once", type=int, help="default: as many as memory holds")
     parser.add_argument("--output", type=Path, help="JSONL file (default: benchmarks/results/decode-DATE.jsonl)")
     args = parser.parse_args(argv)
     if args.quick:
@@ -136,14 +138,16 @@ def run(args: argparse.Namespace) -> int:
         max(args.batch_sizes),
         tuple(args.server_flag),
     )
-    with running(systems_for(args.budgets), common, trace=not args.no_trace) as systems:
-        mismatches = count_mismatches(systems, encoded, args)
-        say(f"prompts whose tokens differ from plain decoding's: {mismatches}")
-        if any(mismatches.values()) and not args.allow_mismatch:
-            say("tokens differ: nothing is timed. bench_lossless.py shows where; --allow-mismatch goes on.")
-            return 1
-        measurements = list(measure(systems, encoded, args))
-    lines = result_lines(measurements, mismatches, provenance)
+    lines: list[dict[str, Any]] = []
+    for group in groups_for(args.budgets, args.servers_at_once or servers_that_fit()):
+        with running(group, common, trace=not args.no_trace) as systems:
+            mismatches = count_mismatches(systems, encoded, args)
+            say(f"prompts whose tokens differ from plain decoding's: {mismatches}")
+            if any(mismatches.values()) and not args.allow_mismatch:
+                say("tokens differ: nothing is timed. bench_lossless.py shows where; --allow-mismatch goes on.")
+                return 1
+            measurements = list(measure(systems, encoded, args))
+        lines += result_lines(measurements, mismatches, provenance)
     write(lines, settings, args.output or default_output())
     return 0
 

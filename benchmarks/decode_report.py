@@ -73,12 +73,14 @@ def result_lines(
     groups: dict[Group, list[Measurement]] = defaultdict(list)
     for one in measurements:
         groups[one.system, one.dataset, one.batch_size].append(one)
+    together = list(dict.fromkeys(one.system for one in measurements))
     rates = {group: median(one.decode_tokens_per_s for one in repeats) for group, repeats in groups.items()}
     return [
         {
             **_summary(group, repeats),
             "ratio_to_plain": _ratio(rates, group, "plain"),
             "ratio_to_chain": _ratio(rates, group, "dflash"),
+            "up_together": together,
             "prompts_unlike_plain": mismatches.get(group[0], 0),
             "provenance": provenance,
         }
@@ -111,20 +113,23 @@ def _summary(group: Group, repeats: Sequence[Measurement]) -> dict[str, Any]:
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
-    """Markdown tables, one per batch size: systems by datasets, the three things people ask about."""
-    blocks = [_table_of(lines, size) for size in sorted({line["batch_size"] for line in lines})]
+    """Markdown tables, one per batch size and group of servers: systems by datasets, what people ask about."""
+    keys = dict.fromkeys((line["batch_size"], tuple(line["up_together"])) for line in lines)
+    blocks = []
+    for batch_size, together in sorted(keys, key=lambda key: key[0]):
+        chosen = [line for line in lines if (line["batch_size"], tuple(line["up_together"])) == (batch_size, together)]
+        blocks.append(_table_of(chosen, f"Batch size {batch_size}, in turns: {', '.join(together)}"))
     return "\n\n".join(blocks)
 
 
-def _table_of(lines: Sequence[dict[str, Any]], batch_size: int) -> str:
+def _table_of(chosen: Sequence[dict[str, Any]], title: str) -> str:
     rows = [
-        f"### Batch size {batch_size}",
+        f"### {title}",
         "",
         "| system | prompts | tokens/s per request | spread | tokens/s in all | x plain | x chain "
         "| accept length | ms/round | tree work |",
         "|---|---|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
-    chosen = [line for line in lines if line["batch_size"] == batch_size]
     for line in sorted(chosen, key=lambda entry: entry["dataset"]):
         decode = line["decode_tokens_per_s"]
         stages = line["stages"]

@@ -22,7 +22,9 @@ REPO = Path(__file__).resolve().parent.parent
 
 # Two runs at once must not write into each other's logs and traces.
 LOG_FOLDER = REPO / f".cache/benchmarks/{os.getpid()}"
-MEMORY_PER_SERVER_BYTES = 4 * 10**9  # three processes of the embedded model with a small KV pool
+# Three processes of the embedded model with a small KV pool take 3.7; with less left over, the CPU platform would not
+# pack its weights (dense_linear.py), and the last server started would be a slower one than the first.
+MEMORY_PER_SERVER_BYTES = 5 * 10**9
 _CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -74,10 +76,25 @@ class RunningSystem:
         return self.server.url
 
 
-def systems_for(budgets: Sequence[int]) -> list[System]:
-    """Plain decoding, the stock chain, and DDTREE at each budget."""
+def groups_for(budgets: Sequence[int], servers_at_once: int) -> list[list[System]]:
+    """Plain decoding, the stock chain and DDTREE at each budget, in groups that can be up together.
+
+    Every group has both baselines, so that each ratio is of servers that took turns.
+
+    Raises:
+        ServerError: not even three servers fit.
+    """
+    room = servers_at_once - 2
+    if room < 1:
+        raise ServerError(f"a comparison needs three servers at once, {servers_at_once} fit; free some memory.")
     trees = [System(f"ddtree-{budget}", "DDTREE", budget) for budget in budgets]
-    return [System("plain", None), System("dflash", "DFLASH"), *trees]
+    baselines = [System("plain", None), System("dflash", "DFLASH")]
+    return [[*baselines, *trees[first : first + room]] for first in range(0, len(trees), room)]
+
+
+def servers_that_fit() -> int:
+    """How many servers of the embedded model the free memory holds."""
+    return int(available_bytes() // MEMORY_PER_SERVER_BYTES)
 
 
 def _process(system: System, common: Common, trace_path: Path | None) -> ServerProcess:
@@ -122,13 +139,18 @@ def _start(stack: ExitStack, system: System, common: Common, trace: bool) -> Run
 
 def check_memory(system: System) -> None:
     """Refuse a server that the machine has no room for; swapping would falsify every number."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(fields["MemAvailable"].split()[0]) * 1024
+    available = available_bytes()
     if available < MEMORY_PER_SERVER_BYTES:
         raise ServerError(
             f"{system.name} needs about {MEMORY_PER_SERVER_BYTES / 1e9:.0f} GB of memory, "
             f"{available / 1e9:.1f} GB are available; compare fewer systems in one run."
         )
+
+
+def available_bytes() -> int:
+    """Memory that new processes can take."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
 
 
 def group_cpu_s(group: int) -> float:

@@ -54,6 +54,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
 def decode(tmp_path: Path, *flags: str) -> tuple[int, list[dict]]:
     output = tmp_path / "out.jsonl"
     base = ("--budgets", "4", "8", "--batch-sizes", "1", "2", "--repeats", "2", "--max-new-tokens", "11")
+    base += ("--servers-at-once", "4")
     status = bench_decode.main([*base, "--output", str(output), *flags])
     return status, [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
 
@@ -73,6 +74,31 @@ def test_decode_writes_a_line_for_each_system_and_batch_size(machine: FakeMachin
     assert by_system["plain"]["provenance"]["settings"]["budgets"] == [4, 8]
     assert "| ddtree-8 | gsm8k |" in (tmp_path / "out.md").read_text()
     assert all(one.exit_status() is not None for one in machine.started)
+
+
+def test_budgets_that_do_not_fit_together_go_in_groups_with_both_baselines(
+    machine: FakeMachine, tmp_path: Path
+) -> None:
+    status, lines = decode(tmp_path, "--servers-at-once", "3", "--batch-sizes", "1")
+    assert status == 0
+    first, second = ["plain", "dflash", "ddtree-4"], ["plain", "dflash", "ddtree-8"]
+    assert [line["system"] for line in lines] == first + second
+    assert [line["up_together"] for line in lines] == [first] * 3 + [second] * 3
+    for own, plain in ((lines[2], lines[0]), (lines[5], lines[3])):
+        rates = [line["decode_tokens_per_s"]["median"] for line in (own, plain)]
+        assert own["ratio_to_plain"] == pytest.approx(rates[0] / rates[1])
+    text = (tmp_path / "out.md").read_text()
+    assert "in turns: plain, dflash, ddtree-4\n" in text
+    assert "in turns: plain, dflash, ddtree-8\n" in text
+
+
+def test_two_servers_are_no_comparison(
+    machine: FakeMachine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _ = decode(tmp_path, "--servers-at-once", "2")
+    assert status == 1
+    assert "three servers at once, 2 fit" in capsys.readouterr().err
+    assert not machine.started
 
 
 def test_decode_times_nothing_when_tokens_differ(machine: FakeMachine, tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/bench_lossless.py [--model M --draft D] [--prompts 20] [--budgets 1 7 16 63]
 
-The reference is a plain server answering one request at a time. Each budget has a DDTREE server of its own,
-asked at each concurrency. A difference is reported with the target's log-probability margin at the first
-token that differs; within 1e-4 it counts as a near tie, else as a mismatch. Exit status 1 on a mismatch.
+The reference is a plain server answering one request at a time, unless told otherwise. Each budget has a DDTREE
+server of its own, asked at each concurrency. A difference is reported with the target's log-probability margin at the
+first token that differs; within 1e-4 it counts as a near tie, else as a mismatch. Exit status 1 on a mismatch.
 """
 
 from __future__ import annotations
@@ -73,6 +73,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--budgets", type=int, nargs="+", default=[1, 7, 16, 63])
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--prompts", type=int, default=20, help="prompts per dataset (default 20, so 60 in all)")
+    parser.add_argument(
+        "--reference-concurrency", type=int, default=1, help="requests at once at the plain server (default 1)"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, help="JSON file (default: benchmarks/results/lossless-DATE.json)")
     return parser.parse_args(argv)
@@ -117,13 +120,14 @@ def run(args: argparse.Namespace) -> int:
         pair.draft,
         args.dtype,
         args.max_total_tokens,
-        max(args.concurrency),
+        max(*args.concurrency, args.reference_concurrency),
         tuple(args.server_flag),
     )
     cases: list[Case] = []
     with running([System("plain", None)], common) as (plain,):
-        with step(f"plain decoding of {len(ids)} prompts, one at a time"):
-            batch = generate_batch(plain.url, ids, args.max_new_tokens, 1)
+        at_once = args.reference_concurrency
+        with step(f"plain decoding of {len(ids)} prompts, {at_once} at once"):
+            batch = generate_batch(plain.url, ids, args.max_new_tokens, at_once)
         reference = Reference(plain.url, names, ids, [one.output_ids for one in batch.generations])
         for budget in args.budgets:
             with running([System(f"ddtree-{budget}", "DDTREE", budget)], common, trace=False) as (server,):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up .venv and run every test that needs no GPU: style and types, then the unit part, then real servers.
+# Set up .venv and run every test that needs no GPU: style and types, then the unit part, kernels, real servers.
 # Arguments go to pytest, in one run instead of the two: bash tests/run.sh tests/core -k layout
 set -euo pipefail
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -31,6 +31,8 @@ part "ruff format" "$bin/ruff" format --check .
 part "mypy" "$bin/mypy"
 part "mypy deploy" "$bin/mypy" deploy
 part "unit tests" "${pytest[@]}" -m "not e2e and not gpu" --ignore=tests/e2e --durations=10
+# Triton chooses its interpreter when it is imported, so these run in a process of their own.
+part "kernels, interpreted" env TRITON_INTERPRET=1 "${pytest[@]}" tests/kernels
 part "real servers" "${pytest[@]}" -m "e2e and not gpu" --durations=10 tests/e2e
 
 if ((${#failed[@]})); then

@@ -50,7 +50,7 @@ def build_draft_tree(
         ValueError: a shape, dtype or device is not as annotated, or `num_nodes` is below 1.
 
     """
-    _check_inputs(topk_ids, topk_logprobs, root_ids, num_nodes)
+    check_builder_inputs(topk_ids, topk_logprobs, root_ids, num_nodes)
     _, depth, num_candidates = topk_ids.shape
     plan = _tree_plan(num_nodes, depth, num_candidates, topk_ids.device)
     scores, pairs = _best_pairs_per_depth(_usable(topk_logprobs), plan)
@@ -80,7 +80,7 @@ def build_draft_tree_heap(
     and adding a candidate's log-probability, because in float32 the latter depends on the route taken to
     the node.
     """
-    _check_inputs(topk_ids, topk_logprobs, root_ids, num_nodes)
+    check_builder_inputs(topk_ids, topk_logprobs, root_ids, num_nodes)
     ids, logprobs = topk_ids.tolist(), _usable(topk_logprobs).tolist()
     rows = [_heap_rows(ids[b], logprobs[b], num_nodes) for b in range(topk_ids.shape[0])]
     shape, device = (len(rows), num_nodes), topk_ids.device
@@ -238,7 +238,9 @@ def _usable(topk_logprobs: torch.Tensor) -> torch.Tensor:
     return torch.nan_to_num(topk_logprobs, nan=-torch.inf, posinf=0.0, neginf=-torch.inf).clamp_(max=0.0)
 
 
-def _check_inputs(topk_ids: torch.Tensor, topk_logprobs: torch.Tensor, root_ids: torch.Tensor, num_nodes: int) -> None:
+def check_builder_inputs(
+    topk_ids: torch.Tensor, topk_logprobs: torch.Tensor, root_ids: torch.Tensor, num_nodes: int
+) -> None:
     """Check at the door what costs nothing to check: sizes, dtypes, devices. Never values."""
     if topk_ids.dim() != 3 or 0 in topk_ids.shape[1:]:
         raise ValueError(

@@ -1,0 +1,219 @@
+"""One launch builds the trees of a whole batch: nodes, links, positions and mask cells.
+
+Algorithm 1 of the paper (arXiv 2604.12989), one warp per request, its heap replaced by a table. Lane p of the warp
+holds the next child of node p that is not yet in the tree, so the frontier is at most N entries, always in registers,
+and the best one is a maximum over lanes. After a pop, lane p moves on to the next sibling, and the lane of the new node
+opens with its first child. A launch of N - 1 such steps does no sort, no barrier and reads nothing back.
+
+The order of ties is core's: score descending, then depth, then parent, then candidate rank, packed with the score into
+one 64-bit key. Oracle: `core.tree_builder.build_draft_tree`, `core.tree_layout`, `core.tree_mask`; parity, bit for bit,
+in tests/kernels, under Triton's interpreter where there is no GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from ddtree_sglang.core.draft_tree import DraftTree
+from ddtree_sglang.core.tree_builder import check_builder_inputs
+from ddtree_sglang.core.tree_layout import TreeLayout, check_prefix_lens
+
+MAX_NODES = 256
+MAX_DEPTH = 31
+
+# Key of a lane that has no candidate; below that of any score. As an annotated constant a kernel may read it.
+_NOTHING: tl.constexpr = tl.constexpr(-(2**63) + 1)
+# Depth, parent and rank take 5 + 8 + 8 bits; they are subtracted from this, so that smaller ones win.
+_TIE_BITS: tl.constexpr = tl.constexpr(2**21 - 1)
+
+
+@dataclass(frozen=True)
+class BuiltTree:
+    """What a round needs of B trees of N nodes."""
+
+    tree: DraftTree
+    layout: TreeLayout
+    mask: torch.Tensor  # bool: [B, N, N], or the flat buffer that was passed in
+
+
+@triton.jit
+def _usable(logprob):  # type: ignore[no-untyped-def]
+    """As core reads candidates: NaN is -inf, and nothing is above 0."""
+    return tl.minimum(tl.where(logprob == logprob, logprob, float("-inf")), 0.0)
+
+
+@triton.jit
+def _key(score, depth, parent, rank):  # type: ignore[no-untyped-def]
+    """Key [lanes] int64 that is larger for candidates that come earlier; `_NOTHING` for an impossible one."""
+    bits = score.to(tl.int32, bitcast=True)
+    # Two's complement in the order of the floats: negative ones have their other bits turned around.
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    tie = _TIE_BITS - ((depth << 16) | (parent << 8) | rank)
+    key = (ordered.to(tl.int64) << 32) | tie.to(tl.int64)
+    return tl.where(score > float("-inf"), key, _NOTHING)
+
+
+@triton.jit(do_not_specialize=["batch_size", "draft_depth", "num_candidates", "num_nodes"])
+def _build_tree_kernel(  # type: ignore[no-untyped-def]
+    topk_ids,  # [B, D, K] int64
+    topk_logprobs,  # [B, D, K] float32
+    root_ids,  # [B] int64
+    prefix_lens,  # [B] int64
+    token_ids,  # [B, N] int64, and so are the next six but path_logprobs, float32
+    parents,
+    depths,
+    path_logprobs,
+    positions,
+    next_tokens,
+    next_siblings,
+    mask,  # bool cells
+    batch_size,
+    draft_depth,
+    num_candidates,
+    num_nodes,
+    IS_FLAT: tl.constexpr,
+    LANES: tl.constexpr,  # power of two, at least N
+    REQUESTS: tl.constexpr,  # power of two, at least B
+):
+    request = tl.program_id(0)
+    lanes = tl.arange(0, LANES)
+    in_row = lanes < num_nodes
+    row = request.to(tl.int64) * num_nodes
+    block = request.to(tl.int64) * draft_depth * num_candidates
+    prefix_len = tl.load(prefix_lens + request)
+    if IS_FLAT:
+        before = tl.arange(0, REQUESTS)
+        lens = tl.load(prefix_lens + before, mask=before < request, other=-num_nodes)
+        row_len = prefix_len + num_nodes
+        cells = mask + tl.sum(lens + num_nodes, axis=0) * num_nodes + prefix_len
+    else:
+        row_len = num_nodes.to(tl.int64)
+        cells = mask + row * num_nodes
+
+    # The root, and what links hold where there is none.
+    tl.store(next_tokens + row + lanes, tl.full([LANES], -1, tl.int64), mask=in_row)
+    tl.store(next_siblings + row + lanes, tl.full([LANES], -1, tl.int64), mask=in_row)
+    tl.debug_barrier()  # links are stored one at a time below, by another thread
+    tl.store(token_ids + row, tl.load(root_ids + request))
+    tl.store(parents + row, -1)
+    tl.store(depths + row, 0)
+    tl.store(path_logprobs + row, 0.0)
+    tl.store(positions + row, prefix_len)
+    tl.store(cells + lanes, lanes == 0, mask=in_row)
+
+    # Lane p: the score and depth of node p, and its child in waiting: rank, key, and the node of the rank before.
+    score = tl.zeros([LANES], tl.float32)
+    depth = tl.zeros([LANES], tl.int32)
+    rank = tl.zeros([LANES], tl.int32)
+    elder = tl.full([LANES], -1, tl.int32)
+    first = _usable(tl.load(topk_logprobs + block)) + score
+    key = tl.where(lanes == 0, _key(first, depth + 1, lanes, rank), _NOTHING)
+
+    for node in range(1, num_nodes):
+        best = tl.max(key, axis=0)
+        found = best > _NOTHING
+        here = (key == best) & found  # keys differ, so one lane or none
+        tie = _TIE_BITS - (best & _TIE_BITS).to(tl.int32)
+        node_depth = tl.where(found, tie >> 16, 0)
+        parent = tl.where(found, (tie >> 8) & 255, -1)
+        node_rank = tie & 255
+        ordered = (best >> 32).to(tl.int32)
+        bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
+        node_score = tl.where(found, bits.to(tl.float32, bitcast=True), float("-inf"))
+        parent_score = tl.sum(tl.where(here, score, 0.0), axis=0)
+        sibling = tl.sum(tl.where(here, elder, 0), axis=0)
+
+        candidate = block + (node_depth - 1) * num_candidates + node_rank
+        tl.store(token_ids + row + node, tl.load(topk_ids + candidate, mask=found, other=0))
+        tl.store(parents + row + node, parent)
+        tl.store(depths + row + node, node_depth)
+        tl.store(path_logprobs + row + node, node_score)
+        tl.store(positions + row + node, prefix_len + node_depth)
+        tl.store(next_tokens + row + parent, node, mask=found & (node_rank == 0))
+        tl.store(next_siblings + row + sibling, node, mask=found & (node_rank > 0))
+        # Each thread reads back cells that it wrote itself, a lane's cells in every row.
+        above = tl.load(cells + parent * row_len + lanes, mask=in_row & found, other=0) != 0
+        tl.store(cells + node * row_len + lanes, above | (lanes == node), mask=in_row)
+
+        # The next sibling waits in the parent's lane, the first child in the new node's.
+        has_next = found & (node_rank + 1 < num_candidates)
+        step = tl.load(topk_logprobs + candidate + 1, mask=has_next, other=float("-inf"))
+        next_key = _key(parent_score + _usable(step), node_depth, parent, node_rank + 1)
+        key = tl.where(here, next_key, key)
+        rank = tl.where(here, node_rank + 1, rank)
+        elder = tl.where(here, node, elder)
+        has_child = found & (node_depth < draft_depth)
+        step = tl.load(topk_logprobs + block + node_depth * num_candidates, mask=has_child, other=float("-inf"))
+        child_key = _key(node_score + _usable(step), node_depth + 1, node, 0)
+        key = tl.where((lanes == node) & has_child, child_key, key)
+        score = tl.where(lanes == node, node_score, score)
+
+
+def build_draft_tree_triton(
+    topk_ids: torch.Tensor,  # [B, D, K] int64, best first
+    topk_logprobs: torch.Tensor,  # [B, D, K] float32, descending along K
+    root_ids: torch.Tensor,  # [B] int64
+    prefix_lens: torch.Tensor,  # [B] int64
+    num_nodes: int,  # N
+    flat_mask: torch.Tensor | None = None,  # 1-D bool, at least sum_b N * (prefix_len_b + N) cells
+) -> BuiltTree:
+    """Build, lay out and mask the trees of a batch in one launch; same trees as `core.build_draft_tree`.
+
+    Without `flat_mask` the mask is a new [B, N, N] tensor. With it, only the tail cells of FlashInfer's flat layout
+    (`core.tree_mask`) are written; the prefix cells are left as they are.
+
+    Raises:
+        ValueError: a shape, dtype or device is wrong, N is above 256, or D above 31.
+
+    """
+    check_builder_inputs(topk_ids, topk_logprobs, root_ids, num_nodes)
+    batch_size, draft_depth, num_candidates = topk_ids.shape
+    check_prefix_lens(prefix_lens, batch_size, topk_ids.device)
+    if num_nodes > MAX_NODES or draft_depth > MAX_DEPTH:
+        raise ValueError(
+            f"the Triton builder takes up to {MAX_NODES} nodes and {MAX_DEPTH} drafted positions, got {num_nodes} and "
+            f"{draft_depth}; use core.build_draft_tree"
+        )
+    # More candidates than drafted nodes are never reached, and would not fit the key.
+    num_used = min(num_candidates, max(1, num_nodes - 1))
+    if num_used < num_candidates:
+        topk_ids, topk_logprobs = topk_ids[..., :num_used], topk_logprobs[..., :num_used]
+    device, shape = topk_ids.device, (batch_size, num_nodes)
+    token_ids, parents, depths, positions, next_tokens, next_siblings = (
+        torch.empty(shape, dtype=torch.int64, device=device) for _ in range(6)
+    )
+    path_logprobs = torch.empty(shape, dtype=torch.float32, device=device)
+    mask = torch.empty(*shape, num_nodes, dtype=torch.bool, device=device) if flat_mask is None else flat_mask
+    if batch_size:
+        _build_tree_kernel[(batch_size,)](
+            topk_ids.contiguous(),
+            topk_logprobs.contiguous(),
+            root_ids.contiguous(),
+            prefix_lens.contiguous(),
+            token_ids,
+            parents,
+            depths,
+            path_logprobs,
+            positions,
+            next_tokens,
+            next_siblings,
+            mask,
+            batch_size,
+            draft_depth,
+            num_used,
+            num_nodes,
+            IS_FLAT=flat_mask is not None,
+            LANES=max(32, triton.next_power_of_2(num_nodes)),
+            REQUESTS=triton.next_power_of_2(batch_size),
+            num_warps=1,
+        )
+    rows = torch.arange(batch_size * num_nodes, device=device).view(shape)
+    return BuiltTree(
+        DraftTree(token_ids, parents, depths, path_logprobs),
+        TreeLayout(positions, rows, next_tokens, next_siblings),
+        mask,
+    )

@@ -1,0 +1,114 @@
+"""The one-launch builder against core, bit for bit: trees, links, positions, masks of both layouts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tree_cases import Candidates, assert_same_tree, random_candidates, tie_prone_candidates
+
+from ddtree_sglang.core import build_draft_tree
+from ddtree_sglang.core.tree_layout import layout_draft_tree
+from ddtree_sglang.core.tree_mask import ancestor_mask, flat_tree_mask, tail_cell_index
+from ddtree_sglang.kernels.tree_builder_triton import BuiltTree, build_draft_tree_triton
+
+LINKS = ("positions", "retrieve_index", "retrieve_next_token", "retrieve_next_sibling")
+_ONE_FIXTURE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+
+
+def _build(candidates: Candidates, num_nodes: int, device: torch.device, flat: bool = False) -> BuiltTree:
+    batch_size = len(candidates.root_ids)
+    prefix_lens = _prefix_lens(batch_size)
+    buffer = None
+    if flat:
+        # One more cell than needed, all of a value that would show: only tail cells may change.
+        cells = int((prefix_lens + num_nodes).sum()) * num_nodes + 1
+        buffer = torch.ones(cells, dtype=torch.bool, device=device)
+    return build_draft_tree_triton(
+        candidates.ids.to(device),
+        candidates.logprobs.to(device),
+        candidates.root_ids.to(device),
+        prefix_lens.to(device),
+        num_nodes,
+        buffer,
+    )
+
+
+def _prefix_lens(batch_size: int) -> torch.Tensor:
+    return torch.arange(batch_size) * 3 % 7
+
+
+def _assert_equals_core(candidates: Candidates, num_nodes: int, device: torch.device) -> None:
+    built = _build(candidates, num_nodes, device)
+    tree = build_draft_tree(candidates.ids, candidates.logprobs, candidates.root_ids, num_nodes)
+    assert_same_tree(_on_host(built), tree)
+    layout = layout_draft_tree(tree, _prefix_lens(tree.batch_size))
+    for name in LINKS:
+        assert torch.equal(getattr(built.layout, name).cpu(), getattr(layout, name)), name
+    assert torch.equal(built.mask.cpu(), ancestor_mask(tree.parents))
+
+
+def _on_host(built: BuiltTree) -> object:
+    tree = built.tree
+    return type(tree)(tree.token_ids.cpu(), tree.parents.cpu(), tree.depths.cpu(), tree.logprobs.cpu())
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "depth", "num_candidates", "num_nodes"),
+    [
+        (1, 1, 1, 1),
+        (1, 1, 1, 2),
+        (3, 7, 16, 17),
+        (2, 15, 8, 33),
+        (5, 4, 3, 64),
+        (1, 31, 40, 40),
+        (2, 7, 300, 100),
+        (1, 15, 255, 256),
+        (2, 2, 2, 20),  # fewer prefixes than nodes
+    ],
+)
+def test_random_blocks(device: torch.device, batch_size: int, depth: int, num_candidates: int, num_nodes: int) -> None:
+    candidates = random_candidates(num_nodes, batch_size, depth, max(num_candidates, 50), num_candidates)
+    _assert_equals_core(candidates, num_nodes, device)
+
+
+@_ONE_FIXTURE
+@given(candidates=tie_prone_candidates(), num_nodes=st.integers(1, 24))
+def test_ties_and_impossible_candidates(device: torch.device, candidates: Candidates, num_nodes: int) -> None:
+    _assert_equals_core(candidates, num_nodes, device)
+
+
+def test_nan_and_values_above_zero_are_read_as_core_reads_them(device: torch.device) -> None:
+    values = [[0.5, -0.25, -1.0], [float("inf"), -0.5, float("nan")], [-0.125, -0.125, float("nan")]]
+    ids = torch.arange(9).view(1, 3, 3)
+    _assert_equals_core(Candidates(ids, torch.tensor([values]), torch.tensor([9])), 12, device)
+
+
+@pytest.mark.parametrize("num_nodes", [1, 6, 17])
+def test_flat_layout_gets_its_tail_cells_and_nothing_else(device: torch.device, num_nodes: int) -> None:
+    candidates = random_candidates(5, 4, 7, 40, 16)
+    prefix_lens = _prefix_lens(4)
+    built = _build(candidates, num_nodes, device, flat=True)
+    parents = build_draft_tree(candidates.ids, candidates.logprobs, candidates.root_ids, num_nodes).parents
+    expected = flat_tree_mask(ancestor_mask(parents), prefix_lens)
+    assert torch.equal(built.mask.cpu()[:-1], expected)
+    # The same on a buffer of zeros: prefix cells stay as they were.
+    buffer = torch.zeros_like(built.mask)
+    candidates_on_device = (x.to(device) for x in (candidates.ids, candidates.logprobs, candidates.root_ids))
+    build_draft_tree_triton(*candidates_on_device, prefix_lens.to(device), num_nodes, buffer)
+    tail = torch.zeros_like(expected).scatter_(0, tail_cell_index(prefix_lens, num_nodes).flatten(), True)
+    assert torch.equal(buffer.cpu()[:-1], expected & tail)
+    assert not bool(buffer[-1])
+
+
+@pytest.mark.parametrize(("depth", "num_nodes"), [(32, 8), (4, 257)])
+def test_sizes_beyond_the_key_are_refused(device: torch.device, depth: int, num_nodes: int) -> None:
+    candidates = random_candidates(0, 1, depth, 10, 4)
+    with pytest.raises(ValueError, match=r"takes up to 256 nodes and 31 drafted positions"):
+        _build(candidates, num_nodes, device)
+
+
+def test_an_empty_batch_launches_nothing(device: torch.device) -> None:
+    empty = Candidates(torch.zeros(0, 3, 4, dtype=torch.int64), torch.zeros(0, 3, 4), torch.zeros(0, dtype=torch.int64))
+    assert _build(empty, 5, device).tree.token_ids.shape == (0, 5)

@@ -6,7 +6,7 @@ one would have seen, and no sampler state needs saving.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -27,6 +27,10 @@ class AnchorBatch:
     teacher_ids: Tensor  # [C, A, D, K] int64
     teacher_logprobs: Tensor  # [C, A, D, K] float32, over the whole vocabulary
 
+    def to(self, device: torch.device) -> AnchorBatch:
+        """The same on another device."""
+        return AnchorBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
 
 def batch_at(
     step: int,
@@ -38,22 +42,39 @@ def batch_at(
     rows: int,
     anchors_per_row: int,
     num_drafts: int,
+    uncertainty: float = 0.0,
 ) -> AnchorBatch:
-    """The batch of one step: conversations by epoch-wise permutation, anchors uniform in each answer."""
+    """The batch of one step: conversations by epoch-wise permutation, anchors drawn in each answer.
+
+    `uncertainty` in 0 to 1 is the share of an anchor's weight that comes from how unsure the target was of the next
+    token (1 minus its largest probability); 0 draws uniformly.
+    """
     per_epoch = max(1, len(train) // rows)
     epoch, position = divmod(step, per_epoch)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
     chosen = [train[i] for i in order[position * rows : (position + 1) * rows].tolist()]
     generator = torch.Generator().manual_seed((seed + 1) * 7_000_003 + step)
-    anchors = [_sample_anchors(conversations, i, anchors_per_row, generator) for i in chosen]
+    anchors = [_sample_anchors(conversations, cache, i, anchors_per_row, uncertainty, generator) for i in chosen]
     return gather_batch(conversations, cache, chosen, anchors, num_drafts)
 
 
-def _sample_anchors(conversations: Conversations, index: int, count: int, generator: torch.Generator) -> Tensor:
+def _sample_anchors(
+    conversations: Conversations,
+    cache: FeatureCache,
+    index: int,
+    count: int,
+    uncertainty: float,
+    generator: torch.Generator,
+) -> Tensor:
     """Anchors [count] int64, distinct where the answer is long enough: any answer token but the last."""
     start, length = int(conversations.answer_start[index]), len(conversations.token_ids(index))
     candidates = max(1, length - 1 - start)
     picks = torch.randperm(candidates, generator=generator)
+    if uncertainty > 0:
+        first = int(conversations.offsets[index]) + start
+        unsure = 1 - cache.next_token_logprobs(first, first + candidates)[:, 0].exp()
+        weights = (1 - uncertainty) / candidates + uncertainty * (unsure + 1e-3) / (unsure + 1e-3).sum()
+        picks = torch.multinomial(weights, candidates, generator=generator)  # all, in an order that favours the unsure
     picks = picks.repeat(-(-count // candidates))[:count]
     return (start + picks).clamp_max(length - 1)
 

@@ -23,6 +23,10 @@ class Candidates:
     log_weight: Tensor  # [C] float32, 0 for those that are always there
     column: Tensor  # [V] int64, column of a token id, -1 for those that are not scored
 
+    def to(self, device: torch.device) -> Candidates:
+        """The same on another device."""
+        return Candidates(self.ids.to(device), self.log_weight.to(device), self.column.to(device))
+
 
 @dataclass(frozen=True)
 class StepLoss:
@@ -58,6 +62,7 @@ def distillation_loss(
     *,
     depth_weights: Tensor,
     soft_share: float,
+    confidence_floor: float | None = None,
 ) -> StepLoss:
     """Weighted mean over draft positions of (1 - soft_share) * hard + soft_share * soft cross-entropy.
 
@@ -67,6 +72,9 @@ def distillation_loss(
         depth_weights: [D] float32 weight of each draft position.
         soft_share: 0 trains on the text alone, 1 on the target's distribution alone. The target's mass
             outside its stored candidates is matched as one bucket.
+        confidence_floor: also weight a position by the drafter's own probability of the labels before it, each
+            raised to at least this by mixing (D-PACE's prefix weights, as SpecForge has them): a position behind a
+            draft that will be refused matters less. None for no such weight.
     """
     logits = hidden[:, :, 1:].to(embedding.dtype) @ embedding[candidates.ids].T
     logits = logits.float() + candidates.log_weight  # [C, A, D, candidates]
@@ -82,6 +90,8 @@ def distillation_loss(
         soft = -(teacher * logq).sum(-1) - tail * tail_logq
         loss = (1 - soft_share) * hard + soft_share * soft
     weights = batch.valid * depth_weights
+    if confidence_floor is not None:
+        weights = weights * _chance_to_be_reached(hard.detach(), batch.valid, confidence_floor)
     with torch.no_grad():
         right = (logits.argmax(-1, keepdim=True) == label_column)[..., 0] & batch.valid
     return StepLoss(
@@ -89,3 +99,10 @@ def distillation_loss(
         right.float().sum((0, 1)),
         batch.valid.float().sum((0, 1)),
     )
+
+
+def _chance_to_be_reached(hard: Tensor, valid: Tensor, floor: float) -> Tensor:
+    """[C, A, D]: product over the positions before of `floor + (1 - floor) * probability of the label`."""
+    kept = floor + (1 - floor) * torch.exp(-hard)
+    kept = torch.where(valid, kept, torch.ones_like(kept))
+    return torch.cat((torch.ones_like(kept[..., :1]), kept[..., :-1]), dim=-1).cumprod(-1)

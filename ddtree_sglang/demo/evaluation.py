@@ -95,15 +95,17 @@ def _draft(
     model: DFlashDrafter, embedding: Tensor, head: Tensor, batch: AnchorBatch, feature_scale: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
     """Best ids and full-vocabulary log-probabilities [A, D, k] of one conversation's blocks."""
+    device = embedding.device
+    batch = batch.to(device)
     embeds = embedding[model.block_token_ids(batch.anchor_tokens)].float()
-    with torch.autocast("cpu", torch.bfloat16, enabled=head.dtype == torch.bfloat16):
-        hidden = model(embeds, batch.features.float() * feature_scale, batch.anchors)[0, :, 1:]
+    with torch.autocast(device.type, torch.bfloat16, enabled=head.dtype == torch.bfloat16):
+        hidden = model(embeds, batch.features.float() * feature_scale.to(device), batch.anchors)[0, :, 1:]
     ids, logprobs = [], []
     for part in hidden.split(64):
         logits = (part.to(head.dtype) @ head.T).float()
         top = logits.topk(min(k, logits.shape[-1]), dim=-1)
-        ids.append(top.indices)
-        logprobs.append(top.values - logits.logsumexp(-1, keepdim=True))
+        ids.append(top.indices.cpu())
+        logprobs.append((top.values - logits.logsumexp(-1, keepdim=True)).cpu())
     return torch.cat(ids), torch.cat(logprobs)
 
 

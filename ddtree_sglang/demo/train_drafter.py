@@ -57,7 +57,7 @@ def _load_target(args: argparse.Namespace, dtype: torch.dtype) -> Any:
 
     if args.target is None:
         raise ValueError("this stage needs the target: pass --target FOLDER.")
-    return AutoModelForCausalLM.from_pretrained(args.target, dtype=dtype).eval()
+    return AutoModelForCausalLM.from_pretrained(args.target, dtype=dtype).to(args.device).eval()
 
 
 def _conversations(args: argparse.Namespace) -> Conversations:
@@ -102,6 +102,7 @@ def _train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     model = DFlashDrafter(_drafter_config(args, target))
     start_from_target(model, target, layer_ids(args.start_layers))
+    model.to(args.device)
     embedding = target.get_input_embeddings().weight.detach()
     head = target.get_output_embeddings().weight.detach()
     head = head if args.float32 else head.to(torch.bfloat16)
@@ -156,6 +157,7 @@ def _drafter_to_score(args: argparse.Namespace) -> tuple[DFlashDrafter, torch.Te
 
 def _evaluate(args: argparse.Namespace) -> None:
     model, scale = _drafter_to_score(args)
+    model.to(args.device)
     target = _load_target(args, torch.float32)
     if args.prompts == "by-kind":
         conversations, kinds = _answered_prompts(args, target)

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ddtree_sglang.demo.training import TrainingPlan
 
 
@@ -29,6 +31,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         help="evaluate on the held-out conversations of --data, or on this package's 80 prompts of four kinds",
     )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's default)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--held-out-percent", type=int, default=5)
     parser.add_argument("--held-out-limit", type=int, default=0, help="evaluate on the first N only")
     shape = parser.add_argument_group("drafter shape")
@@ -55,6 +58,12 @@ def _add_plan_flags(group: Any) -> None:
     group.add_argument("--cooldown", type=float, default=defaults.cooldown, help="share of steps that cool down")
     group.add_argument("--soft-share", type=float, default=defaults.soft_share)
     group.add_argument("--depth-decay", type=float, default=defaults.depth_decay)
+    group.add_argument(
+        "--confidence-floor", type=float, help="weight positions by the chance to be reached, at least this per step"
+    )
+    group.add_argument(
+        "--anchor-uncertainty", type=float, default=0.0, help="0 to 1: prefer anchors where the target is unsure"
+    )
     group.add_argument("--sampled-vocabulary", type=int, default=defaults.sampled_vocabulary)
     group.add_argument("--evaluate-every", type=int, default=defaults.evaluate_every)
     group.add_argument("--checkpoint-every", type=int, default=defaults.checkpoint_every)
@@ -73,6 +82,8 @@ def training_plan(args: argparse.Namespace) -> TrainingPlan:
         cooldown=args.cooldown,
         soft_share=args.soft_share,
         depth_decay=args.depth_decay,
+        confidence_floor=args.confidence_floor,
+        anchor_uncertainty=args.anchor_uncertainty,
         sampled_vocabulary=args.sampled_vocabulary,
         evaluate_every=args.evaluate_every,
         checkpoint_every=args.checkpoint_every,

@@ -34,6 +34,8 @@ class TrainingPlan:
     optimizer: str = "adamw"
     soft_share: float = 0.5
     depth_decay: float = 0.75
+    confidence_floor: float | None = None
+    anchor_uncertainty: float = 0.0
     sampled_vocabulary: int = 2048
     seed: int = 0
     bfloat16: bool = True
@@ -87,15 +89,23 @@ class Trainer:
             rows=plan.rows,
             anchors_per_row=plan.anchors_per_row,
             num_drafts=config.num_drafts,
+            uncertainty=plan.anchor_uncertainty,
         )
+        device = self.embedding.device
         generator = torch.Generator().manual_seed(plan.seed * 9_000_011 + step)
-        candidates = choose_candidates(batch, config.vocab_size, plan.sampled_vocabulary, generator)
+        candidates = choose_candidates(batch, config.vocab_size, plan.sampled_vocabulary, generator).to(device)
+        batch = batch.to(device)
         embeds = self.embedding[self.model.block_token_ids(batch.anchor_tokens)].float()
-        with torch.autocast("cpu", torch.bfloat16, enabled=plan.bfloat16):
-            hidden = self.model(embeds, batch.features.float() * self.feature_scale, batch.anchors)
-        weights = plan.depth_decay ** torch.arange(config.num_drafts)
+        with torch.autocast(device.type, torch.bfloat16, enabled=plan.bfloat16):
+            hidden = self.model(embeds, batch.features.float() * self.feature_scale.to(device), batch.anchors)
         result = distillation_loss(
-            hidden, self.head, batch, candidates, depth_weights=weights, soft_share=plan.soft_share
+            hidden,
+            self.head,
+            batch,
+            candidates,
+            depth_weights=plan.depth_decay ** torch.arange(config.num_drafts, device=device),
+            soft_share=plan.soft_share,
+            confidence_floor=plan.confidence_floor,
         )
         torch.autograd.backward(result.loss)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -152,8 +162,8 @@ class ProgressMeter:
     def add(self, result: StepLoss) -> None:
         """Count one step."""
         self.losses.append(float(result.loss.detach()))
-        self.correct = self.correct + result.correct
-        self.counted = self.counted + result.counted
+        self.correct = self.correct + result.correct.cpu()
+        self.counted = self.counted + result.counted.cpu()
 
     def seconds(self) -> float:
         """Wall time of the run so far, earlier processes included."""

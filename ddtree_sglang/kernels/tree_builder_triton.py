@@ -79,6 +79,7 @@ def _build_tree_kernel(  # type: ignore[no-untyped-def]
     LANES: tl.constexpr,  # power of two, at least N
     REQUESTS: tl.constexpr,  # power of two, at least B
 ):
+    # One function of some ninety lines: all of it shares the lane table, which lives in registers.
     request = tl.program_id(0)
     lanes = tl.arange(0, LANES)
     in_row = lanes < num_nodes
@@ -153,6 +154,15 @@ def _build_tree_kernel(  # type: ignore[no-untyped-def]
         score = tl.where(lanes == node, node_score, score)
 
 
+def _check_sizes(num_nodes: int, draft_depth: int) -> None:
+    """Refuse what the key of a candidate has no bits for."""
+    if num_nodes > MAX_NODES or draft_depth > MAX_DEPTH:
+        raise ValueError(
+            f"the Triton builder takes up to {MAX_NODES} nodes and {MAX_DEPTH} drafted positions, got {num_nodes} and "
+            f"{draft_depth}; use core.build_draft_tree"
+        )
+
+
 def build_draft_tree_triton(
     topk_ids: torch.Tensor,  # [B, D, K] int64, best first
     topk_logprobs: torch.Tensor,  # [B, D, K] float32, descending along K
@@ -173,11 +183,7 @@ def build_draft_tree_triton(
     check_builder_inputs(topk_ids, topk_logprobs, root_ids, num_nodes)
     batch_size, draft_depth, num_candidates = topk_ids.shape
     check_prefix_lens(prefix_lens, batch_size, topk_ids.device)
-    if num_nodes > MAX_NODES or draft_depth > MAX_DEPTH:
-        raise ValueError(
-            f"the Triton builder takes up to {MAX_NODES} nodes and {MAX_DEPTH} drafted positions, got {num_nodes} and "
-            f"{draft_depth}; use core.build_draft_tree"
-        )
+    _check_sizes(num_nodes, draft_depth)
     # More candidates than drafted nodes are never reached, and would not fit the key.
     num_used = min(num_candidates, max(1, num_nodes - 1))
     if num_used < num_candidates:

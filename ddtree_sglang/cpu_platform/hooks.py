@@ -8,6 +8,7 @@ scheduler.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -72,6 +73,7 @@ def install_hooks() -> None:
 _DRAFT_HEAD = "sglang.srt.speculative.dflash_worker_v2.DFlashWorkerV2._greedy_sample_from_vocab_parallel_head"
 
 
+@cache
 def install_draft_head() -> None:
     """Send the stock chain's LM head through the layer's own product, as DDTREE's goes.
 
@@ -80,8 +82,6 @@ def install_draft_head() -> None:
     """
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    if _DRAFT_HEAD in HookRegistry._patched:
-        return
     HookRegistry.register(_DRAFT_HEAD, _draft_head_by_its_own_product, HookType.AROUND)
     HookRegistry.apply_hooks()
 

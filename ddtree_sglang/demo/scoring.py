@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ddtree_sglang.demo.conversations import Conversations, load_conversations
 from ddtree_sglang.demo.evaluation import Evaluation
-from ddtree_sglang.demo.self_generation import complete
+from ddtree_sglang.demo.self_generation import answer_batch, write_conversations
 
 ANSWER_BATCH = 20
 
@@ -48,7 +47,7 @@ def answer_prompts(
                 starts += [len(prompt) for prompt, _ in pairs]
                 kinds += [kind] * len(pairs)
                 print(f"answered {len(rows)} of {sum(map(len, prompts.values()))} prompts", flush=True)
-        _write(path, rows, starts, kinds, asked)
+        write_conversations(path, rows, starts, kinds=np.array(kinds), asked=np.array(asked))
     with np.load(path) as arrays:
         if str(arrays["asked"]) != asked:
             raise ValueError(f"{path} must hold answers to these prompts, it has others: remove it.")
@@ -63,26 +62,8 @@ def _answer(
     prompts = [
         list(tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)) for chat in chats
     ]
-    longest = max(map(len, prompts))
-    pad = target.config.eos_token_id
-    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-    answers = complete(target, ids, max_new_tokens, mask=mask, keep_end=True, do_sample=False)
+    answers = answer_batch(target, prompts, max_new_tokens, do_sample=False)
     return list(zip(prompts, answers, strict=True))
-
-
-def _write(path: Path, rows: list[np.ndarray], starts: list[int], kinds: list[str], asked: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial.npz")
-    np.savez_compressed(
-        partial,
-        tokens=np.concatenate(rows).astype(np.int32),
-        offsets=np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64),
-        answer_start=np.array(starts, dtype=np.int32),
-        kinds=np.array(kinds),
-        asked=np.array(asked),
-    )
-    partial.replace(path)
 
 
 def score_table(scores: Sequence[KindScore]) -> str:

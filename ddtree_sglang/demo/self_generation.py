@@ -71,7 +71,7 @@ def generate_conversations(target: Any, tokenizer: Any, path: Path, plan: Genera
             rows.append(np.concatenate([prompt, answer]))
             starts.append(len(prompt))
             answered += len(answer)
-        _write(path, rows, starts)
+        write_conversations(path, rows, starts)
         seconds = time.monotonic() - started
         left = seconds / (len(rows) - begun_with) * max(0, plan.conversations - len(rows))
         print(
@@ -86,7 +86,7 @@ def _one_batch(target: Any, tokenizer: Any, plan: GenerationPlan, index: int) ->
     opening, closing = _turn_texts(tokenizer)
     phrase = SEED_PHRASES[(index // plan.batch) % len(SEED_PHRASES)]
     start = tokenizer(opening + phrase, add_special_tokens=False)["input_ids"]
-    turns = complete(
+    turns = _complete(
         target,
         torch.tensor([start] * plan.batch),
         plan.max_user_tokens,
@@ -98,20 +98,25 @@ def _one_batch(target: Any, tokenizer: Any, plan: GenerationPlan, index: int) ->
     header = tokenizer(closing, add_special_tokens=False)["input_ids"]
     prompts = [start + turn + header for turn in turns if turn]
     answers: list[tuple[np.ndarray, np.ndarray]] = []
-    longest = max((len(prompt) for prompt in prompts), default=0)
-    if longest == 0:
+    if not prompts:
         return answers
-    pad = target.config.eos_token_id
-    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     how: dict[str, Any] = {"do_sample": False}
     if plan.is_sampled(index // plan.batch):
         how = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
-    replies = complete(target, ids, plan.max_tokens - longest, mask=mask, keep_end=True, **how)
+    room = plan.max_tokens - max(map(len, prompts))
+    replies = answer_batch(target, prompts, room, **how)
     for prompt, reply in zip(prompts, replies, strict=True):
         if len(reply) >= 2:
             answers.append((np.array(prompt), np.array(reply)))
     return answers
+
+
+def answer_batch(target: Any, prompts: list[list[int]], new_tokens: int, **sampling: Any) -> list[list[int]]:
+    """Answers to prompts of any lengths, padded on the left, with their end token."""
+    longest, pad = max(map(len, prompts)), target.config.eos_token_id
+    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    return _complete(target, ids, new_tokens, mask=mask, keep_end=True, **sampling)
 
 
 def _turn_texts(tokenizer: Any) -> tuple[str, str]:
@@ -124,7 +129,7 @@ def _turn_texts(tokenizer: Any) -> tuple[str, str]:
 
 
 @torch.inference_mode()
-def complete(
+def _complete(
     target: Any,
     ids: Tensor,
     new_tokens: int,
@@ -157,8 +162,8 @@ def _read(path: Path) -> tuple[list[np.ndarray], list[int]]:
     return [held.token_ids(i).numpy() for i in range(len(held))], held.answer_start.tolist()
 
 
-def _write(path: Path, rows: list[np.ndarray], starts: list[int]) -> None:
-    """Replace the file in one step, so that a kill leaves the old one or the new one."""
+def write_conversations(path: Path, rows: list[np.ndarray], starts: list[int], **more: Any) -> None:
+    """Replace the file in one step, so that a kill leaves the old one or the new one; `more` are further arrays."""
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
     partial = path.with_name(path.name + ".partial.npz")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,5 +172,6 @@ def _write(path: Path, rows: list[np.ndarray], starts: list[int]) -> None:
         tokens=np.concatenate(rows).astype(np.int32),
         offsets=offsets,
         answer_start=np.array(starts, dtype=np.int32),
+        **more,
     )
     partial.replace(path)

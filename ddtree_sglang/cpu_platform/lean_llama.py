@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from ddtree_sglang.cpu_platform.attention_backend import DDTreeCpuAttnBackend
-from ddtree_sglang.cpu_platform.dense_linear import CpuLinearMethod
 from ddtree_sglang.cpu_platform.operators import rms_norm, rotary_embedding, silu_and_mul
 
 logger = logging.getLogger(__name__)
@@ -132,7 +131,7 @@ def _has_plain_linears(layer: Any) -> bool:
 
     attention, mlp = layer.self_attn, layer.mlp
     linears = (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
-    return all(type(linear.quant_method) in (UnquantizedLinearMethod, CpuLinearMethod) for linear in linears)
+    return all(type(linear.quant_method) is UnquantizedLinearMethod for linear in linears)
 
 
 def _parts(layer: Any) -> _Layer:

@@ -69,8 +69,9 @@ def _sample_anchors(
     """Anchors [count] int64, distinct where the answer is long enough: any answer token but the last."""
     start, length = int(conversations.answer_start[index]), len(conversations.token_ids(index))
     candidates = max(1, length - 1 - start)
-    picks = torch.randperm(candidates, generator=generator)
-    if uncertainty > 0:
+    if uncertainty == 0:
+        picks = torch.randperm(candidates, generator=generator)
+    else:
         first = int(conversations.offsets[index]) + start
         unsure = 1 - cache.next_token_logprobs(first, first + candidates)[:, 0].exp()
         weights = (1 - uncertainty) / candidates + uncertainty * (unsure + 1e-3) / (unsure + 1e-3).sum()

@@ -49,6 +49,15 @@ class ReliabilityCounter:
         first = torch.stack((seen, seen * probability[..., 0], seen * right[..., 0]), dim=-1)
         self._first += first.sum(0)
 
+    def merged(self, other: ReliabilityCounter) -> ReliabilityCounter:
+        """The counts of both."""
+        result = ReliabilityCounter(len(self._first))
+        result._count = self._count + other._count
+        result._probability = self._probability + other._probability
+        result._right = self._right + other._right
+        result._first = self._first + other._first
+        return result
+
     def by_depth(self) -> tuple[Reliability, ...]:
         """One entry per depth; a depth that was never seen is all zero."""
         positions = self._first[:, 0].clamp_min(1)

@@ -49,7 +49,20 @@ class Evaluation:
     """Scores by rule: "chain", "tree8", ...; and, by draft depth, how far the probabilities can be trusted."""
 
     scores: dict[str, DraftScore]
-    reliability: tuple[Reliability, ...]
+    counter: ReliabilityCounter
+
+    @property
+    def reliability(self) -> tuple[Reliability, ...]:
+        """By draft depth."""
+        return self.counter.by_depth()
+
+    def merged(self, other: Evaluation) -> Evaluation:
+        """The score over the conversations of both."""
+        scores = {
+            name: DraftScore(one.tokens + other.scores[name].tokens, one.rounds + other.scores[name].rounds)
+            for name, one in self.scores.items()
+        }
+        return Evaluation(scores, self.counter.merged(other.counter))
 
     def summary(self) -> dict[str, object]:
         """Rounded numbers for a log line."""
@@ -73,7 +86,7 @@ def evaluate_drafter(
     names = ["chain", *(f"tree{budget}" for budget in budgets)]
     tokens: dict[str, list[int]] = {name: [] for name in names}
     rounds: dict[str, list[int]] = {name: [] for name in names}
-    reliability = ReliabilityCounter(model.config.num_drafts)
+    counter = ReliabilityCounter(model.config.num_drafts)
     for index in indices:
         start, length = int(conversations.answer_start[index]), len(conversations.token_ids(index))
         if length - start < 2:
@@ -82,13 +95,13 @@ def evaluate_drafter(
         batch = gather_batch(conversations, cache, [index], [anchors], model.config.num_drafts)
         top_ids, top_logprobs = _draft(model, embedding, head, batch, feature_scale, max(budgets))
         accepted = _accepted_drafts(top_ids, top_logprobs, batch, budgets)
-        reliability.add(top_ids, top_logprobs, batch.labels[0], batch.valid[0])
+        counter.add(top_ids, top_logprobs, batch.labels[0], batch.valid[0])
         for name in names:
             walked = _walk_rounds(accepted[name])
             tokens[name].append(length - 1 - start)
             rounds[name].append(walked)
     scores = {name: DraftScore(tuple(tokens[name]), tuple(rounds[name])) for name in names}
-    return Evaluation(scores, reliability.by_depth())
+    return Evaluation(scores, counter)
 
 
 def _draft(

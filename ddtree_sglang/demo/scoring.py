@@ -28,6 +28,14 @@ class KindScore:
     kind: str
     evaluation: Evaluation
 
+    def record(self) -> dict[str, Any]:
+        """JSON-ready: accept lengths by rule, and their 95 % intervals."""
+        scores = self.evaluation.scores
+        intervals = {name: [round(end, 3) for end in one.confidence_interval()] for name, one in scores.items()}
+        num_conversations = len(scores["chain"].rounds)
+        summary = self.evaluation.summary()
+        return {"kind": self.kind, "conversations": num_conversations, **summary, "interval_95": intervals}
+
 
 def answer_prompts(
     target: Any, tokenizer: Any, prompts: Mapping[str, Sequence[str]], path: Path, max_new_tokens: int = 160

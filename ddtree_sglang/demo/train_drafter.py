@@ -18,6 +18,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from ddtree_sglang.demo.conversations import Conversations, load_conversations, 
 from ddtree_sglang.demo.drafter_config import DrafterConfig, drafter_config_for
 from ddtree_sglang.demo.drafter_init import start_from_target
 from ddtree_sglang.demo.drafter_model import DFlashDrafter
-from ddtree_sglang.demo.evaluation import evaluate_drafter
+from ddtree_sglang.demo.evaluation import Evaluation, evaluate_drafter
 from ddtree_sglang.demo.export import export_drafter, load_drafter
 from ddtree_sglang.demo.features import FeatureCache, build_feature_cache, unit_feature_scale
 from ddtree_sglang.demo.held_out_prompts import HELD_OUT_PROMPTS
@@ -170,12 +171,14 @@ def _evaluate(args: argparse.Namespace) -> None:
     embedding = target.get_input_embeddings().weight.detach()
     head = target.get_output_embeddings().weight.detach()
     scores = []
-    for kind in [*dict.fromkeys(kinds[index] for index in indices), "all"]:
-        chosen = [index for index in indices if kind in (kinds[index], "all")]
+    for kind in dict.fromkeys(kinds[index] for index in indices):
+        chosen = [index for index in indices if kinds[index] == kind]
         result = evaluate_drafter(model, embedding, head, conversations, cache, chosen, scale)
         scores.append(KindScore(kind, result))
-        intervals = {name: one.confidence_interval() for name, one in result.scores.items()}
-        print(json.dumps({"kind": kind, "conversations": len(chosen), **result.summary(), "interval_95": intervals}))
+    if len(scores) > 1:
+        scores.append(KindScore("all", reduce(Evaluation.merged, (score.evaluation for score in scores))))
+    for score in scores:
+        print(json.dumps(score.record()))
     print(score_table(scores))
 
 

@@ -48,8 +48,8 @@ def system_colour(name: str, names: Sequence[str]) -> Any:
     return plt.get_cmap("Blues")(0.4 + 0.5 * trees.index(name) / max(1, len(trees) - 1))
 
 
-def _bars(axes: Any, lines: Sequence[dict[str, Any]], batch_size: int, field: str) -> None:
-    chosen = [line for line in lines if line["batch_size"] == batch_size and line[field] is not None]
+def _bars(axes: Any, lines: Sequence[dict[str, Any]], field: str, colours: dict[str, Any]) -> None:
+    chosen = [line for line in lines if line[field] is not None]
     names = sorted({line["system"] for line in chosen}, key=system_order)
     datasets = sorted({line["dataset"] for line in chosen})
     width = 0.8 / max(1, len(names))
@@ -66,25 +66,36 @@ def _bars(axes: Any, lines: Sequence[dict[str, Any]], batch_size: int, field: st
             yerr=[below, above],
             capsize=2,
             label=name,
-            color=system_colour(name, names),
+            color=colours[name],
             error_kw={"linewidth": 0.8},
         )
         axes.bar_label(bars, [f"{value:.1f}" for value in medians], fontsize=6, padding=2)
     axes.set_xticks(range(len(datasets)), datasets)
-    axes.set_title(f"batch size {batch_size}", fontsize=10)
     axes.margins(y=0.12)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def plot_field(lines: Sequence[dict[str, Any]], field: str, label: str, path: Path) -> None:
-    """One panel per batch size with bars per dataset and system."""
+    """Bars per dataset and system; a row of panels per group of servers that were up together, a column per batch size.
+
+    Each group has baselines of its own, and only what was up together may be compared.
+    """
+    groups = sorted({tuple(line["up_together"]) for line in lines}, key=lambda group: sorted(map(system_order, group)))
     sizes = sorted({line["batch_size"] for line in lines})
-    figure, panels = plt.subplots(1, len(sizes), figsize=(5.6 * len(sizes), 3.6), squeeze=False)
-    for axes, size in zip(panels[0], sizes, strict=True):
-        _bars(axes, lines, size, field)
-    panels[0][0].set_ylabel(label)
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=len(labels), frameon=False, fontsize=8)
+    systems = sorted({line["system"] for line in lines}, key=system_order)
+    colours = {name: system_colour(name, systems) for name in systems}
+    figure, panels = plt.subplots(
+        len(groups), len(sizes), figsize=(5.6 * len(sizes), 0.6 + 3.0 * len(groups)), squeeze=False, sharey="col"
+    )
+    for row, group in zip(panels, groups, strict=True):
+        for axes, size in zip(row, sizes, strict=True):
+            mine = [line for line in lines if line["batch_size"] == size and tuple(line["up_together"]) == group]
+            _bars(axes, mine, field, colours)
+            axes.set_title(f"batch size {size}", fontsize=10)
+        row[0].set_ylabel(label, fontsize=8)
+    shown = {name: one for axes in panels.flat for one, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    shown = {name: shown[name] for name in systems if name in shown}
+    figure.legend(shown.values(), shown.keys(), loc="upper center", ncols=len(shown), frameon=False, fontsize=8)
     _finish(figure, lines, path)
 
 

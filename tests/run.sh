@@ -30,7 +30,8 @@ part "ruff check" "$bin/ruff" check .
 part "ruff format" "$bin/ruff" format --check .
 part "mypy" "$bin/mypy"
 part "mypy deploy" "$bin/mypy" deploy
-part "unit tests" "${pytest[@]}" -m "not e2e and not gpu" --ignore=tests/e2e --ignore=tests/kernels --durations=10
+# A file stays in one process: some share servers or folders among their tests.
+part "unit tests" "${pytest[@]}" -n 2 --dist loadfile -m "not e2e and not gpu" --ignore=tests/e2e --ignore=tests/kernels --durations=10
 # Triton chooses its interpreter when it is imported, so these run in a process of their own.
 part "kernels, interpreted" env TRITON_INTERPRET=1 "${pytest[@]}" tests/kernels
 part "real servers" "${pytest[@]}" -m "e2e and not gpu" --durations=10 tests/e2e

@@ -35,6 +35,11 @@ class Conversations:
         prompt = self.token_ids(index)[: int(self.answer_start[index])]
         return hashlib.sha256(prompt.numpy().tobytes()).digest()
 
+    def head(self, count: int) -> Conversations:
+        """The first `count` conversations."""
+        offsets = self.offsets[: count + 1]
+        return Conversations(self.tokens[: int(offsets[-1])], offsets, self.answer_start[:count])
+
     def digest(self) -> str:
         """SHA-256 over everything, to tell whether a cache belongs to these conversations."""
         parts = (self.tokens, self.offsets, self.answer_start)

@@ -42,16 +42,22 @@ class FeatureCache:
         arrays = _open_arrays(folder, self.spec, mode="r")
         self._features, self._ids, self._logprobs = arrays
 
-    def require(self, conversations: Conversations, target_layer_ids: tuple[int, ...]) -> FeatureCache:
-        """Self, if it was computed from these conversations and layers; else ValueError."""
+    def held_conversations(self, conversations: Conversations, target_layer_ids: tuple[int, ...]) -> int:
+        """How many of `conversations`, from the first one on, the cache has; all of what it has must be among them.
+
+        Raises:
+            ValueError: the cache belongs to other conversations or layers.
+        """
         held, needed = self.spec.target_layer_ids, tuple(target_layer_ids)
-        if self.spec.conversations_digest != conversations.digest() or held != needed:
+        count = int(torch.searchsorted(conversations.offsets, self.spec.num_tokens))
+        of_these = count <= len(conversations) and conversations.head(count).digest() == self.spec.conversations_digest
+        if held != needed or not of_these:
             raise ValueError(
                 f"the feature cache must belong to these conversations and layers {list(needed)}; it was "
                 f"computed from layers {list(held)} of conversations {self.spec.conversations_digest[:12]}. "
                 "Remove it or name another --work folder."
             )
-        return self
+        return count
 
     def features(self, start: int, stop: int) -> Tensor:
         """Context features [stop-start, F*H] bfloat16 of flat token rows."""
@@ -105,6 +111,7 @@ def build_feature_cache(
 ) -> FeatureCache:
     """Compute `folder` with a Hugging Face causal language model, or open it when it is already complete.
 
+    A folder that holds the first of these conversations, from before more were added, is extended by the others.
     Prints progress (tokens, tokens/s, seconds left) about every ten seconds.
 
     Raises:
@@ -119,26 +126,35 @@ def build_feature_cache(
         top_k,
     )
     folder.mkdir(parents=True, exist_ok=True)
+    held = 0
     if (folder / "meta.json").exists():
         cache = FeatureCache(folder)
-        if cache.spec != spec:
+        held = cache.held_conversations(conversations, spec.target_layer_ids)
+        if cache.spec.hidden_size != spec.hidden_size or cache.spec.top_k != spec.top_k:
             raise ValueError(
                 f"the feature cache in {folder} must match this run: found {cache.spec}, needed {spec}. "
                 "Remove the folder or name another one."
             )
-        return cache
-    _fill(conversations, target, spec, folder, tokens_per_batch)
-    (folder / "meta.json").write_text(json.dumps(asdict(spec)))
+        if held == len(conversations):
+            return cache
+    _fill(conversations, range(held, len(conversations)), target, spec, folder, tokens_per_batch)
+    # Rows before `held` were not touched, so until this line the folder is what it was.
+    partial = folder / "meta.json.partial"
+    partial.write_text(json.dumps(asdict(spec)))
+    partial.replace(folder / "meta.json")
     return FeatureCache(folder)
 
 
 @torch.inference_mode()
-def _fill(conversations: Conversations, target: Any, spec: FeatureSpec, folder: Path, tokens_per_batch: int) -> None:
-    arrays = _open_arrays(folder, spec, mode="w+")
+def _fill(
+    conversations: Conversations, missing: range, target: Any, spec: FeatureSpec, folder: Path, tokens_per_batch: int
+) -> None:
+    # "r+" lengthens a file to the new number of rows and keeps what it holds.
+    arrays = _open_arrays(folder, spec, mode="r+" if missing.start else "w+")
     device = next(target.parameters()).device
     started = last_print = time.monotonic()
-    done = 0
-    for batch in _batches(conversations, tokens_per_batch):
+    done, total = 0, spec.num_tokens - int(conversations.offsets[missing.start])
+    for batch in _batches(conversations, missing, tokens_per_batch):
         lengths = [len(conversations.token_ids(i)) for i in batch]
         ids = torch.zeros(len(batch), max(lengths), dtype=torch.int64)
         for row, index in enumerate(batch):
@@ -157,22 +173,20 @@ def _fill(conversations: Conversations, target: Any, spec: FeatureSpec, folder: 
             arrays[2][start:stop] = (top.values - logits.logsumexp(-1, keepdim=True)).cpu().numpy()
         done += sum(lengths)
         now = time.monotonic()
-        if now - last_print > 10 or done == spec.num_tokens:
+        if now - last_print > 10 or done == total:
             rate, last_print = done / (now - started), now
-            left = (spec.num_tokens - done) / rate
             print(
-                f"features {done}/{spec.num_tokens} tokens, {rate:.0f} tokens/s, {left:.0f} s left",
-                flush=True,
+                f"features {done}/{total} tokens, {rate:.0f} tokens/s, {(total - done) / rate:.0f} s left", flush=True
             )
     for array in arrays:
         array.flush()
 
 
-def _batches(conversations: Conversations, tokens_per_batch: int) -> Iterator[list[int]]:
+def _batches(conversations: Conversations, chosen: range, tokens_per_batch: int) -> Iterator[list[int]]:
     """Conversations of similar length together, so that little is padding."""
     lengths = conversations.offsets.diff().tolist()
     batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    for index in sorted(chosen, key=lambda i: -lengths[i]):
         if batch and lengths[batch[0]] * (len(batch) + 1) > tokens_per_batch:
             yield batch
             batch = []

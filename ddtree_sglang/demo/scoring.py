@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from ddtree_sglang.demo.completers import GREEDY, LocalCompleter
 from ddtree_sglang.demo.conversations import Conversations, load_conversations
 from ddtree_sglang.demo.evaluation import Evaluation
-from ddtree_sglang.demo.self_generation import answer_batch, write_conversations
+from ddtree_sglang.demo.self_generation import write_conversations
 
 ANSWER_BATCH = 20
 
@@ -70,7 +71,7 @@ def _answer(
     prompts = [
         list(tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)) for chat in chats
     ]
-    answers = answer_batch(target, prompts, max_new_tokens, do_sample=False)
+    answers = LocalCompleter(target).complete(prompts, max_new_tokens, GREEDY)
     return list(zip(prompts, answers, strict=True))
 
 

@@ -1,10 +1,9 @@
 """On-policy training data: the target writes its own user turns and answers them, greedily and at temperature 1.
 
-The prompt is the chat template up to an open user turn, sometimes with the first words of a seed phrase; the
-target completes the turn at temperature 1, then answers: greedily, which is the text that a greedy server will
-have to draft, and in a share of the batches at temperature 1, for servers that sample. Batches run in lock step
-through Hugging Face `generate`; every finished batch is kept in the output file, so a stopped run goes on where it
-was.
+The prompt is the chat template up to an open user turn, mostly with the first words of a seed phrase; the target
+completes the turn at temperature 1, then answers: greedily, which is the text that a greedy server will have to
+draft, and in a share of the batches at temperature 1, for servers that sample. Every finished batch is kept in the
+output file, so a stopped run goes on where it was.
 """
 
 from __future__ import annotations
@@ -16,19 +15,36 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from ddtree_sglang.demo.completers import GREEDY, Completer, Sampling
 from ddtree_sglang.demo.conversations import load_conversations
 
+# First words of user turns, so that the data holds what people ask for: without them a small target repeats itself.
 SEED_PHRASES = (
     "",
-    "",
     "Write a Python function",
-    "Explain how",
     "Solve this problem:",
+    "Explain how",
     "Rewrite the following text:",
+    "",
+    "Write a Python class",
+    "If a train",
     "What is the difference between",
+    "Make this email more polite:",
+    "",
+    "Explain what this code does:",
+    "A shop sells",
     "Give me a list of",
+    "Summarize this paragraph:",
+    "",
+    "Write a SQL query that",
+    "How many",
+    "Why do",
+    "Correct the grammar of this sentence:",
+    "Write a JavaScript function",
+    "Calculate",
+    "Write a short story about",
+    "Rewrite this in simpler words:",
 )
 
 
@@ -53,13 +69,13 @@ class GenerationPlan:
         return int((batch_number + 1) * self.sampled_share) > int(batch_number * self.sampled_share)
 
 
-def generate_conversations(target: Any, tokenizer: Any, path: Path, plan: GenerationPlan) -> None:
+def generate_conversations(completer: Completer, tokenizer: Any, path: Path, plan: GenerationPlan) -> None:
     """Write `plan.conversations` to an `.npz` file, appending to what it already holds.
 
     Prints conversations, answer tokens per second and seconds left after every batch.
 
     Raises:
-        ValueError: the tokenizer has no chat template.
+        ValueError: the tokenizer has no chat template, or a server gave no answer.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("self-generation needs a chat template, this tokenizer has none: pass --data instead.")
@@ -67,13 +83,13 @@ def generate_conversations(target: Any, tokenizer: Any, path: Path, plan: Genera
     started, begun_with, answered = time.monotonic(), len(rows), 0
     while len(rows) < plan.conversations:
         torch.manual_seed(plan.seed * 1_000_003 + len(rows))
-        for prompt, answer in _one_batch(target, tokenizer, plan, len(rows)):
+        for prompt, answer in _one_batch(completer, tokenizer, plan, len(rows)):
             rows.append(np.concatenate([prompt, answer]))
             starts.append(len(prompt))
             answered += len(answer)
         write_conversations(path, rows, starts)
         seconds = time.monotonic() - started
-        left = seconds / (len(rows) - begun_with) * max(0, plan.conversations - len(rows))
+        left = seconds / max(1, len(rows) - begun_with) * max(0, plan.conversations - len(rows))
         print(
             f"conversations {len(rows)}/{plan.conversations}, {answered / seconds:.0f} answer tokens/s, "
             f"{left:.0f} s left",
@@ -81,42 +97,30 @@ def generate_conversations(target: Any, tokenizer: Any, path: Path, plan: Genera
         )
 
 
-def _one_batch(target: Any, tokenizer: Any, plan: GenerationPlan, index: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _one_batch(
+    completer: Completer, tokenizer: Any, plan: GenerationPlan, index: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Prompt ids (system and user turn, answer header) and answer ids of up to `plan.batch` conversations."""
     opening, closing = _turn_texts(tokenizer)
-    phrase = SEED_PHRASES[(index // plan.batch) % len(SEED_PHRASES)]
-    start = tokenizer(opening + phrase, add_special_tokens=False)["input_ids"]
-    turns = _complete(
-        target,
-        torch.tensor([start] * plan.batch),
-        plan.max_user_tokens,
-        do_sample=True,
-        temperature=1.0,
-        top_p=plan.top_p,
-        top_k=0,
-    )
+    phrases = [SEED_PHRASES[(index + row) % len(SEED_PHRASES)] for row in range(plan.batch)]
+    starts = [tokenizer(opening + phrase, add_special_tokens=False)["input_ids"] for phrase in phrases]
+    turns = completer.complete(starts, plan.max_user_tokens, Sampling(1.0, plan.top_p))
     header = tokenizer(closing, add_special_tokens=False)["input_ids"]
-    prompts = [start + turn + header for turn in turns if turn]
-    answers: list[tuple[np.ndarray, np.ndarray]] = []
+    prompts = [
+        start + _without_end(turn, completer.end_id) + header
+        for start, turn in zip(starts, turns, strict=True)
+        if _without_end(turn, completer.end_id)
+    ]
     if not prompts:
-        return answers
-    how: dict[str, Any] = {"do_sample": False}
-    if plan.is_sampled(index // plan.batch):
-        how = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
-    room = plan.max_tokens - max(map(len, prompts))
-    replies = answer_batch(target, prompts, room, **how)
-    for prompt, reply in zip(prompts, replies, strict=True):
-        if len(reply) >= 2:
-            answers.append((np.array(prompt), np.array(reply)))
-    return answers
+        return []
+    sampling = Sampling(1.0) if plan.is_sampled(index // plan.batch) else GREEDY
+    replies = completer.complete(prompts, plan.max_tokens - max(map(len, prompts)), sampling)
+    pairs = zip(prompts, replies, strict=True)
+    return [(np.array(prompt), np.array(reply)) for prompt, reply in pairs if len(reply) >= 2]
 
 
-def answer_batch(target: Any, prompts: list[list[int]], new_tokens: int, **sampling: Any) -> list[list[int]]:
-    """Answers to prompts of any lengths, padded on the left, with their end token."""
-    longest, pad = max(map(len, prompts)), target.config.eos_token_id
-    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-    return _complete(target, ids, new_tokens, mask=mask, keep_end=True, **sampling)
+def _without_end(ids: list[int], end_id: int) -> list[int]:
+    return ids[:-1] if ids and ids[-1] == end_id else ids
 
 
 def _turn_texts(tokenizer: Any) -> tuple[str, str]:
@@ -126,33 +130,6 @@ def _turn_texts(tokenizer: Any) -> tuple[str, str]:
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     opening, closing = text.split(marker)
     return opening, closing
-
-
-@torch.inference_mode()
-def _complete(
-    target: Any,
-    ids: Tensor,
-    new_tokens: int,
-    *,
-    mask: Tensor | None = None,
-    keep_end: bool = False,
-    **sampling: Any,
-) -> list[list[int]]:
-    """Generated ids of each row up to the end token (kept when `keep_end`)."""
-    end = target.config.eos_token_id
-    out = target.generate(
-        ids.to(target.device),
-        attention_mask=(torch.ones_like(ids) if mask is None else mask).to(target.device),
-        max_new_tokens=max(1, new_tokens),
-        pad_token_id=end,
-        eos_token_id=end,
-        **sampling,
-    )
-    rows = []
-    for row in out[:, ids.shape[1] :].tolist():
-        stop = row.index(end) if end in row else len(row)
-        rows.append(row[: stop + 1] if keep_end else row[:stop])
-    return rows
 
 
 def _read(path: Path) -> tuple[list[np.ndarray], list[int]]:

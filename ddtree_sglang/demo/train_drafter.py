@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from ddtree_sglang.demo.checkpoint import load_checkpoint
+from ddtree_sglang.demo.completers import Completer, LocalCompleter, ServerCompleter
 from ddtree_sglang.demo.conversations import Conversations, load_conversations, split_held_out
 from ddtree_sglang.demo.drafter_config import DrafterConfig, drafter_config_for
 from ddtree_sglang.demo.drafter_init import start_from_target
@@ -72,7 +73,9 @@ def _generate(args: argparse.Namespace) -> None:
 
     if args.data is None:
         raise ValueError("generation needs a file to write: pass --data FILE.npz.")
-    target = _load_target(args, torch.float32 if args.float32 else torch.bfloat16)
+    if args.target is None:
+        raise ValueError("generation needs the target's tokenizer: pass --target FOLDER.")
+    tokenizer = AutoTokenizer.from_pretrained(args.target)
     plan = GenerationPlan(
         args.conversations,
         args.generation_batch,
@@ -80,15 +83,23 @@ def _generate(args: argparse.Namespace) -> None:
         sampled_share=args.sampled_share,
         seed=args.seed,
     )
-    generate_conversations(target, AutoTokenizer.from_pretrained(args.target), args.data, plan)
+    completer: Completer
+    if args.server is not None:
+        completer = ServerCompleter(args.server, tokenizer.eos_token_id)
+    else:
+        completer = LocalCompleter(_load_target(args, torch.float32 if args.float32 else torch.bfloat16))
+    generate_conversations(completer, tokenizer, args.data, plan)
 
 
 def _features(args: argparse.Namespace) -> FeatureCache:
     conversations, folder = _conversations(args), args.work / "features"
+    layers = layer_ids(args.target_layers)
     if (folder / "meta.json").exists():
-        return FeatureCache(folder).require(conversations, layer_ids(args.target_layers))
+        cache = FeatureCache(folder)
+        if cache.held_conversations(conversations, layers) == len(conversations):
+            return cache
     target = _load_target(args, torch.bfloat16 if not args.float32 else torch.float32)
-    return build_feature_cache(conversations, target, layer_ids(args.target_layers), folder)
+    return build_feature_cache(conversations, target, layers, folder)
 
 
 def _train(args: argparse.Namespace) -> None:

@@ -41,6 +41,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     shape.add_argument("--mask-token", default="<reponame>", help="a token that text never holds")
     data = parser.add_argument_group("generation")
     data.add_argument("--conversations", type=int, default=1000, help="how many --data shall hold")
+    data.add_argument("--server", help="let a running SGLang server of the target write, e.g. http://127.0.0.1:30000")
     data.add_argument("--generation-batch", type=int, default=64)
     data.add_argument("--sampled-share", type=float, default=0.25, help="share of batches answered at temperature 1")
     data.add_argument("--max-tokens", type=int, default=384, help="per conversation")

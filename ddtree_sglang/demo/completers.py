@@ -1,0 +1,111 @@
+"""Two ways to have the target continue texts: in this process through Hugging Face, or through a running server.
+
+The server batches continuously, so rows that end early cost nothing more; start it as for plain decoding. In this
+process rows run in lock step, and a batch takes as long as its longest row.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen; temperature 0 is greedy."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+GREEDY = Sampling()
+
+
+class Completer(Protocol):
+    """The target, as self-generation sees it."""
+
+    @property
+    def end_id(self) -> int:
+        """The target's end token."""
+
+    def complete(self, prompts: list[list[int]], new_tokens: int, sampling: Sampling) -> list[list[int]]:
+        """Continuations of up to `new_tokens` ids in the order of the prompts, with their end token if reached."""
+
+
+@dataclass(frozen=True)
+class LocalCompleter:
+    """Hugging Face `generate` over all prompts at once, padded on the left; repeatable with torch's seed."""
+
+    target: Any
+
+    @property
+    def end_id(self) -> int:
+        """The target's end token."""
+        return int(self.target.config.eos_token_id)
+
+    @torch.inference_mode()
+    def complete(self, prompts: list[list[int]], new_tokens: int, sampling: Sampling) -> list[list[int]]:
+        """See `Completer`."""
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[self.end_id] * (longest - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        how: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature > 0:
+            how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        out = self.target.generate(
+            ids.to(self.target.device),
+            attention_mask=mask.to(self.target.device),
+            max_new_tokens=max(1, new_tokens),
+            pad_token_id=self.end_id,
+            eos_token_id=self.end_id,
+            **how,
+        )
+        rows = out[:, longest:].tolist()
+        return [row[: row.index(self.end_id) + 1] if self.end_id in row else row for row in rows]
+
+
+@dataclass(frozen=True)
+class ServerCompleter:
+    """An SGLang server's native `/generate`, which takes and gives token ids; what is sampled is not repeatable."""
+
+    url: str
+    end_id: int
+    timeout_s: float = 3600.0
+
+    def complete(self, prompts: list[list[int]], new_tokens: int, sampling: Sampling) -> list[list[int]]:
+        """See `Completer`.
+
+        Raises:
+            ValueError: the server refused, or could not be reached; the message says why.
+        """
+        parameters = {
+            "max_new_tokens": max(1, new_tokens),
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "stop_token_ids": [self.end_id],
+        }
+        body = json.dumps({"input_ids": prompts, "sampling_params": parameters}).encode()
+        request = urllib.request.Request(self.url.rstrip("/") + "/generate", body, {"Content-Type": "application/json"})
+        # A server beside the trainer, so no proxy stands between.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=self.timeout_s) as response:
+                answers = json.load(response)
+        except urllib.error.HTTPError as error:
+            raise ValueError(f"{self.url} refused a batch: {error.read().decode()[:500]}") from error
+        except OSError as error:
+            raise ValueError(
+                f"--server must be a running SGLang server, {self.url} is not reachable: {error}"
+            ) from error
+        return [self._ids(answer) for answer in answers]
+
+    def _ids(self, answer: dict[str, Any]) -> list[int]:
+        ids = list(answer["output_ids"])
+        if answer["meta_info"]["finish_reason"]["type"] == "stop" and (not ids or ids[-1] != self.end_id):
+            ids.append(self.end_id)
+        return ids

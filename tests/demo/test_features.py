@@ -1,0 +1,74 @@
+"""The feature cache grows with the data, and keeps what it has when growing fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import LAYER_IDS, tiny_target, write_conversations
+
+from ddtree_sglang.demo.conversations import Conversations, load_conversations
+from ddtree_sglang.demo.features import FeatureCache, build_feature_cache
+
+
+class BrokenTarget:
+    """Has the target's configuration, and fails where it is run."""
+
+    def __init__(self, target: Any) -> None:
+        self.config, self.parameters = target.config, target.parameters
+
+    def model(self, **_: Any) -> None:
+        raise OSError("No space left on device")
+
+
+@pytest.fixture(scope="module")
+def conversations(tmp_path_factory: pytest.TempPathFactory) -> Conversations:
+    return load_conversations(
+        write_conversations(tmp_path_factory.mktemp("data") / "data.npz", tiny_target(), count=20)
+    )
+
+
+def build(conversations: Conversations, folder: Path, target: Any = None) -> FeatureCache:
+    return build_feature_cache(conversations, target or tiny_target(), LAYER_IDS, folder, top_k=8)
+
+
+def assert_equal_rows(found: FeatureCache, expected: FeatureCache, count: int) -> None:
+    torch.testing.assert_close(found.features(0, count), expected.features(0, count), rtol=0.02, atol=0.02)
+    assert torch.equal(found.next_token_ids(0, count)[:, 0], expected.next_token_ids(0, count)[:, 0])
+    torch.testing.assert_close(
+        found.next_token_logprobs(0, count), expected.next_token_logprobs(0, count), rtol=0.01, atol=0.01
+    )
+
+
+def test_cache_of_the_first_conversations_grows_to_all(conversations: Conversations, tmp_path: Path) -> None:
+    total = len(conversations.tokens)
+    expected = build(conversations, tmp_path / "at-once")
+    first = build(conversations.head(7), tmp_path / "grown")
+    kept = first.features(0, first.spec.num_tokens)
+    grown = build(conversations, tmp_path / "grown")
+    assert grown.spec == expected.spec
+    assert torch.equal(grown.features(0, len(kept)), kept)
+    assert_equal_rows(grown, expected, total)
+
+
+def test_growing_that_fails_leaves_the_cache_as_it_was(conversations: Conversations, tmp_path: Path) -> None:
+    before = build(conversations.head(7), tmp_path)
+    kept = before.features(0, before.spec.num_tokens)
+    with pytest.raises(OSError, match="No space left"):
+        build(conversations, tmp_path, BrokenTarget(tiny_target()))
+    after = FeatureCache(tmp_path)
+    assert after.spec == before.spec
+    assert torch.equal(after.features(0, len(kept)), kept)
+    assert len(build(conversations, tmp_path).features(0, len(conversations.tokens))) == len(conversations.tokens)
+
+
+def test_cache_of_more_or_of_other_conversations_is_refused(conversations: Conversations, tmp_path: Path) -> None:
+    build(conversations.head(7), tmp_path)
+    with pytest.raises(ValueError, match="feature cache must belong"):
+        build(conversations.head(6), tmp_path)
+    changed = Conversations(conversations.tokens.clone(), conversations.offsets, conversations.answer_start)
+    changed.tokens[3] += 1
+    with pytest.raises(ValueError, match="feature cache must belong"):
+        build(changed, tmp_path)

@@ -12,6 +12,7 @@ from ddtree_sglang.core.acceptance_stats import (
     count_round,
     spine_nodes,
 )
+from ddtree_sglang.core.built_tree import BuiltTree, complete_tree
 from ddtree_sglang.core.draft_tree import DraftTree
 from ddtree_sglang.core.kv_commit import CommitPlan, commit_plan, gather_rows
 from ddtree_sglang.core.tree_builder import build_draft_tree, build_draft_tree_heap
@@ -22,6 +23,7 @@ __all__ = [
     "AcceptanceCounts",
     "AcceptanceSummary",
     "AcceptedPath",
+    "BuiltTree",
     "CommitPlan",
     "DraftTree",
     "TreeLayout",
@@ -29,6 +31,7 @@ __all__ = [
     "build_draft_tree",
     "build_draft_tree_heap",
     "commit_plan",
+    "complete_tree",
     "count_round",
     "draw_target_tokens",
     "flat_tree_mask",

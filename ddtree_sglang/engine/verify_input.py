@@ -13,9 +13,7 @@ from sglang.srt.mem_cache.kv_loc_plan import KVLocPlan
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
 from sglang.srt.speculative.eagle_info import EagleVerifyInput
 
-from ddtree_sglang.core.draft_tree import DraftTree
-from ddtree_sglang.core.tree_layout import TreeLayout
-from ddtree_sglang.core.tree_mask import ancestor_mask, flat_tree_mask
+from ddtree_sglang.core.built_tree import BuiltTree
 from ddtree_sglang.engine.cli_flags import TREE_TOPK
 
 IRREGULAR_TREE = -1
@@ -39,30 +37,24 @@ class DDTreeVerifyInput(EagleVerifyInput):
 
 
 def make_verify_input(
-    tree: DraftTree,
-    layout: TreeLayout,
-    prefix_lens: torch.Tensor,
+    built: BuiltTree,
     max_path_len: int,
     *,
+    custom_mask: torch.Tensor,
     out_cache_loc: torch.Tensor,
     kv_loc_plan: KVLocPlan,
-    needs_flat_mask: bool,
-    total_prefix_len: int | None,
 ) -> DDTreeVerifyInput:
     """Assemble the verify input of a batch.
 
     Args:
-        prefix_lens: [B] int64 committed lengths.
         max_path_len: P.
+        custom_mask: in the form that the target's backend reads (`TreeStage.custom_mask`).
         out_cache_loc: [B * N] int64, the window's slots.
-        needs_flat_mask: write FlashInfer's flat mask (prefix columns included), which the CUDA backends index.
-        total_prefix_len: host sum of `prefix_lens` for its size, or None to read it back.
     """
-    mask = ancestor_mask(tree.parents, max_path_len - 1)
-    flat = flat_tree_mask(mask, prefix_lens, total_prefix_len) if needs_flat_mask else mask.flatten()
+    tree, layout = built.tree, built.layout
     return DDTreeVerifyInput(
         draft_token=tree.token_ids.flatten(),
-        custom_mask=flat,
+        custom_mask=custom_mask,
         positions=layout.positions.flatten(),
         retrieve_index=layout.retrieve_index,
         retrieve_next_token=layout.retrieve_next_token,
@@ -76,5 +68,5 @@ def make_verify_input(
         seq_lens_cpu=None,
         prepared_out_cache_loc=out_cache_loc,
         kv_loc_plan=kv_loc_plan,
-        ancestor_mask=None if needs_flat_mask else mask,
+        ancestor_mask=None if built.mask.is_cuda else built.mask,
     )

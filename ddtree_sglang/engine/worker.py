@@ -18,7 +18,7 @@ import torch
 from sglang.srt.layers.logprob_processor import compute_spec_logprobs
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
-from sglang.srt.runtime_context import get_parallel, get_spec
+from sglang.srt.runtime_context import get_exec, get_parallel, get_spec
 from sglang.srt.speculative.dflash_utils import parse_dflash_draft_config
 from sglang.srt.speculative.dflash_worker_v2 import DFlashWorkerV2, _resolve_dflash_embedding_module
 from sglang.srt.speculative.eagle_utils import eagle_prepare_for_verify
@@ -28,15 +28,16 @@ from sglang.srt.speculative.spec_utils import draft_tp_context
 
 from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.core.acceptance import AcceptedPath
+from ddtree_sglang.core.built_tree import BuiltTree
 from ddtree_sglang.core.draft_tree import DraftTree
 from ddtree_sglang.core.kv_commit import commit_plan, gather_rows
-from ddtree_sglang.core.tree_builder import build_draft_tree
-from ddtree_sglang.core.tree_layout import layout_draft_tree
+from ddtree_sglang.engine.draft_graph import DraftGraphTail
 from ddtree_sglang.engine.drafter import DraftCandidates, VocabShard, rank_candidates
 from ddtree_sglang.engine.graph_runner import install_tree_graph_runner
 from ddtree_sglang.engine.kv_window import DDTreeDraftInput, window_len, window_slots
 from ddtree_sglang.engine.target_choice import choose_target_tokens
 from ddtree_sglang.engine.trace import RoundTrace
+from ddtree_sglang.engine.tree_stage import TreeStage
 from ddtree_sglang.engine.tree_walk import walk
 from ddtree_sglang.engine.verify_input import DDTreeVerifyInput, make_verify_input
 from ddtree_sglang.exceptions import DDTreeConfigError
@@ -86,6 +87,8 @@ class DDTreeWorker(DFlashWorkerV2):
             )
         self.speculative_num_draft_tokens = self.num_nodes
         self.max_path_len = int(self.block_size)
+        self.tree_stage = TreeStage(self.num_nodes, self.max_path_len)
+        self._graph_tail: DraftGraphTail | None = None
         self.trace = RoundTrace(self.config.trace if get_parallel().tp_rank == 0 else None, self.device)
         runner = target_worker.model_runner
         self._shard = VocabShard.from_lm_head(
@@ -94,7 +97,6 @@ class DDTreeWorker(DFlashWorkerV2):
             get_parallel().tp_group,
         )
         self._embedding = _resolve_dflash_embedding_module(self.draft_model, runner.model)
-        self._needs_flat_mask = str(self.device).startswith("cuda")
 
     # -- construction: what DFlashWorkerV2 does, at the drafter's width -------------------------------------------
 
@@ -118,7 +120,19 @@ class DDTreeWorker(DFlashWorkerV2):
             super().init_attention_backends()
 
     def init_cuda_graphs(self) -> None:
-        """Capture the drafter's graph."""
+        """Capture the drafter's graph, with the tree at its end; the target's is captured by now, its buffer there."""
+        batch_sizes = get_exec().graph.cuda_graph_config.decode.bs
+        if str(self.device).startswith("cuda") and batch_sizes:
+            self.tree_stage.use_buffer_of(self.model_runner.attn_backend)
+            self._graph_tail = DraftGraphTail(
+                self._shard,
+                self.tree_stage,
+                block_size=self.max_path_len,
+                top_k=self.top_k,
+                max_batch=max(batch_sizes),
+                device=self.device,
+            )
+            self.draft_model_runner.capture_tail_hooks.append(self._graph_tail)
         with self._draft_scope():
             super().init_cuda_graphs()
 
@@ -130,7 +144,7 @@ class DDTreeWorker(DFlashWorkerV2):
         """Keep the target's logits whole: every node's row is read."""
 
     def _maybe_build_draft_sampler(self) -> None:
-        """The head stays outside the drafter's graph: DFLASH's in-graph sampler keeps the argmax alone."""
+        """DFLASH's in-graph sampler keeps the argmax alone; `DraftGraphTail` takes its place."""
 
     def _validate_phase1_sampling_support(self, batch: ScheduleBatch) -> None:
         """Every sampling parameter that a request is admitted with is honoured exactly (see target_choice)."""
@@ -160,9 +174,10 @@ class DDTreeWorker(DFlashWorkerV2):
         with stage("prepare"):
             window = self._open_window(batch)
         with stage("draft"):
-            candidates = self._draft(batch, window)
+            draft_out = self._draft(batch, window)
         with stage("build"):
-            tree, verify_input = self._build(candidates, window)
+            built = self._build(draft_out, window)
+            tree, verify_input = built.tree, self._verify_input(built, window)
         with stage("verify"):
             target_out = self._verify(batch, verify_input, window)
         with stage("accept"):
@@ -205,16 +220,21 @@ class DDTreeWorker(DFlashWorkerV2):
         )
         return RoundWindow(prefix_lens, state.bonus_tokens.to(torch.int64), slots, host_lens, plan)
 
-    def _draft(self, batch: ScheduleBatch, window: RoundWindow) -> DraftCandidates:
-        """Run the block `[root, MASK x D]` through the drafter and rank what it proposes per position."""
+    def _draft(self, batch: ScheduleBatch, window: RoundWindow) -> DraftCandidates | BuiltTree:
+        """Run the block `[root, MASK x D]` through the drafter and rank what it proposes per position.
+
+        A graph of the drafter ends with the tree itself.
+        """
         block_size = self.max_path_len
         batch_size = window.root_ids.shape[0]
         block_ids = torch.full((batch_size, block_size), self._mask_token_id, device=self.device)
         block_ids[:, 0] = window.root_ids
         forward_batch = self._draft_batch(batch, window, block_ids)
         with draft_tp_context(self.draft_parallel_layout):
-            hidden = self.draft_model_runner.forward(forward_batch).logits_output.hidden_states
-            hidden = hidden.view(batch_size, block_size, -1)[:, 1:]
+            out = self.draft_model_runner.forward(forward_batch)
+            if self._graph_tail is not None and out.can_run_graph:
+                return self._graph_tail.trees(batch_size)
+            hidden = out.logits_output.hidden_states.view(batch_size, block_size, -1)[:, 1:]
             return rank_candidates(hidden, self._shard, self.top_k)
 
     def _draft_batch(self, batch: ScheduleBatch, window: RoundWindow, block_ids: torch.Tensor) -> ForwardBatch:
@@ -257,20 +277,21 @@ class DDTreeWorker(DFlashWorkerV2):
         plan.bind(forward_batch, translator)
         return forward_batch
 
-    def _build(self, candidates: DraftCandidates, window: RoundWindow) -> tuple[DraftTree, DDTreeVerifyInput]:
-        """Keep the N - 1 most probable prefixes as a tree, and lay it out for the target."""
-        tree = build_draft_tree(candidates.topk_ids, candidates.topk_logprobs, window.root_ids, self.num_nodes)
-        verify_input = make_verify_input(
-            tree,
-            layout_draft_tree(tree, window.prefix_lens),
-            window.prefix_lens,
+    def _build(self, draft_out: DraftCandidates | BuiltTree, window: RoundWindow) -> BuiltTree:
+        """Keep the N - 1 most probable prefixes as a tree, laid out and masked; done already after a graph."""
+        if isinstance(draft_out, BuiltTree):
+            return draft_out
+        return self.tree_stage.build(draft_out, window.root_ids, window.prefix_lens)
+
+    def _verify_input(self, built: BuiltTree, window: RoundWindow) -> DDTreeVerifyInput:
+        total_prefix_len = None if window.host_lens is None else int(window.host_lens.sum())
+        return make_verify_input(
+            built,
             self.max_path_len,
+            custom_mask=self.tree_stage.custom_mask(built, window.prefix_lens, total_prefix_len),
             out_cache_loc=window.slots[:, : self.num_nodes].reshape(-1),
             kv_loc_plan=window.plan,
-            needs_flat_mask=self._needs_flat_mask,
-            total_prefix_len=None if window.host_lens is None else int(window.host_lens.sum()),
         )
-        return tree, verify_input
 
     def _verify(self, batch: ScheduleBatch, verify_input: DDTreeVerifyInput, window: RoundWindow) -> Any:
         """One target forward over all nodes of all requests."""

@@ -12,15 +12,13 @@ in tests/kernels, under Triton's interpreter where there is no GPU.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 
-from ddtree_sglang.core.draft_tree import DraftTree
+from ddtree_sglang.core.built_tree import BuiltTree
 from ddtree_sglang.core.tree_builder import check_builder_inputs
-from ddtree_sglang.core.tree_layout import TreeLayout, check_prefix_lens
+from ddtree_sglang.core.tree_layout import check_prefix_lens
 
 MAX_NODES = 256
 MAX_DEPTH = 31
@@ -29,15 +27,6 @@ MAX_DEPTH = 31
 _NOTHING: tl.constexpr = tl.constexpr(-(2**63) + 1)
 # Depth, parent and rank take 5 + 8 + 8 bits; they are subtracted from this, so that smaller ones win.
 _TIE_BITS: tl.constexpr = tl.constexpr(2**21 - 1)
-
-
-@dataclass(frozen=True)
-class BuiltTree:
-    """What a round needs of B trees of N nodes."""
-
-    tree: DraftTree
-    layout: TreeLayout
-    mask: torch.Tensor  # bool: [B, N, N], or the flat buffer that was passed in
 
 
 @triton.jit
@@ -180,46 +169,62 @@ def build_draft_tree_triton(
         ValueError: a shape, dtype or device is wrong, N is above 256, or D above 31.
 
     """
+    built = BuiltTree.empty(len(root_ids), num_nodes, topk_ids.device, flat_mask)
+    build_into(built, topk_ids, topk_logprobs, root_ids, prefix_lens)
+    return built
+
+
+def build_into(
+    built: BuiltTree,  # of B requests, or more: `built.first(B)`; its row indices are already right
+    topk_ids: torch.Tensor,
+    topk_logprobs: torch.Tensor,
+    root_ids: torch.Tensor,
+    prefix_lens: torch.Tensor,
+) -> None:
+    """The same into tensors that exist, for CUDA graphs, whose results must stay where they are.
+
+    Raises:
+        ValueError: as above, or a tensor of `built` is not contiguous.
+
+    """
+    tree, layout, num_nodes = built.tree, built.layout, built.tree.num_nodes
     check_builder_inputs(topk_ids, topk_logprobs, root_ids, num_nodes)
     batch_size, draft_depth, num_candidates = topk_ids.shape
     check_prefix_lens(prefix_lens, batch_size, topk_ids.device)
     _check_sizes(num_nodes, draft_depth)
+    outputs = (
+        tree.token_ids,
+        tree.parents,
+        tree.depths,
+        tree.logprobs,
+        layout.positions,
+        layout.retrieve_next_token,
+        layout.retrieve_next_sibling,
+        built.mask,
+    )
+    if tree.batch_size != batch_size or not all(output.is_contiguous() for output in outputs):
+        raise ValueError(
+            f"the kernel writes contiguous rows of exactly {batch_size} requests, got {tree.batch_size}; pass "
+            "BuiltTree.first(B)"
+        )
+    if not batch_size:
+        return
     # More candidates than drafted nodes are never reached, and would not fit the key.
     num_used = min(num_candidates, max(1, num_nodes - 1))
     if num_used < num_candidates:
         topk_ids, topk_logprobs = topk_ids[..., :num_used], topk_logprobs[..., :num_used]
-    device, shape = topk_ids.device, (batch_size, num_nodes)
-    token_ids, parents, depths, positions, next_tokens, next_siblings = (
-        torch.empty(shape, dtype=torch.int64, device=device) for _ in range(6)
-    )
-    path_logprobs = torch.empty(shape, dtype=torch.float32, device=device)
-    mask = torch.empty(*shape, num_nodes, dtype=torch.bool, device=device) if flat_mask is None else flat_mask
-    if batch_size:
-        _build_tree_kernel[(batch_size,)](
-            topk_ids.contiguous(),
-            topk_logprobs.contiguous(),
-            root_ids.contiguous(),
-            prefix_lens.contiguous(),
-            token_ids,
-            parents,
-            depths,
-            path_logprobs,
-            positions,
-            next_tokens,
-            next_siblings,
-            mask,
-            batch_size,
-            draft_depth,
-            num_used,
-            num_nodes,
-            IS_FLAT=flat_mask is not None,
-            LANES=max(32, triton.next_power_of_2(num_nodes)),
-            REQUESTS=triton.next_power_of_2(batch_size),
-            num_warps=1,
-        )
-    rows = torch.arange(batch_size * num_nodes, device=device).view(shape)
-    return BuiltTree(
-        DraftTree(token_ids, parents, depths, path_logprobs),
-        TreeLayout(positions, rows, next_tokens, next_siblings),
-        mask,
+    _build_tree_kernel[(batch_size,)](
+        topk_ids.contiguous(),
+        topk_logprobs.contiguous(),
+        root_ids.contiguous(),
+        prefix_lens.contiguous(),
+        *outputs,
+        batch_size,
+        draft_depth,
+        num_used,
+        num_nodes,
+        IS_FLAT=built.is_flat,
+        LANES=max(32, triton.next_power_of_2(num_nodes)),
+        REQUESTS=triton.next_power_of_2(batch_size),
+        num_warps=1,
     )

@@ -8,38 +8,35 @@ from typing import Any
 import pytest
 import torch
 
-from ddtree_sglang.core import build_draft_tree
-from ddtree_sglang.core.tree_layout import layout_draft_tree
+from ddtree_sglang.core import build_draft_tree, complete_tree
 
 pytestmark = pytest.mark.sglang
 
 PREFIX = [2, 5]
 
 
-def make(needs_flat_mask: bool) -> Any:
+def make() -> Any:
+    from ddtree_sglang.engine.tree_stage import TreeStage
     from ddtree_sglang.engine.verify_input import make_verify_input
 
     # root -+- a --- c
     #       +- b
     ids = torch.tensor([[[1, 2], [3, 4]]]).repeat(2, 1, 1)
     logprobs = torch.log(torch.tensor([[[0.6, 0.3], [0.9, 0.1]]])).repeat(2, 1, 1)
-    tree = build_draft_tree(ids, logprobs, torch.tensor([7, 8]), 4)
     prefix_lens = torch.tensor(PREFIX)
+    built = complete_tree(build_draft_tree(ids, logprobs, torch.tensor([7, 8]), 4), prefix_lens)
     made = make_verify_input(
-        tree,
-        layout_draft_tree(tree, prefix_lens),
-        prefix_lens,
+        built,
         max_path_len=3,
+        custom_mask=TreeStage.custom_mask(built, prefix_lens, None),
         out_cache_loc=torch.arange(8),
         kv_loc_plan=None,
-        needs_flat_mask=needs_flat_mask,
-        total_prefix_len=None,
     )
-    return tree, made
+    return built, made
 
 
 def test_widths_are_the_nodes_and_the_longest_path() -> None:
-    _, made = make(needs_flat_mask=True)
+    _, made = make()
     assert made.draft_token_num == made.num_tokens_per_req == 4
     assert made.max_tree_depth == 3
     assert made.tree_topk == -1
@@ -48,7 +45,7 @@ def test_widths_are_the_nodes_and_the_longest_path() -> None:
 
 
 def test_tokens_positions_and_links_are_flat_and_rooted_at_the_bonus() -> None:
-    _, made = make(needs_flat_mask=True)
+    _, made = make()
     assert made.draft_token.tolist() == [7, 1, 3, 2, 8, 1, 3, 2]
     assert made.positions.tolist() == [2, 3, 4, 3, 5, 6, 7, 6]
     assert made.retrieve_next_token[0].tolist() == [1, 2, -1, -1]
@@ -56,17 +53,10 @@ def test_tokens_positions_and_links_are_flat_and_rooted_at_the_bonus() -> None:
     assert made.retrieve_index.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
-def test_flat_mask_is_flashinfers_layout_and_agrees_with_the_ancestor_mask() -> None:
-    _, flat = make(needs_flat_mask=True)
-    _, tail = make(needs_flat_mask=False)
-    assert flat.ancestor_mask is None
-    offset = 0
-    for b, prefix in enumerate(PREFIX):
-        rows = flat.custom_mask[offset : offset + 4 * (prefix + 4)].view(4, prefix + 4)
-        assert bool(rows[:, :prefix].all())
-        assert torch.equal(rows[:, prefix:], tail.ancestor_mask[b])
-        offset += rows.numel()
-    assert offset == flat.custom_mask.numel()
+def test_host_attention_gets_the_ancestor_mask_itself() -> None:
+    built, made = make()
+    assert torch.equal(made.ancestor_mask, built.mask)
+    assert torch.equal(made.custom_mask.view(2, 4, 4), built.mask)
 
 
 def test_targets_graphs_and_warm_ups_are_trees_and_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

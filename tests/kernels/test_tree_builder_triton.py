@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tree_cases import Candidates, assert_same_tree, random_candidates, tie_prone_candidates
 
-from ddtree_sglang.core import build_draft_tree
+from ddtree_sglang.core import BuiltTree, build_draft_tree
 from ddtree_sglang.core.tree_layout import layout_draft_tree
 from ddtree_sglang.core.tree_mask import ancestor_mask, flat_tree_mask, tail_cell_index
-from ddtree_sglang.kernels.tree_builder_triton import BuiltTree, build_draft_tree_triton
+from ddtree_sglang.kernels.tree_builder_triton import build_draft_tree_triton, build_into
 
 LINKS = ("positions", "retrieve_index", "retrieve_next_token", "retrieve_next_sibling")
 _ONE_FIXTURE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
@@ -112,3 +112,10 @@ def test_sizes_beyond_the_key_are_refused(device: torch.device, depth: int, num_
 def test_an_empty_batch_launches_nothing(device: torch.device) -> None:
     empty = Candidates(torch.zeros(0, 3, 4, dtype=torch.int64), torch.zeros(0, 3, 4), torch.zeros(0, dtype=torch.int64))
     assert _build(empty, 5, device).tree.token_ids.shape == (0, 5)
+
+
+def test_rows_of_another_number_of_requests_are_refused(device: torch.device) -> None:
+    candidates = random_candidates(0, 2, 3, 10, 4)
+    given = [x.to(device) for x in (candidates.ids, candidates.logprobs, candidates.root_ids, _prefix_lens(2))]
+    with pytest.raises(ValueError, match=r"exactly 2 requests, got 3; pass BuiltTree\.first"):
+        build_into(BuiltTree.empty(3, 5, device), *given)

@@ -1,0 +1,55 @@
+"""The end of the drafter's CUDA graph: LM head, candidates, trees and mask cells, in the same replay as the block.
+
+SGLang runs a model runner's `capture_tail_hooks` inside the capture of its forward
+(model_executor/runner/decode_cuda_graph_runner.py), once for each captured batch size. What the hook writes stays at
+the same addresses, so a replay needs no launch of ours and the host waits for nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ddtree_sglang.core.built_tree import BuiltTree
+from ddtree_sglang.engine.drafter import VocabShard, rank_candidates
+from ddtree_sglang.engine.tree_stage import TreeStage
+
+
+class DraftGraphTail:
+    """Capture hook; after a replay `trees(B)` are the trees of the batch.
+
+    The trees are overwritten by the next replay, which is ordered after this round's verify on the same stream.
+    """
+
+    def __init__(
+        self, shard: VocabShard, stage: TreeStage, *, block_size: int, top_k: int, max_batch: int, device: Any
+    ) -> None:
+        self.shard = shard
+        self.stage = stage
+        self.block_size = block_size
+        self.top_k = top_k
+        self._built = BuiltTree.empty(max_batch, stage.num_nodes, device, stage.flat_mask_for(max_batch))
+
+    def __call__(self, runner: Any, out: Any, forward_batch: Any, num_tokens: int) -> None:
+        """Rank what the block proposes and build the trees; called by SGLang while it captures."""
+        from ddtree_sglang.kernels.tree_builder_triton import build_into
+
+        batch_size = num_tokens // self.block_size
+        hidden = out.hidden_states.view(batch_size, self.block_size, -1)[:, 1:]
+        candidates = rank_candidates(hidden, self.shard, self.top_k)
+        # The block starts at the root, which stands where the committed tokens end; with a windowed drafter the
+        # lengths in the graph would be the window's.
+        root_ids = forward_batch.input_ids.view(batch_size, self.block_size)[:, 0]
+        prefix_lens = forward_batch.positions.view(batch_size, self.block_size)[:, 0]
+        build_into(
+            self._built.first(batch_size),
+            candidates.topk_ids,
+            candidates.topk_logprobs,
+            root_ids.to(torch.int64).contiguous(),
+            prefix_lens.to(torch.int64).contiguous(),
+        )
+
+    def trees(self, batch_size: int) -> BuiltTree:
+        """The trees of the replay that was just launched."""
+        return self._built.first(batch_size)

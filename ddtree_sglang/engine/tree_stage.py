@@ -1,0 +1,84 @@
+"""A round's trees, from ranked candidates: built by core on the host, by one kernel on a GPU.
+
+Where the mask goes depends on who reads it. SGLang's FA3 and Triton backends read only the tail cells of a buffer of
+theirs (layers/attention/verify_mask.py), so on those the kernel writes the cells in place: no memory is set, no prefix
+copied. FlashInfer packs the whole mask, prefix columns included, so it gets one filled anew. On the host the ancestor
+mask itself is what attention takes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ddtree_sglang.core.built_tree import BuiltTree, complete_tree
+from ddtree_sglang.core.tree_builder import build_draft_tree
+from ddtree_sglang.core.tree_mask import flat_tree_mask
+from ddtree_sglang.engine.drafter import DraftCandidates
+
+
+def tail_mask_buffer(attn_backend: Any) -> torch.Tensor | None:
+    """The buffer of a backend that reads no prefix cells, as flat bool, or None where there is none to write into."""
+    from sglang.srt.speculative.eagle_utils import TreeMaskMode
+
+    held = attn_backend.verify_mask
+    if held is None or not held.is_read or held.mode != TreeMaskMode.FULL_MASK:
+        return None
+    return held.buffer.view(torch.bool)
+
+
+class TreeStage:
+    """Builds N nodes a request out of D = `max_path_len` - 1 drafted positions.
+
+    Attributes:
+        flat_mask: the buffer of `tail_mask_buffer`, None before the target's graphs exist and where there is none.
+        max_flat_batch: the most requests that the buffer has room for.
+    """
+
+    def __init__(self, num_nodes: int, max_path_len: int) -> None:
+        self.num_nodes = num_nodes
+        self.max_path_len = max_path_len
+        self.flat_mask: torch.Tensor | None = None
+        self.max_flat_batch = 0
+
+    def use_buffer_of(self, attn_backend: Any) -> None:
+        """Write masks into the target backend's own buffer from now on, if it has one that fits the form."""
+        self.flat_mask = tail_mask_buffer(attn_backend)
+        self.max_flat_batch = 0 if self.flat_mask is None else int(attn_backend.verify_mask.max_bs)
+
+    def flat_mask_for(self, batch_size: int) -> torch.Tensor | None:
+        """The buffer, if it has room for so many requests."""
+        return self.flat_mask if batch_size <= self.max_flat_batch else None
+
+    def build(self, candidates: DraftCandidates, root_ids: torch.Tensor, prefix_lens: torch.Tensor) -> BuiltTree:
+        """The most probable N - 1 prefixes of each request as trees; nothing is read back from a GPU."""
+        if not root_ids.is_cuda:
+            tree = build_draft_tree(candidates.topk_ids, candidates.topk_logprobs, root_ids, self.num_nodes)
+            return complete_tree(tree, prefix_lens, self.max_path_len - 1)
+        from ddtree_sglang.kernels.tree_builder_triton import build_draft_tree_triton
+
+        return build_draft_tree_triton(
+            candidates.topk_ids,
+            candidates.topk_logprobs,
+            root_ids,
+            prefix_lens,
+            self.num_nodes,
+            self.flat_mask_for(len(root_ids)),
+        )
+
+    @staticmethod
+    def custom_mask(built: BuiltTree, prefix_lens: torch.Tensor, total_prefix_len: int | None) -> torch.Tensor:
+        """What the target's backend takes as `custom_mask`.
+
+        Args:
+            total_prefix_len: host sum of `prefix_lens`, or more; None if the host does not know.
+        """
+        if built.is_flat:
+            # The Triton backend copies what it is given onto its buffer, so give no more than is used.
+            batch_size, num_nodes = built.tree.token_ids.shape
+            used = None if total_prefix_len is None else num_nodes * (total_prefix_len + batch_size * num_nodes)
+            return built.mask[:used]
+        if built.mask.is_cuda:
+            return flat_tree_mask(built.mask, prefix_lens, total_prefix_len)
+        return built.mask.flatten()

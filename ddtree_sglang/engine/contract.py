@@ -202,6 +202,18 @@ CONTRACT: tuple[Entry, ...] = (
         ("num_tokens",),
         "graph_runner",
     ),
+    Entry("sglang.srt.layers.attention.base_attn_backend", "AttentionBackend.verify_mask", (), "tree_stage"),
+    Entry(
+        "sglang.srt.layers.attention.verify_mask", "VerifyMask", ("buffer", "mode", "max_bs", "is_read"), "tree_stage"
+    ),
+    Entry("sglang.kernels.ops.speculative.spec_tree", "TreeMaskMode", ("FULL_MASK",), "tree_stage"),
+    # The Triton backend's default for this parameter is why cells of the prefix are never written.
+    Entry(
+        "sglang.kernels.ops.attention.extend_attention",
+        "extend_attention_fwd",
+        ("custom_mask", "mask_indptr", "skip_prefix_custom_mask"),
+        "tree_stage",
+    ),
     Entry("sglang.srt.mem_cache.memory_pool", "MHATokenToKVPool.move_kv_cache", ("tgt_loc", "src_loc"), "worker"),
     Entry(
         "sglang.srt.mem_cache.kv_index_translator",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
 from ddtree_sglang.engine import contract
@@ -29,6 +31,12 @@ def test_every_wrapped_function_is_in_the_table() -> None:
     }
     assert ours, "the plugin registered no hook"
     assert ours <= listed
+
+
+def test_triton_attention_skips_the_masks_prefix_cells_unless_told_otherwise() -> None:
+    from sglang.kernels.ops.attention.extend_attention import extend_attention_fwd
+
+    assert inspect.signature(extend_attention_fwd).parameters["skip_prefix_custom_mask"].default is True
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ class DDTreeConfig:
         top_k: candidates per depth (the paper's K). None: equal to the budget, which loses nothing (Lemma 1).
         policy: how the budget follows the load; only "fixed" exists in this version.
         trace: file that gets one JSON line per round, or None.
+        check_ranks: compare the trees of tensor-parallel ranks in every round, for debugging; costs a host read.
 
     Raises:
         DDTreeConfigError: for a value outside its range, naming the rule, the value and what to do.
@@ -43,10 +44,13 @@ class DDTreeConfig:
     top_k: int | None = None
     policy: Policy = "fixed"
     trace: str | None = None
+    check_ranks: bool = False
 
     def __post_init__(self) -> None:
         _require_int("budget", "--speculative-ddtree-budget", self.budget, 1, MAX_BUDGET)
         _require_int("top_k", "--speculative-ddtree-top-k", self.top_k, 1, MAX_BUDGET)
+        if not isinstance(self.check_ranks, bool):
+            raise DDTreeConfigError(f"check_ranks must be true or false, got {self.check_ranks!r}; change it.")
         if self.policy not in get_args(Policy):
             raise DDTreeConfigError(
                 f"policy must be one of {list(get_args(Policy))}, got {self.policy!r}; this version keeps the "
@@ -74,8 +78,9 @@ class DDTreeConfig:
         return load_config(text) if text else cls()
 
     def to_json(self) -> str:
-        """One JSON object that `from_env` reads back; unset knobs are left out."""
-        return json.dumps({key: value for key, value in asdict(self).items() if value is not None})
+        """One JSON object that `from_env` reads back; knobs at their defaults are left out."""
+        defaults = asdict(DDTreeConfig())
+        return json.dumps({key: value for key, value in asdict(self).items() if value != defaults[key]})
 
     def candidates_per_depth(self, num_nodes: int) -> int:
         """K for a tree of `num_nodes` nodes, root included: the configured one, else as many as the budget."""

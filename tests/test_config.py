@@ -19,6 +19,7 @@ from ddtree_sglang.exceptions import DDTreeConfigError
         ({"budget": 8.0}, "budget"),
         ({"top_k": 0}, "top_k"),
         ({"policy": "adaptive"}, "policy"),
+        ({"check_ranks": "yes"}, "check_ranks"),
         ({"trace": "/no/such/folder/t.jsonl"}, "trace"),
     ],
 )

@@ -47,10 +47,16 @@ def add_ddtree_flags(_result: None, parser: argparse.ArgumentParser) -> None:
     group.add_argument("--speculative-ddtree-policy", type=str, help="How the budget follows the load: fixed.")
     group.add_argument("--speculative-ddtree-trace", type=str, help="File that gets one JSON line per round.")
     group.add_argument(
+        "--speculative-ddtree-check-ranks",
+        action="store_const",
+        const=True,
+        help="Debugging: stop when tensor-parallel ranks build different trees. Slow.",
+    )
+    group.add_argument(
         "--speculative-ddtree-config",
         type=str,
-        help=f"JSON file with any of budget, top_k, policy, trace; flags win over it. Also in the environment: "
-        f"{CONFIG_ENV}.",
+        help="JSON file with any of budget, top_k, policy, trace, check_ranks; flags win over it. Also in the "
+        f"environment: {CONFIG_ENV}.",
     )
 
 

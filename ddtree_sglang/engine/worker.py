@@ -35,6 +35,7 @@ from ddtree_sglang.engine.draft_graph import DraftGraphTail
 from ddtree_sglang.engine.drafter import DraftCandidates, VocabShard, rank_candidates
 from ddtree_sglang.engine.graph_runner import install_tree_graph_runner
 from ddtree_sglang.engine.kv_window import DDTreeDraftInput, window_len, window_slots
+from ddtree_sglang.engine.rank_check import require_equal_trees
 from ddtree_sglang.engine.target_choice import choose_target_tokens
 from ddtree_sglang.engine.trace import RoundTrace
 from ddtree_sglang.engine.tree_stage import TreeStage
@@ -177,6 +178,8 @@ class DDTreeWorker(DFlashWorkerV2):
             draft_out = self._draft(batch, window)
         with stage("build"):
             built = self._build(draft_out, window)
+            if self.config.check_ranks:
+                require_equal_trees(built, get_parallel().tp_group)
             tree, verify_input = built.tree, self._verify_input(built, window)
         with stage("verify"):
             target_out = self._verify(batch, verify_input, window)

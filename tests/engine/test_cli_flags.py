@@ -41,7 +41,7 @@ def test_budget_flag_becomes_draft_tokens_with_the_root_and_the_tree_flag() -> N
     args = translate("--speculative-algorithm", "ddtree", "--speculative-ddtree-budget", "31")
     assert args.speculative_num_draft_tokens == 32
     assert args.speculative_eagle_topk == TREE_TOPK
-    assert json.loads(os.environ[CONFIG_ENV]) == {"budget": 31, "policy": "fixed"}
+    assert json.loads(os.environ[CONFIG_ENV]) == {"budget": 31}
 
 
 def test_num_draft_tokens_alone_sets_the_budget() -> None:
@@ -64,7 +64,7 @@ def test_flags_win_over_the_configuration_file(tmp_path: Any) -> None:
         "--speculative-ddtree-budget",
         "9",
     )
-    assert json.loads(os.environ[CONFIG_ENV]) == {"budget": 9, "top_k": 3, "policy": "fixed"}
+    assert json.loads(os.environ[CONFIG_ENV]) == {"budget": 9, "top_k": 3}
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def apply_defaults(server_args: Any) -> None:
     server_args.disable_custom_all_reduce = True
     _resolve_memory(server_args)
     _bound_how_long_threads_spin()
+    _share_cores_between_ranks(server_args)
 
 
 def _check_device(server_args: Any) -> None:
@@ -112,3 +113,20 @@ def _bound_how_long_threads_spin() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", OPENMP_SPIN_COUNT)
+
+
+def _share_cores_between_ranks(server_args: Any) -> None:
+    """Give each of several ranks its part of the cores, unless the user did.
+
+    SGLang asks for that in `SGLANG_CPU_OMP_THREADS_BIND` as soon as there are more ranks than NUMA nodes
+    (utils/numa_utils.py, init_threads_binding) and stops without it. Only its AMX builds bind threads; elsewhere the
+    number of threads is what keeps ranks from standing in each other's way. More ranks than cores share all of them.
+    """
+    ranks = server_args.tp_size * server_args.dp_size
+    if ranks == 1:
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    each = max(1, len(cores) // ranks)
+    parts = [[cores[(rank * each + place) % len(cores)] for place in range(each)] for rank in range(ranks)]
+    os.environ.setdefault("SGLANG_CPU_OMP_THREADS_BIND", "|".join(",".join(map(str, part)) for part in parts))
+    os.environ.setdefault("OMP_NUM_THREADS", str(each))

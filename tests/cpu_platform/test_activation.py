@@ -66,6 +66,8 @@ def arguments(**changes: Any) -> SimpleNamespace:
     fields |= {
         "device": "cpu",
         "pp_size": 1,
+        "tp_size": 1,
+        "dp_size": 1,
         "attention_backend": "intel_amx",
         "prefill_attention_backend": None,
         "decode_attention_backend": None,
@@ -135,3 +137,29 @@ def test_waiting_threads_spin_briefly_unless_the_user_said_otherwise(
     monkeypatch.setattr(server_defaults.os, "environ", environment)
     server_defaults.apply_defaults(arguments())
     assert environment.get("GOMP_SPINCOUNT") == expected
+
+
+@pytest.mark.parametrize(
+    ("ranks", "cores", "given", "binding", "threads"),
+    [
+        (1, {0, 1}, {}, None, None),
+        (2, {0, 1}, {}, "0|1", "1"),
+        (3, {0, 1}, {}, "0|1|0", "1"),
+        (2, {2, 3, 6, 7, 8}, {}, "2,3|6,7", "2"),
+        (2, {0, 1}, {"SGLANG_CPU_OMP_THREADS_BIND": "1|0", "OMP_NUM_THREADS": "4"}, "1|0", "4"),
+    ],
+)
+def test_ranks_get_their_part_of_the_cores_unless_the_user_said_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+    ranks: int,
+    cores: set[int],
+    given: dict[str, str],
+    binding: str | None,
+    threads: str | None,
+) -> None:
+    environment = dict(given)
+    monkeypatch.setattr(server_defaults.os, "environ", environment)
+    monkeypatch.setattr(server_defaults.os, "sched_getaffinity", lambda _: cores)
+    server_defaults.apply_defaults(arguments(tp_size=ranks))
+    assert environment.get("SGLANG_CPU_OMP_THREADS_BIND") == binding
+    assert environment.get("OMP_NUM_THREADS") == threads

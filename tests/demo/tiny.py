@@ -39,13 +39,18 @@ def tiny_target(hidden_size: int = 48) -> LlamaForCausalLM:
 def save_tiny_target(folder: Path, hidden_size: int = 48) -> Path:
     """The target and a word-level tokenizer (words w0, w1, ..., mask) as a Hugging Face folder."""
     tiny_target(hidden_size).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Words w0, w1, ... and mask, and a chat template, into a model's folder."""
     vocabulary = {f"w{i}": i for i in range(VOCABULARY - 1)} | {"mask": VOCABULARY - 1}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="w0"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     wrapped.chat_template = "{% for m in messages %}w7 w1 {{ m.content }} w2 {% endfor %}w3 w4"
     wrapped.save_pretrained(folder)
-    return folder
 
 
 def tiny_config(target: LlamaForCausalLM, block_size: int = 4) -> DrafterConfig:

@@ -42,19 +42,23 @@ def pair() -> Pair:
 @pytest.fixture(scope="session")
 def serve(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., object]:
     """`with serve("DDTREE", budget=16) as server:` starts one and stops it, whatever happens in between."""
+    embedded = pair
 
     @contextmanager
-    def start(algorithm: str | None, budget: int | None = None, *extra: str) -> Iterator[Server]:
+    def start(
+        algorithm: str | None, budget: int | None = None, *extra: str, pair: Pair | None = None
+    ) -> Iterator[Server]:
+        models = pair or embedded
         folder = tmp_path_factory.mktemp(f"server-{algorithm}-{budget}")
         trace = folder / "trace.jsonl"
         flags = ("--max-total-tokens", str(KV_POOL_TOKENS), "--random-seed", "0", *extra)
         if algorithm == "DDTREE":
             flags += ("--speculative-ddtree-trace", str(trace))
         spec = ServerSpec(
-            model=pair.model,
+            model=models.model,
             port=free_port(),
             algorithm=algorithm,
-            draft=pair.draft if algorithm else None,
+            draft=models.draft if algorithm else None,
             budget=budget,
             extra=flags,
         )

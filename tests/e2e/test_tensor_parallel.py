@@ -1,0 +1,81 @@
+"""Tensor parallelism over gloo: ranks build equal trees (checked in every round), and tokens are plain decoding's.
+
+Two ranks serve a tiny random Qwen3, three serve the embedded model, whose three KV heads leave no other choice. Plain
+decoding runs at the same number of ranks: an all-reduce adds in another order than a single rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from asking import PROMPTS, ask_all
+from servers import Pair
+from tiny import VOCABULARY, save_tokenizer
+
+from ddtree_sglang.demo.drafter_config import drafter_config_for
+from ddtree_sglang.demo.drafter_model import DFlashDrafter
+from ddtree_sglang.demo.export import export_drafter
+from ddtree_sglang.demo.manifest import write_manifest
+
+TINY_PROMPTS = [[token, token + 1, 2 * token % VOCABULARY] for token in range(5, 45, 5)]
+
+
+@pytest.fixture(scope="module")
+def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Random weights: a four-layer Qwen3 and a two-layer drafter for it, over a vocabulary of 97."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny-qwen3")
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        initializer_range=0.2,
+        rope_parameters={"rope_theta": 10000.0, "rope_type": "default"},
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder / "target")
+    save_tokenizer(folder / "target")
+    drafter = DFlashDrafter(
+        drafter_config_for(
+            config,
+            mask_token_id=VOCABULARY - 1,
+            mask_token="mask",
+            target_layer_ids=(0, 2),
+            num_layers=2,
+            block_size=4,
+        )
+    )
+    export_drafter(drafter, folder / "draft", torch.float32)
+    write_manifest(folder / "draft")
+    return Pair(str(folder / "target"), str(folder / "draft"))
+
+
+def check_ranks(serve: Callable[..., Any], ranks: int, prompts: Any, new_tokens: int, pair: Pair | None) -> None:
+    tp = ("--tp-size", str(ranks))
+    options = {"max_new_tokens": new_tokens, "ignore_eos": True}
+    with serve(None, None, *tp, pair=pair) as plain:
+        expected = [answer["output_ids"] for answer in ask_all(plain.url, prompts, 4, **options)]
+    with serve("DDTREE", 12, *tp, "--speculative-ddtree-check-ranks", pair=pair) as server:
+        answers = ask_all(server.url, prompts, 4, **options)
+    assert [answer["output_ids"] for answer in answers] == expected
+    rounds = sum(answer["meta_info"]["spec_verify_ct"] for answer in answers)
+    # A random drafter is right now and then, because the tree tries twelve of 97 tokens.
+    assert rounds < new_tokens * len(prompts)
+
+
+def test_two_ranks_of_a_tiny_qwen3(serve: Callable[..., Any], tiny_qwen3: Pair) -> None:
+    check_ranks(serve, 2, TINY_PROMPTS, 40, tiny_qwen3)
+
+
+def test_three_ranks_of_the_embedded_model(serve: Callable[..., Any]) -> None:
+    check_ranks(serve, 3, PROMPTS[:4], 24, None)

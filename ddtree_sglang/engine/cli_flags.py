@@ -53,10 +53,16 @@ def add_ddtree_flags(_result: None, parser: argparse.ArgumentParser) -> None:
         help="Debugging: stop when tensor-parallel ranks build different trees. Slow.",
     )
     group.add_argument(
+        "--speculative-ddtree-check-sync",
+        action="store_const",
+        const=True,
+        help="Debugging, NVIDIA GPUs: a decode round that waits for the device ends the server with the place.",
+    )
+    group.add_argument(
         "--speculative-ddtree-config",
         type=str,
-        help="JSON file with any of budget, top_k, policy, trace, check_ranks; flags win over it. Also in the "
-        f"environment: {CONFIG_ENV}.",
+        help="JSON file with any of budget, top_k, policy, trace, check_ranks, check_sync; flags win over it. Also in "
+        f"the environment: {CONFIG_ENV}.",
     )
 
 

@@ -35,8 +35,10 @@ class DrafterShape:
         return self.block_size - 1
 
 
-def check_checkpoint_folder(path: str, role: str, flag: str) -> None:
+def check_checkpoint_folder(path: str, role: str, flag: str, needs_weights: bool = True) -> None:
     """Refuse a local folder that cannot be a checkpoint; a name that is no local path is left to SGLang's loader.
+
+    `needs_weights` is False for `--load-format dummy`, which makes weights up.
 
     Raises:
         DDTreeConfigError: the path looks local but does not exist, or holds no config.json or no weights.
@@ -46,7 +48,10 @@ def check_checkpoint_folder(path: str, role: str, flag: str) -> None:
         if path.startswith((".", "/", "~")):
             raise DDTreeConfigError(f"{role} must be a folder or a model name, {path!r} does not exist; check {flag}.")
         return
-    for pattern, what in (("config.json", "config.json"), ("*.safetensors", "weights (*.safetensors)")):
+    required = [("config.json", "config.json")]
+    if needs_weights:
+        required.append(("*.safetensors", "weights (*.safetensors)"))
+    for pattern, what in required:
         if folder.is_dir() and not any(folder.glob(pattern)) and not _has_torch_weights(folder, pattern):
             raise DDTreeConfigError(f"{role} must hold {what}, the folder {path!r} has none; check {flag}.")
 

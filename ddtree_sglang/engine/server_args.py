@@ -122,11 +122,12 @@ def check_checkpoints(server_args: Any) -> None:
     """Under DDTREE, refuse folders that cannot be checkpoints; nothing in them is read yet."""
     if not is_ddtree(server_args.speculative_algorithm):
         return
-    check_checkpoint_folder(server_args.model_path, "the target model", "--model-path")
+    has_weights = server_args.load_format != "dummy"
+    folders = [(server_args.model_path, "the target model", "--model-path")]
     if server_args.speculative_draft_model_path is not None:
-        check_checkpoint_folder(
-            server_args.speculative_draft_model_path, "the drafter", "--speculative-draft-model-path"
-        )
+        folders.append((server_args.speculative_draft_model_path, "the drafter", "--speculative-draft-model-path"))
+    for path, role, flag in folders:
+        check_checkpoint_folder(path, role, flag, has_weights)
 
 
 def check_port_is_free(server_args: Any) -> None:

@@ -36,6 +36,7 @@ from ddtree_sglang.engine.drafter import DraftCandidates, VocabShard, rank_candi
 from ddtree_sglang.engine.graph_runner import install_tree_graph_runner
 from ddtree_sglang.engine.kv_window import DDTreeDraftInput, window_len, window_slots
 from ddtree_sglang.engine.rank_check import require_equal_trees
+from ddtree_sglang.engine.sync_check import forbid_sync
 from ddtree_sglang.engine.target_choice import choose_target_tokens
 from ddtree_sglang.engine.trace import RoundTrace
 from ddtree_sglang.engine.tree_stage import TreeStage
@@ -165,7 +166,7 @@ class DDTreeWorker(DFlashWorkerV2):
         """Prefill as DFLASH does; decode one round."""
         if batch.forward_mode.is_extend() or batch.is_extend_in_batch or batch.forward_mode.is_idle():
             return super().forward_batch_generation(batch, on_publish, grammar_barrier, pp_proxy_tensors)
-        with torch.inference_mode():
+        with torch.inference_mode(), forbid_sync(self.config.check_sync and batch.seq_lens.is_cuda):
             return self._decode_round(batch, on_publish)
 
     def _decode_round(

@@ -64,7 +64,7 @@ def test_missing_package_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatc
         prompts.load_dataset("humaneval")
 
 
-@pytest.mark.parametrize(("name", "count"), [("humaneval", 164), ("mtbench", 80), ("gsm8k", 100)])
+@pytest.mark.parametrize(("name", "count"), [("humaneval", 164), ("mtbench", 80), ("gsm8k", 100), ("held-out", 80)])
 def test_real_packages_hold_what_the_readme_says(name: str, count: int) -> None:
     loaded = prompts.load_dataset(name)
     assert len(loaded) == count

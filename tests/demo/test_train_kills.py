@@ -56,6 +56,7 @@ def _kill_during(work: Path, inputs: list[str], after_step: int, delay_s: float)
     assert process.returncode == -9, "the run ended before it could be killed"
 
 
+@pytest.mark.slow
 def test_three_kills_at_random_moments_end_in_the_same_weights(inputs: list[str], tmp_path: Path) -> None:
     seed = random.randrange(10**6)
     print(f"seed {seed}")  # shown when the test fails

@@ -23,6 +23,7 @@ def read_until(process, text: str, timeout_s: float = 20.0) -> str:
     return seen
 
 
+@pytest.mark.slow
 def test_once_answers_compares_and_ends_with_status_0(checkout: Checkout) -> None:
     status, output = checkout.run("--once", "Why is the sky blue?")
     assert status == 0, output
@@ -53,6 +54,7 @@ def test_server_flags_are_the_ones_asked_for(checkout: Checkout) -> None:
         assert part in launches[0]
 
 
+@pytest.mark.slow
 def test_plain_server_gets_the_same_flags_without_speculation(checkout: Checkout) -> None:
     checkout.run("--once", "hi")
     tree, plain = [line for line in checkout.calls.splitlines() if "launch_server" in line]
@@ -112,6 +114,7 @@ def test_server_death_while_serving_ends_with_status_1(checkout: Checkout) -> No
     wait_for(checkout.no_server_left, "the server's own child is gone too")
 
 
+@pytest.mark.slow
 def test_different_answers_in_float32_fail(checkout: Checkout) -> None:
     checkout.environment["FAKE_MODE"] = "differ"
     status, output = checkout.run("--once", "hi", "--dtype", "float32")

@@ -78,5 +78,12 @@ def test_checkpoint_folder_missing_or_incomplete_is_refused(tmp_path: Path) -> N
     assert check_checkpoint_folder(str(tmp_path), "the drafter", "--x") is None
 
 
+def test_made_up_weights_need_a_configuration_only(tmp_path: Path) -> None:
+    with pytest.raises(DDTreeConfigError, match=r"must hold config\.json"):
+        check_checkpoint_folder(str(tmp_path), "the drafter", "--x", needs_weights=False)
+    (tmp_path / "config.json").write_text("{}")
+    check_checkpoint_folder(str(tmp_path), "the drafter", "--x", needs_weights=False)
+
+
 def test_hub_name_is_left_to_the_loader() -> None:
     assert check_checkpoint_folder("some-org/some-drafter", "the drafter", "--x") is None

@@ -31,6 +31,7 @@ def test_algorithm_answers_everything_that_the_engine_asks() -> None:
     assert not algorithm.need_topk()
 
 
+@pytest.mark.slow
 def test_registration_failure_reaches_whoever_asks_for_the_algorithm() -> None:
     out = run_python(
         """

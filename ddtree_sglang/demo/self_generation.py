@@ -56,7 +56,7 @@ class GenerationPlan:
     batch: int = 64
     max_tokens: int = 384
     max_user_tokens: int = 64
-    top_p: float = 0.95
+    turns: Sampling = Sampling(1.0, 0.95)  # how user turns are written
     sampled_share: float = 0.25  # of the batches, answered at temperature 1 over the whole vocabulary
     seed: int = 0
 
@@ -104,7 +104,7 @@ def _one_batch(
     opening, closing = _turn_texts(tokenizer)
     phrases = [SEED_PHRASES[(index + row) % len(SEED_PHRASES)] for row in range(plan.batch)]
     starts = [tokenizer(opening + phrase, add_special_tokens=False)["input_ids"] for phrase in phrases]
-    turns = completer.complete(starts, plan.max_user_tokens, Sampling(1.0, plan.top_p))
+    turns = completer.complete(starts, plan.max_user_tokens, plan.turns)
     header = tokenizer(closing, add_special_tokens=False)["input_ids"]
     prompts = [
         start + _without_end(turn, completer.end_id) + header

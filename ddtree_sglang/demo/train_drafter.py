@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from ddtree_sglang.demo.checkpoint import load_checkpoint
-from ddtree_sglang.demo.completers import Completer, LocalCompleter, ServerCompleter
+from ddtree_sglang.demo.completers import Completer, LocalCompleter, Sampling, ServerCompleter
 from ddtree_sglang.demo.conversations import Conversations, load_conversations, split_held_out
 from ddtree_sglang.demo.drafter_config import DrafterConfig, drafter_config_for
 from ddtree_sglang.demo.drafter_init import start_from_target
@@ -80,6 +80,7 @@ def _generate(args: argparse.Namespace) -> None:
         args.conversations,
         args.generation_batch,
         args.max_tokens,
+        turns=Sampling(args.turn_temperature, args.turn_top_p),
         sampled_share=args.sampled_share,
         seed=args.seed,
     )

@@ -43,6 +43,8 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     data.add_argument("--conversations", type=int, default=1000, help="how many --data shall hold")
     data.add_argument("--server", help="let a running SGLang server of the target write, e.g. http://127.0.0.1:30000")
     data.add_argument("--generation-batch", type=int, default=64)
+    data.add_argument("--turn-temperature", type=float, default=1.0, help="of the user turns that the target writes")
+    data.add_argument("--turn-top-p", type=float, default=0.95, help="likewise; 1 spares a sort of the vocabulary")
     data.add_argument("--sampled-share", type=float, default=0.25, help="share of batches answered at temperature 1")
     data.add_argument("--max-tokens", type=int, default=384, help="per conversation")
     _add_plan_flags(parser.add_argument_group("training"))

@@ -48,6 +48,9 @@ SEED_PHRASES = (
 )
 
 
+USER_TURNS = Sampling(1.0, 0.95)
+
+
 @dataclass(frozen=True)
 class GenerationPlan:
     """How much to generate; lengths in tokens."""
@@ -56,7 +59,7 @@ class GenerationPlan:
     batch: int = 64
     max_tokens: int = 384
     max_user_tokens: int = 64
-    turns: Sampling = Sampling(1.0, 0.95)  # how user turns are written
+    turns: Sampling = USER_TURNS
     sampled_share: float = 0.25  # of the batches, answered at temperature 1 over the whole vocabulary
     seed: int = 0
 

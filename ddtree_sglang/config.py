@@ -21,7 +21,11 @@ DEFAULT_BUDGET = 16
 MAX_BUDGET = 255
 """N = budget + 1 stays within 256 nodes, the size that the Triton builder and SGLang's tree kernels are sized for."""
 
-Policy = Literal["fixed"]
+MAX_VERIFY_TOKENS = 2**16
+DEFAULT_VERIFY_TOKENS = 16
+"""Of policy "load", measured on two CPU cores (benchmarks/LOG.md); a GPU's is in the hundreds, and is to be given."""
+
+Policy = Literal["fixed", "load"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,8 @@ class DDTreeConfig:
         budget: nodes besides the root (the paper's B); the verify forward is `budget + 1` tokens a request.
             None: taken from `--speculative-num-draft-tokens` minus one, else `DEFAULT_BUDGET`.
         top_k: candidates per depth (the paper's K). None: equal to the budget, which loses nothing (Lemma 1).
-        policy: how the budget follows the load; only "fixed" exists in this version.
+        policy: how the budget follows the load: "fixed", or "load": less per request the more requests there are.
+        verify_tokens: of policy "load", the most nodes of all requests in one verify forward.
         trace: file that gets one JSON line per round, or None.
         check_ranks: compare the trees of tensor-parallel ranks in every round, for debugging; costs a host read.
         check_sync: on an NVIDIA GPU, make a round that waits for the device an error, for proofs.
@@ -44,6 +49,7 @@ class DDTreeConfig:
     budget: int | None = None
     top_k: int | None = None
     policy: Policy = "fixed"
+    verify_tokens: int | None = None
     trace: str | None = None
     check_ranks: bool = False
     check_sync: bool = False
@@ -61,8 +67,14 @@ class DDTreeConfig:
             )
         if self.policy not in get_args(Policy):
             raise DDTreeConfigError(
-                f"policy must be one of {list(get_args(Policy))}, got {self.policy!r}; this version keeps the "
-                "budget fixed, so leave --speculative-ddtree-policy out."
+                f"policy must be one of {list(get_args(Policy))}, got {self.policy!r}; change "
+                "--speculative-ddtree-policy."
+            )
+        _require_int("verify_tokens", "--speculative-ddtree-verify-tokens", self.verify_tokens, 1, MAX_VERIFY_TOKENS)
+        if self.verify_tokens is not None and self.policy != "load":
+            raise DDTreeConfigError(
+                f"verify_tokens={self.verify_tokens} belongs to policy 'load', got policy {self.policy!r}; add "
+                "--speculative-ddtree-policy load."
             )
         if self.trace is not None and not Path(self.trace).expanduser().absolute().parent.is_dir():
             raise DDTreeConfigError(

@@ -19,6 +19,8 @@ from ddtree_sglang.exceptions import DDTreeConfigError
         ({"budget": 8.0}, "budget"),
         ({"top_k": 0}, "top_k"),
         ({"policy": "adaptive"}, "policy"),
+        ({"verify_tokens": 0, "policy": "load"}, "verify_tokens"),
+        ({"verify_tokens": 32}, "belongs to policy 'load'"),
         ({"check_ranks": "yes"}, "check_ranks"),
         ({"check_sync": 1}, "check_sync"),
         ({"check_sync": True, "trace": "trace.jsonl"}, "give one of them"),

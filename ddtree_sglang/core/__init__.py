@@ -12,7 +12,7 @@ from ddtree_sglang.core.acceptance_stats import (
     count_round,
     spine_nodes,
 )
-from ddtree_sglang.core.built_tree import BuiltTree, complete_tree
+from ddtree_sglang.core.built_tree import BuiltTree, complete_tree, root_trees
 from ddtree_sglang.core.draft_tree import DraftTree
 from ddtree_sglang.core.kv_commit import CommitPlan, commit_plan, gather_rows
 from ddtree_sglang.core.tree_builder import build_draft_tree, build_draft_tree_heap
@@ -37,6 +37,7 @@ __all__ = [
     "flat_tree_mask",
     "gather_rows",
     "layout_draft_tree",
+    "root_trees",
     "spine_nodes",
     "tail_cell_index",
     "walk_tree",

@@ -74,3 +74,11 @@ class BuiltTree:
 def complete_tree(tree: DraftTree, prefix_lens: torch.Tensor, max_depth: int | None = None) -> BuiltTree:
     """Lay out a tree and mask it, after prefixes of `prefix_lens` [B] int64 tokens; `max_depth` as `ancestor_mask`."""
     return BuiltTree(tree, layout_draft_tree(tree, prefix_lens), ancestor_mask(tree.parents, max_depth))
+
+
+def root_trees(root_ids: torch.Tensor, prefix_lens: torch.Tensor) -> BuiltTree:
+    """Trees of the root alone, [B] int64 tokens after [B] int64 prefixes: a round that drafts nothing."""
+    nothing = torch.full_like(root_ids, -1).unsqueeze(1)
+    zeros = torch.zeros_like(nothing)
+    tree = DraftTree(root_ids.unsqueeze(1), nothing, zeros, zeros.to(torch.float32))
+    return complete_tree(tree, prefix_lens)

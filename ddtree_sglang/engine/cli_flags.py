@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ddtree_sglang.config import CONFIG_ENV, DEFAULT_BUDGET, DDTreeConfig, load_config
+from ddtree_sglang.config import CONFIG_ENV, DEFAULT_BUDGET, DEFAULT_VERIFY_TOKENS, DDTreeConfig, load_config
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 ALGORITHM = "DDTREE"
@@ -44,7 +44,16 @@ def add_ddtree_flags(_result: None, parser: argparse.ArgumentParser) -> None:
         type=int,
         help="Candidates per depth. Default: the budget, which never loses a node; less is faster and approximate.",
     )
-    group.add_argument("--speculative-ddtree-policy", type=str, help="How the budget follows the load: fixed.")
+    group.add_argument(
+        "--speculative-ddtree-policy",
+        type=str,
+        help="How the budget follows the load: fixed (default), or load: less per request the more there are.",
+    )
+    group.add_argument(
+        "--speculative-ddtree-verify-tokens",
+        type=int,
+        help=f"With policy load, most nodes of all requests in one verify (default {DEFAULT_VERIFY_TOKENS}).",
+    )
     group.add_argument("--speculative-ddtree-trace", type=str, help="File that gets one JSON line per round.")
     group.add_argument(
         "--speculative-ddtree-check-ranks",
@@ -61,8 +70,8 @@ def add_ddtree_flags(_result: None, parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--speculative-ddtree-config",
         type=str,
-        help="JSON file with any of budget, top_k, policy, trace, check_ranks, check_sync; flags win over it. Also in "
-        f"the environment: {CONFIG_ENV}.",
+        help="JSON file with any of budget, top_k, policy, verify_tokens, trace, check_ranks, check_sync; flags win "
+        f"over it. Also in the environment: {CONFIG_ENV}.",
     )
 
 

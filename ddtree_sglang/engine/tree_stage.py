@@ -51,10 +51,12 @@ class TreeStage:
         """The buffer, if it has room for so many requests."""
         return self.flat_mask if batch_size <= self.max_flat_batch else None
 
-    def build(self, candidates: DraftCandidates, root_ids: torch.Tensor, prefix_lens: torch.Tensor) -> BuiltTree:
+    def build(
+        self, candidates: DraftCandidates, root_ids: torch.Tensor, prefix_lens: torch.Tensor, num_nodes: int
+    ) -> BuiltTree:
         """The most probable N - 1 prefixes of each request as trees; nothing is read back from a GPU."""
         if not root_ids.is_cuda:
-            tree = build_draft_tree(candidates.topk_ids, candidates.topk_logprobs, root_ids, self.num_nodes)
+            tree = build_draft_tree(candidates.topk_ids, candidates.topk_logprobs, root_ids, num_nodes)
             return complete_tree(tree, prefix_lens, self.max_path_len - 1)
         from ddtree_sglang.kernels.tree_builder_triton import build_draft_tree_triton
 
@@ -63,7 +65,7 @@ class TreeStage:
             candidates.topk_logprobs,
             root_ids,
             prefix_lens,
-            self.num_nodes,
+            num_nodes,
             self.flat_mask_for(len(root_ids)),
         )
 

@@ -28,9 +28,10 @@ from sglang.srt.speculative.spec_utils import draft_tp_context
 
 from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.core.acceptance import AcceptedPath
-from ddtree_sglang.core.built_tree import BuiltTree
+from ddtree_sglang.core.built_tree import BuiltTree, root_trees
 from ddtree_sglang.core.draft_tree import DraftTree
 from ddtree_sglang.core.kv_commit import commit_plan, gather_rows
+from ddtree_sglang.engine.budget_policy import make_policy
 from ddtree_sglang.engine.draft_graph import DraftGraphTail
 from ddtree_sglang.engine.drafter import DraftCandidates, VocabShard, rank_candidates
 from ddtree_sglang.engine.graph_runner import install_tree_graph_runner
@@ -59,6 +60,7 @@ class RoundWindow:
         prefix_lens: [B] int64 committed lengths, without the root.
         root_ids: [B] int64.
         slots: [B, W] int64, W = max(F, N): the drafter's block takes the first F, the tree the first N.
+        num_nodes: N of this round.
         host_lens: [B] on the host, an upper bound of the lengths that attention reads, or None.
         plan: SGLang's translation of the window's slots, made once for all forwards of the round.
     """
@@ -66,6 +68,7 @@ class RoundWindow:
     prefix_lens: torch.Tensor
     root_ids: torch.Tensor
     slots: torch.Tensor
+    num_nodes: int
     host_lens: torch.Tensor | None
     plan: KVLocPlan
 
@@ -78,6 +81,7 @@ class DDTreeWorker(DFlashWorkerV2):
         self.config = DDTreeConfig.from_env()
         self.num_nodes = int(spec.speculative_num_draft_tokens)
         self.top_k = self.config.candidates_per_depth(self.num_nodes)
+        self.policy = make_policy(self.config, self.num_nodes)
         install_tree_graph_runner(target_worker.model_runner)
         # The drafter's backends and buffers are sized for its block, not for the tree.
         with self._draft_scope():
@@ -175,8 +179,10 @@ class DDTreeWorker(DFlashWorkerV2):
         stage = self.trace.stage
         with stage("prepare"):
             window = self._open_window(batch)
-        with stage("draft"):
-            draft_out = self._draft(batch, window)
+        draft_out = None
+        if window.num_nodes > 1:
+            with stage("draft"):
+                draft_out = self._draft(batch, window)
         with stage("build"):
             built = self._build(draft_out, window)
             if self.config.check_ranks:
@@ -196,7 +202,7 @@ class DDTreeWorker(DFlashWorkerV2):
         if self.trace.enabled:
             self.trace.end_round(
                 batch_size=len(batch.reqs),
-                num_nodes=self.num_nodes,
+                num_nodes=window.num_nodes,
                 commit_lens=accepted.commit_lens,
                 accept_index=accepted.accept_index,
                 depths=tree.depths,
@@ -215,14 +221,15 @@ class DDTreeWorker(DFlashWorkerV2):
         runner = self.model_runner
         slots = window_slots(runner.req_to_token_pool.req_to_token, batch.req_pool_indices, prefix_lens, window_len())
         host_lens = batch.seq_lens_cpu if batch.seq_lens_cpu is not None else state.nxt_kv_lens_cpu
+        num_nodes = self.policy.num_nodes(len(batch.reqs))
         plan = runner.kv_index_translator.plan(
             req_pool_indices=batch.req_pool_indices,
             seq_lens=prefix_lens,
             seq_lens_cpu=host_lens,
-            write_virtual=slots[:, : self.num_nodes].reshape(-1),
+            write_virtual=slots[:, :num_nodes].reshape(-1),
             read_extent=slots.shape[1],
         )
-        return RoundWindow(prefix_lens, state.bonus_tokens.to(torch.int64), slots, host_lens, plan)
+        return RoundWindow(prefix_lens, state.bonus_tokens.to(torch.int64), slots, num_nodes, host_lens, plan)
 
     def _draft(self, batch: ScheduleBatch, window: RoundWindow) -> DraftCandidates | BuiltTree:
         """Run the block `[root, MASK x D]` through the drafter and rank what it proposes per position.
@@ -281,11 +288,13 @@ class DDTreeWorker(DFlashWorkerV2):
         plan.bind(forward_batch, translator)
         return forward_batch
 
-    def _build(self, draft_out: DraftCandidates | BuiltTree, window: RoundWindow) -> BuiltTree:
+    def _build(self, draft_out: DraftCandidates | BuiltTree | None, window: RoundWindow) -> BuiltTree:
         """Keep the N - 1 most probable prefixes as a tree, laid out and masked; done already after a graph."""
         if isinstance(draft_out, BuiltTree):
             return draft_out
-        return self.tree_stage.build(draft_out, window.root_ids, window.prefix_lens)
+        if draft_out is None:
+            return root_trees(window.root_ids, window.prefix_lens)
+        return self.tree_stage.build(draft_out, window.root_ids, window.prefix_lens, window.num_nodes)
 
     def _verify_input(self, built: BuiltTree, window: RoundWindow) -> DDTreeVerifyInput:
         total_prefix_len = None if window.host_lens is None else int(window.host_lens.sum())
@@ -293,7 +302,7 @@ class DDTreeWorker(DFlashWorkerV2):
             built,
             self.max_path_len,
             custom_mask=self.tree_stage.custom_mask(built, window.prefix_lens, total_prefix_len),
-            out_cache_loc=window.slots[:, : self.num_nodes].reshape(-1),
+            out_cache_loc=window.slots[:, : window.num_nodes].reshape(-1),
             kv_loc_plan=window.plan,
         )
 
@@ -327,7 +336,7 @@ class DDTreeWorker(DFlashWorkerV2):
         self._tp_sync.sync(site, target_ids)
         accepted = walk(tree, verify_input, target_ids, self.max_path_len)
         if batch.return_logprob:
-            first = torch.arange(len(batch.reqs), device=target_ids.device).unsqueeze(1) * self.num_nodes
+            first = torch.arange(len(batch.reqs), device=target_ids.device).unsqueeze(1) * tree.num_nodes
             index = accepted.accept_index
             compute_spec_logprobs(
                 batch,
@@ -339,7 +348,7 @@ class DDTreeWorker(DFlashWorkerV2):
 
     def _commit(self, accepted: AcceptedPath, window: RoundWindow) -> None:
         """Move the target's KV rows of the accepted nodes to the front of the window."""
-        moves = commit_plan(accepted, self.num_nodes)
+        moves = commit_plan(accepted, window.num_nodes)
         sources = window.slots.gather(1, moves.source_slots)
         targets = window.slots.gather(1, moves.target_slots)
         if not targets.is_cuda:
@@ -351,14 +360,15 @@ class DDTreeWorker(DFlashWorkerV2):
 
     def _extend_draft_context(self, accepted: AcceptedPath, window: RoundWindow, logits_output: Any) -> None:
         """Give the drafter the target's hidden states of the accepted nodes, as DFLASH does for its chain."""
-        batch_size, path_len = accepted.accept_index.shape
-        hidden = logits_output.hidden_states.view(batch_size, self.num_nodes, -1)
+        batch_size = accepted.accept_index.shape[0]
+        path_len = min(self.max_path_len, window.num_nodes)
+        hidden = logits_output.hidden_states.view(batch_size, window.num_nodes, -1)
         slots = window.slots[:, :path_len].contiguous()
         self._append_target_hidden_to_draft_kv_by_loc(
-            target_hidden=gather_rows(hidden, accepted.accept_index).flatten(0, 1),
+            target_hidden=gather_rows(hidden, accepted.accept_index[:, :path_len]).flatten(0, 1),
             cache_loc=slots.reshape(-1),
             cache_loc_2d=slots,
-            positions=(window.prefix_lens.unsqueeze(1) + self._block_pos_offsets).flatten(),
+            positions=(window.prefix_lens.unsqueeze(1) + self._block_pos_offsets[:path_len]).flatten(),
             commit_lens=accepted.commit_lens,
         )
         # The scheduler copies what is left here to the host.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddtree_sglang.core import BuiltTree, build_draft_tree, complete_tree
+from ddtree_sglang.core import BuiltTree, build_draft_tree, complete_tree, root_trees
 from ddtree_sglang.core.tree_mask import flat_tree_mask
 
 pytestmark = pytest.mark.sglang
@@ -36,7 +36,7 @@ def test_on_the_host_a_round_is_cores_tree() -> None:
     from ddtree_sglang.engine.tree_stage import TreeStage
 
     ranked, roots, prefix_lens = candidates(2), torch.tensor([7, 8]), torch.tensor([3, 5])
-    built = TreeStage(NUM_NODES, 3).build(ranked, roots, prefix_lens)
+    built = TreeStage(NUM_NODES, 3).build(ranked, roots, prefix_lens, NUM_NODES)
     tree = build_draft_tree(ranked.topk_ids, ranked.topk_logprobs, roots, NUM_NODES)
     expected = complete_tree(tree, prefix_lens)
     assert torch.equal(built.tree.token_ids, tree.token_ids)
@@ -99,3 +99,14 @@ def test_filled_mask_has_true_prefix_columns() -> None:
 def test_flat_mask_of_another_type_is_refused() -> None:
     with pytest.raises(ValueError, match=r"flat mask must be 1-D torch\.bool, got \(9,\) torch\.uint8"):
         BuiltTree.empty(1, 3, torch.device("cpu"), torch.zeros(9, dtype=torch.uint8))
+
+
+def test_a_tree_of_the_root_alone_is_the_one_node_tree() -> None:
+    ranked, roots, prefix_lens = candidates(2), torch.tensor([7, 8]), torch.tensor([3, 5])
+    expected = complete_tree(build_draft_tree(ranked.topk_ids, ranked.topk_logprobs, roots, 1), prefix_lens)
+    found = root_trees(roots, prefix_lens)
+    found.tree.check_invariants()
+    for part in ("tree", "layout"):
+        for name, value in vars(getattr(expected, part)).items():
+            assert torch.equal(getattr(getattr(found, part), name), value), name
+    assert torch.equal(found.mask, expected.mask)

@@ -47,7 +47,7 @@ def eager(out: SimpleNamespace, batch: SimpleNamespace, device: torch.device) ->
     roots, prefix_lens = batch.input_ids.view(-1, BLOCK)[:, 0].cpu(), batch.positions.view(-1, BLOCK)[:, 0].cpu()
     ranked = rank_candidates(hidden, shard(device), TOP_K)
     on_host = type(ranked)(ranked.topk_ids.cpu(), ranked.topk_logprobs.cpu())
-    return TreeStage(NODES, BLOCK).build(on_host, roots, prefix_lens)
+    return TreeStage(NODES, BLOCK).build(on_host, roots, prefix_lens, NODES)
 
 
 def tail(device: torch.device, flat_mask: torch.Tensor | None = None) -> DraftGraphTail:

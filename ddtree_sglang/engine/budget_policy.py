@@ -1,0 +1,54 @@
+"""How many nodes a round verifies: always the configured number, or fewer when many requests share the forward.
+
+Verifying is nearly free while the forward waits for memory, and costs its share once it computes; then every request
+that joins makes every node of all the others dearer. The rule is a limit on the nodes of all requests together. It
+reads the batch size alone, so tensor-parallel ranks agree without a word. Paper, section 5: the budget is the knob
+between acceptance and verify cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ddtree_sglang.config import DEFAULT_VERIFY_TOKENS, DDTreeConfig
+
+BUDGET_STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
+"""What a round may choose from below the configured budget; 0 is plain decoding, without a draft."""
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetPolicy:
+    """Chooses N per round.
+
+    Attributes:
+        widths: N (root included) of the rounds that may occur, ascending; the last is the configured one.
+        verify_tokens: most nodes of a batch, or None: always the last width.
+    """
+
+    widths: tuple[int, ...]
+    verify_tokens: int | None
+
+    @classmethod
+    def fixed(cls, num_nodes: int) -> BudgetPolicy:
+        """Every round verifies `num_nodes` a request."""
+        return cls((num_nodes,), None)
+
+    @classmethod
+    def by_load(cls, num_nodes: int, verify_tokens: int) -> BudgetPolicy:
+        """At most `num_nodes` a request and, if even one node each is not too many, `verify_tokens` in all."""
+        below = tuple(step + 1 for step in BUDGET_STEPS if step + 1 < num_nodes)
+        return cls((*below, num_nodes), verify_tokens)
+
+    def num_nodes(self, batch_size: int) -> int:
+        """N of a round of `batch_size` requests; 1 means that nothing is drafted."""
+        if self.verify_tokens is None:
+            return self.widths[-1]
+        fitting = [width for width in self.widths if width * batch_size <= self.verify_tokens]
+        return fitting[-1] if fitting else self.widths[0]
+
+
+def make_policy(config: DDTreeConfig, num_nodes: int) -> BudgetPolicy:
+    """The policy that the configuration names, for trees of at most `num_nodes`."""
+    if config.policy == "fixed":
+        return BudgetPolicy.fixed(num_nodes)
+    return BudgetPolicy.by_load(num_nodes, config.verify_tokens or DEFAULT_VERIFY_TOKENS)

@@ -55,7 +55,7 @@ class TreeStage:
         self, candidates: DraftCandidates, root_ids: torch.Tensor, prefix_lens: torch.Tensor, num_nodes: int
     ) -> BuiltTree:
         """The most probable N - 1 prefixes of each request as trees; nothing is read back from a GPU."""
-        if not root_ids.is_cuda:
+        if root_ids.device.type == "cpu":
             tree = build_draft_tree(candidates.topk_ids, candidates.topk_logprobs, root_ids, num_nodes)
             return complete_tree(tree, prefix_lens, self.max_path_len - 1)
         from ddtree_sglang.kernels.tree_builder_triton import build_draft_tree_triton
@@ -81,6 +81,6 @@ class TreeStage:
             batch_size, num_nodes = built.tree.token_ids.shape
             used = None if total_prefix_len is None else num_nodes * (total_prefix_len + batch_size * num_nodes)
             return built.mask[:used]
-        if built.mask.is_cuda:
-            return flat_tree_mask(built.mask, prefix_lens, total_prefix_len)
-        return built.mask.flatten()
+        if built.mask.device.type == "cpu":
+            return built.mask.flatten()
+        return flat_tree_mask(built.mask, prefix_lens, total_prefix_len)

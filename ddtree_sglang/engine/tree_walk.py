@@ -19,9 +19,9 @@ def walk(
     max_path_len: int,  # P
 ) -> AcceptedPath:
     """Follow the target's choices; see `core.acceptance.walk_tree`, the oracle of both ways."""
-    if target_ids.is_cuda:
-        return walk_with_engine_kernel(tree, verify_input, target_ids, max_path_len)
-    return walk_tree(tree, target_ids, max_path_len)
+    if target_ids.device.type == "cpu":
+        return walk_tree(tree, target_ids, max_path_len)
+    return walk_with_engine_kernel(tree, verify_input, target_ids, max_path_len)
 
 
 def walk_with_engine_kernel(

@@ -68,5 +68,5 @@ def make_verify_input(
         seq_lens_cpu=None,
         prepared_out_cache_loc=out_cache_loc,
         kv_loc_plan=kv_loc_plan,
-        ancestor_mask=None if built.mask.is_cuda else built.mask,
+        ancestor_mask=built.mask if built.mask.device.type == "cpu" else None,
     )

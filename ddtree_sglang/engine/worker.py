@@ -351,7 +351,7 @@ class DDTreeWorker(DFlashWorkerV2):
         moves = commit_plan(accepted, window.num_nodes)
         sources = window.slots.gather(1, moves.source_slots)
         targets = window.slots.gather(1, moves.target_slots)
-        if not targets.is_cuda:
+        if targets.device.type == "cpu":
             # Most rows stay where they are; on the host, finding those that move costs less than copying them all.
             moved = sources != targets
             sources, targets = sources[moved], targets[moved]

@@ -1,0 +1,140 @@
+"""A decode round on fakes: the order of its parts, and that it reads nothing back from the device.
+
+All of the round's tensors are on the meta device, which has no values: whatever needs one fails. Only the lengths that
+the scheduler keeps on the host are real. The graph of the drafter, the target and the walk's kernel are fakes.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ddtree_sglang.config import DDTreeConfig
+from ddtree_sglang.core import BuiltTree, walk_tree
+
+pytestmark = pytest.mark.sglang
+
+REQUESTS, NODES, BLOCK, HIDDEN, VOCABULARY, ROWS = 3, 17, 8, 16, 50, 40
+META = torch.device("meta")
+
+
+class Events(list[str]):
+    """What happened, in order."""
+
+    def returning(self, name: str, value: Any = None) -> Any:
+        """A function that notes its name and returns `value`."""
+
+        def call(*_: Any, **__: Any) -> Any:
+            self.append(name)
+            return value
+
+        return call
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device=META)
+
+
+@pytest.fixture
+def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
+    """A worker without models, a batch of three requests, and the record of what they do."""
+    from ddtree_sglang.engine import tree_walk, worker
+    from ddtree_sglang.engine.budget_policy import BudgetPolicy
+    from ddtree_sglang.engine.kv_window import DDTreeDraftInput
+    from ddtree_sglang.engine.trace import RoundTrace
+    from ddtree_sglang.engine.tree_stage import TreeStage
+
+    events = Events()
+    translator = SimpleNamespace(plan=lambda **_: SimpleNamespace(bind=lambda *_: None))
+    logits = SimpleNamespace(
+        next_token_logits=empty(REQUESTS * NODES, VOCABULARY, dtype=torch.float32),
+        hidden_states=empty(REQUESTS * NODES, 5 * HIDDEN, dtype=torch.float32),
+    )
+    target_out = SimpleNamespace(logits_output=logits, can_run_cuda_graph=True)
+
+    class Worker(worker.DDTreeWorker):
+        """The round alone: everything that construction would have made is given here."""
+
+        device = "meta"
+        config = DDTreeConfig()
+        num_nodes, max_path_len, top_k = NODES, BLOCK, NODES - 1
+        policy = BudgetPolicy.fixed(NODES)
+        tree_stage = TreeStage(NODES, BLOCK)
+        trace = RoundTrace(None, "meta")
+        model_runner = SimpleNamespace(
+            req_to_token_pool=SimpleNamespace(req_to_token=empty(ROWS, 512, dtype=torch.int32)),
+            kv_index_translator=translator,
+            token_to_kv_pool=SimpleNamespace(move_kv_cache=events.returning("move KV")),
+            sampler=None,
+        )
+        draft_model_runner = SimpleNamespace(
+            kv_index_translator=translator,
+            forward=events.returning("draft graph", SimpleNamespace(can_run_graph=True)),
+        )
+        target_worker = SimpleNamespace(forward_batch_generation=events.returning("verify graph", target_out))
+        draft_parallel_layout = _draft_block_spec_info = _full_embed_gpu = None
+        _noise_embed_scale = 1.0
+        _mask_token_id = 4
+        _block_pos_offsets = torch.arange(BLOCK, device=META)
+        _graph_tail = SimpleNamespace(trees=lambda count: BuiltTree.empty(count, NODES, META))
+        _tp_sync = SimpleNamespace(sync=lambda *_: None)
+
+        def __init__(self) -> None:
+            """Nothing is loaded."""
+
+        def _embedding(self, ids: torch.Tensor) -> torch.Tensor:
+            return empty(*ids.shape, HIDDEN, dtype=torch.float32)
+
+        def _append_target_hidden_to_draft_kv_by_loc(self, **arguments: Any) -> None:
+            events.append("draft context")
+            assert arguments["target_hidden"].shape == (REQUESTS * BLOCK, 5 * HIDDEN)
+
+    monkeypatch.setattr(worker, "draft_tp_context", lambda _: nullcontext())
+    monkeypatch.setattr(worker, "window_len", lambda: NODES)
+    monkeypatch.setattr(worker, "eagle_prepare_for_verify", lambda *_: (SimpleNamespace(), True))
+    monkeypatch.setattr(tree_walk, "walk_with_engine_kernel", lambda tree, _, ids, length: walk_tree(tree, ids, length))
+    batch = SimpleNamespace(
+        spec_info=DDTreeDraftInput.carry(empty(REQUESTS), empty(REQUESTS)),
+        seq_lens=empty(REQUESTS),
+        seq_lens_cpu=torch.tensor([5, 9, 2]),
+        seq_lens_sum=16,
+        req_pool_indices=empty(REQUESTS),
+        reqs=[object()] * REQUESTS,
+        sampling_info=None,
+        return_logprob=False,
+        can_run_decode_cuda_graph=True,
+    )
+    return Worker(), batch, events
+
+
+def test_parts_run_in_order_and_the_length_is_published_before_the_commit(
+    round_of_fakes: tuple[Any, Any, Events],
+) -> None:
+    worker, batch, events = round_of_fakes
+    result = worker._decode_round(batch, events.returning("publish"))
+    assert events == ["draft graph", "verify graph", "publish", "move KV", "draft context"]
+    assert result.next_token_ids.shape == (REQUESTS * BLOCK,)
+    assert (result.speculative_num_draft_tokens, result.speculative_output_stride) == (NODES, BLOCK)
+    # What other streams still read outlives the round.
+    assert len(result.extra_keep_alive_refs) == 4
+
+
+def test_a_backend_without_host_lengths_needs_none(round_of_fakes: tuple[Any, Any, Events]) -> None:
+    worker, batch, events = round_of_fakes
+    batch.seq_lens_cpu, batch.spec_info.nxt_kv_lens_cpu = None, torch.tensor([40, 40, 40])
+    worker._decode_round(batch, events.returning("publish"))
+    assert events[-1] == "draft context"
+
+
+def test_a_read_of_a_value_would_have_been_noticed(round_of_fakes: tuple[Any, Any, Events]) -> None:
+    worker, batch, _ = round_of_fakes
+
+    def publish(lengths: torch.Tensor) -> None:
+        lengths.tolist()
+
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        worker._decode_round(batch, publish)

@@ -5,10 +5,12 @@
     python -m ddtree_sglang.demo.train_drafter train    --target M --data FILE.npz --work DIR --steps 2000
     python -m ddtree_sglang.demo.train_drafter evaluate --target M --data FILE.npz --work DIR
     python -m ddtree_sglang.demo.train_drafter export   --work DIR --output FOLDER
+    python -m ddtree_sglang.demo.train_drafter all      --target M --data FILE.npz --work DIR --output FOLDER
 
 Each stage can be stopped and started again: features are computed once per `--work` folder, training goes on
 from the newest checkpoint there, evaluation and export read that checkpoint. `train` runs the features stage
-itself when it is missing. Recipe: block drafting over several target features (DFlash, arXiv 2602.06036),
+itself when it is missing; `all` runs every stage, and scores what it exported on prompts of four kinds.
+Recipe: block drafting over several target features (DFlash, arXiv 2602.06036),
 trained on the target's own answers against the target's own distributions.
 """
 
@@ -45,7 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser(__doc__ or "").parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    stages = {"generate": _generate, "features": _features, "train": _train, "evaluate": _evaluate, "export": _export}
+    stages = {
+        "generate": _generate,
+        "features": _features,
+        "train": _train,
+        "evaluate": _evaluate,
+        "export": _export,
+        "all": _all,
+    }
     try:
         stages[args.stage](args)
     except (ValueError, OSError) as error:
@@ -218,6 +227,15 @@ def _export(args: argparse.Namespace) -> None:
     export_drafter(model, args.output, torch.float32 if args.float32 else torch.bfloat16)
     write_manifest(args.output)
     print(args.output)
+
+
+def _all(args: argparse.Namespace) -> None:
+    if args.output is None:
+        raise ValueError("the last stage exports: pass --output FOLDER.")
+    for stage in (_generate, _train, _export):
+        stage(args)
+    args.draft, args.prompts = args.output, "by-kind"
+    _evaluate(args)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", choices=("generate", "features", "train", "evaluate", "export"))
+    parser.add_argument("stage", choices=("generate", "features", "train", "evaluate", "export", "all"))
     parser.add_argument("--work", type=Path, required=True, help="folder for features and checkpoints")
     parser.add_argument("--target", type=Path, help="Hugging Face folder of the target")
     parser.add_argument("--data", type=Path, help="conversations, .npz of tokens, offsets, answer_start")

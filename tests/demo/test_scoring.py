@@ -62,3 +62,20 @@ def test_an_exported_drafter_is_scored_by_kind_from_the_command_line(
     assert records["all"]["tree64"] >= records["all"]["tree8"] >= 1
     assert "| short | " in printed
     assert "| depth | confidence |" in printed
+
+
+def test_one_command_goes_from_nothing_to_an_exported_and_scored_drafter(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_drafter, "HELD_OUT_PROMPTS", PROMPTS)
+    flags = ["--target", str(folder), "--data", str(tmp_path / "data.npz"), "--work", str(tmp_path / "work")]
+    flags += ["--output", str(tmp_path / "drafter"), "--threads", "1", "--float32", "--mask-token", "mask"]
+    flags += ["--conversations", "60", "--generation-batch", "30", "--max-tokens", "90", "--held-out-percent", "30"]
+    flags += ["--target-layers", "0,2", "--start-layers", "2,3", "--block-size", "4"]
+    flags += ["--steps", "3", "--rows", "2", "--anchors", "4", "--evaluate-every", "100"]
+    assert train_drafter.main(["all", *flags]) == 0
+    printed = capsys.readouterr().out
+    stages = ["conversations 60", '"step": 3', str(tmp_path / "drafter"), '"kind": "all"']
+    places = [printed.index(stage) for stage in stages]
+    assert places == sorted(places)
+    assert (tmp_path / "drafter" / "model.safetensors").exists()

@@ -1,0 +1,54 @@
+"""Tree windows behind prefixes of several lengths, and attention over them written out: the oracle of backends."""
+
+from __future__ import annotations
+
+import torch
+from tree_cases import random_candidates
+
+from ddtree_sglang.core import ancestor_mask, build_draft_tree
+
+HEADS, KV_HEADS, WIDTH, NODES = 4, 2, 16, 9
+PREFIXES = (5, 0, 19)
+
+
+class AttentionCase:
+    """Queries, keys and values of a batch: prefixes in a pool, in some order, and the windows beside them."""
+
+    def __init__(self, device: torch.device, width: int = WIDTH) -> None:
+        generator = torch.Generator().manual_seed(3)
+        rows, slots = len(PREFIXES) * NODES, sum(PREFIXES)
+
+        def random(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator).to(device)
+
+        self.device, self.width = device, width
+        self.prefix_lens = torch.tensor(PREFIXES)
+        self.query = random(rows, HEADS, width)
+        self.key, self.value = random(rows, KV_HEADS, width), random(rows, KV_HEADS, width)
+        self.pool_key, self.pool_value = random(slots, KV_HEADS, width), random(slots, KV_HEADS, width)
+        self.slots = torch.randperm(slots, generator=generator).to(device)
+
+    def expected(self, window: torch.Tensor) -> torch.Tensor:
+        """Attention written out: every prefix key, and the window's keys where `window` [B, N, N] allows."""
+        out, group = torch.zeros_like(self.query, device="cpu"), HEADS // KV_HEADS
+        query, key, value = self.query.cpu(), self.key.cpu(), self.value.cpu()
+        starts = torch.nn.functional.pad(torch.cumsum(self.prefix_lens, 0), (1, 0)).tolist()
+        for b, prefix in enumerate(PREFIXES):
+            slots, rows = self.slots[starts[b] : starts[b] + prefix].cpu(), slice(b * NODES, (b + 1) * NODES)
+            keys = torch.cat([self.pool_key.cpu()[slots], key[rows]]).repeat_interleave(group, dim=1)
+            values = torch.cat([self.pool_value.cpu()[slots], value[rows]]).repeat_interleave(group, dim=1)
+            allowed = torch.cat([torch.ones(NODES, prefix, dtype=torch.bool), window[b]], dim=1)
+            scores = torch.einsum("qhd,khd->hqk", query[rows], keys) / query.shape[-1] ** 0.5
+            probs = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
+            out[rows] = torch.einsum("hqk,khd->qhd", probs, values)
+        return out
+
+
+def trees() -> torch.Tensor:
+    """[B, N, N] ancestor masks of random trees."""
+    block = random_candidates(4, len(PREFIXES), 4, 30, NODES - 1)
+    return ancestor_mask(build_draft_tree(block.ids, block.logprobs, block.root_ids, NODES).parents)
+
+
+def triangles() -> torch.Tensor:
+    return torch.ones(NODES, NODES).tril().bool().expand(len(PREFIXES), -1, -1).contiguous()

@@ -2,9 +2,11 @@
 
     python benchmarks/gpu_checks.py no-sync        [--model M --draft D] [--server-flag=...]
     python benchmarks/gpu_checks.py graph-equality [--model M --draft D] [--server-flag=...]
+    python benchmarks/gpu_checks.py width-equality [--model M --draft D] [--server-flag=...]
 
 `no-sync`: overlap scheduling on, CUDA told to raise wherever a decode round waits for the device; the server must
-answer. `graph-equality`: the same prompts with CUDA graphs and without; tokens must be equal.
+answer. `graph-equality`: the same prompts with CUDA graphs and without; tokens must be equal. `width-equality`: the
+same with the budget fixed and with policy load, which uses other widths, and none at eight requests.
 The last line of stdout is one JSON object; exit status 1 when the check fails.
 """
 
@@ -52,18 +54,24 @@ def no_sync(args: argparse.Namespace, ids: list[list[int]]) -> dict[str, object]
     return {"check": "no-sync", "passed": rounds > 0, "rounds": rounds}
 
 
-def graph_equality(args: argparse.Namespace, ids: list[list[int]]) -> dict[str, object]:
-    """Replayed graphs and eager forwards must choose the same tokens."""
-    with_graphs, eager = tokens(answers(args, ids)), tokens(answers(args, ids, "--disable-cuda-graph"))
-    pairs = [pair for both in zip(with_graphs, eager, strict=True) for pair in zip(*both, strict=True)]
-    different = sum(graph != other for graph, other in pairs)
-    return {"check": "graph-equality", "passed": different == 0, "compared": len(pairs), "different": different}
+def equality(args: argparse.Namespace, ids: list[list[int]], *other: str) -> dict[str, object]:
+    """The same prompts with further flags and without must give the same tokens."""
+    usual, changed = tokens(answers(args, ids)), tokens(answers(args, ids, *other))
+    pairs = [pair for both in zip(usual, changed, strict=True) for pair in zip(*both, strict=True)]
+    different = sum(left != right for left, right in pairs)
+    return {"check": args.check, "passed": different == 0, "compared": len(pairs), "different": different}
+
+
+EQUAL_WITH = {
+    "graph-equality": ("--disable-cuda-graph",),
+    "width-equality": ("--speculative-ddtree-policy", "load", "--speculative-ddtree-verify-tokens", "15"),
+}
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one check; what a user can fix is one line on stderr."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("check", choices=("no-sync", "graph-equality"))
+    parser.add_argument("check", choices=("no-sync", *EQUAL_WITH))
     add_common_flags(parser)
     parser.add_argument("--budget", type=int, default=16)
     parser.add_argument("--prompts", type=int, default=8, help="prompts per dataset")
@@ -73,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
         args.model, args.draft = pair.model, pair.draft
         encoded = encode(sample_prompts(args.datasets, args.prompts, 0), pair.model)
         ids = [one for dataset in encoded.values() for one in dataset]
-        verdict = no_sync(args, ids) if args.check == "no-sync" else graph_equality(args, ids)
+        verdict = no_sync(args, ids) if args.check == "no-sync" else equality(args, ids, *EQUAL_WITH[args.check])
     except (ServerError, SetupError, ValueError, OSError, RuntimeError) as error:
         print(f"gpu_checks: {error}", file=sys.stderr)
         verdict = {"check": args.check, "passed": False, "error": str(error)[:300]}

@@ -10,6 +10,7 @@
 #   lossless   greedy tokens equal plain decoding's, float32, alone and eight at once
 #   nosync     a decode round never waits for the device
 #   graphs     CUDA graphs and eager choose the same tokens
+#   widths     other tree widths, and rounds without a draft, choose the same tokens
 #   speed      plain, DFLASH chain, DDTREE: real acceptance with the embedded model, batch 1, 4, 8
 #   speed-large the same at batch 16 and 32
 #   rounds     what a round costs in plain steps at the size of Qwen3-8B (weights made up), by N and batch
@@ -49,7 +50,7 @@ while (($#)); do
         ;;
     esac
 done
-((${#sections[@]})) || sections=(machine kernels builder lossless nosync graphs speed speed-large rounds)
+((${#sections[@]})) || sections=(machine kernels builder lossless nosync graphs widths speed speed-large rounds)
 
 if ! command -v nvidia-smi >/dev/null || ! nvidia-smi -L 2>/dev/null | grep -q GPU; then
     echo "gpu_proof: needs an NVIDIA GPU, nvidia-smi shows none on this machine; everything else is in tests/run.sh" >&2
@@ -92,6 +93,7 @@ lossless() {
 }
 nosync() { "$python" benchmarks/gpu_checks.py no-sync "${pair[@]}" "${flags[@]}" --dtype bfloat16 --max-new-tokens 64; }
 graphs() { "$python" benchmarks/gpu_checks.py graph-equality "${pair[@]}" "${flags[@]}" --max-new-tokens 64; }
+widths() { "$python" benchmarks/gpu_checks.py width-equality "${pair[@]}" "${flags[@]}" --max-new-tokens 64; }
 speed_at() {
     local name=$1 prompts=$2
     shift 2
@@ -118,6 +120,7 @@ run_section() {
     lossless) lossless ;;
     nosync) nosync ;;
     graphs) graphs ;;
+    widths) widths ;;
     speed) speed_at speed 8 1 4 8 ;;
     speed-large) speed_at speed-large 32 16 32 ;;
     rounds) rounds ;;

@@ -12,24 +12,35 @@ from typing import Any
 import torch
 
 from ddtree_sglang.core.built_tree import BuiltTree
-from ddtree_sglang.engine.drafter import VocabShard, rank_candidates
+from ddtree_sglang.engine.drafter import DraftCandidates, VocabShard, rank_candidates
 from ddtree_sglang.engine.tree_stage import TreeStage
 
 
 class DraftGraphTail:
-    """Capture hook; after a replay `trees(B)` are the trees of the batch.
+    """Capture hook; after a replay `trees(B)` are the batch's trees of N nodes, and `candidates(B)` what they are of.
 
-    The trees are overwritten by the next replay, which is ordered after this round's verify on the same stream.
+    Both are overwritten by the next replay, which is ordered after this round's verify on the same stream.
     """
 
     def __init__(
-        self, shard: VocabShard, stage: TreeStage, *, block_size: int, top_k: int, max_batch: int, device: Any
+        self,
+        shard: VocabShard,
+        stage: TreeStage,
+        *,
+        num_nodes: int,
+        block_size: int,
+        top_k: int,
+        max_batch: int,
+        device: Any,
     ) -> None:
         self.shard = shard
-        self.stage = stage
         self.block_size = block_size
         self.top_k = top_k
-        self._built = BuiltTree.empty(max_batch, stage.num_nodes, device, stage.flat_mask_for(max_batch))
+        self._built = BuiltTree.empty(max_batch, num_nodes, device, stage.flat_mask_for(max_batch, num_nodes))
+        shape = (max_batch, block_size - 1, top_k)
+        self._candidates = DraftCandidates(
+            torch.empty(shape, dtype=torch.int64, device=device), torch.empty(shape, device=device)
+        )
 
     def __call__(self, runner: Any, out: Any, forward_batch: Any, num_tokens: int) -> None:
         """Rank what the block proposes and build the trees; called by SGLang while it captures."""
@@ -37,7 +48,10 @@ class DraftGraphTail:
 
         batch_size = num_tokens // self.block_size
         hidden = out.hidden_states.view(batch_size, self.block_size, -1)[:, 1:]
-        candidates = rank_candidates(hidden, self.shard, self.top_k)
+        candidates = self.candidates(batch_size)
+        ranked = rank_candidates(hidden, self.shard, self.top_k)
+        candidates.topk_ids.copy_(ranked.topk_ids)
+        candidates.topk_logprobs.copy_(ranked.topk_logprobs)
         # The block starts at the root, which stands where the committed tokens end; with a windowed drafter the
         # lengths in the graph would be the window's.
         root_ids = forward_batch.input_ids.view(batch_size, self.block_size)[:, 0]
@@ -49,6 +63,11 @@ class DraftGraphTail:
             root_ids.to(torch.int64).contiguous(),
             prefix_lens.to(torch.int64).contiguous(),
         )
+
+    def candidates(self, batch_size: int) -> DraftCandidates:
+        """What that replay ranked, for trees of another width."""
+        held = self._candidates
+        return DraftCandidates(held.topk_ids[:batch_size], held.topk_logprobs[:batch_size])
 
     def trees(self, batch_size: int) -> BuiltTree:
         """The trees of the replay that was just launched."""

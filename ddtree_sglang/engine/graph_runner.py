@@ -20,19 +20,23 @@ from ddtree_sglang.engine.verify_input import DDTreeVerifyInput
 
 
 def shape_only_verify_input(custom_mask: torch.Tensor | None) -> DDTreeVerifyInput:
-    """A verify input that has the tree's widths and the backend's mask buffer, for capture and warm-up."""
+    """A verify input that has the tree's widths and the backend's mask buffer, for capture and warm-up.
+
+    At one node a request it is a chain without a mask, so that the causal graph is captured.
+    """
     spec = get_spec()
+    num_nodes = int(spec.speculative_num_draft_tokens)
     return DDTreeVerifyInput(
         draft_token=None,
-        custom_mask=custom_mask,
+        custom_mask=custom_mask if num_nodes > 1 else None,
         positions=None,
         retrieve_index=None,
         retrieve_next_token=None,
         retrieve_next_sibling=None,
         retrieve_cum_len=None,
         spec_steps=int(spec.speculative_num_steps),
-        topk=TREE_TOPK,
-        draft_token_num=int(spec.speculative_num_draft_tokens),
+        topk=TREE_TOPK if num_nodes > 1 else 1,
+        draft_token_num=num_nodes,
         capture_hidden_mode=CaptureHiddenMode.FULL,
         seq_lens_sum=None,
         seq_lens_cpu=None,

@@ -89,15 +89,8 @@ def resolve_server_args(cfg: Any) -> None:
     for rule in ARGUMENT_RULES:
         if rule.broken(cfg):
             raise DDTreeConfigError(f"{ALGORITHM} {rule.message}")
-    config = DDTreeConfig.from_env()
-    apply_config(cfg, config)
+    apply_config(cfg, DDTreeConfig.from_env())
     check_attention_backend(cfg)
-    if config.policy != "fixed" and not str(cfg.device).startswith("cpu"):
-        # On a GPU each width needs its own attention backend and graphs, captured at start-up.
-        raise DDTreeConfigError(
-            f"{ALGORITHM} changes the budget between rounds on the CPU only so far, got policy {config.policy!r} on "
-            f"{cfg.device}; remove --speculative-ddtree-policy."
-        )
     shape = read_drafter_shape(cfg)
     _check_block_size(cfg, shape)
     if str(cfg.device).startswith("cpu"):

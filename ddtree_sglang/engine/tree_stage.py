@@ -8,6 +8,7 @@ mask itself is what attention takes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,28 +29,35 @@ def tail_mask_buffer(attn_backend: Any) -> torch.Tensor | None:
     return held.buffer.view(torch.bool)
 
 
-class TreeStage:
-    """Builds N nodes a request out of D = `max_path_len` - 1 drafted positions.
+@dataclass(frozen=True, slots=True)
+class MaskBuffer:
+    """A backend's buffer of flat bool cells, and how many requests it has room for."""
 
-    Attributes:
-        flat_mask: the buffer of `tail_mask_buffer`, None before the target's graphs exist and where there is none.
-        max_flat_batch: the most requests that the buffer has room for.
+    cells: torch.Tensor
+    max_batch: int
+
+
+class TreeStage:
+    """Builds trees out of D = `max_path_len` - 1 drafted positions, at any of the widths that a server verifies.
+
+    Mask buffers are known per width once the target's graphs exist; before that, and where there is none, masks are
+    `[B, N, N]`.
     """
 
-    def __init__(self, num_nodes: int, max_path_len: int) -> None:
-        self.num_nodes = num_nodes
+    def __init__(self, max_path_len: int) -> None:
         self.max_path_len = max_path_len
-        self.flat_mask: torch.Tensor | None = None
-        self.max_flat_batch = 0
+        self._buffers: dict[int, MaskBuffer] = {}
 
-    def use_buffer_of(self, attn_backend: Any) -> None:
-        """Write masks into the target backend's own buffer from now on, if it has one that fits the form."""
-        self.flat_mask = tail_mask_buffer(attn_backend)
-        self.max_flat_batch = 0 if self.flat_mask is None else int(attn_backend.verify_mask.max_bs)
+    def use_buffer_of(self, attn_backend: Any, num_nodes: int) -> None:
+        """Write masks of this width into the target backend's own buffer from now on, if it has one of the form."""
+        cells = tail_mask_buffer(attn_backend)
+        if cells is not None:
+            self._buffers[num_nodes] = MaskBuffer(cells, int(attn_backend.verify_mask.max_bs))
 
-    def flat_mask_for(self, batch_size: int) -> torch.Tensor | None:
-        """The buffer, if it has room for so many requests."""
-        return self.flat_mask if batch_size <= self.max_flat_batch else None
+    def flat_mask_for(self, batch_size: int, num_nodes: int) -> torch.Tensor | None:
+        """The buffer of a width, if it has room for so many requests."""
+        buffer = self._buffers.get(num_nodes)
+        return buffer.cells if buffer is not None and batch_size <= buffer.max_batch else None
 
     def build(
         self, candidates: DraftCandidates, root_ids: torch.Tensor, prefix_lens: torch.Tensor, num_nodes: int
@@ -66,7 +74,7 @@ class TreeStage:
             root_ids,
             prefix_lens,
             num_nodes,
-            self.flat_mask_for(len(root_ids)),
+            self.flat_mask_for(len(root_ids), num_nodes),
         )
 
     @staticmethod

@@ -48,25 +48,27 @@ def make_verify_input(
 
     Args:
         max_path_len: P.
-        custom_mask: in the form that the target's backend reads (`TreeStage.custom_mask`).
+        custom_mask: in the form that the target's backend reads (`TreeStage.custom_mask`). A single node needs none:
+            it is a chain, and takes the backend's causal path.
         out_cache_loc: [B * N] int64, the window's slots.
     """
     tree, layout = built.tree, built.layout
+    branches = tree.num_nodes > 1
     return DDTreeVerifyInput(
         draft_token=tree.token_ids.flatten(),
-        custom_mask=custom_mask,
+        custom_mask=custom_mask if branches else None,
         positions=layout.positions.flatten(),
         retrieve_index=layout.retrieve_index,
         retrieve_next_token=layout.retrieve_next_token,
         retrieve_next_sibling=layout.retrieve_next_sibling,
         retrieve_cum_len=None,
         spec_steps=max_path_len - 1,
-        topk=TREE_TOPK,
+        topk=TREE_TOPK if branches else 1,
         draft_token_num=tree.num_nodes,
         capture_hidden_mode=CaptureHiddenMode.FULL,
         seq_lens_sum=None,
         seq_lens_cpu=None,
         prepared_out_cache_loc=out_cache_loc,
         kv_loc_plan=kv_loc_plan,
-        ancestor_mask=built.mask if built.mask.device.type == "cpu" else None,
+        ancestor_mask=built.mask if branches and built.mask.device.type == "cpu" else None,
     )

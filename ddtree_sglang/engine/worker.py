@@ -11,6 +11,7 @@ rely on: after a round, the target's and the drafter's KV of a request are final
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ from ddtree_sglang.engine.trace import RoundTrace
 from ddtree_sglang.engine.tree_stage import TreeStage
 from ddtree_sglang.engine.tree_walk import walk
 from ddtree_sglang.engine.verify_input import DDTreeVerifyInput, make_verify_input
+from ddtree_sglang.engine.width_states import WidthStates
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 if TYPE_CHECKING:
@@ -93,7 +95,8 @@ class DDTreeWorker(DFlashWorkerV2):
             )
         self.speculative_num_draft_tokens = self.num_nodes
         self.max_path_len = int(self.block_size)
-        self.tree_stage = TreeStage(self.num_nodes, self.max_path_len)
+        self.tree_stage = TreeStage(self.max_path_len)
+        self._widths: WidthStates | None = None
         self._graph_tail: DraftGraphTail | None = None
         self.trace = RoundTrace(self.config.trace if get_parallel().tp_rank == 0 else None, self.device)
         runner = target_worker.model_runner
@@ -129,10 +132,13 @@ class DDTreeWorker(DFlashWorkerV2):
         """Capture the drafter's graph, with the tree at its end; the target's is captured by now, its buffer there."""
         batch_sizes = get_exec().graph.cuda_graph_config.decode.bs
         if str(self.device).startswith("cuda") and batch_sizes:
-            self.tree_stage.use_buffer_of(self.model_runner.attn_backend)
+            self._widths = WidthStates.capture(self.model_runner, self.policy.widths)
+            for width in self.policy.widths:
+                self.tree_stage.use_buffer_of(self._widths.backend(width), width)
             self._graph_tail = DraftGraphTail(
                 self._shard,
                 self.tree_stage,
+                num_nodes=self.num_nodes,
                 block_size=self.max_path_len,
                 top_k=self.top_k,
                 max_batch=max(batch_sizes),
@@ -188,7 +194,7 @@ class DDTreeWorker(DFlashWorkerV2):
             if self.config.check_ranks:
                 require_equal_trees(built, get_parallel().tp_group)
             tree, verify_input = built.tree, self._verify_input(built, window)
-        with stage("verify"):
+        with stage("verify"), self._widths.active(window.num_nodes) if self._widths else nullcontext():
             target_out = self._verify(batch, verify_input, window)
         with stage("accept"):
             accepted, target_ids = self._accept(batch, tree, verify_input, target_out.logits_output)
@@ -244,7 +250,8 @@ class DDTreeWorker(DFlashWorkerV2):
         with draft_tp_context(self.draft_parallel_layout):
             out = self.draft_model_runner.forward(forward_batch)
             if self._graph_tail is not None and out.can_run_graph:
-                return self._graph_tail.trees(batch_size)
+                is_widest = window.num_nodes == self.num_nodes
+                return self._graph_tail.trees(batch_size) if is_widest else self._graph_tail.candidates(batch_size)
             hidden = out.logits_output.hidden_states.view(batch_size, block_size, -1)[:, 1:]
             return rank_candidates(hidden, self._shard, self.top_k)
 

@@ -63,7 +63,7 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
         config = DDTreeConfig()
         num_nodes, max_path_len, top_k = NODES, BLOCK, NODES - 1
         policy = BudgetPolicy.fixed(NODES)
-        tree_stage = TreeStage(NODES, BLOCK)
+        tree_stage = TreeStage(BLOCK)
         trace = RoundTrace(None, "meta")
         model_runner = SimpleNamespace(
             req_to_token_pool=SimpleNamespace(req_to_token=empty(ROWS, 512, dtype=torch.int32)),
@@ -80,6 +80,7 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
         _noise_embed_scale = 1.0
         _mask_token_id = 4
         _block_pos_offsets = torch.arange(BLOCK, device=META)
+        _widths = None
         _graph_tail = SimpleNamespace(trees=lambda count: BuiltTree.empty(count, NODES, META))
         _tp_sync = SimpleNamespace(sync=lambda *_: None)
 

@@ -36,7 +36,7 @@ def test_on_the_host_a_round_is_cores_tree() -> None:
     from ddtree_sglang.engine.tree_stage import TreeStage
 
     ranked, roots, prefix_lens = candidates(2), torch.tensor([7, 8]), torch.tensor([3, 5])
-    built = TreeStage(NUM_NODES, 3).build(ranked, roots, prefix_lens, NUM_NODES)
+    built = TreeStage(3).build(ranked, roots, prefix_lens, NUM_NODES)
     tree = build_draft_tree(ranked.topk_ids, ranked.topk_logprobs, roots, NUM_NODES)
     expected = complete_tree(tree, prefix_lens)
     assert torch.equal(built.tree.token_ids, tree.token_ids)
@@ -48,14 +48,15 @@ def test_buffer_of_a_backend_is_taken_as_bool_and_only_up_to_its_batch() -> None
     from ddtree_sglang.engine.tree_stage import TreeStage
 
     target = backend()
-    stage = TreeStage(NUM_NODES, 3)
-    assert stage.flat_mask_for(1) is None
-    stage.use_buffer_of(target)
-    taken = stage.flat_mask_for(3)
+    stage = TreeStage(3)
+    assert stage.flat_mask_for(1, NUM_NODES) is None
+    stage.use_buffer_of(target, NUM_NODES)
+    taken = stage.flat_mask_for(3, NUM_NODES)
     assert taken is not None
     assert taken.dtype == torch.bool
     assert taken.data_ptr() == target.verify_mask.buffer.data_ptr()
-    assert stage.flat_mask_for(4) is None
+    assert stage.flat_mask_for(4, NUM_NODES) is None
+    assert stage.flat_mask_for(1, NUM_NODES + 1) is None
 
 
 @pytest.mark.parametrize("change", ["absent", "unread", "without prefix"])

@@ -10,7 +10,7 @@ import torch
 from ddtree_sglang.core.tree_mask import flat_tree_mask, tail_cell_index
 from ddtree_sglang.engine.draft_graph import DraftGraphTail
 from ddtree_sglang.engine.drafter import VocabShard, rank_candidates
-from ddtree_sglang.engine.tree_stage import TreeStage
+from ddtree_sglang.engine.tree_stage import MaskBuffer, TreeStage
 
 pytestmark = pytest.mark.sglang
 
@@ -47,14 +47,16 @@ def eager(out: SimpleNamespace, batch: SimpleNamespace, device: torch.device) ->
     roots, prefix_lens = batch.input_ids.view(-1, BLOCK)[:, 0].cpu(), batch.positions.view(-1, BLOCK)[:, 0].cpu()
     ranked = rank_candidates(hidden, shard(device), TOP_K)
     on_host = type(ranked)(ranked.topk_ids.cpu(), ranked.topk_logprobs.cpu())
-    return TreeStage(NODES, BLOCK).build(on_host, roots, prefix_lens, NODES)
+    return TreeStage(BLOCK).build(on_host, roots, prefix_lens, NODES)
 
 
 def tail(device: torch.device, flat_mask: torch.Tensor | None = None) -> DraftGraphTail:
-    stage = TreeStage(NODES, BLOCK)
+    stage = TreeStage(BLOCK)
     if flat_mask is not None:
-        stage.flat_mask, stage.max_flat_batch = flat_mask, MAX_BATCH
-    return DraftGraphTail(shard(device), stage, block_size=BLOCK, top_k=TOP_K, max_batch=MAX_BATCH, device=device)
+        stage._buffers[NODES] = MaskBuffer(flat_mask, MAX_BATCH)
+    return DraftGraphTail(
+        shard(device), stage, num_nodes=NODES, block_size=BLOCK, top_k=TOP_K, max_batch=MAX_BATCH, device=device
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, MAX_BATCH])
@@ -96,3 +98,13 @@ def test_a_padded_replay_gives_the_real_requests_their_trees_and_mask_cells(devi
     assert torch.equal(found.mask.cpu()[cells], flat[cells])
     custom = TreeStage.custom_mask(found, prefix_lens, int(prefix_lens.sum()))
     assert len(custom) == len(flat)
+
+
+def test_candidates_stay_for_trees_of_another_width(device: torch.device) -> None:
+    hook = tail(device)
+    out, batch = block(3, 7, device)
+    hook(None, out, batch, 3 * BLOCK)
+    expected = rank_candidates(out.hidden_states.view(-1, BLOCK, HIDDEN)[:, 1:], shard(device), TOP_K)
+    found = hook.candidates(3)
+    assert torch.equal(found.topk_ids, expected.topk_ids)
+    assert torch.equal(found.topk_logprobs, expected.topk_logprobs)

@@ -25,6 +25,11 @@ DDTree's own K is another number, and a large one here would inflate the KV rese
 _PREFIX = "speculative_ddtree_"
 
 
+def verify_topk(num_nodes: int) -> int:
+    """`topk` of a verify of `num_nodes` a request: one node is a chain, so that backends take their causal path."""
+    return TREE_TOPK if num_nodes > 1 else 1
+
+
 def is_ddtree(algorithm: str | None) -> bool:
     """Whether this value of `--speculative-algorithm` names DDTREE; SGLang takes names in any case."""
     return algorithm is not None and algorithm.upper() == ALGORITHM

@@ -15,7 +15,7 @@ import torch
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
 from sglang.srt.runtime_context import get_spec
 
-from ddtree_sglang.engine.cli_flags import ALGORITHM, TREE_TOPK
+from ddtree_sglang.engine.cli_flags import ALGORITHM, verify_topk
 from ddtree_sglang.engine.verify_input import DDTreeVerifyInput
 
 
@@ -35,7 +35,7 @@ def shape_only_verify_input(custom_mask: torch.Tensor | None) -> DDTreeVerifyInp
         retrieve_next_sibling=None,
         retrieve_cum_len=None,
         spec_steps=int(spec.speculative_num_steps),
-        topk=TREE_TOPK if num_nodes > 1 else 1,
+        topk=verify_topk(num_nodes),
         draft_token_num=num_nodes,
         capture_hidden_mode=CaptureHiddenMode.FULL,
         seq_lens_sum=None,

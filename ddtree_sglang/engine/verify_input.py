@@ -14,7 +14,7 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
 from sglang.srt.speculative.eagle_info import EagleVerifyInput
 
 from ddtree_sglang.core.built_tree import BuiltTree
-from ddtree_sglang.engine.cli_flags import TREE_TOPK
+from ddtree_sglang.engine.cli_flags import verify_topk
 
 IRREGULAR_TREE = -1
 """SGLang's value for "no fixed branching factor" in its tree kernels."""
@@ -63,7 +63,7 @@ def make_verify_input(
         retrieve_next_sibling=layout.retrieve_next_sibling,
         retrieve_cum_len=None,
         spec_steps=max_path_len - 1,
-        topk=TREE_TOPK if branches else 1,
+        topk=verify_topk(tree.num_nodes),
         draft_token_num=tree.num_nodes,
         capture_hidden_mode=CaptureHiddenMode.FULL,
         seq_lens_sum=None,

@@ -14,7 +14,7 @@ from typing import Any
 
 from sglang.srt.runtime_context import get_spec
 
-from ddtree_sglang.engine.cli_flags import TREE_TOPK
+from ddtree_sglang.engine.cli_flags import verify_topk
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,8 @@ class WidthState:
 
 
 def width_scope(num_nodes: int) -> Any:
-    """Within it SGLang's configuration says `num_nodes`; one node is a chain, so backends take their causal path."""
-    return get_spec().override(
-        speculative_num_draft_tokens=num_nodes, speculative_eagle_topk=TREE_TOPK if num_nodes > 1 else 1
-    )
+    """Within it SGLang's configuration says `num_nodes`."""
+    return get_spec().override(speculative_num_draft_tokens=num_nodes, speculative_eagle_topk=verify_topk(num_nodes))
 
 
 class WidthStates:

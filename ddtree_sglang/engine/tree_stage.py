@@ -78,12 +78,14 @@ class TreeStage:
         )
 
     @staticmethod
-    def custom_mask(built: BuiltTree, prefix_lens: torch.Tensor, total_prefix_len: int | None) -> torch.Tensor:
-        """What the target's backend takes as `custom_mask`.
+    def custom_mask(built: BuiltTree, prefix_lens: torch.Tensor, total_prefix_len: int | None) -> torch.Tensor | None:
+        """What the target's backend takes as `custom_mask`; None for a single node, a chain that is verified causally.
 
         Args:
             total_prefix_len: host sum of `prefix_lens`, or more; None if the host does not know.
         """
+        if built.tree.num_nodes == 1:
+            return None
         if built.is_flat:
             # The Triton backend copies what it is given onto its buffer, so give no more than is used.
             batch_size, num_nodes = built.tree.token_ids.shape

@@ -40,7 +40,7 @@ def make_verify_input(
     built: BuiltTree,
     max_path_len: int,
     *,
-    custom_mask: torch.Tensor,
+    custom_mask: torch.Tensor | None,
     out_cache_loc: torch.Tensor,
     kv_loc_plan: KVLocPlan,
 ) -> DDTreeVerifyInput:
@@ -48,15 +48,13 @@ def make_verify_input(
 
     Args:
         max_path_len: P.
-        custom_mask: in the form that the target's backend reads (`TreeStage.custom_mask`). A single node needs none:
-            it is a chain, and takes the backend's causal path.
+        custom_mask: in the form that the target's backend reads (`TreeStage.custom_mask`).
         out_cache_loc: [B * N] int64, the window's slots.
     """
     tree, layout = built.tree, built.layout
-    branches = tree.num_nodes > 1
     return DDTreeVerifyInput(
         draft_token=tree.token_ids.flatten(),
-        custom_mask=custom_mask if branches else None,
+        custom_mask=custom_mask,
         positions=layout.positions.flatten(),
         retrieve_index=layout.retrieve_index,
         retrieve_next_token=layout.retrieve_next_token,
@@ -70,5 +68,5 @@ def make_verify_input(
         seq_lens_cpu=None,
         prepared_out_cache_loc=out_cache_loc,
         kv_loc_plan=kv_loc_plan,
-        ancestor_mask=built.mask if branches and built.mask.device.type == "cpu" else None,
+        ancestor_mask=built.mask if built.mask.device.type == "cpu" else None,
     )

@@ -86,6 +86,15 @@ def test_flat_buffer_is_handed_on_as_far_as_it_is_used() -> None:
     assert len(TreeStage.custom_mask(built, torch.tensor([3, 5]), None)) == 100
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_root_alone_is_verified_without_a_mask(device: str) -> None:
+    """A chain: on a GPU (meta stands for it) a mask would be filled anew in every round, for nobody."""
+    from ddtree_sglang.engine.tree_stage import TreeStage
+
+    roots, prefix_lens = torch.tensor([7, 8], device=device), torch.tensor([3, 5], device=device)
+    assert TreeStage.custom_mask(root_trees(roots, prefix_lens), prefix_lens, 8) is None
+
+
 def test_filled_mask_has_true_prefix_columns() -> None:
     ranked, roots, prefix_lens = candidates(2), torch.tensor([7, 8]), torch.tensor([3, 5])
     built = complete_tree(build_draft_tree(ranked.topk_ids, ranked.topk_logprobs, roots, NUM_NODES), prefix_lens)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddtree_sglang.core import build_draft_tree, complete_tree
+from ddtree_sglang.core import BuiltTree, build_draft_tree, complete_tree, root_trees
 
 pytestmark = pytest.mark.sglang
 
@@ -16,23 +16,25 @@ PREFIX = [2, 5]
 
 
 def make() -> Any:
-    from ddtree_sglang.engine.tree_stage import TreeStage
-    from ddtree_sglang.engine.verify_input import make_verify_input
-
     # root -+- a --- c
     #       +- b
     ids = torch.tensor([[[1, 2], [3, 4]]]).repeat(2, 1, 1)
     logprobs = torch.log(torch.tensor([[[0.6, 0.3], [0.9, 0.1]]])).repeat(2, 1, 1)
-    prefix_lens = torch.tensor(PREFIX)
-    built = complete_tree(build_draft_tree(ids, logprobs, torch.tensor([7, 8]), 4), prefix_lens)
-    made = make_verify_input(
+    built = complete_tree(build_draft_tree(ids, logprobs, torch.tensor([7, 8]), 4), torch.tensor(PREFIX))
+    return built, verify_input_of(built)
+
+
+def verify_input_of(built: BuiltTree) -> Any:
+    from ddtree_sglang.engine.tree_stage import TreeStage
+    from ddtree_sglang.engine.verify_input import make_verify_input
+
+    return make_verify_input(
         built,
         max_path_len=3,
-        custom_mask=TreeStage.custom_mask(built, prefix_lens, None),
-        out_cache_loc=torch.arange(8),
+        custom_mask=TreeStage.custom_mask(built, torch.tensor(PREFIX), None),
+        out_cache_loc=torch.arange(built.tree.token_ids.numel()),
         kv_loc_plan=None,
     )
-    return built, made
 
 
 def test_widths_are_the_nodes_and_the_longest_path() -> None:
@@ -57,6 +59,14 @@ def test_host_attention_gets_the_ancestor_mask_itself() -> None:
     built, made = make()
     assert torch.equal(made.ancestor_mask, built.mask)
     assert torch.equal(made.custom_mask.view(2, 4, 4), built.mask)
+
+
+def test_a_root_alone_takes_the_causal_path_of_every_backend() -> None:
+    made = verify_input_of(root_trees(torch.tensor([7, 8]), torch.tensor(PREFIX)))
+    assert (made.draft_token_num, made.topk, made.custom_mask) == (1, 1, None)
+    # The host's backend reads this one: each root sees itself, as in a causal window.
+    assert made.ancestor_mask.tolist() == [[[True]], [[True]]]
+    assert made.positions.tolist() == PREFIX
 
 
 def test_targets_graphs_and_warm_ups_are_trees_and_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 
 from ddtree_sglang.core.draft_tree import DraftTree
 from ddtree_sglang.core.tree_layout import TreeLayout, layout_draft_tree
 from ddtree_sglang.core.tree_mask import ancestor_mask
+
+Rows = TypeVar("Rows", DraftTree, TreeLayout)
 
 
 @dataclass(frozen=True)
@@ -53,22 +56,13 @@ class BuiltTree:
 
     def first(self, batch_size: int) -> BuiltTree:
         """Views of the first requests; a flat mask is shared whole, its first cells are theirs."""
-        tree, layout = self.tree, self.layout
-        return BuiltTree(
-            DraftTree(
-                tree.token_ids[:batch_size],
-                tree.parents[:batch_size],
-                tree.depths[:batch_size],
-                tree.logprobs[:batch_size],
-            ),
-            TreeLayout(
-                layout.positions[:batch_size],
-                layout.retrieve_index[:batch_size],
-                layout.retrieve_next_token[:batch_size],
-                layout.retrieve_next_sibling[:batch_size],
-            ),
-            self.mask if self.is_flat else self.mask[:batch_size],
-        )
+        mask = self.mask if self.is_flat else self.mask[:batch_size]
+        return BuiltTree(_first_rows(self.tree, batch_size), _first_rows(self.layout, batch_size), mask)
+
+
+def _first_rows(parts: Rows, batch_size: int) -> Rows:
+    """The same dataclass of [B, N] tensors, each cut to views of its first rows."""
+    return replace(parts, **{field.name: getattr(parts, field.name)[:batch_size] for field in fields(parts)})
 
 
 def complete_tree(tree: DraftTree, prefix_lens: torch.Tensor, max_depth: int | None = None) -> BuiltTree:

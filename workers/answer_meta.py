@@ -1,0 +1,105 @@
+"""One `meta_info` for an answer that several attempts produced.
+
+Each attempt reports SGLang's `meta_info` of its own part: its prompt includes the answer so far, its counters begin at
+zero. Names as in `TokenizerManager._handle_batch_output` and `_calculate_spec_decoding_metrics`
+(sglang/srt/managers/tokenizer_manager.py). An attempt whose worker was lost often reported no speculative counters, as
+SGLang sends them with the last output only: ratios are over the attempts that did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any
+
+SUMMED = ("spec_verify_ct", "spec_num_correct_drafts", "spec_num_proposed_drafts", "num_retractions")
+HISTOGRAMS = ("spec_correct_drafts_histogram", "spec_cap_lens_histogram")
+# Averages per verification, so an attempt weighs by its number of verifications.
+PER_VERIFY = ("spec_cap_length", "spec_block_accept_length")
+# Made anew for the whole answer, by the answer or by whoever talks to the client.
+_REPLACED = frozenset(
+    {
+        "id",
+        "finish_reason",
+        "prompt_tokens",
+        "completion_tokens",
+        "output_token_logprobs",
+        "output_token_logprobs_length",
+        "output_top_logprobs",
+        "e2e_latency",
+        "response_sent_to_client_ts",
+    }
+)
+
+
+@dataclass
+class AttemptReport:
+    """What one attempt contributed, and the last that it said of itself."""
+
+    num_tokens: int = 0
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def merge_reports(reports: Sequence[AttemptReport]) -> dict[str, Any]:
+    """SGLang's `meta_info` for the whole, apart from the fields that the answer itself knows."""
+    metas = [report.meta for report in reports if report.meta]
+    merged = {name: value for name, value in (metas[-1] if metas else {}).items() if name not in _REPLACED}
+    if len(metas) < 2:
+        return merged
+    for meta in metas:
+        if "cached_tokens" in meta:
+            # A later attempt finds the answer so far in the cache, or not: of the client's prompt the first one tells.
+            merged["cached_tokens"] = meta["cached_tokens"]
+            merged.pop("cached_tokens_details", None)
+            merged |= {name: value for name, value in meta.items() if name == "cached_tokens_details"}
+            break
+    for name in SUMMED:
+        if any(name in meta for meta in metas):
+            merged[name] = sum(meta.get(name, 0) for meta in metas)
+    for name in HISTOGRAMS:
+        columns = [meta[name] for meta in metas if name in meta]
+        if columns:
+            merged[name] = [sum(cells) for cells in zip_longest(*columns, fillvalue=0)]
+    if any("reasoning_tokens" in meta for meta in metas):
+        merged["reasoning_tokens"] = _reasoning_tokens(reports)
+    return merged | _ratios([report for report in reports if report.meta.get("spec_verify_ct")])
+
+
+def _ratios(reports: Sequence[AttemptReport]) -> dict[str, float]:
+    """Acceptance over the attempts that reported their verifications."""
+    if not reports:
+        return {}
+    num_verifies = sum(report.meta["spec_verify_ct"] for report in reports)
+    ratios = {"spec_accept_length": sum(map(_num_generated, reports)) / num_verifies}
+    num_proposed = sum(report.meta.get("spec_num_proposed_drafts", 0) for report in reports)
+    if num_proposed:
+        num_correct = sum(report.meta.get("spec_num_correct_drafts", 0) for report in reports)
+        ratios["spec_accept_rate"] = num_correct / num_proposed
+    for name in PER_VERIFY:
+        told = [report.meta for report in reports if name in report.meta]
+        if told:
+            weight = sum(meta["spec_verify_ct"] for meta in told)
+            ratios[name] = sum(meta[name] * meta["spec_verify_ct"] for meta in told) / weight
+    return ratios
+
+
+def _reasoning_tokens(reports: Sequence[AttemptReport]) -> int:
+    """Tokens up to the end of the reasoning, which a later attempt cannot know to be over.
+
+    An attempt counts as reasoning until it sees the end marker itself. So once an attempt generated more than it
+    counted, the end was seen and what later attempts count is answer.
+    """
+    total = 0
+    for report in reports:
+        counted = report.meta.get("reasoning_tokens", 0)
+        total += counted
+        if counted < _num_generated(report):
+            break
+    return total
+
+
+def _num_generated(report: AttemptReport) -> int:
+    """Tokens by the engine's own count, as its other counters are; more than kept where a stop string cut the rest."""
+    counted: int = report.meta.get("completion_tokens", report.num_tokens)
+    return counted

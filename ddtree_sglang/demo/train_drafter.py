@@ -21,6 +21,7 @@ import json
 import sys
 from collections.abc import Sequence
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,12 +64,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _target_folder(args: argparse.Namespace) -> Path:
+    folder: Path | None = args.target
+    if folder is None:
+        raise ValueError("this stage needs the target: pass --target FOLDER.")
+    return folder
+
+
 def _load_target(args: argparse.Namespace, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
-    if args.target is None:
-        raise ValueError("this stage needs the target: pass --target FOLDER.")
-    return AutoModelForCausalLM.from_pretrained(args.target, dtype=dtype).to(args.device).eval()
+    return AutoModelForCausalLM.from_pretrained(_target_folder(args), dtype=dtype).to(args.device).eval()
+
+
+def _tokenizer(args: argparse.Namespace) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(_target_folder(args))
 
 
 def _conversations(args: argparse.Namespace) -> Conversations:
@@ -78,13 +90,9 @@ def _conversations(args: argparse.Namespace) -> Conversations:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from transformers import AutoTokenizer
-
     if args.data is None:
         raise ValueError("generation needs a file to write: pass --data FILE.npz.")
-    if args.target is None:
-        raise ValueError("generation needs the target's tokenizer: pass --target FOLDER.")
-    tokenizer = AutoTokenizer.from_pretrained(args.target)
+    tokenizer = _tokenizer(args)
     plan = GenerationPlan(
         args.conversations,
         args.generation_batch,
@@ -143,9 +151,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _drafter_config(args: argparse.Namespace, target: Any) -> DrafterConfig:
-    from transformers import AutoTokenizer
-
-    mask_id = AutoTokenizer.from_pretrained(args.target).get_vocab().get(args.mask_token)
+    mask_id = _tokenizer(args).get_vocab().get(args.mask_token)
     if mask_id is None:
         raise ValueError(f"the mask token must be in the target's vocabulary, {args.mask_token!r} is not.")
     return drafter_config_for(
@@ -182,7 +188,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     model.to(args.device)
     target = _load_target(args, torch.float32)
     if args.prompts == "by-kind":
-        conversations, kinds = _answered_prompts(args, target)
+        conversations, kinds = answer_prompts(target, _tokenizer(args), HELD_OUT_PROMPTS, args.work / "by-kind.npz")
         folder = args.work / "by-kind-features"
         cache = build_feature_cache(conversations, target, model.config.target_layer_ids, folder)
     else:
@@ -201,13 +207,6 @@ def _evaluate(args: argparse.Namespace) -> None:
     for score in scores:
         print(json.dumps(score.record()))
     print(score_table(scores))
-
-
-def _answered_prompts(args: argparse.Namespace, target: Any) -> tuple[Conversations, list[str]]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(args.target)
-    return answer_prompts(target, tokenizer, HELD_OUT_PROMPTS, args.work / "by-kind.npz")
 
 
 def _to_score(args: argparse.Namespace, conversations: Conversations) -> list[int]:

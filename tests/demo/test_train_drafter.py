@@ -150,6 +150,15 @@ def test_unfit_input_is_refused_and_nothing_is_lost(
     assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == before
 
 
+@pytest.mark.parametrize("stage", ["generate", "features", "train", "all"])
+def test_stage_without_a_target_says_which_flag_it_needs(
+    inputs: list[str], stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path / "drafter")
+    assert main([stage, *inputs[2:], "--work", str(tmp_path / "work"), "--output", output, *COMMON]) == 2
+    assert "pass --target FOLDER" in capsys.readouterr().err
+
+
 def test_target_of_another_hidden_size_than_the_features_is_refused(
     inputs: list[str], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,11 +24,13 @@ python=${PYTHON:-python3}
 out="$repo/benchmarks/results/gpu-$(date -u +%Y%m%dT%H%M%SZ)"
 backend=triton # float32 runs on it, and so do all sizes of mask
 pair=()
+model=
 sections=()
 while (($#)); do
     case $1 in
     --model | --draft)
         pair+=("$1" "$2")
+        [[ $1 == --model ]] && model=$2
         shift 2
         ;;
     --out)
@@ -101,9 +103,10 @@ speed_at() {
         --prompts "$prompts" --max-new-tokens 64 --budgets 8 16 32 64 128 --batch-sizes "$@" --output "$out/$name.jsonl"
 }
 rounds() {
-    local folder="$repo/.cache/dummy-pair" tokenizer
-    tokenizer=$("$python" -c 'from ddtree_sglang.demo.prepare import prepare_model; print(prepare_model())') || true
-    ((${#pair[@]} >= 2)) && [[ ${pair[0]} == --model ]] && tokenizer=${pair[1]}
+    local folder="$repo/.cache/dummy-pair" tokenizer=$model
+    if [[ -z "$tokenizer" ]]; then
+        tokenizer=$("$python" -c 'from ddtree_sglang.demo.prepare import prepare_model; print(prepare_model())') || return
+    fi
     "$python" benchmarks/dummy_pair.py "$folder" --tokenizer "$tokenizer" || return
     "$python" benchmarks/bench_decode.py --model "$folder/target" --draft "$folder/draft" "${flags[@]}" \
         --server-flag=--load-format=dummy --server-flag=--skip-tokenizer-init --dtype bfloat16 --allow-mismatch \

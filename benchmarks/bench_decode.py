@@ -130,14 +130,7 @@ def run(args: argparse.Namespace) -> int:
     args.model, args.draft = pair.model, pair.draft
     settings = {key: portable(value) for key, value in vars(args).items()}
     provenance = {**collect_provenance(), "settings": settings}
-    common = Common(
-        pair.model,
-        pair.draft,
-        args.dtype,
-        args.max_total_tokens,
-        max(args.batch_sizes),
-        tuple(args.server_flag),
-    )
+    common = Common.from_args(args, max(args.batch_sizes))
     lines: list[dict[str, Any]] = []
     for group in groups_for(args.budgets, args.servers_at_once or servers_that_fit()):
         with running(group, common, trace=not args.no_trace) as systems:

@@ -115,14 +115,7 @@ def run(args: argparse.Namespace) -> int:
     encoded = encode(prompts, pair.model)
     names = [prompt.key for dataset in encoded for prompt in prompts if prompt.dataset == dataset]
     ids = [one for dataset in encoded.values() for one in dataset]
-    common = Common(
-        pair.model,
-        pair.draft,
-        args.dtype,
-        args.max_total_tokens,
-        max(*args.concurrency, args.reference_concurrency),
-        tuple(args.server_flag),
-    )
+    common = Common.from_args(args, max(*args.concurrency, args.reference_concurrency))
     cases: list[Case] = []
     with running([System("plain", None)], common) as (plain,):
         at_once = args.reference_concurrency

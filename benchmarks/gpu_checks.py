@@ -35,9 +35,7 @@ CONCURRENCY = (1, 8)
 
 def answers(args: argparse.Namespace, ids: list[list[int]], *extra: str) -> list[Batch]:
     """What a DDTREE server with further flags answers, at each concurrency."""
-    common = Common(
-        args.model, args.draft, args.dtype, args.max_total_tokens, max(CONCURRENCY), (*args.server_flag, *extra)
-    )
+    common = Common.from_args(args, max(CONCURRENCY), *extra)
     with running([System(f"ddtree-{args.budget}", "DDTREE", args.budget)], common, trace=False) as (server,):
         return [generate_batch(server.url, ids, args.max_new_tokens, at_once) for at_once in CONCURRENCY]
 

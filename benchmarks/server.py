@@ -6,6 +6,7 @@ so that they can be measured in turns; an idle one sleeps (`--sleep-on-idle`), a
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,18 @@ class Common:
     max_total_tokens: int
     max_running_requests: int
     extra: tuple[str, ...] = ()
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace, max_running_requests: int, *extra: str) -> Common:
+        """What the flags of `add_common_flags` say, once `args` names the prepared pair; `extra` comes last."""
+        return cls(
+            args.model,
+            args.draft,
+            args.dtype,
+            args.max_total_tokens,
+            max_running_requests,
+            (*args.server_flag, *extra),
+        )
 
     def flags(self) -> tuple[str, ...]:
         """Flags of every server, speculative or not."""

@@ -18,11 +18,12 @@ FAKE = Path(__file__).resolve().parent / "fake_generate.py"
 
 
 class FakeMachine:
-    """Names of the systems that answer with other tokens, and all servers that were started."""
+    """Names of the systems that answer with other tokens, all servers that were started, and what they got alike."""
 
     def __init__(self) -> None:
         self.liars: set[str] = set()
         self.started: list[ServerProcess] = []
+        self.commons: set[server.Common] = set()
 
 
 @pytest.fixture
@@ -30,13 +31,14 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     """Fake servers, two prompts, no model."""
     fake = FakeMachine()
 
-    def process(system: server.System, _common: server.Common, trace_path: Path | None) -> ServerProcess:
+    def process(system: server.System, common: server.Common, trace_path: Path | None) -> ServerProcess:
         port = free_port()
         kind = "speculative" if system.algorithm else "plain"
         trace = str(trace_path or tmp_path / f"{system.name}.unread")
         tokens = "other" if system.name in fake.liars else "same"
         command = [sys.executable, str(FAKE), str(port), kind, trace, tokens]
         log = tmp_path / f"{system.name}.log"
+        fake.commons.add(common)
         fake.started.append(ServerProcess(system.name, command, f"http://127.0.0.1:{port}", log))
         return fake.started[-1]
 
@@ -74,6 +76,12 @@ def test_decode_writes_a_line_for_each_system_and_batch_size(machine: FakeMachin
     assert by_system["plain"]["provenance"]["settings"]["budgets"] == [4, 8]
     assert "| ddtree-8 | gsm8k |" in (tmp_path / "out.md").read_text()
     assert all(one.exit_status() is not None for one in machine.started)
+
+
+def test_every_server_gets_the_prepared_pair_and_the_common_flags(machine: FakeMachine, tmp_path: Path) -> None:
+    flags = ("--dtype", "bfloat16", "--max-total-tokens", "99", "--server-flag=--a", "--server-flag=--b")
+    assert decode(tmp_path, *flags)[0] == 0
+    assert machine.commons == {server.Common("m", "d", "bfloat16", 99, max_running_requests=2, extra=("--a", "--b"))}
 
 
 def test_budgets_that_do_not_fit_together_go_in_groups_with_both_baselines(
@@ -129,10 +137,10 @@ def lossless(tmp_path: Path) -> tuple[int, dict]:
     return bench_lossless.main(flags), json.loads(output.read_text())
 
 
-@pytest.mark.usefixtures("machine")
-def test_lossless_counts_nothing_when_all_is_equal(tmp_path: Path) -> None:
+def test_lossless_counts_nothing_when_all_is_equal(machine: FakeMachine, tmp_path: Path) -> None:
     status, record = lossless(tmp_path)
     assert status == 0
+    assert machine.commons == {server.Common("m", "d", "float32", 8192, max_running_requests=2)}
     assert [(case["budget"], case["concurrency"]) for case in record["cases"]] == [(4, 1), (4, 2), (8, 1), (8, 2)]
     assert all(case["num_mismatches"] == 0 and case["num_prompts"] == 2 for case in record["cases"])
 

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from ddtree_sglang.demo.drafter_config import DrafterConfig, drafter_config_for
 
 VOCABULARY = 97
 LAYER_IDS = (0, 2)
+
+# What every tiny target has, Llama or Qwen3.
+SHAPE: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": VOCABULARY,
+    "initializer_range": 0.2,
+    "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+}
 
 
 def tiny_target(hidden_size: int = 48) -> LlamaForCausalLM:
@@ -23,15 +35,9 @@ def tiny_target(hidden_size: int = 48) -> LlamaForCausalLM:
     config = LlamaConfig(
         hidden_size=hidden_size,
         intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        vocab_size=VOCABULARY,
         max_position_embeddings=256,
         tie_word_embeddings=True,
-        initializer_range=0.2,
-        rope_parameters={"rope_theta": 10000.0, "rope_type": "default"},
+        **SHAPE,
     )
     return LlamaForCausalLM(config).eval()
 
@@ -53,7 +59,7 @@ def save_tokenizer(folder: Path) -> None:
     wrapped.save_pretrained(folder)
 
 
-def tiny_config(target: LlamaForCausalLM, block_size: int = 4) -> DrafterConfig:
+def tiny_config(target: PreTrainedModel, block_size: int = 4) -> DrafterConfig:
     """A two-layer drafter for it."""
     return drafter_config_for(
         target.config,

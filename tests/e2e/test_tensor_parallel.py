@@ -13,9 +13,8 @@ import pytest
 import torch
 from asking import PROMPTS, ask_all
 from servers import Pair
-from tiny import VOCABULARY, save_tokenizer
+from tiny import SHAPE, VOCABULARY, save_tokenizer, tiny_config
 
-from ddtree_sglang.demo.drafter_config import drafter_config_for
 from ddtree_sglang.demo.drafter_model import DFlashDrafter
 from ddtree_sglang.demo.export import export_drafter
 from ddtree_sglang.demo.manifest import write_manifest
@@ -33,29 +32,14 @@ def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     config = Qwen3Config(
         hidden_size=64,
         intermediate_size=96,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        vocab_size=VOCABULARY,
         max_position_embeddings=512,
         tie_word_embeddings=False,
-        initializer_range=0.2,
-        rope_parameters={"rope_theta": 10000.0, "rope_type": "default"},
+        **SHAPE,
     )
-    Qwen3ForCausalLM(config).save_pretrained(folder / "target")
+    target = Qwen3ForCausalLM(config)
+    target.save_pretrained(folder / "target")
     save_tokenizer(folder / "target")
-    drafter = DFlashDrafter(
-        drafter_config_for(
-            config,
-            mask_token_id=VOCABULARY - 1,
-            mask_token="mask",
-            target_layer_ids=(0, 2),
-            num_layers=2,
-            block_size=4,
-        )
-    )
-    export_drafter(drafter, folder / "draft", torch.float32)
+    export_drafter(DFlashDrafter(tiny_config(target)), folder / "draft", torch.float32)
     write_manifest(folder / "draft")
     return Pair(str(folder / "target"), str(folder / "draft"))
 

@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # Third-party packages that only these parts may import.
 ONLY_IN: dict[str, set[str]] = {
-    "sglang": {"ddtree_sglang.engine", "ddtree_sglang.cpu_platform"},
+    "sglang": {"ddtree_sglang.engine", "ddtree_sglang.cpu_platform", "workers"},
     "ray": {"workers"},
     "triton": {"ddtree_sglang.kernels"},
     "flashinfer": {"ddtree_sglang.kernels", "ddtree_sglang.engine"},

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fake_checkout import REPO
 
-SCRIPTS = [*sorted((REPO / "deploy").glob("*.sh")), REPO / "tests/run.sh", REPO / ".ci/run"]
+SCRIPTS = [*sorted((REPO / "deploy").rglob("*.sh")), REPO / "tests/run.sh", REPO / ".ci/run"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

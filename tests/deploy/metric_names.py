@@ -1,0 +1,100 @@
+"""Which metrics exist: SGLang's, read from its collectors' source, the Ray ingress's, and what the rules record."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import deploy_files
+from fake_checkout import REPO
+
+INGRESS_SOURCE = REPO / "workers/metrics.py"
+"""The hook for the workers: once this file exists, the ingress's names are read from it, not from the list below."""
+
+INGRESS_METRICS = {
+    "ddtree_ingress_requests_total",
+    "ddtree_ingress_resumed_total",
+    "ddtree_ingress_worker_lost_total",
+    "ddtree_ingress_gave_up_total",
+    "ddtree_ingress_rejected_total",
+    "ddtree_ingress_tokens_total",
+    "ddtree_ingress_ready_replicas",
+    "ddtree_ingress_resume_seconds",
+}
+OF_A_HISTOGRAM = ("_bucket", "_sum", "_count")
+CONSTRUCTORS = {"Counter", "Gauge", "Histogram", "Summary"}
+
+
+def existing_metrics() -> set[str]:
+    """Every name that may stand in PromQL."""
+    return {"up"} | sglang_metrics() | ingress_metrics() | recorded_metrics()
+
+
+@functools.cache
+def sglang_metrics() -> frozenset[str]:
+    """Names as Prometheus sees them: a counter ends in `_total`, a histogram has its three series."""
+    found: set[str] = set()
+    for kind, name in _collectors_of(_sglang_source("metrics_collector.py")):
+        if kind == "Counter":
+            found.add(name if name.endswith("_total") else f"{name}_total")
+        elif kind == "Gauge":
+            found.add(name)
+        else:
+            found |= {name + suffix for suffix in OF_A_HISTOGRAM}
+    return frozenset(found)
+
+
+def ingress_metrics() -> set[str]:
+    """What the ingress exports, less the `ray_` that the relabelling takes off. A name in seconds is a histogram."""
+    names = INGRESS_METRICS if not INGRESS_SOURCE.exists() else set(_strings(INGRESS_SOURCE, "ddtree_"))
+    return {name + suffix for name in names for suffix in (OF_A_HISTOGRAM if name.endswith("_seconds") else ("",))}
+
+
+def recorded_metrics() -> set[str]:
+    return {rule["record"] for rule in rules() if "record" in rule}
+
+
+def rules() -> list[dict[str, Any]]:
+    """All rules of rules.yml, whatever their group."""
+    groups = deploy_files.load_yaml(deploy_files.MONITORING / "rules.yml")["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+@functools.cache
+def ray_renaming() -> Callable[[str], str]:
+    """SGLang's own function that makes a metric's name fit for Ray, taken out of its module."""
+    for node in ast.walk(ast.parse(_sglang_source("ray_wrappers.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef) and node.name == "_get_sanitized_opentelemetry_name":
+            node.decorator_list = []
+            namespace: dict[str, Any] = {"re": re}
+            exec(compile(ast.Module([node], []), "ray_wrappers.py", "exec"), namespace)
+            return namespace[node.name]
+    raise AssertionError("SGLang renames its metrics for Ray in another place now")
+
+
+def _sglang_source(name: str) -> Path:
+    """Found without importing: SGLang's imports take longer than everything else in here."""
+    package = importlib.util.find_spec("sglang")
+    assert package is not None
+    assert package.submodule_search_locations
+    return Path(package.submodule_search_locations[0]) / "srt/observability" / name
+
+
+def _collectors_of(path: Path) -> Iterator[tuple[str, str]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CONSTRUCTORS):
+            continue
+        for keyword in node.keywords:
+            if keyword.arg == "name" and isinstance(keyword.value, ast.Constant):
+                yield node.func.id, str(keyword.value.value)
+
+
+def _strings(path: Path, prefix: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith(prefix):
+            yield node.value

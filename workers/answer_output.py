@@ -43,6 +43,7 @@ class AnswerOutput:
         self._token_texts = token_texts
         self._show_prompt = show_prompt
         self._started = time.perf_counter()
+        self._shown_len = 0
         self._output_ids: list[int] = []
         self._logprobs: list[Any] = []
         self._top_logprobs: list[Any] = []
@@ -63,6 +64,12 @@ class AnswerOutput:
         reason: dict[str, Any] | None = self._meta["finish_reason"]
         return reason
 
+    @property
+    def has_news(self) -> bool:
+        """Whether a stream should send what there is. Tokens whose text is held wait for it: the chat handler drops the
+        log-probabilities of a part without text."""
+        return len(self._text.text) > self._shown_len or self.finish_reason is not None
+
     def take(self, progress: Progress) -> None:
         self._output_ids.extend(progress.token_ids)
         self._meta |= progress.meta
@@ -77,6 +84,7 @@ class AnswerOutput:
 
     def as_dict(self) -> dict[str, Any]:
         """What there is so far."""
+        self._shown_len = len(self._text.text)
         # The client may still read this when the answer has gone on; its lists may grow, its entries may not change.
         result = {"text": self._text.text, "output_ids": self._output_ids, "meta_info": dict(self._meta)}
         if self._show_prompt:

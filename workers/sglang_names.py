@@ -116,7 +116,6 @@ SGLANG_NAMES: tuple[Entry, ...] = (
     Entry("sglang.srt.runtime_context", "RuntimeContext.config_leaf", ("name",), "token_manager"),
     Entry("sglang.srt.configs.model_config", "ModelConfig.from_server_args", ("server_args",), "token_manager"),
     Entry("sglang.srt.configs.model_config", "ModelConfig.get_default_sampling_params", (), "token_manager"),
-    Entry("sglang.srt.utils.hf_transformers_utils", "get_tokenizer", (), "text_model"),
     Entry(
         "sglang.srt.utils.hf_transformers.tokenizer",
         "get_tokenizer",

@@ -80,7 +80,7 @@ class TextModel:
 
 def load_tokenizer(config_value: Callable[[str], Any]) -> Any:
     """The tokenizer that SGLang would load."""
-    from sglang.srt.utils.hf_transformers_utils import get_tokenizer
+    from sglang.srt.utils.hf_transformers.tokenizer import get_tokenizer
 
     if config_value("skip_tokenizer_init"):
         raise ValueError("the ingress makes text of tokens and needs a tokenizer; leave out --skip-tokenizer-init.")

@@ -167,8 +167,9 @@ class TokenManager:
                 async with aclosing(self._run(answer)) as parts:
                     async for progress in parts:
                         answer.output.take(progress)
-                        started = True
-                        yield _indexed(answer.output, index, is_single)
+                        if answer.output.has_news:
+                            started = True
+                            yield _indexed(answer.output, index, is_single)
             except FAILURES as failure:
                 if not started:
                     raise error_before_first_token(failure) from failure

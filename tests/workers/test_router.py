@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from fake_engine import EOS, FakeEngine, request
+from fake_source import ANSWER, Act, ScriptedSource
 
 from workers.protocol import (
     Attempt,
@@ -24,47 +25,8 @@ from workers.protocol import (
 from workers.resume import EngineLimits, Progress
 from workers.router import ResumePolicy, Router, RouterCounters
 
-ANSWER = tuple(range(50, 70))
 LIMITS = EngineLimits(EOS)
 DIED = WorkerLost("the replica died")
-
-
-@dataclass
-class Act:
-    """What one attempt does: some chunks, then an error, silence, or the stream's end; or all of it."""
-
-    num_chunks: int | None = None
-    error: Exception | None = None
-    hangs: bool = False
-    pause_s: float = 0.0
-
-
-@dataclass
-class ScriptedSource:
-    """Attempts in the order of the script; later ones do all."""
-
-    script: list[Act]
-    engine: FakeEngine = field(default_factory=lambda: FakeEngine(ANSWER))
-    attempts: list[Attempt] = field(default_factory=list)
-    closed: list[int] = field(default_factory=list)  # numbers of the attempts that were stopped before their end
-
-    async def stream(self, attempt: Attempt) -> AsyncIterator[TokenChunk]:
-        act = self.script[len(self.attempts)] if len(self.attempts) < len(self.script) else Act()
-        self.attempts.append(attempt)
-        ended = False
-        try:
-            for chunk in self.engine.run(attempt)[: act.num_chunks]:
-                await asyncio.sleep(act.pause_s)
-                yield chunk
-            if act.error is not None:
-                ended = True
-                raise act.error
-            if act.hangs:
-                await asyncio.Event().wait()
-            ended = True
-        finally:
-            if not ended:
-                self.closed.append(attempt.number)
 
 
 class Sleeper:

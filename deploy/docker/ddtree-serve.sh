@@ -27,7 +27,7 @@ if [[ "$api_key" == "$admin_key" ]]; then
     echo "ddtree-serve: the admin key must not be the API key, or every client is an administrator." >&2
     exit 1
 fi
-umask 077
+# Only this user may read it: mktemp sees to that.
 config=$(mktemp --suffix=.yaml)
 printf 'api-key: "%s"\nadmin-api-key: "%s"\n' "$api_key" "$admin_key" >"$config"
 exec python3 -m sglang.launch_server --config "$config" "$@"

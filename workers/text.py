@@ -148,7 +148,14 @@ class AnswerText:
         self._search_tail = ""
         self._end_token: int | None = None  # held until it is known whether it ends the answer
         self._withheld = ""  # may be the beginning of a stop string
-        self.text = ""  # what the client may see
+        self._parts: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """What the client may see. Joined only when asked for, so that a token costs the same in a long answer."""
+        if len(self._parts) > 1:
+            self._parts = ["".join(self._parts)]
+        return self._parts[0] if self._parts else ""
 
     def push(self, token_id: int) -> FinishReason | None:
         """Take a token; SGLang's finish reason where it completes a stop string."""
@@ -191,5 +198,5 @@ class AnswerText:
         return 0
 
     def _show(self, length: int) -> None:
-        self.text += self._withheld[:length]
+        self._parts.append(self._withheld[:length])
         self._withheld = self._withheld[length:]

@@ -48,7 +48,8 @@ class FakeEngine:
             for stop in [stops] if isinstance(stops, str) else stops:
                 if stop in text:
                     return rest[:count], {"type": "stop", "matched": stop}
-            if rest[count - 1] in EOS and not attempt.sampling.get("ignore_eos"):
+            ends = EOS | frozenset(attempt.sampling.get("stop_token_ids") or ())
+            if rest[count - 1] in ends and not attempt.sampling.get("ignore_eos"):
                 return rest[:count], {"type": "stop", "matched": rest[count - 1]}
             if limit is not None and count >= limit:
                 return rest[:count], {"type": "length", "length": limit}

@@ -131,6 +131,8 @@ def test_a_stop_string_across_a_cut_ends_the_answer_and_is_not_shown(
 def test_two_samples_are_two_answers_and_one_prompt(service: Service, fields: dict[str, Any]) -> None:
     answer = service.ask([Act(3, DIED)], n=2, **fields)
     assert [text_of(answer, index) for index in (0, 1)] == [TEXT, TEXT]
+    # Their replicas could not tell them apart otherwise.
+    assert len({attempt.request_id for attempt in service.source.attempts}) == 2
     assert answer.body["usage"]["completion_tokens"] == 2 * len(TOKENS)
     assert answer.body["usage"]["prompt_tokens"] == len(service.source.attempts[0].input_ids)
     streamed = service.ask([Act(3, DIED)], n=2, stream=True, **fields)

@@ -64,10 +64,15 @@ class Client:
 
 
 def without_faults(engine: FakeEngine, asked: TokenRequest) -> Outcome:
+    """The answer over one replica, which is just what the engine says."""
     client = Client(asked)
-    for chunk in engine.run(client.answer.next_attempt()):
+    chunks = engine.run(client.answer.next_attempt())
+    for chunk in chunks:
         client.take(chunk)
-    return client.outcome()
+    outcome = client.outcome()
+    assert outcome.token_ids == tuple(token for chunk in chunks for token in chunk.token_ids)
+    assert outcome.finish_reason == chunks[-1].finish_reason
+    return outcome
 
 
 SAMPLINGS = st.fixed_dictionaries(

@@ -128,6 +128,26 @@ def test_a_stop_string_stays_where_the_request_says_so_and_what_follows_in_its_t
     assert answer_text([token], TextRules(stop=(inner,), no_stop_trim=True))[1] == inner
 
 
+def test_a_stop_string_is_complete_before_the_character_that_begins_in_its_last_token() -> None:
+    pieces = [b"aSTO", b"P\xf0\x9f", b"\x8c\xb3"]
+
+    def decode_pieces(ids: Sequence[int], skip_special_tokens: bool) -> str:
+        return b"".join(pieces[i] for i in ids).decode(errors="replace")
+
+    text = AnswerText(decode_pieces, TextRules(stop=("STOP",)))
+    assert text.push(0) is None
+    assert text.push(1) == {"type": "stop", "matched": "STOP"}
+    text.finish({"type": "stop", "matched": "STOP"})
+    assert text.text == "a"
+
+
+def test_an_answer_cut_within_a_character_ends_as_the_tokenizer_writes_it() -> None:
+    tokens = [*encode("a"), *encode_bytes("🌳")[:2]]
+    shown, final, _, _ = answer_text(tokens, TextRules())
+    assert shown == ["a", "a", "a"]
+    assert final == decode(tokens) == "a" + REPLACEMENT
+
+
 @pytest.mark.parametrize("skip", [True, False])
 def test_an_end_token_leaves_no_text_unless_it_may(skip: bool) -> None:
     tokens, reason = [*encode("a"), END_ID], {"type": "stop", "matched": END_ID}

@@ -19,7 +19,8 @@ from ddtree_sglang.engine.tree_stage import TreeStage
 class DraftGraphTail:
     """Capture hook; after a replay `trees(B)` are the batch's trees of N nodes, and `candidates(B)` what they are of.
 
-    Both are overwritten by the next replay, which is ordered after this round's verify on the same stream.
+    Both are overwritten by the next replay, which is ordered after this round's verify on the same stream. Candidates
+    are kept only if asked for, where rounds of other widths build trees of them: keeping is two launches a replay.
     """
 
     def __init__(
@@ -31,16 +32,19 @@ class DraftGraphTail:
         block_size: int,
         top_k: int,
         max_batch: int,
+        keep_candidates: bool,
         device: Any,
     ) -> None:
         self.shard = shard
         self.block_size = block_size
         self.top_k = top_k
         self._built = BuiltTree.empty(max_batch, num_nodes, device, stage.flat_mask_for(max_batch, num_nodes))
-        shape = (max_batch, block_size - 1, top_k)
-        self._candidates = DraftCandidates(
-            torch.empty(shape, dtype=torch.int64, device=device), torch.empty(shape, device=device)
-        )
+        self._candidates: DraftCandidates | None = None
+        if keep_candidates:
+            shape = (max_batch, block_size - 1, top_k)
+            self._candidates = DraftCandidates(
+                torch.empty(shape, dtype=torch.int64, device=device), torch.empty(shape, device=device)
+            )
 
     def __call__(self, runner: Any, out: Any, forward_batch: Any, num_tokens: int) -> None:
         """Rank what the block proposes and build the trees; called by SGLang while it captures."""
@@ -48,18 +52,19 @@ class DraftGraphTail:
 
         batch_size = num_tokens // self.block_size
         hidden = out.hidden_states.view(batch_size, self.block_size, -1)[:, 1:]
-        candidates = self.candidates(batch_size)
         ranked = rank_candidates(hidden, self.shard, self.top_k)
-        candidates.topk_ids.copy_(ranked.topk_ids)
-        candidates.topk_logprobs.copy_(ranked.topk_logprobs)
+        if self._candidates is not None:
+            kept = self.candidates(batch_size)
+            kept.topk_ids.copy_(ranked.topk_ids)
+            kept.topk_logprobs.copy_(ranked.topk_logprobs)
         # The block starts at the root, which stands where the committed tokens end; with a windowed drafter the
         # lengths in the graph would be the window's.
         root_ids = forward_batch.input_ids.view(batch_size, self.block_size)[:, 0]
         prefix_lens = forward_batch.positions.view(batch_size, self.block_size)[:, 0]
         build_into(
             self._built.first(batch_size),
-            candidates.topk_ids,
-            candidates.topk_logprobs,
+            ranked.topk_ids,
+            ranked.topk_logprobs,
             root_ids.to(torch.int64).contiguous(),
             prefix_lens.to(torch.int64).contiguous(),
         )
@@ -67,6 +72,7 @@ class DraftGraphTail:
     def candidates(self, batch_size: int) -> DraftCandidates:
         """What that replay ranked, for trees of another width."""
         held = self._candidates
+        assert held is not None, "this tail was made without keep_candidates"
         return DraftCandidates(held.topk_ids[:batch_size], held.topk_logprobs[:batch_size])
 
     def trees(self, batch_size: int) -> BuiltTree:

@@ -142,6 +142,7 @@ class DDTreeWorker(DFlashWorkerV2):
                 block_size=self.max_path_len,
                 top_k=self.top_k,
                 max_batch=max(batch_sizes),
+                keep_candidates=len(self.policy.widths) > 1,
                 device=self.device,
             )
             self.draft_model_runner.capture_tail_hooks.append(self._graph_tail)

@@ -139,3 +139,28 @@ def test_a_read_of_a_value_would_have_been_noticed(round_of_fakes: tuple[Any, An
 
     with pytest.raises((NotImplementedError, RuntimeError)):
         worker._decode_round(batch, publish)
+
+
+@pytest.mark.parametrize("verify_tokens", [None, 40])
+def test_the_drafters_graph_keeps_candidates_only_where_rounds_have_several_widths(
+    round_of_fakes: tuple[Any, Any, Events], monkeypatch: pytest.MonkeyPatch, verify_tokens: int | None
+) -> None:
+    from ddtree_sglang.engine import worker as module
+    from ddtree_sglang.engine.budget_policy import BudgetPolicy
+
+    worker, _, events = round_of_fakes
+    worker.device, worker._shard, worker.draft_model_runner.capture_tail_hooks = "cuda", None, []
+    if verify_tokens is not None:
+        worker.policy = BudgetPolicy.by_load(NODES, verify_tokens)
+    decode = SimpleNamespace(bs=[1, 2])
+    graph = SimpleNamespace(cuda_graph_config=SimpleNamespace(decode=decode))
+    widths = SimpleNamespace(backend=lambda _: SimpleNamespace(verify_mask=None))
+    monkeypatch.setattr(module, "get_exec", lambda: SimpleNamespace(graph=graph))
+    monkeypatch.setattr(module.WidthStates, "capture", lambda *_: widths)
+    monkeypatch.setattr(module, "DraftGraphTail", lambda *_, **given: given)
+    monkeypatch.setattr(module.DDTreeWorker, "_draft_scope", lambda _: nullcontext())
+    monkeypatch.setattr(module.DFlashWorkerV2, "init_cuda_graphs", events.returning("draft graph captured"))
+    worker.init_cuda_graphs()
+    (hook,) = worker.draft_model_runner.capture_tail_hooks
+    assert (hook["keep_candidates"], hook["max_batch"]) == (verify_tokens is not None, 2)
+    assert events == ["draft graph captured"]

@@ -50,12 +50,19 @@ def eager(out: SimpleNamespace, batch: SimpleNamespace, device: torch.device) ->
     return TreeStage(BLOCK).build(on_host, roots, prefix_lens, NODES)
 
 
-def tail(device: torch.device, flat_mask: torch.Tensor | None = None) -> DraftGraphTail:
+def tail(device: torch.device, flat_mask: torch.Tensor | None = None, keep_candidates: bool = False) -> DraftGraphTail:
     stage = TreeStage(BLOCK)
     if flat_mask is not None:
         stage._buffers[NODES] = MaskBuffer(flat_mask, MAX_BATCH)
     return DraftGraphTail(
-        shard(device), stage, num_nodes=NODES, block_size=BLOCK, top_k=TOP_K, max_batch=MAX_BATCH, device=device
+        shard(device),
+        stage,
+        num_nodes=NODES,
+        block_size=BLOCK,
+        top_k=TOP_K,
+        max_batch=MAX_BATCH,
+        keep_candidates=keep_candidates,
+        device=device,
     )
 
 
@@ -101,10 +108,16 @@ def test_a_padded_replay_gives_the_real_requests_their_trees_and_mask_cells(devi
 
 
 def test_candidates_stay_for_trees_of_another_width(device: torch.device) -> None:
-    hook = tail(device)
+    hook = tail(device, keep_candidates=True)
     out, batch = block(3, 7, device)
     hook(None, out, batch, 3 * BLOCK)
+    assert torch.equal(hook.trees(3).tree.token_ids.cpu(), eager(out, batch, device).tree.token_ids)
     expected = rank_candidates(out.hidden_states.view(-1, BLOCK, HIDDEN)[:, 1:], shard(device), TOP_K)
     found = hook.candidates(3)
     assert torch.equal(found.topk_ids, expected.topk_ids)
     assert torch.equal(found.topk_logprobs, expected.topk_logprobs)
+
+
+def test_candidates_that_were_not_kept_are_not_handed_out(device: torch.device) -> None:
+    with pytest.raises(AssertionError, match="without keep_candidates"):
+        tail(device).candidates(1)

@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Third-party packages that only these parts may import.
 ONLY_IN: dict[str, set[str]] = {
     "sglang": {"ddtree_sglang.engine", "ddtree_sglang.cpu_platform", "workers"},
-    "ray": {"workers"},
+    "ray": {"workers", "ddtree_sglang.engine"},
     "triton": {"ddtree_sglang.kernels"},
     "flashinfer": {"ddtree_sglang.kernels", "ddtree_sglang.engine"},
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["PLATFORM_CLASS", "activate", "install_cpu_hooks"]
+__all__ = ["PLATFORM_CLASS", "activate", "install_cpu_hooks", "is_active"]
 
 PLATFORM_CLASS = "ddtree_sglang.cpu_platform.platform.DDTreeCpuPlatform"
 
@@ -35,14 +35,19 @@ def install_cpu_hooks() -> bool:
     Safe to call any number of times, in any process, before or after the engine's modules are imported.
     Returns True when the replacements are in place, False when another platform is active.
     """
-    from sglang.srt.platforms import current_platform
-
-    if f"{type(current_platform).__module__}.{type(current_platform).__name__}" != PLATFORM_CLASS:
+    if not is_active():
         return False
     from ddtree_sglang.cpu_platform.hooks import install_hooks
 
     install_hooks()
     return True
+
+
+def is_active() -> bool:
+    """True when this process serves on this platform."""
+    from sglang.srt.platforms import current_platform
+
+    return f"{type(current_platform).__module__}.{type(current_platform).__name__}" == PLATFORM_CLASS
 
 
 def _accelerator_present() -> bool:

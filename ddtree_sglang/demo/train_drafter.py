@@ -131,7 +131,8 @@ def _train(args: argparse.Namespace) -> None:
         )
     torch.manual_seed(args.seed)
     model = DFlashDrafter(_drafter_config(args, target))
-    start_from_target(model, target, layer_ids(args.start_layers))
+    if not args.random_start:
+        start_from_target(model, target, layer_ids(args.start_layers))
     model.to(args.device)
     embedding = target.get_input_embeddings().weight.detach()
     head = target.get_output_embeddings().weight.detach()

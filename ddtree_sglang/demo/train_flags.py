@@ -37,6 +37,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     shape = parser.add_argument_group("drafter shape")
     shape.add_argument("--target-layers", default="1,8,15,22,28", help="features: output of these layers")
     shape.add_argument("--start-layers", default="27,28,29", help="target layers that the drafter's start from")
+    shape.add_argument("--random-start", action="store_true", help="start from noise instead; only their number counts")
     shape.add_argument("--block-size", type=int, default=8)
     shape.add_argument("--mask-token", default="<reponame>", help="a token that text never holds")
     data = parser.add_argument_group("generation")
@@ -67,6 +68,9 @@ def _add_plan_flags(group: Any) -> None:
     group.add_argument(
         "--anchor-uncertainty", type=float, default=0.0, help="0 to 1: prefer anchors where the target is unsure"
     )
+    group.add_argument(
+        "--feature-noise", type=float, default=0.0, help="uniform noise on unit-size features, to remember them less"
+    )
     group.add_argument("--sampled-vocabulary", type=int, default=defaults.sampled_vocabulary)
     group.add_argument("--evaluate-every", type=int, default=defaults.evaluate_every)
     group.add_argument("--checkpoint-every", type=int, default=defaults.checkpoint_every)
@@ -87,6 +91,7 @@ def training_plan(args: argparse.Namespace) -> TrainingPlan:
         depth_decay=args.depth_decay,
         confidence_floor=args.confidence_floor,
         anchor_uncertainty=args.anchor_uncertainty,
+        feature_noise=args.feature_noise,
         sampled_vocabulary=args.sampled_vocabulary,
         evaluate_every=args.evaluate_every,
         checkpoint_every=args.checkpoint_every,

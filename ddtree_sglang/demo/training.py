@@ -36,6 +36,7 @@ class TrainingPlan:
     depth_decay: float = 0.75
     confidence_floor: float | None = None
     anchor_uncertainty: float = 0.0
+    feature_noise: float = 0.0
     sampled_vocabulary: int = 2048
     seed: int = 0
     bfloat16: bool = True
@@ -97,7 +98,7 @@ class Trainer:
         batch = batch.to(device)
         embeds = self.embedding[self.model.block_token_ids(batch.anchor_tokens)].float()
         with torch.autocast(device.type, torch.bfloat16, enabled=plan.bfloat16):
-            hidden = self.model(embeds, batch.features.float() * self.feature_scale.to(device), batch.anchors)
+            hidden = self.model(embeds, self._features(batch.features, generator), batch.anchors)
         result = distillation_loss(
             hidden,
             self.head,
@@ -110,6 +111,14 @@ class Trainer:
         torch.autograd.backward(result.loss)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         return result
+
+    def _features(self, stored: Tensor, generator: torch.Generator) -> Tensor:
+        """Context features at unit size, with uniform noise of the plan's size against learning them by heart."""
+        scaled = stored.float() * self.feature_scale.to(stored.device)
+        if not self.plan.feature_noise:
+            return scaled
+        noise = (2 * torch.rand(scaled.shape, generator=generator) - 1) * self.plan.feature_noise
+        return scaled + noise.to(scaled.device)
 
     def _resume(self, optimizer: DrafterOptimizer) -> tuple[int, float]:
         saved = load_checkpoint(self.folder)

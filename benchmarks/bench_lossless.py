@@ -4,7 +4,7 @@
 
 The reference is a plain server answering one request at a time, unless told otherwise. Each budget has a DDTREE
 server of its own, asked at each concurrency. A difference is reported with the target's log-probability margin at the
-first token that differs; within 1e-4 it counts as a near tie, else as a mismatch. Exit status 1 on a mismatch.
+first token that differs; within --near-tie it counts as a near tie, else as a mismatch. Exit status 1 on a mismatch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from bench_decode import encode
 from client import Batch, flush_cache, generate_batch, target_logprobs
-from divergence import Divergence, find_divergence
+from divergence import NEAR_TIE, Divergence, find_divergence
 from flags import add_common_flags
 from prompts import PromptsMissingError, sample_prompts
 from provenance import REPO, collect_provenance, portable
@@ -76,18 +76,26 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--reference-concurrency", type=int, default=1, help="requests at once at the plain server (default 1)"
     )
+    parser.add_argument(
+        "--near-tie",
+        type=float,
+        default=NEAR_TIE,
+        help=f"log-probability that rounding may turn over (default {NEAR_TIE}: float32; bfloat16 needs about 0.25)",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, help="JSON file (default: benchmarks/results/lossless-DATE.json)")
     return parser.parse_args(argv)
 
 
-def compare_case(url: str, budget: int, concurrency: int, reference: Reference, limit: int) -> Case:
+def compare_case(
+    url: str, budget: int, concurrency: int, reference: Reference, limit: int, tolerance: float = NEAR_TIE
+) -> Case:
     """Ask the DDTREE server at `url` and compare every answer with the reference."""
     flush_cache(url)
     batch = generate_batch(url, reference.prompts, limit, concurrency)
     logprobs = partial(target_logprobs, reference.url)
     found = [
-        find_divergence(name, ids, plain, answer.output_ids, logprobs)
+        find_divergence(name, ids, plain, answer.output_ids, logprobs, tolerance)
         for name, ids, plain, answer in zip(
             reference.names, reference.prompts, reference.answers, batch.generations, strict=True
         )
@@ -126,7 +134,9 @@ def run(args: argparse.Namespace) -> int:
             with running([System(f"ddtree-{budget}", "DDTREE", budget)], common, trace=False) as (server,):
                 for concurrency in args.concurrency:
                     with step(f"budget {budget}, {concurrency} at once"):
-                        case = compare_case(server.url, budget, concurrency, reference, args.max_new_tokens)
+                        case = compare_case(
+                            server.url, budget, concurrency, reference, args.max_new_tokens, args.near_tie
+                        )
                     cases.append(case)
                     say(
                         f"budget {budget}, {concurrency} at once: {case.num_mismatches} mismatches, "

@@ -27,19 +27,25 @@ class Divergence:
     plain_token: int | None
     other_token: int | None
     margin: float | None
+    tolerance: float = NEAR_TIE
 
     @property
     def is_near_tie(self) -> bool:
         """True when the target gives both tokens the same probability up to rounding."""
-        return self.margin is not None and abs(self.margin) <= NEAR_TIE
+        return self.margin is not None and abs(self.margin) <= self.tolerance
 
 
 def find_divergence(
-    prompt: str, input_ids: Sequence[int], plain: Sequence[int], other: Sequence[int], logprobs: Logprobs
+    prompt: str,
+    input_ids: Sequence[int],
+    plain: Sequence[int],
+    other: Sequence[int],
+    logprobs: Logprobs,
+    tolerance: float = NEAR_TIE,
 ) -> Divergence | None:
     """None when the answers are equal; else the first difference with its margin.
 
-    `logprobs(prefix_ids, tokens)` gives the target's next-token log-probabilities.
+    `logprobs(prefix_ids, tokens)` gives the target's next-token log-probabilities; up to `tolerance` apart they tie.
     """
     if tuple(plain) == tuple(other):
         return None
@@ -52,4 +58,4 @@ def find_divergence(
     if plain_token is not None and other_token is not None:
         values = logprobs([*input_ids, *plain[:position]], [plain_token, other_token])
         margin = values[plain_token] - values[other_token]
-    return Divergence(prompt, position, plain_token, other_token, margin)
+    return Divergence(prompt, position, plain_token, other_token, margin, tolerance)

@@ -8,6 +8,7 @@
 #   kernels    tree builder, draft graph tail and walk on the GPU against core, over random shapes
 #   builder    the builder's time against its memory floor
 #   lossless   greedy tokens equal plain decoding's, float32, alone and eight at once
+#   backends   every attention backend of this GPU honours the tree's mask: bfloat16 tokens are plain decoding's, ties apart
 #   nosync     a decode round never waits for the device
 #   graphs     CUDA graphs and eager choose the same tokens
 #   widths     other tree widths, and rounds without a draft, choose the same tokens
@@ -52,7 +53,7 @@ while (($#)); do
         ;;
     esac
 done
-((${#sections[@]})) || sections=(machine kernels builder lossless nosync graphs widths speed speed-large rounds)
+((${#sections[@]})) || sections=(machine kernels builder lossless backends nosync graphs widths speed speed-large rounds)
 
 if ! command -v nvidia-smi >/dev/null || ! nvidia-smi -L 2>/dev/null | grep -q GPU; then
     echo "gpu_proof: needs an NVIDIA GPU, nvidia-smi shows none on this machine; everything else is in tests/run.sh" >&2
@@ -93,6 +94,22 @@ lossless() {
     "$python" benchmarks/bench_lossless.py "${pair[@]}" "${flags[@]}" --prompts 24 --max-new-tokens 64 --budgets 16 63 \
         --output "$out/lossless.json"
 }
+backends() {
+    local name failed=0 major
+    major=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | cut -d. -f1)
+    local names=(triton flashinfer)
+    # SGLang's FlashAttention builds: version 3 for Hopper, 4 for Blackwell.
+    [[ $major == 9 ]] && names+=(fa3)
+    [[ $major == 10 ]] && names+=(fa4)
+    for name in "${names[@]}"; do
+        echo "-- $name"
+        # A mask that is ignored shows every node its siblings: then most answers differ, by far more than a tie.
+        "$python" benchmarks/bench_lossless.py "${pair[@]}" "${flags[@]}" "--server-flag=--attention-backend=$name" \
+            --dtype bfloat16 --near-tie 0.25 --prompts 12 --max-new-tokens 48 --budgets 31 --concurrency 1 4 \
+            --output "$out/backend-$name.json" || failed=1
+    done
+    return $failed
+}
 nosync() { "$python" benchmarks/gpu_checks.py no-sync "${pair[@]}" "${flags[@]}" --dtype bfloat16 --max-new-tokens 64; }
 graphs() { "$python" benchmarks/gpu_checks.py graph-equality "${pair[@]}" "${flags[@]}" --max-new-tokens 64; }
 widths() { "$python" benchmarks/gpu_checks.py width-equality "${pair[@]}" "${flags[@]}" --max-new-tokens 64; }
@@ -121,6 +138,7 @@ run_section() {
     kernels) kernels ;;
     builder) builder ;;
     lossless) lossless ;;
+    backends) backends ;;
     nosync) nosync ;;
     graphs) graphs ;;
     widths) widths ;;

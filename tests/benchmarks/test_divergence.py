@@ -48,3 +48,9 @@ def test_answer_that_only_ends_earlier_is_a_mismatch(plain: tuple[int, ...], oth
     assert found.position == 1
     assert found.margin is None
     assert not found.is_near_tie
+
+
+def test_tolerance_says_which_margins_are_ties() -> None:
+    margin = logprobs_with(0.2, [])
+    assert not find_divergence("p", INPUT, (5,), (6,), margin).is_near_tie
+    assert find_divergence("p", INPUT, (5,), (6,), margin, tolerance=0.25).is_near_tie

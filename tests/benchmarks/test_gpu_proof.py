@@ -51,3 +51,20 @@ def test_script_passes_shellcheck() -> None:
         pytest.skip("shellcheck is not installed (tests/requirements.txt has it for x86-64)")
     ended = subprocess.run([checker, "-x", str(SCRIPT)], cwd=REPO, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout
+
+
+@pytest.mark.parametrize(("capability", "expected"), [("9.0", "fa3"), ("10.0", "fa4"), ("8.9", None)])
+def test_each_backend_of_the_gpu_is_compared_with_plain_decoding(
+    tools: Path, tmp_path: Path, capability: str, expected: str | None
+) -> None:
+    (tools / "nvidia-smi").write_text(
+        f'#!/usr/bin/env bash\n[[ "$*" == *compute_cap* ]] && echo {capability} || echo GPU 0\n'
+    )
+    environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHON": str(tools / "python")}
+    command = ["bash", str(SCRIPT), "--out", str(tmp_path / "out"), "backends"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    compared = [line for line in (tmp_path / "calls").read_text().splitlines() if "bench_lossless" in line]
+    # The last flag of a name is the one that counts.
+    used = [line.rsplit("--attention-backend=", 1)[1].split()[0] for line in compared]
+    assert used == ["triton", "flashinfer", *([expected] if expected else [])]

@@ -10,6 +10,9 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+# Code points that no character may have, and a pickled string no less.
+FIRST_SURROGATE, NUM_SURROGATES = 0xD800, 0x800
+
 
 @dataclass(frozen=True)
 class TokenRequest:
@@ -40,6 +43,11 @@ class Attempt:
     def engine_request_id(self) -> str:
         """The id under which a replica runs this attempt, so that an old attempt can be aborted beside a new one."""
         return f"{self.request_id}-{self.number}"
+
+    @property
+    def prompt(self) -> str:
+        """The input as a string of one character per token: `ray.serve.llm`'s prefix router compares strings."""
+        return "".join(chr(token if token < FIRST_SURROGATE else token + NUM_SURROGATES) for token in self.input_ids)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,69 @@
+"""A replica ends with any of its ranks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from workers import engine_process
+from workers.engine_process import EngineProcess
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def fake_ray(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    seen: dict[str, Any] = {"killed": []}
+    context = SimpleNamespace(get_node_id=lambda: "here")
+    monkeypatch.setattr("ray.get", lambda refs, timeout=None: refs)
+    monkeypatch.setattr("ray.kill", seen["killed"].append)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: context)
+    monkeypatch.setattr(engine_process, "_kill_children", lambda: None)
+    return seen
+
+
+def rank(pid: int, node_id: str = "here") -> Any:
+    return SimpleNamespace(ping=SimpleNamespace(remote=lambda: {"pid": pid, "node_id": node_id}))
+
+
+def test_death_of_a_rank_ends_the_others_and_this_process(fake_ray: dict[str, Any], sleeper: Any) -> None:
+    died, exits, ended = threading.Event(), [], threading.Event()
+
+    def exit_process(status: int) -> None:
+        exits.append(status)
+        ended.set()
+
+    EngineProcess([rank(sleeper.pid)], died.wait, exit_process)
+    assert sleeper.poll() is None
+    died.set()
+    assert ended.wait(5)
+    assert exits == [1]
+    assert sleeper.wait(5) == -9
+    assert len(fake_ray["killed"]) == 1
+
+
+def test_ranks_of_other_nodes_are_left_to_ray(fake_ray: dict[str, Any], sleeper: Any) -> None:
+    process = EngineProcess([rank(sleeper.pid, node_id="there")], threading.Event().wait, lambda status: None)
+    process.end_ranks()
+    assert sleeper.poll() is None
+    assert len(fake_ray["killed"]) == 1
+
+
+def test_replica_ends_once_whoever_notices(fake_ray: dict[str, Any], sleeper: Any) -> None:
+    exits: list[int] = []
+    process = EngineProcess([rank(sleeper.pid)], threading.Event().wait, exits.append)
+    process.end("no token within 30 s")
+    process.end("a rank died")
+    assert exits == [1]

@@ -1,0 +1,112 @@
+"""The Ray Serve application: replicas that make tokens, an ingress that makes answers.
+
+    serve deploy CONFIG      with import_path: workers.app:build_app and the fields of `WorkerConfig` as args
+    python -m workers serve  the same on a local cluster
+
+`build_replicas` alone is what a batch job deploys.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from workers.config import WorkerConfig
+from workers.placement import placement_strategy, replica_bundles, uses_gpus
+
+PREFIX_ROUTER = "ray.llm._internal.serve.routing_policies.prefix_aware.prefix_aware_router:PrefixCacheAffinityRouter"
+INGRESS_CPUS = 0.2
+
+
+def build_app(args: dict[str, Any]) -> Any:
+    """Serve's application builder.
+
+    Raises:
+        pydantic.ValidationError: the arguments are no `WorkerConfig`.
+    """
+    config = WorkerConfig(**args)
+    return build_ingress(config, build_replicas(config))
+
+
+def build_ingress(config: WorkerConfig, replicas: Any) -> Any:
+    """The ingress in front of a deployment that has `generate_tokens`."""
+    from ray import serve
+
+    from workers.ingress import Ingress
+
+    ingress = serve.deployment(
+        Ingress,
+        name="ingress",
+        ray_actor_options={"num_cpus": INGRESS_CPUS, "runtime_env": {"env_vars": replica_environment(config)}},
+        # The engine's limits come first; an ingress only passes tokens on.
+        max_ongoing_requests=4 * config.max_replicas * config.max_running_requests + config.max_queued_requests,
+        graceful_shutdown_timeout_s=config.drain_timeout_s,
+    )
+    return ingress.bind(config.model_dump(), replicas)
+
+
+def build_replicas(config: WorkerConfig) -> Any:
+    """The deployment of `DDTreeServer` replicas, bound to its configuration."""
+    import ray
+    from ray import serve
+    from ray.serve.llm import LLMConfig
+
+    from workers.replica import DDTreeServer
+
+    llm_config = LLMConfig(
+        model_loading_config={"model_id": config.name, "model_source": config.model},
+        server_cls=DDTreeServer,
+        engine_kwargs=config.server_args(),
+    )
+    with_gpus = uses_gpus(config, ray.cluster_resources())
+    return serve.deployment(DDTreeServer, **replica_options(config, with_gpus)).bind(llm_config, config.model_dump())
+
+
+def replica_options(config: WorkerConfig, with_gpus: bool) -> dict[str, Any]:
+    """Deployment options of the replicas."""
+    from ray.serve.config import AutoscalingConfig, DeploymentActorConfig, RequestRouterConfig
+
+    from workers.replica import RESTART_LEDGER
+    from workers.restart_ledger import RestartLedger
+
+    ledger = DeploymentActorConfig(
+        name=RESTART_LEDGER,
+        actor_class=RestartLedger,
+        init_args=(config.max_replicas, config.restart_budget, config.restart_window_s),
+        actor_options={"num_cpus": 0},
+    )
+    return {
+        "name": "replica",
+        "placement_group_bundles": replica_bundles(config, with_gpus),
+        "placement_group_strategy": placement_strategy(config),
+        "ray_actor_options": {
+            "num_cpus": config.cpus_per_replica,
+            "runtime_env": {"env_vars": replica_environment(config)},
+        },
+        "max_ongoing_requests": 2 * config.max_running_requests,
+        "max_queued_requests": config.max_queued_requests,
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=config.min_replicas,
+            max_replicas=config.max_replicas,
+            initial_replicas=config.min_replicas,
+            target_ongoing_requests=config.ongoing_per_replica,
+        ),
+        "request_router_config": RequestRouterConfig(
+            request_router_class=PREFIX_ROUTER,
+            request_router_kwargs={"imbalanced_threshold": config.prefix_imbalance, "do_eviction": True},
+        ),
+        "deployment_actors": [ledger],
+        "health_check_period_s": config.health_check_period_s,
+        # Ours ends a replica that makes no token before Serve's own patience does.
+        "health_check_timeout_s": config.health_check_timeout_s + 30.0,
+        "graceful_shutdown_timeout_s": config.drain_timeout_s,
+        "max_constructor_retry_count": config.restart_budget,
+    }
+
+
+def replica_environment(config: WorkerConfig) -> dict[str, str]:
+    """Environment of a replica and its ranks: the deployer's, DDTREE's knobs, as many threads as CPUs are booked."""
+    from ddtree_sglang.engine.ray_actors import rank_environment
+
+    threads = {"OMP_NUM_THREADS": str(max(1, int(config.cpus_per_rank)))}
+    return rank_environment({**threads, **os.environ}) | {"DDTREE_CONFIG": config.ddtree_json()}

@@ -1,0 +1,169 @@
+"""The command line: serve a model on Ray, run a batch, say what runs.
+
+    python -m workers serve  --model M --draft D [--replicas 2] [--port 8000]     until Ctrl-C
+    python -m workers serve  --demo                                              the small model that the package ships
+    python -m workers job    --input IN.jsonl --output OUT.jsonl --config FILE
+    python -m workers status [--address HOST:PORT]
+
+Without `--address`, `serve` and `job` start a Ray of their own on the loopback interface and end it with themselves;
+inside `ray job submit`, and with `--address`, they use the running cluster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from workers.config import WorkerConfig, load_worker_config
+
+APPLICATION = "ddtree"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0 on success, 1 if lines of a job failed, 2 on bad input."""
+    args = build_parser().parse_args(argv)
+    try:
+        return int(args.command(args))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m workers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    serve_command = commands.add_parser("serve", help="serve a model until Ctrl-C")
+    _add_config_flags(serve_command)
+    serve_command.add_argument("--host", default="127.0.0.1", help="interface of the HTTP server")
+    serve_command.add_argument("--port", type=int, default=8000)
+    serve_command.set_defaults(command=_serve)
+    job_command = commands.add_parser("job", help="answer a JSONL file")
+    _add_config_flags(job_command)
+    job_command.add_argument("--input", type=Path, required=True)
+    job_command.add_argument("--output", type=Path, required=True)
+    job_command.set_defaults(command=_job)
+    status_command = commands.add_parser("status", help="print applications, replicas and their states as JSON")
+    status_command.add_argument("--address", default="auto")
+    status_command.set_defaults(command=_status)
+    return parser
+
+
+def _add_config_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, help="file with the fields of WorkerConfig; flags override it")
+    parser.add_argument("--demo", action="store_true", help="serve SmolLM2-135M-Instruct with the shipped drafter")
+    parser.add_argument("--address", help="Ray cluster to use; default: the job's own, else a new local one")
+    parser.add_argument("--local-cpus", type=float, help="CPUs that a local Ray may book; default: the machine's")
+    for name, kind in (("model", str), ("draft", str), ("dtype", str), ("device", str), ("algorithm", str)):
+        parser.add_argument(f"--{name}", type=kind)
+    parser.add_argument("--served-model-name")
+    parser.add_argument("--tp-size", type=int)
+    parser.add_argument("--budget", type=int, help="nodes of the draft tree besides the root")
+    parser.add_argument("--replicas", type=int, help="min_replicas and max_replicas at once")
+    parser.add_argument("--cpus-per-rank", type=float)
+    parser.add_argument("--max-running-requests", type=int)
+
+
+def worker_config(args: argparse.Namespace) -> WorkerConfig:
+    """The configuration file, the demo's or none, with the flags over it.
+
+    Raises:
+        ValueError: an unusable file or value.
+    """
+    values: dict[str, Any] = load_worker_config(args.config).model_dump() if args.config else {}
+    if args.demo:
+        values = {**_demo_values(), **values}
+    names = ("model", "draft", "dtype", "device", "algorithm", "served_model_name", "tp_size")
+    for name in (*names, "cpus_per_rank", "max_running_requests"):
+        if getattr(args, name) is not None:
+            values[name] = getattr(args, name)
+    if args.budget is not None:
+        values["ddtree"] = {**values.get("ddtree", {}), "budget": args.budget}
+    if args.replicas is not None:
+        values |= {"min_replicas": args.replicas, "max_replicas": args.replicas}
+    return WorkerConfig(**values)
+
+
+def _demo_values() -> dict[str, Any]:
+    from ddtree_sglang.demo.drafter import shipped_drafter
+    from ddtree_sglang.demo.prepare import prepare_model
+
+    return {
+        "model": str(prepare_model()),
+        "draft": str(shipped_drafter()),
+        "served_model_name": "SmolLM2-135M-Instruct",
+        "dtype": "float32",
+        "engine_args": {"max_total_tokens": 16384},
+    }
+
+
+def _connect(args: argparse.Namespace) -> None:
+    from workers.cluster import connect, start_local_cluster
+
+    address = args.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        connect(address)
+    else:
+        start_local_cluster(args.local_cpus)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    config = worker_config(args)
+    _connect(args)
+    from ray import serve
+
+    from workers.app import build_app
+
+    stop = threading.Event()
+    serve.start(http_options={"host": args.host, "port": args.port})
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    print(f"starting {config.min_replicas} replica(s) of {config.name}, {config.tp_size} rank(s) each ...", flush=True)
+    serve.run(build_app(config.model_dump()), name=APPLICATION)
+    print(f"ready: http://{args.host}:{args.port}/v1, Ctrl-C ends it", flush=True)
+    stop.wait()
+    _shut_down()
+    return 0
+
+
+def _shut_down() -> None:
+    import ray
+    from ray import serve
+
+    print("ending replicas ...", flush=True)
+    serve.shutdown()
+    ray.shutdown()
+
+
+def _job(args: argparse.Namespace) -> int:
+    config = worker_config(args)
+    _connect(args)
+    from workers.job import run_job
+
+    report = run_job(config, args.input, args.output)
+    print(report.line())
+    for error in report.errors:
+        print(error, file=sys.stderr)
+    print(json.dumps({**vars(report), "accept_length": report.accept_length}))
+    return 1 if report.failed else 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from workers.cluster import connect
+
+    connect(args.address)
+    from ray import serve
+
+    applications = {name: asdict(status) for name, status in serve.status().applications.items()}
+    print(json.dumps(applications, default=str, indent=2))
+    return 0

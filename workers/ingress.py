@@ -1,0 +1,88 @@
+"""The ingress: an OpenAI server on Ray Serve whose answers outlive the replica that began them.
+
+Stateless and without a GPU; any number of them may run. It is a plain `serve.ingress` around a FastAPI app of module
+level, which works on every FastAPI; `ray.serve.llm`'s own ingress answers 400 to everything from FastAPI 0.137 on.
+"""
+
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, ORJSONResponse
+from ray import serve
+from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
+
+from workers.config import WorkerConfig
+from workers.frontend import Frontend
+from workers.loopback_serve import bind_replica_to_loopback
+from workers.metrics import IngressMetrics
+from workers.readiness import Readiness
+from workers.security import ApiKey
+from workers.serve_source import ServeSource
+
+app = FastAPI(title="DDTREE on SGLang and Ray")
+
+
+@app.exception_handler(RequestValidationError)
+async def bad_request(request: Request, error: RequestValidationError) -> Response:
+    """400 in OpenAI's form, as SGLang's server answers, instead of FastAPI's 422."""
+    return _error(400, str(error), "BadRequest")
+
+
+@serve.ingress(app)
+class Ingress:
+    """`args` are the fields of `WorkerConfig`, `replicas` the handle to the deployment of `DDTreeServer`."""
+
+    def __init__(self, args: dict[str, Any], replicas: Any) -> None:
+        bind_replica_to_loopback()
+        config = WorkerConfig(**args)
+        self._key = ApiKey.from_env(config.api_key_env)
+        self._frontend = Frontend(config, ServeSource(replicas))
+        self._readiness = Readiness(replicas.deployment_id)
+        self._metrics = IngressMetrics(self._frontend.router.counters)
+
+    @app.post("/v1/chat/completions")
+    async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
+        """Chat completions, streamed or whole."""
+        return await self._answer(self._frontend.chat, body, request)
+
+    @app.post("/v1/completions")
+    async def completions(self, body: CompletionRequest, request: Request) -> Response:
+        """Text completions, streamed or whole."""
+        return await self._answer(self._frontend.completion, body, request)
+
+    @app.get("/v1/models")
+    async def models(self, request: Request) -> Response:
+        """The one model that is served."""
+        return self._turned_away(request) or JSONResponse(self._frontend.models())
+
+    @app.get("/health")
+    async def health(self) -> Response:
+        """200 while at least one replica makes tokens, else 503."""
+        ready = await self._readiness.ready_replicas()
+        return JSONResponse({"ready_replicas": ready}, status_code=200 if ready else 503)
+
+    @app.get("/metrics")
+    async def metrics(self) -> Response:
+        """This ingress's counters in Prometheus' format; the engines' are at Ray's metrics port."""
+        text = self._metrics.text(await self._readiness.ready_replicas())
+        return Response(text, media_type="text/plain; version=0.0.4")
+
+    async def _answer(self, endpoint: Any, body: Any, request: Request) -> Response:
+        refusal = self._turned_away(request)
+        if refusal is not None:
+            return refusal
+        if not await self._readiness.ready_replicas():
+            return _error(503, "no replica is ready; ask again later.", "unavailable", {"Retry-After": "5"})
+        answer = await endpoint.handle_request(body, request)
+        return answer if isinstance(answer, Response) else ORJSONResponse(answer.model_dump())
+
+    def _turned_away(self, request: Request) -> Response | None:
+        if self._key.admits(request.url.path, request.headers.get("authorization")):
+            return None
+        return _error(401, "the API key is missing or wrong.", "Unauthorized", {"WWW-Authenticate": "Bearer"})
+
+
+def _error(status: int, message: str, kind: str, headers: dict[str, str] | None = None) -> Response:
+    body = {"object": "error", "message": message, "type": kind, "param": None, "code": status}
+    return JSONResponse(body, status_code=status, headers=headers)

@@ -1,0 +1,60 @@
+"""How often replicas may start again: a limit per window of time and a growing wait, kept by one actor per deployment.
+
+Ray Serve retries a failing constructor a limited number of times but replaces a replica that dies later without limit.
+A model that dies at its first request would be loaded for ever; this counts all starts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+FIRST_WAIT_S = 1.0
+LONGEST_WAIT_S = 30.0
+
+
+class RestartBudgetSpentError(RuntimeError):
+    """Replicas started again too often; says how often, and what to look at."""
+
+
+@dataclass
+class RestartBudget:
+    """Counts starts beyond the expected ones within a sliding window.
+
+    Attributes:
+        expected: starts that cost nothing: as many as replicas may live at once, and one more for each that retired.
+        budget: further starts that are allowed within `window_s`.
+    """
+
+    expected: int
+    budget: int
+    window_s: float
+    clock: Callable[[], float] = time.monotonic
+    _starts: int = 0
+    _restarts: deque[float] = field(default_factory=deque)
+
+    def start(self) -> float:
+        """Record a start; the seconds to wait before it: 0 for expected ones, then 1, 2, 4, ... up to 30.
+
+        Raises:
+            RestartBudgetSpentError: there were `budget` restarts within the window already.
+        """
+        now = self.clock()
+        while self._restarts and now - self._restarts[0] > self.window_s:
+            self._restarts.popleft()
+        self._starts += 1
+        if self._starts <= self.expected:
+            return 0.0
+        if len(self._restarts) >= self.budget:
+            raise RestartBudgetSpentError(
+                f"replicas may start again {self.budget} times in {self.window_s:.0f} s, and did; look into the logs "
+                "of the last ones, then deploy again, or raise restart_budget."
+            )
+        self._restarts.append(now)
+        return min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** (len(self._restarts) - 1))
+
+    def retired(self) -> None:
+        """A replica left in good order, by autoscaling or a new version: another may take its place for nothing."""
+        self.expected += 1

@@ -31,12 +31,14 @@ part "ruff format" "$bin/ruff" format --check .
 part "mypy" "$bin/mypy"
 part "mypy deploy" "$bin/mypy" deploy
 # A file stays in one process: some share servers or folders among their tests.
-unit=("${pytest[@]}" -n 2 --dist loadfile --ignore=tests/e2e --ignore=tests/kernels --durations=10)
+unit=("${pytest[@]}" -n 2 --dist loadfile --ignore=tests/e2e --ignore=tests/e2e_ray --ignore=tests/kernels --durations=10)
 part "unit tests" "${unit[@]}" -m "not slow and not e2e and not gpu"
 part "unit tests that take more than ten seconds each" "${unit[@]}" -m "slow and not e2e and not gpu"
 # Triton chooses its interpreter when it is imported, so these run in a process of their own.
 part "kernels, interpreted" env TRITON_INTERPRET=1 "${pytest[@]}" tests/kernels
 part "real servers" "${pytest[@]}" -m "e2e and not gpu" --durations=10 tests/e2e
+# A part of its own: what runs before it has freed its memory.
+part "real actors" "${pytest[@]}" -m "e2e and not gpu" --durations=10 tests/e2e_ray
 
 if ((${#failed[@]})); then
     printf 'failed: %s\n' "${failed[@]}" >&2

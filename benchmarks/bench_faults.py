@@ -1,0 +1,277 @@
+"""What clients notice when workers die: kills and hangs during streamed answers, ten rounds each, on real actors.
+
+    python benchmarks/bench_faults.py [--model M --draft D] [--rounds 10] [--faults rank-decode ...] [--tp-size 1]
+
+Starts a Ray of its own with two replicas, takes one undisturbed greedy answer per prompt as reference, then breaks the
+replica that is answering. A token is lost or repeated if the text, the finish reason or the usage is not the
+undisturbed one's. Prints a table; a JSON line per round goes to the results folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+REPO = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPO), str(REPO / "tests" / "e2e_ray"), str(REPO / "deploy")]
+
+from provenance import collect_provenance  # noqa: E402
+from ray_client import Streamed, stream, wait_until_ready  # noqa: E402
+from server_process import free_port  # noqa: E402
+
+from workers.cluster import prepare_environment  # noqa: E402
+
+prepare_environment()
+
+NUM_TOKENS = 48
+AT_CHUNK = 10
+SHORT = "Write a Python function that reverses a list."
+# Long enough that a kill half a second after it was sent falls into its prefill.
+LONG = "Summarize this text. " + "The quick brown fox jumps over the lazy dog near the old river bank. " * 60
+
+
+class Fault(NamedTuple):
+    """What happens to whom, and when: in prefill (half a second after sending) or after some chunks."""
+
+    name: str
+    prompt: str
+    at_chunk: int | None
+    strike: Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One broken answer; `silence_s`: longest wait for a chunk, `ready_s`: until two replicas were ready again."""
+
+    fault: str
+    number: int
+    struck: bool
+    finished: bool
+    same_text: bool
+    same_usage: bool
+    errors: list[str]
+    silence_s: float
+    ready_s: float
+
+
+def ranks() -> dict[int, psutil.Process]:
+    """Rank processes of this machine."""
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            if any("RankActor" in word for word in process.cmdline()):
+                found[process.pid] = process
+        except psutil.Error:
+            continue
+    return found
+
+
+def busy_rank() -> psutil.Process:
+    """The rank that computes right now."""
+    before = {pid: sum(process.cpu_times()[:2]) for pid, process in ranks().items()}
+    time.sleep(0.4)
+    after = ranks()
+    return max(after.values(), key=lambda p: sum(p.cpu_times()[:2]) - before.get(p.pid, 0.0))
+
+
+def owner(rank: psutil.Process) -> psutil.Process:
+    """The replica that a rank belongs to."""
+    return psutil.Process(int(rank.environ()["DDTREE_OWNER_PID"]))
+
+
+def group(rank: psutil.Process) -> list[psutil.Process]:
+    """A replica, its children and all its ranks."""
+    replica = owner(rank)
+    mine = [one for one in ranks().values() if owner(one).pid == replica.pid]
+    return [replica, *replica.children(recursive=True), *mine]
+
+
+def kill_rank(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def kill_replica(pid: int) -> None:
+    owner(psutil.Process(pid)).kill()
+
+
+def kill_container(pid: int) -> None:
+    """Everything at once, as the kernel does to a container that is out of memory (memory.oom.group)."""
+    for process in group(psutil.Process(pid)):
+        process.kill()
+
+
+def stop_rank(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+
+
+FAULTS = (
+    Fault("rank killed, decode", SHORT, AT_CHUNK, kill_rank),
+    Fault("rank killed, prefill", LONG, None, kill_rank),
+    Fault("replica killed, decode", SHORT, AT_CHUNK, kill_replica),
+    Fault("replica killed, prefill", LONG, None, kill_replica),
+    Fault("rank hangs (SIGSTOP), decode", SHORT, AT_CHUNK, stop_rank),
+    Fault("out of memory (whole group killed), decode", SHORT, AT_CHUNK, kill_container),
+)
+
+
+def ask(url: str, prompt: str, at_chunk: Callable[[int], None] | None = None) -> tuple[Streamed, float]:
+    """An answer and the longest silence in it."""
+    times = [time.monotonic()]
+
+    def note(num_chunks: int) -> None:
+        times.append(time.monotonic())
+        if at_chunk is not None:
+            at_chunk(num_chunks)
+
+    body = {"model": "m", "messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": NUM_TOKENS}
+    answer = stream(f"{url}/v1/chat/completions", body, note)
+    return answer, max(later - earlier for earlier, later in pairwise(times))
+
+
+def one_round(url: str, fault: Fault, number: int, undisturbed: Streamed) -> Round:
+    """Break one answer and wait until everything is whole again."""
+    struck: list[float] = []
+
+    def strike() -> None:
+        fault.strike(busy_rank().pid)
+        struck.append(time.monotonic())
+
+    def at_chunk(num_chunks: int) -> None:
+        if fault.at_chunk is not None and num_chunks >= fault.at_chunk and not struck:
+            strike()
+
+    timer = threading.Timer(0.1, strike)
+    if fault.at_chunk is None:
+        timer.start()
+    errors: list[str] = []
+    try:
+        answer, silence_s = ask(url, fault.prompt, at_chunk)
+        errors = [str(error) for error in answer.errors]
+    except OSError as error:
+        answer, silence_s, errors = Streamed(), 0.0, [str(error)]
+    timer.cancel()
+    wait_until_ready(url, 2, 900)
+    return Round(
+        fault.name,
+        number,
+        struck=bool(struck),
+        finished=bool(answer.finish_reasons) and not errors,
+        same_text=answer.text == undisturbed.text,
+        same_usage=answer.usage == undisturbed.usage,
+        errors=errors,
+        silence_s=round(silence_s, 2),
+        ready_s=round(time.monotonic() - struck[0], 1) if struck else 0.0,
+    )
+
+
+def table(rounds: Sequence[Round]) -> str:
+    """One row per fault."""
+    rows = [
+        "| fault | rounds | finished | failed | tokens lost or repeated | longest silence s, median (max) "
+        "| ready again s, median (max) |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name in dict.fromkeys(one.fault for one in rounds):
+        mine = [one for one in rounds if one.fault == name]
+        finished = sum(one.finished for one in mine)
+        wrong = sum(one.finished and not (one.same_text and one.same_usage) for one in mine)
+        silence, ready = [one.silence_s for one in mine], [one.ready_s for one in mine]
+        cells = [str(count) for count in (len(mine), finished, len(mine) - finished, wrong)]
+        cells += [f"{statistics.median(values):.1f} ({max(values):.1f})" for values in (silence, ready)]
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def start(args: argparse.Namespace) -> str:
+    """Cluster and replicas; the URL of the ingress."""
+    from ray import serve
+
+    from workers.app import build_app
+    from workers.cluster import start_local_cluster
+
+    start_local_cluster(num_cpus=4 * args.tp_size + 4)
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    config: dict[str, Any] = {
+        "model": args.model,
+        "draft": args.draft,
+        "served_model_name": "m",
+        "dtype": "float32",
+        "tp_size": args.tp_size,
+        "ddtree": {"budget": 16},
+        "engine_args": {"max_total_tokens": 8192},
+        "min_replicas": 2,
+        "max_replicas": 2,
+        "max_running_requests": 4,
+        "health_check_timeout_s": args.health_check_timeout_s,
+        "stall_timeout_s": args.stall_timeout_s,
+        "restart_budget": 1000,
+    }
+    print("... starting two replicas", flush=True)
+    serve.run(build_app(config), name="faults", route_prefix="/faults")
+    return f"http://127.0.0.1:{port}/faults"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """All rounds; exit status 1 if an answer failed or differs."""
+    args = parse_args(argv)
+    chosen = [fault for fault in FAULTS if not args.faults or any(word in fault.name for word in args.faults)]
+    url = start(args)
+    wait_until_ready(url, 2, 900)
+    undisturbed = {prompt: ask(url, prompt)[0] for prompt in {fault.prompt for fault in chosen}}
+    rounds: list[Round] = []
+    head = {"provenance": collect_provenance(), "tp_size": args.tp_size, "tokens": NUM_TOKENS}
+    with args.output.open("w") as output:
+        output.write(json.dumps(head) + "\n")
+        for fault in chosen:
+            for number in range(args.rounds):
+                rounds.append(one_round(url, fault, number, undisturbed[fault.prompt]))
+                output.write(json.dumps(asdict(rounds[-1])) + "\n")
+                output.flush()
+                print(f"... {rounds[-1]}", flush=True)
+    print(table(rounds))
+    args.output.with_suffix(".md").write_text(table(rounds) + "\n")
+    return int(any(not (one.finished and one.same_text and one.same_usage) for one in rounds))
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model")
+    parser.add_argument("--draft")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--faults", nargs="*", help="words that the names of the faults to run contain")
+    parser.add_argument("--tp-size", type=int, default=1)
+    parser.add_argument("--health-check-timeout-s", type=float, default=30.0)
+    parser.add_argument("--stall-timeout-s", type=float, default=15.0)
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    parser.add_argument("--output", type=Path, default=REPO / f"benchmarks/results/faults-{stamp}.jsonl")
+    args = parser.parse_args(argv)
+    if args.model is None:
+        from ddtree_sglang.demo.drafter import shipped_drafter
+        from ddtree_sglang.demo.prepare import prepare_model
+
+        args.model, args.draft = str(prepare_model()), str(shipped_drafter())
+    return args
+
+
+if __name__ == "__main__":
+    status = main()
+    import ray
+    from ray import serve
+
+    serve.shutdown()
+    ray.shutdown()
+    sys.exit(status)

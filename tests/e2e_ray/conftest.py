@@ -1,0 +1,80 @@
+"""Real Ray clusters on this machine, on the loopback interface, with real servers beside them for reference."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
+sys.path[:0] = [str(REPO), str(REPO / "benchmarks"), str(REPO / "deploy"), str(REPO / "tests" / "e2e"), str(HERE)]
+
+from workers.cluster import prepare_environment  # noqa: E402  (the path is set above)
+
+# Before any test file imports Ray.
+prepare_environment()
+
+from server_process import free_port  # noqa: E402
+from servers import Pair  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder starts servers."""
+    for item in items:
+        if Path(item.path).parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.e2e)
+
+
+@pytest.fixture(scope="session")
+def pair() -> Pair:
+    from ddtree_sglang.demo.drafter import shipped_drafter
+    from ddtree_sglang.demo.prepare import prepare_model
+
+    model = os.environ.get("DDTREE_TEST_MODEL") or str(prepare_model())
+    return Pair(model, os.environ.get("DDTREE_TEST_DRAFT") or str(shipped_drafter()))
+
+
+@pytest.fixture(scope="module")
+def http_port() -> Iterator[int]:
+    """A Ray of this module's own with Serve on it; CPUs are booked more often than there are any."""
+    import ray
+    from ray import serve
+
+    from workers.cluster import start_local_cluster
+
+    # Where a replica finds the modules of this folder.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    start_local_cluster(num_cpus=8)
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield port
+    serve.shutdown()
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def reference(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[dict[str, Any]]]:
+    """Answers of a single process, stock launcher, stopped again before anything else starts."""
+    from ray_client import completed
+    from server_process import ServerProcess, ServerSpec
+
+    def answers(bodies: list[dict[str, Any]], *flags: str) -> list[dict[str, Any]]:
+        spec = ServerSpec(
+            model=pair.model,
+            port=free_port(),
+            algorithm="DDTREE",
+            draft=pair.draft,
+            budget=16,
+            extra=("--max-total-tokens", "8192", "--random-seed", "0", *flags),
+        )
+        log = tmp_path_factory.mktemp("reference") / "server.log"
+        with ServerProcess.from_spec("DDTREE", spec, sys.executable, log) as process:
+            process.wait_ready()
+            return [completed(spec.url, body) for body in bodies]
+
+    return answers

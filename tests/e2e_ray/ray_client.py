@@ -1,0 +1,76 @@
+"""A streaming client for the tests: what a user of the OpenAI API sees of an answer, chunk by chunk."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@dataclass
+class Streamed:
+    """A whole streamed answer."""
+
+    text: str = ""
+    finish_reasons: list[str] = field(default_factory=list)
+    usage: dict[str, Any] | None = None
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    num_chunks: int = 0
+
+
+def post(url: str, body: dict[str, Any], timeout_s: float = 600.0, key: str | None = None) -> Any:
+    """The open response of a JSON request."""
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    return OPENER.open(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=timeout_s)
+
+
+def get(url: str, timeout_s: float = 60.0) -> tuple[int, str]:
+    """Status and text."""
+    try:
+        with OPENER.open(url, timeout=timeout_s) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def stream(url: str, body: dict[str, Any], at_chunk: Callable[[int], None] | None = None) -> Streamed:
+    """Ask for a stream with usage and read it to its end; `at_chunk` is called after each chunk of text."""
+    answer = Streamed()
+    with post(url, {**body, "stream": True, "stream_options": {"include_usage": True}}) as response:
+        for line in response:
+            if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
+                continue
+            event = json.loads(line[6:])
+            if "error" in event:
+                answer.errors.append(event["error"])
+                continue
+            answer.usage = event.get("usage") or answer.usage
+            for choice in event["choices"]:
+                answer.text += choice["delta"].get("content") or "" if "delta" in choice else choice["text"]
+                answer.finish_reasons += [choice["finish_reason"]] if choice.get("finish_reason") else []
+                answer.num_chunks += 1
+                if at_chunk is not None:
+                    at_chunk(answer.num_chunks)
+    return answer
+
+
+def completed(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    """A whole chat answer."""
+    with post(f"{url}/v1/chat/completions", body) as response:
+        answer: dict[str, Any] = json.load(response)
+        return answer
+
+
+def wait_until_ready(url: str, replicas: int, timeout_s: float = 120.0) -> None:
+    """Return once `/health` counts that many replicas."""
+    deadline = time.monotonic() + timeout_s
+    while json.loads(get(f"{url}/health")[1]).get("ready_replicas") != replicas:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{replicas} replicas were to be ready within {timeout_s:.0f} s")
+        time.sleep(0.2)

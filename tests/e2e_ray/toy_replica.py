@@ -1,0 +1,57 @@
+"""A replica without an engine: each token follows from its place in the answer, so replicas go on alike."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+from ray import serve
+
+from workers.protocol import Attempt, TokenChunk
+
+# Tokens of SmolLM2 that are words or parts of words, one unlike the other.
+FIRST_TOKEN, NUM_TOKENS = 2000, 500
+
+
+def expected_tokens(num_tokens: int) -> list[int]:
+    """What a fault-free answer holds."""
+    return [FIRST_TOKEN + index * 7 % NUM_TOKENS for index in range(num_tokens)]
+
+
+@serve.deployment(
+    name="replica",
+    num_replicas=2,
+    max_ongoing_requests=3,
+    max_queued_requests=2,
+    health_check_period_s=1,
+    ray_actor_options={"num_cpus": 0.1},
+)
+class ToyReplica:
+    """Has what the ingress asks of `DDTreeServer`; notes who works on what in a file."""
+
+    def __init__(self, first_s: float, token_s: float, journal: Path) -> None:
+        self._first_s, self._token_s, self._journal = first_s, token_s, journal
+
+    async def generate_tokens(self, attempt: Attempt) -> AsyncGenerator[TokenChunk, None]:
+        self._note(attempt, "started")
+        try:
+            await asyncio.sleep(self._first_s)
+            num_new = attempt.sampling["max_new_tokens"]
+            answer = expected_tokens(attempt.num_emitted + num_new)
+            for index in range(attempt.num_emitted, len(answer)):
+                await asyncio.sleep(self._token_s)
+                done = index + 1 - attempt.num_emitted
+                meta = {"prompt_tokens": len(attempt.input_ids), "completion_tokens": done}
+                reason = {"type": "length", "length": num_new} if done == num_new else None
+                yield TokenChunk(attempt.number, index, (answer[index],), finish_reason=reason, meta=meta)
+        except (asyncio.CancelledError, GeneratorExit):
+            self._note(attempt, "cancelled")
+            raise
+
+    def _note(self, attempt: Attempt, what: str) -> None:
+        line = {"what": what, "pid": os.getpid(), "request": attempt.request_id, "attempt": attempt.number}
+        with self._journal.open("a") as journal:
+            journal.write(json.dumps(line) + "\n")

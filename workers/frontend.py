@@ -7,6 +7,7 @@ that concern text are published here, nothing of the engine's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from workers.config import WorkerConfig
@@ -40,8 +41,10 @@ TEXT_ARGS = frozenset(
 class Frontend:
     """Chat and text completions of one model; `router.counters` says how they fared."""
 
-    def __init__(self, config: WorkerConfig, source: TokenSource) -> None:
-        self.router = Router(source, resume_policy(config))
+    def __init__(
+        self, config: WorkerConfig, source: TokenSource, observe_resume: Callable[[float], None] = lambda seconds: None
+    ) -> None:
+        self.router = Router(source, resume_policy(config), observe_resume=observe_resume)
         serving = openai_serving(publish_text_settings(config), self.router)
         self.manager, self.chat, self.completion = serving.manager, serving.chat, serving.completion
 

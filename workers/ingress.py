@@ -16,6 +16,7 @@ from workers.config import WorkerConfig
 from workers.frontend import Frontend
 from workers.loopback_serve import bind_replica_to_loopback
 from workers.metrics import IngressMetrics
+from workers.ray_metrics import RaySeries
 from workers.readiness import Readiness
 from workers.security import ApiKey
 from workers.serve_source import ServeSource
@@ -37,9 +38,12 @@ class Ingress:
         bind_replica_to_loopback()
         config = WorkerConfig(**args)
         self._key = ApiKey.from_env(config.api_key_env)
-        self._frontend = Frontend(config, ServeSource(replicas))
+        self._metrics = IngressMetrics()
+        self._ray_series = RaySeries()
+        self._frontend = Frontend(config, ServeSource(replicas), self._observe_resume)
+        self._counters = self._frontend.router.counters
+        self._metrics.count(self._counters)
         self._readiness = Readiness(replicas.deployment_id)
-        self._metrics = IngressMetrics(self._frontend.router.counters)
 
     @app.post("/v1/chat/completions")
     async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
@@ -59,23 +63,32 @@ class Ingress:
     @app.get("/health")
     async def health(self) -> Response:
         """200 while at least one replica makes tokens, else 503."""
-        ready = await self._readiness.ready_replicas()
+        ready = await self._ready_replicas()
         return JSONResponse({"ready_replicas": ready}, status_code=200 if ready else 503)
 
     @app.get("/metrics")
     async def metrics(self) -> Response:
         """This ingress's counters in Prometheus' format; the engines' are at Ray's metrics port."""
-        text = self._metrics.text(await self._readiness.ready_replicas())
+        text = self._metrics.text(await self._ready_replicas())
         return Response(text, media_type="text/plain; version=0.0.4")
 
     async def _answer(self, endpoint: Any, body: Any, request: Request) -> Response:
         refusal = self._turned_away(request)
         if refusal is not None:
             return refusal
-        if not await self._readiness.ready_replicas():
+        if not await self._ready_replicas():
             return _error(503, "no replica is ready; ask again later.", "unavailable", {"Retry-After": "5"})
         answer = await endpoint.handle_request(body, request)
         return answer if isinstance(answer, Response) else ORJSONResponse(answer.model_dump())
+
+    async def _ready_replicas(self) -> int:
+        ready = await self._readiness.ready_replicas()
+        self._ray_series.update(self._counters, ready)
+        return ready
+
+    def _observe_resume(self, seconds: float) -> None:
+        self._metrics.resume_seconds.observe(seconds)
+        self._ray_series.observe_resume(seconds)
 
     def _turned_away(self, request: Request) -> Response | None:
         if self._key.admits(request.url.path, request.headers.get("authorization")):

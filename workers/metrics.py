@@ -12,6 +12,7 @@ from workers.router import RouterCounters
 
 PREFIX = "ddtree_ingress"
 RESUME_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+RESUME_TEXT = "From the loss of a replica to the next token of its answer."
 # Series, the router's counters that it sums, and what it says.
 COUNTERS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("requests", ("requests",), "Answers asked for."),
@@ -24,25 +25,35 @@ COUNTERS: tuple[tuple[str, tuple[str, ...], str], ...] = (
 )
 
 
+def totals(counters: RouterCounters) -> dict[str, int]:
+    """The value of each series of `COUNTERS`."""
+    return {name: sum(getattr(counters, part) for part in parts) for name, parts, _ in COUNTERS}
+
+
 class IngressMetrics:
     """One registry per process, so that tests can have several."""
 
-    def __init__(self, counters: RouterCounters) -> None:
-        self._counters = counters
+    def __init__(self) -> None:
+        self._counters = RouterCounters()
         self._registry = CollectorRegistry()
         self._registry.register(self)  # type: ignore[arg-type]
         self._ready = Gauge(f"{PREFIX}_ready_replicas", "Replicas that made a token.", registry=self._registry)
         self.resume_seconds = Histogram(
             f"{PREFIX}_resume_seconds",
-            "From the loss of a replica to the next token of its answer.",
+            RESUME_TEXT,
             buckets=RESUME_BUCKETS_S,
             registry=self._registry,
         )
 
+    def count(self, counters: RouterCounters) -> None:
+        """Show these counters from now on."""
+        self._counters = counters
+
     def collect(self) -> Iterator[Any]:
         """The router's counters, read when they are asked for (prometheus_client's collector protocol)."""
-        for name, parts, text in COUNTERS:
-            yield CounterMetricFamily(f"{PREFIX}_{name}", text, sum(getattr(self._counters, part) for part in parts))
+        values = totals(self._counters)
+        for name, _, text in COUNTERS:
+            yield CounterMetricFamily(f"{PREFIX}_{name}", text, values[name])
 
     def text(self, ready_replicas: int) -> bytes:
         """Prometheus' text format."""

@@ -104,6 +104,7 @@ class Router:
         clock: seconds, never backwards.
         jitter: a number from 0 to 1 for each wait.
         counters: to share between routers of a process.
+        observe_resume: gets the seconds from each loss of a worker to the answer's next part.
     """
 
     def __init__(
@@ -114,12 +115,14 @@ class Router:
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
         counters: RouterCounters | None = None,
+        observe_resume: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._source = source
         self._policy = policy or ResumePolicy()
         self._sleep = sleep
         self._clock = clock
         self._jitter = jitter
+        self._observe_resume = observe_resume
         self.counters = counters or RouterCounters()
 
     async def generate(
@@ -149,13 +152,18 @@ class Router:
 
     async def _attempts(self, answer: ResumableAnswer, deadline: float) -> AsyncGenerator[Progress, None]:
         num_lost = num_waits = 0
+        lost_at: float | None = None
         while answer.finish_reason is None:
             try:
                 async with aclosing(self._run(answer, deadline)) as parts:
                     async for progress in parts:
+                        if lost_at is not None:
+                            self._observe_resume(self._clock() - lost_at)
+                            lost_at = None
                         yield progress
             except WorkerLost as loss:
                 num_lost += 1
+                lost_at = self._clock() if lost_at is None else lost_at
                 self.counters.lost += 1
                 if (last := answer.complete_without_worker()) is not None:
                     yield last

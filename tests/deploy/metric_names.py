@@ -11,21 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import deploy_files
-from fake_checkout import REPO
 
-INGRESS_SOURCE = REPO / "workers/metrics.py"
-"""The hook for the workers: once this file exists, the ingress's names are read from it, not from the list below."""
-
-INGRESS_METRICS = {
-    "ddtree_ingress_requests_total",
-    "ddtree_ingress_resumed_total",
-    "ddtree_ingress_worker_lost_total",
-    "ddtree_ingress_gave_up_total",
-    "ddtree_ingress_rejected_total",
-    "ddtree_ingress_tokens_total",
-    "ddtree_ingress_ready_replicas",
-    "ddtree_ingress_resume_seconds",
-}
 OF_A_HISTOGRAM = ("_bucket", "_sum", "_count")
 CONSTRUCTORS = {"Counter", "Gauge", "Histogram", "Summary"}
 
@@ -50,9 +36,13 @@ def sglang_metrics() -> frozenset[str]:
 
 
 def ingress_metrics() -> set[str]:
-    """What the ingress exports, less the `ray_` that the relabelling takes off. A name in seconds is a histogram."""
-    names = INGRESS_METRICS if not INGRESS_SOURCE.exists() else set(_strings(INGRESS_SOURCE, "ddtree_"))
-    return {name + suffix for name in names for suffix in (OF_A_HISTOGRAM if name.endswith("_seconds") else ("",))}
+    """What the ingress exports, as it exports it."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    from workers.metrics import IngressMetrics
+
+    families = text_string_to_metric_families(IngressMetrics().text(0).decode())
+    return {sample.name for family in families for sample in family.samples}
 
 
 def recorded_metrics() -> set[str]:
@@ -92,9 +82,3 @@ def _collectors_of(path: Path) -> Iterator[tuple[str, str]]:
         for keyword in node.keywords:
             if keyword.arg == "name" and isinstance(keyword.value, ast.Constant):
                 yield node.func.id, str(keyword.value.value)
-
-
-def _strings(path: Path, prefix: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith(prefix):
-            yield node.value

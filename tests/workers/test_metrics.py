@@ -8,6 +8,12 @@ from workers.metrics import IngressMetrics
 from workers.router import RouterCounters
 
 
+def counting(counters: RouterCounters) -> IngressMetrics:
+    metrics = IngressMetrics()
+    metrics.count(counters)
+    return metrics
+
+
 def values(metrics: IngressMetrics, ready: int = 0) -> dict[str, float]:
     families = text_string_to_metric_families(metrics.text(ready).decode())
     return {
@@ -17,7 +23,7 @@ def values(metrics: IngressMetrics, ready: int = 0) -> dict[str, float]:
 
 def test_series_are_the_routers_counters_as_they_stand() -> None:
     counters = RouterCounters()
-    metrics = IngressMetrics(counters)
+    metrics = counting(counters)
     counters.requests, counters.tokens, counters.lost = 3, 40, 2
     counters.resumed, counters.restarted, counters.gave_up, counters.not_resumable = 1, 1, 1, 2
     counters.busy = 5
@@ -32,6 +38,6 @@ def test_series_are_the_routers_counters_as_they_stand() -> None:
 
 
 def test_two_ingresses_in_a_process_count_apart() -> None:
-    first, second = IngressMetrics(RouterCounters(requests=1)), IngressMetrics(RouterCounters())
+    first, second = counting(RouterCounters(requests=1)), counting(RouterCounters())
     assert values(first)["ddtree_ingress_requests_total"] == 1
     assert values(second)["ddtree_ingress_requests_total"] == 0

@@ -146,6 +146,25 @@ def test_flapping_workers_are_followed_up_to_the_limit_with_growing_waits() -> N
     assert (router.counters.resumed, router.counters.lost, router.counters.tokens) == (3, 3, 12)
 
 
+def test_time_without_a_worker_is_told_once_the_answer_goes_on() -> None:
+    # Two losses in a row are one silence: 0.1 s, then 0.2 s of waiting; the third is another of 0.4 s.
+    source, sleeper, silences = ScriptedSource([Act(2, DIED), Act(0, DIED), Act(3, DIED)]), Sleeper(), []
+    router = Router(
+        source,
+        ResumePolicy(),
+        sleep=sleeper.sleep,
+        clock=sleeper.clock,
+        jitter=lambda: 1.0,
+        observe_resume=silences.append,
+    )
+
+    async def body() -> None:
+        await collect(router, request(max_new_tokens=12))
+
+    run_test(body)
+    assert silences == pytest.approx([0.3, 0.4])
+
+
 def test_waits_double_up_to_a_longest_and_spread_by_half() -> None:
     policy = ResumePolicy()
     assert [policy.backoff_s(number, 1.0) for number in (1, 2, 3, 5, 6, 1000)] == [0.1, 0.2, 0.4, 1.6, 2.0, 2.0]

@@ -24,6 +24,12 @@ from workers.serve_source import ServeSource
 app = FastAPI(title="DDTREE on SGLang and Ray")
 
 
+# Serve pickles the app where `serve.ingress` stands: what its routes call has to be defined before.
+def _error(status: int, message: str, kind: str, headers: dict[str, str] | None = None) -> Response:
+    body = {"object": "error", "message": message, "type": kind, "param": None, "code": status}
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
 @app.exception_handler(RequestValidationError)
 async def bad_request(request: Request, error: RequestValidationError) -> Response:
     """400 in OpenAI's form, as SGLang's server answers, instead of FastAPI's 422."""
@@ -94,8 +100,3 @@ class Ingress:
         if self._key.admits(request.url.path, request.headers.get("authorization")):
             return None
         return _error(401, "the API key is missing or wrong.", "Unauthorized", {"WWW-Authenticate": "Bearer"})
-
-
-def _error(status: int, message: str, kind: str, headers: dict[str, str] | None = None) -> Response:
-    body = {"object": "error", "message": message, "type": kind, "param": None, "code": status}
-    return JSONResponse(body, status_code=status, headers=headers)

@@ -39,7 +39,9 @@ def loopback_store(stock: Callable[..., Any]) -> Callable[..., Any]:
 def is_loopback(host: str) -> bool:
     """True for "localhost" and for addresses of the loopback network."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
+        # ::ffff:127.0.0.1, as a socket for both families reports it.
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
     except ValueError:
         return host == "localhost"
 

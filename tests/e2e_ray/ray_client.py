@@ -10,6 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
+
+from ddtree_sglang.engine.loopback_store import is_loopback
+
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -74,3 +78,11 @@ def wait_until_ready(url: str, replicas: int, timeout_s: float = 120.0) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{replicas} replicas were to be ready within {timeout_s:.0f} s")
         time.sleep(0.2)
+
+
+def open_to_others() -> set[tuple[str, str]]:
+    """Addresses beyond the loopback interface on which this process's Ray listens, with who does."""
+    family = {process.pid: process.name() for process in psutil.Process().children(recursive=True)}
+    listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in family]
+    assert listening, "Ray listens somewhere"
+    return {(c.laddr.ip, family[c.pid]) for c in listening if not is_loopback(c.laddr.ip)}

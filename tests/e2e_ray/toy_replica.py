@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ray import serve
 
+from workers.loopback_serve import bind_replica_to_loopback
 from workers.protocol import Attempt, TokenChunk
 
 # Tokens of SmolLM2 that are words or parts of words, one unlike the other.
@@ -33,6 +34,7 @@ class ToyReplica:
     """Has what the ingress asks of `DDTreeServer`; notes who works on what in a file."""
 
     def __init__(self, first_s: float, token_s: float, journal: Path) -> None:
+        bind_replica_to_loopback()
         self._first_s, self._token_s, self._journal = first_s, token_s, journal
 
     async def generate_tokens(self, attempt: Attempt) -> AsyncGenerator[TokenChunk, None]:

@@ -32,12 +32,19 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ddtree_sglang.cpu_platform",
     },
     "ddtree_sglang.demo": {"ddtree_sglang.core", "ddtree_sglang.config", "ddtree_sglang.exceptions"},
-    "workers": {"ddtree_sglang", "ddtree_sglang.engine", "ddtree_sglang.config", "ddtree_sglang.exceptions"},
+    "workers": {
+        "ddtree_sglang",
+        "ddtree_sglang.engine",
+        "ddtree_sglang.config",
+        "ddtree_sglang.exceptions",
+        "ddtree_sglang.cpu_platform",
+        "ddtree_sglang.demo",
+    },
 }
 # Third-party packages that only these parts may import.
 ONLY_IN: dict[str, set[str]] = {
     "sglang": {"ddtree_sglang.engine", "ddtree_sglang.cpu_platform", "workers"},
-    "ray": {"workers", "ddtree_sglang.engine"},
+    "ray": {"workers"},
     "triton": {"ddtree_sglang.kernels"},
     "flashinfer": {"ddtree_sglang.kernels", "ddtree_sglang.engine"},
 }

@@ -106,7 +106,7 @@ def replica_options(config: WorkerConfig, with_gpus: bool) -> dict[str, Any]:
 
 def replica_environment(config: WorkerConfig) -> dict[str, str]:
     """Environment of a replica and its ranks: the deployer's, DDTREE's knobs, as many threads as CPUs are booked."""
-    from ddtree_sglang.engine.ray_actors import rank_environment
+    from workers.rank_actor import rank_environment
 
     threads = {"OMP_NUM_THREADS": str(max(1, int(config.cpus_per_rank)))}
     return rank_environment({**threads, **os.environ}) | {"DDTREE_CONFIG": config.ddtree_json()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ddtree_sglang.engine.loopback_store import is_loopback
+from workers.loopback_store import is_loopback
 
 EVERY_INTERFACE = "[::]:0"
 

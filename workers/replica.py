@@ -39,7 +39,7 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
         _ask_to_start()
         from sglang.srt.plugins import load_plugins
 
-        from ddtree_sglang.engine.ray_actors import RankPlacement, install_rank_actors
+        from workers.rank_actor import RankPlacement, install_rank_actors
 
         load_plugins()
         install_rank_actors(RankPlacement(self._config.cpus_per_rank))

@@ -1,4 +1,4 @@
-"""Every SGLang name that the ingress relies on, in one table, checked by tests/workers/test_sglang_names.py.
+"""Every SGLang name that the workers rely on, in one table, checked by tests/workers/test_sglang_names.py.
 
 The engine's side has its own table, `ddtree_sglang.engine.contract`, whose checker this uses: it reads SGLang's source.
 """
@@ -12,6 +12,19 @@ _OPENAI = "sglang.srt.entrypoints.openai"
 _SCHEDULE = "sglang.srt.managers.schedule_batch"
 
 SGLANG_NAMES: tuple[Entry, ...] = (
+    # Ranks as actors.
+    Entry("sglang.srt.arg_groups.fields.device", "Device", ("use_ray",), "plugin"),
+    Entry(
+        "sglang.srt.ray.scheduler_actor",
+        "SchedulerActor.__init__",
+        ("server_args", "port_args", "gpu_id", "tp_rank", "pp_rank", "dp_rank", "dist_init_addr"),
+        "rank_actor",
+    ),
+    Entry("sglang.srt.ray.scheduler_actor", "SchedulerActor.run_event_loop", (), "rank_actor"),
+    Entry("sglang.srt.ray.engine", "_create_scheduler_actor", ("pg", "bundle_idx", "server_args"), "rank_actor"),
+    Entry("sglang.srt.ray.engine", "_validate_custom_placement_group", ("pg", "world_size"), "rank_actor"),
+    Entry("sglang.srt.ray.engine", "RayEngine._launch_scheduler_processes", ("placement_group",), "rank_actor"),
+    Entry("sglang.srt.ray.engine", "RaySchedulerInitResult", ("scheduler_actors",), "replica"),
     # What the OpenAI classes expect of a token manager, and whose results they read.
     Entry(
         _MANAGER,

@@ -221,19 +221,6 @@ CONTRACT: tuple[Entry, ...] = (
         ("req_pool_indices", "seq_lens", "seq_lens_cpu", "write_virtual", "read_extent"),
         "worker",
     ),
-    # Ray
-    Entry("sglang.srt.arg_groups.fields.device", "Device", ("use_ray",), "hooks"),
-    Entry(
-        "sglang.srt.ray.scheduler_actor",
-        "SchedulerActor.__init__",
-        ("server_args", "port_args", "gpu_id", "tp_rank", "pp_rank", "dp_rank", "dist_init_addr"),
-        "ray_actors",
-    ),
-    Entry("sglang.srt.ray.scheduler_actor", "SchedulerActor.run_event_loop", (), "ray_actors"),
-    Entry("sglang.srt.ray.engine", "_create_scheduler_actor", ("pg", "bundle_idx", "server_args"), "ray_actors"),
-    Entry("sglang.srt.ray.engine", "_validate_custom_placement_group", ("pg", "world_size"), "ray_actors"),
-    Entry("sglang.srt.ray.engine", "RayEngine._launch_scheduler_processes", ("placement_group",), "ray_actors"),
-    Entry("sglang.srt.ray.engine", "RaySchedulerInitResult", ("scheduler_actors",), "workers"),
     Entry("sglang.srt.speculative.spec_tp_sync", "SpecTpSyncSite", ("DFLASH_ACCEPT_SAMPLE",), "worker"),
 )
 

@@ -24,8 +24,7 @@ def exit_on_bad_flag(original: Callable[..., Any], argv: list[str]) -> Any:
 def exit_on_bad_arguments(original: Callable[..., None], server_args: Any) -> None:
     """AROUND hook on `ServerArgs.resolve_once`: the same for what resolution finds, missing files first.
 
-    SGLang marks the arguments that came from a command line; `Engine(...)` keeps the exception. With `--use-ray`, this
-    is where the ranks' actors are made to load plugins.
+    SGLang marks the arguments that came from a command line; `Engine(...)` keeps the exception.
     """
     from ddtree_sglang.engine.server_args import check_checkpoints, check_port_is_free
 
@@ -37,10 +36,6 @@ def exit_on_bad_arguments(original: Callable[..., None], server_args: Any) -> No
         if from_command_line and multiprocessing.parent_process() is None:
             check_port_is_free(server_args)
         original(server_args)
-        if server_args.use_ray:
-            from ddtree_sglang.engine.ray_actors import install_rank_actors
-
-            install_rank_actors()
     except DDTreeError as error:
         if not from_command_line:
             raise

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from ddtree_sglang.engine.loopback_store import is_loopback
+from workers.loopback_store import is_loopback
 
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch.distributed as dist
 
-from ddtree_sglang.engine.loopback_store import bind_to_loopback, is_loopback, loopback_store
+from workers.loopback_store import bind_to_loopback, is_loopback, loopback_store
 
 RENDEZVOUS = importlib.import_module("torch.distributed.rendezvous")
 

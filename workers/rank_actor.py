@@ -105,7 +105,7 @@ def _rank_actor_class(stock: Any) -> Any:
         def __init__(self, **arguments: Any) -> None:
             from sglang.srt.plugins import load_plugins
 
-            from ddtree_sglang.engine.loopback_store import bind_to_loopback
+            from workers.loopback_store import bind_to_loopback
 
             # First of all, so that DDTREE and the platform are known when the arguments are published.
             load_plugins()
@@ -172,4 +172,4 @@ RAY_ENGINE_HOOKS: dict[str, Callable[..., Any]] = {
     "RayEngine._launch_scheduler_processes": launch_on_this_platform,
     "_validate_custom_placement_group": check_bundles,
 }
-"""Functions of `sglang.srt.ray.engine` that are wrapped, as `engine/contract.py` lists them."""
+"""Functions of `sglang.srt.ray.engine` that are wrapped, as `workers/sglang_names.py` lists them."""

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ddtree_sglang.engine import ray_actors
-from ddtree_sglang.engine.ray_actors import RankActorClass, RankPlacement, rank_environment, rank_options
+from workers import rank_actor
+from workers.rank_actor import RankActorClass, RankPlacement, rank_environment, rank_options
 
 OPTIONS = {"num_gpus": 1, "num_cpus": 0, "name": "rank0"}
 
@@ -51,15 +51,15 @@ def test_actor_class_looks_its_bundle_up() -> None:
 def test_cpu_ranks_need_a_bundle_each_but_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ddtree_sglang.cpu_platform.is_active", lambda: True)
     group = SimpleNamespace(bundle_specs=[{"CPU": 1}])
-    ray_actors.check_bundles(pytest.fail, group, 1)
+    rank_actor.check_bundles(pytest.fail, group, 1)
     with pytest.raises(ValueError, match="each of 2 ranks, got 1"):
-        ray_actors.check_bundles(pytest.fail, group, 2)
+        rank_actor.check_bundles(pytest.fail, group, 2)
 
 
 def test_on_a_gpu_sglangs_own_rule_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ddtree_sglang.cpu_platform.is_active", lambda: False)
     asked = []
-    ray_actors.check_bundles(lambda *args: asked.append(args), "group", 2)
+    rank_actor.check_bundles(lambda *args: asked.append(args), "group", 2)
     assert asked == [("group", 2)]
 
 
@@ -68,7 +68,7 @@ def test_installed_class_is_a_subclass_of_sglangs_actor_with_a_second_thread() -
     ray = pytest.importorskip("ray")
     from sglang.srt.ray.scheduler_actor import SchedulerActor
 
-    ours = ray_actors._rank_actor_class(SchedulerActor)
+    ours = rank_actor._rank_actor_class(SchedulerActor)
     assert isinstance(ours, ray.actor.ActorClass)
     assert issubclass(ours.__ray_actor_class__, SchedulerActor.__ray_actor_class__)
     assert ours.__ray_actor_class__.ping.__ray_concurrency_group__ == "control"

@@ -1,0 +1,36 @@
+"""Which processes get our actors."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from workers import plugin
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    calls: list[bool] = []
+    monkeypatch.setattr("workers.rank_actor.install_rank_actors", lambda: calls.append(True))
+    return calls
+
+
+def test_ranks_become_our_actors_only_if_ray_is_asked_for(installed: list[bool]) -> None:
+    plugin.install_if_asked(None, SimpleNamespace(use_ray=False))
+    assert installed == []
+    plugin.install_if_asked(None, SimpleNamespace(use_ray=True))
+    assert installed == [True]
+
+
+def test_children_of_the_launcher_start_no_ranks(installed: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multiprocessing.parent_process", lambda: "launcher")
+    plugin.install_if_asked(None, SimpleNamespace(use_ray=True))
+    assert installed == []
+
+
+def test_package_declares_it_as_a_plugin_of_sglang() -> None:
+    from importlib.metadata import entry_points
+
+    (entry,) = entry_points(group="sglang.srt.plugins", name="ddtree_ray")
+    assert entry.load() is plugin.register

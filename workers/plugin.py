@@ -1,0 +1,25 @@
+"""The entry point that SGLang calls in each of its processes: with `--use-ray`, ranks become our actors.
+
+A second plugin beside `ddtree_sglang.engine.plugin`, since nothing of the engine adapter may know Ray. Ray is imported
+only by a process that was told to use it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from typing import Any
+
+
+def register() -> None:
+    """Look at the arguments once SGLang has resolved them."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    HookRegistry.register("sglang.srt.server_args.ServerArgs.resolve_once", install_if_asked, HookType.AFTER)
+
+
+def install_if_asked(result: Any, server_args: Any) -> None:
+    """AFTER hook on `ServerArgs.resolve_once`, in the launching process: its children start no ranks."""
+    if server_args.use_ray and multiprocessing.parent_process() is None:
+        from workers.rank_actor import install_rank_actors
+
+        install_rank_actors()

@@ -59,6 +59,12 @@ class EngineProcess:
         _kill_children()
         self._exit_process(1)
 
+    def retire(self) -> None:
+        """End ranks and children in good order; this process is left to whoever asked for that."""
+        if self._ending.acquire(blocking=False):
+            self.end_ranks()
+            _kill_children()
+
     def end_ranks(self) -> None:
         """Kill every rank, stopped ones too."""
         import ray

@@ -88,7 +88,7 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
         """Serve's destructor, after the last answer of a replica that retires."""
         if hasattr(self, "_process"):
             _say_goodbye()
-            self._process.end_ranks()
+            self._process.retire()
 
     async def _one_token(self) -> None:
         request = Attempt(f"health-{uuid.uuid4().hex}", 0, (0,), 0, {"max_new_tokens": 1, "temperature": 0.0})

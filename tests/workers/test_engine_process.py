@@ -61,6 +61,16 @@ def test_ranks_of_other_nodes_are_left_to_ray(fake_ray: dict[str, Any], sleeper:
     assert len(fake_ray["killed"]) == 1
 
 
+def test_replica_that_retires_ends_its_ranks_and_not_itself(fake_ray: dict[str, Any], sleeper: Any) -> None:
+    died, exits = threading.Event(), []
+    process = EngineProcess([rank(sleeper.pid)], died.wait, exits.append)
+    process.retire()
+    assert sleeper.wait(5) == -9
+    died.set()
+    process.end("a rank died")
+    assert exits == []
+
+
 def test_replica_ends_once_whoever_notices(fake_ray: dict[str, Any], sleeper: Any) -> None:
     exits: list[int] = []
     process = EngineProcess([rank(sleeper.pid)], threading.Event().wait, exits.append)

@@ -124,15 +124,18 @@ def _serve(args: argparse.Namespace) -> int:
 
     from workers.app import build_app
 
-    stop = threading.Event()
-    serve.start(http_options={"host": args.host, "port": args.port})
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    print(f"starting {config.min_replicas} replica(s) of {config.name}, {config.tp_size} rank(s) each ...", flush=True)
-    serve.run(build_app(config.model_dump()), name=APPLICATION)
-    print(f"ready: http://{args.host}:{args.port}/v1, Ctrl-C ends it", flush=True)
-    stop.wait()
-    _shut_down()
+    # Both end the same way, while replicas start as well.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        serve.start(http_options={"host": args.host, "port": args.port})
+        print(f"starting {config.min_replicas} replica(s) of {config.name}, {config.tp_size} rank(s) each", flush=True)
+        serve.run(build_app(config.model_dump()), name=APPLICATION)
+        print(f"ready: http://{args.host}:{args.port}/v1, Ctrl-C ends it", flush=True)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("ending replicas ...", flush=True)
+    finally:
+        _shut_down()
     return 0
 
 
@@ -140,7 +143,6 @@ def _shut_down() -> None:
     import ray
     from ray import serve
 
-    print("ending replicas ...", flush=True)
     serve.shutdown()
     ray.shutdown()
 

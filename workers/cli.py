@@ -107,19 +107,21 @@ def _demo_values() -> dict[str, Any]:
     }
 
 
-def _connect(args: argparse.Namespace) -> None:
+def _connect(args: argparse.Namespace) -> bool:
+    """True if the cluster is this process's own."""
     from workers.cluster import connect, start_local_cluster
 
     address = args.address or os.environ.get("RAY_ADDRESS")
     if address:
         connect(address)
-    else:
-        start_local_cluster(args.local_cpus)
+        return False
+    start_local_cluster(args.local_cpus)
+    return True
 
 
 def _serve(args: argparse.Namespace) -> int:
     config = worker_config(args)
-    _connect(args)
+    is_own = _connect(args)
     from ray import serve
 
     from workers.app import build_app
@@ -135,15 +137,19 @@ def _serve(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("ending replicas ...", flush=True)
     finally:
-        _shut_down()
+        _shut_down(is_own)
     return 0
 
 
-def _shut_down() -> None:
+def _shut_down(is_own: bool) -> None:
+    """Take down what was deployed; on a cluster of somebody else's, nothing but that."""
     import ray
     from ray import serve
 
-    serve.shutdown()
+    if is_own:
+        serve.shutdown()
+    else:
+        serve.delete(APPLICATION)
     ray.shutdown()
 
 

@@ -1,0 +1,55 @@
+"""The command line up to Ray: flags over a file, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workers import cli
+
+
+def parsed(*argv: str) -> Any:
+    return cli.worker_config(cli.build_parser().parse_args(["serve", *argv]))
+
+
+def test_flags_override_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"model": "m", "draft": "d", "tp_size": 2, "ddtree": {"top_k": 4}, "max_replicas": 5}))
+    config = parsed("--config", str(path), "--model", "other", "--budget", "7", "--replicas", "2")
+    assert (config.model, config.draft, config.tp_size) == ("other", "d", 2)
+    assert config.ddtree == {"top_k": 4, "budget": 7}
+    assert (config.min_replicas, config.max_replicas) == (2, 2)
+
+
+def test_bad_values_end_with_one_line_and_status_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["serve", "--model", "m"]) == 2
+    assert "needs a drafter" in capsys.readouterr().err
+    assert cli.main(["serve", "--config", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml" in capsys.readouterr().err
+
+
+def test_other_peoples_applications_survive_the_end_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr("ray.serve.shutdown", lambda: done.append("shutdown"))
+    monkeypatch.setattr("ray.serve.delete", lambda name: done.append(f"delete {name}"))
+    monkeypatch.setattr("ray.shutdown", lambda: done.append("disconnect"))
+    cli._shut_down(is_own=False)
+    assert done == ["delete ddtree", "disconnect"]
+    cli._shut_down(is_own=True)
+    assert done[2:] == ["shutdown", "disconnect"]
+
+
+def test_without_an_address_ray_is_started_here_and_with_one_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("workers.cluster.connect", lambda address: seen.append(address))
+    monkeypatch.setattr("workers.cluster.start_local_cluster", lambda cpus: seen.append(cpus))
+    parser = cli.build_parser()
+    assert cli._connect(parser.parse_args(["serve", "--local-cpus", "3"]))
+    assert not cli._connect(parser.parse_args(["serve", "--address", "auto"]))
+    monkeypatch.setenv("RAY_ADDRESS", "node:6379")
+    assert not cli._connect(parser.parse_args(["serve"]))
+    assert seen == [3.0, "auto", "node:6379"]

@@ -16,33 +16,34 @@ class ServeSource:
 
     async def stream(self, attempt: Attempt) -> AsyncIterator[TokenChunk]:
         """See `TokenSource`; Serve cancels the replica's generator when this one is closed."""
-        from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
-        from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
-
         chunks = self._handle.generate_tokens.remote(attempt)
-        finished = False
+        ended = False
         try:
             async for chunk in chunks:
-                finished = chunk.finish_reason is not None
+                ended = chunk.finish_reason is not None
                 yield chunk
-            finished = True
-        except BackPressureError as error:
-            finished = True
-            raise Busy(str(error)) from error
-        except (ActorDiedError, ActorUnavailableError, RayActorError, ReplicaUnavailableError) as error:
-            finished = True
-            raise WorkerLost(f"{type(error).__name__}: {error}") from error
-        except RayTaskError as error:
-            finished = True
-            raise _as_protocol_error(error) from error
+        except Exception as error:
+            ended = True
+            known = _as_protocol_error(error)
+            if known is None:
+                raise
+            raise known from error
         finally:
-            if not finished:
+            if not ended:
                 chunks.cancel()
 
 
-def _as_protocol_error(error: Any) -> Exception:
-    """Ray wraps what a replica raises; `Refused` is for the client, anything else means that the replica is broken."""
-    cause = error.cause
+def _as_protocol_error(error: Exception) -> Exception | None:
+    """What Serve raised, as the router understands it; None for what is no replica's doing."""
+    from ray.exceptions import RayActorError, RayTaskError
+    from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
+
+    if isinstance(error, BackPressureError):
+        return Busy(str(error))
+    # Ray wraps what a replica raises; `Refused` is for the client, anything else means that the replica is broken.
+    cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, Refused):
         return cause
-    return WorkerLost(f"{type(cause).__name__}: {cause}")
+    if isinstance(error, (RayTaskError, RayActorError, ReplicaUnavailableError)):
+        return WorkerLost(f"{type(cause).__name__}: {cause}")
+    return None

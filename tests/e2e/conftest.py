@@ -6,7 +6,6 @@ cache where it matters.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,22 +20,6 @@ from server_process import ServerProcess, ServerSpec, free_port  # noqa: E402  (
 from servers import Pair, Server  # noqa: E402
 
 KV_POOL_TOKENS = 16384
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything in this folder starts servers."""
-    for item in items:
-        if Path(item.path).parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.e2e)
-
-
-@pytest.fixture(scope="session")
-def pair() -> Pair:
-    from ddtree_sglang.demo.drafter import shipped_drafter
-    from ddtree_sglang.demo.prepare import prepare_model
-
-    model = os.environ.get("DDTREE_TEST_MODEL") or str(prepare_model())
-    return Pair(model, os.environ.get("DDTREE_TEST_DRAFT") or str(shipped_drafter()))
 
 
 @pytest.fixture(scope="session")

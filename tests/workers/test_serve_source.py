@@ -63,6 +63,11 @@ def test_serves_errors_become_the_protocols(raised: Exception, expected: type[Ex
     assert not response.cancelled
 
 
+def test_error_that_is_no_replicas_doing_stays_itself() -> None:
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(drain(source(Response([], ZeroDivisionError())).stream(ATTEMPT)))
+
+
 def test_refusal_keeps_status_and_message_over_rays_pickle() -> None:
     import cloudpickle
 

@@ -1,0 +1,34 @@
+"""What tests of real servers share: their marker, and the embedded models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from servers import Pair
+
+HERE = Path(__file__).parent
+STARTS_SERVERS = (HERE / "e2e", HERE / "e2e_ray")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in those folders starts servers."""
+    for item in items:
+        if Path(item.path).parent in STARTS_SERVERS:
+            item.add_marker(pytest.mark.e2e)
+
+
+@pytest.fixture(scope="session")
+def pair() -> Pair:
+    """The embedded target and its drafter, or the ones that the environment names."""
+    from servers import Pair
+
+    from ddtree_sglang.demo.drafter import shipped_drafter
+    from ddtree_sglang.demo.prepare import prepare_model
+
+    model = os.environ.get("DDTREE_TEST_MODEL") or str(prepare_model())
+    return Pair(model, os.environ.get("DDTREE_TEST_DRAFT") or str(shipped_drafter()))

@@ -14,7 +14,7 @@ from typing import Any
 from workers.config import WorkerConfig
 from workers.placement import placement_strategy, replica_bundles, uses_gpus
 
-PREFIX_ROUTER = "ray.llm._internal.serve.routing_policies.prefix_aware.prefix_aware_router:PrefixCacheAffinityRouter"
+REQUEST_ROUTER = "workers.request_router:ResumptionRouter"
 INGRESS_CPUS = 0.2
 
 
@@ -92,7 +92,7 @@ def replica_options(config: WorkerConfig, with_gpus: bool) -> dict[str, Any]:
             target_ongoing_requests=config.ongoing_per_replica,
         ),
         "request_router_config": RequestRouterConfig(
-            request_router_class=PREFIX_ROUTER,
+            request_router_class=REQUEST_ROUTER,
             request_router_kwargs={"imbalanced_threshold": config.prefix_imbalance, "do_eviction": True},
         ),
         "deployment_actors": [ledger],

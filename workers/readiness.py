@@ -1,7 +1,8 @@
-"""How many replicas make tokens, as Ray Serve knows it: a replica runs after its first health check, which makes one.
+"""How many replicas make tokens: those that Ray Serve calls running (one does after its first health check, which makes
+a token) and whose actor is alive.
 
-Asking Serve's controller takes milliseconds and is done at most every half second for all requests together; the loss
-of a replica is in the next answer, since Serve watches its actors.
+Serve learns of a death by its next health check, up to `health_check_period_s` later; Ray knows it at once, so both
+are asked. That takes milliseconds and is done at most every half second for all requests together.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ FRESH_S = 0.5
 
 
 class Readiness:
-    """Counts the running replicas of one deployment.
+    """Counts the replicas of one deployment that make tokens.
 
     Args:
         deployment_id: Serve's id of it.
-        ask: what counts; Serve's controller unless given.
+        ask: what counts; Serve's controller and Ray unless given.
         clock: seconds, never backwards.
     """
 
@@ -30,7 +31,7 @@ class Readiness:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._deployment_id = deployment_id
-        self._ask = ask or _running_replicas
+        self._ask = ask or _living_replicas
         self._clock = clock
         self._asked_at: float | None = None
         self._count = 0
@@ -45,12 +46,26 @@ class Readiness:
             return self._count
 
 
-async def _running_replicas(deployment_id: Any) -> int:
-    from ray import serve
+async def _living_replicas(deployment_id: Any) -> int:
+    import ray
+    from ray.serve._private.constants import SERVE_NAMESPACE
+    from ray.serve.context import _get_global_client
 
-    status = await asyncio.to_thread(serve.status)
-    application = status.applications.get(deployment_id.app_name)
-    if application is None or deployment_id.name not in application.deployments:
-        return 0
-    states: dict[Any, int] = application.deployments[deployment_id.name].replica_states
-    return int(states.get("RUNNING", 0))
+    controller = _get_global_client()._controller
+    details = await controller.get_serve_instance_details.remote()
+    living = await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True)
+    return count_living(details, deployment_id, {one["name"] for one in living if one["namespace"] == SERVE_NAMESPACE})
+
+
+def count_living(details: dict[str, Any], deployment_id: Any, living: set[str]) -> int:
+    """Replicas of a deployment that run and live.
+
+    Args:
+        details: as `ray.serve.schema.ServeInstanceDetails` describes; the one answer of Serve's that names actors.
+        deployment_id: with `app_name` and `name`.
+        living: names of the living actors in Serve's namespace.
+    """
+    application = details["applications"].get(deployment_id.app_name)
+    deployment = application and application["deployments"].get(deployment_id.name)
+    replicas = deployment["replicas"] if deployment else ()
+    return sum(one["state"] == "RUNNING" and one["actor_name"] in living for one in replicas)

@@ -2,9 +2,9 @@
 
     python benchmarks/bench_faults.py [--model M --draft D] [--rounds 10] [--faults rank-decode ...] [--tp-size 1]
 
-Starts a Ray of its own with two replicas, takes one undisturbed greedy answer per prompt as reference, then breaks the
-replica that is answering. A token is lost or repeated if the text, the finish reason or the usage is not the
-undisturbed one's. Prints a table; a JSON line per round goes to the results folder.
+Starts a Ray of its own with two replicas and breaks the one that is answering; once both are ready again, the same
+prompt is answered undisturbed. A token is lost or repeated if the text or the usage is not the undisturbed one's.
+Prints a table; a JSON line per round goes to the results folder.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPO), str(REPO / "tests" / "e2e_ray"), str(REPO / "deploy")]
 
 from provenance import collect_provenance  # noqa: E402
+from rank_processes import busy_rank, group, owner  # noqa: E402
 from ray_client import Streamed, stream, wait_until_ready  # noqa: E402
 from server_process import free_port  # noqa: E402
 
@@ -54,49 +55,27 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class Round:
-    """One broken answer; `silence_s`: longest wait for a chunk, `ready_s`: until two replicas were ready again."""
+    """One broken answer.
+
+    Attributes:
+        chunks_before: chunks of text that the client had when the fault came; none is a fault in prefill.
+        finished: the client got a finish reason and no error.
+        same_text, same_usage: as the undisturbed answer's.
+        silence_s: longest wait for a chunk.
+        unready_s: from the fault until `/health` counted one replica.
+        ready_s: from the fault until it counted two again.
+    """
 
     fault: str
     number: int
-    struck: bool
+    chunks_before: int
     finished: bool
     same_text: bool
     same_usage: bool
     errors: list[str]
     silence_s: float
+    unready_s: float
     ready_s: float
-
-
-def ranks() -> dict[int, psutil.Process]:
-    """Rank processes of this machine."""
-    found = {}
-    for process in psutil.process_iter():
-        try:
-            if any("RankActor" in word for word in process.cmdline()):
-                found[process.pid] = process
-        except psutil.Error:
-            continue
-    return found
-
-
-def busy_rank() -> psutil.Process:
-    """The rank that computes right now."""
-    before = {pid: sum(process.cpu_times()[:2]) for pid, process in ranks().items()}
-    time.sleep(0.4)
-    after = ranks()
-    return max(after.values(), key=lambda p: sum(p.cpu_times()[:2]) - before.get(p.pid, 0.0))
-
-
-def owner(rank: psutil.Process) -> psutil.Process:
-    """The replica that a rank belongs to."""
-    return psutil.Process(int(rank.environ()["DDTREE_OWNER_PID"]))
-
-
-def group(rank: psutil.Process) -> list[psutil.Process]:
-    """A replica, its children and all its ranks."""
-    replica = owner(rank)
-    mine = [one for one in ranks().values() if owner(one).pid == replica.pid]
-    return [replica, *replica.children(recursive=True), *mine]
 
 
 def kill_rank(pid: int) -> None:
@@ -141,15 +120,20 @@ def ask(url: str, prompt: str, at_chunk: Callable[[int], None] | None = None) ->
     return answer, max(later - earlier for earlier, later in pairwise(times))
 
 
-def one_round(url: str, fault: Fault, number: int, undisturbed: Streamed) -> Round:
-    """Break one answer and wait until everything is whole again."""
+def one_round(url: str, fault: Fault, number: int) -> Round:
+    """Break one answer, wait until everything is whole again, and ask for the same answer undisturbed."""
     struck: list[float] = []
+    chunks_before = 0
+    # Its first token is in no replica's prefix cache.
+    prompt = f"{number}. {fault.prompt}"
 
     def strike() -> None:
         fault.strike(busy_rank().pid)
         struck.append(time.monotonic())
 
     def at_chunk(num_chunks: int) -> None:
+        nonlocal chunks_before
+        chunks_before = chunks_before if struck else num_chunks
         if fault.at_chunk is not None and num_chunks >= fault.at_chunk and not struck:
             strike()
 
@@ -158,40 +142,48 @@ def one_round(url: str, fault: Fault, number: int, undisturbed: Streamed) -> Rou
         timer.start()
     errors: list[str] = []
     try:
-        answer, silence_s = ask(url, fault.prompt, at_chunk)
+        answer, silence_s = ask(url, prompt, at_chunk)
         errors = [str(error) for error in answer.errors]
     except OSError as error:
         answer, silence_s, errors = Streamed(), 0.0, [str(error)]
     timer.cancel()
+    if not struck:
+        raise RuntimeError(f"{fault.name}: the answer was complete before the fault; ask for more tokens.")
+    wait_until_ready(url, 1, 120)
+    unready_s = time.monotonic() - struck[0]
     wait_until_ready(url, 2, 900)
+    ready_s = time.monotonic() - struck[0]
+    undisturbed = ask(url, prompt)[0]
     return Round(
         fault.name,
         number,
-        struck=bool(struck),
+        chunks_before,
         finished=bool(answer.finish_reasons) and not errors,
         same_text=answer.text == undisturbed.text,
         same_usage=answer.usage == undisturbed.usage,
         errors=errors,
         silence_s=round(silence_s, 2),
-        ready_s=round(time.monotonic() - struck[0], 1) if struck else 0.0,
+        unready_s=round(unready_s, 2),
+        ready_s=round(ready_s, 1),
     )
 
 
 def table(rounds: Sequence[Round]) -> str:
-    """One row per fault."""
+    """One row per fault; of what was measured, median (largest)."""
     rows = [
-        "| fault | rounds | finished | failed | tokens lost or repeated | longest silence s, median (max) "
-        "| ready again s, median (max) |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| fault | rounds | finished | failed | answers with tokens lost or repeated | chunks before the fault "
+        "| longest silence s | readiness drops after s | ready again s |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for name in dict.fromkeys(one.fault for one in rounds):
-        mine = [one for one in rounds if one.fault == name]
+    for fault in dict.fromkeys(one.fault for one in rounds):
+        mine = [one for one in rounds if one.fault == fault]
         finished = sum(one.finished for one in mine)
         wrong = sum(one.finished and not (one.same_text and one.same_usage) for one in mine)
-        silence, ready = [one.silence_s for one in mine], [one.ready_s for one in mine]
+        names = ("chunks_before", "silence_s", "unready_s", "ready_s")
+        times = ([getattr(one, name) for one in mine] for name in names)
         cells = [str(count) for count in (len(mine), finished, len(mine) - finished, wrong)]
-        cells += [f"{statistics.median(values):.1f} ({max(values):.1f})" for values in (silence, ready)]
-        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+        cells += [f"{statistics.median(values):.1f} ({max(values):.1f})" for values in times]
+        rows.append(f"| {fault} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 
@@ -231,14 +223,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = [fault for fault in FAULTS if not args.faults or any(word in fault.name for word in args.faults)]
     url = start(args)
     wait_until_ready(url, 2, 900)
-    undisturbed = {prompt: ask(url, prompt)[0] for prompt in {fault.prompt for fault in chosen}}
     rounds: list[Round] = []
     head = {"provenance": collect_provenance(), "tp_size": args.tp_size, "tokens": NUM_TOKENS}
     with args.output.open("w") as output:
         output.write(json.dumps(head) + "\n")
         for fault in chosen:
             for number in range(args.rounds):
-                rounds.append(one_round(url, fault, number, undisturbed[fault.prompt]))
+                rounds.append(one_round(url, fault, number))
                 output.write(json.dumps(asdict(rounds[-1])) + "\n")
                 output.flush()
                 print(f"... {rounds[-1]}", flush=True)

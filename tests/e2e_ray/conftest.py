@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,24 +18,10 @@ from workers.cluster import prepare_environment  # noqa: E402  (the path is set 
 # Before any test file imports Ray.
 prepare_environment()
 
-from server_process import free_port  # noqa: E402
+from questions import BODIES, Answers  # noqa: E402
+from ray_client import completed  # noqa: E402
+from server_process import ServerProcess, ServerSpec, free_port  # noqa: E402
 from servers import Pair  # noqa: E402
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything in this folder starts servers."""
-    for item in items:
-        if Path(item.path).parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.e2e)
-
-
-@pytest.fixture(scope="session")
-def pair() -> Pair:
-    from ddtree_sglang.demo.drafter import shipped_drafter
-    from ddtree_sglang.demo.prepare import prepare_model
-
-    model = os.environ.get("DDTREE_TEST_MODEL") or str(prepare_model())
-    return Pair(model, os.environ.get("DDTREE_TEST_DRAFT") or str(shipped_drafter()))
 
 
 @pytest.fixture(scope="module")
@@ -57,24 +42,18 @@ def http_port() -> Iterator[int]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="module")
-def reference(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[dict[str, Any]]]:
-    """Answers of a single process, stock launcher, stopped again before anything else starts."""
-    from ray_client import completed
-    from server_process import ServerProcess, ServerSpec
-
-    def answers(bodies: list[dict[str, Any]], *flags: str) -> list[dict[str, Any]]:
-        spec = ServerSpec(
-            model=pair.model,
-            port=free_port(),
-            algorithm="DDTREE",
-            draft=pair.draft,
-            budget=16,
-            extra=("--max-total-tokens", "8192", "--random-seed", "0", *flags),
-        )
-        log = tmp_path_factory.mktemp("reference") / "server.log"
-        with ServerProcess.from_spec("DDTREE", spec, sys.executable, log) as process:
-            process.wait_ready()
-            return [completed(spec.url, body) for body in bodies]
-
-    return answers
+@pytest.fixture(scope="session")
+def reference(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    """What a single process answers, by the stock launcher; stopped, for the memory's sake, when this returns."""
+    spec = ServerSpec(
+        model=pair.model,
+        port=free_port(),
+        algorithm="DDTREE",
+        draft=pair.draft,
+        budget=16,
+        extra=("--max-total-tokens", "8192", "--random-seed", "0"),
+    )
+    log = tmp_path_factory.mktemp("reference") / "server.log"
+    with ServerProcess.from_spec("DDTREE", spec, sys.executable, log) as process:
+        process.wait_ready()
+        return [completed(spec.url, {**body, "return_spec_tokens_details": True}) for body in BODIES]

@@ -71,6 +71,13 @@ def completed(url: str, body: dict[str, Any]) -> dict[str, Any]:
         return answer
 
 
+def same_answer(answer: dict[str, Any], other: dict[str, Any]) -> bool:
+    """True if text, finish reason and numbers of tokens are the same."""
+    parts = [(one["choices"][0]["message"]["content"], one["choices"][0]["finish_reason"]) for one in (answer, other)]
+    numbers = [(one["usage"]["prompt_tokens"], one["usage"]["completion_tokens"]) for one in (answer, other)]
+    return parts[0] == parts[1] and numbers[0] == numbers[1]
+
+
 def wait_until_ready(url: str, replicas: int, timeout_s: float = 120.0) -> None:
     """Return once `/health` counts that many replicas."""
     deadline = time.monotonic() + timeout_s

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from ray import serve
+from ray.serve.config import RequestRouterConfig
 
 from workers.loopback_serve import bind_replica_to_loopback
 from workers.protocol import Attempt, TokenChunk
@@ -28,6 +29,7 @@ def expected_tokens(num_tokens: int) -> list[int]:
     max_ongoing_requests=3,
     max_queued_requests=2,
     health_check_period_s=1,
+    request_router_config=RequestRouterConfig(request_router_class="toy_router:ToyRouter"),
     ray_actor_options={"num_cpus": 0.1},
 )
 class ToyReplica:

@@ -9,7 +9,7 @@ starts the engine; nothing else of `RayEngine` changes. Ray is imported here onl
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,8 @@ def install_rank_actors(placement: RankPlacement | None = None) -> None:
     import sglang.srt.ray.engine as ray_engine
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+    from workers.rank_launch import RAY_ENGINE_HOOKS
+
     stock = ray_engine.SchedulerActor
     if isinstance(stock, RankActorClass):
         stock.placement = placement or stock.placement
@@ -132,44 +134,3 @@ def _rank_actor_class(stock: Any) -> Any:
             }
 
     return ray.remote(concurrency_groups={"control": 1})(RankActor)
-
-
-def launch_on_this_platform(original: Callable[..., Any], cls: type, *args: Any, **kwargs: Any) -> Any:
-    """AROUND hook on `RayEngine._launch_scheduler_processes`: without a GPU, ranks get bundles of CPUs.
-
-    Stock makes bundles of GPUs when it has no placement group, and on such a cluster would wait for them for ever.
-    """
-    import ray
-    from sglang.srt.runtime_context import get_parallel
-
-    from ddtree_sglang.cpu_platform import is_active
-
-    given = kwargs.get("placement_group") or ray.util.get_current_placement_group()
-    if given is not None or not is_active():
-        return original(cls, *args, **kwargs)
-    parallel = get_parallel()
-    ranks = parallel.num_dp_ranks * parallel.tp_size * parallel.pp_size
-    share = min(1.0, ray.cluster_resources().get("CPU", 1.0) / ranks)
-    group = ray.util.placement_group([{"CPU": share}] * ranks, strategy="STRICT_PACK")
-    ray.get(group.ready())
-    return original(cls, *args, **{**kwargs, "placement_group": group})
-
-
-def check_bundles(original: Callable[..., None], group: Any, world_size: int) -> None:
-    """AROUND hook on `_validate_custom_placement_group`: stock wants a GPU in each bundle, a CPU rank has none."""
-    from ddtree_sglang.cpu_platform import is_active
-
-    if not is_active():
-        original(group, world_size)
-    elif len(group.bundle_specs) < world_size:
-        raise ValueError(
-            f"the placement group needs a bundle for each of {world_size} ranks, got {len(group.bundle_specs)}; "
-            "add bundles or lower --tp-size."
-        )
-
-
-RAY_ENGINE_HOOKS: dict[str, Callable[..., Any]] = {
-    "RayEngine._launch_scheduler_processes": launch_on_this_platform,
-    "_validate_custom_placement_group": check_bundles,
-}
-"""Functions of `sglang.srt.ray.engine` that are wrapped, as `workers/sglang_names.py` lists them."""

@@ -22,9 +22,15 @@ SGLANG_NAMES: tuple[Entry, ...] = (
     ),
     Entry("sglang.srt.ray.scheduler_actor", "SchedulerActor.run_event_loop", (), "rank_actor"),
     Entry("sglang.srt.ray.engine", "_create_scheduler_actor", ("pg", "bundle_idx", "server_args"), "rank_actor"),
-    Entry("sglang.srt.ray.engine", "_validate_custom_placement_group", ("pg", "world_size"), "rank_actor"),
-    Entry("sglang.srt.ray.engine", "RayEngine._launch_scheduler_processes", ("placement_group",), "rank_actor"),
-    Entry("sglang.srt.ray.engine", "RaySchedulerInitResult", ("scheduler_actors",), "replica"),
+    Entry("sglang.srt.ray.engine", "_validate_custom_placement_group", ("pg", "world_size"), "rank_launch"),
+    Entry("sglang.srt.ray.engine", "RayEngine._launch_scheduler_processes", ("placement_group",), "rank_launch"),
+    Entry("sglang.srt.ray.engine", "RaySchedulerInitResult", ("scheduler_actors",), "rank_launch"),
+    Entry(
+        "sglang.srt.entrypoints.engine",
+        "SchedulerInitResult",
+        ("scheduler_infos", "all_child_pids", "wait_for_ready", "block_until_scheduler_exits"),
+        "rank_launch",
+    ),
     # What the OpenAI classes expect of a token manager, and whose results they read.
     Entry(
         _MANAGER,

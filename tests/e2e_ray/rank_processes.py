@@ -24,6 +24,14 @@ def detokenizers() -> list[psutil.Process]:
     return [process for process in psutil.process_iter(["name"]) if "detokenizer" in (process.info["name"] or "")]
 
 
+def wait_until_gone(timeout_s: float) -> None:
+    """Return once no rank and no detokenizer is left."""
+    deadline = time.monotonic() + timeout_s
+    while left := [*ranks().values(), *detokenizers()]:
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(0.5)
+
+
 def busy_rank(watch_s: float = 0.4) -> psutil.Process:
     """The rank that computes right now."""
     before = {pid: _cpu_seconds(process) for pid, process in ranks().items()}

@@ -6,11 +6,13 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
+from server_process import free_port
 
 from workers.loopback_store import is_loopback
 
@@ -93,3 +95,16 @@ def open_to_others() -> set[tuple[str, str]]:
     listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in family]
     assert listening, "Ray listens somewhere"
     return {(c.laddr.ip, family[c.pid]) for c in listening if not is_loopback(c.laddr.ip)}
+
+
+@contextmanager
+def serving() -> Iterator[int]:
+    """Serve on this process's Ray, which ends with it; its port."""
+    import ray
+    from ray import serve
+
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield port
+    serve.shutdown()
+    ray.shutdown()

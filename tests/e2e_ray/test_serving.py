@@ -1,25 +1,37 @@
-"""Real replicas: SmolLM2 with DDTREE in Ray actors gives a single process's answers, and survives its own death."""
+"""Real replicas on nodes of their own: SmolLM2 with DDTREE in Ray actors gives a single process's answers, and survives
+the death of a rank and of a node.
+"""
 
 from __future__ import annotations
 
-import os
-import signal
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import psutil
 import pytest
+from nodes import Nodes
 from questions import BODIES, MODEL, Answers
-from rank_processes import busy_rank, detokenizers, ranks
-from ray_client import completed, open_to_others, same_answer, stream, wait_until_ready
+from rank_processes import busy_rank, detokenizers, ranks, wait_until_gone
+from ray_client import completed, open_to_others, same_answer, serving, stream, wait_until_ready
 from servers import Pair
 
 
 @pytest.fixture(scope="module")
-def url(reference: object, http_port: int, pair: Pair) -> Iterator[str]:
-    """Two replicas of one rank each; started after the reference has stopped, for the memory's sake."""
+def nodes(reference: object) -> Iterator[Nodes]:
+    """Three raylets; started after the reference has stopped, for the memory's sake."""
+    nodes = Nodes(num_workers=2)
+    yield nodes
+    nodes.shutdown()
+
+
+@pytest.fixture(scope="module")
+def url(nodes: Nodes, pair: Pair) -> Iterator[str]:
+    """Two replicas of one rank each, one on each node."""
     from ray import serve
 
     from workers.app import build_app
+    from workers.cluster import connect
+
+    connect(nodes.address)
 
     config = {
         "model": pair.model,
@@ -33,13 +45,17 @@ def url(reference: object, http_port: int, pair: Pair) -> Iterator[str]:
         "max_running_requests": 4,
         "cpus_per_rank": 1.0,
     }
-    serve.run(build_app(config), name="real", route_prefix="/real")
-    yield f"http://127.0.0.1:{http_port}/real"
-    serve.delete("real")
+    with serving() as port:
+        serve.run(build_app(config), name="real", route_prefix="/real")
+        yield f"http://127.0.0.1:{port}/real"
 
 
 def test_answers_are_a_single_processs(url: str, reference: Answers) -> None:
     assert all(same_answer(completed(url, body), other) for body, other in zip(BODIES, reference, strict=True))
+
+
+def test_each_replica_is_on_a_node_of_its_own(url: str, nodes: Nodes) -> None:
+    assert {nodes.worker_of(rank) for rank in ranks().values()} == set(nodes.workers)
 
 
 def test_ranks_draft_trees(url: str) -> None:
@@ -48,25 +64,30 @@ def test_ranks_draft_trees(url: str) -> None:
     assert details["spec_verify_ct"] < body["max_tokens"]
 
 
-def test_rank_killed_in_the_middle_loses_and_repeats_nothing(url: str, reference: Answers) -> None:
+def check_broken_answer(url: str, strike: Callable[[psutil.Process], None], reference: Answers) -> None:
+    """Strike at the rank that decodes in the middle of an answer, which is the undisturbed one all the same."""
     wait_until_ready(url, 2, 600)
-    killed: list[int] = []
+    struck: list[psutil.Process] = []
 
-    def kill(num_chunks: int) -> None:
-        if num_chunks >= 8 and not killed:
-            killed.append(busy_rank().pid)
-            os.kill(killed[0], signal.SIGKILL)
+    def at_chunk(num_chunks: int) -> None:
+        if num_chunks >= 8 and not struck:
+            struck.append(busy_rank())
+            strike(struck[0])
 
-    answer = stream(f"{url}/v1/chat/completions", BODIES[1], kill)
-    # Readiness has turned false while the group is gone, not at Serve's next look at it.
-    wait_until_ready(url, 1, 3)
+    answer = stream(f"{url}/v1/chat/completions", BODIES[1], at_chunk)
     whole = reference[1]["choices"][0]
-    assert killed
+    assert struck
     assert not answer.errors
     assert answer.text == whole["message"]["content"]
     assert answer.finish_reasons == [whole["finish_reason"]]
     assert answer.usage is not None
     assert answer.usage["completion_tokens"] == reference[1]["usage"]["completion_tokens"]
+
+
+def test_rank_killed_in_the_middle_loses_and_repeats_nothing(url: str, reference: Answers) -> None:
+    check_broken_answer(url, psutil.Process.kill, reference)
+    # Readiness has turned false while the group is gone, not at Serve's next look at it.
+    wait_until_ready(url, 1, 3)
 
 
 def test_killed_rank_comes_back_after_a_real_token_and_leaves_nothing(url: str, reference: Answers) -> None:
@@ -76,19 +97,26 @@ def test_killed_rank_comes_back_after_a_real_token_and_leaves_nothing(url: str, 
     assert same_answer(completed(url, BODIES[2]), reference[2])
 
 
+def test_node_lost_in_the_middle_loses_and_repeats_nothing(url: str, nodes: Nodes, reference: Answers) -> None:
+    check_broken_answer(url, lambda rank: nodes.lose(nodes.worker_of(rank)), reference)
+    # Ray's head notices a lost node by missed heartbeats.
+    wait_until_ready(url, 1, 120)
+    nodes.add_worker()
+    wait_until_ready(url, 2, 600)
+    assert same_answer(completed(url, BODIES[0]), reference[0])
+    assert len(ranks()) == len(detokenizers()) == 2
+
+
 def test_nothing_listens_beyond_loopback(url: str) -> None:
     assert open_to_others() == set()
 
 
-def test_stop_leaves_no_process_and_no_placement_group(http_port: int, pair: Pair, url: str) -> None:
+def test_stop_leaves_no_process_and_no_placement_group(url: str) -> None:
     """Last in this file: takes the replicas down."""
     import ray
     from ray import serve
 
     serve.delete("real")
-    deadline = time.monotonic() + 120
-    while ranks() or detokenizers():
-        assert time.monotonic() < deadline, f"left behind: {ranks()} {detokenizers()}"
-        time.sleep(0.5)
+    wait_until_gone(120)
     groups = ray.util.placement_group_table().values()
     assert [group for group in groups if group["state"] != "REMOVED"] == []

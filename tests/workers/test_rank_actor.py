@@ -48,21 +48,6 @@ def test_actor_class_looks_its_bundle_up() -> None:
     assert (seen["num_gpus"], seen["num_cpus"]) == (0, 0.5)
 
 
-def test_cpu_ranks_need_a_bundle_each_but_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddtree_sglang.cpu_platform.is_active", lambda: True)
-    group = SimpleNamespace(bundle_specs=[{"CPU": 1}])
-    rank_actor.check_bundles(pytest.fail, group, 1)
-    with pytest.raises(ValueError, match="each of 2 ranks, got 1"):
-        rank_actor.check_bundles(pytest.fail, group, 2)
-
-
-def test_on_a_gpu_sglangs_own_rule_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddtree_sglang.cpu_platform.is_active", lambda: False)
-    asked = []
-    rank_actor.check_bundles(lambda *args: asked.append(args), "group", 2)
-    assert asked == [("group", 2)]
-
-
 @pytest.mark.sglang
 def test_installed_class_is_a_subclass_of_sglangs_actor_with_a_second_thread() -> None:
     ray = pytest.importorskip("ray")

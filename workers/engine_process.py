@@ -12,7 +12,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+from workers.shared_memory import remove
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +26,7 @@ class EngineProcess:
     Args:
         ranks: actor handles, as `install_rank_actors` makes them.
         until_a_rank_ends: blocks until any rank's event loop ends, however it ends.
+        files: in shared memory; nothing else removes them.
         exit_process: what ends this process; tests put something milder there.
     """
 
@@ -30,10 +34,12 @@ class EngineProcess:
         self,
         ranks: Sequence[Any],
         until_a_rank_ends: Callable[[], None],
+        files: Sequence[Path] = (),
         exit_process: Callable[[int], Any] = os._exit,
     ) -> None:
         self._ranks = list(ranks)
         self._until_a_rank_ends = until_a_rank_ends
+        self._files = list(files)
         self._exit_process = exit_process
         self._ending = threading.Lock()
         self._pids = self._ask_pids()
@@ -55,15 +61,13 @@ class EngineProcess:
         if not self._ending.acquire(blocking=False):
             return
         logger.error("ending this replica and its %d ranks: %s", len(self._ranks), reason)
-        self.end_ranks()
-        _kill_children()
+        self._end_others()
         self._exit_process(1)
 
     def retire(self) -> None:
         """End ranks and children in good order; this process is left to whoever asked for that."""
         if self._ending.acquire(blocking=False):
-            self.end_ranks()
-            _kill_children()
+            self._end_others()
 
     def end_ranks(self) -> None:
         """Kill every rank, stopped ones too."""
@@ -76,6 +80,11 @@ class EngineProcess:
         for pid in self._pids:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
+
+    def _end_others(self) -> None:
+        self.end_ranks()
+        _kill_children()
+        remove(self._files)
 
     def _ask_pids(self) -> list[int]:
         """Process ids of the ranks on this node."""

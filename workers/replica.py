@@ -24,6 +24,7 @@ from workers.engine_process import EngineProcess
 from workers.liveness import ProgressClock
 from workers.loopback_serve import bind_replica_to_loopback
 from workers.protocol import Attempt, Refused, TokenChunk
+from workers.shared_memory import load_file, remove_unused
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
         self._config = WorkerConfig(**worker_config)
         bind_replica_to_loopback()
         _ask_to_start()
+        # Of replicas that were killed with everything that could have removed them.
+        remove_unused()
         from sglang.srt.plugins import load_plugins
 
         from workers.rank_actor import RankPlacement, install_rank_actors
@@ -48,7 +51,8 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
         # It kills this process's whole tree, and starts another Ray if this one is already shut down.
         atexit.unregister(self.engine.shutdown)
         result = self.engine._scheduler_init_result
-        self._process = EngineProcess(result.scheduler_actors, result.block_until_scheduler_exits)
+        files = [load_file(self.engine.port_args)]
+        self._process = EngineProcess(result.scheduler_actors, result.block_until_scheduler_exits, files)
         self._progress = ProgressClock(fresh_s=self._config.health_check_period_s)
         logger.info("engine of %d ranks up after %.0f s", self._config.tp_size, time.monotonic() - started)
 

@@ -23,6 +23,7 @@ SGLANG_NAMES: tuple[Entry, ...] = (
     Entry("sglang.srt.ray.scheduler_actor", "SchedulerActor.run_event_loop", (), "rank_actor"),
     Entry("sglang.srt.ray.engine", "_create_scheduler_actor", ("pg", "bundle_idx", "server_args"), "rank_actor"),
     Entry("sglang.srt.ray.engine", "_validate_custom_placement_group", ("pg", "world_size"), "rank_launch"),
+    Entry("sglang.srt.managers.load_snapshot", "shm_path_for", ("ipc_name",), "shared_memory"),
     Entry("sglang.srt.ray.engine", "RayEngine._launch_scheduler_processes", ("placement_group",), "rank_launch"),
     Entry("sglang.srt.ray.engine", "RaySchedulerInitResult", ("scheduler_actors",), "rank_launch"),
     Entry(

@@ -19,7 +19,7 @@ from workers.cluster import prepare_environment  # noqa: E402  (the path is set 
 prepare_environment()
 
 from questions import BODIES, Answers  # noqa: E402
-from ray_client import completed, serving  # noqa: E402
+from ray_client import KEY, KEY_VARIABLE, completed, serving  # noqa: E402
 from server_process import ServerProcess, ServerSpec, free_port  # noqa: E402
 from servers import Pair  # noqa: E402
 
@@ -29,6 +29,7 @@ def http_port() -> Iterator[int]:
     """A Ray of this module's own with Serve on it; CPUs are booked more often than there are any."""
     from workers.cluster import start_local_cluster
 
+    os.environ[KEY_VARIABLE] = KEY
     # Where a replica finds the modules of this folder.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
     start_local_cluster(num_cpus=8)

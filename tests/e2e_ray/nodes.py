@@ -7,9 +7,10 @@ import secrets
 from typing import Any
 
 import psutil
+from rank_processes import shared_files
 
-CPUS_PER_REPLICA = 1.5
-"""What `WorkerConfig` books for a replica and its one rank of one CPU."""
+CPUS_PER_WORKER = 3
+"""Whole CPUs, as Ray asks: room for one replica (half a CPU) with a rank of two."""
 
 
 class Nodes:
@@ -20,10 +21,11 @@ class Nodes:
 
         # `ray start` makes this token, `Cluster` does not.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # One CPU beside the ingress's: the prefix router's actor asks for it.
-        head = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "num_cpus": 1.2}
+        # No room for a replica; the ingress and the prefix router's actor go here.
+        head = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "num_cpus": 2}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.workers: list[Any] = []
+        self.shared_files_before = shared_files()
         for _ in range(num_workers):
             self.add_worker()
 
@@ -34,7 +36,7 @@ class Nodes:
 
     def add_worker(self) -> None:
         """One more node."""
-        self.workers.append(self._cluster.add_node(node_ip_address="127.0.0.1", num_cpus=CPUS_PER_REPLICA))
+        self.workers.append(self._cluster.add_node(node_ip_address="127.0.0.1", num_cpus=CPUS_PER_WORKER))
 
     def worker_of(self, process: psutil.Process) -> Any:
         """The node whose raylet started a process."""

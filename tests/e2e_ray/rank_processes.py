@@ -1,10 +1,12 @@
-"""The rank processes of this machine, as the kernel sees them."""
+"""Ranks and what belongs to them on this machine, as the kernel sees it."""
 
 from __future__ import annotations
 
 import time
 
 import psutil
+
+from workers.shared_memory import FOLDER, PREFIXES
 
 
 def ranks() -> dict[int, psutil.Process]:
@@ -22,6 +24,11 @@ def ranks() -> dict[int, psutil.Process]:
 def detokenizers() -> list[psutil.Process]:
     """SGLang's process beside each engine."""
     return [process for process in psutil.process_iter(["name"]) if "detokenizer" in (process.info["name"] or "")]
+
+
+def shared_files() -> set[str]:
+    """What engines and their processes have in shared memory."""
+    return {path.name for path in FOLDER.iterdir() if path.name.startswith(PREFIXES)}
 
 
 def wait_until_gone(timeout_s: float) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from ray_client import Streamed, get, open_to_others, post, stream, wait_until_ready
+from ray_client import KEY_VARIABLE, Streamed, get, open_to_others, post, stream, wait_until_ready
 from servers import Pair
 
 PROMPT = {"model": "toy", "messages": [{"role": "user", "content": "Count."}], "temperature": 0}
@@ -46,7 +46,9 @@ def toy(http_port: int, pair: Pair, tmp_path_factory: pytest.TempPathFactory) ->
     from workers.app import build_ingress
     from workers.config import WorkerConfig
 
-    config = WorkerConfig(model=pair.model, draft=pair.draft, served_model_name="toy", stall_timeout_s=3.0)
+    config = WorkerConfig(
+        model=pair.model, draft=pair.draft, served_model_name="toy", stall_timeout_s=3.0, api_key_env=KEY_VARIABLE
+    )
     journal = tmp_path_factory.mktemp("toy") / "journal.jsonl"
     serve.run(build_ingress(config, ToyReplica.bind(0.5, 0.05, journal)), name="toy", route_prefix="/toy")
     return Toy(f"http://127.0.0.1:{http_port}/toy", journal)
@@ -191,6 +193,14 @@ def test_models_and_bad_requests_are_answered_as_sglang_does(toy: Toy) -> None:
         with pytest.raises(urllib.error.HTTPError) as refused:
             post(f"{toy.url}/v1/chat/completions", body)
         assert refused.value.code == 400
+
+
+def test_without_the_key_only_health_is_answered(toy: Toy) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        post(f"{toy.url}/v1/chat/completions", PROMPT, key="another")
+    assert refused.value.code == 401
+    assert get(f"{toy.url}/v1/models", key="")[0] == 401
+    assert get(f"{toy.url}/health", key="")[0] == 200
 
 
 def test_nothing_listens_beyond_loopback(toy: Toy) -> None:

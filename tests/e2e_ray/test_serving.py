@@ -10,7 +10,7 @@ import psutil
 import pytest
 from nodes import Nodes
 from questions import BODIES, MODEL, Answers
-from rank_processes import busy_rank, detokenizers, ranks, wait_until_gone
+from rank_processes import busy_rank, detokenizers, ranks, shared_files, wait_until_gone
 from ray_client import completed, open_to_others, same_answer, serving, stream, wait_until_ready
 from servers import Pair
 
@@ -43,7 +43,7 @@ def url(nodes: Nodes, pair: Pair) -> Iterator[str]:
         "min_replicas": 2,
         "max_replicas": 2,
         "max_running_requests": 4,
-        "cpus_per_rank": 1.0,
+        "cpus_per_rank": 2.0,
     }
     with serving() as port:
         serve.run(build_app(config), name="real", route_prefix="/real")
@@ -111,7 +111,7 @@ def test_nothing_listens_beyond_loopback(url: str) -> None:
     assert open_to_others() == set()
 
 
-def test_stop_leaves_no_process_and_no_placement_group(url: str) -> None:
+def test_stop_leaves_no_process_no_placement_group_and_no_shared_memory(url: str, nodes: Nodes) -> None:
     """Last in this file: takes the replicas down."""
     import ray
     from ray import serve
@@ -120,3 +120,4 @@ def test_stop_leaves_no_process_and_no_placement_group(url: str) -> None:
     wait_until_gone(120)
     groups = ray.util.placement_group_table().values()
     assert [group for group in groups if group["state"] != "REMOVED"] == []
+    assert shared_files() <= nodes.shared_files_before

@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,7 +46,7 @@ def test_death_of_a_rank_ends_the_others_and_this_process(fake_ray: dict[str, An
         exits.append(status)
         ended.set()
 
-    EngineProcess([rank(sleeper.pid)], died.wait, exit_process)
+    EngineProcess([rank(sleeper.pid)], died.wait, exit_process=exit_process)
     assert sleeper.poll() is None
     died.set()
     assert ended.wait(5)
@@ -55,15 +56,28 @@ def test_death_of_a_rank_ends_the_others_and_this_process(fake_ray: dict[str, An
 
 
 def test_ranks_of_other_nodes_are_left_to_ray(fake_ray: dict[str, Any], sleeper: Any) -> None:
-    process = EngineProcess([rank(sleeper.pid, node_id="there")], threading.Event().wait, lambda status: None)
+    process = EngineProcess(
+        [rank(sleeper.pid, node_id="there")], threading.Event().wait, exit_process=lambda status: None
+    )
     process.end_ranks()
     assert sleeper.poll() is None
     assert len(fake_ray["killed"]) == 1
 
 
+@pytest.mark.parametrize("end", [EngineProcess.retire, lambda process: process.end("no token")])
+def test_ending_removes_the_files_that_nothing_else_removes(
+    fake_ray: dict[str, Any], sleeper: Any, tmp_path: Path, end: Callable[[EngineProcess], None]
+) -> None:
+    path = tmp_path / "sglang_loads_x.shm"
+    path.touch()
+    files = [path, tmp_path / "gone"]
+    end(EngineProcess([rank(sleeper.pid)], threading.Event().wait, files, exit_process=lambda status: None))
+    assert not path.exists()
+
+
 def test_replica_that_retires_ends_its_ranks_and_not_itself(fake_ray: dict[str, Any], sleeper: Any) -> None:
     died, exits = threading.Event(), []
-    process = EngineProcess([rank(sleeper.pid)], died.wait, exits.append)
+    process = EngineProcess([rank(sleeper.pid)], died.wait, exit_process=exits.append)
     process.retire()
     assert sleeper.wait(5) == -9
     died.set()
@@ -73,7 +87,7 @@ def test_replica_that_retires_ends_its_ranks_and_not_itself(fake_ray: dict[str, 
 
 def test_replica_ends_once_whoever_notices(fake_ray: dict[str, Any], sleeper: Any) -> None:
     exits: list[int] = []
-    process = EngineProcess([rank(sleeper.pid)], threading.Event().wait, exits.append)
+    process = EngineProcess([rank(sleeper.pid)], threading.Event().wait, exit_process=exits.append)
     process.end("no token within 30 s")
     process.end("a rank died")
     assert exits == [1]

@@ -1,0 +1,64 @@
+"""Replicas follow the requests that run, and one that is taken away finishes its answers first."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+from toy_replica import ToyReplica, expected_tokens
+
+from workers.protocol import TokenRequest
+from workers.readiness import Readiness
+from workers.router import Router
+from workers.serve_source import ServeSource
+
+AUTOSCALING = {
+    "min_replicas": 1,
+    "max_replicas": 2,
+    "target_ongoing_requests": 2,
+    "metrics_interval_s": 0.2,
+    "look_back_period_s": 1,
+    "upscale_delay_s": 0.5,
+    "downscale_delay_s": 1,
+}
+
+
+async def answer(router: Router, name: str, num_tokens: int) -> list[int]:
+    request = TokenRequest(name, (1, 2, 3), {"max_new_tokens": num_tokens, "temperature": 0.0})
+    return [token async for part in router.generate(request) for token in part.token_ids]
+
+
+async def wait_until(readiness: Readiness, replicas: int) -> None:
+    deadline = time.monotonic() + 60
+    while (now := await readiness.ready_replicas()) != replicas:
+        assert time.monotonic() < deadline, f"{now} replicas, {replicas} were to be"
+        await asyncio.sleep(0.2)
+
+
+async def check(handle: Any) -> Router:
+    router, readiness = Router(ServeSource(handle)), Readiness(handle.deployment_id)
+    assert await readiness.ready_replicas() == 1
+    crowd = [asyncio.create_task(answer(router, f"crowd-{number}", 150)) for number in range(4)]
+    await wait_until(readiness, 2)
+    assert await asyncio.gather(*crowd) == [expected_tokens(150)] * 4
+    # One on each replica, and one replica is enough for both.
+    last = [asyncio.create_task(answer(router, f"last-{number}", 200)) for number in range(2)]
+    await wait_until(readiness, 1)
+    assert await asyncio.gather(*last) == [expected_tokens(200)] * 2
+    return router
+
+
+def test_replicas_come_with_the_load_and_leave_without_breaking_an_answer(http_port: int, tmp_path: Path) -> None:
+    from ray import serve
+
+    journal = tmp_path / "journal.jsonl"
+    scaled = ToyReplica.options(num_replicas="auto", autoscaling_config=AUTOSCALING, max_ongoing_requests=8)
+    handle = serve.run(scaled.bind(0.1, 0.05, journal), name="scaled", route_prefix=None)
+    router = asyncio.run(check(handle))
+    serve.delete("scaled")
+    assert router.counters.lost == 0
+    assert router.counters.finished == 6
+    pids = {line.split('"pid": ')[1].split(",")[0] for line in journal.read_text().splitlines() if "last-" in line}
+    assert len(pids) == 2, "the replica that left had no answer to finish"

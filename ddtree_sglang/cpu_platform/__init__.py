@@ -30,16 +30,16 @@ def activate() -> str | None:
 
 
 def install_cpu_hooks() -> bool:
-    """Install the torch replacements of SGLang's Triton launches in this process, if this platform is active.
+    """From a plugin: have SGLang put torch functions in place of its Triton launches, if this platform is active.
 
     Safe to call any number of times, in any process, before or after the engine's modules are imported.
-    Returns True when the replacements are in place, False when another platform is active.
+    Returns True when SGLang will, once all plugins are loaded; False when another platform is active.
     """
     if not is_active():
         return False
-    from ddtree_sglang.cpu_platform.hooks import install_hooks
+    from ddtree_sglang.cpu_platform.hooks import register_hooks
 
-    install_hooks()
+    register_hooks()
     return True
 
 

@@ -15,7 +15,7 @@ import torch
 
 from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
 
-_installed = False
+_registered = False
 
 
 def register_names() -> None:
@@ -56,18 +56,33 @@ def replacements() -> dict[str, Callable[..., Any]]:
     }
 
 
-def install_hooks() -> None:
-    """Replace SGLang's Triton launches by torch functions in this process."""
-    global _installed
-    if _installed:
-        return
-    _installed = True
+def register_hooks() -> bool:
+    """Tell SGLang to replace its Triton launches by torch functions; it does so after its last plugin.
+
+    Not here: it wraps each function once, so that a later plugin's hook on a function already wrapped would be lost.
+    Returns False if it was told before.
+    """
+    global _registered
+    if _registered:
+        return False
+    _registered = True
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     for target, replacement in replacements().items():
         HookRegistry.register(target, replacement, HookType.REPLACE)
-    HookRegistry.apply_hooks()
     _ignore_record_stream_on_cpu()
+    return True
+
+
+def install_hooks() -> None:
+    """The same at once, in a process whose plugins have not told SGLang.
+
+    SGLang may ask while it imports what it is about to wrap; applying hooks then would find half a module.
+    """
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    if register_hooks():
+        HookRegistry.apply_hooks()
 
 
 _DRAFT_HEAD = "sglang.srt.speculative.dflash_worker_v2.DFlashWorkerV2._greedy_sample_from_vocab_parallel_head"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +29,24 @@ def test_children_of_the_launcher_start_no_ranks(installed: list[bool], monkeypa
     monkeypatch.setattr("multiprocessing.parent_process", lambda: "launcher")
     plugin.install_if_asked(None, SimpleNamespace(use_ray=True))
     assert installed == []
+
+
+@pytest.mark.sglang
+def test_both_plugins_see_the_resolved_arguments() -> None:
+    """SGLang wraps a function once: whichever plugin has hooks applied early takes them from the others."""
+    code = """
+from types import SimpleNamespace
+import sglang.srt.server_args as server_args
+from sglang.srt.plugins import load_plugins
+import workers.rank_actor
+server_args.ServerArgs.resolve_once = lambda self: print("resolved")
+workers.rank_actor.install_rank_actors = lambda: print("ranks are ours")
+load_plugins()
+server_args.ServerArgs.resolve_once(SimpleNamespace(use_ray=True, speculative_algorithm=None))
+"""
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout.splitlines()[-2:] == ["resolved", "ranks are ours"], run.stderr[-2000:]
+    assert "Failed to apply" not in run.stderr
 
 
 def test_package_declares_it_as_a_plugin_of_sglang() -> None:

@@ -37,8 +37,8 @@ part "unit tests that take more than ten seconds each" "${unit[@]}" -m "slow and
 # Triton chooses its interpreter when it is imported, so these run in a process of their own.
 part "kernels, interpreted" env TRITON_INTERPRET=1 "${pytest[@]}" tests/kernels
 part "real servers" "${pytest[@]}" -m "e2e and not gpu" --durations=10 tests/e2e
-# A part of its own: what runs before it has freed its memory.
-part "real actors" "${pytest[@]}" -m "e2e and not gpu" --durations=10 tests/e2e_ray
+# A part of its own: what runs before it has freed its memory. Slow: minutes each; bash tests/run.sh tests/e2e_ray
+part "real actors" "${pytest[@]}" -m "e2e and not gpu and not slow" --durations=10 tests/e2e_ray
 
 if ((${#failed[@]})); then
     printf 'failed: %s\n' "${failed[@]}" >&2

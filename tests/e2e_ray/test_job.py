@@ -40,6 +40,7 @@ def command(pair: Pair, tmp_path: Path) -> list[str]:
     return [sys.executable, "-m", "workers", "job", *named, "--local-cpus", "8"]
 
 
+@pytest.mark.slow
 def test_job_killed_in_the_middle_answers_each_line_once(
     command: list[str], tmp_path: Path, reference: Answers
 ) -> None:

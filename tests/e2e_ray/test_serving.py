@@ -97,6 +97,7 @@ def test_killed_rank_comes_back_after_a_real_token_and_leaves_nothing(url: str, 
     assert same_answer(completed(url, BODIES[2]), reference[2])
 
 
+@pytest.mark.slow
 def test_node_lost_in_the_middle_loses_and_repeats_nothing(url: str, nodes: Nodes, reference: Answers) -> None:
     check_broken_answer(url, lambda rank: nodes.lose(nodes.worker_of(rank)), reference)
     # Ray's head notices a lost node by missed heartbeats.

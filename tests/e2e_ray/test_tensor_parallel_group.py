@@ -41,6 +41,7 @@ def test_three_ranks_give_a_single_processs_answers(url: str, reference: Answers
     assert all(same_answer(completed(url, body), other) for body, other in zip(BODIES, reference, strict=True))
 
 
+@pytest.mark.slow
 def test_death_of_one_rank_rebuilds_the_group_under_a_running_answer(url: str, reference: Answers) -> None:
     before = ranks()
     unready: list[int] = []

@@ -31,6 +31,7 @@ def test_children_of_the_launcher_start_no_ranks(installed: list[bool], monkeypa
     assert installed == []
 
 
+@pytest.mark.slow
 @pytest.mark.sglang
 def test_both_plugins_see_the_resolved_arguments() -> None:
     """SGLang wraps a function once: whichever plugin has hooks applied early takes them from the others."""

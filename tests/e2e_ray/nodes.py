@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from typing import Any
 
 import psutil
@@ -19,8 +17,6 @@ class Nodes:
     def __init__(self, num_workers: int) -> None:
         from ray.cluster_utils import Cluster
 
-        # `ray start` makes this token, `Cluster` does not.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # No room for a replica; the ingress and the prefix router's actor go here.
         head = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "num_cpus": 2}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)

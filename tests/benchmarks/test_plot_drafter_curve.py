@@ -31,6 +31,18 @@ def test_step_that_was_scored_again_after_a_resume_counts_once(tmp_path: Path) -
     assert [record["chain"] for record in scored_steps(path, 1)] == [1.5, 1.9]
 
 
+def test_line_of_an_earlier_step_is_held_against_the_last_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = curve(tmp_path / "c.jsonl", {50: 1.0, 100: 1.5, 200: 1.6, 400: 1.9})
+    flags = ["--from-step", "100", "--check-step", "200", "--cooled", "50", "200"]
+    assert main([str(path), "--labels-per-step", "896", "--results", str(tmp_path), *flags]) == 0
+    out = capsys.readouterr().out
+    assert "steps 100 to 200: 1.700 predicted for step 400, 1.900 measured" in out
+    assert "chain, steps from 100 on (3): +0.200 per doubling" in out
+    assert "chain, cooled-down steps (2): +0.300 per doubling" in out
+
+
 def test_files_are_written_and_too_short_a_curve_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--labels-per-step", "896", "--results", str(tmp_path)]
     assert main([str(curve(tmp_path / "c.jsonl", {100: 1.5, 200: 1.6})), *flags]) == 0

@@ -125,8 +125,8 @@ def one_round(url: str, fault: Fault, number: int) -> Round:
     """Break one answer, wait until everything is whole again, and ask for the same answer undisturbed."""
     struck: list[float] = []
     chunks_before = 0
-    # Its first token is in no replica's prefix cache.
-    prompt = f"{number}. {fault.prompt}"
+    # Its beginning is in no replica's prefix cache: not from another round, not from another fault of this one.
+    prompt = f"{number} {fault.name}. {fault.prompt}"
 
     unready: list[float] = []
 
@@ -197,9 +197,9 @@ def table(rounds: Sequence[Round]) -> str:
 
 
 def rounds_of(path: Path) -> list[Round]:
-    """The rounds that an output file holds, after its first line, the provenance."""
-    lines = path.read_text().splitlines()[1:] if path.exists() else []
-    return [Round(**json.loads(line)) for line in lines]
+    """The rounds that an output file holds; each run that added to it began with a line of provenance."""
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [Round(**record) for record in records if "provenance" not in record]
 
 
 def start(args: argparse.Namespace) -> str:
@@ -241,8 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wait_until_ready(url, 2, 900)
     rounds = rounds_of(args.output)
     with args.output.open("a") as output:
-        if not rounds:
-            output.write(json.dumps({"provenance": collect_provenance(), "tokens": NUM_TOKENS}) + "\n")
+        output.write(json.dumps({"provenance": collect_provenance(), "tokens": NUM_TOKENS}) + "\n")
         # A broken-off run has seen all faults about as often.
         for number in range(args.rounds):
             for fault in chosen:

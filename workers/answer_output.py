@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from workers.openai_errors import Failure, abort_reason, status_of
+from workers.openai_errors import FAILURES, Failure, abort_reason, status_of, unexpected_reason
 from workers.protocol import TokenRequest
 from workers.resume import Progress
 from workers.text import AnswerText
@@ -78,9 +78,9 @@ class AnswerOutput:
             self._text.finish(progress.finish_reason)
             self._finish(dict(progress.finish_reason))
 
-    def fail(self, failure: Failure) -> None:
+    def fail(self, failure: Failure | Exception) -> None:
         """End with an error event."""
-        self._finish(abort_reason(failure))
+        self._finish(abort_reason(failure) if isinstance(failure, FAILURES) else unexpected_reason(failure))
 
     def as_dict(self) -> dict[str, Any]:
         """What there is so far."""

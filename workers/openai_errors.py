@@ -55,6 +55,17 @@ def abort_reason(failure: Failure) -> dict[str, Any]:
     return {"type": "abort", "message": f"{kind}: {failure}", "status_code": status, "err_type": kind}
 
 
+def unexpected_reason(error: Exception) -> dict[str, Any]:
+    """The same for an error that is nobody's protocol: the client is told that something broke, the log what."""
+    message = f"internal_error: {type(error).__name__}; the server's log has more."
+    return {
+        "type": "abort",
+        "message": message,
+        "status_code": HTTPStatus.INTERNAL_SERVER_ERROR,
+        "err_type": "internal_error",
+    }
+
+
 def status_of(code: int) -> HTTPStatus:
     """The status of that number. The OpenAI classes show no error for a plain number."""
     try:

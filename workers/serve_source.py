@@ -35,15 +35,18 @@ class ServeSource:
 
 def _as_protocol_error(error: Exception) -> Exception | None:
     """What Serve raised, as the router understands it; None for what is no replica's doing."""
-    from ray.exceptions import RayActorError, RayTaskError
-    from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
+    from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+    from ray.serve.exceptions import BackPressureError, RayServeException
 
     if isinstance(error, BackPressureError):
         return Busy(str(error))
+    if isinstance(error, TaskCancelledError):
+        return None
     # Ray wraps what a replica raises; `Refused` is for the client, anything else means that the replica is broken.
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, Refused):
         return cause
-    if isinstance(error, (RayTaskError, RayActorError, ReplicaUnavailableError)):
+    # Not only deaths of actors: the memory monitor's kill is an OutOfMemoryError, a lost node a NodeDiedError.
+    if isinstance(error, (RayError, RayServeException)):
         return WorkerLost(f"{type(cause).__name__}: {cause}")
     return None

@@ -8,6 +8,7 @@ a `TokenizerManager` for text models, and nothing of an engine: no scheduler, no
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from workers.resume import Progress
 from workers.router import Router
 from workers.text import AnswerText
 from workers.text_model import TextModel
+
+logger = logging.getLogger(__name__)
 
 # How often a waiting request looks whether its client is still there, as often as SGLang does.
 DISCONNECT_POLL_S = 4.0
@@ -174,6 +177,15 @@ class TokenManager:
                 if not started:
                     raise error_before_first_token(failure) from failure
                 answer.output.fail(failure)
+                yield _indexed(answer.output, index, is_single)
+            except Exception as error:
+                if not started:
+                    raise
+                # SGLang's handlers catch ValueError alone; with anything else the stream would break without a word.
+                logger.exception(
+                    "answer %s ended by an unforeseen error", answer.request.request_id
+                )
+                answer.output.fail(error)
                 yield _indexed(answer.output, index, is_single)
 
         async with aclosing(merged([one(index) for index in range(len(answers))])) as results:

@@ -231,6 +231,17 @@ def test_a_stream_that_cannot_go_on_ends_with_an_error_event(
 
 
 @ENDPOINTS
+def test_a_stream_that_something_unforeseen_breaks_says_so_too(service: Service, fields: dict[str, Any]) -> None:
+    answer = service.ask([Act(3, KeyError("secret"))], stream=True, **fields)
+    assert (answer.status, answer.text()) == (200, TEXT[:3])
+    errors = [event["error"] for event in answer.events if "error" in event]
+    assert [error["code"] for error in errors] == [500]
+    assert "internal_error: KeyError" in errors[0]["message"]
+    assert "secret" not in errors[0]["message"]
+    assert (answer.finish_reasons(), answer.done) == ([], True)
+
+
+@ENDPOINTS
 def test_a_whole_answer_that_cannot_go_on_is_503_as_nothing_was_sent(service: Service, fields: dict[str, Any]) -> None:
     answer = service.ask([Act(3, DIED)], regex="a*", **fields)
     assert (answer.status, answer.body["type"]) == (503, "worker_lost")

@@ -8,8 +8,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
-from ray.serve.exceptions import BackPressureError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RaySystemError,
+    RayTaskError,
+    TaskCancelledError,
+)
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
 from workers.protocol import Attempt, Busy, Refused, TokenChunk, WorkerLost
 from workers.serve_source import ServeSource
@@ -51,6 +60,12 @@ def task_error(cause: Exception) -> RayTaskError:
     [
         (ActorDiedError(), WorkerLost),
         (ActorUnavailableError("no", None), WorkerLost),
+        # What the memory monitor's kill of an actor looks like.
+        (OutOfMemoryError("killed"), WorkerLost),
+        (NodeDiedError("gone"), WorkerLost),
+        (RaySystemError("no"), WorkerLost),
+        (RayServeException("no"), WorkerLost),
+        (DeploymentUnavailableError(DeploymentID(name="replica", app_name="a")), WorkerLost),
         (BackPressureError(num_queued_requests=1, max_queued_requests=1), Busy),
         (task_error(Refused("no penalties", 400)), Refused),
         (task_error(RuntimeError("broken")), WorkerLost),
@@ -63,9 +78,10 @@ def test_serves_errors_become_the_protocols(raised: Exception, expected: type[Ex
     assert not response.cancelled
 
 
-def test_error_that_is_no_replicas_doing_stays_itself() -> None:
-    with pytest.raises(ZeroDivisionError):
-        asyncio.run(drain(source(Response([], ZeroDivisionError())).stream(ATTEMPT)))
+@pytest.mark.parametrize("error", [ZeroDivisionError(), TaskCancelledError()])
+def test_error_that_is_no_replicas_doing_stays_itself(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        asyncio.run(drain(source(Response([], error)).stream(ATTEMPT)))
 
 
 def test_refusal_keeps_status_and_message_over_rays_pickle() -> None:

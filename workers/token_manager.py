@@ -182,9 +182,7 @@ class TokenManager:
                 if not started:
                     raise
                 # SGLang's handlers catch ValueError alone; with anything else the stream would break without a word.
-                logger.exception(
-                    "answer %s ended by an unforeseen error", answer.request.request_id
-                )
+                logger.exception("answer %s ended by an unforeseen error", answer.request.request_id)
                 answer.output.fail(error)
                 yield _indexed(answer.output, index, is_single)
 

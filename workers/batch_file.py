@@ -2,14 +2,17 @@
 
 An answer is one line, written in one call and flushed to disk before it counts. A job that was killed in the middle of
 a line drops that line when it starts again, reads which inputs have answers, and goes on with the others. Answers come
-in the order in which they were ready and carry the index of their input line. No Ray in here.
+in the order in which they were ready and carry the index of their input line, and a digest of it, so that a file of
+answers never goes on with other questions. No Ray in here.
 """
 
 from __future__ import annotations
 
+import codecs
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,11 @@ class BatchLine:
     index: int
     body: dict[str, Any]
 
+    @property
+    def digest(self) -> str:
+        """What the line asks for, whatever its spaces and the order of its fields."""
+        return hashlib.sha256(json.dumps(self.body, sort_keys=True).encode()).hexdigest()[:16]
+
 
 def read_batch(path: Path) -> list[BatchLine]:
     """Read and check every line.
@@ -30,7 +38,8 @@ def read_batch(path: Path) -> list[BatchLine]:
         ValueError: the file is missing or empty, or a line is no JSON object with "prompt" or "messages"; names it.
     """
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        # At newlines alone: str.splitlines also cuts at separators that may stand inside a JSON string.
+        texts = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     except OSError as error:
         raise ValueError(f"the input file must be readable, got {error}.") from error
     lines = [_parse(path, index, text) for index, text in enumerate(texts) if text.strip()]
@@ -39,11 +48,11 @@ def read_batch(path: Path) -> list[BatchLine]:
     return lines
 
 
-def _parse(path: Path, index: int, text: str) -> BatchLine:
+def _parse(path: Path, index: int, text: bytes) -> BatchLine:
     try:
-        body = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {index + 1} must be a JSON object, got {error}.") from error
+        body = json.loads(text.decode("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}, line {index + 1} must be a JSON object in UTF-8, got {error}.") from error
     if not isinstance(body, dict) or ("prompt" in body) == ("messages" in body):
         raise ValueError(f'{path}, line {index + 1} must be an object with either "prompt" or "messages".')
     return BatchLine(index, body)
@@ -52,20 +61,35 @@ def _parse(path: Path, index: int, text: str) -> BatchLine:
 class AnswerFile:
     """The output file; one writer at a time.
 
+    Args:
+        path: made, with its folder, if it is not there.
+        lines: of the input.
+
     Raises:
-        ValueError: another job holds the file, or it holds answers to a line that the input does not have.
+        ValueError: another job holds the file, a line of it is no answer, or it answers what the input does not ask.
     """
 
-    def __init__(self, path: Path, num_inputs: int) -> None:
+    def __init__(self, path: Path, lines: Sequence[BatchLine]) -> None:
         self._path = path
+        self._digests = {line.index: line.digest for line in lines}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab+")
         self._lock()
         self._drop_torn_line()
-        self.done = set(self._indices())
-        beyond = sorted(index for index in self.done if not 0 <= index < num_inputs)
-        if beyond:
-            raise ValueError(f"{path} holds answers to lines {beyond[:3]} that the input lacks; name another output.")
+        held = dict(self._held())
+        self.done = set(held)
+        others = sorted(index for index, digest in held.items() if self._digests.get(index) != digest)
+        if others:
+            numbers = [index + 1 for index in others[:3]]
+            raise ValueError(
+                f"{path} holds answers to lines that the input does not have, or has otherwise now: {numbers}; "
+                "name another output."
+            )
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every line of the input has its answer."""
+        return self.done == set(self._digests)
 
     def write(self, index: int, answer: dict[str, Any]) -> None:
         """Append one answer; it counts once this returns.
@@ -76,7 +100,8 @@ class AnswerFile:
         """
         if index in self.done:
             raise ValueError(f"line {index} has an answer already.")
-        self._file.write(json.dumps({"index": index, **answer}, ensure_ascii=False).encode() + b"\n")
+        line = {"index": index, "input": self._digests[index], **answer}
+        self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
         self.done.add(index)
@@ -101,7 +126,16 @@ class AnswerFile:
         if whole < len(held):
             self._file.truncate(whole)
 
-    def _indices(self) -> Iterator[int]:
+    def _held(self) -> Iterator[tuple[int, str]]:
+        """Index and digest of each answer's line."""
         self._file.seek(0)
-        for line in self._file:
-            yield int(json.loads(line)["index"])
+        for number, text in enumerate(self._file, 1):
+            try:
+                line: Mapping[str, Any] = json.loads(text)
+                yield int(line["index"]), str(line["input"])
+            except (ValueError, KeyError, TypeError) as error:
+                self._file.close()
+                raise ValueError(
+                    f"{self._path}, line {number} must be an answer of a job, got {type(error).__name__}: {error}; "
+                    "name another output."
+                ) from error

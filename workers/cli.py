@@ -28,7 +28,7 @@ APPLICATION = "ddtree"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0 on success, 1 if lines of a job failed, 2 on bad input."""
+    """Run one command; the exit status is 0 on success, 1 if lines of a job failed, 2 on bad input, 130 if stopped."""
     args = build_parser().parse_args(argv)
     try:
         return int(args.command(args))
@@ -155,10 +155,21 @@ def _shut_down(is_own: bool) -> None:
 
 def _job(args: argparse.Namespace) -> int:
     config = worker_config(args)
-    _connect(args)
+    is_own = _connect(args)
+    from ray import serve
+
     from workers.job import run_job
 
-    report = run_job(config, args.input, args.output)
+    # `ray job stop` sends SIGTERM, and SIGKILL three seconds later: enough to ask for the end of the replicas.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if is_own:
+        # Nobody asks over HTTP; Serve would open port 8000, beside or instead of a server that has it.
+        serve.start(proxy_location="Disabled")
+    try:
+        report = run_job(config, args.input, args.output)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one ended", file=sys.stderr)
+        return 130
     print(report.line())
     for error in report.errors:
         print(error, file=sys.stderr)

@@ -18,6 +18,8 @@ LOOPBACK = {
     # The default for local clusters since 2.59; said here so that a user's "disabled" elsewhere is no accident.
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Otherwise a second server on the same port starts without a word, and the kernel gives it half of the clients.
+    "SERVE_SOCKET_REUSE_PORT_ENABLED": "0",
     # Ray starts workers at 15, behind everything else on the machine; a rank that serves is no background work.
     "RAY_worker_niceness": "0",
 }

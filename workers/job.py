@@ -9,6 +9,7 @@ are chat ("messages") or text ("prompt") completions in OpenAI's form; an answer
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import time
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from workers.batch_file import AnswerFile, BatchLine, read_batch
 from workers.config import WorkerConfig
 
 PROGRESS_EVERY_S = 5.0
+# Between two tries of a line that found no room or lost its workers.
+FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 30.0
 
 
 @dataclass
@@ -26,7 +29,8 @@ class JobReport:
     """What a job did, this run alone.
 
     Attributes:
-        accept_length: tokens per verify, bonus included, over all answers; None without speculation.
+        spec_tokens: tokens of the attempts that told how many verifies they took; a lost attempt tells nothing.
+        accept_length: those per verify, bonus included; None without speculation.
     """
 
     lines: int
@@ -34,14 +38,16 @@ class JobReport:
     answered: int = 0
     failed: int = 0
     tokens: int = 0
+    spec_tokens: float = 0.0
     verifies: int = 0
     seconds: float = 0.0
     lost_workers: int = 0
+    retries: int = 0
     errors: list[str] = field(default_factory=list)
 
     @property
     def accept_length(self) -> float | None:
-        return self.tokens / self.verifies if self.verifies else None
+        return self.spec_tokens / self.verifies if self.verifies else None
 
     def line(self) -> str:
         """One line for a terminal."""
@@ -52,19 +58,32 @@ class JobReport:
         return f"{done}/{self.lines} answered, {self.failed} failed, {rate:.1f} tokens/s{accept}, {left:.0f} s left"
 
 
-async def answer_batch(frontend: Any, lines: list[BatchLine], answers: AnswerFile, at_once: int) -> JobReport:
+async def answer_batch(
+    frontend: Any, lines: list[BatchLine], answers: AnswerFile, at_once: int, patience_s: float = 900.0
+) -> JobReport:
     """Answer every line that has no answer yet, at most `at_once` at a time.
 
-    A line whose request is refused gets its error as its answer; one whose workers were lost too often gets none, and
-    is tried again by the next run.
+    A line whose request is refused gets its error as its answer. One that found no room, or whose workers were lost too
+    often, is asked again until no line of the job was answered for `patience_s`; then it gets no answer, and is tried
+    again by the next run.
     """
     todo = [line for line in lines if line.index not in answers.done]
     report = JobReport(len(lines), len(lines) - len(todo))
     gate, started = asyncio.Semaphore(at_once), time.monotonic()
+    answered_at = started
 
     async def one(line: BatchLine) -> None:
+        nonlocal answered_at
         async with gate:
-            body = await complete(frontend, line.body)
+            wait_s = FIRST_RETRY_S
+            while _is_not_the_lines_fault(body := await complete(frontend, line.body)):
+                if time.monotonic() + wait_s - answered_at > patience_s:
+                    break
+                report.retries += 1
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, LONGEST_RETRY_S)
+            else:
+                answered_at = time.monotonic()
         report.seconds = time.monotonic() - started
         report.lost_workers = frontend.router.counters.lost
         _record(report, answers, line, body)
@@ -97,23 +116,35 @@ async def complete(frontend: Any, body: dict[str, Any]) -> dict[str, Any]:
     return refused
 
 
+def _is_error(body: dict[str, Any]) -> bool:
+    return body.get("object") == "error"
+
+
+def _is_not_the_lines_fault(body: dict[str, Any]) -> bool:
+    """Too busy, or workers lost."""
+    return _is_error(body) and int(body.get("code", 500)) >= 429
+
+
 def _record(report: JobReport, answers: AnswerFile, line: BatchLine, body: dict[str, Any]) -> None:
-    is_error = body.get("object") == "error"
-    if is_error and int(body.get("code", 500)) >= 429:
-        # Not the line's fault: too busy, or workers lost. The next run asks again.
+    if _is_not_the_lines_fault(body):
         report.failed += 1
         report.errors.append(f"line {line.index + 1}: {body.get('message')}")
         return
+    is_error = _is_error(body)
     answers.write(line.index, {"error": body} if is_error else {"response": body})
     report.answered += 1
     if not is_error:
         report.tokens += int(body["usage"]["completion_tokens"])
-        report.verifies += _num_verifies(body)
+        for part in _spec_details(body):
+            verifies = int(part.get("spec_verify_ct") or 0)
+            report.verifies += verifies
+            report.spec_tokens += float(part.get("spec_accept_length") or 0.0) * verifies
 
 
-def _num_verifies(body: dict[str, Any]) -> int:
+def _spec_details(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """One per choice."""
     details = (body.get("sglext") or {}).get("spec_tokens_details") or {}
-    return sum(int(part.get("spec_verify_ct") or 0) for part in (details if isinstance(details, list) else [details]))
+    return details if isinstance(details, list) else [details]
 
 
 async def _show_progress(report: JobReport) -> None:
@@ -129,27 +160,35 @@ def run_job(config: WorkerConfig, source: Path, target: Path) -> JobReport:
         ValueError: an input or output file that cannot be used; nothing was deployed then.
     """
     lines = read_batch(source)
-    answers = AnswerFile(target, max(line.index for line in lines) + 1)
+    answers = AnswerFile(target, lines)
     try:
-        if len(answers.done) == len(lines):
+        if answers.is_complete:
             return JobReport(len(lines), len(lines))
-        return _with_replicas(config, lines, answers)
+        return _with_replicas(config, lines, answers, application_name(target))
     finally:
         answers.close()
 
 
-def _with_replicas(config: WorkerConfig, lines: list[BatchLine], answers: AnswerFile) -> JobReport:
+def application_name(target: Path) -> str:
+    """The same for every run of a job: one that was killed left its application, which the next run takes down."""
+    return f"job-{hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:12]}"
+
+
+def _with_replicas(config: WorkerConfig, lines: list[BatchLine], answers: AnswerFile, name: str) -> JobReport:
     from ray import serve
 
     from workers.app import build_replicas
     from workers.frontend import Frontend
     from workers.serve_source import ServeSource
 
-    name = f"job-{time.time_ns():x}"
-    handle = serve.run(build_replicas(config), name=name, route_prefix=None)
+    # Nobody else's: the answer file has one writer at a time.
+    if name in serve.status().applications:
+        print(f"taking down {name}, which a run that was killed has left", flush=True)
+        serve.delete(name)
     try:
+        handle = serve.run(build_replicas(config), name=name, route_prefix=None)
         frontend = Frontend(config, ServeSource(handle))
         at_once = config.max_replicas * config.max_running_requests
-        return asyncio.run(answer_batch(frontend, lines, answers, at_once))
+        return asyncio.run(answer_batch(frontend, lines, answers, at_once, config.startup_timeout_s))
     finally:
         serve.delete(name)

@@ -17,12 +17,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from workers.config import WorkerConfig, load_worker_config
+from workers.loopback_store import is_loopback
+from workers.security import DEFAULT_VARIABLE, ApiKey
 
 APPLICATION = "ddtree"
 
@@ -120,7 +122,7 @@ def _connect(args: argparse.Namespace) -> bool:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    config = worker_config(args)
+    config = closed_if_meant_to_be(worker_config(args), args.host, os.environ)
     is_own = _connect(args)
     from ray import serve
 
@@ -139,6 +141,24 @@ def _serve(args: argparse.Namespace) -> int:
     finally:
         _shut_down(is_own)
     return 0
+
+
+def closed_if_meant_to_be(config: WorkerConfig, host: str, environment: Mapping[str, str]) -> WorkerConfig:
+    """The configuration with the API key required where this environment has one.
+
+    The ingress reads its own environment, which on a running cluster is the node's and not this process's.
+
+    Raises:
+        ValueError: an address that others reach, and no key.
+    """
+    if config.api_key_env is None and ApiKey.from_env(None, environment).is_set:
+        config = config.model_copy(update={"api_key_env": DEFAULT_VARIABLE})
+    if config.api_key_env is None and not is_loopback(host):
+        raise ValueError(
+            f"without an API key the host must be of this machine alone, got {host}; set {DEFAULT_VARIABLE}, or leave "
+            "--host out."
+        )
+    return config
 
 
 def _shut_down(is_own: bool) -> None:

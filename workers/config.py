@@ -97,8 +97,11 @@ class WorkerConfig(BaseModel):
     stall_timeout_s: PositiveFloat = Field(30.0, description="The same between tokens.")
     request_deadline_s: PositiveFloat = 600.0
 
-    api_key_env: str = Field(
-        "DDTREE_API_KEY", description="Environment variable of the ingress that holds the API key."
+    api_key_env: str | None = Field(
+        None,
+        min_length=1,
+        description="Environment variable of the ingress that holds the API key, and has to; default: DDTREE_API_KEY, "
+        "which may be missing.",
     )
 
     @model_validator(mode="after")

@@ -7,7 +7,6 @@ level, which works on every FastAPI; `ray.serve.llm`'s own ingress answers 400 t
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, ORJSONResponse
 from ray import serve
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
@@ -21,19 +20,13 @@ from workers.readiness import Readiness
 from workers.security import ApiKey
 from workers.serve_source import ServeSource
 
-app = FastAPI(title="DDTREE on SGLang and Ray")
+app = FastAPI(title="DDTREE on SGLang and Ray", docs_url=None, redoc_url=None, openapi_url=None)
 
 
 # Serve pickles the app where `serve.ingress` stands: what its routes call has to be defined before.
 def _error(status: int, message: str, kind: str, headers: dict[str, str] | None = None) -> Response:
     body = {"object": "error", "message": message, "type": kind, "param": None, "code": status}
     return JSONResponse(body, status_code=status, headers=headers)
-
-
-@app.exception_handler(RequestValidationError)
-async def bad_request(request: Request, error: RequestValidationError) -> Response:
-    """400 in OpenAI's form, as SGLang's server answers, instead of FastAPI's 422."""
-    return _error(400, str(error), "BadRequest")
 
 
 @serve.ingress(app)
@@ -52,14 +45,14 @@ class Ingress:
         self._readiness = Readiness(replicas.deployment_id)
 
     @app.post("/v1/chat/completions")
-    async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
+    async def chat(self, request: Request) -> Response:
         """Chat completions, streamed or whole."""
-        return await self._answer(self._frontend.chat, body, request)
+        return await self._answer(self._frontend.chat, ChatCompletionRequest, request)
 
     @app.post("/v1/completions")
-    async def completions(self, body: CompletionRequest, request: Request) -> Response:
+    async def completions(self, request: Request) -> Response:
         """Text completions, streamed or whole."""
-        return await self._answer(self._frontend.completion, body, request)
+        return await self._answer(self._frontend.completion, CompletionRequest, request)
 
     @app.get("/v1/models")
     async def models(self, request: Request) -> Response:
@@ -78,10 +71,16 @@ class Ingress:
         text = self._metrics.text(await self._ready_replicas())
         return Response(text, media_type="text/plain; version=0.0.4")
 
-    async def _answer(self, endpoint: Any, body: Any, request: Request) -> Response:
+    async def _answer(self, endpoint: Any, kind: Any, request: Request) -> Response:
+        # Before the body is read: who has no key costs nothing.
         refusal = self._turned_away(request)
         if refusal is not None:
             return refusal
+        try:
+            body = kind.model_validate(await request.json())
+        except ValueError as error:
+            # 400 in OpenAI's form, as SGLang's server answers, instead of FastAPI's 422.
+            return _error(400, str(error), "BadRequest")
         if not await self._ready_replicas():
             return _error(503, "no replica is ready; ask again later.", "unavailable", {"Retry-After": "5"})
         answer = await endpoint.handle_request(body, request)

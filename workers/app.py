@@ -108,5 +108,6 @@ def replica_environment(config: WorkerConfig) -> dict[str, str]:
     """Environment of a replica and its ranks: the deployer's, DDTREE's knobs, as many threads as CPUs are booked."""
     from workers.rank_actor import rank_environment
 
+    # Not the deployer's number: `serve deploy` builds in a task without CPUs, where Ray sets it to 1.
     threads = {"OMP_NUM_THREADS": str(max(1, int(config.cpus_per_rank)))}
-    return rank_environment({**threads, **os.environ}) | {"DDTREE_CONFIG": config.ddtree_json()}
+    return rank_environment({**os.environ, **threads}) | {"DDTREE_CONFIG": config.ddtree_json()}

@@ -65,6 +65,10 @@ class Ingress:
         ready = await self._ready_replicas()
         return JSONResponse({"ready_replicas": ready}, status_code=200 if ready else 503)
 
+    async def check_health(self) -> None:
+        """Serve asks every few seconds; what Ray's metrics port says stays true while nobody asks for anything."""
+        await self._ready_replicas()
+
     @app.get("/metrics")
     async def metrics(self) -> Response:
         """This ingress's counters in Prometheus' format; the engines' are at Ray's metrics port."""

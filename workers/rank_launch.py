@@ -8,6 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+# For CPUs that nobody else books; starting a node takes longer, and then another attempt does no harm.
+PLACEMENT_TIMEOUT_S = 60.0
+
 
 def launch_on_this_platform(original: Callable[..., Any], cls: type, *args: Any, **kwargs: Any) -> Any:
     """AROUND hook on `RayEngine._launch_scheduler_processes`: without a GPU, ranks get bundles of CPUs.
@@ -26,7 +29,12 @@ def launch_on_this_platform(original: Callable[..., Any], cls: type, *args: Any,
     ranks = parallel.num_dp_ranks * parallel.tp_size * parallel.pp_size
     share = min(1.0, ray.cluster_resources().get("CPU", 1.0) / ranks)
     group = ray.util.placement_group([{"CPU": share}] * ranks, strategy="STRICT_PACK")
-    ray.get(group.ready())
+    if not group.wait(timeout_seconds=PLACEMENT_TIMEOUT_S):
+        ray.util.remove_placement_group(group)
+        raise RuntimeError(
+            f"{ranks} rank(s) need {ranks * share:g} free CPUs on one node of the cluster, which were not to be had "
+            f"within {PLACEMENT_TIMEOUT_S:.0f} s; end what books them (`ray status` tells), or add a node."
+        )
     return start_launching(original, cls, *args, **{**kwargs, "placement_group": group})
 
 

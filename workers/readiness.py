@@ -8,9 +8,12 @@ are asked. That takes milliseconds and is done at most every half second for all
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 FRESH_S = 0.5
 
@@ -22,6 +25,7 @@ class Readiness:
         deployment_id: Serve's id of it.
         ask: what counts; Serve's controller and Ray unless given.
         clock: seconds, never backwards.
+        patience_s: for an answer; without one the last number stands, 0 before the first.
     """
 
     def __init__(
@@ -29,10 +33,12 @@ class Readiness:
         deployment_id: Any,
         ask: Callable[[Any], Awaitable[int]] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        patience_s: float = 5.0,
     ) -> None:
         self._deployment_id = deployment_id
         self._ask = ask or _living_replicas
         self._clock = clock
+        self._patience_s = patience_s
         self._asked_at: float | None = None
         self._count = 0
         self._lock = asyncio.Lock()
@@ -41,7 +47,11 @@ class Readiness:
         """The number, not older than half a second."""
         async with self._lock:
             if self._asked_at is None or self._clock() - self._asked_at > FRESH_S:
-                self._count = await self._ask(self._deployment_id)
+                try:
+                    self._count = await asyncio.wait_for(self._ask(self._deployment_id), self._patience_s)
+                except Exception as error:  # noqa: BLE001  (whatever Serve or Ray raises while it restarts)
+                    # A controller that is restarting: replicas answer without it, so the last number stands.
+                    logger.warning("Serve's controller does not say what runs: %s: %s", type(error).__name__, error)
                 self._asked_at = self._clock()
             return self._count
 

@@ -52,6 +52,7 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
         atexit.unregister(self.engine.shutdown)
         result = self.engine._scheduler_init_result
         files = [load_file(self.engine.port_args)]
+        self._max_input_len = int(result.scheduler_infos[0]["max_req_input_len"]) - 1
         self._process = EngineProcess(result.scheduler_actors, result.block_until_scheduler_exits, files)
         self._progress = ProgressClock(fresh_s=self._config.health_check_period_s)
         logger.info("engine of %d ranks up after %.0f s", self._config.tp_size, time.monotonic() - started)
@@ -75,8 +76,13 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
         """Stream the tokens of one attempt.
 
         Raises:
-            Refused: SGLang refused the request, before or after it was queued.
+            Refused: SGLang refused the request, before or after it was queued; or it would cut the answer so far.
         """
+        if attempt.num_emitted and len(attempt.input_ids) > self._max_input_len:
+            raise Refused(
+                f"prompt and answer so far must fit this engine's longest prompt of {self._max_input_len} tokens to go "
+                f"on here, got {len(attempt.input_ids)}; ask for fewer tokens, or give it more memory for KV."
+            )
         async for chunk in self._engine_chunks(attempt):
             if chunk.token_ids:
                 self._progress.token()
@@ -95,6 +101,16 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
             self._process.retire()
 
     async def _one_token(self) -> None:
+        """Return once a token came out, this question's or another request's."""
+        while not self._progress.is_fresh():
+            try:
+                await self._ask_for_a_token()
+            except Exception as error:  # noqa: BLE001  (time decides, not the kind of error)
+                # A full engine refuses for a while, which others' tokens show; one that always does runs out of time.
+                logger.warning("no token for the health check: %s: %s", type(error).__name__, error)
+                await asyncio.sleep(0.5)
+
+    async def _ask_for_a_token(self) -> None:
         request = Attempt(f"health-{uuid.uuid4().hex}", 0, (0,), 0, {"max_new_tokens": 1, "temperature": 0.0})
         waiting = asyncio.ensure_future(anext(self._engine_chunks(request)))
         try:

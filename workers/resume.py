@@ -31,10 +31,12 @@ class EngineLimits:
     Attributes:
         eos_token_ids: the model's end tokens.
         max_total_len: most tokens of prompt and answer together; None where unknown.
+        max_input_len: longest prompt that it takes, a few tokens less than that; None where unknown.
     """
 
     eos_token_ids: frozenset[int] = frozenset()
     max_total_len: int | None = None
+    max_input_len: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,18 @@ class ResumableAnswer:
         """Call after a loss: may another replica go on?
 
         Raises:
-            NotResumable: tokens are out, and the request depends on more than its tokens.
+            NotResumable: tokens are out, and the request depends on more than its tokens, or no engine takes so many.
         """
-        reason = why_not_resumable(self._request) if self.token_ids else None
+        if not self.token_ids:
+            return
+        total_len, limit = len(self._request.prompt_ids) + self.num_emitted, self._limits.max_input_len
+        if limit is not None and total_len > limit:
+            # An engine that truncates would drop the last tokens and make them again.
+            raise NotResumable(
+                f"an answer goes on at another worker only where that takes prompt and answer as its prompt, which may "
+                f"have {limit} tokens, and these are {total_len}: a few tokens before the context's end."
+            )
+        reason = why_not_resumable(self._request)
         if reason is not None:
             raise NotResumable(
                 f"an answer goes on at another worker only where its tokens say all, but this request sets {reason}; "

@@ -30,8 +30,12 @@ class TextModel:
         self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(config_value)
         self.eos_token_ids = _eos_token_ids(model_config, self.tokenizer)
         self._spoken_token_ids = _spoken_token_ids(config_value("tool_call_parser"), self.tokenizer)
-        # The scheduler's bound (init_req_max_new_tokens); a replica with less memory for KV may end an answer earlier.
-        self.limits = EngineLimits(self.eos_token_ids, max_total_len=model_config.context_len - 2)
+        # The scheduler's bounds (init_req_max_new_tokens; TpModelWorker.get_worker_info and validate_input_length); a
+        # replica with less memory for KV has lower ones, and says so itself.
+        context_len = model_config.context_len
+        self.limits = EngineLimits(
+            self.eos_token_ids, max_total_len=context_len - 2, max_input_len=context_len - 1 - 5 - 1
+        )
         self.prompt_rules = PromptRules(
             encode=self.encode,
             tokenizer=self.tokenizer,

@@ -244,7 +244,7 @@ def test_alerts_fire_when_they_should() -> None:
         ("prometheus.yml", "scrape_interval", "scrap_interval"),
         ("prometheus.yml", "regex: ray_(ddtree_.+)", "regex: ray_(ddtree_.+"),
         ("prometheus.yml", "scrape_interval: 15s", "scrape_interval: soon"),
-        ("rules.yml", "expr: max(", "expr: max(("),
+        ("rules.yml", "max(ddtree_ingress_ready", "max((ddtree_ingress_ready"),
         ("rules.yml", "    for: 10m", "    four: 10m"),
         ("rules.yml", "$labels.instance }}", "$labels.instance }"),
     ],

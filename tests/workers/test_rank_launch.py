@@ -65,3 +65,26 @@ def test_on_a_gpu_sglangs_own_rule_stands(monkeypatch: pytest.MonkeyPatch) -> No
     asked = []
     rank_launch.check_bundles(lambda *args: asked.append(args), "group", 2)
     assert asked == [("group", 2)]
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_cpus_that_are_not_to_be_had_are_an_error_and_not_a_wait_for_ever(
+    monkeypatch: pytest.MonkeyPatch, free: bool
+) -> None:
+    removed: list[Any] = []
+    group = SimpleNamespace(wait=lambda timeout_seconds: free)
+    monkeypatch.setattr("ddtree_sglang.cpu_platform.is_active", lambda: True)
+    parallel = SimpleNamespace(num_dp_ranks=1, tp_size=3, pp_size=1)
+    monkeypatch.setattr("sglang.srt.runtime_context.get_parallel", lambda: parallel)
+    monkeypatch.setattr("ray.util.get_current_placement_group", lambda: None)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 1.5})
+    monkeypatch.setattr("ray.util.placement_group", lambda bundles, strategy: group)
+    monkeypatch.setattr("ray.util.remove_placement_group", removed.append)
+    monkeypatch.setattr(rank_launch, "start_launching", lambda original, cls, **kwargs: kwargs["placement_group"])
+    if free:
+        assert rank_launch.launch_on_this_platform(lambda: None, object) is group
+        assert removed == []
+        return
+    with pytest.raises(RuntimeError, match=r"3 rank\(s\) need 1\.5 free CPUs"):
+        rank_launch.launch_on_this_platform(lambda: None, object)
+    assert removed == [group]

@@ -42,6 +42,29 @@ def test_many_requests_at_once_ask_once() -> None:
     assert asked == ["d"]
 
 
+@pytest.mark.parametrize("hangs", [True, False])
+def test_controller_that_says_nothing_leaves_the_last_count(hangs: bool) -> None:
+    answers = iter([2, None, 1])
+    now = [0.0]
+
+    async def ask(deployment: Any) -> int:
+        if (count := next(answers)) is not None:
+            return count
+        if hangs:
+            await asyncio.Event().wait()
+        raise RuntimeError("restarting")
+
+    async def main() -> list[int]:
+        readiness = Readiness("d", ask, clock=lambda: now[0], patience_s=0.01 if hangs else 60)
+        seen = []
+        for _ in range(3):
+            seen.append(await readiness.ready_replicas())
+            now[0] += 1
+        return seen
+
+    assert asyncio.run(main()) == [2, 2, 1]
+
+
 def details(*states: tuple[str, str]) -> dict[str, Any]:
     replicas = [{"state": state, "actor_name": name} for state, name in states]
     return {"applications": {"app": {"deployments": {"replica": {"replicas": replicas}}}}}

@@ -255,6 +255,17 @@ def test_an_answer_that_fills_the_context_is_complete_when_its_worker_is_lost() 
     assert last.finish_reason == {"type": "length", "length": 2}
 
 
+def test_an_answer_that_no_engine_would_take_as_a_prompt_does_not_go_on() -> None:
+    answer = ResumableAnswer(request(max_new_tokens=9), EngineLimits(EOS, max_input_len=len(PROMPT) + 2))
+    answer.next_attempt()
+    answer.require_resumable()
+    answer.accept(TokenChunk(0, 0, (50, 51)))
+    answer.require_resumable()
+    answer.accept(TokenChunk(0, 2, (52,)))
+    with pytest.raises(NotResumable, match=f"may have {len(PROMPT) + 2} tokens, and these are {len(PROMPT) + 3}"):
+        answer.next_attempt()
+
+
 def test_nothing_to_generate_is_complete_when_its_worker_is_lost() -> None:
     answer = ResumableAnswer(request(max_new_tokens=0), LIMITS)
     answer.next_attempt()

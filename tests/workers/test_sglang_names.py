@@ -69,3 +69,12 @@ def test_the_default_length_is_sglangs() -> None:
     from sglang.srt.sampling.sampling_params import SamplingParams
 
     assert SamplingParams().max_new_tokens == DEFAULT_MAX_NEW_TOKENS
+
+
+def test_longest_prompt_of_an_engine_is_what_resumption_takes_it_for() -> None:
+    """`TextModel.limits` and `DDTreeServer._max_input_len` repeat this arithmetic."""
+    worker = ast.unparse(source_of("sglang.srt.managers.tp_worker"))
+    assert "max_req_len = min(self.model_config.context_len - 1, kv_capacity - 1)" in worker
+    assert "max_req_input_len = max_req_len - 5" in worker
+    check = ast.unparse(source_of("sglang.srt.managers.utils"))
+    assert "if len(req.origin_input_ids) >= max_req_input_len:" in check

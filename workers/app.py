@@ -37,6 +37,7 @@ def build_ingress(config: WorkerConfig, replicas: Any) -> Any:
     ingress = serve.deployment(
         Ingress,
         name="ingress",
+        num_replicas=config.num_ingresses,
         ray_actor_options={"num_cpus": INGRESS_CPUS, "runtime_env": {"env_vars": replica_environment(config)}},
         # The engine's limits come first; an ingress only passes tokens on.
         max_ongoing_requests=4 * config.max_replicas * config.max_running_requests + config.max_queued_requests,

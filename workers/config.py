@@ -72,6 +72,7 @@ class WorkerConfig(BaseModel):
 
     min_replicas: PositiveInt = 1
     max_replicas: PositiveInt = 1
+    num_ingresses: PositiveInt = Field(1, description="HTTP processes; each routes by what it has sent itself.")
     max_running_requests: PositiveInt = Field(16, description="Requests that one replica decodes at once.")
     max_queued_requests: NonNegativeInt = Field(64, description="Requests that may wait at an ingress; more get a 429.")
     target_ongoing_requests: PositiveFloat | None = Field(

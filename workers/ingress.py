@@ -1,6 +1,6 @@
 """The ingress: an OpenAI server on Ray Serve whose answers outlive the replica that began them.
 
-Stateless and without a GPU; any number of them may run. It is a plain `serve.ingress` around a FastAPI app of module
+Stateless and without a GPU; `num_ingresses` of them run. It is a plain `serve.ingress` around a FastAPI app of module
 level, which works on every FastAPI; `ray.serve.llm`'s own ingress answers 400 to everything from FastAPI 0.137 on.
 """
 

@@ -73,6 +73,13 @@ class Service:
         return asyncio.run(body())
 
 
+async def until_begun(service: Service) -> None:
+    """Return once a replica has the request; threads come first, and take as long as the machine lets them."""
+    async with asyncio.timeout(60):
+        while not service.source.attempts:
+            await asyncio.sleep(0.01)
+
+
 @pytest.fixture
 def service(server_args: Any, tokenizer: Any) -> Service:
     return Service(server_args, tokenizer)
@@ -318,7 +325,7 @@ def test_a_client_that_goes_away_stops_the_replica(service: Service, monkeypatch
         serving = service.serving([Act(3, hangs=True)])
         asked = CompletionRequest(model="m", **COMPLETION)
         task = asyncio.create_task(serving.completion.handle_request(asked, http_request(connected)))
-        await asyncio.sleep(0.1)
+        await until_begun(service)
         assert service.source.closed == []
         connected[0] = False
         response = await task
@@ -352,7 +359,7 @@ def test_a_request_id_is_used_once_at_a_time_and_free_again_after(service: Servi
     async def body() -> None:
         serving = service.serving([Act(3, hangs=True)])
         first = asyncio.create_task(ask(serving, rid="x", **COMPLETION))
-        await asyncio.sleep(0.05)
+        await until_begun(service)
         again = await ask(serving, rid="x", **COMPLETION)
         assert again.status == 400
         assert "used once at a time" in again.body["message"]

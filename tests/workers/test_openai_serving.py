@@ -29,6 +29,8 @@ DIED = WorkerLost("the replica died")
 MESSAGES = [{"role": "user", "content": "the tree"}]
 CHAT = {"messages": MESSAGES, "temperature": 0, "max_tokens": 60}
 COMPLETION = {"prompt": "the tree", "temperature": 0, "max_tokens": 60}
+# For what takes milliseconds once SGLang is imported, on a machine that is busy with other things.
+PATIENCE_S = 300
 ENDPOINTS = pytest.mark.parametrize("fields", [CHAT, COMPLETION], ids=["chat", "completion"])
 
 
@@ -67,7 +69,7 @@ class Service:
 
     def ask(self, script: list[Act], tokens: tuple[int, ...] = TOKENS, **fields: Any) -> Answer:
         async def body() -> Answer:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_S):
                 return await ask(self.serving(script, tokens), **fields)
 
         return asyncio.run(body())
@@ -75,7 +77,7 @@ class Service:
 
 async def until_begun(service: Service) -> None:
     """Return once a replica has the request; threads come first, and take as long as the machine lets them."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while not service.source.attempts:
             await asyncio.sleep(0.01)
 

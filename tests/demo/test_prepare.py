@@ -16,18 +16,21 @@ import pytest
 from ddtree_sglang.demo import prepare, smollm2_source
 from ddtree_sglang.demo.smollm2_source import ModelSourceError
 
-# A process that prepares with a converter of known slowness, which counts its runs in a file.
+# For what takes a second, on a machine that is busy with other things.
+PATIENCE_S = 300
+# A process that prepares with a converter which counts its runs in a file, and waits half-way for another.
 PROCESS = """
 import sys, time
 from pathlib import Path
 from ddtree_sglang.demo import prepare
-cache, seconds = Path(sys.argv[1]), float(sys.argv[2])
+cache = Path(sys.argv[1])
 
 def convert(gguf, folder):
     with (cache / "conversions").open("a") as stream:
         stream.write("x")
     (folder / "config.json").write_text("{}")
-    time.sleep(seconds)
+    while not (cache / "go").exists():
+        time.sleep(0.01)
     (folder / "model.safetensors").write_bytes(bytes(range(256)) * 64)
 
 prepare.find_gguf = lambda: Path("model.gguf")
@@ -36,13 +39,13 @@ print(prepare.prepare_model(cache))
 """
 
 
-def _start(cache: Path, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", PROCESS, str(cache), str(seconds)]
+def _start(cache: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PROCESS, str(cache)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def _finish(process: subprocess.Popen[str]) -> tuple[Path, str]:
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     return Path(out.strip()), err
 
@@ -51,24 +54,34 @@ def _conversions(cache: Path) -> int:
     return len((cache / "conversions").read_text())
 
 
+def _wait_until_half_way(cache: Path) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not list(cache.glob("*.partial-*/config.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_two_processes_at_once_convert_once_and_agree(tmp_path: Path) -> None:
-    first, second = _start(tmp_path, 1.5), _start(tmp_path, 1.5)
-    (path_a, log_a), (path_b, log_b) = _finish(first), _finish(second)
+    first = _start(tmp_path)
+    _wait_until_half_way(tmp_path)
+    second = _start(tmp_path)
+    assert second.stderr is not None
+    said = second.stderr.readline()
+    (tmp_path / "go").touch()
+    (path_a, _), (path_b, _) = _finish(first), _finish(second)
     assert path_a == path_b
     assert _conversions(tmp_path) == 1
-    assert "waiting" in log_a + log_b
+    assert "waiting" in said
     assert (path_a / "model.safetensors").stat().st_size == 256 * 64
 
 
 def test_conversion_killed_half_way_is_not_trusted_and_is_done_again(tmp_path: Path) -> None:
-    victim = _start(tmp_path, 60)
-    deadline = time.monotonic() + 30
-    while not list(tmp_path.glob("*.partial-*/config.json")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    victim = _start(tmp_path)
+    _wait_until_half_way(tmp_path)
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
-    path, log = _finish(_start(tmp_path, 0))
+    (tmp_path / "go").touch()
+    path, log = _finish(_start(tmp_path))
     assert "interrupted" in log
     assert _conversions(tmp_path) == 2
     assert (path / "model.safetensors").exists()

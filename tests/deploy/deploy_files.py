@@ -34,7 +34,7 @@ def find_tool(name: str) -> str:
 def run_tool(command: Sequence[str], **environment: str) -> tuple[int, str]:
     """Exit status and everything that was printed."""
     result = subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=60
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=300
     )
     return result.returncode, result.stdout + result.stderr
 

@@ -20,6 +20,10 @@ echo "{model}"
 """
 
 
+# For what takes seconds, on a machine that is busy with other things.
+PATIENCE_S = 300.0
+
+
 def alive(pid: int) -> bool:
     """True while a process of that id runs (a zombie does not)."""
     try:
@@ -29,7 +33,7 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
     """Fail the test when `condition` does not come true in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -65,7 +69,7 @@ class Checkout:
     def run(self, *flags: str) -> tuple[int, str]:
         """Exit status and output of a run that ends by itself."""
         process = self.start(*flags)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=PATIENCE_S)
         return process.returncode, output
 
     @property

@@ -8,10 +8,10 @@ import socket
 import time
 
 import pytest
-from fake_checkout import Checkout, alive, wait_for
+from fake_checkout import PATIENCE_S, Checkout, alive, wait_for
 
 
-def read_until(process, text: str, timeout_s: float = 20.0) -> str:
+def read_until(process, text: str, timeout_s: float = PATIENCE_S) -> str:
     """Output up to the line that holds `text`."""
     seen = ""
     deadline = time.monotonic() + timeout_s
@@ -127,7 +127,7 @@ def test_ctrl_c_while_loading_stops_the_server(checkout: Checkout) -> None:
     process = checkout.start("--once", "hi")
     wait_for(lambda: len(checkout.server_pids) == 2, "the server starts")
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=20) == 130
+    assert process.wait(timeout=PATIENCE_S) == 130
     assert checkout.no_server_left()
 
 
@@ -136,7 +136,7 @@ def test_ctrl_c_while_serving_stops_the_server_with_status_0(checkout: Checkout)
     read_until(process, "Serving at")
     assert not checkout.no_server_left()
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=PATIENCE_S) == 0
     assert checkout.no_server_left()
 
 
@@ -145,5 +145,5 @@ def test_kill_9_of_run_sh_leaves_no_server(checkout: Checkout) -> None:
     read_until(process, "Serving at")
     server = checkout.server_pids[0]
     os.kill(process.pid, signal.SIGKILL)
-    process.wait(timeout=20)
+    process.wait(timeout=PATIENCE_S)
     wait_for(lambda: not alive(server), "the server follows its parent")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import psutil
+from patience import wait_for
 
 from workers.shared_memory import FOLDER, PREFIXES
 
@@ -37,6 +38,15 @@ def wait_until_gone(timeout_s: float) -> None:
     while left := [*ranks().values(), *detokenizers()]:
         assert time.monotonic() < deadline, f"left behind: {left}"
         time.sleep(0.5)
+
+
+def wait_until_there(num_ranks: int, num_detokenizers: int) -> None:
+    """Return once there are so many, no fewer and no more: what was killed takes a moment to be gone."""
+    wait_for(
+        lambda: (len(ranks()), len(detokenizers())) == (num_ranks, num_detokenizers),
+        f"{num_ranks} ranks and {num_detokenizers} detokenizers",
+        60,
+    )
 
 
 def busy_rank(watch_s: float = 0.4) -> psutil.Process:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from typing import Any
 
 import psutil
+from patience import wait_for
 from server_process import free_port
 
 from workers.loopback_store import is_loopback
@@ -32,7 +33,7 @@ class Streamed:
     num_chunks: int = 0
 
 
-def post(url: str, body: dict[str, Any], timeout_s: float = 600.0, key: str = KEY) -> Any:
+def post(url: str, body: dict[str, Any], timeout_s: float = 1800.0, key: str = KEY) -> Any:
     """The open response of a JSON request."""
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     return OPENER.open(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=timeout_s)
@@ -83,18 +84,32 @@ def same_answer(answer: dict[str, Any], other: dict[str, Any]) -> bool:
     return parts[0] == parts[1] and numbers[0] == numbers[1]
 
 
-def wait_until_ready(url: str, replicas: int, timeout_s: float = 120.0) -> None:
+def ready_replicas(url: str) -> int | None:
+    """What `/health` counts; None while the ingress does not answer, or Serve's proxy does in its place."""
+    try:
+        body = json.loads(get(f"{url}/health")[1])
+    except (OSError, HTTPException, ValueError):
+        return None
+    return body.get("ready_replicas") if isinstance(body, dict) else None
+
+
+def wait_until_ready(url: str, replicas: int, timeout_s: float = 600.0) -> None:
     """Return once `/health` counts that many replicas."""
-    deadline = time.monotonic() + timeout_s
-    while json.loads(get(f"{url}/health")[1]).get("ready_replicas") != replicas:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{replicas} replicas were to be ready within {timeout_s:.0f} s")
-        time.sleep(0.2)
+    wait_for(lambda: ready_replicas(url) == replicas, f"{replicas} ready replicas", timeout_s)
+
+
+def metric(url: str, name: str) -> float:
+    """One of the ingress's own counters."""
+    lines = get(f"{url}/metrics")[1].splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith(f"ddtree_ingress_{name} "))
 
 
 def open_to_others() -> set[tuple[str, str]]:
     """Addresses beyond the loopback interface on which this process's Ray listens, with who does."""
-    family = {process.pid: process.name() for process in psutil.Process().children(recursive=True)}
+    family = {}
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            family[process.pid] = process.name()
     listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in family]
     assert listening, "Ray listens somewhere"
     return {(c.laddr.ip, family[c.pid]) for c in listening if not is_loopback(c.laddr.ip)}

@@ -1,45 +1,50 @@
-"""The ingress on a real Ray Serve, over replicas without an engine: faults, back-pressure, sockets, in seconds."""
+"""The ingress on a real Ray Serve, over replicas without an engine: faults, back-pressure, sockets."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import threading
 import time
 import urllib.error
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from ray_client import KEY_VARIABLE, Streamed, get, open_to_others, post, stream, wait_until_ready
+from patience import wait_for
+from ray_client import KEY_VARIABLE, Streamed, get, metric, open_to_others, post, stream, wait_until_ready
 from servers import Pair
+from toy_folder import ToyFolder
 
 PROMPT = {"model": "toy", "messages": [{"role": "user", "content": "Count."}], "temperature": 0}
+# Tokens of an answer that is broken, where it waits for that, and what the client sees of it until it strikes.
+NUM_TOKENS, HELD_AT, STRUCK_AT = 40, 20, 10
+# Of `ToyReplica`: two replicas with three places each, and two more in the queue before them.
+NUM_RUNNING, NUM_QUEUED = 6, 2
 
 
 @dataclass(frozen=True)
 class Toy:
     url: str
-    journal: Path
-
-    def notes(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.journal.read_text().splitlines()] if self.journal.exists() else []
-
-    def worker_of_newest(self) -> int:
-        return next(int(note["pid"]) for note in reversed(self.notes()) if note["what"] == "started")
+    folder: ToyFolder
 
     def metric(self, name: str) -> float:
-        lines = get(f"{self.url}/metrics")[1].splitlines()
-        return next(float(line.split()[-1]) for line in lines if line.startswith(f"ddtree_ingress_{name} "))
+        return metric(self.url, name)
+
+    def wait_for_starts(self, number: int) -> None:
+        wait_for(lambda: len(self.folder.started()) >= number, "a replica begins")
+
+    def kill_newest(self) -> None:
+        os.kill(self.folder.worker_of_newest(), signal.SIGKILL)
 
 
-@pytest.fixture(scope="module")
-def toy(http_port: int, pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Toy:
+def run_toy(name: str, http_port: int, pair: Pair, path: Path, **patience: Any) -> Toy:
+    """Replicas without an engine behind the real ingress, in an application of their own."""
     from ray import serve
     from toy_replica import ToyReplica
 
@@ -47,11 +52,29 @@ def toy(http_port: int, pair: Pair, tmp_path_factory: pytest.TempPathFactory) ->
     from workers.config import WorkerConfig
 
     config = WorkerConfig(
-        model=pair.model, draft=pair.draft, served_model_name="toy", stall_timeout_s=3.0, api_key_env=KEY_VARIABLE
+        model=pair.model, draft=pair.draft, served_model_name="toy", api_key_env=KEY_VARIABLE, **patience
     )
-    journal = tmp_path_factory.mktemp("toy") / "journal.jsonl"
-    serve.run(build_ingress(config, ToyReplica.bind(0.5, 0.05, journal)), name="toy", route_prefix="/toy")
-    return Toy(f"http://127.0.0.1:{http_port}/toy", journal)
+    # A replica that hangs is left to the ingress.
+    replicas = ToyReplica.options(health_check_timeout_s=600)
+    folder = ToyFolder(path)
+    serve.run(build_ingress(config, replicas.bind(0.05, folder)), name=name, route_prefix=f"/{name}")
+    return Toy(f"http://127.0.0.1:{http_port}/{name}", folder)
+
+
+@pytest.fixture(scope="module")
+def toy(http_port: int, pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """Only what dies is lost, however slow the machine is."""
+    patience = {"first_token_timeout_s": 600.0, "stall_timeout_s": 600.0, "request_deadline_s": 1800.0}
+    return run_toy("toy", http_port, pair, tmp_path_factory.mktemp("toy"), **patience)
+
+
+@pytest.fixture
+def impatient(http_port: int, pair: Pair, tmp_path: Path) -> Iterator[Toy]:
+    """Twenty seconds of silence mean a lost replica."""
+    from ray import serve
+
+    yield run_toy("impatient", http_port, pair, tmp_path, stall_timeout_s=20.0)
+    serve.delete("impatient")
 
 
 def chat(toy: Toy, num_tokens: int, at_chunk: Callable[[int], None] | None = None) -> Streamed:
@@ -61,7 +84,7 @@ def chat(toy: Toy, num_tokens: int, at_chunk: Callable[[int], None] | None = Non
 
 @pytest.fixture(scope="module")
 def undisturbed(toy: Toy) -> Streamed:
-    return chat(toy, 40)
+    return chat(toy, NUM_TOKENS)
 
 
 def test_answer_is_the_replicas_tokens_as_text_with_their_number(undisturbed: Streamed, pair: Pair) -> None:
@@ -69,118 +92,141 @@ def test_answer_is_the_replicas_tokens_as_text_with_their_number(undisturbed: St
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(pair.model)
-    assert undisturbed.text == tokenizer.decode(expected_tokens(40))
+    assert undisturbed.text == tokenizer.decode(expected_tokens(NUM_TOKENS))
     assert undisturbed.finish_reasons == ["length"]
     assert undisturbed.usage is not None
-    assert undisturbed.usage["completion_tokens"] == 40
+    assert undisturbed.usage["completion_tokens"] == NUM_TOKENS
 
 
 def test_replica_killed_in_the_middle_loses_and_repeats_nothing(toy: Toy, undisturbed: Streamed) -> None:
-    lost = toy.metric("worker_lost_total")
+    lost, resumed = toy.metric("worker_lost_total"), toy.metric("resumed_total")
 
     def kill(num_chunks: int) -> None:
-        if num_chunks == 10:
-            os.kill(toy.worker_of_newest(), signal.SIGKILL)
+        if num_chunks == STRUCK_AT:
+            toy.kill_newest()
 
-    assert chat(toy, 40, kill) == undisturbed
+    with toy.folder.held(HELD_AT):
+        assert chat(toy, NUM_TOKENS, kill) == undisturbed
     assert toy.metric("worker_lost_total") == lost + 1
-    assert toy.metric("resumed_total") >= 1
+    assert toy.metric("resumed_total") == resumed + 1
 
 
 def test_replica_killed_before_its_first_token_is_replaced(toy: Toy, undisturbed: Streamed) -> None:
     wait_until_ready(toy.url, 2)
-    known = len(toy.notes())
+    known, lost = len(toy.folder.started()), toy.metric("worker_lost_total")
 
-    def kill() -> None:
-        while len(toy.notes()) == known:
-            time.sleep(0.02)
-        os.kill(toy.worker_of_newest(), signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    answer = chat(toy, 40)
-    killer.join()
-    assert answer == undisturbed
-    assert len({note["pid"] for note in toy.notes()[known:]}) == 2
+    with ThreadPoolExecutor(1) as pool, toy.folder.held(0):
+        answer = pool.submit(chat, toy, NUM_TOKENS)
+        toy.wait_for_starts(known + 1)
+        toy.kill_newest()
+        assert answer.result(600) == undisturbed
+    first, second = toy.folder.started()[known:]
+    assert (first["attempt"], second["attempt"]) == (0, 1)
+    assert first["pid"] != second["pid"]
+    assert toy.metric("worker_lost_total") == lost + 1
 
 
-def test_hanging_replica_is_left_after_the_stall_timeout(toy: Toy, undisturbed: Streamed) -> None:
+def test_hanging_replica_is_left_after_the_stall_timeout(impatient: Toy, undisturbed: Streamed) -> None:
     stopped: list[int] = []
 
     def stop(num_chunks: int) -> None:
-        if num_chunks == 10 and not stopped:
-            stopped.append(toy.worker_of_newest())
+        if num_chunks == STRUCK_AT:
+            stopped.append(impatient.folder.worker_of_newest())
             os.kill(stopped[0], signal.SIGSTOP)
+            # From here on it is the stopped process alone that sends nothing.
+            impatient.folder.release()
 
-    wait_until_ready(toy.url, 2)
+    wait_until_ready(impatient.url, 2)
     started = time.monotonic()
     try:
-        answer = chat(toy, 40, stop)
+        with impatient.folder.held(HELD_AT):
+            answer = chat(impatient, NUM_TOKENS, stop)
     finally:
         for pid in stopped:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     assert answer == undisturbed
-    # Stalls for three seconds, once: the second attempt is not sent to the hanging replica again.
-    assert time.monotonic() - started < 30
+    # One silence: the second attempt was not sent to the hanging replica again, which would have noted nothing.
+    assert impatient.metric("worker_lost_total") == 1
+    workers = {note["attempt"]: note["pid"] for note in impatient.folder.started()}
+    assert sorted(workers) == [0, 1]
+    assert workers[0] == stopped[0] != workers[1]
+    assert time.monotonic() - started < 300
 
 
 def test_answer_that_may_not_go_on_ends_with_an_error_event(toy: Toy) -> None:
     wait_until_ready(toy.url, 2)
 
     def kill(num_chunks: int) -> None:
-        if num_chunks == 5:
-            os.kill(toy.worker_of_newest(), signal.SIGKILL)
+        if num_chunks == STRUCK_AT:
+            toy.kill_newest()
 
-    body = {**PROMPT, "max_tokens": 40, "presence_penalty": 0.5}
-    answer = stream(f"{toy.url}/v1/chat/completions", body, kill)
+    body = {**PROMPT, "max_tokens": NUM_TOKENS, "presence_penalty": 0.5}
+    with toy.folder.held(HELD_AT):
+        answer = stream(f"{toy.url}/v1/chat/completions", body, kill)
     assert [error["type"] for error in answer.errors] == ["worker_lost"]
     assert "penalt" in answer.errors[0]["message"]
 
 
 def test_full_replicas_answer_429_with_a_time_to_come_back(toy: Toy) -> None:
     wait_until_ready(toy.url, 2)
+    known, rejected = len(toy.folder.started()), toy.metric("rejected_total")
 
-    def ask(_: int) -> tuple[int, str | None]:
+    def ask() -> tuple[int, str | None]:
         try:
-            with post(f"{toy.url}/v1/chat/completions", {**PROMPT, "max_tokens": 40}) as response:
+            with post(f"{toy.url}/v1/chat/completions", {**PROMPT, "max_tokens": NUM_TOKENS}) as response:
                 return int(response.status), None
         except urllib.error.HTTPError as error:
             return error.code, error.headers["Retry-After"]
 
-    with ThreadPoolExecutor(24) as pool:
-        answers = list(pool.map(ask, range(24)))
+    with ThreadPoolExecutor(40) as pool, toy.folder.held(0):
+        asked = []
+        for number in range(NUM_RUNNING):
+            asked.append(pool.submit(ask))
+            toy.wait_for_starts(known + number + 1)
+        # One by one, as Serve counts a request a moment after it has let it in. What is queued stays silent.
+        while not any(one.done() for one in asked):
+            assert len(asked) < 30, "nobody is turned away"
+            asked.append(pool.submit(ask))
+            wait([asked[-1]], timeout=2.0)
+        # Full, and nothing ends before it may: all others are turned away.
+        others = [pool.submit(ask) for _ in range(10)]
+        assert {one.result(300)[0] for one in others} == {429}
+        assert len(toy.folder.started()) == known + NUM_RUNNING
+    answers = [one.result() for one in (*asked, *others)]
     statuses = [status for status, _ in answers]
-    assert all(int(wait or 0) >= 1 for status, wait in answers if status == 429)
-    # How many are served depends on who comes when a place is free again; nobody gets anything else.
-    assert statuses.count(200) >= 1
-    assert statuses.count(429) >= 1
+    assert all(int(retry_after or 0) >= 1 for status, retry_after in answers if status == 429)
+    # Nobody gets anything else, and nobody was turned away before all places were taken.
     assert set(statuses) == {200, 429}
-    assert toy.metric("rejected_total") == statuses.count(429)
+    assert statuses.count(200) >= NUM_RUNNING + NUM_QUEUED
+    assert toy.metric("rejected_total") == rejected + statuses.count(429)
 
 
 def test_client_that_leaves_stops_the_replica(toy: Toy) -> None:
     wait_until_ready(toy.url, 2)
-    response = post(f"{toy.url}/v1/chat/completions", {**PROMPT, "max_tokens": 400, "stream": True})
+    known = len(toy.folder.notes())
+    # Minutes of tokens.
+    response = post(f"{toy.url}/v1/chat/completions", {**PROMPT, "max_tokens": 4000, "stream": True})
     response.readline()
     response.close()
-    deadline = time.monotonic() + 30
-    while toy.notes()[-1]["what"] != "cancelled":
-        assert time.monotonic() < deadline, "the replica works on for nobody"
-        time.sleep(0.2)
+    wait_for(
+        lambda: "cancelled" in [note["what"] for note in toy.folder.notes()[known:]],
+        "nobody works for a client that left",
+    )
 
 
 def test_health_is_503_without_replicas_and_200_once_they_are_back(toy: Toy) -> None:
+    def replicas() -> list[psutil.Process]:
+        return [one for one in psutil.process_iter(["cmdline"]) if "ServeReplica:toy:replica" in str(one.info)]
+
     wait_until_ready(toy.url, 2)
-    replicas = [one for one in psutil.process_iter(["cmdline"]) if "ServeReplica:toy:replica" in str(one.info)]
-    assert len(replicas) == 2
-    for replica in replicas:
-        replica.kill()
-    deadline = time.monotonic() + 30
-    while get(f"{toy.url}/health")[0] != 503:
-        assert time.monotonic() < deadline, "nobody noticed that all replicas are gone"
-        time.sleep(0.02)
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        post(f"{toy.url}/v1/chat/completions", {**PROMPT, "max_tokens": 4})
+    wait_for(lambda: len(replicas()) == 2, "two replicas, and none that is still ending")
+    with toy.folder.closed():
+        for replica in replicas():
+            replica.kill()
+        wait_for(lambda: get(f"{toy.url}/health")[0] == 503, "somebody notices that all replicas are gone")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            post(f"{toy.url}/v1/chat/completions", {**PROMPT, "max_tokens": 4})
     assert refused.value.code == 503
     assert int(refused.value.headers["Retry-After"]) >= 1
     wait_until_ready(toy.url, 2)

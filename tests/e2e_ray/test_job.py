@@ -14,6 +14,7 @@ import pytest
 from questions import BODIES, MODEL, Answers
 from rank_processes import wait_until_gone
 from ray_client import same_answer
+from server_process import START_TIMEOUT_S
 from servers import Pair
 
 REPO = Path(__file__).resolve().parents[2]
@@ -47,22 +48,22 @@ def test_job_killed_in_the_middle_answers_each_line_once(
     output = tmp_path / "out.jsonl"
     environment = os.environ | {"PYTHONPATH": str(REPO)}
     first = subprocess.Popen(command, env=environment, cwd=tmp_path, start_new_session=True)
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + START_TIMEOUT_S
     while not (output.exists() and output.read_bytes().count(b"\n") >= 2):
         assert first.poll() is None, "the job ended before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.1)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    wait_until_gone(120)
+    wait_until_gone(START_TIMEOUT_S)
     answered = output.read_bytes().count(b"\n")
     assert answered < NUM_LINES
 
     again = subprocess.run(
-        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=900
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=START_TIMEOUT_S
     )
     assert again.returncode == 0, again.stderr[-2000:]
-    wait_until_gone(60)
+    wait_until_gone(START_TIMEOUT_S)
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert sorted(line["index"] for line in lines) == list(range(NUM_LINES))
     by_index = {line["index"]: line for line in lines}

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from pathlib import Path
 from typing import Any
 
+from patience import SLOW_START_S
+from toy_folder import ToyFolder
 from toy_replica import ToyReplica, expected_tokens
 
 from workers.protocol import TokenRequest
 from workers.readiness import Readiness
-from workers.router import Router
+from workers.router import ResumePolicy, Router
 from workers.serve_source import ServeSource
 
 AUTOSCALING = {
@@ -24,8 +25,8 @@ AUTOSCALING = {
     "upscale_delay_s": 0.5,
     "downscale_delay_s": 1,
 }
-# Twenty seconds of an answer.
-NUM_LAST = 400
+# Tokens of an answer of the crowd, where answers are held up, which is behind these, and of the last ones.
+NUM_CROWD, HELD_AT, NUM_LAST = 20, 30, 40
 
 
 async def answer(router: Router, name: str, num_tokens: int) -> list[int]:
@@ -34,28 +35,27 @@ async def answer(router: Router, name: str, num_tokens: int) -> list[int]:
 
 
 async def wait_until(readiness: Readiness, replicas: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + SLOW_START_S
     while (now := await readiness.ready_replicas()) != replicas:
         assert time.monotonic() < deadline, f"{now} replicas, {replicas} were to be"
         await asyncio.sleep(0.2)
 
 
-def who_answers(journal: Path) -> dict[str, int]:
+def who_answers(folder: ToyFolder) -> dict[str, int]:
     """The process that works on each request."""
-    lines = journal.read_text().splitlines() if journal.exists() else []
-    return {line["request"]: line["pid"] for line in map(json.loads, lines) if line["what"] == "started"}
+    return {note["request"]: note["pid"] for note in folder.started()}
 
 
-async def one_answer_each(router: Router, journal: Path) -> list[asyncio.Task[list[int]]]:
+async def one_answer_each(router: Router, folder: ToyFolder) -> list[asyncio.Task[list[int]]]:
     """A long answer on each of the two replicas; which one gets a request is the router's choice, partly by chance."""
     kept: dict[int, asyncio.Task[list[int]]] = {}
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + SLOW_START_S
     number = 0
     while len(kept) < 2:
         assert time.monotonic() < deadline, f"{number} requests, none on one of the two replicas"
         name = f"last-{number}"
         task = asyncio.create_task(answer(router, name, NUM_LAST))
-        while name not in (by_name := who_answers(journal)):
+        while name not in (by_name := who_answers(folder)):
             assert time.monotonic() < deadline, f"{name} has not begun"
             await asyncio.sleep(0.05)
         if kept.setdefault(by_name[name], task) is not task:
@@ -64,23 +64,25 @@ async def one_answer_each(router: Router, journal: Path) -> list[asyncio.Task[li
     return list(kept.values())
 
 
-async def check(handle: Any, journal: Path) -> Router:
-    router, readiness = Router(ServeSource(handle)), Readiness(handle.deployment_id)
+async def check(handle: Any, folder: ToyFolder) -> Router:
+    patient = ResumePolicy(first_token_timeout_s=600.0, stall_timeout_s=600.0)
+    router, readiness = Router(ServeSource(handle), patient), Readiness(handle.deployment_id)
     assert await readiness.ready_replicas() == 1
     crowding = True
 
     async def crowd(name: str) -> None:
         while crowding:
-            assert await answer(router, name, 20) == expected_tokens(20)
+            assert await answer(router, name, NUM_CROWD) == expected_tokens(NUM_CROWD)
 
     crowds = [asyncio.create_task(crowd(f"crowd-{number}")) for number in range(6)]
     await wait_until(readiness, 2)
-    # One replica would be enough for these.
-    last = await one_answer_each(router, journal)
-    crowding = False
-    await asyncio.gather(*crowds)
-    await wait_until(readiness, 1)
-    assert not any(one.done() for one in last), "no answer was left to the replica that leaves"
+    with folder.held(HELD_AT):
+        # One replica would be enough for these.
+        last = await one_answer_each(router, folder)
+        crowding = False
+        await asyncio.gather(*crowds)
+        await wait_until(readiness, 1)
+        assert not any(one.done() for one in last), "no answer was left to the replica that leaves"
     assert await asyncio.gather(*last) == [expected_tokens(NUM_LAST)] * 2
     return router
 
@@ -88,15 +90,15 @@ async def check(handle: Any, journal: Path) -> Router:
 def test_replicas_come_with_the_load_and_leave_without_breaking_an_answer(http_port: int, tmp_path: Path) -> None:
     from ray import serve
 
-    journal = tmp_path / "journal.jsonl"
+    folder = ToyFolder(tmp_path)
     scaled = ToyReplica.options(
         num_replicas="auto",
         autoscaling_config=AUTOSCALING,
         max_ongoing_requests=12,
-        graceful_shutdown_timeout_s=60,
+        graceful_shutdown_timeout_s=600,
         max_queued_requests=-1,
     )
-    handle = serve.run(scaled.bind(0.1, 0.05, journal), name="scaled", route_prefix=None)
-    router = asyncio.run(check(handle, journal))
+    handle = serve.run(scaled.bind(0.05, folder), name="scaled", route_prefix=None)
+    router = asyncio.run(check(handle, folder))
     serve.delete("scaled")
     assert router.counters.lost == 0

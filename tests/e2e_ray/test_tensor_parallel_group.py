@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
-from questions import BODIES, MODEL, Answers
+from patience import wait_for
+from questions import BODIES, LONG, MODEL, Answers
 from rank_processes import ranks
-from ray_client import completed, get, same_answer, stream, wait_until_ready
+from ray_client import completed, get, metric, same_answer, stream, wait_until_ready
 from servers import Pair
 
 
@@ -30,6 +30,7 @@ def url(reference: object, http_port: int, pair: Pair) -> Iterator[str]:
         "max_running_requests": 4,
         # The group is rebuilt under a running answer; on two cores that takes minutes.
         "first_token_timeout_s": 600.0,
+        "request_deadline_s": 1800.0,
     }
     serve.run(build_app(config), name="group", route_prefix="/group")
     yield f"http://127.0.0.1:{http_port}/group"
@@ -43,20 +44,20 @@ def test_three_ranks_give_a_single_processs_answers(url: str, reference: Answers
 
 @pytest.mark.slow
 def test_death_of_one_rank_rebuilds_the_group_under_a_running_answer(url: str, reference: Answers) -> None:
-    before = ranks()
-    unready: list[int] = []
+    before, lost = ranks(), metric(url, "worker_lost_total")
+    killed: list[int] = []
 
     def kill(num_chunks: int) -> None:
         if num_chunks == 5:
-            before[max(before)].kill()
-            while get(f"{url}/health")[0] == 200:
-                time.sleep(0.05)
-            unready.append(num_chunks)
+            killed.append(max(before))
+            before[killed[0]].kill()
+            wait_for(lambda: get(f"{url}/health")[0] != 200, "readiness turns false without any replica", 120)
 
-    answer = stream(f"{url}/v1/chat/completions", BODIES[0], kill)
-    assert unready, "readiness stayed true without any replica"
+    answer = stream(f"{url}/v1/chat/completions", BODIES[LONG], kill)
+    assert killed
+    assert metric(url, "worker_lost_total") > lost, "the answer was over before the kill"
     assert not answer.errors
-    assert answer.text == reference[0]["choices"][0]["message"]["content"]
-    wait_until_ready(url, 1, 600)
-    assert len(ranks()) == 3
+    assert answer.text == reference[LONG]["choices"][0]["message"]["content"]
+    wait_until_ready(url, 1)
+    wait_for(lambda: len(ranks()) == 3, "three ranks", 60)
     assert not before.keys() & ranks().keys()

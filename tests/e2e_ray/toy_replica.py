@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
+import time
 from collections.abc import AsyncGenerator
-from pathlib import Path
 
 from ray import serve
 from ray.serve.config import RequestRouterConfig
+from toy_folder import ToyFolder
 
 from workers.loopback_serve import bind_replica_to_loopback
 from workers.protocol import Attempt, TokenChunk
@@ -33,20 +33,23 @@ def expected_tokens(num_tokens: int) -> list[int]:
     ray_actor_options={"num_cpus": 0.1},
 )
 class ToyReplica:
-    """Has what the ingress asks of `DDTreeServer`; notes who works on what in a file."""
+    """Has what the ingress asks of `DDTreeServer`; notes who works on what, and waits where its folder says so."""
 
-    def __init__(self, first_s: float, token_s: float, journal: Path) -> None:
+    def __init__(self, token_s: float, folder: ToyFolder) -> None:
         bind_replica_to_loopback()
-        self._first_s, self._token_s, self._journal = first_s, token_s, journal
+        self._token_s, self._folder = token_s, folder
+        while folder.is_closed():
+            time.sleep(0.1)
 
     async def generate_tokens(self, attempt: Attempt) -> AsyncGenerator[TokenChunk, None]:
         self._note(attempt, "started")
         try:
-            await asyncio.sleep(self._first_s)
             num_new = attempt.sampling["max_new_tokens"]
             answer = expected_tokens(attempt.num_emitted + num_new)
             for index in range(attempt.num_emitted, len(answer)):
                 await asyncio.sleep(self._token_s)
+                while self._folder.is_held(attempt.number, index):
+                    await asyncio.sleep(0.05)
                 done = index + 1 - attempt.num_emitted
                 meta = {"prompt_tokens": len(attempt.input_ids), "completion_tokens": done}
                 reason = {"type": "length", "length": num_new} if done == num_new else None
@@ -56,6 +59,4 @@ class ToyReplica:
             raise
 
     def _note(self, attempt: Attempt, what: str) -> None:
-        line = {"what": what, "pid": os.getpid(), "request": attempt.request_id, "attempt": attempt.number}
-        with self._journal.open("a") as journal:
-            journal.write(json.dumps(line) + "\n")
+        self._folder.note(what=what, pid=os.getpid(), request=attempt.request_id, attempt=attempt.number)

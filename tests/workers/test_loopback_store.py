@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import socket
 from datetime import timedelta
@@ -22,6 +23,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def start_group() -> int:
+    """Start a group of one on a free port, which another process may take first; then on another."""
+    for _ in range(20):
+        port = free_port()
+        try:
+            dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
+            return port
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    raise AssertionError("twenty ports were free, and taken a moment later")
+
+
 def listening_on(port: int) -> set[str]:
     connections = psutil.Process().net_connections("tcp")
     return {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN and c.laddr.port == port}
@@ -31,8 +45,7 @@ def test_process_group_on_loopback_listens_nowhere_else(monkeypatch: pytest.Monk
     monkeypatch.setattr(RENDEZVOUS, "TCPStore", RENDEZVOUS.TCPStore)  # restored afterwards
     bind_to_loopback()
     bind_to_loopback()
-    port = free_port()
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
+    port = start_group()
     try:
         assert listening_on(port) == {"127.0.0.1"}
     finally:

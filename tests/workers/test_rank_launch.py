@@ -25,7 +25,7 @@ def test_launcher_goes_on_while_ranks_load() -> None:
 
     def launch(*args: Any, **kwargs: Any) -> tuple[Any, None]:
         assert (args, kwargs) == ((1,), {"placement_group": "g"})
-        assert loaded.wait(30)
+        assert loaded.wait(300)
         return launched(block_until_scheduler_exits=lambda: exits.append(1), all_child_pids=[7]), None
 
     early, processes = rank_launch.start_launching(launch, 1, placement_group="g")

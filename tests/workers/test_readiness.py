@@ -35,7 +35,7 @@ def test_many_requests_at_once_ask_once() -> None:
         return 1
 
     async def main() -> None:
-        readiness = Readiness("d", ask)
+        readiness = Readiness("d", ask, clock=lambda: 0.0)
         await asyncio.gather(*(readiness.ready_replicas() for _ in range(20)))
 
     asyncio.run(main())

@@ -1,14 +1,15 @@
-"""The router over replicas that die, hang, are slow or full, by script."""
+"""The router over replicas that die, hang, are slow or full, by script and in virtual time."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import virtual_time
 from fake_engine import EOS, FakeEngine, request
 from fake_source import ANSWER, Act, ScriptedSource
 
@@ -20,6 +21,7 @@ from workers.protocol import (
     Refused,
     TokenChunk,
     TokenRequest,
+    TokenSource,
     WorkerLost,
 )
 from workers.resume import EngineLimits, Progress
@@ -30,23 +32,32 @@ DIED = WorkerLost("the replica died")
 
 
 class Sleeper:
-    """Sleeps without time passing, and the clock that belongs to it."""
+    """Sleeps in virtual time and remembers how long."""
 
     def __init__(self) -> None:
-        self.now = 0.0
         self.delays: list[float] = []
 
     async def sleep(self, delay_s: float) -> None:
         self.delays.append(delay_s)
-        self.now += delay_s
-
-    def clock(self) -> float:
-        return self.now
+        await asyncio.sleep(delay_s)
 
 
-def router_over(source: ScriptedSource, sleeper: Sleeper | None = None, **policy: Any) -> Router:
-    sleeper = sleeper or Sleeper()
-    return Router(source, ResumePolicy(**policy), sleep=sleeper.sleep, clock=sleeper.clock, jitter=lambda: 1.0)
+def router_over(
+    source: TokenSource,
+    sleeper: Sleeper | None = None,
+    counters: RouterCounters | None = None,
+    observe_resume: Callable[[float], None] = lambda seconds: None,
+    **policy: Any,
+) -> Router:
+    return Router(
+        source,
+        ResumePolicy(**policy),
+        sleep=(sleeper or Sleeper()).sleep,
+        clock=virtual_time.clock,
+        jitter=lambda: 1.0,
+        counters=counters,
+        observe_resume=observe_resume,
+    )
 
 
 async def collect(router: Router, asked: TokenRequest) -> list[Progress]:
@@ -55,16 +66,6 @@ async def collect(router: Router, asked: TokenRequest) -> list[Progress]:
 
 def tokens_of(parts: list[Progress]) -> tuple[int, ...]:
     return tuple(token for part in parts for token in part.token_ids)
-
-
-def run_test(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Any test here that takes seconds hangs."""
-
-    async def limited() -> None:
-        async with asyncio.timeout(20):
-            await body()
-
-    asyncio.run(limited())
 
 
 def answered(script: list[Act], asked: TokenRequest | None = None, **policy: Any) -> tuple[ScriptedSource, Router]:
@@ -80,7 +81,7 @@ def answered(script: list[Act], asked: TokenRequest | None = None, **policy: Any
         assert [part.finish_reason is None for part in parts] == [True] * (len(parts) - 1) + [False]
         assert parts[-1].meta["completion_tokens"] == asked_for.sampling["max_new_tokens"]
 
-    run_test(body)
+    virtual_time.run(body)
     return source, router
 
 
@@ -95,7 +96,7 @@ def failed(
         with pytest.raises(kind, match=match):
             await collect(router, asked or request(max_new_tokens=12))
 
-    run_test(body)
+    virtual_time.run(body)
     return source, router
 
 
@@ -128,7 +129,7 @@ def test_a_worker_lost_after_the_last_token_ends_the_answer_without_another() ->
         assert tokens_of(parts) == ANSWER[:12]
         assert parts[-1].finish_reason == {"type": "length", "length": 12}
 
-    run_test(body)
+    virtual_time.run(body)
     assert len(source.attempts) == 1
     assert (router.counters.finished, router.counters.lost) == (1, 1)
 
@@ -140,7 +141,7 @@ def test_flapping_workers_are_followed_up_to_the_limit_with_growing_waits() -> N
     async def body() -> None:
         assert tokens_of(await collect(router, request(max_new_tokens=12))) == ANSWER[:12]
 
-    run_test(body)
+    virtual_time.run(body)
     assert [attempt.num_emitted for attempt in source.attempts] == [0, 2, 2, 5]
     assert sleeper.delays == [0.1, 0.2, 0.4]
     assert (router.counters.resumed, router.counters.lost, router.counters.tokens) == (3, 3, 12)
@@ -148,20 +149,13 @@ def test_flapping_workers_are_followed_up_to_the_limit_with_growing_waits() -> N
 
 def test_time_without_a_worker_is_told_once_the_answer_goes_on() -> None:
     # Two losses in a row are one silence: 0.1 s, then 0.2 s of waiting; the third is another of 0.4 s.
-    source, sleeper, silences = ScriptedSource([Act(2, DIED), Act(0, DIED), Act(3, DIED)]), Sleeper(), []
-    router = Router(
-        source,
-        ResumePolicy(),
-        sleep=sleeper.sleep,
-        clock=sleeper.clock,
-        jitter=lambda: 1.0,
-        observe_resume=silences.append,
-    )
+    silences: list[float] = []
+    router = router_over(ScriptedSource([Act(2, DIED), Act(0, DIED), Act(3, DIED)]), observe_resume=silences.append)
 
     async def body() -> None:
         await collect(router, request(max_new_tokens=12))
 
-    run_test(body)
+    virtual_time.run(body)
     assert silences == pytest.approx([0.3, 0.4])
 
 
@@ -191,35 +185,35 @@ def test_a_total_deadline_ends_the_tries() -> None:
 
 def test_a_total_deadline_ends_an_attempt_that_is_only_slow() -> None:
     source = ScriptedSource([Act(pause_s=0.04)])
-    router = Router(source, ResumePolicy(deadline_s=0.2))
+    router = router_over(source, deadline_s=0.2)
 
     async def body() -> None:
         with pytest.raises(GaveUp, match="still being generated"):
             await collect(router, request(max_new_tokens=20))
 
-    run_test(body)
+    virtual_time.run(body)
     assert source.closed == [0]
 
 
 def test_a_slow_worker_is_not_a_lost_one() -> None:
     source = ScriptedSource([Act(pause_s=0.01)])
-    router = Router(source, ResumePolicy(stall_timeout_s=0.5))
+    router = router_over(source, stall_timeout_s=0.5)
 
     async def body() -> None:
         assert tokens_of(await collect(router, request(max_new_tokens=12))) == ANSWER[:12]
 
-    run_test(body)
+    virtual_time.run(body)
     assert router.counters.lost == 0
 
 
 def test_the_first_chunk_may_take_longer_than_the_others() -> None:
     source = ScriptedSource([Act(num_chunks=1, pause_s=0.15, hangs=True)])
-    router = Router(source, ResumePolicy(stall_timeout_s=0.05, first_token_timeout_s=5.0))
+    router = router_over(source, stall_timeout_s=0.05, first_token_timeout_s=5.0)
 
     async def body() -> None:
         assert tokens_of(await collect(router, request(max_new_tokens=3))) == ANSWER[:3]
 
-    run_test(body)
+    virtual_time.run(body)
     assert [attempt.num_emitted for attempt in source.attempts] == [0, 1]
 
 
@@ -247,7 +241,7 @@ def test_a_hanging_stream_that_does_not_stop_either_is_left_alone() -> None:
     async def body() -> None:
         assert tokens_of(await collect(router, request(max_new_tokens=4))) == ANSWER[:4]
 
-    run_test(body)
+    virtual_time.run(body)
     assert [attempt.num_emitted for attempt in source.attempts] == [0, 2]
 
 
@@ -257,7 +251,7 @@ def test_a_stream_that_does_not_close_at_the_end_is_left_alone() -> None:
     async def body() -> None:
         assert tokens_of(await collect(router, request(max_new_tokens=4))) == ANSWER[:4]
 
-    run_test(body)
+    virtual_time.run(body)
     assert router.counters.finished == 1
 
 
@@ -276,7 +270,7 @@ def test_busy_while_going_on_waits_and_tries_again(num_before: int) -> None:
     async def body() -> None:
         assert tokens_of(await collect(router, request(max_new_tokens=12))) == ANSWER[:12]
 
-    run_test(body)
+    virtual_time.run(body)
     assert sleeper.delays == [0.1, 0.7, 0.7]
     assert (router.counters.lost, router.counters.busy_waits, router.counters.busy) == (1, 2, 0)
 
@@ -316,7 +310,7 @@ def test_a_caller_that_closes_the_answer_stops_the_replica() -> None:
         await parts.aclose()
         assert source.closed == [0]
 
-    run_test(body)
+    virtual_time.run(body)
     assert (router.counters.cancelled, router.counters.finished) == (1, 0)
 
 
@@ -333,7 +327,7 @@ def test_a_cancelled_caller_stops_the_replica_wherever_it_waits(num_before: int)
             await task
         assert source.closed == [0]
 
-    run_test(body)
+    virtual_time.run(body)
     assert router.counters.cancelled == 1
 
 
@@ -349,7 +343,7 @@ def test_an_answer_whose_text_ended_stops_the_replica() -> None:
         assert tokens_of(parts) == ANSWER[:4]
         assert parts[-1].finish_reason == {"type": "stop", "matched": "x"}
 
-    run_test(body)
+    virtual_time.run(body)
     assert source.closed == [0]
 
 
@@ -364,11 +358,11 @@ def test_every_request_ends_in_exactly_one_outcome() -> None:
 
     async def body() -> None:
         for script in ([], [Act(0, Busy("full"))], [Act(1, DIED)] * 5, [Act(0, Refused("no"))]):
-            router = Router(ScriptedSource(script), ResumePolicy(first_backoff_s=0.001), counters=counters)
+            router = router_over(ScriptedSource(script), counters=counters)
             with suppress(Busy, GaveUp, Refused):
                 await collect(router, request(max_new_tokens=12))
 
-    run_test(body)
+    virtual_time.run(body)
     assert (counters.requests, counters.finished, counters.busy, counters.gave_up, counters.refused) == (4, 1, 1, 1, 1)
 
 
@@ -394,6 +388,6 @@ def test_a_source_without_aclose_is_a_source() -> None:
             return Plain(ScriptedSource([]).stream(attempt))  # type: ignore[arg-type]
 
     async def body() -> None:
-        assert tokens_of(await collect(Router(PlainSource()), request(max_new_tokens=4))) == ANSWER[:4]
+        assert tokens_of(await collect(router_over(PlainSource()), request(max_new_tokens=4))) == ANSWER[:4]
 
-    run_test(body)
+    virtual_time.run(body)

@@ -34,10 +34,16 @@ def test_file_that_a_process_has_mapped_stays(tmp_path: Path) -> None:
     assert shared_memory.remove_unused(tmp_path) == [path]
 
 
-def test_young_files_and_other_families_stay(tmp_path: Path) -> None:
+def test_young_files_and_other_families_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old_file(tmp_path, "somebody_elses")
-    (tmp_path / "sem.mp-new").touch()
-    assert shared_memory.remove_unused(tmp_path) == []
+    path = old_file(tmp_path, "sem.mp-x")
+    # A clock that stands still: reading /proc, which comes first, makes no file older.
+    made = path.stat().st_mtime
+    for age_s, removed in ((shared_memory.YOUNG_S - 1, []), (shared_memory.YOUNG_S + 1, [path])):
+        clock = SimpleNamespace(time=lambda now=made + age_s: now)
+        monkeypatch.setattr(shared_memory, "time", clock)
+        assert shared_memory.remove_unused(tmp_path) == removed
+    assert [left.name for left in tmp_path.iterdir()] == ["somebody_elses"]
 
 
 def test_folder_that_is_missing_and_files_that_are_gone_are_no_error(tmp_path: Path) -> None:

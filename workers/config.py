@@ -93,7 +93,8 @@ class WorkerConfig(BaseModel):
 
     migration_limit: NonNegativeInt = Field(3, description="Workers that one answer may lose.")
     first_token_timeout_s: PositiveFloat = Field(
-        120.0, description="An attempt without a first token for so long goes on elsewhere: queue and prefill."
+        120.0,
+        description="An attempt that a replica took goes on elsewhere if no token came for so long: queue, prefill.",
     )
     stall_timeout_s: PositiveFloat = Field(30.0, description="The same between tokens.")
     request_deadline_s: PositiveFloat = 600.0

@@ -20,6 +20,7 @@ COUNTERS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("worker_lost", ("lost",), "Replicas that died or hung while they made an answer."),
     ("resumed", ("resumed", "restarted"), "Attempts that went on at another replica."),
     ("gave_up", ("gave_up", "not_resumable"), "Answers that ended with an error after their replica was lost."),
+    ("late", ("late",), "Answers that were not complete by their deadline."),
     ("rejected", ("busy",), "Requests that got a 429 because replicas and queues were full."),
     ("cancelled", ("cancelled",), "Answers whose client went away."),
 )

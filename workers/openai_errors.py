@@ -2,7 +2,8 @@
 
 SGLang's OpenAI classes turn an exception of `generate_request` into a response without headers, and a finish reason
 "abort" with an HTTPStatus into an event whose type is that status's name. `resilient` adds to such a class what they
-leave out: Retry-After, and `worker_lost` as type of its own. Knows of FastAPI; of SGLang's classes the method names.
+leave out: Retry-After, and `worker_lost` and `deadline_exceeded` as types of their own. Knows of FastAPI; of SGLang's
+classes the method names.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from typing import Any
 
 from fastapi import HTTPException
 
-from workers.protocol import Busy, GaveUp, NotResumable, Refused
+from workers.protocol import Busy, DeadlineExceeded, GaveUp, NotResumable, Refused
 
 WORKER_LOST = "worker_lost"
 # The engine itself aborts with 400, 500 and 503, so this status marks a lost worker within a stream.
 WORKER_LOST_STATUS = HTTPStatus.BAD_GATEWAY
+LATE = "deadline_exceeded"
+LATE_STATUS = HTTPStatus.GATEWAY_TIMEOUT
+# Types of error events that SGLang would call by their status.
+EVENT_TYPES = {WORKER_LOST_STATUS: WORKER_LOST, LATE_STATUS: LATE}
 
 Failure = Busy | Refused | NotResumable | GaveUp
 FAILURES = (Busy, Refused, NotResumable, GaveUp)
@@ -40,6 +45,8 @@ def error_before_first_token(failure: Failure) -> Exception:
         if failure.status == HTTPStatus.BAD_REQUEST:
             return ValueError(str(failure))  # SGLang's own way to say 400
         return ServiceError(status_of(failure.status), str(failure), "refused")
+    if isinstance(failure, DeadlineExceeded):
+        return ServiceError(LATE_STATUS, f"{LATE}: {failure}", LATE)
     message = f"{WORKER_LOST}: {failure}"
     return ServiceError(HTTPStatus.SERVICE_UNAVAILABLE, message, WORKER_LOST, {"Retry-After": "1"})
 
@@ -50,6 +57,8 @@ def abort_reason(failure: Failure) -> dict[str, Any]:
         status, kind = HTTPStatus.TOO_MANY_REQUESTS, "overloaded"
     elif isinstance(failure, Refused):
         status, kind = status_of(failure.status), "refused"
+    elif isinstance(failure, DeadlineExceeded):
+        status, kind = LATE_STATUS, LATE
     else:
         status, kind = WORKER_LOST_STATUS, WORKER_LOST
     return {"type": "abort", "message": f"{kind}: {failure}", "status_code": status, "err_type": kind}
@@ -92,7 +101,7 @@ class ErrorEvents:
     def create_streaming_error_response(
         self, message: str, err_type: str = "BadRequestError", status_code: int = 400
     ) -> str:
-        kind = WORKER_LOST if status_code == WORKER_LOST_STATUS else err_type
+        kind = next((kind for status, kind in EVENT_TYPES.items() if status == status_code), err_type)
         event: str = super().create_streaming_error_response(message, kind, status_code)  # type: ignore[misc]
         return event
 

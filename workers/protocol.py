@@ -52,7 +52,10 @@ class Attempt:
 
 @dataclass(frozen=True)
 class TokenChunk:
-    """Tokens of one attempt, in order; the last chunk carries `finish_reason` and may hold no token."""
+    """Tokens of one attempt, in order; the last chunk carries `finish_reason` and may hold no token.
+
+    The first one holds none: it says that the replica has taken the attempt, which ends the wait for room at one.
+    """
 
     attempt: int
     first: int  # index of the first token in the whole answer, `num_emitted` of the attempt onwards
@@ -103,4 +106,8 @@ class NotResumable(Exception):
 
 
 class GaveUp(Exception):
-    """The request lost more workers, or waited longer, than its limits allow; says which."""
+    """The request lost more workers than its limit allows."""
+
+
+class DeadlineExceeded(GaveUp):
+    """The answer was not complete in time, whether workers were lost or not."""

@@ -83,6 +83,7 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
                 f"prompt and answer so far must fit this engine's longest prompt of {self._max_input_len} tokens to go "
                 f"on here, got {len(attempt.input_ids)}; ask for fewer tokens, or give it more memory for KV."
             )
+        yield TokenChunk(attempt.number, attempt.num_emitted, ())
         async for chunk in self._engine_chunks(attempt):
             if chunk.token_ids:
                 self._progress.token()

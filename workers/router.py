@@ -8,6 +8,7 @@ exception, never silently; and a caller that goes away stops the replica.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from workers.chunk_stream import ChunkStream
 from workers.protocol import (
     Busy,
+    DeadlineExceeded,
     GaveUp,
     NotResumable,
     Refused,
@@ -37,8 +39,9 @@ class ResumePolicy:
         first_backoff_s: wait after the first loss; doubles with each.
         max_backoff_s: up to this.
         deadline_s: for the whole answer, waiting and generating: longer than the longest answer takes.
-        first_token_timeout_s: silence that means a lost worker before an attempt's first chunk: queue and prefill.
-        stall_timeout_s: the same between chunks.
+        first_token_timeout_s: silence that means a lost worker before an attempt's first token, once a replica has
+            taken it: the engine's queue and prefill. The wait for room at a replica is no silence of one.
+        stall_timeout_s: the same between tokens.
         close_timeout_s: for a replica to acknowledge that a stream is closed; after that it is left alone.
     """
 
@@ -67,7 +70,7 @@ class ResumePolicy:
 
 @dataclass
 class RouterCounters:
-    """Totals since the start. Every request ends in exactly one of the six outcomes at the end of the list."""
+    """Totals since the start. Every request ends in exactly one of the seven outcomes at the end of the list."""
 
     requests: int = 0
     attempts: int = 0
@@ -81,6 +84,7 @@ class RouterCounters:
     busy: int = 0
     refused: int = 0
     not_resumable: int = 0
+    late: int = 0  # not complete by the deadline
     gave_up: int = 0
     cancelled: int = 0  # the caller went away, or an error that is not the protocol's
 
@@ -89,6 +93,7 @@ _OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
     (Busy, "busy"),
     (Refused, "refused"),
     (NotResumable, "not_resumable"),
+    (DeadlineExceeded, "late"),
     (GaveUp, "gave_up"),
     (BaseException, "cancelled"),
 )
@@ -134,7 +139,8 @@ class Router:
             Busy: every replica is full, before the first one took the request.
             Refused: the engine will not do this request.
             NotResumable: a worker was lost, and the request may not go on from its tokens.
-            GaveUp: more losses than `migration_limit`, or longer than `deadline_s`.
+            GaveUp: more losses than `migration_limit`.
+            DeadlineExceeded: longer than `deadline_s`.
         """
         answer = ResumableAnswer(request, limits, watch)
         self.counters.requests += 1
@@ -184,11 +190,13 @@ class Router:
         """One attempt, up to the end of the answer."""
         self.counters.attempts += 1
         stream = ChunkStream(self._source.stream(answer.next_attempt()), self._policy.close_timeout_s)
-        silence_s = self._policy.first_token_timeout_s
+        silence_s = math.inf
+        num_before = answer.num_emitted
         try:
             while answer.finish_reason is None:
                 progress = answer.accept(await self._next_chunk(stream, silence_s, deadline))
-                silence_s = self._policy.stall_timeout_s
+                began = answer.num_emitted > num_before
+                silence_s = self._policy.stall_timeout_s if began else self._policy.first_token_timeout_s
                 if progress is not None:
                     yield progress
         finally:
@@ -200,7 +208,8 @@ class Router:
             return await stream.next(min(silence_s, left_s))
         except TimeoutError:
             if left_s <= silence_s:
-                raise GaveUp(self._deadline_message("it was still being generated")) from None
+                state = "no replica had room for it" if silence_s == math.inf else "it was still being generated"
+                raise DeadlineExceeded(self._deadline_message(state)) from None
             raise WorkerLost(f"the worker was silent for {silence_s} s.") from None
 
     def _require_another_try(self, answer: ResumableAnswer, num_lost: int, loss: WorkerLost) -> None:
@@ -219,7 +228,7 @@ class Router:
 
     async def _wait(self, delay_s: float, deadline: float, cause: WorkerLost | Busy) -> None:
         if self._clock() + delay_s >= deadline:
-            raise GaveUp(self._deadline_message(f"the last try failed: {cause}")) from cause
+            raise DeadlineExceeded(self._deadline_message(f"the last try failed: {cause}")) from cause
         await self._sleep(delay_s)
 
     def _deadline_message(self, state: str) -> str:

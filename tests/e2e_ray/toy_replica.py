@@ -44,6 +44,7 @@ class ToyReplica:
     async def generate_tokens(self, attempt: Attempt) -> AsyncGenerator[TokenChunk, None]:
         self._note(attempt, "started")
         try:
+            yield TokenChunk(attempt.number, attempt.num_emitted, ())
             num_new = attempt.sampling["max_new_tokens"]
             answer = expected_tokens(attempt.num_emitted + num_new)
             for index in range(attempt.num_emitted, len(answer)):

@@ -8,19 +8,20 @@ from dataclasses import dataclass, field
 
 from fake_engine import FakeEngine
 
-from workers.protocol import Attempt, TokenChunk
+from workers.protocol import Attempt, Busy, TokenChunk
 
 ANSWER = tuple(range(50, 70))
 
 
 @dataclass
 class Act:
-    """What one attempt does: some chunks, then an error, silence, or the stream's end; or all of it."""
+    """What one attempt does: wait for room, some chunks, then an error, silence, or the stream's end; or all of it."""
 
     num_chunks: int | None = None
     error: Exception | None = None
     hangs: bool = False
     pause_s: float = 0.0
+    no_room_s: float = 0.0
 
 
 @dataclass
@@ -37,6 +38,9 @@ class ScriptedSource:
         self.attempts.append(attempt)
         ended = False
         try:
+            await asyncio.sleep(act.no_room_s)
+            if not isinstance(act.error, Busy):
+                yield TokenChunk(attempt.number, attempt.num_emitted, ())
             for chunk in self.engine.run(attempt)[: act.num_chunks]:
                 await asyncio.sleep(act.pause_s)
                 yield chunk

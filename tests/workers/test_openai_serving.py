@@ -240,6 +240,19 @@ def test_a_stream_that_cannot_go_on_ends_with_an_error_event(
 
 
 @ENDPOINTS
+def test_an_answer_that_is_late_is_504_and_its_stream_an_event(service: Service, fields: dict[str, Any]) -> None:
+    async def body(stream: bool) -> Answer:
+        serving = service.serving([Act(3, hangs=True)], deadline_s=0.3, stall_timeout_s=60.0)
+        return await ask(serving, stream=stream, **fields)
+
+    whole, streamed = asyncio.run(body(False)), asyncio.run(body(True))
+    assert (whole.status, whole.body["type"]) == (504, "deadline_exceeded")
+    errors = [event["error"] for event in streamed.events if "error" in event]
+    assert [(error["type"], error["code"]) for error in errors] == [("deadline_exceeded", 504)]
+    assert (streamed.text(), streamed.done) == (TEXT[:3], True)
+
+
+@ENDPOINTS
 def test_a_stream_that_something_unforeseen_breaks_says_so_too(service: Service, fields: dict[str, Any]) -> None:
     answer = service.ask([Act(3, KeyError("secret"))], stream=True, **fields)
     assert (answer.status, answer.text()) == (200, TEXT[:3])

@@ -16,6 +16,7 @@ from fake_source import ANSWER, Act, ScriptedSource
 from workers.protocol import (
     Attempt,
     Busy,
+    DeadlineExceeded,
     GaveUp,
     NotResumable,
     Refused,
@@ -178,7 +179,7 @@ def test_no_loss_is_allowed_where_the_limit_is_zero() -> None:
 
 def test_a_total_deadline_ends_the_tries() -> None:
     # 0.1 s and 0.2 s fit, 0.4 s more do not.
-    source, _ = failed([Act(1, DIED)] * 9, GaveUp, r"within 0\.5 s .* the last try failed: the replica died",
+    source, _ = failed([Act(1, DIED)] * 9, DeadlineExceeded, r"within 0\.5 s .* the last try failed: the replica died",
                        deadline_s=0.5, migration_limit=9)  # fmt: skip
     assert len(source.attempts) == 3
 
@@ -188,7 +189,7 @@ def test_a_total_deadline_ends_an_attempt_that_is_only_slow() -> None:
     router = router_over(source, deadline_s=0.2)
 
     async def body() -> None:
-        with pytest.raises(GaveUp, match="still being generated"):
+        with pytest.raises(DeadlineExceeded, match="still being generated"):
             await collect(router, request(max_new_tokens=20))
 
     virtual_time.run(body)
@@ -215,6 +216,33 @@ def test_the_first_chunk_may_take_longer_than_the_others() -> None:
 
     virtual_time.run(body)
     assert [attempt.num_emitted for attempt in source.attempts] == [0, 1]
+
+
+def test_waiting_for_room_is_no_loss_however_long_it_takes() -> None:
+    source, router = answered([Act(3, DIED), Act(no_room_s=15.0)], first_token_timeout_s=5.0, stall_timeout_s=5.0)
+    assert [attempt.num_emitted for attempt in source.attempts] == [0, 3]
+    assert router.counters.lost == 1
+
+
+def test_room_that_never_comes_ends_with_the_deadline() -> None:
+    source, router = failed([Act(no_room_s=15.0)], DeadlineExceeded, "no replica had room", deadline_s=10.0)
+    assert source.closed == [0]
+    assert (router.counters.late, router.counters.gave_up, router.counters.lost) == (1, 0, 0)
+
+
+def test_a_worker_that_took_the_attempt_and_says_nothing_is_lost_after_the_longer_time() -> None:
+    taken: list[float] = []
+    source = ScriptedSource([Act(0, hangs=True)])
+    router = router_over(source, first_token_timeout_s=12.0, stall_timeout_s=5.0)
+
+    async def body() -> None:
+        started = virtual_time.clock()
+        assert tokens_of(await collect(router, request(max_new_tokens=3))) == ANSWER[:3]
+        taken.append(virtual_time.clock() - started)
+
+    virtual_time.run(body)
+    assert 12.0 <= taken[0] < 13.0
+    assert (router.counters.lost, router.counters.restarted) == (1, 1)
 
 
 def test_a_hanging_workers_stream_is_closed_before_the_next_attempt() -> None:
@@ -276,7 +304,7 @@ def test_busy_while_going_on_waits_and_tries_again(num_before: int) -> None:
 
 
 def test_busy_while_going_on_ends_with_the_deadline() -> None:
-    source, _ = failed([Act(2, DIED), *[Act(0, Busy("full", 1.0))] * 50], GaveUp, "the last try failed: full",
+    source, _ = failed([Act(2, DIED), *[Act(0, Busy("full", 1.0))] * 50], DeadlineExceeded, "the last try failed: full",
                        deadline_s=5.0)  # fmt: skip
     assert 4 <= len(source.attempts) <= 7
 

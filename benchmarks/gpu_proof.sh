@@ -105,6 +105,8 @@ fi
 
 # Where the package is not installed, its entry points are written beside the results' caches.
 export PYTHONPATH="$repo${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+# Prompts on FlashInfer by the kernels that verify uses; those for ragged prompts are minutes of compiling on Hopper.
+export SGLANG_FLASHINFER_USE_PAGED=${SGLANG_FLASHINFER_USE_PAGED:-1}
 if ! "$python" -c 'from importlib import metadata; metadata.version("ddtree-sglang")' 2>/dev/null; then
     entry_points=$("$python" benchmarks/register_checkout.py "$repo/.cache/entry-points") || exit 2
     export PYTHONPATH="$entry_points:$PYTHONPATH"

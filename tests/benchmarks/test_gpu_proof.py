@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+import gpu_checks
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
@@ -216,6 +217,23 @@ def test_all_servers_of_a_section_capture_the_measured_batch_sizes_alone(machine
     for expected in (graphs, sizes, "--start-timeout 99", "--client-timeout 60", "--max-total-tokens 32768"):
         assert expected in large, expected
     assert f"--server-logs {machine.out}/servers/lossless" in machine.calls("bench_lossless")[0]
+
+
+@pytest.mark.sglang
+def test_sglang_knows_the_flags_of_every_server(machine: Machine) -> None:
+    import flag_parsers
+
+    machine.run()
+    of_checks = {part for flags in gpu_checks.EQUAL_WITH.values() for part in flags if part.startswith("--")}
+    calls = machine.calls("--server-flag=")
+    assert len(calls) == 12, "nosync, smoke, lossless, graphs, two of widths, three of backends, three of speed"
+    for call in calls:
+        flags = [part.removeprefix("--server-flag=") for part in call.split() if part.startswith("--server-flag=")]
+        parsed = flag_parsers.sglang_parser().parse_args(["--model-path", "m", *flags])
+        assert parsed.disable_prefill_cuda_graph is True
+        assert parsed.cuda_graph_bs_decode
+        assert parsed.attention_backend in {"triton", "flashinfer", "fa3"}
+    assert of_checks <= set(flag_parsers.sglang_parser()._option_string_actions)
 
 
 def test_script_passes_shellcheck() -> None:

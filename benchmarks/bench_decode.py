@@ -6,7 +6,8 @@ Systems are up together and are measured in turns, so that a slow spell of the m
 holds fewer servers than there are systems, budgets go in groups, each with both baselines.
 Idle servers sleep; the processor time that they used meanwhile is in every result line. Before any timing the
 tokens of every system are compared with plain decoding's (greedy); a difference ends the run with status 1
-unless `--allow-mismatch`. Result lines and a table go to `--output`; the last stdout line is one JSON object.
+unless `--allow-mismatch`. Result lines and a table go to `--output`, brought up to date whenever every system has
+answered a dataset, so that a run that is killed leaves what it measured; the last stdout line is one JSON object.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from client import Batch, flush_cache, generate_batch
+from client import Batch, ClientError, flush_cache, generate_batch
 from decode_report import Measurement, result_lines, table
-from flags import add_common_flags
+from flags import add_common_flags, end_on_sigterm
 from prompts import Prompt, PromptsMissingError, sample_prompts
 from provenance import REPO, collect_provenance, portable
 from server import Common, RunningSystem, groups_for, others_cpu_s, running, servers_that_fit
@@ -79,7 +80,8 @@ def count_mismatches(systems: Sequence[RunningSystem], encoded: Encoded, args: a
     for running_system in systems:
         name = running_system.system.name
         with step(f"checking and warming up {name}"):
-            batch = generate_batch(running_system.url, prompts, args.max_new_tokens, max(args.batch_sizes))
+            at_once, timeout_s = max(args.batch_sizes), args.client_timeout
+            batch = generate_batch(running_system.url, prompts, args.max_new_tokens, at_once, timeout_s)
         answers[name] = [one.output_ids for one in batch.generations]
     plain = answers["plain"]
     return {
@@ -93,7 +95,7 @@ def measure_one(
     chosen: RunningSystem,
     prompts: list[list[int]],
     batch_size: int,
-    limit: int,
+    args: argparse.Namespace,
 ) -> tuple[Batch, StageSummary | None, float]:
     """One dataset on one system: answers, stage times, and the idle servers' processor seconds meanwhile."""
     reader = TraceReader(chosen.trace_path) if chosen.trace_path else None
@@ -101,26 +103,29 @@ def measure_one(
     if reader:
         reader.mark()
     others_before = others_cpu_s(systems, chosen)
-    batch = generate_batch(chosen.url, prompts, limit, batch_size)
+    batch = generate_batch(chosen.url, prompts, args.max_new_tokens, batch_size, args.client_timeout)
     others = others_cpu_s(systems, chosen) - others_before
     return batch, summarise(reader.since_mark(), batch_size) if reader else None, others
 
 
-def measure(systems: Sequence[RunningSystem], encoded: Encoded, args: argparse.Namespace) -> Iterator[Measurement]:
-    """All repeats, systems in turns; the order rotates so that none is always first."""
+def measure(
+    systems: Sequence[RunningSystem], encoded: Encoded, args: argparse.Namespace
+) -> Iterator[list[Measurement]]:
+    """All repeats, one list for each dataset, systems in turns; the order rotates so that none is always first."""
     for repeat in range(args.repeats):
         for batch_size in args.batch_sizes:
             for dataset, prompts in encoded.items():
-                turn = repeat % len(systems)
+                turn, measured = repeat % len(systems), []
                 for chosen in [*systems[turn:], *systems[:turn]]:
-                    batch, stages, others = measure_one(systems, chosen, prompts, batch_size, args.max_new_tokens)
+                    batch, stages, others = measure_one(systems, chosen, prompts, batch_size, args)
                     one = Measurement(chosen.system.name, dataset, batch_size, repeat, batch, stages, others)
                     say(
                         f"repeat {repeat + 1}/{args.repeats}, batch {batch_size}, {dataset}, {one.system}: "
                         f"{one.decode_tokens_per_s:.1f} tokens/s per request, accept length "
                         f"{one.accept_length or 1.0:.2f}"
                     )
-                    yield one
+                    measured.append(one)
+                yield measured
 
 
 def run(args: argparse.Namespace) -> int:
@@ -131,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
     settings = {key: portable(value) for key, value in vars(args).items()}
     provenance = {**collect_provenance(), "settings": settings}
     common = Common.from_args(args, max(args.batch_sizes))
+    output = args.output or default_output()
     lines: list[dict[str, Any]] = []
     for group in groups_for(args.budgets, args.servers_at_once or servers_that_fit()):
         with running(group, common, trace=not args.no_trace) as systems:
@@ -139,9 +145,14 @@ def run(args: argparse.Namespace) -> int:
             if any(mismatches.values()) and not args.allow_mismatch:
                 say("tokens differ: nothing is timed. bench_lossless.py shows where; --allow-mismatch goes on.")
                 return 1
-            measurements = list(measure(systems, encoded, args))
-        lines += result_lines(measurements, mismatches, provenance)
-    write(lines, settings, args.output or default_output())
+            measurements: list[Measurement] = []
+            of_group: list[dict[str, Any]] = []
+            for more in measure(systems, encoded, args):
+                measurements += more
+                of_group = result_lines(measurements, mismatches, provenance)
+                save([*lines, *of_group], output)
+        lines += of_group
+    report(lines, settings, output)
     return 0
 
 
@@ -150,13 +161,19 @@ def default_output() -> Path:
     return REPO / f"benchmarks/results/decode-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
 
 
-def write(lines: Sequence[dict[str, Any]], settings: dict[str, Any], output: Path) -> None:
-    """Result lines to `output`, the table beside it and to stdout, and one JSON object as the last line."""
+def save(lines: Sequence[dict[str, Any]], output: Path) -> None:
+    """Result lines to `output` and the table beside it, each in one step: a killed run leaves whole files."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    text = table(lines)
-    output.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-    say("\n" + text)
+    texts = {output: "".join(json.dumps(line) + "\n" for line in lines), output.with_suffix(".md"): table(lines) + "\n"}
+    for path, text in texts.items():
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+
+
+def report(lines: Sequence[dict[str, Any]], settings: dict[str, Any], output: Path) -> None:
+    """The table to stdout, and one JSON object as the last line."""
+    say("\n" + table(lines))
     best = max(lines, key=lambda line: line["ratio_to_plain"] or 0.0)
     keys = ("system", "dataset", "batch_size", "ratio_to_plain", "ratio_to_chain")
     print(json.dumps({"output": output.name, "best": {key: best[key] for key in keys}, "settings": settings}))
@@ -164,9 +181,10 @@ def write(lines: Sequence[dict[str, Any]], settings: dict[str, Any], output: Pat
 
 def main(argv: Sequence[str]) -> int:
     """Command line entry; what a user can fix is one line on stderr."""
+    end_on_sigterm()
     try:
         return run(parse_args(argv))
-    except (ServerError, SetupError, PromptsMissingError, ValueError) as error:
+    except (ClientError, ServerError, SetupError, PromptsMissingError, ValueError) as error:
         print(f"bench_decode: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@
 The reference is a plain server answering one request at a time, unless told otherwise. Each budget has a DDTREE
 server of its own, asked at each concurrency. A difference is reported with the target's log-probability margin at the
 first token that differs; within --near-tie it counts as a near tie, else as a mismatch. Exit status 1 on a mismatch.
+The result files are written after each case; `is_complete` tells whether all of them are in.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from bench_decode import encode
-from client import Batch, flush_cache, generate_batch, target_logprobs
+from client import TIMEOUT_S, Batch, ClientError, flush_cache, generate_batch, target_logprobs
 from divergence import NEAR_TIE, Divergence, find_divergence
-from flags import add_common_flags
+from flags import add_common_flags, end_on_sigterm
 from prompts import PromptsMissingError, sample_prompts
 from provenance import REPO, collect_provenance, portable
 from server import Common, System, running
@@ -64,6 +65,7 @@ class Reference:
     names: list[str]
     prompts: list[list[int]]
     answers: list[tuple[int, ...]]
+    timeout_s: float = TIMEOUT_S
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -92,7 +94,7 @@ def compare_case(
 ) -> Case:
     """Ask the DDTREE server at `url` and compare every answer with the reference."""
     flush_cache(url)
-    batch = generate_batch(url, reference.prompts, limit, concurrency)
+    batch = generate_batch(url, reference.prompts, limit, concurrency, reference.timeout_s)
     logprobs = partial(target_logprobs, reference.url)
     found = [
         find_divergence(name, ids, plain, answer.output_ids, logprobs, tolerance)
@@ -124,12 +126,14 @@ def run(args: argparse.Namespace) -> int:
     names = [prompt.key for dataset in encoded for prompt in prompts if prompt.dataset == dataset]
     ids = [one for dataset in encoded.values() for one in dataset]
     common = Common.from_args(args, max(*args.concurrency, args.reference_concurrency))
+    output = args.output or REPO / f"benchmarks/results/lossless-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
     cases: list[Case] = []
     with running([System("plain", None)], common) as (plain,):
         at_once = args.reference_concurrency
         with step(f"plain decoding of {len(ids)} prompts, {at_once} at once"):
-            batch = generate_batch(plain.url, ids, args.max_new_tokens, at_once)
-        reference = Reference(plain.url, names, ids, [one.output_ids for one in batch.generations])
+            batch = generate_batch(plain.url, ids, args.max_new_tokens, at_once, args.client_timeout)
+        answers = [one.output_ids for one in batch.generations]
+        reference = Reference(plain.url, names, ids, answers, args.client_timeout)
         for budget in args.budgets:
             with running([System(f"ddtree-{budget}", "DDTREE", budget)], common, trace=False) as (server,):
                 for concurrency in args.concurrency:
@@ -138,12 +142,12 @@ def run(args: argparse.Namespace) -> int:
                             server.url, budget, concurrency, reference, args.max_new_tokens, args.near_tie
                         )
                     cases.append(case)
+                    save(cases, args, output)
                     say(
                         f"budget {budget}, {concurrency} at once: {case.num_mismatches} mismatches, "
                         f"{case.num_near_ties} near ties, accept length {case.accept_length:.2f}"
                     )
-    output = args.output or REPO / f"benchmarks/results/lossless-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
-    return write(cases, args, output)
+    return conclude(cases, output)
 
 
 def report(cases: Sequence[Case]) -> str:
@@ -166,12 +170,12 @@ def report(cases: Sequence[Case]) -> str:
     return "\n".join(rows)
 
 
-def write(cases: Sequence[Case], args: argparse.Namespace, output: Path) -> int:
-    """JSON and Markdown to the results folder; the last line of stdout is one JSON object."""
-    settings = {key: portable(value) for key, value in vars(args).items()}
+def save(cases: Sequence[Case], args: argparse.Namespace, output: Path) -> None:
+    """JSON and Markdown of the cases so far to the results folder."""
     record: dict[str, Any] = {
         "provenance": collect_provenance(),
-        "settings": settings,
+        "settings": {key: portable(value) for key, value in vars(args).items()},
+        "is_complete": len(cases) == len(args.budgets) * len(args.concurrency),
         "cases": [
             {**asdict(case), "num_mismatches": case.num_mismatches, "num_near_ties": case.num_near_ties}
             for case in cases
@@ -180,6 +184,10 @@ def write(cases: Sequence[Case], args: argparse.Namespace, output: Path) -> int:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     output.with_suffix(".md").write_text(report(cases) + "\n", encoding="utf-8")
+
+
+def conclude(cases: Sequence[Case], output: Path) -> int:
+    """The table to stdout, and one JSON object as the last line; returns the exit status."""
     say(report(cases))
     mismatches = sum(case.num_mismatches for case in cases)
     compared = sum(case.num_prompts for case in cases)
@@ -189,9 +197,10 @@ def write(cases: Sequence[Case], args: argparse.Namespace, output: Path) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Command line entry; what a user can fix is one line on stderr."""
+    end_on_sigterm()
     try:
         return run(parse_args(argv))
-    except (ServerError, SetupError, PromptsMissingError, ValueError) as error:
+    except (ClientError, ServerError, SetupError, PromptsMissingError, ValueError) as error:
         print(f"bench_lossless: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

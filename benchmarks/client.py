@@ -5,14 +5,19 @@ Uses SGLang's native `/generate` with ids, so that what is compared is what the 
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+TIMEOUT_S = 600.0
+"""Seconds without a byte from the server after which a request has failed; `--client-timeout` of the benchmarks."""
 
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -44,18 +49,49 @@ class Batch:
         return sum(len(one.output_ids) for one in self.generations)
 
 
-def post(url: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = 600.0) -> Any:
-    """POST JSON, return the decoded JSON answer (text when it is none). HTTP errors raise with the body."""
-    request = urllib.request.Request(url + path, json.dumps(body or {}).encode(), {"Content-Type": "application/json"})
+class ClientError(RuntimeError):
+    """A server refused, broke off an answer or did not answer; the message says which."""
+
+
+@contextmanager
+def _answer(url: str, path: str, body: dict[str, Any] | None, timeout_s: float) -> Iterator[Any]:
+    """The response to a POST of JSON, or to a GET without a body; what goes wrong in the block is a ClientError."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"})
     try:
         with _OPENER.open(request, timeout=timeout_s) as response:
-            text = response.read().decode()
+            yield response
     except urllib.error.HTTPError as error:
-        raise RuntimeError(f"{path} answered {error.code}: {error.read().decode()[:1000]}") from error
+        raise ClientError(f"{path} answered {error.code}: {error.read().decode()[:1000]}") from error
+    except TimeoutError as error:
+        raise ClientError(f"{path}: no byte from the server for {timeout_s:.0f} s; its log tells why") from error
+    except (http.client.HTTPException, OSError) as error:
+        # IncompleteRead, RemoteDisconnected, a refused connection: mostly a server that has died meanwhile.
+        if isinstance(getattr(error, "reason", None), TimeoutError):
+            raise ClientError(f"{path}: no connection to the server within {timeout_s:.0f} s") from error
+        raise ClientError(
+            f"{path}: the server broke off ({type(error).__name__}: {error}); its log tells why"
+        ) from error
+
+
+def post(url: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = TIMEOUT_S) -> Any:
+    """POST JSON, return the decoded JSON answer (text when it is none).
+
+    Raises:
+        ClientError: no answer, a broken one, or an HTTP error, with its body.
+    """
+    with _answer(url, path, body or {}, timeout_s) as response:
+        text = response.read().decode()
     try:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def server_info(url: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+    """The server's resolved arguments and state (SGLang's entrypoints/http_server.py, server_info)."""
+    with _answer(url, "/server_info", None, timeout_s) as response:
+        return dict(json.loads(response.read().decode()))
 
 
 def flush_cache(url: str) -> None:
@@ -63,29 +99,33 @@ def flush_cache(url: str) -> None:
     post(url, "/flush_cache?timeout=30")
 
 
-def generate(url: str, input_ids: Sequence[int], max_new_tokens: int) -> Generation:
-    """Greedy continuation of `input_ids`, streamed."""
+def generate(url: str, input_ids: Sequence[int], max_new_tokens: int, timeout_s: float = TIMEOUT_S) -> Generation:
+    """Greedy continuation of `input_ids`, streamed; raises ClientError as `post` does."""
     body = {
         "input_ids": list(input_ids),
         "sampling_params": {"temperature": 0.0, "max_new_tokens": max_new_tokens},
         "stream": True,
     }
-    request = urllib.request.Request(url + "/generate", json.dumps(body).encode(), {"Content-Type": "application/json"})
     started = time.perf_counter()
     first = last = None
+    is_complete = False
     event: dict[str, Any] = {}
-    with _OPENER.open(request, timeout=600.0) as response:
+    with _answer(url, "/generate", body, timeout_s) as response:
         for raw in response:
             line = raw.strip()
-            if not line.startswith(b"data:") or line.endswith(b"[DONE]"):
+            is_complete = is_complete or line.endswith(b"[DONE]")
+            if not line.startswith(b"data:") or is_complete:
                 continue
             event = json.loads(line[5:])
             if "error" in event:
-                raise RuntimeError(f"/generate failed: {event['error']}")
+                raise ClientError(f"/generate failed: {event['error']}")
             last = time.perf_counter()
             first = last if first is None else first
     if first is None or last is None:
-        raise RuntimeError("/generate sent no token")
+        raise ClientError("/generate sent no token")
+    if not is_complete:
+        # A chunked answer that breaks off between two lines reads like one that ends.
+        raise ClientError("/generate: the server broke off in the middle of an answer; its log tells why")
     meta = event["meta_info"]
     return Generation(
         output_ids=tuple(event["output_ids"]),
@@ -96,11 +136,13 @@ def generate(url: str, input_ids: Sequence[int], max_new_tokens: int) -> Generat
     )
 
 
-def generate_batch(url: str, prompts: Sequence[Sequence[int]], max_new_tokens: int, at_once: int) -> Batch:
+def generate_batch(
+    url: str, prompts: Sequence[Sequence[int]], max_new_tokens: int, at_once: int, timeout_s: float = TIMEOUT_S
+) -> Batch:
     """All `prompts`, `at_once` of them at any time."""
     started = time.perf_counter()
     with ThreadPoolExecutor(at_once) as pool:
-        answers = list(pool.map(lambda ids: generate(url, ids, max_new_tokens), prompts))
+        answers = list(pool.map(lambda ids: generate(url, ids, max_new_tokens, timeout_s), prompts))
     return Batch(tuple(answers), time.perf_counter() - started)
 
 

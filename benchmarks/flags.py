@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
+from pathlib import Path
+from types import FrameType
 
+from client import TIMEOUT_S
 from prompts import DATASETS, SOURCES
 
 
@@ -16,3 +20,20 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--max-total-tokens", type=int, default=8192, help="KV pool of each server")
     parser.add_argument("--server-flag", action="append", default=[], help="further flag for every server")
+    parser.add_argument("--server-logs", type=Path, help="folder of the servers' logs (default: below .cache)")
+    parser.add_argument("--start-timeout", type=float, help="seconds that a server may take to start (default: 1800)")
+    parser.add_argument(
+        "--client-timeout",
+        type=float,
+        default=TIMEOUT_S,
+        help=f"seconds without a byte from a server after which a request has failed (default {TIMEOUT_S:.0f})",
+    )
+
+
+def end_on_sigterm() -> None:
+    """Make a SIGTERM, as `timeout` sends one, end the run as Ctrl-C does: servers are stopped, results stay."""
+
+    def interrupt(_signum: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "deploy"))
-from progress import step
+from progress import say, step
 from serve_demo import has_gpu
-from server_process import ServerError, ServerProcess, ServerSpec, free_port
+from server_process import START_TIMEOUT_S, ServerError, ServerProcess, ServerSpec, free_port, log_tail
 
 REPO = Path(__file__).resolve().parent.parent
 
 # Two runs at once must not write into each other's logs and traces.
 LOG_FOLDER = REPO / f".cache/benchmarks/{os.getpid()}"
+LINES_ON_FAILURE = 40
 # Three processes of the embedded model with a small KV pool take 3.7; with less left over, the CPU platform would not
 # pack its weights (dense_linear.py), and the last server started would be a slower one than the first.
 MEMORY_PER_SERVER_BYTES = 5 * 10**9
@@ -45,7 +46,10 @@ class System:
 
 @dataclass(frozen=True)
 class Common:
-    """What every server of a run gets alike; `max_total_tokens` bounds the KV pool, so that all fit."""
+    """What every server of a run gets alike; `max_total_tokens` bounds the KV pool, so that all fit.
+
+    `logs` is the folder of their logs and traces, None for `LOG_FOLDER`.
+    """
 
     model: str
     draft: str
@@ -53,6 +57,8 @@ class Common:
     max_total_tokens: int
     max_running_requests: int
     extra: tuple[str, ...] = ()
+    logs: Path | None = None
+    start_timeout_s: float = START_TIMEOUT_S
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, max_running_requests: int, *extra: str) -> Common:
@@ -64,6 +70,8 @@ class Common:
             args.max_total_tokens,
             max_running_requests,
             (*args.server_flag, *extra),
+            args.server_logs,
+            args.start_timeout or START_TIMEOUT_S,
         )
 
     def flags(self) -> tuple[str, ...]:
@@ -121,29 +129,43 @@ def _process(system: System, common: Common, trace_path: Path | None) -> ServerP
         dtype=common.dtype,
         extra=(*common.flags(), *trace),
     )
-    return ServerProcess.from_spec(system.name, spec, sys.executable, LOG_FOLDER / f"{system.name}.log")
+    return ServerProcess.from_spec(system.name, spec, sys.executable, _new_log(common.logs or LOG_FOLDER, system.name))
+
+
+def _new_log(folder: Path, name: str) -> Path:
+    """A log that no earlier server of the folder wrote: what a run started twice has two."""
+    names = (f"{name}.log", *(f"{name}-{count}.log" for count in range(2, 10_000)))
+    return next(path for path in map(folder.joinpath, names) if not path.exists())
 
 
 @contextmanager
 def running(systems: Sequence[System], common: Common, trace: bool = True) -> Iterator[list[RunningSystem]]:
-    """Start all `systems`, yield them ready, stop them whatever happens."""
-    LOG_FOLDER.mkdir(parents=True, exist_ok=True)
+    """Start all `systems`, yield them ready, stop them whatever happens; a failure shows the end of every log."""
+    (common.logs or LOG_FOLDER).mkdir(parents=True, exist_ok=True)
     # Most of a start is single-threaded importing; on a GPU, though, each must see what the last one left free.
     at_once = 1 if has_gpu() else max(1, len(os.sched_getaffinity(0)))
     with ExitStack() as stack:
         started: list[RunningSystem] = []
-        for first in range(0, len(systems), at_once):
-            together = [_start(stack, system, common, trace) for system in systems[first : first + at_once]]
-            for one in together:
-                with step(f"starting {one.system.name}", one.server.startup_stage):
-                    one.server.wait_ready()
-            started += together
-        yield started
+        try:
+            for first in range(0, len(systems), at_once):
+                together = [_start(stack, system, common, trace) for system in systems[first : first + at_once]]
+                started += together
+                for one in together:
+                    with step(f"starting {one.system.name}", one.server.startup_stage):
+                        one.server.wait_ready(common.start_timeout_s)
+            yield started
+        except Exception:
+            # The machine may be gone with its files when somebody asks why.
+            for one in started:
+                log = one.server.log_path
+                say(f"the end of {one.system.name}'s log, {log.name}:\n{log_tail(log, LINES_ON_FAILURE)}")
+            raise
 
 
 def _start(stack: ExitStack, system: System, common: Common, trace: bool) -> RunningSystem:
     check_memory(system)
-    trace_path = LOG_FOLDER / f"{system.name}.trace.jsonl" if trace and system.traced else None
+    folder = common.logs or LOG_FOLDER
+    trace_path = folder / f"{system.name}.trace.jsonl" if trace and system.traced else None
     if trace_path:
         trace_path.unlink(missing_ok=True)
     server = stack.enter_context(_process(system, common, trace_path))

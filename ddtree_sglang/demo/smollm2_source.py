@@ -46,9 +46,23 @@ def find_gguf() -> Path:
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Write the float32 Hugging Face folder: weights, configs, tokenizer, chat template."""
+    """Write the float32 Hugging Face folder: weights, configs, tokenizer, chat template.
+
+    Raises:
+        ModelSourceError: transformers is too old.
+    """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        from transformers import GgufConfig
+    except ImportError as error:
+        # Without it `gguf_file` alone may or may not unpack the blocks; weights that nobody compared are not served.
+        raise ModelSourceError(
+            "converting the embedded model needs a transformers that has GgufConfig (5.17 and 5.19 do), found "
+            f"{transformers.__version__}: run pip install 'ddtree-sglang[demo]', or serve a --model of your own."
+        ) from error
 
     model = AutoModelForCausalLM.from_pretrained(
         str(gguf.parent),

@@ -135,6 +135,21 @@ CONTRACT: tuple[Entry, ...] = (
         ),
         "verify_input",
     ),
+    *(
+        Entry(
+            f"sglang.srt.speculative.{module}",
+            f"{name}.generate_attn_arg_prefill",
+            ("req_pool_indices", "paged_kernel_lens", "paged_kernel_lens_sum", "translator", "plan", "kind"),
+            "verify_input",
+        )
+        for module, name in (("eagle_info", "EagleVerifyInput"), ("dflash_info", "DFlashVerifyInput"))
+    ),
+    Entry(
+        "sglang.srt.speculative.dflash_info",
+        "DFlashVerifyInput",
+        ("draft_token", "positions", "draft_token_num", "custom_mask"),
+        "verify_input",
+    ),
     Entry(
         "sglang.srt.speculative.eagle_utils",
         "eagle_prepare_for_verify",

@@ -7,10 +7,12 @@ longest path, which bounds what a round can accept (speculative/eagle_info.py).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from sglang.srt.mem_cache.kv_loc_plan import KVLocPlan
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
+from sglang.srt.speculative.dflash_info import DFlashVerifyInput
 from sglang.srt.speculative.eagle_info import EagleVerifyInput
 
 from ddtree_sglang.core.built_tree import BuiltTree
@@ -34,6 +36,18 @@ class DDTreeVerifyInput(EagleVerifyInput):
     def tree_topk(self) -> int:
         """Best-first trees have no fixed branching."""
         return IRREGULAR_TREE
+
+    def generate_attn_arg_prefill(self, **arguments: Any) -> tuple[torch.Tensor, ...]:
+        """FlashInfer's plan of a verify (layers/attention/flashinfer_backend.py): KV indices, two indptr, the mask.
+
+        EAGLE's own reads the mask's size, and would fail on the chain of one node, which has none; then it is DFLASH's
+        (speculative/dflash_info.py), which hands on that there is none. FlashInfer's graphs of that width are captured
+        without a mask, too.
+        """
+        if self.custom_mask is not None:
+            return tuple(super().generate_attn_arg_prefill(**arguments))
+        chain = DFlashVerifyInput(self.draft_token, self.positions, self.draft_token_num)
+        return tuple(chain.generate_attn_arg_prefill(**arguments))
 
 
 def make_verify_input(

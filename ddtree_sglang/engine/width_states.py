@@ -49,6 +49,16 @@ class WidthStates:
         """The attention backend of a width."""
         return self._by_width[num_nodes].attn_backend
 
+    def max_batch(self, configured: Sequence[int]) -> int:
+        """Most requests that a graph is captured for; `configured` are the sizes asked for, used where there is none.
+
+        A runner clamps them to the request pool (model_executor/runner/base_cuda_graph_runner.py,
+        get_batch_sizes_to_capture), and the backend's mask buffer is of the clamped size: 48 by default, not 256. Trees
+        for 256 would not fit it, and each round would fill a mask of its own and copy it.
+        """
+        graphs = self._by_width[self._widest].graph_runner
+        return max(configured) if graphs is None else int(graphs.max_bs)
+
     @contextmanager
     def active(self, num_nodes: int) -> Iterator[None]:
         """Verify at this width within it."""

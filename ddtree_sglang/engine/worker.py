@@ -141,7 +141,7 @@ class DDTreeWorker(DFlashWorkerV2):
                 num_nodes=self.num_nodes,
                 block_size=self.max_path_len,
                 top_k=self.top_k,
-                max_batch=max(batch_sizes),
+                max_batch=self._widths.max_batch(batch_sizes),
                 keep_candidates=len(self.policy.widths) > 1,
                 device=self.device,
             )

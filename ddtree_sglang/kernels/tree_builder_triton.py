@@ -125,7 +125,10 @@ def _build_tree_kernel(  # type: ignore[no-untyped-def]
         tl.store(positions + row + node, prefix_len + node_depth)
         tl.store(next_tokens + row + parent, node, mask=found & (node_rank == 0))
         tl.store(next_siblings + row + sibling, node, mask=found & (node_rank > 0))
-        # Each thread reads back cells that it wrote itself, a lane's cells in every row.
+        if LANES >= 64:
+            # With two or more lanes to a thread, the thread that loads a cell of the parent's row need not be the one
+            # that stored it: bytes are stored and loaded in vectors, and the compiler lays out each by itself.
+            tl.debug_barrier()
         above = tl.load(cells + parent * row_len + lanes, mask=in_row & found, other=0) != 0
         tl.store(cells + node * row_len + lanes, above | (lanes == node), mask=in_row)
 

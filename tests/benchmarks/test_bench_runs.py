@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +13,9 @@ import bench_lossless
 import pytest
 import server
 from prompts import Prompt
-from server_process import ServerProcess, free_port
+from server_process import ServerError, ServerProcess, free_port
 
+PLAIN = [server.System("plain", None)]
 FAKE = Path(__file__).resolve().parent / "fake_generate.py"
 
 
@@ -131,6 +133,55 @@ def test_decode_result_files_hold_no_path_of_the_machine(tmp_path: Path) -> None
     assert str(tmp_path) not in (tmp_path / "out.jsonl").read_text()
 
 
+@pytest.mark.usefixtures("machine")
+def test_a_decode_run_that_is_killed_leaves_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = bench_decode.measure
+
+    def killed(*given: object) -> Iterator[list]:
+        yield next(measure(*given))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_decode, "measure", killed)
+    status, lines = decode(tmp_path)
+    assert status == 130
+    assert [(line["system"], line["batch_size"]) for line in lines] == [
+        (system, 1) for system in ("plain", "dflash", "ddtree-4", "ddtree-8")
+    ]
+    assert all(line["decode_tokens_per_s"]["n"] == 1 for line in lines)
+    assert lines[-1]["ratio_to_plain"] is not None
+    assert "| ddtree-8 | gsm8k |" in (tmp_path / "out.md").read_text()
+
+
+def test_a_failure_shows_the_end_of_every_servers_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def process(system: server.System, common: server.Common, _trace_path: Path | None) -> ServerProcess:
+        command = [sys.executable, "-c", "print(*range(100), sep='\\n'); raise SystemExit(3)"]
+        log = server._new_log(common.logs, system.name)
+        return ServerProcess(system.name, command, f"http://127.0.0.1:{free_port()}", log)
+
+    monkeypatch.setattr(server, "_process", process)
+    monkeypatch.setattr(server, "check_memory", lambda _system: None)
+    common = server.Common("m", "d", "float32", 99, 1, logs=tmp_path / "logs")
+    for _ in range(2):
+        with pytest.raises(ServerError, match="ended with status 3"), server.running(PLAIN, common):
+            pass
+    shown = capsys.readouterr().out
+    assert "the end of plain's log, plain-2.log:\n    60\n    61\n" in shown
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["plain-2.log", "plain.log"]
+
+
+def test_a_server_that_does_not_start_in_time_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def process(system: server.System, _common: server.Common, _trace_path: Path | None) -> ServerProcess:
+        return ServerProcess(system.name, ["sleep", "60"], f"http://127.0.0.1:{free_port()}", tmp_path / "log")
+
+    monkeypatch.setattr(server, "_process", process)
+    monkeypatch.setattr(server, "check_memory", lambda _system: None)
+    common = server.Common("m", "d", "float32", 99, 1, start_timeout_s=1.0)
+    with pytest.raises(ServerError, match="not ready within 1 s"), server.running(PLAIN, common):
+        pass
+
+
 def lossless(tmp_path: Path) -> tuple[int, dict]:
     output = tmp_path / "lossless.json"
     flags = ["--budgets", "4", "8", "--concurrency", "1", "2", "--max-new-tokens", "5", "--output", str(output)]
@@ -143,6 +194,7 @@ def test_lossless_counts_nothing_when_all_is_equal(machine: FakeMachine, tmp_pat
     assert machine.commons == {server.Common("m", "d", "float32", 8192, max_running_requests=2)}
     assert [(case["budget"], case["concurrency"]) for case in record["cases"]] == [(4, 1), (4, 2), (8, 1), (8, 2)]
     assert all(case["num_mismatches"] == 0 and case["num_prompts"] == 2 for case in record["cases"])
+    assert record["is_complete"] is True
 
 
 def test_lossless_reports_where_and_by_how_much(machine: FakeMachine, tmp_path: Path) -> None:
@@ -154,3 +206,20 @@ def test_lossless_reports_where_and_by_how_much(machine: FakeMachine, tmp_path: 
     where = {"prompt": "gsm8k-1", "position": 2, "plain_token": 5, "other_token": 1005}
     assert first == {**where, "margin": 0.5, "tolerance": 1e-4}
     assert "MISMATCH: gsm8k-1, budget 8" in (tmp_path / "lossless.md").read_text()
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_lossless_run_that_is_killed_leaves_its_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare, seen = bench_lossless.compare_case, []
+
+    def killed(*given: object) -> bench_lossless.Case:
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(given)
+        return compare(*given)
+
+    monkeypatch.setattr(bench_lossless, "compare_case", killed)
+    status, record = lossless(tmp_path)
+    assert status == 130
+    assert [(case["budget"], case["concurrency"]) for case in record["cases"]] == [(4, 1), (4, 2), (8, 1)]
+    assert record["is_complete"] is False

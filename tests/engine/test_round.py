@@ -152,9 +152,12 @@ def test_the_drafters_graph_keeps_candidates_only_where_rounds_have_several_widt
     worker.device, worker._shard, worker.draft_model_runner.capture_tail_hooks = "cuda", None, []
     if verify_tokens is not None:
         worker.policy = BudgetPolicy.by_load(NODES, verify_tokens)
-    decode = SimpleNamespace(bs=[1, 2])
+    decode = SimpleNamespace(bs=[1, 2, 256])
     graph = SimpleNamespace(cuda_graph_config=SimpleNamespace(decode=decode))
-    widths = SimpleNamespace(backend=lambda _: SimpleNamespace(verify_mask=None))
+    # The mask's buffer has room for what the target's runner captured, fewer than configured: so must the trees.
+    widths = SimpleNamespace(
+        backend=lambda _: SimpleNamespace(verify_mask=None), max_batch=lambda sizes: min(2, max(sizes))
+    )
     monkeypatch.setattr(module, "get_exec", lambda: SimpleNamespace(graph=graph))
     monkeypatch.setattr(module.WidthStates, "capture", lambda *_: widths)
     monkeypatch.setattr(module, "DraftGraphTail", lambda *_, **given: given)

@@ -69,6 +69,54 @@ def test_a_root_alone_takes_the_causal_path_of_every_backend() -> None:
     assert made.positions.tolist() == PREFIX
 
 
+class Translator:
+    """Notes the lengths that KV indices are asked for."""
+
+    lengths: list[int]
+
+    def pack_read_stream(self, _plan: Any, *, seq_lens: torch.Tensor, **_: Any) -> None:
+        self.lengths = seq_lens.tolist()
+
+
+def flashinfer_plan(made: Any) -> tuple[list[int], Any]:
+    """What FlashInfer's backend asks of a verify input whose prefixes are PREFIX: lengths to read, and the mask."""
+    translator = Translator()
+    indices, kv_indptr, qo_indptr, mask = made.generate_attn_arg_prefill(
+        req_pool_indices=torch.arange(2),
+        paged_kernel_lens=torch.tensor(PREFIX),
+        paged_kernel_lens_sum=sum(PREFIX),
+        translator=translator,
+        plan=None,
+        kind=None,
+    )
+    nodes = made.draft_token_num
+    assert len(indices) >= sum(PREFIX) + 2 * nodes
+    assert kv_indptr.tolist() == [0, PREFIX[0] + nodes, sum(PREFIX) + 2 * nodes]
+    assert qo_indptr.tolist() == [0, nodes, 2 * nodes]
+    return translator.lengths, mask
+
+
+@pytest.mark.parametrize("capturing", [True, False])
+def test_flashinfer_plans_one_node_without_a_mask(monkeypatch: pytest.MonkeyPatch, capturing: bool) -> None:
+    from ddtree_sglang.engine import graph_runner
+
+    spec = SimpleNamespace(speculative_num_steps=7, speculative_num_draft_tokens=1)
+    monkeypatch.setattr(graph_runner, "get_spec", lambda: spec)
+    captured = graph_runner.shape_only_verify_input(torch.ones(3, dtype=torch.bool))
+    made = captured if capturing else verify_input_of(root_trees(torch.tensor([7, 8]), torch.tensor(PREFIX)))
+    lengths, mask = flashinfer_plan(made)
+    assert lengths == [3, 6]
+    assert mask is None
+
+
+def test_flashinfer_plans_a_tree_with_its_mask() -> None:
+    _, made = make()
+    made.custom_mask = torch.ones(4 * (sum(PREFIX) + 8), dtype=torch.bool)
+    lengths, mask = flashinfer_plan(made)
+    assert lengths == [6, 9]
+    assert mask is made.custom_mask
+
+
 def test_targets_graphs_and_warm_ups_are_trees_and_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     from ddtree_sglang.engine import graph_runner
 

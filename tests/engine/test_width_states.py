@@ -104,3 +104,12 @@ def test_without_graphs_only_backends_are_made(spec: FakeSpec) -> None:
     with states.active(9):
         assert target.decode_cuda_graph_runner is None
         assert target.attn_backend.made_for["speculative_num_draft_tokens"] == 9
+
+
+def test_the_largest_batch_is_the_one_that_was_captured_not_the_one_that_was_configured(spec: FakeSpec) -> None:
+    from ddtree_sglang.engine.width_states import WidthStates
+
+    target, configured = runner(spec), [1, 64, 256]
+    target.decode_cuda_graph_runner = SimpleNamespace(max_bs=48)
+    assert WidthStates.capture(target, (9, 17)).max_batch(configured) == 48
+    assert WidthStates.capture(runner(spec, with_graphs=False), (17,)).max_batch(configured) == 256

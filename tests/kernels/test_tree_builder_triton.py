@@ -73,6 +73,12 @@ def test_random_blocks(device: torch.device, batch_size: int, depth: int, num_ca
     _assert_equals_core(candidates, num_nodes, device)
 
 
+def test_several_lanes_to_a_thread_in_a_full_batch(device: torch.device) -> None:
+    """64 lanes are two to a thread; 48 requests are what a server takes by default (the interpreter: minutes)."""
+    batch_size = 48 if device.type == "cuda" else 2
+    _assert_equals_core(random_candidates(64, batch_size, 7, 80, 63), 64, device)
+
+
 @_ONE_FIXTURE
 @given(candidates=tie_prone_candidates(), num_nodes=st.integers(1, 24))
 def test_ties_and_impossible_candidates(device: torch.device, candidates: Candidates, num_nodes: int) -> None:

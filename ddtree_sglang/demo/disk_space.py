@@ -49,8 +49,9 @@ def allocate_file(path: Path, size: int) -> None:
     Raises:
         OSError: no room; the file is then as long as it was.
     """
-    with path.open("ab") as stream:
-        before = stream.tell()
+    # Not in append mode, which glibc's substitute for a missing call refuses.
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as stream:
+        before = stream.seek(0, os.SEEK_END)
         try:
             _reserve(stream, before, size)
         except OSError:

@@ -20,6 +20,9 @@ import torch
 from torch import Tensor
 
 from ddtree_sglang.demo.conversations import Conversations
+from ddtree_sglang.demo.disk_space import allocate_file, full_disk_explained, held_bytes, require_free_space
+
+ROOM_REMEDY = "free some space, name another --work folder, or use fewer conversations or --target-layers."
 
 
 @dataclass(frozen=True)
@@ -85,19 +88,38 @@ def unit_feature_scale(cache: FeatureCache, sample: int = 8192) -> Tensor:
     return (1 / size.clamp_min(1e-6)).repeat_interleave(cache.spec.hidden_size)
 
 
-def _open_arrays(folder: Path, spec: FeatureSpec, mode: Any) -> tuple[np.memmap, np.memmap, np.memmap]:
-    """Maps of features (bfloat16 bits as int16), ids and log-probabilities; mode as for numpy.memmap."""
-    width = len(spec.target_layer_ids) * spec.hidden_size
-    layout = (
-        ("features", np.int16, width),
-        ("ids", np.int32, spec.top_k),
-        ("logprobs", np.float16, spec.top_k),
+def _layout(spec: FeatureSpec) -> tuple[tuple[str, Any, int], ...]:
+    """Name, element type and columns of each file: features (bfloat16 bits as int16), ids, log-probabilities."""
+    return (
+        ("features.bin", np.int16, len(spec.target_layer_ids) * spec.hidden_size),
+        ("ids.bin", np.int32, spec.top_k),
+        ("logprobs.bin", np.float16, spec.top_k),
     )
+
+
+def _open_arrays(folder: Path, spec: FeatureSpec, mode: Any) -> tuple[np.memmap, np.memmap, np.memmap]:
+    """Maps of the three files; mode as for numpy.memmap."""
     maps = [
-        np.memmap(folder / f"{name}.bin", dtype=dtype, mode=mode, shape=(spec.num_tokens, columns))
-        for name, dtype, columns in layout
+        np.memmap(folder / name, dtype=dtype, mode=mode, shape=(spec.num_tokens, columns))
+        for name, dtype, columns in _layout(spec)
     ]
     return maps[0], maps[1], maps[2]
+
+
+def _allocate(folder: Path, spec: FeatureSpec) -> None:
+    """Give the three files all their blocks, keeping what they hold.
+
+    Raises:
+        DiskFullError: no room; files that hold a complete cache still hold it.
+    """
+    sizes = {
+        folder / name: spec.num_tokens * columns * np.dtype(dtype).itemsize for name, dtype, columns in _layout(spec)
+    }
+    missing = sum(max(0, size - held_bytes(path)) for path, size in sizes.items())
+    require_free_space(folder / "features.bin", missing, ROOM_REMEDY)
+    for path, size in sizes.items():
+        with full_disk_explained(path, size, ROOM_REMEDY):
+            allocate_file(path, size)
 
 
 def build_feature_cache(
@@ -116,7 +138,7 @@ def build_feature_cache(
 
     Raises:
         ValueError: `folder` is complete but belongs to other conversations, layers, widths or top_k.
-        OSError: the disk is full; nothing is marked complete then.
+        DiskFullError: there is no room for all of it; nothing is marked complete then.
     """
     spec = FeatureSpec(
         conversations.digest(),
@@ -149,8 +171,8 @@ def build_feature_cache(
 def _fill(
     conversations: Conversations, missing: range, target: Any, spec: FeatureSpec, folder: Path, tokens_per_batch: int
 ) -> None:
-    # "r+" lengthens a file to the new number of rows and keeps what it holds.
-    arrays = _open_arrays(folder, spec, mode="r+" if missing.start else "w+")
+    _allocate(folder, spec)
+    arrays = _open_arrays(folder, spec, mode="r+")
     device = next(target.parameters()).device
     started = last_print = time.monotonic()
     done, total = 0, spec.num_tokens - int(conversations.offsets[missing.start])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,9 @@ import pytest
 import torch
 from tiny import LAYER_IDS, tiny_target, write_conversations
 
+from ddtree_sglang.demo import disk_space
 from ddtree_sglang.demo.conversations import Conversations, load_conversations
+from ddtree_sglang.demo.disk_space import DiskFullError
 from ddtree_sglang.demo.features import FeatureCache, build_feature_cache
 
 
@@ -72,3 +76,32 @@ def test_cache_of_more_or_of_other_conversations_is_refused(conversations: Conve
     changed.tokens[3] += 1
     with pytest.raises(ValueError, match="feature cache must belong"):
         build(changed, tmp_path)
+
+
+def _no_space(*_: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("moment", ["before", "meanwhile"])
+def test_a_full_disk_is_noticed_before_the_target_runs(
+    conversations: Conversations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    before = build(conversations.head(7), tmp_path)
+    kept = before.features(0, before.spec.num_tokens)
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    if moment == "before":
+        monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    else:  # another program takes the space after it was asked for
+        monkeypatch.setattr(disk_space.os, "posix_fallocate", _no_space)
+    with pytest.raises(DiskFullError, match=r"features\.bin needs 0\.. MB, .* free: free some space, name another"):
+        build(conversations, tmp_path, BrokenTarget(tiny_target()))
+    assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == sizes
+    assert torch.equal(FeatureCache(tmp_path).features(0, len(kept)), kept)
+
+
+def test_all_blocks_are_on_the_disk_before_the_target_runs(conversations: Conversations, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left"):  # what the broken target says
+        build(conversations, tmp_path, BrokenTarget(tiny_target()))
+    for path in tmp_path.glob("*.bin"):
+        assert disk_space.held_bytes(path) >= path.stat().st_size > 0
+    assert len(list(tmp_path.glob("*.bin"))) == 3

@@ -11,8 +11,8 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -50,7 +50,7 @@ def allocate_file(path: Path, size: int) -> None:
         OSError: no room; the file is then as long as it was.
     """
     # Not in append mode, which glibc's substitute for a missing call refuses.
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as stream:
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0) as stream:
         before = stream.seek(0, os.SEEK_END)
         try:
             _reserve(stream, before, size)
@@ -60,7 +60,7 @@ def allocate_file(path: Path, size: int) -> None:
         stream.truncate(size)
 
 
-def _reserve(stream: BinaryIO, before: int, size: int) -> None:
+def _reserve(stream: FileIO, before: int, size: int) -> None:
     if size == 0:
         return
     if hasattr(os, "posix_fallocate"):
@@ -71,9 +71,9 @@ def _reserve(stream: BinaryIO, before: int, size: int) -> None:
             if error.errno not in NOT_SUPPORTED:
                 raise
     # Some file systems have no such call: bytes that are written take their blocks, too.
-    for start in range(before, size, len(ZEROS)):
-        stream.write(ZEROS[: size - start])
-    stream.flush()
+    at = before
+    while at < size:
+        at += stream.write(ZEROS[: size - at])
 
 
 def held_bytes(path: Path) -> int:

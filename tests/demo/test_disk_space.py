@@ -38,10 +38,12 @@ def test_a_file_gets_all_its_blocks_and_keeps_what_it_holds(
 
 
 LIMITED = """
-import sys
+import os, sys
 from pathlib import Path
 from ddtree_sglang.demo.disk_space import DiskFullError, allocate_file, full_disk_explained
 path = Path(sys.argv[1])
+if sys.argv[2] == "written":
+    del os.posix_fallocate
 try:
     with full_disk_explained(path, 1 << 20, "use less."):
         allocate_file(path, 1 << 20)
@@ -50,7 +52,8 @@ except DiskFullError as error:
 """
 
 
-def test_a_file_that_does_not_fit_is_refused_and_as_long_as_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["reserved", "written"])
+def test_a_file_that_does_not_fit_is_refused_and_as_long_as_before(how: str, tmp_path: Path) -> None:
     """The kernel's own refusal: a process that may not write files of more than 64 KiB."""
     path = tmp_path / "file"
     path.write_bytes(b"held")
@@ -59,7 +62,7 @@ def test_a_file_that_does_not_fit_is_refused_and_as_long_as_before(tmp_path: Pat
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, preexec_fn=limit, check=True
+        [sys.executable, "-c", LIMITED, str(path), how], capture_output=True, text=True, preexec_fn=limit, check=True
     )
     assert f"{path} needs 1.0 MB, writing it failed (File too large)" in done.stdout
     assert done.stdout.strip().endswith("are free: use less.")

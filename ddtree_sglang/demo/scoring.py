@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,22 @@ class KindScore:
     evaluation: Evaluation
 
     def record(self) -> dict[str, Any]:
-        """JSON-ready: accept lengths by rule, and their 95 % intervals."""
+        """JSON-ready, all that the table shows: by rule accept lengths, their 95 % intervals, tokens and rounds; by
+        depth how far the probabilities can be trusted.
+        """
         scores = self.evaluation.scores
-        intervals = {name: [round(end, 3) for end in one.confidence_interval()] for name, one in scores.items()}
-        num_conversations = len(scores["chain"].rounds)
-        summary = self.evaluation.summary()
-        return {"kind": self.kind, "conversations": num_conversations, **summary, "interval_95": intervals}
+        return {
+            "kind": self.kind,
+            "conversations": len(scores["chain"].rounds),
+            **self.evaluation.summary(),
+            "interval_95": {name: [round(end, 3) for end in one.confidence_interval()] for name, one in scores.items()},
+            "tokens": sum(scores["chain"].tokens),
+            "rounds": {name: sum(one.rounds) for name, one in scores.items()},
+            "reliability": [
+                {"depth": depth} | {name: round(value, 6) for name, value in asdict(at).items()}
+                for depth, at in enumerate(self.evaluation.reliability, start=1)
+            ],
+        }
 
 
 def answer_prompts(

@@ -30,6 +30,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         default="held-out",
         help="evaluate on the held-out conversations of --data, or on this package's 80 prompts of four kinds",
     )
+    parser.add_argument("--results", type=Path, help="evaluate: also write the scores to this file, JSON lines")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's default)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--held-out-percent", type=int, default=5)

@@ -57,8 +57,10 @@ def evaluate(args: argparse.Namespace) -> None:
 def _drafter_to_score(args: argparse.Namespace) -> tuple[DFlashDrafter, torch.Tensor, dict[str, Any]]:
     """The drafter, the factors of its features, and what identifies it."""
     if args.draft is None:
-        model, scale, step = trained_drafter(args)
-        return model, scale, {"checkpoint_step": step, "weights_sha256": weights_digest(model)}
+        trained = trained_drafter(args)
+        _check_split(args, trained.held_out_percent)
+        identity: dict[str, Any] = {"checkpoint_step": trained.step, "weights_sha256": weights_digest(trained.model)}
+        return trained.model, trained.feature_scale, identity
     model = load_drafter(args.draft)
     identity = {
         "folder": args.draft.name,
@@ -67,6 +69,14 @@ def _drafter_to_score(args: argparse.Namespace) -> tuple[DFlashDrafter, torch.Te
     }
     # An exported drafter has the scale in its projection.
     return model, torch.ones(model.config.feature_size), identity
+
+
+def _check_split(args: argparse.Namespace, trained_with: int | None) -> None:
+    if args.prompts == "held-out" and trained_with is not None and args.held_out_percent > trained_with:
+        raise ValueError(
+            f"only what the checkpoint was not trained on may be scored: it held out {trained_with} %, got "
+            f"--held-out-percent {args.held_out_percent}. Pass {trained_with} or less."
+        )
 
 
 def _text_to_score(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -55,8 +55,17 @@ def given_features(args: argparse.Namespace, layers: tuple[int, ...]) -> Feature
     return build_feature_cache(conversations, target, layers, folder)
 
 
-def trained_drafter(args: argparse.Namespace) -> tuple[DFlashDrafter, torch.Tensor, int]:
-    """The newest checkpoint's drafter, the factors [F*H] of its features, and its step.
+class TrainedDrafter(NamedTuple):
+    """The drafter of a checkpoint and what belongs to it."""
+
+    model: DFlashDrafter
+    feature_scale: torch.Tensor  # [F*H] float32
+    step: int
+    held_out_percent: int | None  # None: a checkpoint from before this was recorded
+
+
+def trained_drafter(args: argparse.Namespace) -> TrainedDrafter:
+    """The newest intact checkpoint.
 
     Raises:
         ValueError: there is no checkpoint, or none that is intact.
@@ -67,4 +76,5 @@ def trained_drafter(args: argparse.Namespace) -> tuple[DFlashDrafter, torch.Tens
     model = DFlashDrafter(DrafterConfig.from_hf_config(saved["config"]))
     model.load_state_dict(saved["model"])
     print(f"checkpoint of step {saved['step']}, {saved['seconds']:.0f} s of training", flush=True)
-    return model.eval(), saved["feature_scale"], int(saved["step"])
+    held_out_percent = saved.get("data", {}).get("held_out_percent")
+    return TrainedDrafter(model.eval(), saved["feature_scale"], int(saved["step"]), held_out_percent)

@@ -19,10 +19,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
+from ddtree_sglang.demo.checkpoint import load_checkpoint
 from ddtree_sglang.demo.completers import Completer, LocalCompleter, Sampling, ServerCompleter
 from ddtree_sglang.demo.conversations import split_held_out
 from ddtree_sglang.demo.drafter_config import DrafterConfig, drafter_config_for
@@ -33,6 +35,7 @@ from ddtree_sglang.demo.evaluation import evaluate_drafter
 from ddtree_sglang.demo.export import export_drafter
 from ddtree_sglang.demo.features import unit_feature_scale
 from ddtree_sglang.demo.manifest import write_manifest
+from ddtree_sglang.demo.run_record import check_resumable
 from ddtree_sglang.demo.self_generation import GenerationPlan, generate_conversations
 from ddtree_sglang.demo.stage_inputs import (
     given_conversations,
@@ -91,8 +94,14 @@ def _features(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    cache, conversations = given_features(args, layer_ids(args.target_layers)), given_conversations(args)
+    conversations = given_conversations(args)
     train, held_out = split_held_out(conversations, args.held_out_percent)
+    plan = training_plan(args)
+    saved = load_checkpoint(args.work / "checkpoints")
+    if saved is not None:  # asked before the features, which may take hours
+        percent = args.held_out_percent
+        check_resumable(saved, asdict(plan), conversations, percent, allow_changes=args.allow_changed_plan)
+    cache = given_features(args, layer_ids(args.target_layers))
     target = load_target(args, torch.float32)
     if target.config.hidden_size != cache.spec.hidden_size:
         raise ValueError(
@@ -111,7 +120,16 @@ def _train(args: argparse.Namespace) -> None:
     del target
     shown = held_out[: args.held_out_limit or None]
     trainer = Trainer(
-        model, embedding, head, conversations, cache, train, scale, training_plan(args), args.work / "checkpoints"
+        model,
+        embedding,
+        head,
+        conversations,
+        cache,
+        train,
+        scale,
+        plan,
+        args.work / "checkpoints",
+        args.held_out_percent,
     )
     trainer.evaluate = lambda drafter: evaluate_drafter(
         drafter, embedding, head, conversations, cache, shown, scale
@@ -138,10 +156,11 @@ def _drafter_config(args: argparse.Namespace, target: Any) -> DrafterConfig:
 def _export(args: argparse.Namespace) -> None:
     if args.output is None:
         raise ValueError("export needs a folder: pass --output FOLDER.")
-    model, scale, _ = trained_drafter(args)
+    trained = trained_drafter(args)
+    model = trained.model
     with torch.no_grad():
         # The engine hands over raw features: their scale moves into the projection.
-        model.fc.weight.mul_(scale)
+        model.fc.weight.mul_(trained.feature_scale)
     export_drafter(model, args.output, torch.float32 if args.float32 else torch.bfloat16)
     write_manifest(args.output)
     print(args.output)

@@ -75,6 +75,9 @@ def _add_plan_flags(group: Any) -> None:
     group.add_argument("--sampled-vocabulary", type=int, default=defaults.sampled_vocabulary)
     group.add_argument("--evaluate-every", type=int, default=defaults.evaluate_every)
     group.add_argument("--checkpoint-every", type=int, default=defaults.checkpoint_every)
+    group.add_argument(
+        "--allow-changed-plan", action="store_true", help="go on from a checkpoint of another plan or of other data"
+    )
     group.add_argument("--seed", type=int, default=defaults.seed)
     group.add_argument("--float32", action="store_true", help="no bfloat16 matrix products")
 

@@ -6,11 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import VOCABULARY, save_tiny_target, tiny_target, write_conversations
 
 from ddtree_sglang.demo.checkpoint import load_checkpoint
+from ddtree_sglang.demo.conversations import load_conversations
 from ddtree_sglang.demo.drafter_config import DrafterConfig
 from ddtree_sglang.demo.export import load_drafter
 from ddtree_sglang.demo.features import FeatureCache
@@ -120,8 +122,6 @@ def test_feature_rows_are_the_streams_after_the_chosen_layers(inputs: list[str],
     streams: list[torch.Tensor] = []
     for index in (0, 2):
         target.model.layers[index].register_forward_hook(lambda _m, _i, out: streams.append(out))
-    from ddtree_sglang.demo.conversations import load_conversations
-
     ids = load_conversations(Path(inputs[3])).token_ids(3)
     with torch.inference_mode():
         logits = target(ids[None]).logits[0]
@@ -137,7 +137,9 @@ def test_feature_rows_are_the_streams_after_the_chosen_layers(inputs: list[str],
         (["--target-layers", "0,1"], "feature cache must belong"),
         (["--held-out-percent", "1"], "held-out part needs at least 8"),
         (["--mask-token", "absent"], "mask token must be in the target's vocabulary"),
-        (["--start-layers", "3"], "resumed run must keep"),
+        (["--start-layers", "3"], "resumed run must keep the drafter's shape"),
+        (["--seed", "1", "--rows", "5"], "these differ: rows: 4 -> 5; seed: 0 -> 1. Pass the old values"),
+        (["--held-out-percent", "40"], "has 30 %, got 40 %"),
     ],
 )
 def test_unfit_input_is_refused_and_nothing_is_lost(
@@ -176,3 +178,62 @@ def test_target_of_another_hidden_size_than_the_features_is_refused(
     ]
     assert main(arguments) == 2
     assert "hidden size" in capsys.readouterr().err
+
+
+def _grow(data: Path, output: Path) -> Path:
+    """The same conversations and the first ten of them with another last token."""
+    held = load_conversations(data)
+    more = held.head(10)
+    tokens = more.tokens.clone()
+    tokens[more.offsets[1:] - 1] = 1
+    np.savez(
+        output,
+        tokens=np.concatenate([held.tokens, tokens]),
+        offsets=np.concatenate([held.offsets, int(held.offsets[-1]) + more.offsets[1:]]),
+        answer_start=np.concatenate([held.answer_start, more.answer_start]),
+    )
+    return output
+
+
+def test_a_run_goes_on_with_grown_data_and_another_optimizer_when_asked(
+    inputs: list[str], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = shutil.copytree(trained, tmp_path / "work")
+    grown = [*inputs[:2], "--data", str(_grow(Path(inputs[3]), tmp_path / "grown.npz"))]
+    arguments = ["train", *grown, "--work", str(work), *COMMON, "--steps", "63", "--optimizer", "muon"]
+    assert main(arguments) == 2
+    assert "grown by new ones at the end" in capsys.readouterr().err
+    assert FeatureCache(work / "features").spec == FeatureCache(trained / "features").spec
+    assert main([*arguments, "--allow-changed-plan"]) == 0
+    printed = capsys.readouterr().out
+    assert "optimizer: adamw -> muon" in printed
+    assert "resuming at step 60 of 63 (planned were 60" in printed
+    saved = load_checkpoint(work / "checkpoints")
+    assert saved is not None
+    assert saved["step"] == 63
+    assert saved["data"]["conversations"] == 70
+    assert saved["plan"]["optimizer"] == "muon"
+
+
+def test_a_score_that_a_kill_prevented_is_made_up_for(
+    inputs: list[str], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The checkpoint of the last step is written, its held-out score is not."""
+    work = shutil.copytree(trained, tmp_path / "work")
+    expected = _curve(trained)
+    assert "held_out" in expected[-1]
+    lines = [json.dumps(record) + "\n" for record in expected]
+    (work / "checkpoints" / "curve.jsonl").write_text("".join(lines[:-1]) + lines[-1][:9])  # a line cut off, too
+    flags = ["--steps", "60", "--evaluate-every", "30", "--checkpoint-every", "20"]
+    for _ in range(2):  # made up for once, not at every start
+        assert main(["train", *inputs, "--work", str(work), *COMMON, *flags]) == 0
+        assert _curve(work) == expected
+    assert capsys.readouterr().out.count("held_out") == 1
+
+
+def test_a_checkpoint_is_not_scored_on_what_it_was_trained_on(
+    inputs: list[str], trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*COMMON, "--held-out-percent", "31"]
+    assert main(["evaluate", *inputs, "--work", str(trained), *flags]) == 2
+    assert "it held out 30 %, got --held-out-percent 31. Pass 30 or less." in capsys.readouterr().err

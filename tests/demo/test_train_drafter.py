@@ -78,6 +78,10 @@ def test_resumed_training_continues_exactly_as_uninterrupted(inputs: list[str], 
     assert found["step"] == 20
     for name, value in expected["model"].items():
         torch.testing.assert_close(found["model"][name], value, rtol=0, atol=0)
+    # Step 15 lies in the middle of an average.
+    assert [record["step"] for record in _curve(broken)] == [10, 20, 20]
+    for name in ("step", "loss", "accuracy_by_depth", "learning_rate", "held_out"):
+        assert [record.get(name) for record in _curve(broken)] == [record.get(name) for record in _curve(straight)]
 
 
 def test_corrupt_newest_checkpoint_falls_back_to_the_one_before(

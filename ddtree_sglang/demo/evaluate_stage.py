@@ -13,7 +13,8 @@ from ddtree_sglang.demo.conversations import Conversations, split_held_out
 from ddtree_sglang.demo.drafter_model import DFlashDrafter
 from ddtree_sglang.demo.evaluation import Evaluation, evaluate_drafter
 from ddtree_sglang.demo.export import load_drafter
-from ddtree_sglang.demo.features import FeatureCache, build_feature_cache
+from ddtree_sglang.demo.feature_cache import FeatureCache
+from ddtree_sglang.demo.features import build_feature_cache
 from ddtree_sglang.demo.held_out_prompts import HELD_OUT_PROMPTS
 from ddtree_sglang.demo.manifest import sha256_of
 from ddtree_sglang.demo.results import collect_provenance, weights_digest, write_results
@@ -23,8 +24,10 @@ from ddtree_sglang.demo.stage_inputs import (
     given_features,
     load_target,
     load_tokenizer,
+    target_folder,
     trained_drafter,
 )
+from ddtree_sglang.demo.target_check import target_fingerprint
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -33,6 +36,7 @@ def evaluate(args: argparse.Namespace) -> None:
         args.results.parent.mkdir(parents=True, exist_ok=True)  # before the long part
     model, scale, drafter = _drafter_to_score(args)
     target = load_target(args, torch.float32)
+    _check_fit(model, target)
     cache, conversations, kinds = _text_to_score(args, target, model.config.target_layer_ids)
     indices = _indices_to_score(args, conversations)
     embedding = target.get_input_embeddings().weight.detach()
@@ -50,7 +54,13 @@ def evaluate(args: argparse.Namespace) -> None:
         print(json.dumps(record))
     print(score_table(scores))
     if args.results is not None:
-        facts = {"drafter": drafter, "conversations_sha256": conversations.digest(), "scored": len(indices)}
+        target_digest = target_fingerprint(target_folder(args))
+        facts = {
+            "drafter": drafter,
+            "target": target_digest,
+            "conversations_sha256": conversations.digest(),
+            "scored": len(indices),
+        }
         write_results(args.results, collect_provenance(args, **facts), records)
 
 
@@ -71,6 +81,17 @@ def _drafter_to_score(args: argparse.Namespace) -> tuple[DFlashDrafter, torch.Te
     return model, torch.ones(model.config.feature_size), identity
 
 
+def _check_fit(model: DFlashDrafter, target: Any) -> None:
+    names = ("hidden_size", "vocab_size")
+    found = {name: (getattr(model.config, name), getattr(target.config, name)) for name in names}
+    found["num_target_layers"] = (model.config.num_target_layers, target.config.num_hidden_layers)
+    wrong = [f"{name} {own} and {its}" for name, (own, its) in found.items() if own != its]
+    if wrong:
+        raise ValueError(
+            f"the drafter must be one for this target, they differ in {', '.join(wrong)}: pass its target."
+        )
+
+
 def _check_split(args: argparse.Namespace, trained_with: int | None) -> None:
     if args.prompts == "held-out" and trained_with is not None and args.held_out_percent > trained_with:
         raise ValueError(
@@ -84,10 +105,22 @@ def _text_to_score(
 ) -> tuple[FeatureCache, Conversations, list[str]]:
     """Features after the drafter's own layers, the conversations, and the kind of each."""
     if args.prompts == "by-kind":
-        conversations, kinds = answer_prompts(target, load_tokenizer(args), HELD_OUT_PROMPTS, args.work / "by-kind.npz")
-        return build_feature_cache(conversations, target, layers, args.work / "by-kind-features"), conversations, kinds
+        fingerprint, path = target_fingerprint(target_folder(args)), args.work / "by-kind.npz"
+        tokenizer, answering = load_tokenizer(args), f"{fingerprint} float32"
+        conversations, kinds = answer_prompts(target, tokenizer, HELD_OUT_PROMPTS, path, fingerprint=answering)
+        folder = args.work / "by-kind-features"
+        cache = build_feature_cache(conversations, target, layers, folder, fingerprint=fingerprint)
+        return cache, conversations, kinds
     conversations = given_conversations(args)
-    return given_features(args, layers), conversations, ["held out"] * len(conversations)
+    return given_features(args, layers), conversations, _kinds_of(conversations)
+
+
+def _kinds_of(conversations: Conversations) -> list[str]:
+    """Greedy and sampled answers apart where the file tells them apart: they are not equally hard to draft."""
+    if conversations.sampled is None:
+        return ["held out"] * len(conversations)
+    names = {0: "held out, greedy", 1: "held out, sampled", -1: "held out, unmarked"}
+    return [names[mark] for mark in conversations.sampled.tolist()]
 
 
 def _indices_to_score(args: argparse.Namespace, conversations: Conversations) -> list[int]:

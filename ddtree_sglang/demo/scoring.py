@@ -49,12 +49,20 @@ class KindScore:
 
 
 def answer_prompts(
-    target: Any, tokenizer: Any, prompts: Mapping[str, Sequence[str]], path: Path, max_new_tokens: int = 160
+    target: Any,
+    tokenizer: Any,
+    prompts: Mapping[str, Sequence[str]],
+    path: Path,
+    max_new_tokens: int = 160,
+    *,
+    fingerprint: str = "",
 ) -> tuple[Conversations, list[str]]:
     """Greedy answers of the target to every prompt, and the kind of each; kept in `path` (.npz).
 
+    `fingerprint` says which target answers, and in which dtype; a file that does not say is used with a message.
+
     Raises:
-        ValueError: `path` holds answers to other prompts.
+        ValueError: `path` holds answers to other prompts or of another target, or is damaged.
     """
     asked = json.dumps({kind: list(messages) for kind, messages in prompts.items()})
     if not path.exists():
@@ -66,12 +74,20 @@ def answer_prompts(
                 starts += [len(prompt) for prompt, _ in pairs]
                 kinds += [kind] * len(pairs)
                 print(f"answered {len(rows)} of {sum(map(len, prompts.values()))} prompts", flush=True)
-        write_conversations(path, rows, starts, kinds=np.array(kinds), asked=np.array(asked))
+        write_conversations(path, rows, starts, kinds=np.array(kinds), asked=np.array(asked), target=fingerprint)
+    conversations = load_conversations(path)
     with np.load(path) as arrays:
-        if str(arrays["asked"]) != asked:
+        if "asked" not in arrays or "kinds" not in arrays or str(arrays["asked"]) != asked:
             raise ValueError(f"{path} must hold answers to these prompts, it has others: remove it.")
         kinds = [str(kind) for kind in arrays["kinds"]]
-    return load_conversations(path), kinds
+        if "target" not in arrays:
+            print(f"{path} does not say which target answered: used without comparing them", flush=True)
+        elif str(arrays["target"]) != fingerprint:
+            raise ValueError(
+                f"{path} must hold the answers of this target, {fingerprint!r}; it has those of "
+                f"{str(arrays['target'])!r}: remove it, or name another --work folder."
+            )
+    return conversations, kinds
 
 
 def _answer(

@@ -20,31 +20,31 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import torch
 
 from ddtree_sglang.demo.checkpoint import load_checkpoint
 from ddtree_sglang.demo.completers import Completer, LocalCompleter, Sampling, ServerCompleter
 from ddtree_sglang.demo.conversations import split_held_out
-from ddtree_sglang.demo.drafter_config import DrafterConfig, drafter_config_for
 from ddtree_sglang.demo.drafter_init import start_from_target
 from ddtree_sglang.demo.drafter_model import DFlashDrafter
 from ddtree_sglang.demo.evaluate_stage import evaluate
 from ddtree_sglang.demo.evaluation import evaluate_drafter
 from ddtree_sglang.demo.export import export_drafter
-from ddtree_sglang.demo.features import unit_feature_scale
+from ddtree_sglang.demo.feature_cache import unit_feature_scale
 from ddtree_sglang.demo.manifest import write_manifest
 from ddtree_sglang.demo.run_record import check_resumable
 from ddtree_sglang.demo.self_generation import GenerationPlan, generate_conversations
 from ddtree_sglang.demo.stage_inputs import (
+    drafter_shape,
+    folder_end_ids,
     given_conversations,
     given_features,
     load_target,
     load_tokenizer,
     trained_drafter,
 )
-from ddtree_sglang.demo.train_flags import build_parser, layer_ids, training_plan
+from ddtree_sglang.demo.train_flags import build_parser, training_plan
 from ddtree_sglang.demo.training import Trainer
 
 
@@ -83,17 +83,18 @@ def _generate(args: argparse.Namespace) -> None:
     )
     completer: Completer
     if args.server is not None:
-        completer = ServerCompleter(args.server, tokenizer.eos_token_id)
+        completer = ServerCompleter(args.server, folder_end_ids(args, tokenizer))
     else:
         completer = LocalCompleter(load_target(args, torch.float32 if args.float32 else torch.bfloat16))
     generate_conversations(completer, tokenizer, args.data, plan)
 
 
 def _features(args: argparse.Namespace) -> None:
-    given_features(args, layer_ids(args.target_layers))
+    given_features(args, drafter_shape(args)[0].target_layer_ids)
 
 
 def _train(args: argparse.Namespace) -> None:
+    shape, start_layers = drafter_shape(args)
     conversations = given_conversations(args)
     train, held_out = split_held_out(conversations, args.held_out_percent)
     plan = training_plan(args)
@@ -101,7 +102,7 @@ def _train(args: argparse.Namespace) -> None:
     if saved is not None:  # asked before the features, which may take hours
         percent = args.held_out_percent
         check_resumable(saved, asdict(plan), conversations, percent, allow_changes=args.allow_changed_plan)
-    cache = given_features(args, layer_ids(args.target_layers))
+    cache = given_features(args, shape.target_layer_ids)
     target = load_target(args, torch.float32)
     if target.config.hidden_size != cache.spec.hidden_size:
         raise ValueError(
@@ -109,9 +110,9 @@ def _train(args: argparse.Namespace) -> None:
             f"{target.config.hidden_size} and {cache.spec.hidden_size}: name another --work folder."
         )
     torch.manual_seed(args.seed)
-    model = DFlashDrafter(_drafter_config(args, target))
+    model = DFlashDrafter(shape)
     if not args.random_start:
-        start_from_target(model, target, layer_ids(args.start_layers))
+        start_from_target(model, target, start_layers)
     model.to(args.device)
     embedding = target.get_input_embeddings().weight.detach()
     head = target.get_output_embeddings().weight.detach()
@@ -139,20 +140,6 @@ def _train(args: argparse.Namespace) -> None:
     trainer.run()
 
 
-def _drafter_config(args: argparse.Namespace, target: Any) -> DrafterConfig:
-    mask_id = load_tokenizer(args).get_vocab().get(args.mask_token)
-    if mask_id is None:
-        raise ValueError(f"the mask token must be in the target's vocabulary, {args.mask_token!r} is not.")
-    return drafter_config_for(
-        target.config,
-        mask_token_id=mask_id,
-        mask_token=args.mask_token,
-        target_layer_ids=layer_ids(args.target_layers),
-        num_layers=len(layer_ids(args.start_layers)),
-        block_size=args.block_size,
-    )
-
-
 def _export(args: argparse.Namespace) -> None:
     if args.output is None:
         raise ValueError("export needs a folder: pass --output FOLDER.")
@@ -169,6 +156,7 @@ def _export(args: argparse.Namespace) -> None:
 def _all(args: argparse.Namespace) -> None:
     if args.output is None:
         raise ValueError("the last stage exports: pass --output FOLDER.")
+    drafter_shape(args)  # what does not fit is said before the first conversation is written
     for stage in (_generate, _train, _export):
         stage(args)
     args.draft, args.prompts = args.output, "by-kind"

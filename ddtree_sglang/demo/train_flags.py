@@ -36,8 +36,16 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--held-out-percent", type=int, default=5)
     parser.add_argument("--held-out-limit", type=int, default=0, help="evaluate on the first N only")
     shape = parser.add_argument_group("drafter shape")
-    shape.add_argument("--target-layers", default="1,8,15,22,28", help="features: output of these layers")
-    shape.add_argument("--start-layers", default="27,28,29", help="target layers that the drafter's start from")
+    shape.add_argument(
+        "--target-layers",
+        type=layer_ids,
+        help="features: output of these layers, default: five spread over the target's (1,8,15,22,28 of 30)",
+    )
+    shape.add_argument(
+        "--start-layers",
+        type=layer_ids,
+        help="target layers that the drafter's start from, default: the last three (27,28,29 of 30)",
+    )
     shape.add_argument("--random-start", action="store_true", help="start from noise instead; only their number counts")
     shape.add_argument("--block-size", type=int, default=8)
     shape.add_argument("--mask-token", default="<reponame>", help="a token that text never holds")
@@ -105,5 +113,14 @@ def training_plan(args: argparse.Namespace) -> TrainingPlan:
 
 
 def layer_ids(text: str) -> tuple[int, ...]:
-    """Layer numbers of a comma-separated list."""
-    return tuple(int(part) for part in text.split(","))
+    """Layer numbers of a comma-separated list.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"layers must be numbers from 0 with commas between, such as 1,8,15, got {text!r}."
+        ) from None

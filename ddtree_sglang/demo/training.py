@@ -15,7 +15,7 @@ from ddtree_sglang.demo.checkpoint import load_checkpoint, save_checkpoint
 from ddtree_sglang.demo.conversations import Conversations
 from ddtree_sglang.demo.distillation import StepLoss, choose_candidates, distillation_loss
 from ddtree_sglang.demo.drafter_model import DFlashDrafter
-from ddtree_sglang.demo.features import FeatureCache
+from ddtree_sglang.demo.feature_cache import FeatureCache
 from ddtree_sglang.demo.optimizer import DrafterOptimizer, Schedule
 from ddtree_sglang.demo.run_record import data_record
 from ddtree_sglang.demo.training_curve import ProgressMeter, TrainingCurve

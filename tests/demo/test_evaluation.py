@@ -57,7 +57,7 @@ def _evaluation() -> Evaluation:
         3: (wrong, wrong),
         4: (second_right, right),
         5: (right, wrong),
-        6: (wrong, wrong),
+        6: (right, right),
         7: (right, right),  # the second of these lies behind the end
     }
     table = {(a, slot): kind(a + slot) for a, pair in kinds.items() for slot, kind in enumerate(pair, start=1)}
@@ -73,15 +73,15 @@ def test_rounds_of_a_chain_and_of_trees_are_those_counted_by_hand() -> None:
     # Chain: from 1 to 4 (two drafts and the bonus), to 5 (the bonus alone), to 7 (one draft), to the end.
     assert scores["chain"] == DraftScore(tokens=(7,), rounds=(4,))
     assert scores["chain"].accept_length == 7 / 4
-    # Two nodes are the two choices for the first token: 1, 3, 4, 6, 7. Eight hold every path, so 1 leads to 4 and 4 to 7.
-    assert scores["tree2"] == DraftScore(tokens=(7,), rounds=(5,))
+    # Two nodes are the two choices for the first token: 1, 3, 4, 6. Eight hold every path, so 1 leads to 4 and 4 to 7.
+    assert scores["tree2"] == DraftScore(tokens=(7,), rounds=(4,))
     assert scores["tree8"] == DraftScore(tokens=(7,), rounds=(3,))
 
 
 def test_accuracy_counts_positions_that_exist() -> None:
     first, second = _evaluation().reliability
-    assert first.accuracy == pytest.approx(3 / 7)  # anchors 1, 5 and 7 of seven
-    assert second.accuracy == pytest.approx(2 / 6)  # anchors 1 and 4 of six
+    assert first.accuracy == pytest.approx(4 / 7)  # anchors 1, 5, 6 and 7 of seven
+    assert second.accuracy == pytest.approx(3 / 6)  # anchors 1, 4 and 6 of six
     # Two tokens of 0.6 and 0.2 and eighteen of -9.
     weights = torch.tensor([0.6, 0.2] + [-9.0] * 18)
     assert first.confidence == pytest.approx(float(weights.softmax(0)[0]), rel=1e-5)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import save_tiny_target, tiny_config, tiny_target
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer
 from ddtree_sglang.demo import evaluate_stage, train_drafter
 from ddtree_sglang.demo.conversations import load_conversations
 from ddtree_sglang.demo.drafter_model import DFlashDrafter
-from ddtree_sglang.demo.export import export_drafter
+from ddtree_sglang.demo.export import export_drafter, load_drafter
 from ddtree_sglang.demo.held_out_prompts import HELD_OUT_PROMPTS
 from ddtree_sglang.demo.scoring import answer_prompts
 
@@ -47,6 +48,39 @@ def test_answers_are_greedy_whatever_the_padding_and_are_kept(folder: Path, tmp_
     assert again.digest() == held.digest()
     with pytest.raises(ValueError, match="answers to these prompts"):
         answer_prompts(target, tokenizer, {"other": ("w1",)}, path)
+
+
+def test_answers_of_another_target_are_refused_and_older_ones_used_with_a_warning(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer, path = AutoTokenizer.from_pretrained(folder), tmp_path / "answers.npz"
+    answer_prompts(tiny_target(), tokenizer, PROMPTS, path, max_new_tokens=12, fingerprint="one float32")
+    answer_prompts(None, tokenizer, PROMPTS, path, fingerprint="one float32")
+    assert "does not say" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="of this target, 'two float32'; it has those of 'one float32': remove it"):
+        answer_prompts(None, tokenizer, PROMPTS, path, fingerprint="two float32")
+    with np.load(path) as arrays:
+        np.savez(path, **{name: value for name, value in arrays.items() if name != "target"})
+    answer_prompts(None, tokenizer, PROMPTS, path, fingerprint="two float32")
+    assert "does not say which target answered" in capsys.readouterr().out
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=rf"{path} must be an .npz file of conversations, it is damaged"):
+        answer_prompts(None, tokenizer, PROMPTS, path)
+
+
+@pytest.mark.parametrize("damage", ["config", "field", "weights"])
+def test_a_damaged_drafter_says_so(tmp_path: Path, damage: str) -> None:
+    draft = export_drafter(DFlashDrafter(tiny_config(tiny_target())), tmp_path, torch.float32)
+    if damage == "config":
+        (draft / "config.json").write_text("{")
+    elif damage == "field":
+        config = json.loads((draft / "config.json").read_text())
+        del config["head_dim"]
+        (draft / "config.json").write_text(json.dumps(config))
+    else:
+        (draft / "model.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(ValueError, match=rf"{draft}.*(is damaged|must have the field 'head_dim').*export"):
+        load_drafter(draft)
 
 
 def test_an_exported_drafter_is_scored_by_kind_from_the_command_line(

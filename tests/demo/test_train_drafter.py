@@ -15,7 +15,7 @@ from ddtree_sglang.demo.checkpoint import load_checkpoint
 from ddtree_sglang.demo.conversations import load_conversations
 from ddtree_sglang.demo.drafter_config import DrafterConfig
 from ddtree_sglang.demo.export import load_drafter
-from ddtree_sglang.demo.features import FeatureCache
+from ddtree_sglang.demo.feature_cache import FeatureCache
 from ddtree_sglang.demo.train_drafter import main
 
 SHAPE = ["--target-layers", "0,2", "--start-layers", "2,3", "--block-size", "4", "--mask-token", "mask"]
@@ -181,7 +181,7 @@ def test_target_of_another_hidden_size_than_the_features_is_refused(
         "60",
     ]
     assert main(arguments) == 2
-    assert "hidden size" in capsys.readouterr().err
+    assert "feature cache must be of this target" in capsys.readouterr().err
 
 
 def _grow(data: Path, output: Path) -> Path:

@@ -13,7 +13,8 @@ from tiny import LAYER_IDS, tiny_target, write_conversations
 from ddtree_sglang.demo.anchor_batches import AnchorBatch, batch_at
 from ddtree_sglang.demo.conversations import Conversations, load_conversations
 from ddtree_sglang.demo.distillation import choose_candidates, distillation_loss
-from ddtree_sglang.demo.features import FeatureCache, build_feature_cache
+from ddtree_sglang.demo.feature_cache import FeatureCache
+from ddtree_sglang.demo.features import build_feature_cache
 
 
 @pytest.fixture(scope="module")

@@ -87,9 +87,7 @@ def _check_fit(model: DFlashDrafter, target: Any) -> None:
     found["num_target_layers"] = (model.config.num_target_layers, target.config.num_hidden_layers)
     wrong = [f"{name} {own} and {its}" for name, (own, its) in found.items() if own != its]
     if wrong:
-        raise ValueError(
-            f"the drafter must be one for this target, they differ in {', '.join(wrong)}: pass its target."
-        )
+        raise ValueError(f"the drafter must be one for this target, they differ in {', '.join(wrong)}: pass its own.")
 
 
 def _check_split(args: argparse.Namespace, trained_with: int | None) -> None:

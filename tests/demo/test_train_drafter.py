@@ -12,7 +12,7 @@ import torch
 from tiny import VOCABULARY, save_tiny_target, tiny_target, write_conversations
 
 from ddtree_sglang.demo.checkpoint import load_checkpoint
-from ddtree_sglang.demo.conversations import load_conversations
+from ddtree_sglang.demo.conversations import load_conversations, split_held_out
 from ddtree_sglang.demo.drafter_config import DrafterConfig
 from ddtree_sglang.demo.export import load_drafter
 from ddtree_sglang.demo.feature_cache import FeatureCache
@@ -241,3 +241,42 @@ def test_a_checkpoint_is_not_scored_on_what_it_was_trained_on(
     flags = [*COMMON, "--held-out-percent", "31"]
     assert main(["evaluate", *inputs, "--work", str(trained), *flags]) == 2
     assert "it held out 30 %, got --held-out-percent 31. Pass 30 or less." in capsys.readouterr().err
+
+
+def test_layers_that_are_no_numbers_are_refused_with_an_example(
+    inputs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", *inputs, "--work", str(tmp_path), "--target-layers", "a"])
+    assert "layers must be numbers from 0 with commas between, such as 1,8,15, got 'a'" in capsys.readouterr().err
+
+
+def test_a_drafter_is_scored_with_its_own_layers_and_marked_answers_apart(
+    inputs: list[str], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No layer flag here; every other answer is marked as sampled."""
+    work, data = shutil.copytree(trained, tmp_path / "work"), tmp_path / "marked.npz"
+    with np.load(inputs[3]) as arrays:
+        np.savez(data, **arrays, sampled=np.arange(60, dtype=np.int8) % 2)
+    flags = ["--held-out-percent", "30", "--threads", "1", "--float32"]
+    assert main(["evaluate", *inputs[:2], "--data", str(data), "--work", str(work), *flags]) == 0
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    records = {record["kind"]: record for record in map(json.loads, printed)}
+    assert set(records) == {"held out, greedy", "held out, sampled", "all"}
+    _, held_out = split_held_out(load_conversations(data), 30)
+    assert records["held out, sampled"]["conversations"] == sum(index % 2 for index in held_out)
+    assert records["all"]["conversations"] == len(held_out)
+    other = save_tiny_target(tmp_path / "other", hidden_size=64)
+    draft = str(tmp_path / "draft")
+    assert main(["export", "--work", str(work), "--output", draft]) == 0
+    assert main(["evaluate", "--target", str(other), *inputs[2:], "--work", str(work), "--draft", draft, *flags]) == 2
+    assert "they differ in hidden_size 48 and 64: pass its own" in capsys.readouterr().err
+
+
+def test_damaged_weights_of_the_target_are_named(
+    inputs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = shutil.copytree(inputs[1], tmp_path / "target")
+    (target / "model.safetensors").write_bytes(b"\0" * 100)
+    assert main(["features", "--target", str(target), *inputs[2:], "--work", str(tmp_path / "work"), *COMMON]) == 2
+    assert f"the target's weights in {target} are damaged" in capsys.readouterr().err

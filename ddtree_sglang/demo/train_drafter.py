@@ -10,6 +10,8 @@
 Each stage can be stopped and started again: features are computed once per `--work` folder, training goes on
 from the newest checkpoint there, evaluation and export read that checkpoint. `train` runs the features stage
 itself when it is missing; `all` runs every stage, and scores what it exported on prompts of four kinds.
+A run goes on only with its own data, split and plan: `--allow-changed-plan` allows other data and another plan, never
+another split. `evaluate --results FILE` writes the scores down. Targets: any of Llama's shape, see `target_check.py`.
 Recipe: block drafting over several target features (DFlash, arXiv 2602.06036),
 trained on the target's own answers against the target's own distributions.
 """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddtree_sglang.demo.conversations import Conversations
-from ddtree_sglang.demo.features import FeatureCache
+from ddtree_sglang.demo.feature_cache import FeatureCache
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ class Completer(Protocol):
     """The target, as self-generation sees it."""
 
     @property
-    def end_id(self) -> int:
-        """The target's end token."""
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens with which the target ends, at least one."""
 
     def complete(self, prompts: list[list[int]], new_tokens: int, sampling: Sampling) -> list[list[int]]:
         """Continuations of up to `new_tokens` ids in the order of the prompts, with their end token if reached."""
@@ -44,15 +44,15 @@ class LocalCompleter:
     target: Any
 
     @property
-    def end_id(self) -> int:
-        """The target's end token."""
-        return int(self.target.config.eos_token_id)
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens with which the target ends."""
+        return end_token_ids(self.target.generation_config, self.target.config)
 
     @torch.inference_mode()
     def complete(self, prompts: list[list[int]], new_tokens: int, sampling: Sampling) -> list[list[int]]:
         """See `Completer`."""
-        longest = max(map(len, prompts))
-        ids = torch.tensor([[self.end_id] * (longest - len(p)) + p for p in prompts])
+        longest, end_ids = max(map(len, prompts)), self.end_ids
+        ids = torch.tensor([[end_ids[0]] * (longest - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
         how: dict[str, Any] = {"do_sample": False}
         if sampling.temperature > 0:
@@ -61,12 +61,12 @@ class LocalCompleter:
             ids.to(self.target.device),
             attention_mask=mask.to(self.target.device),
             max_new_tokens=max(1, new_tokens),
-            pad_token_id=self.end_id,
-            eos_token_id=self.end_id,
+            pad_token_id=end_ids[0],
+            eos_token_id=list(end_ids),
             **how,
         )
         rows = out[:, longest:].tolist()
-        return [row[: row.index(self.end_id) + 1] if self.end_id in row else row for row in rows]
+        return [_up_to_end(row, end_ids) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ServerCompleter:
     """An SGLang server's native `/generate`, which takes and gives token ids; what is sampled is not repeatable."""
 
     url: str
-    end_id: int
+    end_ids: tuple[int, ...]
     timeout_s: float = 3600.0
 
     def complete(self, prompts: list[list[int]], new_tokens: int, sampling: Sampling) -> list[list[int]]:
@@ -87,7 +87,7 @@ class ServerCompleter:
             "max_new_tokens": max(1, new_tokens),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "stop_token_ids": [self.end_id],
+            "stop_token_ids": list(self.end_ids),
         }
         body = json.dumps({"input_ids": prompts, "sampling_params": parameters}).encode()
         request = urllib.request.Request(self.url.rstrip("/") + "/generate", body, {"Content-Type": "application/json"})
@@ -106,6 +106,27 @@ class ServerCompleter:
 
     def _ids(self, answer: dict[str, Any]) -> list[int]:
         ids = list(answer["output_ids"])
-        if answer["meta_info"]["finish_reason"]["type"] == "stop" and (not ids or ids[-1] != self.end_id):
-            ids.append(self.end_id)
+        reason = answer["meta_info"]["finish_reason"]
+        if reason["type"] == "stop" and (not ids or ids[-1] not in self.end_ids):
+            matched = reason.get("matched")
+            ids.append(matched if matched in self.end_ids else self.end_ids[0])
         return ids
+
+
+def end_token_ids(*sources: Any) -> tuple[int, ...]:
+    """The end tokens that the first of these configurations (or a tokenizer) names: one id, or several as Llama 3 does.
+
+    Raises:
+        ValueError: none names any.
+    """
+    for source in sources:
+        ids = getattr(source, "eos_token_id", None)
+        if ids is not None:
+            return tuple(ids) if isinstance(ids, list | tuple) else (int(ids),)
+    raise ValueError("the target must say with which token it ends: put eos_token_id into its generation_config.json.")
+
+
+def _up_to_end(row: list[int], end_ids: tuple[int, ...]) -> list[int]:
+    """The row up to its first end token, which stays."""
+    length = next((place + 1 for place, token in enumerate(row) if token in end_ids), len(row))
+    return row[:length]

@@ -1,12 +1,15 @@
 """Conversations as token ids, and their split into training and held-out parts.
 
 File format (NumPy `.npz`): `tokens` [total] integer ids, `offsets` [n+1] int64, `answer_start` [n] int32, the
-index of the first answer token within its conversation. Knows nothing about models.
+index of the first answer token within its conversation, and where it is known `sampled` [n] int8: 1 for an answer at
+temperature 1, 0 for a greedy one, -1 for one that does not say. Knows nothing about models.
 """
 
 from __future__ import annotations
 
 import hashlib
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +25,7 @@ class Conversations:
     tokens: Tensor  # [total] int64
     offsets: Tensor  # [n+1] int64
     answer_start: Tensor  # [n] int64
+    sampled: Tensor | None = None  # [n] int64: 1 sampled, 0 greedy, -1 unknown; None: all unknown
 
     def __len__(self) -> int:
         return len(self.answer_start)
@@ -38,10 +42,11 @@ class Conversations:
     def head(self, count: int) -> Conversations:
         """The first `count` conversations."""
         offsets = self.offsets[: count + 1]
-        return Conversations(self.tokens[: int(offsets[-1])], offsets, self.answer_start[:count])
+        sampled = None if self.sampled is None else self.sampled[:count]
+        return Conversations(self.tokens[: int(offsets[-1])], offsets, self.answer_start[:count], sampled)
 
     def digest(self) -> str:
-        """SHA-256 over everything, to tell whether a cache belongs to these conversations."""
+        """SHA-256 over the text, not over how it was sampled: whether a cache belongs to these conversations."""
         parts = (self.tokens, self.offsets, self.answer_start)
         return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
 
@@ -51,22 +56,33 @@ def load_conversations(path: Path) -> Conversations:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an array is missing, or offsets and answers do not describe the tokens.
+        ValueError: the file is damaged, an array is missing, or offsets and answers do not describe the tokens.
     """
-    with np.load(path) as arrays:
-        missing = {"tokens", "offsets", "answer_start"} - set(arrays.files)
-        if missing:
-            raise ValueError(
-                f"{path} must hold the arrays tokens, offsets and answer_start, {sorted(missing)} missing."
-            )
-        tokens, offsets, start = (
-            torch.from_numpy(arrays[k].astype(np.int64)) for k in ("tokens", "offsets", "answer_start")
-        )
+    arrays = _read_arrays(path)
+    missing = {"tokens", "offsets", "answer_start"} - set(arrays)
+    if missing:
+        raise ValueError(f"{path} must hold the arrays tokens, offsets and answer_start, {sorted(missing)} missing.")
+    tokens, offsets, start = (arrays[name] for name in ("tokens", "offsets", "answer_start"))
+    sampled = arrays.get("sampled")
+    if sampled is not None and len(sampled) != len(start):
+        raise ValueError(f"{path}: sampled must have one entry per conversation, got {len(sampled)} of {len(start)}.")
     lengths = offsets.diff()
     consistent = len(offsets) == len(start) + 1 and int(offsets[0]) == 0 and int(offsets[-1]) == len(tokens)
     if not consistent or bool((start < 1).any()) or bool((start > lengths).any()):
         raise ValueError(f"{path}: offsets and answer_start must describe the {len(tokens)} tokens: rewrite it.")
-    return Conversations(tokens, offsets, start)
+    return Conversations(tokens, offsets, start, sampled)
+
+
+def _read_arrays(path: Path) -> dict[str, Tensor]:
+    """The arrays of a conversation file that are there, as int64."""
+    try:
+        with np.load(path) as arrays:
+            names = [name for name in arrays.files if name in ("tokens", "offsets", "answer_start", "sampled")]
+            return {name: torch.from_numpy(arrays[name].astype(np.int64)) for name in names}
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path} must be an .npz file of conversations, it is damaged or something else ({error}): write it again."
+        ) from error
 
 
 def split_held_out(conversations: Conversations, percent: int) -> tuple[list[int], list[int]]:

@@ -33,7 +33,7 @@ class StepLoss:
     """Loss of one step and what to show of it."""
 
     loss: Tensor  # scalar, with gradient
-    correct: Tensor  # [D] float32, labels that were the best candidate
+    correct: Tensor  # [D] float32, labels that were the best candidate: at least as many as over the whole vocabulary
     counted: Tensor  # [D] float32, labels that exist
 
 
@@ -76,8 +76,8 @@ def distillation_loss(
             raised to at least this by mixing (D-PACE's prefix weights, as SpecForge has them): a position behind a
             draft that will be refused matters less. None for no such weight.
     """
-    logits = hidden[:, :, 1:].to(embedding.dtype) @ embedding[candidates.ids].T
-    logits = logits.float() + candidates.log_weight  # [C, A, D, candidates]
+    scores = (hidden[:, :, 1:].to(embedding.dtype) @ embedding[candidates.ids].T).float()  # [C, A, D, candidates]
+    logits = scores + candidates.log_weight
     log_partition = logits.logsumexp(-1, keepdim=True)
     label_column = candidates.column[batch.labels][..., None]
     hard = (log_partition - logits.gather(-1, label_column))[..., 0]
@@ -93,7 +93,8 @@ def distillation_loss(
     if confidence_floor is not None:
         weights = weights * _chance_to_be_reached(hard.detach(), batch.valid, confidence_floor)
     with torch.no_grad():
-        right = (logits.argmax(-1, keepdim=True) == label_column)[..., 0] & batch.valid
+        # A sampled token stands for many in the partition function, but for itself alone where the best one is asked.
+        right = (scores.argmax(-1, keepdim=True) == label_column)[..., 0] & batch.valid
     return StepLoss(
         (loss * weights).sum() / weights.sum().clamp_min(1e-9),
         right.float().sum((0, 1)),

@@ -17,7 +17,7 @@ from ddtree_sglang.demo.anchor_batches import AnchorBatch, gather_batch
 from ddtree_sglang.demo.calibration import Reliability, ReliabilityCounter
 from ddtree_sglang.demo.conversations import Conversations
 from ddtree_sglang.demo.drafter_model import DFlashDrafter
-from ddtree_sglang.demo.features import FeatureCache
+from ddtree_sglang.demo.feature_cache import FeatureCache
 
 TREE_BUDGETS = (8, 16, 32, 64)
 

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ddtree_sglang.demo.drafter_config import ARCHITECTURE, DrafterConfig
@@ -44,18 +45,24 @@ def load_drafter(folder: Path) -> DFlashDrafter:
 
     Raises:
         FileNotFoundError: `config.json` or `model.safetensors` is missing.
-        ValueError: not a plain DFlash drafter, or names or shapes differ from the config's.
+        ValueError: not a plain DFlash drafter, a damaged file, or names or shapes differ from the config's.
     """
-    config = json.loads((folder / "config.json").read_text())
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        weights = load_file(folder / "model.safetensors")
+    except (json.JSONDecodeError, SafetensorError) as error:
+        raise ValueError(f"the drafter in {folder} is damaged ({error}): export it again.") from error
     if config.get("architectures") != [ARCHITECTURE]:
         raise ValueError(
             f"a drafter's config.json must say architectures ['{ARCHITECTURE}'], found "
             f"{config.get('architectures')} in {folder}: pass a DFlash drafter folder."
         )
-    model = DFlashDrafter(DrafterConfig.from_hf_config(config))
-    state = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
     try:
-        model.load_state_dict(state)
+        model = DFlashDrafter(DrafterConfig.from_hf_config(config))
+    except KeyError as error:
+        raise ValueError(f"config.json in {folder} must have the field {error}: export the drafter again.") from error
+    try:
+        model.load_state_dict({name: value.float() for name, value in weights.items()})
     except RuntimeError as error:
         raise ValueError(f"weights in {folder} do not fit its config.json: {error}") from error
     return model.eval()

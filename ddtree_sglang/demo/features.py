@@ -11,93 +11,34 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ddtree_sglang.demo.conversations import Conversations
+from ddtree_sglang.demo.disk_space import allocate_file, full_disk_explained, held_bytes, require_free_space
+from ddtree_sglang.demo.feature_cache import FeatureCache, FeatureSpec, layout, open_arrays
+
+ROOM_REMEDY = "free some space, name another --work folder, or use fewer conversations or --target-layers."
 
 
-@dataclass(frozen=True)
-class FeatureSpec:
-    """What a cache holds; two runs may share one only if all of it is equal."""
+def _allocate(folder: Path, spec: FeatureSpec) -> None:
+    """Give the three files all their blocks, keeping what they hold.
 
-    conversations_digest: str
-    target_layer_ids: tuple[int, ...]
-    hidden_size: int
-    num_tokens: int
-    top_k: int
-
-
-class FeatureCache:
-    """Read side: per-token arrays of all conversations, row i belongs to token i of the flat token list."""
-
-    def __init__(self, folder: Path) -> None:
-        spec = json.loads((folder / "meta.json").read_text())
-        self.spec = FeatureSpec(**spec | {"target_layer_ids": tuple(spec["target_layer_ids"])})
-        arrays = _open_arrays(folder, self.spec, mode="r")
-        self._features, self._ids, self._logprobs = arrays
-
-    def held_conversations(self, conversations: Conversations, target_layer_ids: tuple[int, ...]) -> int:
-        """How many of `conversations`, from the first one on, the cache has; all of what it has must be among them.
-
-        Raises:
-            ValueError: the cache belongs to other conversations or layers.
-        """
-        held, needed = self.spec.target_layer_ids, tuple(target_layer_ids)
-        count = int(torch.searchsorted(conversations.offsets, self.spec.num_tokens))
-        of_these = count <= len(conversations) and conversations.head(count).digest() == self.spec.conversations_digest
-        if held != needed or not of_these:
-            raise ValueError(
-                f"the feature cache must belong to these conversations and layers {list(needed)}; it was "
-                f"computed from layers {list(held)} of conversations {self.spec.conversations_digest[:12]}. "
-                "Remove it or name another --work folder."
-            )
-        return count
-
-    def features(self, start: int, stop: int) -> Tensor:
-        """Context features [stop-start, F*H] bfloat16 of flat token rows."""
-        return torch.from_numpy(self._features[start:stop].copy()).view(torch.bfloat16)
-
-    def next_token_ids(self, start: int, stop: int) -> Tensor:
-        """Ids [stop-start, top_k] int64 of the target's most probable next tokens, best first."""
-        return torch.from_numpy(self._ids[start:stop].astype(np.int64))
-
-    def next_token_logprobs(self, start: int, stop: int) -> Tensor:
-        """Their log-probabilities over the whole vocabulary [stop-start, top_k] float32."""
-        return torch.from_numpy(self._logprobs[start:stop].astype(np.float32))
-
-
-def unit_feature_scale(cache: FeatureCache, sample: int = 8192) -> Tensor:
-    """Factors [F*H] float32, one value per feature layer, that give features unit root mean square.
-
-    Deep layers' streams are an order of magnitude larger than early ones', and a position's first tokens
-    larger still; the median over tokens ignores those.
+    Raises:
+        DiskFullError: no room; files that hold a complete cache still hold it.
     """
-    rows = torch.linspace(0, cache.spec.num_tokens - 1, min(sample, cache.spec.num_tokens)).long().tolist()
-    values = torch.cat([cache.features(row, row + 1) for row in rows]).float()
-    values = values.view(len(values), len(cache.spec.target_layer_ids), cache.spec.hidden_size)
-    size = values.pow(2).mean(-1).sqrt().median(0).values
-    return (1 / size.clamp_min(1e-6)).repeat_interleave(cache.spec.hidden_size)
-
-
-def _open_arrays(folder: Path, spec: FeatureSpec, mode: Any) -> tuple[np.memmap, np.memmap, np.memmap]:
-    """Maps of features (bfloat16 bits as int16), ids and log-probabilities; mode as for numpy.memmap."""
-    width = len(spec.target_layer_ids) * spec.hidden_size
-    layout = (
-        ("features", np.int16, width),
-        ("ids", np.int32, spec.top_k),
-        ("logprobs", np.float16, spec.top_k),
-    )
-    maps = [
-        np.memmap(folder / f"{name}.bin", dtype=dtype, mode=mode, shape=(spec.num_tokens, columns))
-        for name, dtype, columns in layout
-    ]
-    return maps[0], maps[1], maps[2]
+    sizes = {
+        folder / name: spec.num_tokens * columns * np.dtype(dtype).itemsize for name, dtype, columns in layout(spec)
+    }
+    missing = sum(max(0, size - held_bytes(path)) for path, size in sizes.items())
+    require_free_space(folder / "features.bin", missing, ROOM_REMEDY)
+    for path, size in sizes.items():
+        with full_disk_explained(path, size, ROOM_REMEDY):
+            allocate_file(path, size)
 
 
 def build_feature_cache(
@@ -106,17 +47,20 @@ def build_feature_cache(
     target_layer_ids: tuple[int, ...],
     folder: Path,
     *,
+    fingerprint: str | None = None,
     top_k: int = 32,
     tokens_per_batch: int = 4096,
 ) -> FeatureCache:
     """Compute `folder` with a Hugging Face causal language model, or open it when it is already complete.
 
+    `fingerprint` is the target's (`target_fingerprint`); it tells targets of one shape apart.
     A folder that holds the first of these conversations, from before more were added, is extended by the others.
     Prints progress (tokens, tokens/s, seconds left) about every ten seconds.
 
     Raises:
-        ValueError: `folder` is complete but belongs to other conversations, layers, widths or top_k.
-        OSError: the disk is full; nothing is marked complete then.
+        ValueError: `folder` is complete but belongs to another target, other conversations, layers or top_k, or
+            it is damaged.
+        DiskFullError: there is no room for all of it; nothing is marked complete then.
     """
     spec = FeatureSpec(
         conversations.digest(),
@@ -124,12 +68,15 @@ def build_feature_cache(
         target.config.hidden_size,
         len(conversations.tokens),
         top_k,
+        fingerprint,
+        str(next(target.parameters()).dtype).removeprefix("torch."),
     )
     folder.mkdir(parents=True, exist_ok=True)
     held = 0
     if (folder / "meta.json").exists():
         cache = FeatureCache(folder)
         held = cache.held_conversations(conversations, spec.target_layer_ids)
+        cache.check_target(spec.target, str(spec.dtype))
         if cache.spec.hidden_size != spec.hidden_size or cache.spec.top_k != spec.top_k:
             raise ValueError(
                 f"the feature cache in {folder} must match this run: found {cache.spec}, needed {spec}. "
@@ -137,6 +84,8 @@ def build_feature_cache(
             )
         if held == len(conversations):
             return cache
+        if cache.spec.target is None:  # what is added does not tell whose the rest is
+            spec = replace(spec, target=None, dtype=None)
     _fill(conversations, range(held, len(conversations)), target, spec, folder, tokens_per_batch)
     # Rows before `held` were not touched, so until this line the folder is what it was.
     partial = folder / "meta.json.partial"
@@ -149,8 +98,8 @@ def build_feature_cache(
 def _fill(
     conversations: Conversations, missing: range, target: Any, spec: FeatureSpec, folder: Path, tokens_per_batch: int
 ) -> None:
-    # "r+" lengthens a file to the new number of rows and keeps what it holds.
-    arrays = _open_arrays(folder, spec, mode="r+" if missing.start else "w+")
+    _allocate(folder, spec)
+    arrays = open_arrays(folder, spec, mode="r+")
     device = next(target.parameters()).device
     started = last_print = time.monotonic()
     done, total = 0, spec.num_tokens - int(conversations.offsets[missing.start])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +30,39 @@ class KindScore:
     evaluation: Evaluation
 
     def record(self) -> dict[str, Any]:
-        """JSON-ready: accept lengths by rule, and their 95 % intervals."""
+        """JSON-ready, all that the table shows: by rule accept lengths, their 95 % intervals, tokens and rounds; by
+        depth how far the probabilities can be trusted.
+        """
         scores = self.evaluation.scores
-        intervals = {name: [round(end, 3) for end in one.confidence_interval()] for name, one in scores.items()}
-        num_conversations = len(scores["chain"].rounds)
-        summary = self.evaluation.summary()
-        return {"kind": self.kind, "conversations": num_conversations, **summary, "interval_95": intervals}
+        return {
+            "kind": self.kind,
+            "conversations": len(scores["chain"].rounds),
+            **self.evaluation.summary(),
+            "interval_95": {name: [round(end, 3) for end in one.confidence_interval()] for name, one in scores.items()},
+            "tokens": sum(scores["chain"].tokens),
+            "rounds": {name: sum(one.rounds) for name, one in scores.items()},
+            "reliability": [
+                {"depth": depth} | {name: round(value, 6) for name, value in asdict(at).items()}
+                for depth, at in enumerate(self.evaluation.reliability, start=1)
+            ],
+        }
 
 
 def answer_prompts(
-    target: Any, tokenizer: Any, prompts: Mapping[str, Sequence[str]], path: Path, max_new_tokens: int = 160
+    target: Any,
+    tokenizer: Any,
+    prompts: Mapping[str, Sequence[str]],
+    path: Path,
+    max_new_tokens: int = 160,
+    *,
+    fingerprint: str = "",
 ) -> tuple[Conversations, list[str]]:
     """Greedy answers of the target to every prompt, and the kind of each; kept in `path` (.npz).
 
+    `fingerprint` says which target answers, and in which dtype; a file that does not say is used with a message.
+
     Raises:
-        ValueError: `path` holds answers to other prompts.
+        ValueError: `path` holds answers to other prompts or of another target, or is damaged.
     """
     asked = json.dumps({kind: list(messages) for kind, messages in prompts.items()})
     if not path.exists():
@@ -56,12 +74,20 @@ def answer_prompts(
                 starts += [len(prompt) for prompt, _ in pairs]
                 kinds += [kind] * len(pairs)
                 print(f"answered {len(rows)} of {sum(map(len, prompts.values()))} prompts", flush=True)
-        write_conversations(path, rows, starts, kinds=np.array(kinds), asked=np.array(asked))
+        write_conversations(path, rows, starts, kinds=np.array(kinds), asked=np.array(asked), target=fingerprint)
+    conversations = load_conversations(path)
     with np.load(path) as arrays:
-        if str(arrays["asked"]) != asked:
+        if "asked" not in arrays or "kinds" not in arrays or str(arrays["asked"]) != asked:
             raise ValueError(f"{path} must hold answers to these prompts, it has others: remove it.")
         kinds = [str(kind) for kind in arrays["kinds"]]
-    return load_conversations(path), kinds
+        if "target" not in arrays:
+            print(f"{path} does not say which target answered: used without comparing them", flush=True)
+        elif str(arrays["target"]) != fingerprint:
+            raise ValueError(
+                f"{path} must hold the answers of this target, {fingerprint!r}; it has those of "
+                f"{str(arrays['target'])!r}: remove it, or name another --work folder."
+            )
+    return conversations, kinds
 
 
 def _answer(

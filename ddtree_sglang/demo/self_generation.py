@@ -49,6 +49,7 @@ SEED_PHRASES = (
 
 
 USER_TURNS = Sampling(1.0, 0.95)
+MAX_EMPTY_BATCHES = 5
 
 
 @dataclass(frozen=True)
@@ -72,58 +73,87 @@ class GenerationPlan:
         return int((batch_number + 1) * self.sampled_share) > int(batch_number * self.sampled_share)
 
 
+@dataclass
+class _Written:
+    """What the output file holds, in lists that grow."""
+
+    rows: list[np.ndarray]  # [T] ids each
+    starts: list[int]
+    sampled: list[int]  # 1, 0, or -1 where an older file does not say
+    attempted: int  # conversations asked for so far, those that came to nothing among them
+
+
 def generate_conversations(completer: Completer, tokenizer: Any, path: Path, plan: GenerationPlan) -> None:
     """Write `plan.conversations` to an `.npz` file, appending to what it already holds.
 
     Prints conversations, answer tokens per second and seconds left after every batch.
 
     Raises:
-        ValueError: the tokenizer has no chat template, or a server gave no answer.
+        ValueError: the tokenizer has no chat template, a server gave no answer, or batch after batch had none of use.
     """
+    written = _read(path)
+    if len(written.rows) >= plan.conversations:
+        return
     if not getattr(tokenizer, "chat_template", None):
-        raise ValueError("self-generation needs a chat template, this tokenizer has none: pass --data instead.")
-    rows, starts = _read(path)
-    started, begun_with, answered = time.monotonic(), len(rows), 0
-    while len(rows) < plan.conversations:
-        torch.manual_seed(plan.seed * 1_000_003 + len(rows))
-        for prompt, answer in _one_batch(completer, tokenizer, plan, len(rows)):
-            rows.append(np.concatenate([prompt, answer]))
-            starts.append(len(prompt))
-            answered += len(answer)
-        write_conversations(path, rows, starts)
+        raise ValueError(
+            f"self-generation needs a chat template, this tokenizer has none: add one, or let {path} hold "
+            f"{plan.conversations} conversations from elsewhere."
+        )
+    started, begun_with, answered, empty = time.monotonic(), len(written.rows), 0, 0
+    while len(written.rows) < plan.conversations:
+        pairs = _one_batch(completer, tokenizer, plan, written.attempted)
+        mark = int(plan.is_sampled(written.attempted // plan.batch))
+        written.attempted += plan.batch
+        empty = 0 if pairs else empty + 1
+        if empty == MAX_EMPTY_BATCHES:
+            raise ValueError(
+                f"{empty} batches of {plan.batch} in succession had no user turn with an answer of two tokens: does "
+                "the target follow its chat template? Raise --max-tokens, or write --data another way."
+            )
+        written.rows += [np.concatenate(pair) for pair in pairs]
+        written.starts += [len(prompt) for prompt, _ in pairs]
+        written.sampled += [mark] * len(pairs)
+        answered += sum(len(answer) for _, answer in pairs)
+        if written.rows:
+            marks = np.array(written.sampled, dtype=np.int8)
+            write_conversations(path, written.rows, written.starts, sampled=marks, attempted=written.attempted)
         seconds = time.monotonic() - started
-        left = seconds / max(1, len(rows) - begun_with) * max(0, plan.conversations - len(rows))
+        left = seconds / max(1, len(written.rows) - begun_with) * max(0, plan.conversations - len(written.rows))
         print(
-            f"conversations {len(rows)}/{plan.conversations}, {answered / seconds:.0f} answer tokens/s, "
+            f"conversations {len(written.rows)}/{plan.conversations}, {answered / seconds:.0f} answer tokens/s, "
             f"{left:.0f} s left",
             flush=True,
         )
 
 
 def _one_batch(
-    completer: Completer, tokenizer: Any, plan: GenerationPlan, index: int
+    completer: Completer, tokenizer: Any, plan: GenerationPlan, attempted: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Prompt ids (system and user turn, answer header) and answer ids of up to `plan.batch` conversations."""
+    """Prompt ids (system and user turn, answer header) and answer ids of up to `plan.batch` conversations.
+
+    Seed and opening phrases follow from `attempted`, so a batch that came to nothing is not asked for again.
+    """
+    torch.manual_seed(plan.seed * 1_000_003 + attempted)
     opening, closing = _turn_texts(tokenizer)
-    phrases = [SEED_PHRASES[(index + row) % len(SEED_PHRASES)] for row in range(plan.batch)]
+    phrases = [SEED_PHRASES[(attempted + row) % len(SEED_PHRASES)] for row in range(plan.batch)]
     starts = [tokenizer(opening + phrase, add_special_tokens=False)["input_ids"] for phrase in phrases]
     turns = completer.complete(starts, plan.max_user_tokens, plan.turns)
     header = tokenizer(closing, add_special_tokens=False)["input_ids"]
     prompts = [
-        start + _without_end(turn, completer.end_id) + header
+        start + _without_end(turn, completer.end_ids) + header
         for start, turn in zip(starts, turns, strict=True)
-        if _without_end(turn, completer.end_id)
+        if _without_end(turn, completer.end_ids)
     ]
     if not prompts:
         return []
-    sampling = Sampling(1.0) if plan.is_sampled(index // plan.batch) else GREEDY
+    sampling = Sampling(1.0) if plan.is_sampled(attempted // plan.batch) else GREEDY
     replies = completer.complete(prompts, plan.max_tokens - max(map(len, prompts)), sampling)
     pairs = zip(prompts, replies, strict=True)
     return [(np.array(prompt), np.array(reply)) for prompt, reply in pairs if len(reply) >= 2]
 
 
-def _without_end(ids: list[int], end_id: int) -> list[int]:
-    return ids[:-1] if ids and ids[-1] == end_id else ids
+def _without_end(ids: list[int], end_ids: tuple[int, ...]) -> list[int]:
+    return ids[:-1] if ids and ids[-1] in end_ids else ids
 
 
 def _turn_texts(tokenizer: Any) -> tuple[str, str]:
@@ -135,15 +165,22 @@ def _turn_texts(tokenizer: Any) -> tuple[str, str]:
     return opening, closing
 
 
-def _read(path: Path) -> tuple[list[np.ndarray], list[int]]:
+def _read(path: Path) -> _Written:
     if not path.exists():
-        return [], []
+        return _Written([], [], [], 0)
     held = load_conversations(path)
-    return [held.token_ids(i).numpy() for i in range(len(held))], held.answer_start.tolist()
+    rows = [held.token_ids(i).numpy() for i in range(len(held))]
+    sampled = [-1] * len(held) if held.sampled is None else held.sampled.tolist()
+    with np.load(path) as arrays:  # an older file does not count what came to nothing
+        attempted = int(arrays["attempted"]) if "attempted" in arrays else len(held)
+    return _Written(rows, held.answer_start.tolist(), sampled, attempted)
 
 
 def write_conversations(path: Path, rows: list[np.ndarray], starts: list[int], **more: Any) -> None:
-    """Replace the file in one step, so that a kill leaves the old one or the new one; `more` are further arrays."""
+    """Replace the file in one step, so that a kill leaves the old one or the new one.
+
+    At least one row; `more` are further arrays.
+    """
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
     partial = path.with_name(path.name + ".partial.npz")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -30,13 +30,22 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         default="held-out",
         help="evaluate on the held-out conversations of --data, or on this package's 80 prompts of four kinds",
     )
+    parser.add_argument("--results", type=Path, help="evaluate: also write the scores to this file, JSON lines")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's default)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--held-out-percent", type=int, default=5)
     parser.add_argument("--held-out-limit", type=int, default=0, help="evaluate on the first N only")
     shape = parser.add_argument_group("drafter shape")
-    shape.add_argument("--target-layers", default="1,8,15,22,28", help="features: output of these layers")
-    shape.add_argument("--start-layers", default="27,28,29", help="target layers that the drafter's start from")
+    shape.add_argument(
+        "--target-layers",
+        type=layer_ids,
+        help="features: output of these layers, default: five spread over the target's (1,8,15,22,28 of 30)",
+    )
+    shape.add_argument(
+        "--start-layers",
+        type=layer_ids,
+        help="target layers that the drafter's start from, default: the last three (27,28,29 of 30)",
+    )
     shape.add_argument("--random-start", action="store_true", help="start from noise instead; only their number counts")
     shape.add_argument("--block-size", type=int, default=8)
     shape.add_argument("--mask-token", default="<reponame>", help="a token that text never holds")
@@ -74,6 +83,9 @@ def _add_plan_flags(group: Any) -> None:
     group.add_argument("--sampled-vocabulary", type=int, default=defaults.sampled_vocabulary)
     group.add_argument("--evaluate-every", type=int, default=defaults.evaluate_every)
     group.add_argument("--checkpoint-every", type=int, default=defaults.checkpoint_every)
+    group.add_argument(
+        "--allow-changed-plan", action="store_true", help="go on from a checkpoint of another plan or of other data"
+    )
     group.add_argument("--seed", type=int, default=defaults.seed)
     group.add_argument("--float32", action="store_true", help="no bfloat16 matrix products")
 
@@ -101,5 +113,14 @@ def training_plan(args: argparse.Namespace) -> TrainingPlan:
 
 
 def layer_ids(text: str) -> tuple[int, ...]:
-    """Layer numbers of a comma-separated list."""
-    return tuple(int(part) for part in text.split(","))
+    """Layer numbers of a comma-separated list.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"layers must be numbers from 0 with commas between, such as 1,8,15, got {text!r}."
+        ) from None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +15,10 @@ from ddtree_sglang.demo.checkpoint import load_checkpoint, save_checkpoint
 from ddtree_sglang.demo.conversations import Conversations
 from ddtree_sglang.demo.distillation import StepLoss, choose_candidates, distillation_loss
 from ddtree_sglang.demo.drafter_model import DFlashDrafter
-from ddtree_sglang.demo.features import FeatureCache
+from ddtree_sglang.demo.feature_cache import FeatureCache
 from ddtree_sglang.demo.optimizer import DrafterOptimizer, Schedule
+from ddtree_sglang.demo.run_record import data_record
+from ddtree_sglang.demo.training_curve import ProgressMeter, TrainingCurve
 
 
 @dataclass(frozen=True)
@@ -58,26 +58,44 @@ class Trainer:
     feature_scale: Tensor  # [F*H] float32: what makes each context feature unit size
     plan: TrainingPlan
     folder: Path
+    held_out_percent: int
     evaluate: Callable[[DFlashDrafter], dict[str, Any]] | None = None
 
     def run(self) -> None:
-        """Train from the newest checkpoint (or the current weights) to `plan.steps`."""
-        optimizer = DrafterOptimizer(self.model, self.plan.optimizer)
-        step, seconds = self._resume(optimizer)
-        plan = self.plan
+        """Train from the newest checkpoint (or the current weights) to `plan.steps`.
+
+        Whether the checkpoint is of this plan and these data is for the caller to ask, `check_resumable`.
+
+        Raises:
+            ValueError: the checkpoint is of a drafter of another shape, or none is intact.
+            DiskFullError: there is no room for a checkpoint; the one before stays.
+        """
+        plan, optimizer = self.plan, DrafterOptimizer(self.model, self.plan.optimizer)
+        saved = load_checkpoint(self.folder)
+        step = self._restore(saved, optimizer) if saved else 0
+        meter = ProgressMeter(plan.steps, step, float(saved["seconds"]) if saved else 0.0)
+        if saved and "meter" in saved:
+            meter.load_state_dict(saved["meter"])
+        curve = TrainingCurve(self.folder / "curve.jsonl")
+        curve.cut_after(step)
+        # A kill during an evaluation leaves its checkpoint without a score.
+        if step and not curve.is_scored(step):
+            self._evaluate_if_due(step, curve)
         schedule = Schedule(plan.learning_rate, plan.steps, plan.warmup_steps, plan.cooldown)
-        meter = ProgressMeter(plan, step, seconds)
         while step < plan.steps:
             result = self._gradient_step(step)
             optimizer.step(schedule.at(step))
             step += 1
             meter.add(result)
             if step % plan.log_every == 0 or step == plan.steps:
-                self._log(meter.line(step, schedule.at(step - 1)))
+                curve.append(meter.line(step, schedule.at(step - 1)))
             if step % plan.checkpoint_every == 0 or step == plan.steps:
-                self._save(step, optimizer, meter.seconds())
-            if self.evaluate and (step % plan.evaluate_every == 0 or step == plan.steps):
-                self._log({"step": step, "held_out": self.evaluate(self.model)})
+                self._save(step, optimizer, meter)
+            self._evaluate_if_due(step, curve)
+
+    def _evaluate_if_due(self, step: int, curve: TrainingCurve) -> None:
+        if self.evaluate and (step % self.plan.evaluate_every == 0 or step == self.plan.steps):
+            curve.append({"step": step, "held_out": self.evaluate(self.model)})
 
     def _gradient_step(self, step: int) -> StepLoss:
         plan, config = self.plan, self.model.config
@@ -120,10 +138,8 @@ class Trainer:
         noise = (2 * torch.rand(scaled.shape, generator=generator) - 1) * self.plan.feature_noise
         return scaled + noise.to(scaled.device)
 
-    def _resume(self, optimizer: DrafterOptimizer) -> tuple[int, float]:
-        saved = load_checkpoint(self.folder)
-        if saved is None:
-            return 0, 0.0
+    def _restore(self, saved: dict[str, Any], optimizer: DrafterOptimizer) -> int:
+        """Take over a checkpoint; returns its step."""
         if saved["config"] != self.model.config.to_hf_config():
             raise ValueError(
                 f"a resumed run must keep the drafter's shape; {self.folder} holds a checkpoint of "
@@ -131,66 +147,25 @@ class Trainer:
             )
         self.model.load_state_dict(saved["model"])
         self.feature_scale.copy_(saved["feature_scale"])
-        optimizer.load_state_dict(saved["optimizer"])
-        print(f"resuming at step {saved['step']} of {self.plan.steps}", flush=True)
-        return int(saved["step"]), float(saved["seconds"])
+        if saved["plan"]["optimizer"] == self.plan.optimizer:
+            optimizer.load_state_dict(saved["optimizer"])
+        else:
+            print(f"{self.plan.optimizer} starts without the state of {saved['plan']['optimizer']}", flush=True)
+        step, planned = int(saved["step"]), saved["plan"]["steps"]
+        was = "" if planned == self.plan.steps else f" (planned were {planned}: the learning rate follows the new plan)"
+        print(f"resuming at step {step} of {self.plan.steps}{was}", flush=True)
+        return step
 
-    def _save(self, step: int, optimizer: DrafterOptimizer, seconds: float) -> None:
+    def _save(self, step: int, optimizer: DrafterOptimizer, meter: ProgressMeter) -> None:
         payload = {
             "step": step,
-            "seconds": seconds,
+            "seconds": meter.seconds(),
+            "meter": meter.state_dict(),
             "model": self.model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "feature_scale": self.feature_scale,
             "config": self.model.config.to_hf_config(),
             "plan": asdict(self.plan),
+            "data": asdict(data_record(self.conversations, self.held_out_percent)),
         }
         save_checkpoint(self.folder, step, payload)
-
-    def _log(self, record: dict[str, Any]) -> None:
-        print(json.dumps(record), flush=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "curve.jsonl").open("a") as stream:
-            stream.write(json.dumps(record) + "\n")
-
-
-class ProgressMeter:
-    """Averages since the last line: loss, accuracy by depth, labels per second, time left."""
-
-    def __init__(self, plan: TrainingPlan, step: int, seconds: float) -> None:
-        self.plan, self.before = plan, seconds
-        self.started = time.monotonic()
-        self.first_step = step
-        self._clear()
-
-    def _clear(self) -> None:
-        self.losses: list[float] = []
-        self.correct, self.counted = torch.zeros(1), torch.zeros(1)
-        self.since = time.monotonic()
-
-    def add(self, result: StepLoss) -> None:
-        """Count one step."""
-        self.losses.append(float(result.loss.detach()))
-        self.correct = self.correct + result.correct.cpu()
-        self.counted = self.counted + result.counted.cpu()
-
-    def seconds(self) -> float:
-        """Wall time of the run so far, earlier processes included."""
-        return self.before + time.monotonic() - self.started
-
-    def line(self, step: int, learning_rate: float) -> dict[str, Any]:
-        """The record to show; starts a new average."""
-        now = time.monotonic()
-        accuracy = (self.correct / self.counted.clamp_min(1)).tolist()
-        pace = (now - self.started) / max(1, step - self.first_step)
-        record = {
-            "step": step,
-            "loss": round(sum(self.losses) / len(self.losses), 4),
-            "accuracy_by_depth": [round(value, 4) for value in accuracy],
-            "labels_per_s": round(float(self.counted.sum()) / max(1e-9, now - self.since)),
-            "learning_rate": round(learning_rate, 7),
-            "seconds": round(self.seconds()),
-            "seconds_left": round(pace * (self.plan.steps - step)),
-        }
-        self._clear()
-        return record

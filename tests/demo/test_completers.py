@@ -63,9 +63,9 @@ def test_server_and_this_process_give_the_same_greedy_ids(url: str) -> None:
     prompts = [[5, 9, 11], [21, 22], [3, 3, 3, 3, 3]]
     local = LocalCompleter(tiny_target())
     expected = local.complete(prompts, 60, GREEDY)
-    assert local.end_id == END
+    assert local.end_ids == (END,)
     assert [row[-1] == END for row in expected] == [False, True, False]
-    assert ServerCompleter(url, END).complete(prompts, 60, GREEDY) == expected
+    assert ServerCompleter(url, (END,)).complete(prompts, 60, GREEDY) == expected
 
 
 def test_a_row_padded_on_the_left_is_answered_as_if_alone() -> None:
@@ -96,6 +96,6 @@ def test_generate_stage_writes_what_the_server_says(url: str, tmp_path: Path) ->
 
 def test_refusal_and_absence_of_the_server_are_told_apart(url: str) -> None:
     with pytest.raises(ValueError, match=r"refused a batch: .*longer than the context"):
-        ServerCompleter(url, END).complete([[1, 2]], 500, GREEDY)
+        ServerCompleter(url, (END,)).complete([[1, 2]], 500, GREEDY)
     with pytest.raises(ValueError, match=r"must be a running SGLang server, http://127\.0\.0\.1:9 is not reachable"):
-        ServerCompleter("http://127.0.0.1:9", END).complete([[1, 2]], 5, GREEDY)
+        ServerCompleter("http://127.0.0.1:9", (END,)).complete([[1, 2]], 5, GREEDY)

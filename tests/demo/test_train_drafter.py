@@ -6,14 +6,16 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import VOCABULARY, save_tiny_target, tiny_target, write_conversations
 
 from ddtree_sglang.demo.checkpoint import load_checkpoint
+from ddtree_sglang.demo.conversations import load_conversations, split_held_out
 from ddtree_sglang.demo.drafter_config import DrafterConfig
 from ddtree_sglang.demo.export import load_drafter
-from ddtree_sglang.demo.features import FeatureCache
+from ddtree_sglang.demo.feature_cache import FeatureCache
 from ddtree_sglang.demo.train_drafter import main
 
 SHAPE = ["--target-layers", "0,2", "--start-layers", "2,3", "--block-size", "4", "--mask-token", "mask"]
@@ -76,6 +78,10 @@ def test_resumed_training_continues_exactly_as_uninterrupted(inputs: list[str], 
     assert found["step"] == 20
     for name, value in expected["model"].items():
         torch.testing.assert_close(found["model"][name], value, rtol=0, atol=0)
+    # Step 15 lies in the middle of an average.
+    assert [record["step"] for record in _curve(broken)] == [10, 20, 20]
+    for name in ("step", "loss", "accuracy_by_depth", "learning_rate", "held_out"):
+        assert [record.get(name) for record in _curve(broken)] == [record.get(name) for record in _curve(straight)]
 
 
 def test_corrupt_newest_checkpoint_falls_back_to_the_one_before(
@@ -120,8 +126,6 @@ def test_feature_rows_are_the_streams_after_the_chosen_layers(inputs: list[str],
     streams: list[torch.Tensor] = []
     for index in (0, 2):
         target.model.layers[index].register_forward_hook(lambda _m, _i, out: streams.append(out))
-    from ddtree_sglang.demo.conversations import load_conversations
-
     ids = load_conversations(Path(inputs[3])).token_ids(3)
     with torch.inference_mode():
         logits = target(ids[None]).logits[0]
@@ -137,7 +141,9 @@ def test_feature_rows_are_the_streams_after_the_chosen_layers(inputs: list[str],
         (["--target-layers", "0,1"], "feature cache must belong"),
         (["--held-out-percent", "1"], "held-out part needs at least 8"),
         (["--mask-token", "absent"], "mask token must be in the target's vocabulary"),
-        (["--start-layers", "3"], "resumed run must keep"),
+        (["--start-layers", "3"], "resumed run must keep the drafter's shape"),
+        (["--seed", "1", "--rows", "5"], "these differ: rows: 4 -> 5; seed: 0 -> 1. Pass the old values"),
+        (["--held-out-percent", "40"], "has 30 %, got 40 %"),
     ],
 )
 def test_unfit_input_is_refused_and_nothing_is_lost(
@@ -175,4 +181,102 @@ def test_target_of_another_hidden_size_than_the_features_is_refused(
         "60",
     ]
     assert main(arguments) == 2
-    assert "hidden size" in capsys.readouterr().err
+    assert "feature cache must be of this target" in capsys.readouterr().err
+
+
+def _grow(data: Path, output: Path) -> Path:
+    """The same conversations and the first ten of them with another last token."""
+    held = load_conversations(data)
+    more = held.head(10)
+    tokens = more.tokens.clone()
+    tokens[more.offsets[1:] - 1] = 1
+    np.savez(
+        output,
+        tokens=np.concatenate([held.tokens, tokens]),
+        offsets=np.concatenate([held.offsets, int(held.offsets[-1]) + more.offsets[1:]]),
+        answer_start=np.concatenate([held.answer_start, more.answer_start]),
+    )
+    return output
+
+
+def test_a_run_goes_on_with_grown_data_and_another_optimizer_when_asked(
+    inputs: list[str], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = shutil.copytree(trained, tmp_path / "work")
+    grown = [*inputs[:2], "--data", str(_grow(Path(inputs[3]), tmp_path / "grown.npz"))]
+    arguments = ["train", *grown, "--work", str(work), *COMMON, "--steps", "63", "--optimizer", "muon"]
+    assert main(arguments) == 2
+    assert "grown by new ones at the end" in capsys.readouterr().err
+    assert FeatureCache(work / "features").spec == FeatureCache(trained / "features").spec
+    assert main([*arguments, "--allow-changed-plan"]) == 0
+    printed = capsys.readouterr().out
+    assert "optimizer: adamw -> muon" in printed
+    assert "resuming at step 60 of 63 (planned were 60" in printed
+    saved = load_checkpoint(work / "checkpoints")
+    assert saved is not None
+    assert saved["step"] == 63
+    assert saved["data"]["conversations"] == 70
+    assert saved["plan"]["optimizer"] == "muon"
+
+
+def test_a_score_that_a_kill_prevented_is_made_up_for(
+    inputs: list[str], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The checkpoint of the last step is written, its held-out score is not."""
+    work = shutil.copytree(trained, tmp_path / "work")
+    expected = _curve(trained)
+    assert "held_out" in expected[-1]
+    lines = [json.dumps(record) + "\n" for record in expected]
+    (work / "checkpoints" / "curve.jsonl").write_text("".join(lines[:-1]) + lines[-1][:9])  # a line cut off, too
+    flags = ["--steps", "60", "--evaluate-every", "30", "--checkpoint-every", "20"]
+    for _ in range(2):  # made up for once, not at every start
+        assert main(["train", *inputs, "--work", str(work), *COMMON, *flags]) == 0
+        assert _curve(work) == expected
+    assert capsys.readouterr().out.count("held_out") == 1
+
+
+def test_a_checkpoint_is_not_scored_on_what_it_was_trained_on(
+    inputs: list[str], trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*COMMON, "--held-out-percent", "31"]
+    assert main(["evaluate", *inputs, "--work", str(trained), *flags]) == 2
+    assert "it held out 30 %, got --held-out-percent 31. Pass 30 or less." in capsys.readouterr().err
+
+
+def test_layers_that_are_no_numbers_are_refused_with_an_example(
+    inputs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", *inputs, "--work", str(tmp_path), "--target-layers", "a"])
+    assert "layers must be numbers from 0 with commas between, such as 1,8,15, got 'a'" in capsys.readouterr().err
+
+
+def test_a_drafter_is_scored_with_its_own_layers_and_marked_answers_apart(
+    inputs: list[str], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No layer flag here; every other answer is marked as sampled."""
+    work, data = shutil.copytree(trained, tmp_path / "work"), tmp_path / "marked.npz"
+    with np.load(inputs[3]) as arrays:
+        np.savez(data, **arrays, sampled=np.arange(60, dtype=np.int8) % 2)
+    flags = ["--held-out-percent", "30", "--threads", "1", "--float32"]
+    assert main(["evaluate", *inputs[:2], "--data", str(data), "--work", str(work), *flags]) == 0
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    records = {record["kind"]: record for record in map(json.loads, printed)}
+    assert set(records) == {"held out, greedy", "held out, sampled", "all"}
+    _, held_out = split_held_out(load_conversations(data), 30)
+    assert records["held out, sampled"]["conversations"] == sum(index % 2 for index in held_out)
+    assert records["all"]["conversations"] == len(held_out)
+    other = save_tiny_target(tmp_path / "other", hidden_size=64)
+    draft = str(tmp_path / "draft")
+    assert main(["export", "--work", str(work), "--output", draft]) == 0
+    assert main(["evaluate", "--target", str(other), *inputs[2:], "--work", str(work), "--draft", draft, *flags]) == 2
+    assert "they differ in hidden_size 48 and 64: pass its own" in capsys.readouterr().err
+
+
+def test_damaged_weights_of_the_target_are_named(
+    inputs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = shutil.copytree(inputs[1], tmp_path / "target")
+    (target / "model.safetensors").write_bytes(b"\0" * 100)
+    assert main(["features", "--target", str(target), *inputs[2:], "--work", str(tmp_path / "work"), *COMMON]) == 2
+    assert f"the target's weights in {target} are damaged" in capsys.readouterr().err

@@ -13,7 +13,8 @@ from tiny import LAYER_IDS, tiny_target, write_conversations
 from ddtree_sglang.demo.anchor_batches import AnchorBatch, batch_at
 from ddtree_sglang.demo.conversations import Conversations, load_conversations
 from ddtree_sglang.demo.distillation import choose_candidates, distillation_loss
-from ddtree_sglang.demo.features import FeatureCache, build_feature_cache
+from ddtree_sglang.demo.feature_cache import FeatureCache
+from ddtree_sglang.demo.features import build_feature_cache
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +87,15 @@ def test_positions_behind_a_refused_draft_weigh_less(data: tuple[Conversations, 
     assert weighted[1] / weighted[0] == pytest.approx(0.25 * plain[1] / plain[0], rel=1e-3)
     assert hard[0] > 0
     assert hard[1] == hard[2] == 0
+
+
+def test_accuracy_compares_tokens_by_their_own_scores(data: tuple[Conversations, FeatureCache]) -> None:
+    """Every token but the label scores a little less; one that was sampled stands for many, and still is no better."""
+    batch, head = _batch(data, 0), torch.eye(97)
+    candidates = choose_candidates(batch, 97, 2, torch.Generator().manual_seed(0))
+    assert candidates.log_weight.max() > 1
+    hidden = torch.full((4, 6, 4, 97), 4.5)
+    hidden[:, :, 1:].scatter_(-1, batch.labels.unsqueeze(-1), 5.0)
+    result = distillation_loss(hidden, head, batch, candidates, depth_weights=torch.ones(3), soft_share=0.0)
+    assert torch.equal(result.correct, result.counted)
+    assert float(result.counted.min()) > 0

@@ -10,7 +10,14 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from ddtree_sglang.demo.drafter_config import DrafterConfig, drafter_config_for
 
@@ -40,6 +47,25 @@ def tiny_target(hidden_size: int = 48) -> LlamaForCausalLM:
         **SHAPE,
     )
     return LlamaForCausalLM(config).eval()
+
+
+def tiny_qwen3() -> Qwen3ForCausalLM:
+    """The same shape with norms on queries and keys, an own head, and two end tokens."""
+    torch.manual_seed(1)
+    config = Qwen3Config(
+        hidden_size=48,
+        intermediate_size=64,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        eos_token_id=[2, 5],
+        **SHAPE,
+    )
+    target = Qwen3ForCausalLM(config).eval()
+    with torch.no_grad():
+        for layer in target.model.layers:
+            layer.self_attn.q_norm.weight.uniform_(0.5, 2)
+            layer.self_attn.k_norm.weight.uniform_(0.5, 2)
+    return target
 
 
 def save_tiny_target(folder: Path, hidden_size: int = 48) -> Path:

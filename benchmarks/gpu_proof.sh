@@ -8,7 +8,7 @@
 #   --tar FILE              all of DIR in one file, made anew after each section (default DIR/proof.tar.gz)
 #   --sections A,B,C        these, in this order, like SECTION...
 #   --time-limit SECONDS    leave out what no longer fits, and end what takes longer than was thought
-#   --start-timeout SECONDS, --client-timeout SECONDS    patience with a server (150) and with an answer (60)
+#   --start-timeout SECONDS, --client-timeout SECONDS    patience with a start (150, in float32 twice) and an answer (60)
 #   --backend NAME          attention backend where a section does not say another (triton)
 #
 # Sections, all by default, the most decisive first; each has its own verdict, and a failure does not stop the next:
@@ -75,7 +75,7 @@ while (($#)); do
 done
 
 # What a section takes on a fast GPU, in seconds; estimates. A longer one is ended at the time limit.
-declare -A takes=([machine]=5 [kernels]=90 [nosync]=45 [smoke]=60 [lossless]=120 [graphs]=75 [widths]=150
+declare -A takes=([machine]=5 [kernels]=90 [nosync]=45 [smoke]=60 [lossless]=180 [graphs]=75 [widths]=150
     [backends]=200 [builder]=45 [speed]=300 [rounds]=330 [speed-large]=240)
 ((${#sections[@]})) ||
     sections=(machine kernels nosync smoke lossless graphs widths backends builder speed rounds speed-large)
@@ -148,7 +148,11 @@ servers_of() { # SECTION BATCH...
         "${@/#/--server-flag=}")
 }
 # float32 as it is written: sgl_kernel's norms know half precision alone, and Triton's products would be TF32.
-as_written() { export SGLANG_FORCE_FUSED_OP_BACKEND=torch TRITON_F32_DEFAULT=ieee; }
+# Attention without tensor cores takes Triton a quarter of a minute a kernel to compile, hence the longer start.
+as_written() {
+    export SGLANG_FORCE_FUSED_OP_BACKEND=torch TRITON_F32_DEFAULT=ieee
+    flags+=(--start-timeout $((2 * start_timeout)))
+}
 
 # Is BACKEND installed here? If not, CASE gets the verdict SKIP.
 installed() { # CASE BACKEND
@@ -211,8 +215,8 @@ graphs() {
 }
 widths() {
     local failed=0
-    servers_of widths 1 8
-    (as_written && run benchmarks/gpu_checks.py width-equality "${of_servers[@]}" --max-new-tokens 64) || failed=1
+    (as_written && servers_of widths 1 8 &&
+        run benchmarks/gpu_checks.py width-equality "${of_servers[@]}" --max-new-tokens 64) || failed=1
     installed widths/flashinfer flashinfer || return $failed
     echo "-- flashinfer"
     servers_of widths-flashinfer 1 8

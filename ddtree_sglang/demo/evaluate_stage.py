@@ -118,7 +118,7 @@ def _kinds_of(conversations: Conversations) -> list[str]:
     if conversations.sampled is None:
         return ["held out"] * len(conversations)
     names = {0: "held out, greedy", 1: "held out, sampled", -1: "held out, unmarked"}
-    return [names[mark] for mark in conversations.sampled.tolist()]
+    return [names.get(mark, names[-1]) for mark in conversations.sampled.tolist()]
 
 
 def _indices_to_score(args: argparse.Namespace, conversations: Conversations) -> list[int]:

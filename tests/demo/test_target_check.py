@@ -11,7 +11,18 @@ from typing import Any
 import pytest
 import torch
 from tiny import VOCABULARY, save_tiny_target, save_tokenizer, tiny_config, tiny_qwen3, tiny_target
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedModel,
+)
 
 from ddtree_sglang.demo.completers import GREEDY, LocalCompleter, end_token_ids
 from ddtree_sglang.demo.conversations import load_conversations
@@ -80,11 +91,29 @@ def test_flags_that_do_not_fit_the_target_are_refused(llama: Path, changes: dict
         _check(llama, **changes)
 
 
-def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
-    GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=VOCABULARY)).save_pretrained(tmp_path)
+SMALL: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "vocab_size": VOCABULARY}
+
+
+@pytest.mark.parametrize(
+    ("target", "finding"),
+    [
+        (GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=VOCABULARY)), "no rope_parameters"),
+        (
+            GPTNeoXForCausalLM(GPTNeoXConfig(intermediate_size=16, **SMALL)),
+            "it has no model.layers, model.norm",
+        ),
+        (
+            Phi3ForCausalLM(Phi3Config(intermediate_size=16, pad_token_id=0, **SMALL)),
+            r"layer 0 has no self_attn\.q_proj",
+        ),
+    ],
+    ids=["positions", "modules", "projections"],
+)
+def test_other_architectures_are_refused_by_name(target: PreTrainedModel, finding: str, tmp_path: Path) -> None:
+    target.save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
-    with pytest.raises(ValueError, match=r"must be of Llama's shape .*; GPT2LMHeadModel in .*"):
-        _check(tmp_path)
+    with pytest.raises(ValueError, match=rf"must be of Llama's shape .*; {type(target).__name__} in .*{finding}"):
+        _check(tmp_path, start_layers=(0, 1))
 
 
 def _biased() -> LlamaForCausalLM:

@@ -133,7 +133,7 @@ def test_stop_leaves_no_process_no_placement_group_and_no_shared_memory(url: str
         return [one for one in ray.util.placement_group_table().values() if one["state"] != "REMOVED"]
 
     wait_for(lambda: not groups(), "no placement group is left", 60)
-    # Semaphores are removed by Python's resource tracker, which ends after the processes that it belongs to.
     named = [one["name"] for one in ray.util.list_named_actors(all_namespaces=True)]
     assert not [name for name in named if "PrefixTree" in name], "the prefix router's tree outlived its application"
+    # Semaphores are removed by Python's resource tracker, which ends after the processes that it belongs to.
     wait_for(lambda: shared_files() <= nodes.shared_files_before, "no shared memory is left", 60)

@@ -56,7 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     job_command.add_argument("--output", type=Path, required=True)
     job_command.set_defaults(command=_job)
     status_command = commands.add_parser("status", help="print applications, replicas and their states as JSON")
-    status_command.add_argument("--address", default="auto")
+    status_command.add_argument(
+        "--address", help='cluster to ask, "auto" for the one that this machine is part of; default: the local one'
+    )
     status_command.set_defaults(command=_status)
     return parser
 
@@ -198,9 +200,16 @@ def _job(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from workers.cluster import connect
+    from workers.cluster import connect, prepare_environment
 
-    connect(args.address)
+    address = args.address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        # `serve` starts its Ray on the loopback interface and with a token: who sets neither waits for it for ever.
+        prepare_environment()
+    try:
+        connect(address or "auto")
+    except ConnectionError as error:
+        raise ValueError(f"a Ray cluster must run to tell of it, got: {error}") from error
     from ray import serve
 
     applications = {name: asdict(status) for name, status in serve.status().applications.items()}

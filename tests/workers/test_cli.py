@@ -41,6 +41,38 @@ def test_key_in_the_environment_is_required_of_the_ingress_and_an_open_address_n
         cli.closed_if_meant_to_be(config, "0.0.0.0", {})
 
 
+@pytest.mark.parametrize(
+    ("flags", "variables", "seen"),
+    [
+        ([], {}, ["local settings", "auto"]),
+        (["--address", "auto"], {}, ["auto"]),
+        ([], {"RAY_ADDRESS": "node:6379"}, ["node:6379"]),
+    ],
+)
+def test_status_asks_the_local_cluster_as_that_was_started(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    variables: dict[str, str],
+    seen: list[str],
+) -> None:
+    """Without its settings Ray looks at another address, and without the token it waits for ever."""
+    done: list[str] = []
+
+    def connect(address: str) -> None:
+        done.append(address)
+        raise ConnectionError("nothing runs")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("workers.cluster.prepare_environment", lambda: done.append("local settings"))
+    monkeypatch.setattr("workers.cluster.connect", connect)
+    assert cli.main(["status", *flags]) == 2
+    assert "must run to tell of it, got: nothing runs" in capsys.readouterr().err
+    assert done == seen
+
+
 def test_other_peoples_applications_survive_the_end_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     monkeypatch.setattr("ray.serve.shutdown", lambda: done.append("shutdown"))

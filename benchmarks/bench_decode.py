@@ -34,6 +34,8 @@ from progress import say, step
 from serve_demo import prepare_pair
 from server_process import ServerError
 
+from ddtree_sglang.demo.whole_file import replace_text
+
 Encoded = dict[str, list[list[int]]]  # dataset -> token ids of its prompts, chat template applied
 
 
@@ -163,12 +165,8 @@ def default_output() -> Path:
 
 def save(lines: Sequence[dict[str, Any]], output: Path) -> None:
     """Result lines to `output` and the table beside it, each in one step: a killed run leaves whole files."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    texts = {output: "".join(json.dumps(line) + "\n" for line in lines), output.with_suffix(".md"): table(lines) + "\n"}
-    for path, text in texts.items():
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+    replace_text(output, "".join(json.dumps(line) + "\n" for line in lines))
+    replace_text(output.with_suffix(".md"), table(lines) + "\n")
 
 
 def report(lines: Sequence[dict[str, Any]], settings: dict[str, Any], output: Path) -> None:

@@ -34,6 +34,8 @@ from progress import say, step
 from serve_demo import prepare_pair
 from server_process import ServerError
 
+from ddtree_sglang.demo.whole_file import replace_text
+
 
 @dataclass(frozen=True)
 class Case:
@@ -181,9 +183,8 @@ def save(cases: Sequence[Case], args: argparse.Namespace, output: Path) -> None:
             for case in cases
         ],
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    output.with_suffix(".md").write_text(report(cases) + "\n", encoding="utf-8")
+    replace_text(output, json.dumps(record, indent=1) + "\n")
+    replace_text(output.with_suffix(".md"), report(cases) + "\n")
 
 
 def conclude(cases: Sequence[Case], output: Path) -> int:

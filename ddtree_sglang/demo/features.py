@@ -21,6 +21,7 @@ import torch
 from ddtree_sglang.demo.conversations import Conversations
 from ddtree_sglang.demo.disk_space import allocate_file, full_disk_explained, held_bytes, require_free_space
 from ddtree_sglang.demo.feature_cache import FeatureCache, FeatureSpec, layout, open_arrays
+from ddtree_sglang.demo.whole_file import replace_text
 
 ROOM_REMEDY = "free some space, name another --work folder, or use fewer conversations or --target-layers."
 
@@ -88,9 +89,7 @@ def build_feature_cache(
             spec = replace(spec, target=None, dtype=None)
     _fill(conversations, range(held, len(conversations)), target, spec, folder, tokens_per_batch)
     # Rows before `held` were not touched, so until this line the folder is what it was.
-    partial = folder / "meta.json.partial"
-    partial.write_text(json.dumps(asdict(spec)))
-    partial.replace(folder / "meta.json")
+    replace_text(folder / "meta.json", json.dumps(asdict(spec)))
     return FeatureCache(folder)
 
 

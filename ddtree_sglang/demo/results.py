@@ -19,16 +19,15 @@ from typing import Any
 
 import torch
 
+from ddtree_sglang.demo.whole_file import replace_text
+
 PACKAGES = ("ddtree-sglang", "torch", "transformers", "numpy", "safetensors")
 
 
 def write_results(path: Path, provenance: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
     """Replace `path` by one line {"provenance": ...} and one per record, in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     lines = [json.dumps({"provenance": provenance}), *map(json.dumps, records)]
-    partial.write_text("\n".join(lines) + "\n")
-    partial.replace(path)
+    replace_text(path, "\n".join(lines) + "\n")
 
 
 def collect_provenance(args: argparse.Namespace, **facts: Any) -> dict[str, Any]:

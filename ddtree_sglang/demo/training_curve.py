@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ddtree_sglang.demo.distillation import StepLoss
+from ddtree_sglang.demo.whole_file import replace_text
 
 
 class TrainingCurve:
@@ -35,9 +36,7 @@ class TrainingCurve:
         if not self.path.exists():
             return
         kept = [record for record in self.records() if record["step"] <= step]
-        partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        partial.replace(self.path)
+        replace_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def is_scored(self, step: int) -> bool:
         """True when there is a held-out score of this step."""

@@ -22,6 +22,8 @@ LOOPBACK = {
     "SERVE_SOCKET_REUSE_PORT_ENABLED": "0",
     # Ray starts workers at 15, behind everything else on the machine; a rank that serves is no background work.
     "RAY_worker_niceness": "0",
+    # Of 5 s, three times; then Serve kills its proxy and fails. On two busy cores importing Serve takes longer.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
 
 

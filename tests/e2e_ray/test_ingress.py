@@ -119,11 +119,13 @@ def test_replica_killed_before_its_first_token_is_replaced(toy: Toy, undisturbed
         answer = pool.submit(chat, toy, NUM_TOKENS)
         toy.wait_for_starts(known + 1)
         toy.kill_newest()
+        # For the second try too: it is Serve's own if the replica died before it could say that it took the request.
+        toy.folder.release()
         assert answer.result(600) == undisturbed
     first, second = toy.folder.started()[known:]
-    assert (first["attempt"], second["attempt"]) == (0, 1)
     assert first["pid"] != second["pid"]
-    assert toy.metric("worker_lost_total") == lost + 1
+    assert second["attempt"] in (0, 1)
+    assert toy.metric("worker_lost_total") == lost + second["attempt"]
 
 
 def test_hanging_replica_is_left_after_the_stall_timeout(impatient: Toy, undisturbed: Streamed) -> None:

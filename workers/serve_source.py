@@ -9,7 +9,12 @@ from workers.protocol import Attempt, Busy, Refused, TokenChunk, WorkerLost
 
 
 class ServeSource:
-    """A `TokenSource` over a handle to `DDTreeServer`; Serve's request router chooses the replica of an attempt."""
+    """A `TokenSource` over a handle to `DDTreeServer`; Serve's request router chooses the replica of an attempt.
+
+    An attempt whose replica dies before it has said that it took the attempt goes to another by Serve's own hand, with
+    the same number (`ray/serve/_private/router.py`, `route_and_send_request`); nobody has lost anything then, and only
+    deaths after that are a `WorkerLost`.
+    """
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle.options(stream=True)

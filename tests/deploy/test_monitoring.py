@@ -215,6 +215,22 @@ def test_podmonitor_relabels_as_prometheus_does() -> None:
     assert in_snake_case == relabelings()
 
 
+def test_podmonitor_calls_its_job_as_prometheus_does() -> None:
+    """The operator's own name for it, NAMESPACE/NAME, would keep `up{job="ray"}` from ever matching."""
+    jobs = {job["job_name"] for job in deploy_files.load_yaml(MONITORING / "prometheus.yml")["scrape_configs"]}
+    asked = {
+        name
+        for rule in metric_names.rules()
+        for names in re.findall(r'job=~?"([^"]+)"', rule["expr"])
+        for name in names.split("|")
+    }
+    monitor = deploy_files.load_yaml(deploy_files.K8S / "components/podmonitor/podmonitor.yaml")
+    (end,) = monitor["spec"]["podMetricsEndpoints"]
+    assert end["relabelings"] == [{"targetLabel": "job", "replacement": "ray"}]
+    assert "ray" in asked
+    assert asked <= jobs
+
+
 def test_compose_service_is_what_prometheus_and_grafana_ask() -> None:
     services = deploy_files.load_yaml(deploy_files.DOCKER / "compose.yaml")["services"]
     jobs = deploy_files.load_yaml(MONITORING / "prometheus.yml")["scrape_configs"]

@@ -54,6 +54,12 @@ def start_problems(config: dict[str, Any]) -> list[str]:
     )
     if token not in config["file_mounts"]:
         problems.append(f"no file is mounted as the token, {token!r}")
+    mounted = config["file_mounts"].get("/home/ddtree/serve-config.yaml", "")
+    if not mounted or deploy_files.REPO / mounted != SERVE:
+        problems.append("the Serve configuration is not copied to the nodes")
+    # On EC2 the launcher makes a key of its own; elsewhere the head could not reach the workers without one.
+    if config["provider"]["type"] == "local" and "ssh_private_key" not in config["auth"]:
+        problems.append("the head gets no key for the workers")
     return problems
 
 
@@ -96,6 +102,17 @@ def test_nodes_start_with_real_flags_a_token_and_a_private_dashboard(path: Path)
 @pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.name)
 def test_wrong_flag_or_open_door_is_found(path: Path, old: str, new: str, reason: str) -> None:
     assert reason in " ".join(start_problems(yaml.safe_load(deploy_files.changed(path, old, new))))
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.name)
+def test_serve_configuration_that_is_not_copied_is_found(path: Path) -> None:
+    broken = deploy_files.changed(path, ": deploy/ray/serve-config.yaml", ": deploy/serve-config.yaml")
+    assert "not copied" in " ".join(start_problems(yaml.safe_load(broken)))
+
+
+def test_head_without_a_key_for_its_workers_is_found() -> None:
+    broken = deploy_files.changed(CLUSTERS[0], "ssh_private_key", "ssh_proxy_command")
+    assert "no key" in " ".join(start_problems(yaml.safe_load(broken)))
 
 
 def test_metrics_port_is_the_one_that_is_scraped() -> None:

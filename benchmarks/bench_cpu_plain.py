@@ -25,6 +25,8 @@ from client import flush_cache, post
 from provenance import REPO, collect_provenance, portable
 from server import Common, ServerError, System, running
 
+from ddtree_sglang.demo.prepare import prepare_model
+
 QUESTIONS = (
     "Write a haiku about the sea.",
     "Explain recursion to a child.",
@@ -55,7 +57,7 @@ Generate = Callable[[Sequence[int], int], list[int]]
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Flags of the run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--model", required=True, help="model folder in Hugging Face format")
+    parser.add_argument("--model", help="model folder in Hugging Face format (default: the embedded target)")
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
@@ -155,6 +157,8 @@ def summarize(dtype: str, new_tokens: int, speeds: dict[str, list[float]], equal
 def main(argv: Sequence[str]) -> int:
     """Command line entry."""
     args = parse_args(argv)
+    if args.model is None:
+        args.model = str(prepare_model())
     prompts = encode(args.model)
     provenance: dict[str, Any] = {
         **collect_provenance(),

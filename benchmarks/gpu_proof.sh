@@ -184,7 +184,12 @@ for name in ("sglang", "sglang-kernel", "triton", "flashinfer-python", "transfor
         print(name, "not installed as a package")
 END
 }
+readonly skipped=77 # a section's status that gives SKIP, its last line the reason
 kernels() {
+    if ! "$python" -c 'import hypothesis, pytest'; then
+        echo "pytest and hypothesis are needed, of the versions in benchmarks/requirements.txt"
+        return $skipped
+    fi
     export TRITON_F32_DEFAULT=ieee
     run -m pytest -q -p no:cacheprovider tests/kernels tests/core/test_cuda_graph.py tests/engine/test_sync_check.py
 }
@@ -298,6 +303,7 @@ for section in "${sections[@]}"; do
     status=${PIPESTATUS[0]}
     case $status in
     0) verdict PASS "$section" $((SECONDS - started)) ;;
+    "$skipped") verdict SKIP "$section" 0 "$(tail -n 1 "$out/$section.log")" ;;
     124 | 130 | 137) verdict FAIL "$section" $((SECONDS - started)) "ended early, status $status; what it measured is kept" ;;
     *) verdict FAIL "$section" $((SECONDS - started)) "status $status" ;;
     esac

@@ -2,15 +2,20 @@
 # Set up .venv from nothing but a Python: `bash deploy/setup.sh [requirements files]`. Sourced, it only gives find_python.
 set -euo pipefail
 
-# Print the interpreter to set up with. python3 first; a distribution whose python3 is old may have a newer one beside it.
+# Print the interpreter to set up with: python3 if the pinned packages have wheels for it, one beside it that they have wheels
+# for, or a python3 that is newer; for that one uv downloads another, which not every network allows.
 find_python() {
-    local candidate
-    for candidate in python3 python3.13 python3.12 python3.11; do
-        if command -v "$candidate" >/dev/null 2>&1 &&
-            "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
-            echo "$candidate"
-            return 0
-        fi
+    local candidate newest
+    for newest in 3.13 9.9; do
+        for candidate in python3 python3.13 python3.12 python3.11; do
+            if command -v "$candidate" >/dev/null 2>&1 && "$candidate" -c '
+import sys
+newest = tuple(map(int, sys.argv[1].split(".")))
+sys.exit(not (3, 11) <= sys.version_info[:2] <= newest)' "$newest" >/dev/null 2>&1; then
+                echo "$candidate"
+                return 0
+            fi
+        done
     done
     echo "set-up: Python 3.11 or newer is needed, found $(python3 --version 2>&1 || true); install a newer python3." >&2
     return 1

@@ -130,6 +130,14 @@ def test_a_failure_is_told_and_the_next_section_runs(machine: Machine) -> None:
     assert (machine.out / "nosync.log").read_text() == "the reason\n"
 
 
+def test_kernel_tests_without_their_packages_are_skipped_with_the_reason(machine: Machine) -> None:
+    machine.actions += ["import hypothesis|echo \"ModuleNotFoundError: No module named 'hypothesis'\" >&2; exit 1"]
+    ended = machine.run("machine", "kernels")
+    assert machine.verdicts() == [("machine", "PASS"), ("kernels", "SKIP")]
+    assert "kernels 0 s: pytest and hypothesis are needed" in ended.stdout
+    assert not machine.calls("-m pytest")
+
+
 def test_sections_that_no_longer_fit_are_skipped_and_prove_nothing(machine: Machine) -> None:
     ended = machine.run("--time-limit", "60", "machine", "lossless")
     assert ended.returncode == 0
@@ -200,7 +208,7 @@ def test_a_backend_that_is_not_installed_is_skipped_with_the_reason(machine: Mac
 
 def test_float32_is_computed_as_float32_and_half_precision_as_served(machine: Machine) -> None:
     assert machine.run("kernels", "lossless", "graphs", "widths", "smoke", "speed").returncode == 0
-    assert machine.calls("pytest")[0].endswith("|  ieee")
+    assert machine.calls("-m pytest")[0].endswith("|  ieee")
     for part in ("bench_lossless.py --model embedded", "graph-equality", "width-equality"):
         call = machine.calls(part)[0]
         assert call.endswith("| torch ieee"), part

@@ -119,6 +119,43 @@ def test_too_little_disk_is_refused_before_anything_is_made(project: Path, monke
     assert not (project / ".venv").exists()
 
 
+@pytest.mark.parametrize(
+    ("installed", "chosen"),
+    [
+        ({"python3": "3.12", "python3.11": "3.11"}, "python3"),
+        ({"python3": "3.14", "python3.12": "3.12"}, "python3.12"),
+        ({"python3": "3.9", "python3.13": "3.13"}, "python3.13"),
+        ({"python3": "3.14"}, "python3"),
+    ],
+)
+def test_python_that_the_pinned_packages_have_wheels_for_is_preferred(
+    tmp_path: Path, installed: dict[str, str], chosen: str
+) -> None:
+    """For a newer one uv downloads another interpreter, and not from the package index."""
+    for name, version in installed.items():
+        major, minor = version.split(".")
+        fake = tmp_path / name
+        # Runs the script's own check with another version in sys.version_info.
+        fake.write_text(
+            f'#!/bin/bash\nexec {sys.executable} -c "import sys; sys.version_info = ({major}, {minor})\n$2" "$3"\n'
+        )
+        fake.chmod(0o755)
+    bash = str(shutil.which("bash"))
+    result = subprocess.run(
+        [bash, "-c", f". {REPO}/deploy/setup.sh; find_python"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout.strip()) == (0, chosen), result.stderr
+
+
+def test_set_up_scripts_agree_on_the_newest_python() -> None:
+    newest = ".".join(map(str, environment.NEWEST_PYTHON))
+    assert f"for newest in {newest} " in (REPO / "deploy/setup.sh").read_text(encoding="utf-8")
+
+
 def test_old_python_is_refused_by_name(tmp_path: Path) -> None:
     """A machine whose only python3 is too old: setup.sh says so instead of failing somewhere inside."""
     old = tmp_path / "python3"

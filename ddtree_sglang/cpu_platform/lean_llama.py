@@ -123,7 +123,18 @@ def _is_plain(inner: Any) -> bool:
         return False
     if get_observability().forward_hooks or get_lora().enable_lora:
         return False
-    return all(type(layer) is LlamaDecoderLayer and _has_plain_linears(layer) for layer in inner.layers)
+    return all(
+        type(layer) is LlamaDecoderLayer and _has_plain_linears(layer) and _has_plain_rotation(layer)
+        for layer in inner.layers
+    )
+
+
+def _has_plain_rotation(layer: Any) -> bool:
+    """Rotated by one table of sines: the scaled kinds fill it otherwise, LongRoPE has two and chooses."""
+    from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
+
+    rotary = layer.self_attn.rotary_emb
+    return isinstance(rotary, RotaryEmbedding) and type(rotary).forward_native is RotaryEmbedding.forward_native
 
 
 def _has_plain_linears(layer: Any) -> bool:

@@ -35,6 +35,8 @@ _GPU_ONLY_SWITCHES = (
     "enable_two_batch_overlap",
     "enable_hierarchical_cache",
     "enable_lmcache",
+    # SGLang's batch-invariant kernels are Triton's.
+    "enable_deterministic_inference",
 )
 
 
@@ -42,6 +44,7 @@ def apply_defaults(server_args: Any) -> None:
     """Set the CPU defaults on ``server_args``; raise ValueError for a flag that contradicts the platform."""
     _check_device(server_args)
     _check_switches(server_args)
+    _check_cache_dtype(server_args)
     _resolve_attention_backend(server_args)
     _disable_device_graphs(server_args)
     # One process does everything in order: a second stream to overlap with does not exist.
@@ -70,6 +73,16 @@ def _check_switches(server_args: Any) -> None:
             raise ValueError(f"{flag} needs a GPU, and this machine has none; drop the flag.")
     if server_args.pp_size != 1:
         raise ValueError(f"--pp-size must be 1 on the CPU platform, got {server_args.pp_size}; use --tp-size instead.")
+
+
+def _check_cache_dtype(server_args: Any) -> None:
+    """Rows are written and read as the model made them; there is no kernel that converts on the way."""
+    asked = {"bf16": "bfloat16"}.get(server_args.kv_cache_dtype, server_args.kv_cache_dtype)
+    if asked not in ("auto", server_args.dtype):
+        raise ValueError(
+            f"--kv-cache-dtype must be 'auto', the model's own, on a machine without a GPU, got {asked!r} with --dtype "
+            f"{server_args.dtype}; drop the flag."
+        )
 
 
 def _resolve_attention_backend(server_args: Any) -> None:

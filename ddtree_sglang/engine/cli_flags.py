@@ -89,8 +89,8 @@ def translate_ddtree_flags(original: Callable[..., Any], cls: type, args: argpar
     }
     if is_ddtree(getattr(args, "speculative_algorithm", None)):
         config = _merge_with_file(given)
-        if config != DDTreeConfig():
-            os.environ[CONFIG_ENV] = config.to_json()
+        # Also where every knob is at its default: the variable may hold others, and flags win.
+        os.environ[CONFIG_ENV] = config.to_json()
         apply_config(args, config)
     elif given:
         raise DDTreeConfigError(
@@ -103,10 +103,11 @@ def translate_ddtree_flags(original: Callable[..., Any], cls: type, args: argpar
 def _merge_with_file(given: dict[str, Any]) -> DDTreeConfig:
     path = given.pop("config", None)
     base = load_config(path) if path is not None else DDTreeConfig.from_env()
-    if given.get("trace") is not None:
-        # A scheduler process may run in another folder.
-        given["trace"] = str(Path(given["trace"]).expanduser().absolute())
-    return replace(base, **given)
+    config = replace(base, **given)
+    if config.trace is None:
+        return config
+    # A scheduler process may run in another folder.
+    return replace(config, trace=str(Path(config.trace).expanduser().absolute()))
 
 
 def apply_config(args: Any, config: DDTreeConfig) -> None:

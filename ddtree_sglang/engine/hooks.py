@@ -26,7 +26,7 @@ def exit_on_bad_arguments(original: Callable[..., None], server_args: Any) -> No
 
     SGLang marks the arguments that came from a command line; `Engine(...)` keeps the exception.
     """
-    from ddtree_sglang.engine.server_args import check_checkpoints, check_port_is_free
+    from ddtree_sglang.engine.server_args import check_checkpoints, check_port_is_free, check_resolved_target
 
     from_command_line = hasattr(server_args, "_launch_command")
     try:
@@ -36,6 +36,7 @@ def exit_on_bad_arguments(original: Callable[..., None], server_args: Any) -> No
         if from_command_line and multiprocessing.parent_process() is None:
             check_port_is_free(server_args)
         original(server_args)
+        check_resolved_target(server_args)
     except DDTreeError as error:
         if not from_command_line:
             raise
@@ -53,16 +54,16 @@ def refuse_unsupported_request(original: Callable[..., str | None], req: Req, en
     return refusal(req)
 
 
-def keep_draft_dtype(
+def keep_model_dtype(
     original: Callable[..., dict[str, Any]], runner: Any, forward_batch: Any, proxy: Any
 ) -> dict[str, Any]:
-    """AROUND hook on `ModelRunner._extend_forward_kwargs`: a drafter's input embeddings keep the drafter's dtype.
+    """AROUND hook on `ModelRunner._extend_forward_kwargs`: input embeddings get the model's dtype.
 
-    Stock casts them to bfloat16, and a float32 or float16 drafter, DFLASH's as well as ours, then fails in its first
-    matrix product.
+    Stock casts them to bfloat16, and a float32 or float16 model then fails in its first matrix product: the drafter,
+    DFLASH's as well as ours, in its first block, the target at a request with `input_embeds`, which ends the server.
     """
     kwargs = original(runner, forward_batch, proxy)
-    if runner.is_draft_worker and forward_batch.input_embeds is not None:
+    if forward_batch.input_embeds is not None:
         kwargs["input_embeds"] = forward_batch.input_embeds.to(runner.dtype)
     return kwargs
 
@@ -97,7 +98,7 @@ def register_engine_hooks() -> None:
         "sglang.srt.speculative.dflash_utils.validate_dflash_request": refuse_unsupported_request,
         "sglang.srt.mem_cache.allocation_sizing.get_req_to_token_extra_context_len": _row_headroom,
         "sglang.srt.speculative.spec_info.create_dummy_verify_input": _dummy_verify_input,
-        "sglang.srt.model_executor.model_runner.ModelRunner._extend_forward_kwargs": keep_draft_dtype,
+        "sglang.srt.model_executor.model_runner.ModelRunner._extend_forward_kwargs": keep_model_dtype,
     }
     for target, hook in around.items():
         HookRegistry.register(target, hook, HookType.AROUND)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.engine.cli_flags import ALGORITHM, apply_config, is_ddtree
 from ddtree_sglang.engine.drafter_checks import DrafterShape, check_checkpoint_folder, check_drafter_fits_target
+from ddtree_sglang.engine.target_checks import check_sampling_defaults, check_target
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 CPU_BACKEND = "ddtree_cpu"
@@ -75,6 +76,22 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
         "does not support the hierarchical cache yet; remove --enable-hierarchical-cache.",
     ),
     ArgumentRule(lambda cfg: bool(cfg.enable_watermark), "does not support watermarks; remove --enable-watermark."),
+    # It masks tokens of requests that name no grammar, after the requests were checked (grammar_manager.py).
+    ArgumentRule(
+        lambda cfg: bool(cfg.enable_strict_thinking),
+        "does not enforce thinking budgets yet; remove --enable-strict-thinking.",
+    ),
+    # A turn that ends on a round's bonus token would count that token's KV as written (streaming_session.py).
+    ArgumentRule(
+        lambda cfg: bool(cfg.enable_streaming_session),
+        "does not support streaming sessions yet; remove --enable-streaming-session.",
+    ),
+    # Captured per node of the tree, and never moved to the tokens that stay.
+    ArgumentRule(
+        lambda cfg: bool(cfg.enable_return_routed_experts or cfg.enable_return_indexer_topk),
+        "does not return routed experts or indexer choices yet; remove --enable-return-routed-experts / "
+        "--enable-return-indexer-topk.",
+    ),
 )
 
 
@@ -93,6 +110,11 @@ def resolve_server_args(cfg: Any) -> None:
     check_attention_backend(cfg)
     shape = read_drafter_shape(cfg)
     _check_block_size(cfg, shape)
+    if cfg.speculative_num_steps not in (None, shape.draft_depth):
+        raise DDTreeConfigError(
+            f"--speculative-num-steps is no knob of {ALGORITHM}: the drafter's block gives {shape.draft_depth}, got "
+            f"{cfg.speculative_num_steps}; remove it."
+        )
     if str(cfg.device).startswith("cpu"):
         # Nothing to overlap with; also when SGLang's own CPU engine serves.
         cfg.disable_overlap_schedule = True
@@ -116,6 +138,22 @@ def check_attention_backend(cfg: Any) -> None:
                 f"{ALGORITHM} needs an attention backend with tree masks, one of {list(TREE_BACKENDS)}, got "
                 f"{backend!r} in {flag}; change it or leave it out."
             )
+
+
+def check_resolved_target(server_args: Any) -> None:
+    """Under DDTREE, refuse a target on which a tree is not exact, or whose defaults make every request a refused one.
+
+    After resolution, which chooses the attention backend. A window that only the loaded model knows of is checked by
+    the worker.
+    """
+    if not is_ddtree(server_args.speculative_algorithm):
+        return
+    from sglang.srt.arg_groups.overrides import attention_backends_of, model_config_of, resolving_view
+
+    cfg, model_config = resolving_view(server_args), model_config_of(server_args)
+    window = model_config.sliding_window_size if model_config.is_hybrid_swa else None
+    check_target(model_config, window, attention_backends_of(cfg))
+    check_sampling_defaults(model_config, cfg.preferred_sampling_params)
 
 
 def check_checkpoints(server_args: Any) -> None:

@@ -27,7 +27,7 @@ class RoundTrace:
     """
 
     def __init__(self, path: str | None, device: str) -> None:
-        self._file = Path(path).open("a", encoding="utf-8", buffering=1) if path else None  # noqa: SIM115
+        self._file = Path(path).expanduser().open("a", encoding="utf-8", buffering=1) if path else None
         self._on_gpu = str(device).startswith("cuda")
         self._times_ms: dict[str, float] = {}
         self._num_rounds = 0

@@ -68,6 +68,8 @@ def arguments(**changes: Any) -> SimpleNamespace:
         "pp_size": 1,
         "tp_size": 1,
         "dp_size": 1,
+        "dtype": "auto",
+        "kv_cache_dtype": "auto",
         "attention_backend": "intel_amx",
         "prefill_attention_backend": None,
         "decode_attention_backend": None,
@@ -107,11 +109,19 @@ def test_what_the_user_chose_stays() -> None:
         ({"decode_attention_backend": "fa3"}, "--decode-attention-backend must be"),
         ({"pp_size": 2}, "--pp-size must be 1.*got 2"),
         ({"enable_symm_mem": True}, "--enable-symm-mem needs a GPU"),
+        ({"enable_deterministic_inference": True}, "--enable-deterministic-inference needs a GPU"),
+        ({"kv_cache_dtype": "fp8_e4m3"}, "--kv-cache-dtype must be 'auto'.*'fp8_e4m3'"),
+        ({"kv_cache_dtype": "bf16", "dtype": "float32"}, "--kv-cache-dtype must be 'auto'.*'bfloat16' with --dtype"),
     ],
 )
 def test_contradicting_flags_are_refused_with_rule_value_and_remedy(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         server_defaults.apply_defaults(arguments(**changes))
+
+
+@pytest.mark.parametrize(("cache", "model"), [("auto", "float32"), ("bf16", "bfloat16"), ("bfloat16", "bfloat16")])
+def test_cache_of_the_models_own_kind_may_be_named(cache: str, model: str) -> None:
+    server_defaults.apply_defaults(arguments(kv_cache_dtype=cache, dtype=model))
 
 
 def test_kv_budget_is_bounded_by_memory_and_by_contexts() -> None:

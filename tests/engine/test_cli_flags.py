@@ -67,6 +67,22 @@ def test_flags_win_over_the_configuration_file(tmp_path: Any) -> None:
     assert json.loads(os.environ[CONFIG_ENV]) == {"budget": 9, "top_k": 3}
 
 
+def test_a_flag_that_restores_a_default_wins_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CONFIG_ENV, '{"policy": "load"}')
+    translate("--speculative-algorithm", "DDTREE", "--speculative-ddtree-policy", "fixed")
+    assert DDTreeConfig.from_env() == DDTreeConfig()
+
+
+def test_trace_of_a_configuration_file_is_found_from_every_folder(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "c.json"
+    path.write_text('{"trace": "~/trace.jsonl"}')
+    translate("--speculative-algorithm", "DDTREE", "--speculative-ddtree-config", str(path))
+    assert json.loads(os.environ[CONFIG_ENV]) == {"trace": str(tmp_path / "trace.jsonl")}
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

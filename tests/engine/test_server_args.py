@@ -115,6 +115,12 @@ def test_help_lists_our_flags(capsys: pytest.CaptureFixture[str]) -> None:
         (("--speculative-accept-threshold-single", "0.5"), "lossless"),
         (("--enable-mixed-chunk",), "--enable-mixed-chunk"),
         (("--speculative-draft-window-size", "64"), "window"),
+        (("--enable-strict-thinking", "--reasoning-parser", "qwen3"), "--enable-strict-thinking"),
+        (("--enable-streaming-session",), "--enable-streaming-session"),
+        (("--enable-return-routed-experts",), "--enable-return-routed-experts"),
+        (("--enable-return-indexer-topk",), "--enable-return-indexer-topk"),
+        (("--speculative-num-steps", "3"), "the drafter's block gives 7, got 3"),
+        (("--preferred-sampling-params", '{"repetition_penalty": 1.1}'), r"repetition_penalty=1\.1"),
     ],
 )
 def test_unsupported_arguments_end_with_one_line(
@@ -172,3 +178,22 @@ def test_engine_users_get_the_exception_itself(target: str, drafter: str) -> Non
     )
     with pytest.raises(DDTreeConfigError, match="got 511"):
         args.resolve_once()
+
+
+def test_target_whose_own_defaults_are_penalties_is_refused_unless_they_are_left_out(target: str, drafter: str) -> None:
+    """As Qwen2.5-Instruct's: every chat request without a penalty of its own would be answered 400."""
+    (Path(target) / "generation_config.json").write_text('{"repetition_penalty": 1.05}')
+    with pytest.raises(SystemExit, match=r"repetition_penalty=1\.05 .* add --sampling-defaults openai"):
+        resolve(*ddtree(target, drafter))
+    resolve(*ddtree(target, drafter, "--sampling-defaults", "openai"))
+
+
+def test_target_with_recurrent_layers_is_refused_before_it_loads(tmp_path: Path, drafter: str) -> None:
+    from sglang.srt.configs import Lfm2Config
+
+    config = Lfm2Config(
+        hidden_size=64, num_hidden_layers=4, vocab_size=100, num_attention_heads=4, num_key_value_heads=2
+    )
+    hybrid = {**config.to_dict(), "architectures": ["Lfm2ForCausalLM"]}
+    with pytest.raises(SystemExit, match="got Lfm2ForCausalLM, some of which keep a recurrent state"):
+        resolve(*ddtree(write_checkpoint(tmp_path / "hybrid", hybrid), drafter))

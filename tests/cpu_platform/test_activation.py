@@ -121,7 +121,9 @@ def test_contradicting_flags_are_refused_with_rule_value_and_remedy(changes: dic
 
 @pytest.mark.parametrize(("cache", "model"), [("auto", "float32"), ("bf16", "bfloat16"), ("bfloat16", "bfloat16")])
 def test_cache_of_the_models_own_kind_may_be_named(cache: str, model: str) -> None:
-    server_defaults.apply_defaults(arguments(kv_cache_dtype=cache, dtype=model))
+    given = arguments(kv_cache_dtype=cache, dtype=model)
+    server_defaults.apply_defaults(given)
+    assert given.kv_cache_dtype == cache
 
 
 def test_kv_budget_is_bounded_by_memory_and_by_contexts() -> None:

@@ -83,7 +83,7 @@ CONTRACT: tuple[Entry, ...] = (
     Entry("sglang.srt.configs.model_config", "ModelConfig.get_default_sampling_params", (), "target_checks"),
     Entry("sglang.srt.arg_groups.model_override_base", "model_config_of", ("server_args",), "server_args"),
     Entry("sglang.srt.arg_groups.model_override_base", "attention_backends_of", ("cfg",), "server_args"),
-    Entry("sglang.srt.runtime_context", "attention_backends", (), "worker"),
+    Entry("sglang.srt.runtime_context", "attention_backends", (), "target_checks"),
     # functions that are wrapped
     Entry("sglang.srt.speculative.dflash_utils", "validate_dflash_request", ("req", "enable_overlap"), "hooks"),
     Entry("sglang.srt.mem_cache.allocation_sizing", "get_req_to_token_extra_context_len", (), "kv_window"),

@@ -8,6 +8,7 @@ proven the request is refused with a 400: silently ignoring it would change the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -28,12 +29,18 @@ def _is_deterministic() -> bool:
     return bool(get_exec().deterministic.enable_deterministic_inference)
 
 
+PENALTIES = {"frequency_penalty": 0.0, "presence_penalty": 0.0, "repetition_penalty": 1.0}
+"""Sampling parameters that change the target's distribution by the tokens before, with the values that are off."""
+
+
+def _is_on(name: str, off: float, req: Req) -> bool:
+    return bool(getattr(req.sampling_params, name) != off)
+
+
 _WITHOUT = "leave it out, or use a server without --speculative-algorithm DDTREE"
 
 REQUEST_RULES: tuple[RequestRule, ...] = (
-    RequestRule("frequency_penalty", lambda req: req.sampling_params.frequency_penalty != 0.0, _WITHOUT),
-    RequestRule("presence_penalty", lambda req: req.sampling_params.presence_penalty != 0.0, _WITHOUT),
-    RequestRule("repetition_penalty", lambda req: req.sampling_params.repetition_penalty != 1.0, _WITHOUT),
+    *(RequestRule(name, partial(_is_on, name, off), _WITHOUT) for name, off in PENALTIES.items()),
     RequestRule("min_new_tokens", lambda req: req.sampling_params.min_new_tokens > 0, _WITHOUT),
     # SGLang's seeded sampler asserts that there is no min-p, and an assertion ends the server.
     RequestRule(

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.engine.cli_flags import ALGORITHM, apply_config, is_ddtree
 from ddtree_sglang.engine.drafter_checks import DrafterShape, check_checkpoint_folder, check_drafter_fits_target
-from ddtree_sglang.engine.target_checks import check_sampling_defaults, check_target
+from ddtree_sglang.engine.target_checks import CPU_BACKEND, check_sampling_defaults, check_target
 from ddtree_sglang.exceptions import DDTreeConfigError
 
-CPU_BACKEND = "ddtree_cpu"
 TREE_BACKENDS = ("flashinfer", "triton", "fa3", "fa4", CPU_BACKEND)
 """Attention backends that honour an ancestor-only mask in TARGET_VERIFY."""
 DEFAULT_MAX_RUNNING_REQUESTS = 48

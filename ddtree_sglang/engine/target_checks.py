@@ -12,16 +12,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddtree_sglang.engine.cli_flags import ALGORITHM
+from ddtree_sglang.engine.request_rules import PENALTIES
 from ddtree_sglang.exceptions import DDTreeConfigError
 
-WINDOW_BACKENDS = ("fa3", "ddtree_cpu")
+CPU_BACKEND = "ddtree_cpu"
+WINDOW_BACKENDS = ("fa3", CPU_BACKEND)
 """Those that place a sliding window by each node's position: FA3 expands it per node (flashattention_backend.py,
 `_init_sliding_window_attn_spec_metadata`), ours reads positions. Triton cuts it by a node's index in the tree
 (kernels/ops/attention/extend_attention.py), FlashInfer drops the window's start for tree inputs
 (flashinfer_backend.py, `update_sliding_window`)."""
 
 _CHAIN = "use --speculative-algorithm DFLASH, whose chain SGLang supports there"
-_PENALTIES = {"repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0}
+
+
+def check_loaded_target(runner: Any) -> None:
+    """`check_target` of a loaded model's runner: only the model knows for certain whether a layer has a window."""
+    from sglang.srt.runtime_context import attention_backends
+
+    check_target(runner.model_config, runner.sliding_window_size, attention_backends())
 
 
 def check_target(model_config: Any, sliding_window: int | None, backends: tuple[Any, ...]) -> None:
@@ -85,7 +93,7 @@ def check_sampling_defaults(model_config: Any, preferred: str | Mapping[str, Any
         ),
         ("--preferred-sampling-params", of_flag, "remove it there"),
     ):
-        for name, off in _PENALTIES.items():
+        for name, off in PENALTIES.items():
             value = values.get(name)
             if value is not None and value != off:
                 raise DDTreeConfigError(

@@ -19,7 +19,7 @@ import torch
 from sglang.srt.layers.logprob_processor import compute_spec_logprobs
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
-from sglang.srt.runtime_context import attention_backends, get_exec, get_parallel, get_spec
+from sglang.srt.runtime_context import get_exec, get_parallel, get_spec
 from sglang.srt.speculative.dflash_utils import parse_dflash_draft_config
 from sglang.srt.speculative.dflash_worker_v2 import DFlashWorkerV2, _resolve_dflash_embedding_module
 from sglang.srt.speculative.eagle_utils import eagle_prepare_for_verify
@@ -39,7 +39,7 @@ from ddtree_sglang.engine.graph_runner import install_tree_graph_runner
 from ddtree_sglang.engine.kv_window import DDTreeDraftInput, window_len, window_slots
 from ddtree_sglang.engine.rank_check import require_equal_trees
 from ddtree_sglang.engine.sync_check import forbid_sync
-from ddtree_sglang.engine.target_checks import check_target
+from ddtree_sglang.engine.target_checks import check_loaded_target
 from ddtree_sglang.engine.target_choice import choose_target_tokens
 from ddtree_sglang.engine.trace import RoundTrace
 from ddtree_sglang.engine.tree_stage import TreeStage
@@ -86,7 +86,7 @@ class DDTreeWorker(DFlashWorkerV2):
         self.top_k = self.config.candidates_per_depth(self.num_nodes)
         self.policy = make_policy(self.config, self.num_nodes)
         runner = target_worker.model_runner
-        check_target(runner.model_config, runner.sliding_window_size, attention_backends())
+        check_loaded_target(runner)
         install_tree_graph_runner(runner)
         # The drafter's backends and buffers are sized for its block, not for the tree.
         with self._draft_scope():

@@ -71,6 +71,17 @@ def test_window_is_served_where_it_follows_positions(backend: str) -> None:
     check_target(target(), 1024, (backend, backend))
 
 
+def test_worker_refuses_a_window_that_only_the_loaded_model_knows_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddtree_sglang.engine import worker
+
+    monkeypatch.setenv("DDTREE_CONFIG", "")
+    monkeypatch.setattr(worker, "get_spec", lambda: SimpleNamespace(speculative_num_draft_tokens=17))
+    monkeypatch.setattr("sglang.srt.runtime_context.attention_backends", lambda: ("triton", "triton"))
+    runner = SimpleNamespace(model_config=target(), sliding_window_size=1024)
+    with pytest.raises(DDTreeConfigError, match=r"got triton .* with a window of 1024"):
+        worker.DDTreeWorker(None, 0, 0, SimpleNamespace(model_runner=runner))
+
+
 @pytest.mark.parametrize(
     ("defaults", "preferred", "message"),
     [

@@ -1,6 +1,6 @@
 """From measurements to result lines and a table: medians with spread, ratios to plain and to the chain.
 
-Pure arithmetic on the measurements of `bench_decode.py`; it starts nothing and measures nothing.
+Pure arithmetic on the measurements of `python -m benchmarks decode`; it starts nothing and measures nothing.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from client import Batch
-from stage_times import StageSummary
+from benchmarks.stage_times import StageSummary
+from deploy.local.client import Batch
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A target and a drafter of real sizes without weights, for servers started with `--load-format dummy`.
 
-    python benchmarks/dummy_pair.py FOLDER [--tokenizer MODEL_FOLDER]
+    python -m benchmarks dummy_pair FOLDER [--tokenizer MODEL_FOLDER]
 
 Writes FOLDER/target (the shape of Qwen3-8B) and FOLDER/draft (a DFlash drafter for it: five layers, block 16). What a
 round costs depends on shapes alone; what a dummy drafter is accepted for says nothing, and is not reported.

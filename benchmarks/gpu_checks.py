@@ -1,8 +1,8 @@
 """Checks of a GPU server that are no measurement: no round waits for the device, graphs equal eager, widths agree.
 
-    python benchmarks/gpu_checks.py no-sync        [--model M --draft D] [--server-flag=...]
-    python benchmarks/gpu_checks.py graph-equality [--model M --draft D] [--server-flag=...]
-    python benchmarks/gpu_checks.py width-equality [--model M --draft D] [--server-flag=...]
+    python -m benchmarks gpu_checks no-sync        [--model M --draft D] [--server-flag=...]
+    python -m benchmarks gpu_checks graph-equality [--model M --draft D] [--server-flag=...]
+    python -m benchmarks gpu_checks width-equality [--model M --draft D] [--server-flag=...]
 
 `no-sync`: CUDA told to raise wherever a decode round waits for the device; the server must answer, and must say that it
 ran on CUDA with overlap scheduling. `graph-equality`: the same prompts with CUDA graphs and without, which the servers'
@@ -22,18 +22,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench_decode import encode
-from client import Batch, generate_batch, server_info, target_logprobs
-from divergence import NEAR_TIE, Divergence, find_divergence
-from flags import add_common_flags, end_on_sigterm
-from prompts import sample_prompts
-from server import REPO, Common, System, running
-
-sys.path.insert(0, str(REPO / "deploy"))
-from environment import SetupError
-from progress import say
-from serve_demo import prepare_pair
-from server_process import ServerError
+from benchmarks.decode import encode
+from benchmarks.harness.flags import add_common_flags, end_on_sigterm
+from benchmarks.harness.prompts import sample_prompts
+from benchmarks.harness.systems import Common, System, running
+from deploy.environment import SetupError
+from deploy.local.client import Batch, generate_batch, server_info, target_logprobs
+from deploy.local.divergence import NEAR_TIE, Divergence, find_divergence
+from deploy.local.progress import say
+from deploy.local.server_process import ServerError
+from deploy.serve_demo import prepare_pair
 
 CONCURRENCY = (1, 8)
 # Logged by SGLang at info level (model_executor/model_runner_components/cuda_graph_setup.py).

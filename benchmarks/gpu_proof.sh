@@ -108,7 +108,7 @@ export PYTHONPATH="$repo${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 # Prompts on FlashInfer by the kernels that verify uses; those for ragged prompts are minutes of compiling on Hopper.
 export SGLANG_FLASHINFER_USE_PAGED=${SGLANG_FLASHINFER_USE_PAGED:-1}
 if ! "$python" -c 'from importlib import metadata; metadata.version("ddtree-sglang")' 2>/dev/null; then
-    entry_points=$("$python" benchmarks/register_checkout.py "$repo/.cache/entry-points") || exit 2
+    entry_points=$("$python" -m benchmarks register_checkout "$repo/.cache/entry-points") || exit 2
     export PYTHONPATH="$entry_points:$PYTHONPATH"
 fi
 
@@ -191,41 +191,41 @@ kernels() {
         return $skipped
     fi
     export TRITON_F32_DEFAULT=ieee
-    run -m pytest -q -p no:cacheprovider tests/kernels tests/core/test_cuda_graph.py tests/engine/test_sync_check.py
+    run -m pytest -q -p no:cacheprovider tests/kernels tests/core/test_cuda_graph.py tests/engine/debug/test_sync_check.py
 }
-builder() { run benchmarks/bench_gpu_kernels.py --output "$out/builder.jsonl"; }
+builder() { run -m benchmarks gpu_kernels --output "$out/builder.jsonl"; }
 nosync() {
     servers_of nosync 1 8
-    run benchmarks/gpu_checks.py no-sync "${of_servers[@]}" --dtype bfloat16 --max-new-tokens 64
+    run -m benchmarks gpu_checks no-sync "${of_servers[@]}" --dtype bfloat16 --max-new-tokens 64
 }
 # A mask that is ignored shows every node its siblings: then most answers differ, by far more than a tie.
 compare_backend() { # CASE BACKEND FLAG...
     local case=$1 name=$2
     shift 2
     servers_of "$case" 1 4
-    run benchmarks/bench_lossless.py "${of_servers[@]}" "--server-flag=--attention-backend=$name" \
+    run -m benchmarks lossless "${of_servers[@]}" "--server-flag=--attention-backend=$name" \
         --dtype bfloat16 --near-tie 0.25 --concurrency 1 4 "$@" --output "$out/$case.json"
 }
 smoke() { compare_backend smoke "$backend" --prompts 4 --max-new-tokens 24 --budgets 16; }
 lossless() {
     as_written
     servers_of lossless 1 8
-    run benchmarks/bench_lossless.py "${of_servers[@]}" --prompts 24 --max-new-tokens 64 --budgets 16 63 \
+    run -m benchmarks lossless "${of_servers[@]}" --prompts 24 --max-new-tokens 64 --budgets 16 63 \
         --output "$out/lossless.json"
 }
 graphs() {
     as_written
     servers_of graphs 1 8
-    run benchmarks/gpu_checks.py graph-equality "${of_servers[@]}" --max-new-tokens 64
+    run -m benchmarks gpu_checks graph-equality "${of_servers[@]}" --max-new-tokens 64
 }
 widths() {
     local failed=0
     (as_written && servers_of widths 1 8 &&
-        run benchmarks/gpu_checks.py width-equality "${of_servers[@]}" --max-new-tokens 64) || failed=1
+        run -m benchmarks gpu_checks width-equality "${of_servers[@]}" --max-new-tokens 64) || failed=1
     installed widths/flashinfer flashinfer || return $failed
     echo "-- flashinfer"
     servers_of widths-flashinfer 1 8
-    run benchmarks/gpu_checks.py width-equality "${of_servers[@]}" --server-flag=--attention-backend=flashinfer \
+    run -m benchmarks gpu_checks width-equality "${of_servers[@]}" --server-flag=--attention-backend=flashinfer \
         --dtype bfloat16 --near-tie 0.25 --max-new-tokens 64 || failed=1
     return $failed
 }
@@ -244,27 +244,27 @@ backends() {
 }
 speed() {
     servers_of speed 1 4 8
-    run benchmarks/bench_decode.py "${of_servers[@]}" --dtype bfloat16 --allow-mismatch --no-trace --prompts 8 \
+    run -m benchmarks decode "${of_servers[@]}" --dtype bfloat16 --allow-mismatch --no-trace --prompts 8 \
         --max-new-tokens 64 --budgets 8 16 32 64 --batch-sizes 1 4 8 --output "$out/speed.jsonl"
 }
 speed-large() {
     servers_of speed-large 16 32
     # 32 requests with two windows of 65 nodes each must fit the pool: what is retracted and done again is no speed.
-    run benchmarks/bench_decode.py "${of_servers[@]}" --dtype bfloat16 --allow-mismatch --no-trace --prompts 32 \
+    run -m benchmarks decode "${of_servers[@]}" --dtype bfloat16 --allow-mismatch --no-trace --prompts 32 \
         --max-new-tokens 64 --max-total-tokens 32768 --budgets 16 64 --batch-sizes 16 32 --repeats 2 \
         --output "$out/speed-large.jsonl"
 }
 rounds() {
     local folder="$repo/.cache/dummy-pair"
-    run benchmarks/dummy_pair.py "$folder" --tokenizer "$model" || return
+    run -m benchmarks dummy_pair "$folder" --tokenizer "$model" || return
     servers_of rounds 1 8 32
-    run benchmarks/bench_decode.py "${of_servers[@]}" --model "$folder/target" --draft "$folder/draft" \
+    run -m benchmarks decode "${of_servers[@]}" --model "$folder/target" --draft "$folder/draft" \
         --server-flag=--load-format=dummy --server-flag=--skip-tokenizer-init --dtype bfloat16 --allow-mismatch \
         --no-trace --servers-at-once 4 --max-total-tokens 24576 --prompts 32 --max-new-tokens 32 --repeats 2 \
         --budgets 16 64 --batch-sizes 1 8 32 --output "$out/rounds.jsonl"
     local status=$?
     # Of a run that was ended early, too.
-    [[ ! -f "$out/rounds.jsonl" ]] || run benchmarks/round_cost.py "$out/rounds.jsonl" | tee "$out/rounds.md"
+    [[ ! -f "$out/rounds.jsonl" ]] || run -m benchmarks round_cost "$out/rounds.jsonl" | tee "$out/rounds.md"
     return $status
 }
 

@@ -1,4 +1,4 @@
-"""Pictures of results: `python benchmarks/plot.py FILE.jsonl` writes PNG files beside bench_decode's JSONL.
+"""Pictures of results: `python -m benchmarks plot FILE.jsonl` writes PNG files beside bench_decode's JSONL.
 
 Reads result lines only. One picture of speed (decode tokens/s per request, whiskers from the slowest to the
 fastest repeat), one of accept length, and one of where a round's time goes.

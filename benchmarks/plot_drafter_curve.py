@@ -1,6 +1,6 @@
 """The drafter's learning curve: held-out accept lengths against labels seen, and a straight line through them.
 
-    python benchmarks/plot_drafter_curve.py WORK/checkpoints/curve.jsonl --labels-per-step 896 \
+    python -m benchmarks plot_drafter_curve WORK/checkpoints/curve.jsonl --labels-per-step 896 \
         --from-step 1500 --cooled 980 4400 7000 --check-step 4400
 
 Writes `drafter-curve.jsonl` (the scored steps alone) and `drafter-curve.png` to the results folder. The line is

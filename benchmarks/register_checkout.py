@@ -1,6 +1,6 @@
 """Make a checkout that is on PYTHONPATH known to SGLang as a plugin, where nothing can be installed.
 
-    export PYTHONPATH="$(python benchmarks/register_checkout.py FOLDER):$PWD:$PYTHONPATH"
+    export PYTHONPATH="$(python -m benchmarks register_checkout FOLDER):$PWD:$PYTHONPATH"
 
 SGLang finds plugins by the entry points of installed packages. This writes the metadata of one into FOLDER, from
 pyproject.toml, and prints the folder.
@@ -34,7 +34,7 @@ def write_metadata(folder: Path) -> Path:
 def main(argv: Sequence[str]) -> int:
     """Write into the folder that the one argument names."""
     if len(argv) != 1:
-        print("usage: python benchmarks/register_checkout.py FOLDER", file=sys.stderr)
+        print("usage: python -m benchmarks register_checkout FOLDER", file=sys.stderr)
         return 2
     print(write_metadata(Path(argv[0]).absolute()).parent)
     return 0

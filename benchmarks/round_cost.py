@@ -1,6 +1,6 @@
 """What a round costs in plain decoding steps, by system and batch size, from bench_decode's lines.
 
-    python benchmarks/round_cost.py FILE.jsonl [...]
+    python -m benchmarks round_cost FILE.jsonl [...]
 
 A system breaks even with plain decoding where its accept length equals this number. Cost does not depend on what the
 drafter is worth, so this table holds for targets and drafters without weights.
@@ -47,7 +47,7 @@ def cost_table(costs: dict[tuple[str, int], float]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Print the table of all files together."""
     if not argv:
-        print("usage: python benchmarks/round_cost.py FILE.jsonl [...]", file=sys.stderr)
+        print("usage: python -m benchmarks round_cost FILE.jsonl [...]", file=sys.stderr)
         return 2
     texts = [Path(name).read_text(encoding="utf-8") for name in argv]
     costs = round_costs(json.loads(line) for text in texts for line in text.splitlines() if line)

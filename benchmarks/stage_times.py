@@ -1,6 +1,6 @@
 """Summarise the trace of a DDTREE server: where a round's time goes, stage by stage.
 
-Reads the lines that `--speculative-ddtree-trace FILE` writes (ddtree_sglang/engine/trace.py), nothing else.
+Reads the lines that `--speculative-ddtree-trace FILE` writes (ddtree_sglang/engine/debug/trace.py), nothing else.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def doctor() -> int:
 
 
 def _engine() -> str:
-    from ddtree_sglang.engine.contract import CONTRACT, check_contract
+    from ddtree_sglang.contract.engine import CONTRACT, check_contract
 
     check_contract()
     return f"sglang {version('sglang')}, all {len(CONTRACT)} names that DDTREE relies on are as expected"

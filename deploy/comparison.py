@@ -1,6 +1,6 @@
 """DDTREE beside plain decoding on one prompt: both measured in turns, and their answers compared.
 
-Standard library only. One prompt shows how it works; numbers to rely on are `benchmarks/bench_decode.py`'s.
+Standard library only. One prompt shows how it works; numbers to rely on are `benchmarks/decode.py`'s.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import fmean
 
-from chat_client import ChatAnswer, stream_chat
+from deploy.chat_client import ChatAnswer, stream_chat
 
 RUNS = 2
 WARM_UP_TOKENS = 16

@@ -1,6 +1,6 @@
 """Build the virtual environment: from a machine that has only Python to one that can serve.
 
-Standard library only, because it runs before anything is installed: `python3 deploy/environment.py [FILES]`.
+Standard library only, because it runs before anything is installed: `bash deploy/setup.sh [FILES]`.
 A stamp with the digest of everything that decides the result makes a second run a matter of milliseconds; a
 lock makes two runs at once safe. The requirement files are complete and are installed without resolving
 (`--no-deps`), so what they name is exactly what is there.
@@ -19,8 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from progress import say, step
+from deploy.local.progress import say, step
 
 REPO = Path(__file__).resolve().parent.parent
 SERVING_REQUIREMENTS = "deploy/requirements.txt"

@@ -6,4 +6,5 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=deploy/setup.sh
 source "$here/setup.sh"
 python=$(find_python)
-exec "$python" "$here/serve_demo.py" "$@"
+# -P: a folder called deploy where the user stands is not ours.
+PYTHONPATH="$(dirname "$here")${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -P -m deploy.serve_demo "$@"

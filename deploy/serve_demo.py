@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from chat_client import ChatError, stream_chat
-from comparison import Comparison, compare, describe_answer
-from environment import REPO, SERVING_REQUIREMENTS, SetupError, ensure_environment
-from progress import say, step
-from server_process import ServerError, ServerProcess, ServerSpec, free_port, port_is_free
+from deploy.chat_client import ChatError, stream_chat
+from deploy.comparison import Comparison, compare, describe_answer
+from deploy.environment import REPO, SERVING_REQUIREMENTS, SetupError, ensure_environment
+from deploy.local.progress import say, step
+from deploy.local.server_process import ServerError, ServerProcess, ServerSpec, free_port, port_is_free
 
 DEFAULT_PORT = 30000
 DEFAULT_PROMPT = "Write a short Python function that reverses a string, and explain in one sentence how it works."

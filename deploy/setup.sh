@@ -23,5 +23,7 @@ sys.exit(not (3, 11) <= sys.version_info[:2] <= newest)' "$newest" >/dev/null 2>
 
 if [[ "${BASH_SOURCE[0]}" == "$0" ]]; then
     python=$(find_python)
-    exec "$python" "$(dirname "${BASH_SOURCE[0]}")/environment.py" "$@"
+    repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+    # -P: a folder called deploy where the user stands is not ours.
+    PYTHONPATH="$repo${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -P -m deploy.environment "$@"
 fi

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from servers import Pair
+    from tests.e2e.servers import Pair
 
 HERE = Path(__file__).parent
 STARTS_SERVERS = (HERE / "e2e", HERE / "e2e_ray")
@@ -25,10 +25,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def pair() -> Pair:
     """The embedded target and its drafter, or the ones that the environment names."""
-    from servers import Pair
-
     from ddtree_sglang.demo.drafter import shipped_drafter
     from ddtree_sglang.demo.prepare import prepare_model
+    from tests.e2e.servers import Pair
 
     model = os.environ.get("DDTREE_TEST_MODEL") or str(prepare_model())
     return Pair(model, os.environ.get("DDTREE_TEST_DRAFT") or str(shipped_drafter()))

@@ -1,8 +1,4 @@
-"""Imports go in one direction only. Parsed from the source, so that unused and lazy imports count too.
-
-deploy -> workers -> ddtree_sglang.engine -> ddtree_sglang.core
-                                  \\-> ddtree_sglang.kernels -> core types only
-"""
+"""The house stands: no arrow runs upward, there are no circles, and each folder keeps what its first lines promise."""
 
 from __future__ import annotations
 
@@ -12,93 +8,94 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = "ddtree_sglang"
-OWN_TOP_LEVEL = {PACKAGE, "workers", "deploy", "benchmarks", "tests"}
+from tests.architecture import (
+    ORDER,
+    PICTURE,
+    ROOT,
+    TOPS,
+    arrows,
+    circles,
+    entry_of,
+    floors,
+    forbidden,
+    imported_modules,
+    is_within,
+    module_name,
+    picture,
+    source_files,
+)
 
-# Which parts of the project each part may import, itself apart.
-MAY_IMPORT: dict[str, set[str]] = {
-    "ddtree_sglang.core": set(),
-    "ddtree_sglang.kernels": {"ddtree_sglang.core"},
-    "ddtree_sglang.exceptions": set(),
-    "ddtree_sglang.config": {"ddtree_sglang.exceptions"},
-    "ddtree_sglang.cpu_platform": {"ddtree_sglang.core", "ddtree_sglang.kernels", "ddtree_sglang.exceptions"},
-    "ddtree_sglang.engine": {
-        "ddtree_sglang",
-        "ddtree_sglang.core",
-        "ddtree_sglang.kernels",
-        "ddtree_sglang.config",
-        "ddtree_sglang.exceptions",
-        "ddtree_sglang.cpu_platform",
-    },
-    "ddtree_sglang.demo": {"ddtree_sglang.core", "ddtree_sglang.config", "ddtree_sglang.exceptions"},
-    "workers": {
-        "ddtree_sglang",
-        "ddtree_sglang.engine",
-        "ddtree_sglang.config",
-        "ddtree_sglang.exceptions",
-        "ddtree_sglang.cpu_platform",
-        "ddtree_sglang.demo",
-    },
-}
+PRODUCT = ("ddtree_sglang", "workers")
+# Folders that may import torch (or nothing) beside the standard library and what lies in them.
+PURE = {"ddtree_sglang.core": {"torch"}, "workers.answers": set(), "ddtree_sglang.contract": set()}
 # Third-party packages that only these parts may import.
-ONLY_IN: dict[str, set[str]] = {
-    "sglang": {"ddtree_sglang.engine", "ddtree_sglang.cpu_platform", "workers"},
-    "ray": {"workers"},
-    "triton": {"ddtree_sglang.kernels"},
-    "flashinfer": {"ddtree_sglang.kernels", "ddtree_sglang.engine"},
+ONLY_IN = {
+    "sglang": ("ddtree_sglang.engine", "ddtree_sglang.cpu_platform", "workers", "tests", "benchmarks"),
+    "ray": ("workers", "deploy.local", "tests", "benchmarks"),
+    "triton": ("ddtree_sglang.kernels", "tests", "benchmarks"),
+    "flashinfer": ("ddtree_sglang.kernels", "ddtree_sglang.engine", "tests", "benchmarks"),
+    "pytest": ("tests",),
 }
-
-
-def part_of(module: str) -> str:
-    """The part of the project that a module belongs to: two levels inside the package, one outside."""
-    names = module.split(".")
-    if names[0] != PACKAGE:
-        return names[0]
-    return ".".join(names[:2])
-
-
-def module_name(path: Path) -> str:
-    names = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(names[:-1] if names[-1] == "__init__" else names)
-
-
-def imported_modules(path: Path) -> set[str]:
-    """Full names of everything a file imports, wherever in the file."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
-            module = node.module or ""
-            # `from ddtree_sglang import core` names a part in its second half.
-            found |= {f"{module}.{alias.name}" for alias in node.names} if module == PACKAGE else {module}
-    return found
-
-
-def source_files() -> list[Path]:
-    return [path for top in (PACKAGE, "workers") for path in sorted((ROOT / top).rglob("*.py"))]
 
 
 def violations(module: str, imports: set[str]) -> list[str]:
     """What a module of that name may not import, out of `imports`."""
-    part = part_of(module)
     wrong = []
     for imported in sorted(imports):
-        top, target = imported.split(".")[0], part_of(imported)
-        if top in OWN_TOP_LEVEL and part in MAY_IMPORT and target != part and target not in MAY_IMPORT[part]:
-            wrong.append(f"{module} may not import {imported}")
-        if top in ONLY_IN and part not in ONLY_IN[top]:
-            wrong.append(f"{module} may not import {imported}: only {sorted(ONLY_IN[top])} may")
-        if part == "ddtree_sglang.core" and top not in {PACKAGE, "torch"} | sys.stdlib_module_names:
-            wrong.append(f"{module} may import torch and the standard library only, not {imported}")
+        top = imported.split(".")[0]
+        if top in TOPS and ORDER.index(entry_of(imported)) > ORDER.index(entry_of(module)):
+            wrong.append(f"{module} imports upward: {imported}")
+        if top in ONLY_IN and not any(is_within(module, part) for part in ONLY_IN[top]):
+            wrong.append(f"{module} may not import {imported}: only {ONLY_IN[top]} may")
+        for folder, allowed in PURE.items():
+            pure = {*allowed, *sys.stdlib_module_names}
+            ours = is_within(imported, folder) or imported == "ddtree_sglang.exceptions"
+            if is_within(module, folder) and top not in pure and not ours:
+                wrong.append(f"{module} may import {sorted(allowed)} and the standard library only, not {imported}")
     return wrong
 
 
 @pytest.mark.parametrize("path", source_files(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_module_imports_only_what_its_layer_may(path: Path) -> None:
+def test_module_imports_nothing_that_stands_above_it(path: Path) -> None:
     assert violations(module_name(path), imported_modules(path)) == []
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [path.parent for path in source_files(*PRODUCT, "deploy", "benchmarks") if path.name == "__init__.py"],
+    ids=lambda folder: str(folder.relative_to(ROOT)),
+)
+def test_folder_says_what_it_holds_and_keeps_its_promise(folder: Path) -> None:
+    assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))), "say what it holds"
+    names = forbidden(folder)
+    assert names, f"{folder}/__init__.py: say in one line what it must not import, names in backticks"
+    for path in sorted(folder.rglob("*.py")):
+        broken = [name for name in imported_modules(path) for rule in names if is_within(name, rule)]
+        assert not broken, f"{path} imports {broken}, which {folder.name}/__init__.py rules out"
+
+
+def test_rooms_form_no_circle() -> None:
+    graph = arrows(*PRODUCT, "deploy", "benchmarks")
+    assert circles(graph) == []
+    assert max(floors(graph).values()) > 3
+
+
+def test_modules_form_no_circle() -> None:
+    graph = {module_name(path): imported_modules(path) for path in source_files()}
+    assert circles({name: {below for below in found if below in graph} for name, found in graph.items()}) == []
+
+
+def test_benchmarks_and_tests_do_not_lean_on_each_other() -> None:
+    for path in source_files("benchmarks", "tests"):
+        name, imports = module_name(path), imported_modules(path)
+        if is_within(name, "benchmarks"):
+            assert not [other for other in imports if is_within(other, "tests")], name
+        elif not is_within(name, "tests.benchmarks"):
+            assert not [other for other in imports if is_within(other, "benchmarks")], name
+
+
+def test_picture_in_the_documents_is_the_one_that_the_imports_draw() -> None:
+    assert PICTURE.read_text(encoding="utf-8") == picture(), "run: python -m tests.architecture"
 
 
 @pytest.mark.parametrize(
@@ -109,15 +106,27 @@ def test_module_imports_only_what_its_layer_may(path: Path) -> None:
         ("ddtree_sglang.core.tree_builder", "ddtree_sglang.engine.worker"),
         ("ddtree_sglang.kernels.tree_builder_triton", "ddtree_sglang.engine"),
         ("ddtree_sglang.config", "ddtree_sglang.core"),
-        ("ddtree_sglang.cpu_platform.attention", "ddtree_sglang.engine.worker"),
-        ("ddtree_sglang.engine.worker", "workers.protocol"),
+        ("ddtree_sglang.cpu_platform.attention.backend", "ddtree_sglang.engine.worker"),
+        ("ddtree_sglang.contract.check", "sglang"),
+        ("ddtree_sglang.engine.worker", "workers.answers.protocol"),
         ("ddtree_sglang.engine.worker", "ray"),
+        ("ddtree_sglang.training.fit.loop", "sglang"),
         ("ddtree_sglang.cli", "sglang"),
-        ("workers.actor", "ddtree_sglang.core.draft_tree"),
+        ("workers.answers.resume", "workers.http.ingress"),
+        ("workers.answers.resume", "ray"),
+        ("workers.answers.resume", "ddtree_sglang.config"),
+        ("workers.replicas.replica", "workers.app"),
+        ("deploy.environment", "benchmarks.decode"),
+        ("benchmarks.faults", "tests.e2e_ray.nodes"),
     ],
 )
 def test_the_rules_themselves_refuse_an_import_against_the_direction(module: str, imported: str) -> None:
     assert violations(module, {imported})
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c", "a"]]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
 def test_imports_are_found_wherever_they_stand(tmp_path: Path) -> None:
@@ -127,6 +136,11 @@ def test_imports_are_found_wherever_they_stand(tmp_path: Path) -> None:
         "    from sglang.srt import x\n"
     )
     assert imported_modules(source) == {"os", "ddtree_sglang.engine", "triton.language", "sglang.srt"}
+
+
+def test_a_folders_promise_is_read_from_its_first_lines(tmp_path: Path) -> None:
+    (tmp_path / "__init__.py").write_text('"""Holds `a`. Must not import `b`, nor\n`c.d`. Knows `e`."""\n')
+    assert forbidden(tmp_path) == ["b", "c.d"]
 
 
 def test_there_are_files_to_check() -> None:

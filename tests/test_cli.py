@@ -9,8 +9,8 @@ import pytest
 
 from ddtree_sglang import cli
 from ddtree_sglang.config import CONFIG_ENV
+from ddtree_sglang.contract import engine as contract
 from ddtree_sglang.demo.drafter import shipped_drafter
-from ddtree_sglang.engine import contract
 
 pytestmark = pytest.mark.sglang
 

@@ -1,4 +1,5 @@
 """Ray: actors that host the target with its drafter, their supervision, replicas, ingress and jobs.
 
-Knows placement, processes and HTTP; knows nothing of trees. Imports `ddtree_sglang.engine` and never `core`.
+They know placement, processes and HTTP, and nothing of trees. Must not import `ddtree_sglang.core`,
+`ddtree_sglang.training`, `deploy`, `benchmarks`.
 """

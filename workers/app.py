@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from workers.cluster.placement import placement_strategy, replica_bundles, uses_gpus
 from workers.config import WorkerConfig
-from workers.placement import placement_strategy, replica_bundles, uses_gpus
 
-REQUEST_ROUTER = "workers.request_router:ResumptionRouter"
+REQUEST_ROUTER = "workers.cluster.request_router:ResumptionRouter"
 INGRESS_CPUS = 0.2
 
 
@@ -32,7 +32,7 @@ def build_ingress(config: WorkerConfig, replicas: Any) -> Any:
     """The ingress in front of a deployment that has `generate_tokens`."""
     from ray import serve
 
-    from workers.ingress import Ingress
+    from workers.http.ingress import Ingress
 
     ingress = serve.deployment(
         Ingress,
@@ -52,7 +52,7 @@ def build_replicas(config: WorkerConfig) -> Any:
     from ray import serve
     from ray.serve.llm import LLMConfig
 
-    from workers.replica import DDTreeServer
+    from workers.replicas.replica import DDTreeServer
 
     llm_config = LLMConfig(
         model_loading_config={"model_id": config.name, "model_source": config.model},
@@ -67,8 +67,8 @@ def replica_options(config: WorkerConfig, with_gpus: bool) -> dict[str, Any]:
     """Deployment options of the replicas."""
     from ray.serve.config import AutoscalingConfig, DeploymentActorConfig, RequestRouterConfig
 
-    from workers.replica import RESTART_LEDGER
-    from workers.restart_ledger import RestartLedger
+    from workers.replicas.replica import RESTART_LEDGER
+    from workers.replicas.restart_ledger import RestartLedger
 
     ledger = DeploymentActorConfig(
         name=RESTART_LEDGER,
@@ -107,7 +107,7 @@ def replica_options(config: WorkerConfig, with_gpus: bool) -> dict[str, Any]:
 
 def replica_environment(config: WorkerConfig) -> dict[str, str]:
     """Environment of a replica and its ranks: the deployer's, DDTREE's knobs, as many threads as CPUs are booked."""
-    from workers.rank_actor import rank_environment
+    from workers.replicas.rank_actor import rank_environment
 
     # Not the deployer's number: `serve deploy` builds in a task without CPUs, where Ray sets it to 1.
     threads = {"OMP_NUM_THREADS": str(max(1, int(config.cpus_per_rank)))}

@@ -22,9 +22,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from workers.cluster.loopback_store import is_loopback
 from workers.config import WorkerConfig, load_worker_config
-from workers.loopback_store import is_loopback
-from workers.security import DEFAULT_VARIABLE, ApiKey
+from workers.http.security import DEFAULT_VARIABLE, ApiKey
 
 APPLICATION = "ddtree"
 
@@ -113,7 +113,7 @@ def _demo_values() -> dict[str, Any]:
 
 def _connect(args: argparse.Namespace) -> bool:
     """True if the cluster is this process's own."""
-    from workers.cluster import connect, start_local_cluster
+    from workers.cluster.local import connect, start_local_cluster
 
     address = args.address or os.environ.get("RAY_ADDRESS")
     if address:
@@ -180,7 +180,7 @@ def _job(args: argparse.Namespace) -> int:
     is_own = _connect(args)
     from ray import serve
 
-    from workers.job import run_job
+    from workers.jobs.job import run_job
 
     # `ray job stop` sends SIGTERM, and SIGKILL three seconds later: enough to ask for the end of the replicas.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -200,7 +200,7 @@ def _job(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from workers.cluster import connect, prepare_environment
+    from workers.cluster.local import connect, prepare_environment
 
     address = args.address or os.environ.get("RAY_ADDRESS")
     if address is None:

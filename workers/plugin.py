@@ -20,6 +20,6 @@ def register() -> None:
 def install_if_asked(result: Any, server_args: Any) -> None:
     """AFTER hook on `ServerArgs.resolve_once`, in the launching process: its children start no ranks."""
     if server_args.use_ray and multiprocessing.parent_process() is None:
-        from workers.rank_actor import install_rank_actors
+        from workers.replicas.rank_actor import install_rank_actors
 
         install_rank_actors()

@@ -2,7 +2,7 @@
 version.
 
 Pure: torch and the standard library, any device, no engine, no I/O, no timing, inputs never changed. Must
-not import sglang, ray, triton or flashinfer, nor any other part of this package.
+not import `sglang`, `ray`, `triton`, `flashinfer`, `ddtree_sglang.engine`, `ddtree_sglang.kernels`.
 """
 
 from ddtree_sglang.core.acceptance import AcceptedPath, draw_target_tokens, walk_tree

@@ -2,8 +2,8 @@
 
 SGLang finds it through the entry point group ``sglang.srt.platforms`` and asks ``activate`` whether it
 applies. This package knows attention, memory and operators on x86/ARM cores; it does not know trees beyond "a
-mask says which of the window's keys a query may attend". Nothing outside ``engine`` and this package may
-import SGLang.
+mask says which of the window's keys a query may attend". Must not import
+`ddtree_sglang.engine`, `ddtree_sglang.demo`, `ddtree_sglang.training`.
 """
 
 from __future__ import annotations

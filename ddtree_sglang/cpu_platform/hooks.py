@@ -39,7 +39,7 @@ def register_backend() -> None:
 
     @register_attention_backend(ATTENTION_BACKEND)
     def _create(runner: Any) -> Any:
-        from ddtree_sglang.cpu_platform.attention_backend import DDTreeCpuAttnBackend
+        from ddtree_sglang.cpu_platform.attention.backend import DDTreeCpuAttnBackend
 
         return DDTreeCpuAttnBackend(runner)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ddtree_sglang.cpu_platform.attention_backend import DDTreeCpuAttnBackend
+from ddtree_sglang.cpu_platform.attention.backend import DDTreeCpuAttnBackend
 from ddtree_sglang.cpu_platform.operators import rms_norm, rotary_embedding, silu_and_mul
 
 logger = logging.getLogger(__name__)

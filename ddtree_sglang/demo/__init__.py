@@ -1,1 +1,4 @@
-"""The embedded default: a small real target, a DFlash drafter for it, and the recipe that trained it."""
+"""The embedded pair: a small real target, converted once, and the DFlash drafter that ships for it.
+
+Must not import `sglang`, `ddtree_sglang.engine`, `ddtree_sglang.training`.
+"""

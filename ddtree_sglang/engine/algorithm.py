@@ -10,7 +10,7 @@ from typing import Any
 
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
-from ddtree_sglang.engine.server_args import resolve_server_args
+from ddtree_sglang.engine.admission.server_args import resolve_server_args
 from ddtree_sglang.exceptions import DDTreeError
 
 

@@ -26,7 +26,7 @@ def exit_on_bad_arguments(original: Callable[..., None], server_args: Any) -> No
 
     SGLang marks the arguments that came from a command line; `Engine(...)` keeps the exception.
     """
-    from ddtree_sglang.engine.server_args import check_checkpoints, check_port_is_free, check_resolved_target
+    from ddtree_sglang.engine.admission.server_args import check_checkpoints, check_port_is_free, check_resolved_target
 
     from_command_line = hasattr(server_args, "_launch_command")
     try:
@@ -47,7 +47,7 @@ def refuse_unsupported_request(original: Callable[..., str | None], req: Req, en
     """AROUND hook on `validate_dflash_request`: what DDTREE cannot answer exactly becomes a 400."""
     from sglang.srt.runtime_context import get_spec
 
-    from ddtree_sglang.engine.request_rules import refusal
+    from ddtree_sglang.engine.admission.request_rules import refusal
 
     if not is_ddtree(get_spec().speculative_algorithm):
         return original(req, enable_overlap)
@@ -69,13 +69,13 @@ def keep_model_dtype(
 
 
 def _row_headroom(original: Callable[[], int]) -> int:
-    from ddtree_sglang.engine.kv_window import row_headroom
+    from ddtree_sglang.engine.stages.kv_window import row_headroom
 
     return row_headroom(original)
 
 
 def _dummy_verify_input(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    from ddtree_sglang.engine.graph_runner import dummy_verify_input
+    from ddtree_sglang.engine.graphs.target import dummy_verify_input
 
     return dummy_verify_input(original, *args, **kwargs)
 

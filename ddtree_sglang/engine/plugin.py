@@ -33,8 +33,8 @@ def register() -> None:
 
 
 def _register() -> None:
+    from ddtree_sglang.contract.engine import check_contract
     from ddtree_sglang.cpu_platform import install_cpu_hooks
-    from ddtree_sglang.engine.contract import check_contract
     from ddtree_sglang.engine.hooks import register_engine_hooks, register_flag_hooks
 
     register_flag_hooks()

@@ -32,20 +32,20 @@ from ddtree_sglang.core.acceptance import AcceptedPath
 from ddtree_sglang.core.built_tree import BuiltTree, root_trees
 from ddtree_sglang.core.draft_tree import DraftTree
 from ddtree_sglang.core.kv_commit import commit_plan, gather_rows
-from ddtree_sglang.engine.budget_policy import make_policy
-from ddtree_sglang.engine.draft_graph import DraftGraphTail
-from ddtree_sglang.engine.drafter import DraftCandidates, VocabShard, rank_candidates
-from ddtree_sglang.engine.graph_runner import install_tree_graph_runner
-from ddtree_sglang.engine.kv_window import DDTreeDraftInput, window_len, window_slots
-from ddtree_sglang.engine.rank_check import require_equal_trees
-from ddtree_sglang.engine.sync_check import forbid_sync
-from ddtree_sglang.engine.target_checks import check_loaded_target
-from ddtree_sglang.engine.target_choice import choose_target_tokens
-from ddtree_sglang.engine.trace import RoundTrace
-from ddtree_sglang.engine.tree_stage import TreeStage
-from ddtree_sglang.engine.tree_walk import walk
-from ddtree_sglang.engine.verify_input import DDTreeVerifyInput, make_verify_input
-from ddtree_sglang.engine.width_states import WidthStates
+from ddtree_sglang.engine.admission.target_checks import check_loaded_target
+from ddtree_sglang.engine.debug.rank_check import require_equal_trees
+from ddtree_sglang.engine.debug.sync_check import forbid_sync
+from ddtree_sglang.engine.debug.trace import RoundTrace
+from ddtree_sglang.engine.graphs.drafter_tail import DraftGraphTail
+from ddtree_sglang.engine.graphs.node_counts import WidthStates
+from ddtree_sglang.engine.graphs.target import install_tree_graph_runner
+from ddtree_sglang.engine.stages.budget_policy import make_policy
+from ddtree_sglang.engine.stages.candidates import DraftCandidates, VocabShard, rank_candidates
+from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput, window_len, window_slots
+from ddtree_sglang.engine.stages.target_choice import choose_target_tokens
+from ddtree_sglang.engine.stages.trees import TreeStage
+from ddtree_sglang.engine.stages.verify_input import DDTreeVerifyInput, make_verify_input
+from ddtree_sglang.engine.stages.walk import walk
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 if TYPE_CHECKING:

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-import bench_decode
-import bench_lossless
 import pytest
-import server
-from prompts import Prompt
-from server_process import ServerError, ServerProcess, free_port
+
+from benchmarks import decode as bench_decode
+from benchmarks import lossless as bench_lossless
+from benchmarks.harness import systems as server
+from benchmarks.harness.prompts import Prompt
+from deploy.local.server_process import ServerError, ServerProcess, free_port
 
 PLAIN = [server.System("plain", None)]
 FAKE = Path(__file__).resolve().parent / "fake_generate.py"

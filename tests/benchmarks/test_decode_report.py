@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from client import Batch, Generation
-from decode_report import Measurement, result_lines, table
-from stage_times import StageSummary
+
+from benchmarks.decode_report import Measurement, result_lines, table
+from benchmarks.stage_times import StageSummary
+from deploy.local.client import Batch, Generation
 
 
 def generation(num_tokens: int, decode_s: float, num_rounds: int = 0) -> Generation:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import bench_drafter_recipe
 import pytest
-from bench_drafter_recipe import main
+
+from benchmarks import drafter_recipe as bench_drafter_recipe
+from benchmarks.drafter_recipe import main
 
 CHAIN = {"base": 1.25, "soft-labels-only": 1.5, "hard-labels-only": 1.0}
 

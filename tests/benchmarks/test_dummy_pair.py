@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import dummy_pair
-
-from ddtree_sglang.engine.drafter_checks import check_drafter_fits_target
+from benchmarks import dummy_pair
+from ddtree_sglang.engine.admission.drafter_checks import check_drafter_fits_target
 
 
 def test_pair_has_the_published_shape_and_fits(tmp_path: Path) -> None:

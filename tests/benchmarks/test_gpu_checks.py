@@ -9,9 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import gpu_checks
 import pytest
-from client import Batch, Generation
+
+from benchmarks import gpu_checks
+from deploy.local.client import Batch, Generation
 
 INFO = {"device": "cuda", "disable_overlap_schedule": False}
 CAPTURED = f"[2026] {gpu_checks.CAPTURE_MARK}. backend=full\n"

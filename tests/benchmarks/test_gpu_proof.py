@@ -9,8 +9,9 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-import gpu_checks
 import pytest
+
+from benchmarks import gpu_checks
 
 REPO = Path(__file__).resolve().parents[2]
 SCRIPT = REPO / "benchmarks/gpu_proof.sh"
@@ -144,12 +145,12 @@ def test_sections_that_no_longer_fit_are_skipped_and_prove_nothing(machine: Mach
     assert machine.verdicts() == [("machine", "PASS"), ("lossless", "SKIP")]
     assert "1 PASS, 0 FAIL, 1 SKIP" in ended.stdout
     assert "needs about 180 s" in ended.stdout
-    assert not machine.calls("bench_lossless")
+    assert not machine.calls("benchmarks lossless")
     assert machine.run("--time-limit", "1", "machine").returncode == 1, "nothing passed"
 
 
 def test_a_section_that_takes_longer_than_thought_is_ended_at_the_limit(machine: Machine) -> None:
-    machine.actions += [f'bench_gpu_kernels|echo measured >"{machine.out}/builder.jsonl"; exec sleep 60']
+    machine.actions += [f'benchmarks gpu_kernels|echo measured >"{machine.out}/builder.jsonl"; exec sleep 60']
     script = SCRIPT.read_text()
     assert "[builder]=45" in script
     hopeful = machine.folder / "benchmarks/gpu_proof.sh"
@@ -192,7 +193,7 @@ def test_each_backend_of_the_gpu_is_compared_with_plain_decoding(
     ended = machine.run("backends")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     # The last flag of a name is the one that counts.
-    used = [call.rsplit("--attention-backend=", 1)[1].split()[0] for call in machine.calls("bench_lossless")]
+    used = [call.rsplit("--attention-backend=", 1)[1].split()[0] for call in machine.calls("benchmarks lossless")]
     assert used == ["triton", "flashinfer", *([expected] if expected else [])]
 
 
@@ -203,36 +204,36 @@ def test_a_backend_that_is_not_installed_is_skipped_with_the_reason(machine: Mac
     assert machine.verdicts() == [("backends/fa3", "SKIP"), ("backends", "PASS")]
     assert "ImportError: no FA3" in ended.stdout
     assert "1 PASS, 0 FAIL, 1 SKIP" in ended.stdout
-    assert len(machine.calls("bench_lossless")) == 2
+    assert len(machine.calls("benchmarks lossless")) == 2
 
 
 def test_float32_is_computed_as_float32_and_half_precision_as_served(machine: Machine) -> None:
     assert machine.run("kernels", "lossless", "graphs", "widths", "smoke", "speed").returncode == 0
     assert machine.calls("-m pytest")[0].endswith("|  ieee")
-    for part in ("bench_lossless.py --model embedded", "graph-equality", "width-equality"):
+    for part in ("benchmarks lossless --model embedded", "graph-equality", "width-equality"):
         call = machine.calls(part)[0]
         assert call.endswith("| torch ieee"), part
         assert call.rsplit("--start-timeout ", 1)[1].startswith("300 "), "kernels without tensor cores compile longer"
     of_flashinfer = machine.calls("width-equality")[1]
     assert "--attention-backend=flashinfer --dtype bfloat16 --near-tie 0.25" in of_flashinfer
-    for call in (of_flashinfer, machine.calls("smoke.json")[0], machine.calls("bench_decode")[0]):
+    for call in (of_flashinfer, machine.calls("smoke.json")[0], machine.calls("benchmarks decode")[0]):
         assert call.endswith("|  "), "nothing forced"
         assert "--start-timeout 300" not in call
 
 
 def test_all_servers_of_a_section_capture_the_measured_batch_sizes_alone(machine: Machine) -> None:
     assert machine.run("--start-timeout", "99", "lossless", "speed-large").returncode == 0
-    (large,) = machine.calls("bench_decode")
+    (large,) = machine.calls("benchmarks decode")
     graphs = "--server-flag=--disable-prefill-cuda-graph"
     sizes = "--server-flag=--cuda-graph-bs-decode --server-flag=16 --server-flag=32 --dtype"
     for expected in (graphs, sizes, "--start-timeout 99", "--client-timeout 60", "--max-total-tokens 32768"):
         assert expected in large, expected
-    assert f"--server-logs {machine.out}/servers/lossless" in machine.calls("bench_lossless")[0]
+    assert f"--server-logs {machine.out}/servers/lossless" in machine.calls("benchmarks lossless")[0]
 
 
 @pytest.mark.sglang
 def test_sglang_knows_the_flags_of_every_server(machine: Machine) -> None:
-    import flag_parsers
+    from tests.deploy import flag_parsers
 
     machine.run()
     of_checks = {part for flags in gpu_checks.EQUAL_WITH.values() for part in flags if part.startswith("--")}

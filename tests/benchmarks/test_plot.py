@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import plot
 import pytest
+
+from benchmarks import plot
 
 
 def line(system: str, rate: float, up_together: list[str]) -> dict[str, Any]:

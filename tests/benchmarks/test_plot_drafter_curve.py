@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from plot_drafter_curve import fit, main, scored_steps
+
+from benchmarks.plot_drafter_curve import fit, main, scored_steps
 
 
 def curve(path: Path, lengths: dict[int, float]) -> Path:

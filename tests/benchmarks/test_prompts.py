@@ -7,8 +7,9 @@ import json
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
-import prompts
 import pytest
+
+from benchmarks.harness import prompts
 
 
 @pytest.fixture

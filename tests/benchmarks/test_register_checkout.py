@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 from pathlib import Path
 
-import register_checkout
+from benchmarks import register_checkout
 
 
 def test_entry_points_equal_the_installed_packages(tmp_path: Path) -> None:

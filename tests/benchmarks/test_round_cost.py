@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import round_cost
+
+from benchmarks import round_cost
 
 
 def line(system: str, rate: float, round_ms: float | None, group: tuple[str, ...], size: int = 1) -> dict[str, Any]:

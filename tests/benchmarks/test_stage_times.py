@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from stage_times import TraceReader, summarise
+
+from benchmarks.stage_times import TraceReader, summarise
 
 
 def line(batch_size: int, **stages_ms: float) -> dict[str, float]:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tree_cases import batch_of, chain_tree, make_tree, random_candidates, sample_tree
 
 from ddtree_sglang.core import DraftTree, build_draft_tree, draw_target_tokens, walk_tree
+from tests.core.tree_cases import batch_of, chain_tree, make_tree, random_candidates, sample_tree
 
 
 def walk_one_at_a_time(tree: DraftTree, target_ids: torch.Tensor, b: int) -> tuple[list[int], list[int]]:

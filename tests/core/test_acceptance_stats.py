@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from tree_cases import batch_of, chain_tree, random_candidates, sample_tree
 
 from ddtree_sglang.core import AcceptanceCounts, build_draft_tree, count_round, spine_nodes, walk_tree
+from tests.core.tree_cases import batch_of, chain_tree, random_candidates, sample_tree
 
 
 def test_spine_is_the_first_node_of_each_depth() -> None:

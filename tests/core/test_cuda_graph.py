@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tree_cases import FIELDS, random_candidates
 
 from ddtree_sglang.core import ancestor_mask, build_draft_tree, build_draft_tree_heap, layout_draft_tree, walk_tree
+from tests.core.tree_cases import FIELDS, random_candidates
 
 pytestmark = [
     pytest.mark.gpu,

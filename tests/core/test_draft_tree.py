@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 import torch
-from tree_cases import batch_of, chain_tree, sample_tree
 
 from ddtree_sglang.core import DraftTree
+from tests.core.tree_cases import batch_of, chain_tree, sample_tree
 
 
 def replaced(tree: DraftTree, field: str, node: int, value: float) -> DraftTree:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tree_cases import random_candidates, sample_tree
 
 from ddtree_sglang.core import build_draft_tree, commit_plan, gather_rows, walk_tree
+from tests.core.tree_cases import random_candidates, sample_tree
 
 
 def test_commit_of_a_path_off_the_front_moves_its_rows_to_depth_order() -> None:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_acceptance import chi_square_p_value
-from toy_target import VOCAB, Drafter, decode_greedily, decode_with_trees
-from tree_cases import top_candidates
 
 from ddtree_sglang.core import AcceptedPath, DraftTree, build_draft_tree, draw_target_tokens, walk_tree
+from tests.core.test_acceptance import chi_square_p_value
+from tests.core.toy_target import VOCAB, Drafter, decode_greedily, decode_with_trees
+from tests.core.tree_cases import top_candidates
 
 DEPTH = 4
 NUM_TOKENS = 24

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
-from tree_cases import random_candidates
 
 from ddtree_sglang.core import (
     ancestor_mask,
@@ -26,6 +25,7 @@ from ddtree_sglang.core import (
     tail_cell_index,
     walk_tree,
 )
+from tests.core.tree_cases import random_candidates
 
 READS = {"item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__"} | {
     "nonzero",

@@ -6,7 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tree_cases import (
+
+from ddtree_sglang.core import DraftTree, build_draft_tree, build_draft_tree_heap
+from tests.core.tree_cases import (
     FIELDS,
     Candidates,
     assert_same_tree,
@@ -16,8 +18,6 @@ from tree_cases import (
     tie_prone_candidates,
     top_candidates,
 )
-
-from ddtree_sglang.core import DraftTree, build_draft_tree, build_draft_tree_heap
 
 BUILDERS = pytest.mark.parametrize("builder", [build_draft_tree, build_draft_tree_heap])
 INF = float("inf")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tree_cases import Candidates, batch_of, chain_tree, sample_tree, tie_prone_candidates
 
 from ddtree_sglang.core import build_draft_tree, layout_draft_tree
+from tests.core.tree_cases import Candidates, batch_of, chain_tree, sample_tree, tie_prone_candidates
 
 
 def test_layout_of_the_sample_tree_links_children_in_node_order() -> None:

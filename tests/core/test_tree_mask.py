@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
-from tree_cases import (
+
+from ddtree_sglang.core import ancestor_mask, build_draft_tree, flat_tree_mask, tail_cell_index
+from tests.core.tree_cases import (
     Candidates,
     ancestors_of,
     batch_of,
@@ -16,8 +18,6 @@ from tree_cases import (
     sample_tree,
     tie_prone_candidates,
 )
-
-from ddtree_sglang.core import ancestor_mask, build_draft_tree, flat_tree_mask, tail_cell_index
 
 
 def test_ancestor_mask_of_the_sample_tree() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from tree_cases import top_candidates
 
 from ddtree_sglang.core import (
     AcceptedPath,
@@ -16,6 +15,7 @@ from ddtree_sglang.core import (
     layout_draft_tree,
     walk_tree,
 )
+from tests.core.tree_cases import top_candidates
 
 VOCAB = 11
 WIDTH = 16

@@ -10,7 +10,7 @@ import torch
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-from ddtree_sglang.cpu_platform.attention_backend import DDTreeCpuAttnBackend
+from ddtree_sglang.cpu_platform.attention.backend import DDTreeCpuAttnBackend
 from ddtree_sglang.cpu_platform.kv_pool import CpuMHATokenToKVPool
 
 NUM_HEADS, KV_HEADS, HEAD_DIM = 6, 2, 16

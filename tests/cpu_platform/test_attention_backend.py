@@ -5,11 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import attention_cases as cases
 import pytest
 import torch
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+from tests.cpu_platform import attention_cases as cases
 
 pytestmark = pytest.mark.sglang
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ddtree_sglang.demo.drafter import DRAFTER_FOLDER, shipped_drafter
-from ddtree_sglang.demo.export import load_drafter
+from ddtree_sglang.training.model.export import load_drafter
 
 
 def test_shipped_drafter_loads_and_fits_the_embedded_target() -> None:

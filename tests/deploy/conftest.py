@@ -1,4 +1,4 @@
-"""What the tests of `deploy/` share: its modules on the path, and the fake checkout as a fixture."""
+"""What the tests of `deploy/` share: the fake checkout as a fixture."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_checkout import FAKE_PYTHON, FAKE_SERVER, REPO, Checkout, alive
 
-sys.path.insert(0, str(REPO / "deploy"))
+from tests.deploy.fake_checkout import FAKE_PYTHON, FAKE_SERVER, REPO, Checkout, alive
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Iterator[Checkout]:
     """A fake checkout; whatever a failing test leaves running is killed at the end."""
-    import environment
-    from server_process import free_port
+    from deploy import environment
+    from deploy.local.server_process import free_port
 
     shutil.copytree(REPO / "deploy", tmp_path / "deploy", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPO / "pyproject.toml", tmp_path)

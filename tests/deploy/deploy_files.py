@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from fake_checkout import REPO
+
+from tests.deploy.fake_checkout import REPO
 
 DEPLOY = REPO / "deploy"
 DOCKER = DEPLOY / "docker"
@@ -41,7 +42,7 @@ def run_tool(command: Sequence[str], **environment: str) -> tuple[int, str]:
 
 def pinned_version(package: str) -> str:
     """The version that the requirement files give a package."""
-    import environment
+    from deploy import environment
 
     lines = environment.requirement_lines(REPO / "workers/requirements.txt")
     return next(line.partition("==")[2] for line in lines if line.startswith(f"{package}=="))

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import deploy_files
-import flag_parsers
 import jsonschema
 import kubernetes_validate
-import serve_config
 import yaml
+
+from tests.deploy import deploy_files, flag_parsers, serve_config
 
 KUBERNETES = "1.37"
 SCHEMAS = Path(__file__).resolve().parent / "schemas"

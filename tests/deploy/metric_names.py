@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import deploy_files
+from tests.deploy import deploy_files
 
 OF_A_HISTOGRAM = ("_bucket", "_sum", "_count")
 CONSTRUCTORS = {"Counter", "Gauge", "Histogram", "Summary"}
@@ -39,7 +39,7 @@ def ingress_metrics() -> set[str]:
     """What the ingress exports, as it exports it."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    from workers.metrics import IngressMetrics
+    from workers.http.metrics import IngressMetrics
 
     families = text_string_to_metric_families(IngressMetrics().text(0).decode())
     return {sample.name for family in families for sample in family.samples}

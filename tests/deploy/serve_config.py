@@ -5,12 +5,12 @@ from __future__ import annotations
 import typing
 from typing import Any
 
-import flag_parsers
-from deploy_files import DEPLOY
 from pydantic import BaseModel, ValidationError
 
 from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.exceptions import DDTreeConfigError
+from tests.deploy import flag_parsers
+from tests.deploy.deploy_files import DEPLOY
 
 NOSET = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
 

@@ -6,11 +6,12 @@ import re
 import tomllib
 from pathlib import Path
 
-import deploy_files
 import pytest
-from fake_checkout import REPO
 from yamllint import linter
 from yamllint.config import YamlLintConfig
+
+from tests.deploy import deploy_files
+from tests.deploy.fake_checkout import REPO
 
 LINT = YamlLintConfig((Path(__file__).parent / "yamllint.yaml").read_text(encoding="utf-8"))
 TEXTS = [

@@ -11,11 +11,11 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import deploy_files
-import flag_parsers
 import pytest
 import yaml
-from fake_checkout import REPO
+
+from tests.deploy import deploy_files, flag_parsers
+from tests.deploy.fake_checkout import REPO
 
 DOCKERFILE = deploy_files.DOCKER / "Dockerfile"
 COMPOSE = deploy_files.DOCKER / "compose.yaml"

@@ -9,9 +9,10 @@ import venv
 from pathlib import Path
 from types import SimpleNamespace
 
-import environment
 import pytest
-from fake_checkout import PATIENCE_S, REPO, wait_for
+
+from deploy import environment
+from tests.deploy.fake_checkout import PATIENCE_S, REPO, wait_for
 
 FAKE_UV = """#!/usr/bin/env bash
 echo "$@" >> "{calls}"
@@ -76,7 +77,7 @@ def test_interrupted_run_is_not_taken_for_finished(project: Path) -> None:
 
 
 def test_two_runs_at_once_install_once(project: Path) -> None:
-    command = [sys.executable, str(project / "deploy/environment.py")]
+    command = ["bash", str(project / "deploy/setup.sh")]
     outputs = [project / f"output-{number}" for number in range(3)]
 
     def all_wait() -> bool:

@@ -6,11 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-import deploy_files
-import kubernetes_checks
 import pytest
-import serve_config
 import yaml
+
+from tests.deploy import deploy_files, kubernetes_checks, serve_config
 
 RENDERED = ["base", "overlays/h200", "overlays/dev"]
 SERVICE = "base/rayservice.yaml"

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import deploy_files
-import metric_names
 import promql_parser
 import pytest
 import yaml
+
+from tests.deploy import deploy_files, metric_names
 
 MONITORING = deploy_files.MONITORING
 DASHBOARD = MONITORING / "grafana/ddtree.json"

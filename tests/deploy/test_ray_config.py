@@ -7,11 +7,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import deploy_files
-import flag_parsers
 import pytest
-import serve_config
 import yaml
+
+from tests.deploy import deploy_files, flag_parsers, serve_config
 
 CLUSTERS = [deploy_files.RAY / "cluster-onprem.yaml", deploy_files.RAY / "cluster-aws.yaml"]
 SERVE = deploy_files.RAY / "serve-config.yaml"

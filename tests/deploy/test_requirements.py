@@ -6,10 +6,11 @@ import re
 from importlib import metadata
 from pathlib import Path
 
-import environment
 import pytest
-from fake_checkout import REPO
 from packaging.requirements import Requirement
+
+from deploy import environment
+from tests.deploy.fake_checkout import REPO
 
 FILES = ["deploy/requirements.txt", "tests/requirements.txt", "benchmarks/requirements.txt", "workers/requirements.txt"]
 # Carriers of data files, never imported; what their code would need is left out on purpose.

@@ -8,7 +8,8 @@ import socket
 import time
 
 import pytest
-from fake_checkout import PATIENCE_S, Checkout, alive, wait_for
+
+from tests.deploy.fake_checkout import PATIENCE_S, Checkout, alive, wait_for
 
 
 def read_until(process, text: str, timeout_s: float = PATIENCE_S) -> str:

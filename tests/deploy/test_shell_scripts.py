@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fake_checkout import REPO
+
+from tests.deploy.fake_checkout import REPO
 
 SCRIPTS = [*sorted((REPO / "deploy").rglob("*.sh")), REPO / "tests/run.sh", REPO / ".ci/run"]
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from client import post
+from deploy.local.client import post
 
 PROMPTS = (
     "The capital of France is",

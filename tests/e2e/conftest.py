@@ -9,15 +9,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPO / "benchmarks"), str(REPO / "deploy"), str(Path(__file__).parent)]
-
-from server_process import ServerProcess, ServerSpec, free_port  # noqa: E402  (the path is set above)
-from servers import Pair, Server  # noqa: E402
+from deploy.local.server_process import ServerProcess, ServerSpec, free_port
+from tests.e2e.servers import Pair, Server
 
 KV_POOL_TOKENS = 16384
 

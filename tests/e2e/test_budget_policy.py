@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from asking import PROMPTS, ask, ask_all, rounds_of
-from servers import Server
+from tests.e2e.asking import PROMPTS, ask, ask_all, rounds_of
+from tests.e2e.servers import Server
 
 MAX_NEW_TOKENS = 32
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from asking import ask, ask_all
+from tests.e2e.asking import ask, ask_all
 
 CONTEXT_LEN = 192
 PROMPT_LEN = 150

@@ -11,9 +11,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from asking import PROMPTS, ask, ask_all, rounds_of
-from client import flush_cache
-from servers import Server
+
+from deploy.local.client import flush_cache
+from tests.e2e.asking import PROMPTS, ask, ask_all, rounds_of
+from tests.e2e.servers import Server
 
 NUM_ROUNDS = 1000
 NUM_ABORTS = 200

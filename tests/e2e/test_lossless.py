@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from asking import PROMPTS, ask, ask_all
-from client import target_logprobs
-from divergence import find_divergence
-from servers import Server
+
+from deploy.local.client import target_logprobs
+from deploy.local.divergence import find_divergence
+from tests.e2e.asking import PROMPTS, ask, ask_all
+from tests.e2e.servers import Server
 
 MAX_NEW_TOKENS = 48
 

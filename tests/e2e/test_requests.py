@@ -7,9 +7,10 @@ import urllib.request
 from typing import Any
 
 import pytest
-from asking import PROMPTS, ask, ask_all
-from client import flush_cache, post
-from servers import Server
+
+from deploy.local.client import flush_cache, post
+from tests.e2e.asking import PROMPTS, ask, ask_all
+from tests.e2e.servers import Server
 
 STORY = "Once upon a time in a small village,"
 

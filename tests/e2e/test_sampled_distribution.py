@@ -9,8 +9,9 @@ from collections import Counter
 from typing import Any
 
 import torch
-from asking import ask_all
-from servers import Pair, Server
+
+from tests.e2e.asking import ask_all
+from tests.e2e.servers import Pair, Server
 
 PROMPT = "My favourite animal is the"
 TOP_K = 3

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from asking import PROMPTS, ask_all
-from servers import Pair
-from tiny import SHAPE, VOCABULARY, save_tokenizer, tiny_config
 
-from ddtree_sglang.demo.drafter_model import DFlashDrafter
-from ddtree_sglang.demo.export import export_drafter
 from ddtree_sglang.demo.manifest import write_manifest
+from ddtree_sglang.training.model.drafter_model import DFlashDrafter
+from ddtree_sglang.training.model.export import export_drafter
+from tests.e2e.asking import PROMPTS, ask_all
+from tests.e2e.servers import Pair
+from tests.training.tiny import SHAPE, VOCABULARY, save_tokenizer, tiny_config
 
 TINY_PROMPTS = [[token, token + 1, 2 * token % VOCABULARY] for token in range(5, 45, 5)]
 

@@ -10,21 +10,17 @@ from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).resolve().parents[2]
-HERE = Path(__file__).parent
-sys.path[:0] = [str(REPO), str(REPO / "benchmarks"), str(REPO / "deploy"), str(REPO / "tests" / "e2e"), str(HERE)]
-
-from workers.cluster import prepare_environment  # noqa: E402  (the path is set above)
+from deploy.local.ray_client import KEY, KEY_VARIABLE, completed, serving
+from deploy.local.server_process import ServerProcess, ServerSpec, free_port
+from tests.e2e.servers import Pair
+from tests.e2e_ray.questions import BODIES, Answers
+from workers.cluster.local import prepare_environment
 
 # Before any test file imports Ray. A process reads the token once; `Cluster`, unlike `ray start`, does not make one.
 prepare_environment()
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
-from questions import BODIES, Answers  # noqa: E402
-from ray_client import KEY, KEY_VARIABLE, completed, serving  # noqa: E402
-from server_process import ServerProcess, ServerSpec, free_port  # noqa: E402
-from servers import Pair  # noqa: E402
-
+REPO = Path(__file__).resolve().parents[2]
 EXIT_STATUS = pytest.StashKey[int]()
 
 
@@ -50,11 +46,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.fixture(scope="module")
 def http_port() -> Iterator[int]:
     """A Ray of this module's own with Serve on it; CPUs are booked more often than there are any."""
-    from workers.cluster import start_local_cluster
+    from workers.cluster.local import start_local_cluster
 
     os.environ[KEY_VARIABLE] = KEY
-    # Where a replica finds the modules of this folder.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    # Where a replica finds the replicas of these tests.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPO), os.environ.get("PYTHONPATH")]))
     start_local_cluster(num_cpus=8)
     with serving() as port:
         yield port

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import psutil
-from rank_processes import shared_files
+
+from deploy.local.rank_processes import shared_files
 
 CPUS_PER_WORKER = 3
 """Whole CPUs, as Ray asks: room for one replica (half a CPU) with a rank of two."""

@@ -16,10 +16,11 @@ from typing import Any
 
 import psutil
 import pytest
-from patience import wait_for
-from ray_client import KEY_VARIABLE, Streamed, get, metric, open_to_others, post, stream, wait_until_ready
-from servers import Pair
-from toy_folder import ToyFolder
+
+from deploy.local.patience import wait_for
+from deploy.local.ray_client import KEY_VARIABLE, Streamed, get, metric, open_to_others, post, stream, wait_until_ready
+from tests.e2e.servers import Pair
+from tests.e2e_ray.toy_folder import ToyFolder
 
 PROMPT = {"model": "toy", "messages": [{"role": "user", "content": "Count."}], "temperature": 0}
 # Tokens of an answer that is broken, where it waits for that, and what the client sees of it until it strikes.
@@ -46,8 +47,8 @@ class Toy:
 def run_toy(name: str, http_port: int, pair: Pair, path: Path, **patience: Any) -> Toy:
     """Replicas without an engine behind the real ingress, in an application of their own."""
     from ray import serve
-    from toy_replica import ToyReplica
 
+    from tests.e2e_ray.toy_replica import ToyReplica
     from workers.app import build_ingress
     from workers.config import WorkerConfig
 
@@ -88,8 +89,9 @@ def undisturbed(toy: Toy) -> Streamed:
 
 
 def test_answer_is_the_replicas_tokens_as_text_with_their_number(undisturbed: Streamed, pair: Pair) -> None:
-    from toy_replica import expected_tokens
     from transformers import AutoTokenizer
+
+    from tests.e2e_ray.toy_replica import expected_tokens
 
     tokenizer = AutoTokenizer.from_pretrained(pair.model)
     assert undisturbed.text == tokenizer.decode(expected_tokens(NUM_TOKENS))

@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-from questions import BODIES, MODEL, Answers
-from rank_processes import wait_until_gone
-from ray_client import same_answer
-from server_process import START_TIMEOUT_S
-from servers import Pair
+
+from deploy.local.rank_processes import wait_until_gone
+from deploy.local.ray_client import same_answer
+from deploy.local.server_process import START_TIMEOUT_S
+from tests.e2e.servers import Pair
+from tests.e2e_ray.questions import BODIES, MODEL, Answers
 
 REPO = Path(__file__).resolve().parents[2]
 NUM_LINES = 7

@@ -7,14 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from patience import SLOW_START_S
-from toy_folder import ToyFolder
-from toy_replica import ToyReplica, expected_tokens
-
-from workers.protocol import TokenRequest
-from workers.readiness import Readiness
-from workers.router import ResumePolicy, Router
-from workers.serve_source import ServeSource
+from deploy.local.patience import SLOW_START_S
+from tests.e2e_ray.toy_folder import ToyFolder
+from tests.e2e_ray.toy_replica import ToyReplica, expected_tokens
+from workers.answers.protocol import TokenRequest
+from workers.answers.router import ResumePolicy, Router
+from workers.cluster.serve_source import ServeSource
+from workers.http.readiness import Readiness
 
 AUTOSCALING = {
     "min_replicas": 1,

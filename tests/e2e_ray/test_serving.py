@@ -9,12 +9,13 @@ from typing import Any
 
 import psutil
 import pytest
-from nodes import Nodes
-from patience import wait_for
-from questions import BODIES, LONG, MODEL, Answers
-from rank_processes import busy_rank, ranks, shared_files, wait_until_gone, wait_until_there
-from ray_client import completed, metric, open_to_others, same_answer, serving, stream, wait_until_ready
-from servers import Pair
+
+from deploy.local.patience import wait_for
+from deploy.local.rank_processes import busy_rank, ranks, shared_files, wait_until_gone, wait_until_there
+from deploy.local.ray_client import completed, metric, open_to_others, same_answer, serving, stream, wait_until_ready
+from tests.e2e.servers import Pair
+from tests.e2e_ray.nodes import Nodes
+from tests.e2e_ray.questions import BODIES, LONG, MODEL, Answers
 
 # Serve's own look at a replica; readiness has to turn false earlier.
 HEALTH_CHECK_PERIOD_S = 60.0
@@ -34,7 +35,7 @@ def url(nodes: Nodes, pair: Pair) -> Iterator[str]:
     from ray import serve
 
     from workers.app import build_app
-    from workers.cluster import connect
+    from workers.cluster.local import connect
 
     connect(nodes.address)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from patience import wait_for
-from questions import BODIES, LONG, MODEL, Answers
-from rank_processes import ranks
-from ray_client import completed, get, metric, same_answer, stream, wait_until_ready
-from servers import Pair
+
+from deploy.local.patience import wait_for
+from deploy.local.rank_processes import ranks
+from deploy.local.ray_client import completed, get, metric, same_answer, stream, wait_until_ready
+from tests.e2e.servers import Pair
+from tests.e2e_ray.questions import BODIES, LONG, MODEL, Answers
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from questions import BODIES, Answers
-from rank_processes import ranks
-from ray_client import completed, same_answer
-from server_process import ServerProcess, ServerSpec, free_port
-from servers import Pair
+from deploy.local.rank_processes import ranks
+from deploy.local.ray_client import completed, same_answer
+from deploy.local.server_process import ServerProcess, ServerSpec, free_port
+from tests.e2e.servers import Pair
+from tests.e2e_ray.questions import BODIES, Answers
 
 
 def test_stock_launcher_serves_ddtree_from_actors(pair: Pair, tmp_path: Path, reference: Answers) -> None:

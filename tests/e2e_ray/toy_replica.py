@@ -9,10 +9,10 @@ from collections.abc import AsyncGenerator
 
 from ray import serve
 from ray.serve.config import RequestRouterConfig
-from toy_folder import ToyFolder
 
-from workers.loopback_serve import bind_replica_to_loopback
-from workers.protocol import Attempt, TokenChunk
+from tests.e2e_ray.toy_folder import ToyFolder
+from workers.answers.protocol import Attempt, TokenChunk
+from workers.cluster.loopback_serve import bind_replica_to_loopback
 
 # Tokens of SmolLM2 that are words or parts of words, one unlike the other.
 FIRST_TOKEN, NUM_TOKENS = 2000, 500
@@ -29,7 +29,7 @@ def expected_tokens(num_tokens: int) -> list[int]:
     max_ongoing_requests=3,
     max_queued_requests=2,
     health_check_period_s=1,
-    request_router_config=RequestRouterConfig(request_router_class="toy_router:ToyRouter"),
+    request_router_config=RequestRouterConfig(request_router_class="tests.e2e_ray.toy_router:ToyRouter"),
     ray_actor_options={"num_cpus": 0.1},
 )
 class ToyReplica:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
 
-from workers.tried_replicas import AvoidsTriedReplicas
+from workers.cluster.tried_replicas import AvoidsTriedReplicas
 
 
 class ToyRouter(AvoidsTriedReplicas, PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]

@@ -42,11 +42,12 @@ def empty(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
 @pytest.fixture
 def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
     """A worker without models, a batch of three requests, and the record of what they do."""
-    from ddtree_sglang.engine import tree_walk, worker
-    from ddtree_sglang.engine.budget_policy import BudgetPolicy
-    from ddtree_sglang.engine.kv_window import DDTreeDraftInput
-    from ddtree_sglang.engine.trace import RoundTrace
-    from ddtree_sglang.engine.tree_stage import TreeStage
+    from ddtree_sglang.engine import worker
+    from ddtree_sglang.engine.debug.trace import RoundTrace
+    from ddtree_sglang.engine.stages import walk as tree_walk
+    from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
+    from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput
+    from ddtree_sglang.engine.stages.trees import TreeStage
 
     events = Events()
     translator = SimpleNamespace(plan=lambda **_: SimpleNamespace(bind=lambda *_: None))
@@ -146,7 +147,7 @@ def test_the_drafters_graph_keeps_candidates_only_where_rounds_have_several_widt
     round_of_fakes: tuple[Any, Any, Events], monkeypatch: pytest.MonkeyPatch, verify_tokens: int | None
 ) -> None:
     from ddtree_sglang.engine import worker as module
-    from ddtree_sglang.engine.budget_policy import BudgetPolicy
+    from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
 
     worker, _, events = round_of_fakes
     worker.device, worker._shard, worker.draft_model_runner.capture_tail_hooks = "cuda", None, []

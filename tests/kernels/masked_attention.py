@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from tree_cases import random_candidates
 
 from ddtree_sglang.core import ancestor_mask, build_draft_tree
+from tests.core.tree_cases import random_candidates
 
 HEADS, KV_HEADS, WIDTH, NODES = 4, 2, 16, 9
 PREFIXES = (5, 0, 19)

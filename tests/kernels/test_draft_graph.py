@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ddtree_sglang.core.tree_mask import flat_tree_mask, tail_cell_index
-from ddtree_sglang.engine.draft_graph import DraftGraphTail
-from ddtree_sglang.engine.drafter import VocabShard, rank_candidates
-from ddtree_sglang.engine.tree_stage import MaskBuffer, TreeStage
+from ddtree_sglang.engine.graphs.drafter_tail import DraftGraphTail
+from ddtree_sglang.engine.stages.candidates import VocabShard, rank_candidates
+from ddtree_sglang.engine.stages.trees import MaskBuffer, TreeStage
 
 pytestmark = pytest.mark.sglang
 

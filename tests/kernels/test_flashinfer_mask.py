@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from masked_attention import HEADS, KV_HEADS, NODES, PREFIXES, AttentionCase, trees, triangles
 
 from ddtree_sglang.core import flat_tree_mask
+from tests.kernels.masked_attention import HEADS, KV_HEADS, NODES, PREFIXES, AttentionCase, trees, triangles
 
 pytestmark = [
     pytest.mark.gpu,

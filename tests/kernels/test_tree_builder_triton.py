@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tree_cases import Candidates, assert_same_tree, random_candidates, tie_prone_candidates
 
 from ddtree_sglang.core import BuiltTree, build_draft_tree
 from ddtree_sglang.core.tree_layout import layout_draft_tree
 from ddtree_sglang.core.tree_mask import ancestor_mask, flat_tree_mask, tail_cell_index
 from ddtree_sglang.kernels.tree_builder_triton import build_draft_tree_triton, build_into
+from tests.core.tree_cases import Candidates, assert_same_tree, random_candidates, tie_prone_candidates
 
 LINKS = ("positions", "retrieve_index", "retrieve_next_token", "retrieve_next_sibling")
 _ONE_FIXTURE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)

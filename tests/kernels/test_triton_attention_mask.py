@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from masked_attention import NODES, PREFIXES, AttentionCase, trees, triangles
 
 from ddtree_sglang.core import flat_tree_mask, tail_cell_index
+from tests.kernels.masked_attention import NODES, PREFIXES, AttentionCase, trees, triangles
 
 pytestmark = pytest.mark.sglang
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tree_cases import random_candidates
 
 from ddtree_sglang.core import build_draft_tree, complete_tree, walk_tree
+from tests.core.tree_cases import random_candidates
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,8 +21,8 @@ FIELDS = ("accept_index", "num_correct_drafts", "commit_lens", "token_ids", "bon
     ("batch_size", "depth", "num_nodes"), [(1, 7, 17), (3, 15, 33), (32, 15, 65), (2, 7, 129), (5, 3, 200)]
 )
 def test_kernel_walks_as_core_does(batch_size: int, depth: int, num_nodes: int) -> None:
-    from ddtree_sglang.engine.tree_walk import walk_with_engine_kernel
-    from ddtree_sglang.engine.verify_input import make_verify_input
+    from ddtree_sglang.engine.stages.verify_input import make_verify_input
+    from ddtree_sglang.engine.stages.walk import walk_with_engine_kernel
 
     for seed in range(5):
         block = random_candidates(seed, batch_size, depth, max(60, num_nodes), num_nodes - 1)

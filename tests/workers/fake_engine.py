@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from byte_tokenizer import END_ID, decode
-
-from workers.protocol import Attempt, TokenChunk, TokenRequest
-from workers.resume import DEFAULT_MAX_NEW_TOKENS
+from tests.workers.byte_tokenizer import END_ID, decode
+from workers.answers.protocol import Attempt, TokenChunk, TokenRequest
+from workers.answers.resume import DEFAULT_MAX_NEW_TOKENS
 
 EOS = frozenset({END_ID})
 PROMPT = (40, 41, 42)

@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from fake_engine import FakeEngine
-
-from workers.protocol import Attempt, Busy, TokenChunk
+from tests.workers.fake_engine import FakeEngine
+from workers.answers.protocol import Attempt, Busy, TokenChunk
 
 ANSWER = tuple(range(50, 70))
 

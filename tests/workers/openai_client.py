@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from byte_tokenizer import byte_tokenizer
 from starlette.requests import Request
 
-from workers.openai_serving import OpenAIServing
+from tests.workers.byte_tokenizer import byte_tokenizer
+from workers.http.openai_serving import OpenAIServing
 
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
 

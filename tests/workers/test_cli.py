@@ -66,8 +66,8 @@ def test_status_asks_the_local_cluster_as_that_was_started(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("workers.cluster.prepare_environment", lambda: done.append("local settings"))
-    monkeypatch.setattr("workers.cluster.connect", connect)
+    monkeypatch.setattr("workers.cluster.local.prepare_environment", lambda: done.append("local settings"))
+    monkeypatch.setattr("workers.cluster.local.connect", connect)
     assert cli.main(["status", *flags]) == 2
     assert "must run to tell of it, got: nothing runs" in capsys.readouterr().err
     assert done == seen
@@ -87,8 +87,8 @@ def test_other_peoples_applications_survive_the_end_of_ours(monkeypatch: pytest.
 def test_without_an_address_ray_is_started_here_and_with_one_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("workers.cluster.connect", lambda address: seen.append(address))
-    monkeypatch.setattr("workers.cluster.start_local_cluster", lambda cpus: seen.append(cpus))
+    monkeypatch.setattr("workers.cluster.local.connect", lambda address: seen.append(address))
+    monkeypatch.setattr("workers.cluster.local.start_local_cluster", lambda cpus: seen.append(cpus))
     parser = cli.build_parser()
     assert cli._connect(parser.parse_args(["serve", "--local-cpus", "3"]))
     assert not cli._connect(parser.parse_args(["serve", "--address", "auto"]))

@@ -14,7 +14,7 @@ from workers import plugin
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     calls: list[bool] = []
-    monkeypatch.setattr("workers.rank_actor.install_rank_actors", lambda: calls.append(True))
+    monkeypatch.setattr("workers.replicas.rank_actor.install_rank_actors", lambda: calls.append(True))
     return calls
 
 
@@ -39,9 +39,9 @@ def test_both_plugins_see_the_resolved_arguments() -> None:
 from types import SimpleNamespace
 import sglang.srt.server_args as server_args
 from sglang.srt.plugins import load_plugins
-import workers.rank_actor
+import workers.replicas.rank_actor
 server_args.ServerArgs.resolve_once = lambda self: print("resolved")
-workers.rank_actor.install_rank_actors = lambda: print("ranks are ours")
+workers.replicas.rank_actor.install_rank_actors = lambda: print("ranks are ours")
 load_plugins()
 server_args.ServerArgs.resolve_once(SimpleNamespace(use_ray=True, speculative_algorithm=None))
 """

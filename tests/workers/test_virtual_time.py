@@ -6,7 +6,8 @@ import asyncio
 import time
 
 import pytest
-import virtual_time
+
+from tests.workers import virtual_time
 
 
 def test_timers_fire_in_order_at_their_time_however_long_the_code_between_takes() -> None:

@@ -1,0 +1,190 @@
+"""Decoding speed on real prompts: plain decoding, the stock DFLASH chain and DDTREE, same flags, in one run.
+
+    .venv/bin/python -m benchmarks decode [--model M --draft D] [--quick]
+
+Systems are up together and are measured in turns, so that a slow spell of the machine hits all of them; where memory
+holds fewer servers than there are systems, budgets go in groups, each with both baselines.
+Idle servers sleep; the processor time that they used meanwhile is in every result line. Before any timing the
+tokens of every system are compared with plain decoding's (greedy); a difference ends the run with status 1
+unless `--allow-mismatch`. Result lines and a table go to `--output`, brought up to date whenever every system has
+answered a dataset, so that a run that is killed leaves what it measured; the last stdout line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.decode_report import Measurement, result_lines, table
+from benchmarks.harness.flags import add_common_flags, end_on_sigterm
+from benchmarks.harness.prompts import Prompt, PromptsMissingError, sample_prompts
+from benchmarks.harness.provenance import REPO, collect_provenance, portable
+from benchmarks.harness.systems import Common, RunningSystem, groups_for, others_cpu_s, running, servers_that_fit
+from benchmarks.stage_times import StageSummary, TraceReader, summarise
+from ddtree_sglang.training.whole_file import replace_text
+from deploy.environment import SetupError
+from deploy.local.client import Batch, ClientError, flush_cache, generate_batch
+from deploy.local.progress import say, step
+from deploy.local.server_process import ServerError
+from deploy.serve_demo import prepare_pair
+
+Encoded = dict[str, list[list[int]]]  # dataset -> token ids of its prompts, chat template applied
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Flags; the defaults are the full run, `--quick` is a smoke run of minutes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    add_common_flags(parser)
+    parser.add_argument("--budgets", type=int, nargs="+", default=[4, 8, 16, 32], help="DDTREE tree budgets")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts per dataset (default 8)")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of prompts")
+    parser.add_argument("--no-trace", action="store_true", help="no stage times (on a GPU they cost syncs)")
+    parser.add_argument("--allow-mismatch", action="store_true", help="measure although tokens differ")
+    parser.add_argument("--quick", action="store_true", help="2 prompts per dataset, 32 tokens, 1 repeat")
+    parser.add_argument("--servers-at-once", type=int, help="default: as many as memory holds")
+    parser.add_argument("--output", type=Path, help="JSONL file (default: benchmarks/results/decode-DATE.jsonl)")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.prompts, args.max_new_tokens, args.repeats = 2, 32, 1
+        args.batch_sizes = [size for size in args.batch_sizes if size <= 2] or [1]
+    return args
+
+
+def encode(prompts: Sequence[Prompt], model: str) -> Encoded:
+    """Token ids of each prompt as one user turn in the model's own chat template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    encoded: Encoded = {}
+    for prompt in prompts:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt.text}], tokenize=False, add_generation_prompt=True
+        )
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        encoded.setdefault(prompt.dataset, []).append(ids)
+    return encoded
+
+
+def count_mismatches(systems: Sequence[RunningSystem], encoded: Encoded, args: argparse.Namespace) -> dict[str, int]:
+    """Prompts whose greedy tokens differ from plain decoding's, per system. Also warms every server up."""
+    prompts = [ids for dataset in encoded.values() for ids in dataset]
+    answers = {}
+    for running_system in systems:
+        name = running_system.system.name
+        with step(f"checking and warming up {name}"):
+            at_once, timeout_s = max(args.batch_sizes), args.client_timeout
+            batch = generate_batch(running_system.url, prompts, args.max_new_tokens, at_once, timeout_s)
+        answers[name] = [one.output_ids for one in batch.generations]
+    plain = answers["plain"]
+    return {
+        name: sum(mine != theirs for mine, theirs in zip(outputs, plain, strict=True))
+        for name, outputs in answers.items()
+    }
+
+
+def measure_one(
+    systems: Sequence[RunningSystem],
+    chosen: RunningSystem,
+    prompts: list[list[int]],
+    batch_size: int,
+    args: argparse.Namespace,
+) -> tuple[Batch, StageSummary | None, float]:
+    """One dataset on one system: answers, stage times, and the idle servers' processor seconds meanwhile."""
+    reader = TraceReader(chosen.trace_path) if chosen.trace_path else None
+    flush_cache(chosen.url)
+    if reader:
+        reader.mark()
+    others_before = others_cpu_s(systems, chosen)
+    batch = generate_batch(chosen.url, prompts, args.max_new_tokens, batch_size, args.client_timeout)
+    others = others_cpu_s(systems, chosen) - others_before
+    return batch, summarise(reader.since_mark(), batch_size) if reader else None, others
+
+
+def measure(
+    systems: Sequence[RunningSystem], encoded: Encoded, args: argparse.Namespace
+) -> Iterator[list[Measurement]]:
+    """All repeats, one list for each dataset, systems in turns; the order rotates so that none is always first."""
+    for repeat in range(args.repeats):
+        for batch_size in args.batch_sizes:
+            for dataset, prompts in encoded.items():
+                turn, measured = repeat % len(systems), []
+                for chosen in [*systems[turn:], *systems[:turn]]:
+                    batch, stages, others = measure_one(systems, chosen, prompts, batch_size, args)
+                    one = Measurement(chosen.system.name, dataset, batch_size, repeat, batch, stages, others)
+                    say(
+                        f"repeat {repeat + 1}/{args.repeats}, batch {batch_size}, {dataset}, {one.system}: "
+                        f"{one.decode_tokens_per_s:.1f} tokens/s per request, accept length "
+                        f"{one.accept_length or 1.0:.2f}"
+                    )
+                    measured.append(one)
+                yield measured
+
+
+def run(args: argparse.Namespace) -> int:
+    """Start everything, check, measure, write. Returns the exit status."""
+    pair = prepare_pair(Path(sys.executable), args)
+    encoded = encode(sample_prompts(args.datasets, args.prompts, args.seed), pair.model)
+    args.model, args.draft = pair.model, pair.draft
+    settings = {key: portable(value) for key, value in vars(args).items()}
+    provenance = {**collect_provenance(), "settings": settings}
+    common = Common.from_args(args, max(args.batch_sizes))
+    output = args.output or default_output()
+    lines: list[dict[str, Any]] = []
+    for group in groups_for(args.budgets, args.servers_at_once or servers_that_fit()):
+        with running(group, common, trace=not args.no_trace) as systems:
+            mismatches = count_mismatches(systems, encoded, args)
+            say(f"prompts whose tokens differ from plain decoding's: {mismatches}")
+            if any(mismatches.values()) and not args.allow_mismatch:
+                say("tokens differ: nothing is timed. bench_lossless.py shows where; --allow-mismatch goes on.")
+                return 1
+            measurements: list[Measurement] = []
+            of_group: list[dict[str, Any]] = []
+            for more in measure(systems, encoded, args):
+                measurements += more
+                of_group = result_lines(measurements, mismatches, provenance)
+                save([*lines, *of_group], output)
+        lines += of_group
+    report(lines, settings, output)
+    return 0
+
+
+def default_output() -> Path:
+    """A file named by the time of the run."""
+    return REPO / f"benchmarks/results/decode-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
+
+
+def save(lines: Sequence[dict[str, Any]], output: Path) -> None:
+    """Result lines to `output` and the table beside it, each in one step: a killed run leaves whole files."""
+    replace_text(output, "".join(json.dumps(line) + "\n" for line in lines))
+    replace_text(output.with_suffix(".md"), table(lines) + "\n")
+
+
+def report(lines: Sequence[dict[str, Any]], settings: dict[str, Any], output: Path) -> None:
+    """The table to stdout, and one JSON object as the last line."""
+    say("\n" + table(lines))
+    best = max(lines, key=lambda line: line["ratio_to_plain"] or 0.0)
+    keys = ("system", "dataset", "batch_size", "ratio_to_plain", "ratio_to_chain")
+    print(json.dumps({"output": output.name, "best": {key: best[key] for key in keys}, "settings": settings}))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line entry; what a user can fix is one line on stderr."""
+    end_on_sigterm()
+    try:
+        return run(parse_args(argv))
+    except (ClientError, ServerError, SetupError, PromptsMissingError, ValueError) as error:
+        print(f"bench_decode: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,39 @@
+"""Flags that the benchmarks with real servers have in common."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from pathlib import Path
+from types import FrameType
+
+from benchmarks.harness.prompts import DATASETS, SOURCES
+from deploy.local.client import TIMEOUT_S
+
+
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
+    """Model pair, prompts, and what every server gets."""
+    parser.add_argument("--model", help="target model folder (default: the embedded one)")
+    parser.add_argument("--draft", help="DFlash drafter folder (default: the one that ships)")
+    parser.add_argument("--datasets", nargs="+", default=list(SOURCES), choices=list(DATASETS))
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--max-total-tokens", type=int, default=8192, help="KV pool of each server")
+    parser.add_argument("--server-flag", action="append", default=[], help="further flag for every server")
+    parser.add_argument("--server-logs", type=Path, help="folder of the servers' logs (default: below .cache)")
+    parser.add_argument("--start-timeout", type=float, help="seconds that a server may take to start (default: 1800)")
+    parser.add_argument(
+        "--client-timeout",
+        type=float,
+        default=TIMEOUT_S,
+        help=f"seconds without a byte from a server after which a request has failed (default {TIMEOUT_S:.0f})",
+    )
+
+
+def end_on_sigterm() -> None:
+    """Make a SIGTERM, as `timeout` sends one, end the run as Ctrl-C does: servers are stopped, results stay."""
+
+    def interrupt(_signum: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)

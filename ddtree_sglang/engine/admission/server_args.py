@@ -1,0 +1,209 @@
+"""The rules that SGLang's arguments must obey under DDTREE, checked before any model is loaded.
+
+SGLang runs `_handle_dflash` for its own algorithm only (arg_groups/speculative_hook.py), so its checks and
+inferences are made again here, with those that a tree adds. Losslessness outranks reach: a combination that has
+not been shown to be exact is refused by name.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ddtree_sglang.config import DDTreeConfig
+from ddtree_sglang.engine.admission.drafter_checks import (
+    DrafterShape,
+    check_checkpoint_folder,
+    check_drafter_fits_target,
+)
+from ddtree_sglang.engine.admission.target_checks import CPU_BACKEND, check_sampling_defaults, check_target
+from ddtree_sglang.engine.cli_flags import ALGORITHM, apply_config, is_ddtree
+from ddtree_sglang.exceptions import DDTreeConfigError
+
+TREE_BACKENDS = ("flashinfer", "triton", "fa3", "fa4", CPU_BACKEND)
+"""Attention backends that honour an ancestor-only mask in TARGET_VERIFY."""
+DEFAULT_MAX_RUNNING_REQUESTS = 48
+"""SGLang's own default for block drafters (speculative_hook.py, _handle_dflash)."""
+
+
+class ArgumentRule(NamedTuple):
+    """One combination of server arguments that DDTREE refuses."""
+
+    broken: Callable[[Any], bool]
+    message: str
+
+
+ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
+    ArgumentRule(
+        lambda cfg: cfg.speculative_draft_model_path is None,
+        "needs a DFlash drafter, got none; add --speculative-draft-model-path.",
+    ),
+    ArgumentRule(lambda cfg: cfg.pp_size != 1, "supports --pp-size 1 only; use --tp-size to spread the model."),
+    ArgumentRule(
+        lambda cfg: (cfg.attn_dp_size or 1) > 1 or bool(cfg.enable_dp_attention),
+        "does not support DP attention yet; remove --enable-dp-attention / --attn-dp-size.",
+    ),
+    ArgumentRule(
+        lambda cfg: (cfg.page_size or 1) != 1,
+        "supports --page-size 1 only (a tree's window is compacted token by token); remove --page-size.",
+    ),
+    ArgumentRule(
+        lambda cfg: cfg.disaggregation_mode != "null",
+        "does not support prefill/decode disaggregation yet; remove --disaggregation-mode.",
+    ),
+    ArgumentRule(
+        lambda cfg: bool(cfg.speculative_use_rejection_sampling),
+        "samples from the target alone; remove --speculative-use-rejection-sampling, which would route a tree to "
+        "SGLang's chain sampler.",
+    ),
+    ArgumentRule(
+        lambda cfg: cfg.speculative_accept_threshold_single != 1.0 or cfg.speculative_accept_threshold_acc != 1.0,
+        "is lossless, and acceptance thresholds below 1.0 are not; remove --speculative-accept-threshold-*.",
+    ),
+    ArgumentRule(lambda cfg: bool(cfg.enable_lora or cfg.lora_paths), "does not support LoRA yet; remove --lora-*."),
+    ArgumentRule(
+        lambda cfg: bool(cfg.enable_two_batch_overlap or cfg.enable_pdmux),
+        "does not support two-batch overlap or PD multiplexing; remove --enable-two-batch-overlap / --enable-pdmux.",
+    ),
+    ArgumentRule(
+        lambda cfg: cfg.speculative_draft_window_size is not None,
+        "does not support a windowed drafter cache yet; remove --speculative-draft-window-size.",
+    ),
+    ArgumentRule(lambda cfg: bool(cfg.speculative_adaptive), "has no adaptive steps; remove --speculative-adaptive."),
+    ArgumentRule(
+        lambda cfg: bool(cfg.enable_mixed_chunk), "does not mix prefill and verify; remove --enable-mixed-chunk."
+    ),
+    ArgumentRule(
+        lambda cfg: bool(cfg.enable_hierarchical_cache),
+        "does not support the hierarchical cache yet; remove --enable-hierarchical-cache.",
+    ),
+    ArgumentRule(lambda cfg: bool(cfg.enable_watermark), "does not support watermarks; remove --enable-watermark."),
+    # It masks tokens of requests that name no grammar, after the requests were checked (grammar_manager.py).
+    ArgumentRule(
+        lambda cfg: bool(cfg.enable_strict_thinking),
+        "does not enforce thinking budgets yet; remove --enable-strict-thinking.",
+    ),
+    # A turn that ends on a round's bonus token would count that token's KV as written (streaming_session.py).
+    ArgumentRule(
+        lambda cfg: bool(cfg.enable_streaming_session),
+        "does not support streaming sessions yet; remove --enable-streaming-session.",
+    ),
+    # Captured per node of the tree, and never moved to the tokens that stay.
+    ArgumentRule(
+        lambda cfg: bool(cfg.enable_return_routed_experts or cfg.enable_return_indexer_topk),
+        "does not return routed experts or indexer choices yet; remove --enable-return-routed-experts / "
+        "--enable-return-indexer-topk.",
+    ),
+)
+
+
+def resolve_server_args(cfg: Any) -> None:
+    """Check and complete the arguments; `cfg` is the stand-in that SGLang hands to a plugin.
+
+    Fills in the tree's width, the drafter's block size, the tree flag and the batch limit.
+
+    Raises:
+        DDTreeConfigError: the first rule that is broken, with the value found and what to do.
+    """
+    for rule in ARGUMENT_RULES:
+        if rule.broken(cfg):
+            raise DDTreeConfigError(f"{ALGORITHM} {rule.message}")
+    apply_config(cfg, DDTreeConfig.from_env())
+    check_attention_backend(cfg)
+    shape = read_drafter_shape(cfg)
+    _check_block_size(cfg, shape)
+    if cfg.speculative_num_steps not in (None, shape.draft_depth):
+        raise DDTreeConfigError(
+            f"--speculative-num-steps is no knob of {ALGORITHM}: the drafter's block gives {shape.draft_depth}, got "
+            f"{cfg.speculative_num_steps}; remove it."
+        )
+    if str(cfg.device).startswith("cpu"):
+        # Nothing to overlap with; also when SGLang's own CPU engine serves.
+        cfg.disable_overlap_schedule = True
+    cfg.speculative_dflash_block_size = shape.block_size
+    cfg.speculative_num_steps = shape.draft_depth
+    if cfg.max_running_requests is None:
+        cfg.max_running_requests = DEFAULT_MAX_RUNNING_REQUESTS
+
+
+def check_attention_backend(cfg: Any) -> None:
+    """Refuse a backend that would verify a tree causally (trtllm_mha, flashmla, torch_native and others)."""
+    names = {
+        "--attention-backend": cfg.attention_backend,
+        "--prefill-attention-backend": cfg.prefill_attention_backend,
+        "--decode-attention-backend": cfg.decode_attention_backend,
+        "--speculative-draft-attention-backend": cfg.speculative_draft_attention_backend,
+    }
+    for flag, backend in names.items():
+        if backend is not None and backend not in TREE_BACKENDS:
+            raise DDTreeConfigError(
+                f"{ALGORITHM} needs an attention backend with tree masks, one of {list(TREE_BACKENDS)}, got "
+                f"{backend!r} in {flag}; change it or leave it out."
+            )
+
+
+def check_resolved_target(server_args: Any) -> None:
+    """Under DDTREE, refuse a target on which a tree is not exact, or whose defaults make every request a refused one.
+
+    After resolution, which chooses the attention backend. A window that only the loaded model knows of is checked by
+    the worker.
+    """
+    if not is_ddtree(server_args.speculative_algorithm):
+        return
+    from sglang.srt.arg_groups.overrides import attention_backends_of, model_config_of, resolving_view
+
+    cfg, model_config = resolving_view(server_args), model_config_of(server_args)
+    window = model_config.sliding_window_size if model_config.is_hybrid_swa else None
+    check_target(model_config, window, attention_backends_of(cfg))
+    check_sampling_defaults(model_config, cfg.preferred_sampling_params)
+
+
+def check_checkpoints(server_args: Any) -> None:
+    """Under DDTREE, refuse folders that cannot be checkpoints; nothing in them is read yet."""
+    if not is_ddtree(server_args.speculative_algorithm):
+        return
+    has_weights = server_args.load_format != "dummy"
+    folders = [(server_args.model_path, "the target model", "--model-path")]
+    if server_args.speculative_draft_model_path is not None:
+        folders.append((server_args.speculative_draft_model_path, "the drafter", "--speculative-draft-model-path"))
+    for path, role, flag in folders:
+        check_checkpoint_folder(path, role, flag, has_weights)
+
+
+def check_port_is_free(server_args: Any) -> None:
+    """Under DDTREE, refuse a taken port now: SGLang itself notices after the model has loaded."""
+    if not is_ddtree(server_args.speculative_algorithm):
+        return
+    address = (server_args.host, server_args.port)
+    with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # What the HTTP server does too: a port in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise DDTreeConfigError(
+                f"the server's port must be free, got {address[1]} on {address[0]} ({error.strerror}); stop what "
+                "listens there, or choose another --port."
+            ) from error
+
+
+def read_drafter_shape(cfg: Any) -> DrafterShape:
+    """Read both configurations and check that the drafter fits; nothing of the weights is read."""
+    from sglang.srt.utils.hf_transformers_utils import get_config
+
+    trust = cfg.trust_remote_code
+    drafter = get_config(
+        cfg.speculative_draft_model_path, trust_remote_code=trust, revision=cfg.speculative_draft_model_revision
+    )
+    target = get_config(cfg.model_path, trust_remote_code=trust, revision=cfg.revision)
+    return check_drafter_fits_target(drafter.to_dict(), target.to_dict())
+
+
+def _check_block_size(cfg: Any, shape: DrafterShape) -> None:
+    asked = cfg.speculative_dflash_block_size
+    if asked is not None and int(asked) != shape.block_size:
+        raise DDTreeConfigError(
+            f"the block size must be the one that the drafter was trained for, {shape.block_size}, got {asked}; remove "
+            "--speculative-dflash-block-size."
+        )

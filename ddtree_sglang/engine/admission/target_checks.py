@@ -1,0 +1,103 @@
+"""Can a tree be verified exactly on this target? Answered once its configuration is read, and again when it is loaded.
+
+A backend may take a mask and leave it unused, or cut a window by a node's index instead of its depth; some layers keep
+a state that only a chain can advance. Each of these gives wrong tokens without an error, so what has not been shown
+to be exact is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ddtree_sglang.engine.admission.request_rules import PENALTIES
+from ddtree_sglang.engine.cli_flags import ALGORITHM
+from ddtree_sglang.exceptions import DDTreeConfigError
+
+CPU_BACKEND = "ddtree_cpu"
+WINDOW_BACKENDS = ("fa3", CPU_BACKEND)
+"""Those that place a sliding window by each node's position: FA3 expands it per node (flashattention_backend.py,
+`_init_sliding_window_attn_spec_metadata`), ours reads positions. Triton cuts it by a node's index in the tree
+(kernels/ops/attention/extend_attention.py), FlashInfer drops the window's start for tree inputs
+(flashinfer_backend.py, `update_sliding_window`)."""
+
+_CHAIN = "use --speculative-algorithm DFLASH, whose chain SGLang supports there"
+
+
+def check_loaded_target(runner: Any) -> None:
+    """`check_target` of a loaded model's runner: only the model knows for certain whether a layer has a window."""
+    from sglang.srt.runtime_context import attention_backends
+
+    check_target(runner.model_config, runner.sliding_window_size, attention_backends())
+
+
+def check_target(model_config: Any, sliding_window: int | None, backends: tuple[Any, ...]) -> None:
+    """Refuse a target on which a tree is not verified exactly.
+
+    Args:
+        model_config: SGLang's `ModelConfig` of the target.
+        sliding_window: tokens, None where no layer has one (configs name windows that are switched off).
+        backends: the attention backends of prefill and decode.
+
+    Raises:
+        DDTreeConfigError: a recurrent state, latent attention, attention in chunks, or a window on a backend that
+            does not place it per node.
+    """
+    from sglang.srt.configs.hybrid_arch import mambaish_config
+    from sglang.srt.configs.model_config import AttentionArch
+
+    name = (model_config.hf_config.architectures or ["this target"])[0]
+    if mambaish_config(model_config) is not None or model_config.attention_arch == AttentionArch.SSM:
+        raise DDTreeConfigError(
+            f"{ALGORITHM} needs a target whose layers all attend, got {name}, some of which keep a recurrent state "
+            f"that a tree would have to advance per node; {_CHAIN}."
+        )
+    if model_config.attention_arch != AttentionArch.MHA:
+        raise DDTreeConfigError(
+            f"{ALGORITHM} needs multi-head or grouped-query attention, got {name} with "
+            f"{model_config.attention_arch.name}: FlashInfer drops a tree's mask there, and no other backend has been "
+            f"shown to honour it; {_CHAIN}."
+        )
+    if model_config.attention_chunk_size is not None:
+        raise DDTreeConfigError(
+            f"{ALGORITHM} does not support attention in chunks, got {name} with chunks of "
+            f"{model_config.attention_chunk_size}; {_CHAIN}."
+        )
+    wrong = sorted({str(one) for one in backends if one not in WINDOW_BACKENDS})
+    # An own window may be as long as the context, and still the backend's layer is the sliding one.
+    if sliding_window is not None and wrong:
+        raise DDTreeConfigError(
+            f"{ALGORITHM} needs an attention backend that places a sliding window per node, one of "
+            f"{list(WINDOW_BACKENDS)}, got {', '.join(wrong)} for {name} with a window of {sliding_window}; set "
+            "--attention-backend fa3 on a GPU that has it."
+        )
+
+
+def check_sampling_defaults(model_config: Any, preferred: str | Mapping[str, Any] | None) -> None:
+    """Refuse defaults that would make every request one that is refused: penalties of the model or of a flag.
+
+    Args:
+        model_config: SGLang's `ModelConfig`; its `generation_config.json` fills in what a chat request leaves out.
+        preferred: `--preferred-sampling-params`, which fill in what any request leaves out.
+
+    Raises:
+        DDTreeConfigError: one of them is a penalty that is on.
+    """
+    of_flag = json.loads(preferred) if isinstance(preferred, str) else preferred or {}
+    for source, values, remedy in (
+        (
+            "the target's generation_config.json",
+            model_config.get_default_sampling_params(),
+            "add --sampling-defaults openai",
+        ),
+        ("--preferred-sampling-params", of_flag, "remove it there"),
+    ):
+        for name, off in PENALTIES.items():
+            value = values.get(name)
+            if value is not None and value != off:
+                raise DDTreeConfigError(
+                    f"{ALGORITHM} does not support penalties yet, got {name}={value} in {source}, so that requests "
+                    f"that name none would be refused; {remedy}, which leaves the penalty out, or use a server without "
+                    f"{ALGORITHM}."
+                )

@@ -1,0 +1,89 @@
+"""A drafter that does not fit its target is refused from the two configurations alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddtree_sglang.engine.admission.drafter_checks import check_checkpoint_folder, check_drafter_fits_target
+from ddtree_sglang.exceptions import DDTreeConfigError
+
+TARGET: dict[str, Any] = {"hidden_size": 64, "vocab_size": 100, "num_hidden_layers": 10}
+
+
+def drafter(dflash: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "architectures": ["DFlashDraftModel"],
+        "hidden_size": 64,
+        "vocab_size": 100,
+        "block_size": 8,
+        "num_target_layers": 10,
+        "dflash_config": {"mask_token_id": 4, "target_layer_ids": [1, 5, 9], **(dflash or {})},
+    }
+    config.update(changes)
+    return config
+
+
+def test_fitting_drafter_tells_its_block_and_depth() -> None:
+    shape = check_drafter_fits_target(drafter(), TARGET)
+    assert (shape.block_size, shape.draft_depth) == (8, 7)
+
+
+def test_block_size_inside_dflash_config_wins() -> None:
+    assert check_drafter_fits_target(drafter({"block_size": 4}), TARGET).block_size == 4
+
+
+def test_target_text_config_is_what_counts_for_multimodal_targets() -> None:
+    assert check_drafter_fits_target(drafter(), {"text_config": TARGET, "hidden_size": 1}).block_size == 8
+
+
+@pytest.mark.parametrize(
+    ("config", "rule", "found"),
+    [
+        (drafter(architectures=["LlamaForCausalLM"]), "DFlashDraftModel", "LlamaForCausalLM"),
+        (drafter(architectures=["DFlash2DraftModel"]), "independent", "DFlash2DraftModel"),
+        (drafter({"projector_type": "domino"}), "path-dependent", "Domino"),
+        (drafter({"selector_rank": 8, "selector_top_k": 4}), "path-dependent", "selector"),
+        (drafter({"lilicorr_candidate_topk": 16}), "path-dependent", "LiLiCorr"),
+        (drafter(hidden_size=128), "hidden_size", "128"),
+        (drafter(vocab_size=101), "vocabulary", "101"),
+        (drafter({"mask_token_id": 100}), "mask_token_id", "100"),
+        (drafter(num_target_layers=12), "12 layers", "10"),
+        (drafter({"target_layer_ids": [1, 10]}), "target layers", r"\[10\] do not exist"),
+        (drafter(block_size=1), "block_size", "got 1"),
+    ],
+)
+def test_unfit_drafter_is_refused_with_the_rule_and_the_value(config: dict[str, Any], rule: str, found: str) -> None:
+    with pytest.raises(DDTreeConfigError, match=rule) as caught:
+        check_drafter_fits_target(config, TARGET)
+    assert caught.match(found)
+
+
+def test_disabled_lilicorr_head_is_no_head() -> None:
+    config = drafter({"lilicorr_candidate_topk": 16, "lilicorr_enabled": False})
+    assert check_drafter_fits_target(config, TARGET).block_size == 8
+
+
+def test_checkpoint_folder_missing_or_incomplete_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DDTreeConfigError, match="does not exist"):
+        check_checkpoint_folder(str(tmp_path / "nowhere"), "the drafter", "--x")
+    with pytest.raises(DDTreeConfigError, match=r"config\.json"):
+        check_checkpoint_folder(str(tmp_path), "the drafter", "--x")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(DDTreeConfigError, match="weights"):
+        check_checkpoint_folder(str(tmp_path), "the drafter", "--x")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert check_checkpoint_folder(str(tmp_path), "the drafter", "--x") is None
+
+
+def test_made_up_weights_need_a_configuration_only(tmp_path: Path) -> None:
+    with pytest.raises(DDTreeConfigError, match=r"must hold config\.json"):
+        check_checkpoint_folder(str(tmp_path), "the drafter", "--x", needs_weights=False)
+    (tmp_path / "config.json").write_text("{}")
+    check_checkpoint_folder(str(tmp_path), "the drafter", "--x", needs_weights=False)
+
+
+def test_hub_name_is_left_to_the_loader() -> None:
+    assert check_checkpoint_folder("some-org/some-drafter", "the drafter", "--x") is None

@@ -1,0 +1,76 @@
+"""What cannot be answered exactly is refused by name; everything else passes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ddtree_sglang.engine.admission import request_rules
+from ddtree_sglang.engine.admission.request_rules import REQUEST_RULES, refusal
+
+PLAIN = {
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "min_new_tokens": 0,
+    "json_schema": None,
+    "regex": None,
+    "ebnf": None,
+    "structural_tag": None,
+    "temperature": 0.7,
+    "top_p": 0.9,
+    "min_p": 0.1,
+    "logit_bias": {"5": 1.0},
+    "sampling_seed": None,
+}
+
+
+def request(sampling: dict[str, Any] | None = None, **fields: Any) -> Any:
+    base = {"custom_logit_processor": None, "return_hidden_states": False, "return_sampling_mask": False}
+    return SimpleNamespace(sampling_params=SimpleNamespace(**{**PLAIN, **(sampling or {})}), **{**base, **fields})
+
+
+@pytest.fixture(autouse=True)
+def _not_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_rules, "_is_deterministic", lambda: False)
+
+
+def test_supported_sampling_parameters_pass() -> None:
+    assert refusal(request()) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        (request({"frequency_penalty": 0.1}), "frequency_penalty"),
+        (request({"presence_penalty": -0.1}), "presence_penalty"),
+        (request({"repetition_penalty": 1.2}), "repetition_penalty"),
+        (request({"min_new_tokens": 1}), "min_new_tokens"),
+        (request({"json_schema": "{}"}), "json_schema"),
+        (request({"regex": "a"}), "regex"),
+        (request({"ebnf": "root ::= x"}), "ebnf"),
+        (request({"structural_tag": "{}"}), "structural_tag"),
+        (request(custom_logit_processor="p"), "custom_logit_processor"),
+        (request(return_hidden_states=True), "return_hidden_states"),
+        (request(return_sampling_mask=True), "return_sampling_mask"),
+    ],
+)
+def test_unsupported_parameter_is_refused_by_name(asked: Any, name: str) -> None:
+    message = refusal(asked)
+    assert message is not None
+    assert name in message
+    assert "server without" in message
+
+
+def test_min_p_is_refused_where_every_draw_is_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = request({"min_p": 0.1})
+    assert refusal(asked) is None
+    monkeypatch.setattr(request_rules, "_is_deterministic", lambda: True)
+    assert "min_p under --enable-deterministic-inference" in str(refusal(asked))
+    assert refusal(request({"min_p": 0.0})) is None
+
+
+def test_every_rule_is_reachable() -> None:
+    assert len({rule.name for rule in REQUEST_RULES}) == len(REQUEST_RULES)

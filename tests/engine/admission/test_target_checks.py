@@ -1,0 +1,101 @@
+"""Which targets a tree is refused on: those where a backend or a layer would give wrong tokens without an error."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ddtree_sglang.engine.admission.target_checks import WINDOW_BACKENDS, check_sampling_defaults, check_target
+from ddtree_sglang.exceptions import DDTreeConfigError
+
+pytestmark = pytest.mark.sglang
+
+FLASHINFER = ("flashinfer", "flashinfer")
+
+
+def target(arch: str = "MHA", hf_config: Any = None, chunk: int | None = None, **defaults: Any) -> Any:
+    """What the checks ask of SGLang's ModelConfig."""
+    from sglang.srt.configs.model_config import AttentionArch
+    from transformers import LlamaConfig
+
+    config = hf_config if hf_config is not None else LlamaConfig()
+    config.architectures = ["TestForCausalLM"]
+    return SimpleNamespace(
+        hf_config=config,
+        attention_arch=AttentionArch[arch],
+        attention_chunk_size=chunk,
+        is_draft_model=False,
+        linear_attn_registry_result=None,
+        get_default_sampling_params=lambda: defaults,
+    )
+
+
+def hybrid_config(name: str) -> Any:
+    from sglang.srt import configs
+
+    return getattr(configs, name)()
+
+
+def test_plain_attention_is_served_by_every_tree_backend() -> None:
+    for backend in ("flashinfer", "triton", "fa3", "fa4", "ddtree_cpu"):
+        check_target(target(), None, (backend, backend))
+
+
+@pytest.mark.parametrize("name", ["Qwen3NextConfig", "NemotronHConfig", "KimiLinearConfig"])
+def test_recurrent_layers_are_refused(name: str) -> None:
+    with pytest.raises(DDTreeConfigError, match=r"got TestForCausalLM, some of which keep a recurrent state"):
+        check_target(target(hf_config=hybrid_config(name)), None, ("fa3", "fa3"))
+
+
+@pytest.mark.parametrize("backend", ["flashinfer", "triton", "fa3"])
+def test_latent_attention_is_refused_whatever_the_backend(backend: str) -> None:
+    with pytest.raises(DDTreeConfigError, match="got TestForCausalLM with MLA"):
+        check_target(target("MLA"), None, (backend, backend))
+
+
+def test_chunked_attention_is_refused() -> None:
+    with pytest.raises(DDTreeConfigError, match="chunks of 8192"):
+        check_target(target(chunk=8192), 8192, ("fa3", "fa3"))
+
+
+@pytest.mark.parametrize("backends", [FLASHINFER, ("triton", "triton"), ("fa3", "triton"), ("flashinfer", "fa3")])
+def test_window_is_refused_where_a_backend_does_not_place_it_per_node(backends: tuple[str, str]) -> None:
+    with pytest.raises(DDTreeConfigError, match=r"--attention-backend fa3"):
+        check_target(target(), 1024, backends)
+
+
+@pytest.mark.parametrize("backend", WINDOW_BACKENDS)
+def test_window_is_served_where_it_follows_positions(backend: str) -> None:
+    check_target(target(), 1024, (backend, backend))
+
+
+def test_worker_refuses_a_window_that_only_the_loaded_model_knows_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddtree_sglang.engine import worker
+
+    monkeypatch.setenv("DDTREE_CONFIG", "")
+    monkeypatch.setattr(worker, "get_spec", lambda: SimpleNamespace(speculative_num_draft_tokens=17))
+    monkeypatch.setattr("sglang.srt.runtime_context.attention_backends", lambda: ("triton", "triton"))
+    runner = SimpleNamespace(model_config=target(), sliding_window_size=1024)
+    with pytest.raises(DDTreeConfigError, match=r"got triton .* with a window of 1024"):
+        worker.DDTreeWorker(None, 0, 0, SimpleNamespace(model_runner=runner))
+
+
+@pytest.mark.parametrize(
+    ("defaults", "preferred", "message"),
+    [
+        ({"repetition_penalty": 1.05}, None, r"repetition_penalty=1\.05 in the target's generation_config.*openai"),
+        ({}, '{"presence_penalty": 0.5}', r"presence_penalty=0\.5 in --preferred-sampling-params"),
+        ({}, {"frequency_penalty": -1}, r"frequency_penalty=-1 in --preferred-sampling-params"),
+    ],
+)
+def test_defaults_that_would_have_every_request_refused_end_the_start(
+    defaults: dict[str, Any], preferred: Any, message: str
+) -> None:
+    with pytest.raises(DDTreeConfigError, match=message):
+        check_sampling_defaults(target(**defaults), preferred)
+
+
+def test_other_defaults_stand() -> None:
+    check_sampling_defaults(target(repetition_penalty=1.0, temperature=0.6, top_p=0.95), '{"presence_penalty": 0}')

@@ -1,0 +1,41 @@
+"""The trace: nothing when off, one true line per round when on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ddtree_sglang.engine.debug import trace as trace_module
+from ddtree_sglang.engine.debug.trace import STAGES, RoundTrace
+
+
+def test_trace_off_writes_nothing_and_keeps_no_times() -> None:
+    trace = RoundTrace(None, "cpu")
+    with trace.stage("draft"):
+        pass
+    trace.end_round(batch_size=1)
+    assert not trace.enabled
+    assert trace._times_ms == {}
+
+
+def test_trace_line_has_each_stage_and_reads_tensors_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [5.0]
+    monkeypatch.setattr(trace_module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    path = tmp_path / "trace.jsonl"
+    trace = RoundTrace(str(path), "cpu")
+    for _ in range(2):
+        with trace.stage("verify"):
+            now[0] += 0.02
+        trace.end_round(batch_size=1, commit_lens=torch.tensor([3]))
+    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    assert [first["round"], second["round"]] == [0, 1]
+    assert first["commit_lens"] == [3]
+    assert first["verify_ms"] == 20
+    assert first["total_ms"] == first["verify_ms"]
+    assert {f"{stage}_ms" for stage in STAGES} <= set(first)
+    # Times do not leak from one round to the next.
+    assert second["verify_ms"] == 20

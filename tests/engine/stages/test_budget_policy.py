@@ -1,0 +1,39 @@
+"""Nodes per round: fixed, or as many as the whole batch can afford."""
+
+from __future__ import annotations
+
+import pytest
+
+from ddtree_sglang.config import DEFAULT_VERIFY_TOKENS, DDTreeConfig
+from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy, make_policy
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_nodes"),
+    [(1, 17), (2, 9), (3, 9), (4, 5), (6, 5), (7, 3), (10, 3), (11, 2), (16, 2), (17, 1), (32, 1), (33, 1), (500, 1)],
+)
+def test_load_keeps_the_batch_within_its_nodes_and_the_request_within_its_budget(
+    batch_size: int, num_nodes: int
+) -> None:
+    policy = BudgetPolicy.by_load(17, verify_tokens=32)
+    assert policy.num_nodes(batch_size) == num_nodes
+    assert num_nodes == 1 or num_nodes * batch_size <= 32
+
+
+def test_budget_that_is_no_step_is_the_widest() -> None:
+    policy = BudgetPolicy.by_load(12, verify_tokens=100)
+    assert policy.widths == (1, 2, 3, 5, 9, 12)
+    assert policy.num_nodes(1) == 12
+
+
+def test_more_requests_never_get_more_nodes_each() -> None:
+    policy = BudgetPolicy.by_load(65, verify_tokens=200)
+    widths = [policy.num_nodes(batch_size) for batch_size in range(1, 300)]
+    assert widths == sorted(widths, reverse=True)
+    assert set(widths) == set(policy.widths)
+
+
+def test_configuration_names_the_policy() -> None:
+    assert make_policy(DDTreeConfig(), 17).num_nodes(1000) == 17
+    assert make_policy(DDTreeConfig(policy="load"), 17).verify_tokens == DEFAULT_VERIFY_TOKENS
+    assert make_policy(DDTreeConfig(policy="load", verify_tokens=40), 17).num_nodes(8) == 5

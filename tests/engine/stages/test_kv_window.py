@@ -1,0 +1,103 @@
+"""Slots of a round, and the room that a row of the request table must leave near the context limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ddtree_sglang.engine.stages import kv_window
+
+pytestmark = pytest.mark.sglang
+
+
+class FakeSpec(SimpleNamespace):
+    @contextmanager
+    def override(self, **values: Any) -> Iterator[None]:
+        saved = {name: getattr(self, name) for name in values}
+        self.__dict__.update(values)
+        yield
+        self.__dict__.update(saved)
+
+
+@pytest.fixture
+def spec(monkeypatch: pytest.MonkeyPatch) -> FakeSpec:
+    fake = FakeSpec(speculative_algorithm="DDTREE", speculative_num_draft_tokens=17, speculative_dflash_block_size=8)
+    monkeypatch.setattr(kv_window, "get_spec", lambda: fake)
+    return fake
+
+
+def test_window_slots_start_at_the_committed_length_of_each_request() -> None:
+    table = torch.arange(3 * 10, dtype=torch.int32).view(3, 10)
+    got = kv_window.window_slots(table, torch.tensor([2, 0]), torch.tensor([4, 1]), 3)
+    assert got.tolist() == [[24, 25, 26], [1, 2, 3]]
+    assert got.dtype == torch.int64
+
+
+def test_window_is_as_long_as_the_longer_of_block_and_tree(spec: FakeSpec) -> None:
+    assert kv_window.window_len() == 17
+    spec.speculative_num_draft_tokens = 2
+    assert kv_window.window_len() == 8
+
+
+@pytest.mark.parametrize("num_nodes", [2, 8, 17, 64, 256])
+@pytest.mark.parametrize("context_len", [64, 8192])
+def test_row_holds_two_windows_of_a_request_at_the_context_limit(
+    spec: FakeSpec, num_nodes: int, context_len: int
+) -> None:
+    """A request's committed length reaches the context length minus 3; the next round reserves two windows."""
+    spec.speculative_num_draft_tokens = num_nodes
+
+    def stock() -> int:
+        return 4 + num_nodes
+
+    row_len = context_len + kv_window.row_headroom(stock)
+    longest_write = context_len - 3 + 2 * kv_window.window_len()
+    assert longest_write <= row_len
+    if num_nodes >= 8:
+        assert longest_write > context_len + stock(), "stock room would have been enough: the hook proves nothing"
+
+
+def test_row_headroom_leaves_other_algorithms_alone(spec: FakeSpec) -> None:
+    spec.speculative_algorithm = "DFLASH"
+    assert kv_window.row_headroom(lambda: 21) == 21
+
+
+def test_hook_is_what_the_pools_call() -> None:
+    from sglang.srt.mem_cache import allocation_sizing, kv_cache_configurator
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+    wrapped = allocation_sizing.get_req_to_token_extra_context_len
+    assert hasattr(wrapped, "__wrapped__")
+    assert kv_cache_configurator.get_req_to_token_extra_context_len is wrapped
+
+
+def test_reserve_covers_the_drafters_block_when_the_tree_is_smaller(
+    spec: FakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Budget 1 verifies 2 nodes but drafts a block of 8: reserving 2 would let the block write foreign slots."""
+    spec.speculative_num_draft_tokens = 2
+    seen = []
+    monkeypatch.setattr(
+        kv_window.DFlashDraftInputV2,
+        "prepare_for_decode",
+        lambda self, batch: seen.append(spec.speculative_num_draft_tokens),
+    )
+    state = kv_window.DDTreeDraftInput.carry(torch.tensor([5]), torch.tensor([9]))
+    state.prepare_for_decode(None)
+    assert seen == [8]
+    assert spec.speculative_num_draft_tokens == 2
+
+
+def test_carried_state_filters_and_merges_like_the_batch() -> None:
+    state = kv_window.DDTreeDraftInput.carry(torch.tensor([5, 6, 7]), torch.tensor([9, 8, 7]))
+    state.filter_batch(torch.tensor([0, 2]))
+    state.merge_batch(kv_window.DDTreeDraftInput.carry(torch.tensor([1]), torch.tensor([4])))
+    assert state.bonus_tokens.tolist() == [5, 7, 1]
+    assert state.new_seq_lens.tolist() == [9, 7, 4]
+    assert isinstance(kv_window.DDTreeDraftInput.create_idle_input(torch.device("cpu")), kv_window.DDTreeDraftInput)

@@ -1,0 +1,120 @@
+"""The target's choice per node: SGLang's own sampler, with each request's parameters at each of its nodes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ddtree_sglang.engine.stages.target_choice import choose_target_tokens, repeat_for_nodes
+
+pytestmark = pytest.mark.sglang
+
+B, N, V = 2, 3, 6
+
+
+def sampling_info(**changes: Any) -> Any:
+    from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
+
+    fields: dict[str, Any] = {
+        "temperatures": torch.tensor([[0.5], [2.0]]),
+        "top_ps": torch.tensor([1.0, 0.9]),
+        "top_ks": torch.tensor([1, 4], dtype=torch.int32),
+        "min_ps": torch.tensor([0.0, 0.1]),
+        "is_all_greedy": False,
+        "is_any_greedy": True,
+        "need_top_p_sampling": True,
+        "need_top_k_sampling": True,
+        "need_min_p_sampling": True,
+        "vocab_size": V,
+        "sampling_seed": torch.tensor([7, 8]),
+        "device": "cpu",
+    }
+    return SamplingBatchInfo(**{**fields, **changes})
+
+
+def test_parameters_are_repeated_request_by_request() -> None:
+    repeated = repeat_for_nodes(sampling_info(), N)
+    assert repeated.temperatures.tolist() == [[0.5]] * N + [[2.0]] * N
+    assert repeated.top_ks.tolist() == [1] * N + [4] * N
+    assert repeated.sampling_seed.tolist() == [7] * N + [8] * N
+    assert repeated.min_ps.shape == repeated.top_ps.shape == (B * N,)
+
+
+def test_greedy_batch_takes_the_argmax_and_never_asks_the_sampler() -> None:
+    logits = torch.randn(B * N, V)
+    positions = torch.zeros(B, N, dtype=torch.int64)
+
+    def sampler(*args: Any, **kwargs: Any) -> torch.Tensor:
+        raise AssertionError("greedy needs no sampler")
+
+    got = choose_target_tokens(logits, sampling_info(is_all_greedy=True), positions, sampler)
+    assert torch.equal(got, logits.argmax(-1).view(B, N))
+    assert torch.equal(choose_target_tokens(logits, None, positions, sampler), got)
+
+
+def test_sampler_gets_each_nodes_position_and_a_copy_of_the_logits() -> None:
+    logits = torch.randn(B * N, V)
+    before = logits.clone()
+    seen = SimpleNamespace()
+
+    def sampler(output: Any, info: Any, **kwargs: Any) -> torch.Tensor:
+        output.next_token_logits.zero_()
+        seen.positions, seen.info = kwargs["positions"], info
+        return torch.arange(B * N, dtype=torch.int32)
+
+    positions = torch.tensor([[10, 11, 11], [20, 21, 22]])
+    got = choose_target_tokens(logits, sampling_info(), positions, sampler)
+    assert seen.positions.tolist() == [10, 11, 11, 20, 21, 22]
+    assert got.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert got.dtype == torch.int64
+    # Log-probabilities are read from the logits afterwards.
+    assert torch.equal(logits, before)
+
+
+def test_logit_bias_of_a_request_counts_at_all_of_its_nodes() -> None:
+    bias = torch.zeros(B, V)
+    bias[0, 5], bias[1, 0] = 100.0, 100.0
+    info = sampling_info(is_all_greedy=True, logit_bias=bias)
+    got = choose_target_tokens(torch.randn(B * N, V), info, torch.zeros(B, N, dtype=torch.int64), lambda: None)
+    assert got.tolist() == [[5] * N, [0] * N]
+
+
+def test_draws_follow_the_adjusted_distribution_of_plain_decoding() -> None:
+    """Through SGLang's own torch sampler: top-k 3 at temperature 2, chi-square against the exact law."""
+    from sglang.srt.layers.sampler import top_k_top_p_min_p_sampling_from_probs_torch
+
+    torch.manual_seed(0)
+    row = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
+    num_nodes = 4000
+    info = sampling_info(
+        temperatures=torch.tensor([[2.0]]),
+        top_ps=torch.ones(1),
+        top_ks=torch.tensor([3], dtype=torch.int32),
+        min_ps=torch.zeros(1),
+        need_min_p_sampling=False,
+        sampling_seed=None,
+    )
+
+    def sampler(output: Any, repeated: Any, *, positions: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return top_k_top_p_min_p_sampling_from_probs_torch(
+            torch.softmax(output.next_token_logits / repeated.temperatures, -1),
+            repeated.top_ks,
+            repeated.top_ps,
+            repeated.min_ps,
+            False,
+            repeated.sampling_seed,
+            positions,
+        )
+
+    positions = torch.zeros(1, num_nodes, dtype=torch.int64)
+    drawn = choose_target_tokens(row.repeat(num_nodes, 1), info, positions, sampler)
+    counts = torch.bincount(drawn.flatten(), minlength=V).double()
+    expected = torch.softmax(row[:3] / 2.0, -1).double() * num_nodes
+    assert counts[3:].sum() == 0
+    # 2 degrees of freedom: 13.8 is p = 0.001.
+    assert float(((counts[:3] - expected) ** 2 / expected).sum()) < 13.8
+    wrong = torch.softmax(row[:3], -1).double() * num_nodes
+    assert float(((counts[:3] - wrong) ** 2 / wrong).sum()) > 13.8, "temperature 1 must be told from 2"

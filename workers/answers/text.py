@@ -1,0 +1,202 @@
+"""Text from tokens, one at a time: whole characters only, and nothing that may turn out to belong to a stop string.
+
+Kept beside the answer and not in a replica, so that a character or a stop string may straddle the cut between two
+replicas. The cost of a token does not grow with the answer.
+
+The rules are SGLang's: `DetokenizerManager.trim_matched_stop` (sglang/srt/managers/detokenizer_manager.py) leaves the
+stop token and the stop string out unless `no_stop_trim`; `Req._check_str_based_finish` (managers/schedule_batch.py)
+looks for stop strings in the text with special tokens, whether or not the client sees those, and takes the first of the
+request's list that is there. Two differences, both on the strict side: SGLang looks at the last tokens only, as many as
+the stop string has in its usual spelling, so it misses one that the model spelt in smaller pieces; and it holds text
+back by whole outputs, where this holds back exactly what may be a stop string's beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from workers.answers.resume import FinishReason, stop_token_ids
+
+# The text of some tokens: skip_special_tokens first.
+Decode = Callable[[Sequence[int], bool], str]
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# A character has at most four bytes, so after this many tokens without text more waiting is of no use.
+MAX_PENDING = 8
+
+
+class IncrementalText:
+    """Adds up to what decoding all tokens at once gives, character by character.
+
+    A token is decoded together with those before it whose text is out, as some decoders treat a first token in another
+    way; the difference is new. Two decodes of a few tokens per token. (`tokenizers.decoders.DecodeStream` does this for
+    one kind of tokenizer only, and cannot say what it still holds at the end.)
+
+    Args:
+        decode: text of some token ids.
+        context: token ids before the first one, the prompt's last; their text is not part of the result.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], context: Sequence[int] = ()) -> None:
+        self._decode = decode
+        self._pending: list[int] = []
+        self.held = ""  # text of the pending tokens, whose end may still change
+        self._advance(list(context))
+
+    def push(self, token_id: int) -> str:
+        """The characters that this token completes, often none."""
+        self._pending.append(token_id)
+        whole = self._decode(self._context + self._pending)
+        new = whole[len(self._context_text) :]
+        if new and not new.endswith(REPLACEMENT):
+            return self._release(len(self._pending), new)
+        self.held = new
+        if len(self._pending) <= MAX_PENDING:
+            return ""
+        if whole == self._context_text:
+            # Special tokens that are left out. Forgetting them changes nothing; keeping them would cost ever more.
+            del self._pending[0]
+            return ""
+        return self._release_invalid(whole)
+
+    def flush(self) -> str:
+        """What is still held, as the tokenizer writes incomplete characters."""
+        return self._release(len(self._pending), self.held)
+
+    def _release_invalid(self, whole: str) -> str:
+        """Give up bytes that cannot become a character any more, all but the last few."""
+        for cut in range(len(self._pending) - 1, len(self._pending) - 5, -1):
+            left = self._decode(self._context + self._pending[:cut])
+            right = self._decode(self._pending[cut:])
+            if left + right == whole:
+                text = self._release(cut, left[len(self._context_text) :])
+                self.held = right
+                return text
+        return ""
+
+    def _release(self, num_tokens: int, text: str) -> str:
+        done, self._pending = self._pending[:num_tokens], self._pending[num_tokens:]
+        if done:
+            self._advance(done)
+        self.held = ""
+        return text
+
+    def _advance(self, context: list[int]) -> None:
+        self._context = context
+        self._context_text = self._decode(context) if context else ""
+
+
+@dataclass(frozen=True)
+class TextRules:
+    """How a request wants its text.
+
+    Attributes:
+        stop: strings that end the answer.
+        no_stop_trim: leave what ended the answer in the text.
+        skip_special_tokens: leave special tokens out of the text.
+        silent_token_ids: tokens that leave no text where they end the answer.
+    """
+
+    stop: tuple[str, ...] = ()
+    no_stop_trim: bool = False
+    skip_special_tokens: bool = True
+    silent_token_ids: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(
+        cls,
+        sampling: Mapping[str, Any],
+        eos_token_ids: frozenset[int] = frozenset(),
+        spoken_token_ids: frozenset[int] = frozenset(),
+    ) -> TextRules:
+        """From SGLang's sampling parameters.
+
+        Args:
+            sampling: by SGLang's names; a missing or None entry has SGLang's default.
+            eos_token_ids: the model's end tokens.
+            spoken_token_ids: end tokens that a parser needs to see (`tool_close_token_ids` in SGLang).
+        """
+        stop = sampling.get("stop") or ()
+        no_trim = bool(sampling.get("no_stop_trim"))
+        skip = sampling.get("skip_special_tokens")
+        return cls(
+            # SGLang ends an answer with an empty stop string at its first token; the replica says so by itself.
+            stop=tuple(string for string in ([stop] if isinstance(stop, str) else stop) if string),
+            no_stop_trim=no_trim,
+            skip_special_tokens=True if skip is None else bool(skip),
+            silent_token_ids=frozenset() if no_trim else stop_token_ids(sampling, eos_token_ids) - spoken_token_ids,
+        )
+
+
+class AnswerText:
+    """The text of one answer as it grows, and the search for its stop strings.
+
+    Args:
+        decode: text of some token ids, with or without special tokens.
+        rules: what the request asked for.
+        context: the prompt's last tokens. SGLang decodes the first token after them, five by default
+            (INIT_INCREMENTAL_DETOKENIZATION_OFFSET), which keeps the space before a first word.
+    """
+
+    def __init__(self, decode: Decode, rules: TextRules, context: Sequence[int] = ()) -> None:
+        self._rules = rules
+        self._shown = IncrementalText(lambda ids: decode(ids, rules.skip_special_tokens), context)
+        # Special tokens count for stop strings though they may not be shown.
+        self._searched = IncrementalText(lambda ids: decode(ids, False), context)
+        self._search_tail = ""
+        self._end_token: int | None = None  # held until it is known whether it ends the answer
+        self._withheld = ""  # may be the beginning of a stop string
+        self._parts: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """What the client may see. Joined only when asked for, so that a token costs the same in a long answer."""
+        if len(self._parts) > 1:
+            self._parts = ["".join(self._parts)]
+        return self._parts[0] if self._parts else ""
+
+    def push(self, token_id: int) -> FinishReason | None:
+        """Take a token; SGLang's finish reason where it completes a stop string."""
+        piece = self._shown.push(self._end_token) if self._end_token is not None else ""
+        self._end_token = token_id if token_id in self._rules.silent_token_ids else None
+        piece += "" if self._end_token is not None else self._shown.push(token_id)
+        self._withheld += piece
+        matched = self._find_stop(token_id)
+        if matched is None:
+            self._show(len(self._withheld) - self._num_suspect())
+            return None
+        return {"type": "stop", "matched": matched}
+
+    def finish(self, reason: FinishReason) -> None:
+        """Complete the text; no token may follow."""
+        matched = reason.get("matched")
+        if self._end_token is not None and matched != self._end_token:
+            self._withheld += self._shown.push(self._end_token)
+        self._withheld += self._shown.flush()
+        if isinstance(matched, str) and (start := self._withheld.find(matched)) >= 0:
+            self._withheld = self._withheld[: start + len(matched) if self._rules.no_stop_trim else start]
+        self._show(len(self._withheld))
+
+    def _find_stop(self, token_id: int) -> str | None:
+        if not self._rules.stop:
+            return None
+        text = self._search_tail + self._searched.push(token_id)
+        keep = max(map(len, self._rules.stop)) - 1
+        # A stop string may be complete before the character after it is.
+        window, self._search_tail = text + self._searched.held, text[len(text) - min(keep, len(text)) :]
+        return next((stop for stop in self._rules.stop if stop in window), None)
+
+    def _num_suspect(self) -> int:
+        """Length of the longest end of the text that a stop string begins with."""
+        text = self._withheld
+        longest = max((len(stop) - 1 for stop in self._rules.stop), default=0)
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._rules.stop):
+                return length
+        return 0
+
+    def _show(self, length: int) -> None:
+        self._parts.append(self._withheld[:length])
+        self._withheld = self._withheld[length:]

@@ -1,0 +1,74 @@
+"""Which replica an attempt goes to: one that it was not at, there the longest prefix, then the least loaded.
+
+`ray.serve.llm`'s prefix router keeps its prefixes in a detached actor on any node: it outlives the application, and
+where its node is lost every later choice raises, which Serve logs and never tries again. Here each router has an actor
+of its own, on its own node, that ends with it; without it requests go where there is least to do.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.llm._internal.serve.routing_policies.prefix_aware.prefix_aware_router import PrefixCacheAffinityRouter
+from ray.llm._internal.serve.routing_policies.prefix_aware.prefix_tree import PrefixTreeActor
+from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from workers.cluster.tried_replicas import AvoidsTriedReplicas
+
+logger = logging.getLogger(__name__)
+
+
+class SturdyPrefixRouter(PrefixCacheAffinityRouter):  # type: ignore[misc]
+    """The stock router, which goes on where its prefix tree fails."""
+
+    def initialize_state(self, **kwargs: Any) -> None:
+        """Serve calls this once, with `request_router_kwargs`."""
+        super().initialize_state(**{"tree_actor": tree_on_this_node(), **kwargs})
+
+    async def choose_replicas(self, candidate_replicas: list[Any], pending_request: Any = None) -> list[list[Any]]:
+        """Groups of replicas, the best group first."""
+        groups: list[list[Any]]
+        with _going_on_without_the_tree():
+            groups = await super().choose_replicas(candidate_replicas, pending_request)
+            return groups
+        groups = await PowerOfTwoChoicesRequestRouter.choose_replicas(self, candidate_replicas, pending_request)
+        return groups
+
+    def update_replicas(self, replicas: list[Any]) -> None:
+        """What Serve knows of replicas; the stock method tells the tree last."""
+        with _going_on_without_the_tree():
+            super().update_replicas(replicas)
+
+    def on_replica_actor_died(self, replica_id: Any) -> None:
+        """The same."""
+        with _going_on_without_the_tree():
+            super().on_replica_actor_died(replica_id)
+
+    def on_request_routed(self, pending_request: Any, replica_id: Any, result: Any) -> None:
+        """The request is at the replica; the stock method adds its prompt to the tree."""
+        with _going_on_without_the_tree():
+            super().on_request_routed(pending_request, replica_id, result)
+
+
+class ResumptionRouter(AvoidsTriedReplicas, SturdyPrefixRouter):  # type: ignore[misc]
+    """The same for attempts that may be resumptions."""
+
+
+def tree_on_this_node() -> Any:
+    """A prefix tree for one router: it ends with this process, and starts again, empty, should it die before."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return PrefixTreeActor.options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
+
+
+@contextmanager
+def _going_on_without_the_tree() -> Iterator[None]:
+    # A KeyError: the tree names a replica that is gone.
+    try:
+        yield
+    except (ray.exceptions.RayError, KeyError) as error:
+        logger.warning("the prefix tree is of no use now (%s: %s); going by load", type(error).__name__, error)

@@ -1,0 +1,57 @@
+"""Attempts on a Ray Serve deployment: what Serve raises, in the words of `workers.answers.protocol`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from workers.answers.protocol import Attempt, Busy, Refused, TokenChunk, WorkerLost
+
+
+class ServeSource:
+    """A `TokenSource` over a handle to `DDTreeServer`; Serve's request router chooses the replica of an attempt.
+
+    An attempt whose replica dies before it has said that it took the attempt goes to another by Serve's own hand, with
+    the same number (`ray/serve/_private/router.py`, `route_and_send_request`); nobody has lost anything then, and only
+    deaths after that are a `WorkerLost`.
+    """
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle.options(stream=True)
+
+    async def stream(self, attempt: Attempt) -> AsyncIterator[TokenChunk]:
+        """See `TokenSource`; Serve cancels the replica's generator when this one is closed."""
+        chunks = self._handle.generate_tokens.remote(attempt)
+        ended = False
+        try:
+            async for chunk in chunks:
+                ended = chunk.finish_reason is not None
+                yield chunk
+        except Exception as error:
+            ended = True
+            known = _as_protocol_error(error)
+            if known is None:
+                raise
+            raise known from error
+        finally:
+            if not ended:
+                chunks.cancel()
+
+
+def _as_protocol_error(error: Exception) -> Exception | None:
+    """What Serve raised, as the router understands it; None for what is no replica's doing."""
+    from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+    from ray.serve.exceptions import BackPressureError, RayServeException
+
+    if isinstance(error, BackPressureError):
+        return Busy(str(error))
+    if isinstance(error, TaskCancelledError):
+        return None
+    # Ray wraps what a replica raises; `Refused` is for the client, anything else means that the replica is broken.
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, Refused):
+        return cause
+    # Not only deaths of actors: the memory monitor's kill is an OutOfMemoryError, a lost node a NodeDiedError.
+    if isinstance(error, (RayError, RayServeException)):
+        return WorkerLost(f"{type(cause).__name__}: {cause}")
+    return None

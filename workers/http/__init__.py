@@ -1,0 +1,4 @@
+"""The OpenAI side: SGLang's own handlers over answers, errors, metrics, the API key.
+
+Must not import `workers.replicas`, `workers.jobs`, `workers.app`.
+"""

@@ -1,0 +1,62 @@
+"""What an ingress counts, as Prometheus series; the engines' own are at Ray's metrics port (`ray_sglang_*`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily
+
+from workers.answers.router import RouterCounters
+
+PREFIX = "ddtree_ingress"
+RESUME_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+RESUME_TEXT = "From the loss of a replica to the next token of its answer."
+# Series, the router's counters that it sums, and what it says.
+COUNTERS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("requests", ("requests",), "Answers asked for."),
+    ("tokens", ("tokens",), "Tokens sent to clients."),
+    ("worker_lost", ("lost",), "Replicas that died or hung while they made an answer."),
+    ("resumed", ("resumed", "restarted"), "Attempts that went on at another replica."),
+    ("gave_up", ("gave_up", "not_resumable"), "Answers that ended with an error after their replica was lost."),
+    ("late", ("late",), "Answers that were not complete by their deadline."),
+    ("rejected", ("busy",), "Requests that got a 429 because replicas and queues were full."),
+    ("cancelled", ("cancelled",), "Answers whose client went away."),
+)
+
+
+def totals(counters: RouterCounters) -> dict[str, int]:
+    """The value of each series of `COUNTERS`."""
+    return {name: sum(getattr(counters, part) for part in parts) for name, parts, _ in COUNTERS}
+
+
+class IngressMetrics:
+    """One registry per process, so that tests can have several."""
+
+    def __init__(self) -> None:
+        self._counters = RouterCounters()
+        self._registry = CollectorRegistry()
+        self._registry.register(self)  # type: ignore[arg-type]
+        self._ready = Gauge(f"{PREFIX}_ready_replicas", "Replicas that made a token.", registry=self._registry)
+        self.resume_seconds = Histogram(
+            f"{PREFIX}_resume_seconds",
+            RESUME_TEXT,
+            buckets=RESUME_BUCKETS_S,
+            registry=self._registry,
+        )
+
+    def count(self, counters: RouterCounters) -> None:
+        """Show these counters from now on."""
+        self._counters = counters
+
+    def collect(self) -> Iterator[Any]:
+        """The router's counters, read when they are asked for (prometheus_client's collector protocol)."""
+        values = totals(self._counters)
+        for name, _, text in COUNTERS:
+            yield CounterMetricFamily(f"{PREFIX}_{name}", text, values[name])
+
+    def text(self, ready_replicas: int) -> bytes:
+        """Prometheus' text format."""
+        self._ready.set(ready_replicas)
+        return bytes(generate_latest(self._registry))

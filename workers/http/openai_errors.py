@@ -1,0 +1,118 @@
+"""What a client sees when an answer fails: HTTP errors before its first token, an error event after.
+
+SGLang's OpenAI classes turn an exception of `generate_request` into a response without headers, and a finish reason
+"abort" with an HTTPStatus into an event whose type is that status's name. `resilient` adds to such a class what they
+leave out: Retry-After, and `worker_lost` and `deadline_exceeded` as types of their own. Knows of FastAPI; of SGLang's
+classes the method names.
+"""
+
+from __future__ import annotations
+
+import math
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import HTTPException
+
+from workers.answers.protocol import Busy, DeadlineExceeded, GaveUp, NotResumable, Refused
+
+WORKER_LOST = "worker_lost"
+# The engine itself aborts with 400, 500 and 503, so this status marks a lost worker within a stream.
+WORKER_LOST_STATUS = HTTPStatus.BAD_GATEWAY
+LATE = "deadline_exceeded"
+LATE_STATUS = HTTPStatus.GATEWAY_TIMEOUT
+# Types of error events that SGLang would call by their status.
+EVENT_TYPES = {WORKER_LOST_STATUS: WORKER_LOST, LATE_STATUS: LATE}
+
+Failure = Busy | Refused | NotResumable | GaveUp
+FAILURES = (Busy, Refused, NotResumable, GaveUp)
+
+
+class ServiceError(HTTPException):
+    """An HTTP error with the type that OpenAI's error object names."""
+
+    def __init__(self, status: int, message: str, error_type: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(status, message, headers)
+        self.error_type = error_type
+
+
+def error_before_first_token(failure: Failure) -> Exception:
+    """The exception to raise while the response can still have a status."""
+    if isinstance(failure, Busy):
+        retry_after = {"Retry-After": str(max(1, math.ceil(failure.retry_after_s)))}
+        return ServiceError(HTTPStatus.TOO_MANY_REQUESTS, str(failure), "overloaded", retry_after)
+    if isinstance(failure, Refused):
+        if failure.status == HTTPStatus.BAD_REQUEST:
+            return ValueError(str(failure))  # SGLang's own way to say 400
+        return ServiceError(status_of(failure.status), str(failure), "refused")
+    if isinstance(failure, DeadlineExceeded):
+        return ServiceError(LATE_STATUS, f"{LATE}: {failure}", LATE)
+    message = f"{WORKER_LOST}: {failure}"
+    return ServiceError(HTTPStatus.SERVICE_UNAVAILABLE, message, WORKER_LOST, {"Retry-After": "1"})
+
+
+def abort_reason(failure: Failure) -> dict[str, Any]:
+    """The finish reason that makes a running stream end with an error event."""
+    if isinstance(failure, Busy):
+        status, kind = HTTPStatus.TOO_MANY_REQUESTS, "overloaded"
+    elif isinstance(failure, Refused):
+        status, kind = status_of(failure.status), "refused"
+    elif isinstance(failure, DeadlineExceeded):
+        status, kind = LATE_STATUS, LATE
+    else:
+        status, kind = WORKER_LOST_STATUS, WORKER_LOST
+    return {"type": "abort", "message": f"{kind}: {failure}", "status_code": status, "err_type": kind}
+
+
+def unexpected_reason(error: Exception) -> dict[str, Any]:
+    """The same for an error that is nobody's protocol: the client is told that something broke, the log what."""
+    message = f"internal_error: {type(error).__name__}; the server's log has more."
+    return {
+        "type": "abort",
+        "message": message,
+        "status_code": HTTPStatus.INTERNAL_SERVER_ERROR,
+        "err_type": "internal_error",
+    }
+
+
+def status_of(code: int) -> HTTPStatus:
+    """The status of that number. The OpenAI classes show no error for a plain number."""
+    try:
+        return HTTPStatus(code)
+    except ValueError:
+        return HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+class ErrorEvents:
+    """To be mixed into a class derived from OpenAIServingBase."""
+
+    async def _handle_streaming_request(self, *args: Any) -> Any:
+        try:
+            return await super()._handle_streaming_request(*args)  # type: ignore[misc]
+        except ServiceError as error:
+            return self._error_with_headers(error)
+
+    async def _handle_non_streaming_request(self, *args: Any) -> Any:
+        try:
+            return await super()._handle_non_streaming_request(*args)  # type: ignore[misc]
+        except ServiceError as error:
+            return self._error_with_headers(error)
+
+    def create_streaming_error_response(
+        self, message: str, err_type: str = "BadRequestError", status_code: int = 400
+    ) -> str:
+        kind = next((kind for status, kind in EVENT_TYPES.items() if status == status_code), err_type)
+        event: str = super().create_streaming_error_response(message, kind, status_code)  # type: ignore[misc]
+        return event
+
+    def _error_with_headers(self, error: ServiceError) -> Any:
+        response = self.create_error_response(  # type: ignore[attr-defined]
+            message=error.detail, err_type=error.error_type, status_code=error.status_code
+        )
+        response.headers.update(error.headers or {})
+        return response
+
+
+def resilient(serving_class: type) -> type:
+    """A serving class with these errors, to be constructed like the given one."""
+    return type(f"Resilient{serving_class.__name__}", (ErrorEvents, serving_class), {})

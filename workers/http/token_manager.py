@@ -1,0 +1,212 @@
+"""Lets SGLang's own OpenAI classes run over the router, in the place of their `TokenizerManager`.
+
+They stay what they are: templates, tool calls, reasoning, log-probabilities, usage. This gives them what they take from
+a `TokenizerManager` for text models, and nothing of an engine: no scheduler, no sockets. Every SGLang name in use is in
+`sglang_names`. SGLang is imported when a manager is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from weakref import WeakValueDictionary
+
+from workers.answers.protocol import TokenRequest
+from workers.answers.resume import Progress
+from workers.answers.router import Router
+from workers.answers.text import AnswerText
+from workers.http.answer_output import AnswerOutput
+from workers.http.async_streams import gathered, merged, while_connected
+from workers.http.generate_input import split, token_request
+from workers.http.openai_errors import FAILURES, ServiceError, error_before_first_token
+from workers.http.text_model import TextModel
+
+logger = logging.getLogger(__name__)
+
+# How often a waiting request looks whether its client is still there, as often as SGLang does.
+DISCONNECT_POLL_S = 4.0
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """One of the answers that a request asks for."""
+
+    request: TokenRequest
+    text: AnswerText
+    output: AnswerOutput
+
+
+class TokenManager:
+    """What `OpenAIServingChat` and `OpenAIServingCompletion` need, over a router.
+
+    Args:
+        server_args: SGLang's, published in this process. Speculative settings belong to the replicas.
+        router: answers token requests.
+        tokenizer: the model's; loaded as SGLang does unless given.
+        model_config: SGLang's; made from `server_args` unless given.
+    """
+
+    def __init__(self, server_args: Any, router: Router, tokenizer: Any = None, model_config: Any = None) -> None:
+        from sglang.srt.configs.model_config import ModelConfig
+        from sglang.srt.runtime_context import assert_published
+
+        assert_published(server_args, role="tokenizer")
+        if self.config_value("incremental_streaming_output"):
+            raise ValueError("text so far is what this streams; leave out --incremental-streaming-output.")
+        self.server_args = server_args
+        self.model_path: str = self.config_value("model_path")
+        self.served_model_name: str = self.config_value("served_model_name")
+        self.model_config = model_config if model_config is not None else ModelConfig.from_server_args(server_args)
+        self.processor = None  # of multimodal models; the templates ask for it
+        self.request_logger = _request_logger(self.config_value)
+        self._model = TextModel(self.config_value, self.model_config, tokenizer)
+        self.tokenizer = self._model.tokenizer
+        self._router = router
+        self._running: set[str] = set()
+        self._streams: WeakValueDictionary[int, AsyncGenerator[Any, None]] = WeakValueDictionary()
+
+    def config_value(self, name: str) -> Any:
+        """A published setting, by the name of its server argument."""
+        from sglang.srt.runtime_context import get_context
+
+        return get_context().config_leaf(name)
+
+    def generate_request(self, obj: Any, request: Any = None) -> AsyncGenerator[Any, None]:
+        """Answer a GenerateReqInput: dicts as from `TokenizerManager`, one at the end or, streaming, one per progress.
+
+        Raises (while iterating):
+            ValueError: a request that no engine would take, or whose client went away.
+            HTTPException: before the first token; later failures of a stream are finish reasons.
+        """
+        stream = self._generate(obj, request)
+        self._streams[id(obj)] = stream
+        return stream
+
+    def create_abort_task(self, obj: Any) -> Any:
+        """A background task for the end of a response, however it ended: stops the replicas that still run for it."""
+        from starlette.background import BackgroundTasks
+
+        async def abort() -> None:
+            stream = self._streams.get(id(obj))
+            # One that is still being read is closed by its reader.
+            with suppress(RuntimeError):
+                if stream is not None:
+                    await stream.aclose()
+
+        tasks = BackgroundTasks()
+        tasks.add_task(abort)
+        return tasks
+
+    async def _generate(self, obj: Any, http_request: Any) -> AsyncGenerator[Any, None]:
+        parts = split(obj)
+        self.request_logger.log_received_request(obj, self.tokenizer, http_request)
+        # In a thread: a long prompt takes long, and every other stream would wait meanwhile.
+        answers = await asyncio.to_thread(lambda: [self._answer(part) for part in parts])
+        is_disconnected = None if http_request is None or obj.background else http_request.is_disconnected
+        self._enter(answers)
+        try:
+            if not obj.stream:
+                waiting = gathered(self._whole(answer) for answer in answers)
+                results = await while_connected(waiting, is_disconnected, DISCONNECT_POLL_S)
+                self.request_logger.log_finished_request(obj, results[0], request=http_request)
+                yield results[0] if obj.is_single else results
+                return
+            async with aclosing(self._streamed(answers, obj.is_single)) as stream:
+                while True:
+                    waiting_next = anext(stream, None)
+                    result = await while_connected(waiting_next, is_disconnected, DISCONNECT_POLL_S)
+                    if result is None:
+                        return
+                    yield result
+        finally:
+            self._running.difference_update(answer.request.request_id for answer in answers)
+
+    def _answer(self, part: Any) -> _Answer:
+        request = token_request(part, self._model.prompt_rules)
+        text = self._model.answer_text(request)
+        output = AnswerOutput(
+            request,
+            text,
+            token_texts=self._model.token_texts if part.return_text_in_logprobs else None,
+            show_prompt=bool(part.return_prompt_token_ids),
+            weight_version=self.config_value("weight_version"),
+        )
+        return _Answer(request, text, output)
+
+    def _enter(self, answers: Sequence[_Answer]) -> None:
+        ids = [answer.request.request_id for answer in answers]
+        again = self._running.intersection(ids)
+        if again:
+            raise ValueError(f"a request id must be used once at a time, got {min(again)!r} again; leave rid out.")
+        self._running.update(ids)
+
+    def _run(self, answer: _Answer) -> AsyncGenerator[Progress, None]:
+        return self._router.generate(answer.request, self._model.limits, answer.text.push)
+
+    async def _whole(self, answer: _Answer) -> dict[str, Any]:
+        """One answer at once: nothing is sent before its end, so every failure can have a status."""
+        try:
+            async with aclosing(self._run(answer)) as parts:
+                async for progress in parts:
+                    answer.output.take(progress)
+        except FAILURES as failure:
+            raise error_before_first_token(failure) from failure
+        _raise_engine_abort(answer.output.finish_reason)
+        return answer.output.as_dict()
+
+    async def _streamed(self, answers: Sequence[_Answer], is_single: bool) -> AsyncGenerator[dict[str, Any], None]:
+        """All answers as they come. Once anything of any of them is out, failures are finish reasons."""
+        started = False
+
+        async def one(index: int) -> AsyncGenerator[dict[str, Any], None]:
+            nonlocal started
+            answer = answers[index]
+            try:
+                async with aclosing(self._run(answer)) as parts:
+                    async for progress in parts:
+                        answer.output.take(progress)
+                        if answer.output.has_news:
+                            started = True
+                            yield _indexed(answer.output, index, is_single)
+            except FAILURES as failure:
+                if not started:
+                    raise error_before_first_token(failure) from failure
+                answer.output.fail(failure)
+                yield _indexed(answer.output, index, is_single)
+            except Exception as error:
+                if not started:
+                    raise
+                # SGLang's handlers catch ValueError alone; with anything else the stream would break without a word.
+                logger.exception("answer %s ended by an unforeseen error", answer.request.request_id)
+                answer.output.fail(error)
+                yield _indexed(answer.output, index, is_single)
+
+        async with aclosing(merged([one(index) for index in range(len(answers))])) as results:
+            async for result in results:
+                yield result
+
+
+def _indexed(output: AnswerOutput, index: int, is_single: bool) -> dict[str, Any]:
+    return output.as_dict() if is_single else {**output.as_dict(), "index": index}
+
+
+def _raise_engine_abort(reason: dict[str, Any] | None) -> None:
+    """An engine's abort with an error status, as `TokenizerManager._handle_abort_finish_reason` turns it."""
+    if reason is None or reason.get("type") != "abort" or not isinstance(reason.get("status_code"), HTTPStatus):
+        return
+    message = str(reason.get("message", "Generation aborted."))
+    if reason["status_code"] == HTTPStatus.BAD_REQUEST:
+        raise ValueError(message)
+    raise ServiceError(reason["status_code"], message, reason.get("err_type") or "abort")
+
+
+def _request_logger(config_value: Any) -> Any:
+    from sglang.srt.utils.request_logger import RequestLogger
+
+    names = ("log_requests", "log_requests_level", "log_requests_format", "log_requests_target")
+    return RequestLogger(**{name: config_value(name) for name in names})

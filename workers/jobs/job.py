@@ -1,0 +1,194 @@
+"""Batch generation: a JSONL file in, a JSONL file out, each line answered exactly once whatever dies.
+
+    ray job submit -- python -m workers job --input IN.jsonl --output OUT.jsonl --config FILE
+
+Replicas are a Serve application of the job's own, so supervision, restarts and resumption are those of serving. Lines
+are chat ("messages") or text ("prompt") completions in OpenAI's form; an answer line carries its line's index.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workers.config import WorkerConfig
+from workers.jobs.batch_file import AnswerFile, BatchLine, read_batch
+
+PROGRESS_EVERY_S = 5.0
+# Between two tries of a line that found no room or lost its workers.
+FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 30.0
+
+
+@dataclass
+class JobReport:
+    """What a job did, this run alone.
+
+    Attributes:
+        spec_tokens: tokens of the attempts that told how many verifies they took; a lost attempt tells nothing.
+        accept_length: those per verify, bonus included; None without speculation.
+    """
+
+    lines: int
+    answered_before: int
+    answered: int = 0
+    failed: int = 0
+    tokens: int = 0
+    spec_tokens: float = 0.0
+    verifies: int = 0
+    seconds: float = 0.0
+    lost_workers: int = 0
+    retries: int = 0
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def accept_length(self) -> float | None:
+        return self.spec_tokens / self.verifies if self.verifies else None
+
+    def line(self) -> str:
+        """One line for a terminal."""
+        done = self.answered_before + self.answered
+        rate = self.tokens / self.seconds if self.seconds else 0.0
+        accept = f", accept length {self.accept_length:.2f}" if self.accept_length else ""
+        left = (self.lines - done) * self.seconds / self.answered if self.answered else 0.0
+        return f"{done}/{self.lines} answered, {self.failed} failed, {rate:.1f} tokens/s{accept}, {left:.0f} s left"
+
+
+async def answer_batch(
+    frontend: Any, lines: list[BatchLine], answers: AnswerFile, at_once: int, patience_s: float = 900.0
+) -> JobReport:
+    """Answer every line that has no answer yet, at most `at_once` at a time.
+
+    A line whose request is refused gets its error as its answer. One that found no room, or whose workers were lost too
+    often, is asked again until no line of the job was answered for `patience_s`; then it gets no answer, and is tried
+    again by the next run.
+    """
+    todo = [line for line in lines if line.index not in answers.done]
+    report = JobReport(len(lines), len(lines) - len(todo))
+    gate, started = asyncio.Semaphore(at_once), time.monotonic()
+    answered_at = started
+
+    async def one(line: BatchLine) -> None:
+        nonlocal answered_at
+        async with gate:
+            wait_s = FIRST_RETRY_S
+            while _is_not_the_lines_fault(body := await complete(frontend, line.body)):
+                if time.monotonic() + wait_s - answered_at > patience_s:
+                    break
+                report.retries += 1
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, LONGEST_RETRY_S)
+            else:
+                answered_at = time.monotonic()
+        report.seconds = time.monotonic() - started
+        report.lost_workers = frontend.router.counters.lost
+        _record(report, answers, line, body)
+
+    progress = asyncio.create_task(_show_progress(report))
+    try:
+        await asyncio.gather(*(one(line) for line in todo))
+    finally:
+        progress.cancel()
+    report.seconds = time.monotonic() - started
+    return report
+
+
+async def complete(frontend: Any, body: dict[str, Any]) -> dict[str, Any]:
+    """One whole answer in OpenAI's form, or OpenAI's error object."""
+    from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
+
+    chat = "messages" in body
+    kind = ChatCompletionRequest if chat else CompletionRequest
+    asked = {"model": frontend.manager.served_model_name, **body, "stream": False, "return_spec_tokens_details": True}
+    try:
+        request = kind(**asked)
+    except ValueError as error:
+        return {"object": "error", "message": str(error), "code": 400}
+    answer = await (frontend.chat if chat else frontend.completion).handle_request(request, None)
+    if hasattr(answer, "model_dump"):
+        dumped: dict[str, Any] = answer.model_dump()
+        return dumped
+    refused: dict[str, Any] = json.loads(answer.body)
+    return refused
+
+
+def _is_error(body: dict[str, Any]) -> bool:
+    return body.get("object") == "error"
+
+
+def _is_not_the_lines_fault(body: dict[str, Any]) -> bool:
+    """Too busy, or workers lost."""
+    return _is_error(body) and int(body.get("code", 500)) >= 429
+
+
+def _record(report: JobReport, answers: AnswerFile, line: BatchLine, body: dict[str, Any]) -> None:
+    if _is_not_the_lines_fault(body):
+        report.failed += 1
+        report.errors.append(f"line {line.index + 1}: {body.get('message')}")
+        return
+    is_error = _is_error(body)
+    answers.write(line.index, {"error": body} if is_error else {"response": body})
+    report.answered += 1
+    if not is_error:
+        report.tokens += int(body["usage"]["completion_tokens"])
+        for part in _spec_details(body):
+            verifies = int(part.get("spec_verify_ct") or 0)
+            report.verifies += verifies
+            report.spec_tokens += float(part.get("spec_accept_length") or 0.0) * verifies
+
+
+def _spec_details(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """One per choice."""
+    details = (body.get("sglext") or {}).get("spec_tokens_details") or {}
+    return details if isinstance(details, list) else [details]
+
+
+async def _show_progress(report: JobReport) -> None:
+    while True:
+        await asyncio.sleep(PROGRESS_EVERY_S)
+        print(report.line(), flush=True)
+
+
+def run_job(config: WorkerConfig, source: Path, target: Path) -> JobReport:
+    """Deploy replicas on the connected cluster, answer the file, take them down again.
+
+    Raises:
+        ValueError: an input or output file that cannot be used; nothing was deployed then.
+    """
+    lines = read_batch(source)
+    answers = AnswerFile(target, lines)
+    try:
+        if answers.is_complete:
+            return JobReport(len(lines), len(lines))
+        return _with_replicas(config, lines, answers, application_name(target))
+    finally:
+        answers.close()
+
+
+def application_name(target: Path) -> str:
+    """The same for every run of a job: one that was killed left its application, which the next run takes down."""
+    return f"job-{hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:12]}"
+
+
+def _with_replicas(config: WorkerConfig, lines: list[BatchLine], answers: AnswerFile, name: str) -> JobReport:
+    from ray import serve
+
+    from workers.app import build_replicas
+    from workers.cluster.serve_source import ServeSource
+    from workers.http.frontend import Frontend
+
+    # Nobody else's: the answer file has one writer at a time.
+    if name in serve.status().applications:
+        print(f"taking down {name}, which a run that was killed has left", flush=True)
+        serve.delete(name)
+    try:
+        handle = serve.run(build_replicas(config), name=name, route_prefix=None)
+        frontend = Frontend(config, ServeSource(handle))
+        at_once = config.max_replicas * config.max_running_requests
+        return asyncio.run(answer_batch(frontend, lines, answers, at_once, config.startup_timeout_s))
+    finally:
+        serve.delete(name)

@@ -1,0 +1,136 @@
+"""Ray actors for SGLang's `RayEngine` that load plugins, run on any platform and answer while they decode.
+
+SGLang 0.5.23's own `SchedulerActor` builds a scheduler without loading plugins (so DDTREE is unknown in it), calls
+`torch.cuda.set_device` whatever the platform, asks for a GPU whatever its bundle holds, passes no environment on, and
+queues every other call behind its event loop. `install_rank_actors` puts a subclass in its place, in the process that
+starts the engine; nothing else of `RayEngine` changes. Ray is imported here only when somebody asked for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FORWARDED_PREFIXES = ("DDTREE_", "SGLANG_", "OMP_", "GOMP_", "KMP_", "NCCL_", "GLOO_", "TORCH_", "TRITON_", "HF_")
+"""Variables of the launcher that a rank gets; the rest is the Ray node's own environment."""
+OWNER_PID = "DDTREE_OWNER_PID"
+"""Of the process that started a rank, so that whoever looks at a rank's environment finds its replica."""
+SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
+
+
+@dataclass(frozen=True)
+class RankPlacement:
+    """What each rank takes of its placement-group bundle, the GPU apart, which it takes if the bundle has one.
+
+    Attributes:
+        cpus_per_rank: fraction of CPUs that Ray books for a rank; SGLang's own actors book none.
+    """
+
+    cpus_per_rank: float = 0.0
+
+
+class RankActorClass:
+    """Stands where `RayEngine` has its actor class: `options(...)` first asks what the bundle offers."""
+
+    def __init__(self, actor_class: Any, placement: RankPlacement) -> None:
+        self.actor_class = actor_class
+        self.placement = placement
+
+    def options(self, **options: Any) -> Any:
+        """Options as `RayEngine` chose them, corrected for the bundle; the result has Ray's `remote`."""
+        strategy = options["scheduling_strategy"]
+        bundle = strategy.placement_group.bundle_specs[strategy.placement_group_bundle_index]
+        return self.actor_class.options(**rank_options(options, bundle, self.placement, os.environ))
+
+
+def rank_options(
+    options: Mapping[str, Any],
+    bundle: Mapping[str, float],
+    placement: RankPlacement,
+    environment: Mapping[str, str],
+) -> dict[str, Any]:
+    """Actor options of one rank: a GPU only if its bundle holds GPUs, its share of CPUs, and its environment."""
+    return {
+        **options,
+        "num_gpus": options["num_gpus"] if bundle.get("GPU") else 0,
+        "num_cpus": placement.cpus_per_rank,
+        "runtime_env": {"env_vars": rank_environment(environment)},
+    }
+
+
+def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a rank needs of its launcher; never one whose name sounds like a secret.
+
+    Ray narrows `CUDA_VISIBLE_DEVICES` to one GPU per actor, and SGLang then selects that GPU by its index on the node
+    (ray/scheduler_actor.py); with several GPUs both hold only if Ray leaves the variable alone.
+    """
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(FORWARDED_PREFIXES) and not any(word in name for word in SECRET_WORDS)
+    }
+    # Ray sets one OpenMP thread in an actor that books no CPU; a rank shares the node's cores with its peers only.
+    kept.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    return kept | {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1", OWNER_PID: str(os.getpid())}
+
+
+def install_rank_actors(placement: RankPlacement | None = None) -> None:
+    """Have this process's `RayEngine` start our actors; harmless when called again.
+
+    Raises:
+        ImportError: Ray is not installed.
+    """
+    import sglang.srt.ray.engine as ray_engine
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from workers.replicas.rank_launch import RAY_ENGINE_HOOKS
+
+    stock = ray_engine.SchedulerActor
+    if isinstance(stock, RankActorClass):
+        stock.placement = placement or stock.placement
+        return
+    ray_engine.SchedulerActor = RankActorClass(_rank_actor_class(stock), placement or RankPlacement())
+    for target, hook in RAY_ENGINE_HOOKS.items():
+        HookRegistry.register(f"sglang.srt.ray.engine.{target}", hook, HookType.AROUND)
+    HookRegistry.apply_hooks()
+
+
+def _rank_actor_class(stock: Any) -> Any:
+    """Our subclass of SGLang's actor, as a Ray actor class with a thread for questions beside the event loop."""
+    import ray
+
+    class RankActor(stock.__ray_actor_class__):  # type: ignore[misc, name-defined]
+        """One tensor-parallel rank: its shard of the target and its drafter, inside SGLang's scheduler."""
+
+        def __init__(self, **arguments: Any) -> None:
+            from sglang.srt.plugins import load_plugins
+
+            from workers.cluster.loopback_store import bind_to_loopback
+
+            # First of all, so that DDTREE and the platform are known when the arguments are published.
+            load_plugins()
+            bind_to_loopback()
+            super().__init__(**arguments)
+
+        def run_event_loop(self) -> None:
+            """As stock; only a CUDA rank has a device to select."""
+            from sglang.srt.runtime_context import get_device
+
+            if str(get_device().device).startswith("cuda"):
+                super().run_event_loop()
+            else:
+                self.scheduler.run_event_loop()
+
+        @ray.method(concurrency_group="control")
+        def ping(self) -> dict[str, Any]:
+            """Who this rank is and how many forwards it ran: answers while the event loop runs."""
+            return {
+                "pid": os.getpid(),
+                "node_id": ray.get_runtime_context().get_node_id(),
+                "tp_rank": self._tp_rank,
+                "num_forwards": int(self.scheduler.forward_ct),
+            }
+
+    return ray.remote(concurrency_groups={"control": 1})(RankActor)

@@ -1,0 +1,195 @@
+"""One replica: `ray.serve.llm`'s `SGLangServer` with our ranks, a health check that makes a token, and token streams.
+
+What is inherited: building SGLang's `RayEngine` inside a Serve replica, chat templates, the OpenAI methods of
+`ray.serve.llm`. What is added: ranks that load plugins, the death of a rank as the death of the replica, a limit on
+restarts, all of SGLang's sampling parameters, and `generate_tokens`, from which the ingress makes answers that survive
+a replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from ray.llm._internal.serve.engines.sglang.sglang_engine import SGLangServer
+
+from workers.answers.protocol import Attempt, Refused, TokenChunk
+from workers.cluster.loopback_serve import bind_replica_to_loopback
+from workers.config import WorkerConfig
+from workers.replicas.engine_process import EngineProcess
+from workers.replicas.liveness import ProgressClock
+from workers.replicas.shared_memory import load_file, remove_unused
+
+logger = logging.getLogger(__name__)
+
+RESTART_LEDGER = "restart-ledger"
+
+
+class DDTreeServer(SGLangServer):  # type: ignore[misc]
+    """See the module's docstring; `worker_config` are the fields of `WorkerConfig`."""
+
+    def __init__(self, llm_config: Any, worker_config: dict[str, Any]) -> None:
+        self._config = WorkerConfig(**worker_config)
+        bind_replica_to_loopback()
+        _ask_to_start()
+        # Of replicas that were killed with everything that could have removed them.
+        remove_unused()
+        from sglang.srt.plugins import load_plugins
+
+        from workers.replicas.rank_actor import RankPlacement, install_rank_actors
+
+        load_plugins()
+        install_rank_actors(RankPlacement(self._config.cpus_per_rank))
+        started = time.monotonic()
+        super().__init__(llm_config)
+        # It kills this process's whole tree, and starts another Ray if this one is already shut down.
+        atexit.unregister(self.engine.shutdown)
+        result = self.engine._scheduler_init_result
+        files = [load_file(self.engine.port_args)]
+        self._max_input_len = int(result.scheduler_infos[0]["max_req_input_len"]) - 1
+        self._process = EngineProcess(result.scheduler_actors, result.block_until_scheduler_exits, files)
+        self._progress = ProgressClock(fresh_s=self._config.health_check_period_s)
+        logger.info("engine of %d ranks up after %.0f s", self._config.tp_size, time.monotonic() - started)
+
+    async def check_health(self) -> None:
+        """Make a token, unless one came out lately; a replica that cannot is ended at once, ranks and all.
+
+        Serve calls this before it sends the first request, so a replica is ready after a real token.
+        """
+        if self._progress.is_fresh():
+            return
+        # The first token waits for the detokenizer's process, which starts when the ranks are up.
+        first = self._progress.never()
+        patience_s = self._config.startup_timeout_s if first else self._config.health_check_timeout_s
+        try:
+            await asyncio.wait_for(self._one_token(), timeout=patience_s)
+        except TimeoutError:
+            self._process.end(f"no token within {patience_s:.0f} s")
+
+    async def generate_tokens(self, attempt: Attempt) -> AsyncGenerator[TokenChunk, None]:
+        """Stream the tokens of one attempt.
+
+        Raises:
+            Refused: SGLang refused the request, before or after it was queued; or it would cut the answer so far.
+        """
+        if attempt.num_emitted and len(attempt.input_ids) > self._max_input_len:
+            raise Refused(
+                f"prompt and answer so far must fit this engine's longest prompt of {self._max_input_len} tokens to go "
+                f"on here, got {len(attempt.input_ids)}; ask for fewer tokens, or give it more memory for KV."
+            )
+        yield TokenChunk(attempt.number, attempt.num_emitted, ())
+        async for chunk in self._engine_chunks(attempt):
+            if chunk.token_ids:
+                self._progress.token()
+            yield chunk
+
+    async def stats(self) -> dict[str, Any]:
+        """The ranks as they describe themselves, the requests in this process, and SGLang's own state."""
+        pings = await asyncio.get_running_loop().run_in_executor(None, self._process.pings)
+        state = await self.engine.tokenizer_manager.get_internal_state()
+        return {"ranks": pings, "running": len(self.engine.tokenizer_manager.rid_to_state), "engine": state}
+
+    async def __del__(self) -> None:
+        """Serve's destructor, after the last answer of a replica that retires."""
+        if hasattr(self, "_process"):
+            _say_goodbye()
+            self._process.retire()
+
+    async def _one_token(self) -> None:
+        """Return once a token came out, this question's or another request's."""
+        while not self._progress.is_fresh():
+            try:
+                await self._ask_for_a_token()
+            except Exception as error:  # noqa: BLE001  (time decides, not the kind of error)
+                # A full engine refuses for a while, which others' tokens show; one that always does runs out of time.
+                logger.warning("no token for the health check: %s: %s", type(error).__name__, error)
+                await asyncio.sleep(0.5)
+
+    async def _ask_for_a_token(self) -> None:
+        request = Attempt(f"health-{uuid.uuid4().hex}", 0, (0,), 0, {"max_new_tokens": 1, "temperature": 0.0})
+        waiting = asyncio.ensure_future(anext(self._engine_chunks(request)))
+        try:
+            # A full replica lets the question wait, but then others' tokens come.
+            while not waiting.done() and not self._progress.is_fresh():
+                await asyncio.wait({waiting}, timeout=0.2)
+            if waiting.done():
+                waiting.result()
+                self._progress.token()
+        finally:
+            waiting.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await waiting
+
+    async def _engine_chunks(self, attempt: Attempt) -> AsyncIterator[TokenChunk]:
+        """Run an attempt in the engine; whatever way this ends early, the engine stops working on it."""
+        from sglang.srt.managers.io_struct import GenerateReqInput
+
+        manager = self.engine.tokenizer_manager
+        request = GenerateReqInput(
+            rid=attempt.engine_request_id,
+            input_ids=list(attempt.input_ids),
+            sampling_params=dict(attempt.sampling),
+            return_logprob=attempt.return_logprob,
+            top_logprobs_num=attempt.top_logprobs_num,
+            stream=True,
+            **attempt.extra,
+        )
+        sent, finished = 0, False
+        try:
+            async for answer in manager.generate_request(request, None):
+                chunk = _chunk(attempt, answer, sent)
+                sent += len(chunk.token_ids)
+                finished = chunk.finish_reason is not None
+                yield chunk
+        except ValueError as error:
+            finished = True
+            raise Refused(str(error)) from error
+        finally:
+            if not finished:
+                manager.abort_request(attempt.engine_request_id)
+
+
+def _chunk(attempt: Attempt, answer: dict[str, Any], sent: int) -> TokenChunk:
+    """The tokens of a streamed answer of SGLang's (all so far, in 0.5.23) beyond the `sent` ones."""
+    meta = answer["meta_info"]
+    reason = meta.get("finish_reason")
+    if reason is not None and reason["type"] == "abort" and reason.get("status_code") is not None:
+        raise Refused(reason.get("message", "the engine aborted the request"), int(reason["status_code"]))
+    light = {key: value for key, value in meta.items() if not key.startswith("output_t")}
+    return TokenChunk(
+        attempt=attempt.number,
+        first=attempt.num_emitted + sent,
+        token_ids=tuple(answer["output_ids"][sent:]),
+        logprobs=tuple((meta.get("output_token_logprobs") or ())[sent:]),
+        top_logprobs=tuple((meta.get("output_top_logprobs") or ())[sent:]),
+        finish_reason=reason,
+        meta=light,
+    )
+
+
+def _ledger() -> Any:
+    from ray import serve
+
+    return serve.get_deployment_actor(RESTART_LEDGER)
+
+
+def _ask_to_start() -> None:
+    """Wait as long as the restart budget says; raise if it is spent."""
+    import ray
+
+    wait_s = ray.get(_ledger().start.remote())
+    if wait_s:
+        logger.warning("a replica died; waiting %.0f s before this one starts", wait_s)
+        time.sleep(wait_s)
+
+
+def _say_goodbye() -> None:
+    # At shutdown the ledger may be gone first.
+    with contextlib.suppress(Exception):
+        _ledger().retired.remote()

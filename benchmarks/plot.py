@@ -95,7 +95,14 @@ def plot_field(lines: Sequence[dict[str, Any]], field: str, label: str, path: Pa
         row[0].set_ylabel(label, fontsize=8)
     shown = {name: one for axes in panels.flat for one, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     shown = {name: shown[name] for name in systems if name in shown}
-    figure.legend(shown.values(), shown.keys(), loc="upper center", ncols=len(shown), frameon=False, fontsize=8)
+    figure.legend(
+        shown.values(),
+        shown.keys(),
+        loc="upper center",
+        ncols=min(len(shown), 3 * len(sizes)),
+        frameon=False,
+        fontsize=8,
+    )
     _finish(figure, lines, path)
 
 

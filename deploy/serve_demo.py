@@ -29,7 +29,8 @@ DEFAULT_PROMPT = "Write a short Python function that reverses a string, and expl
 LOG_FOLDER = REPO / ".cache/serve"
 # With the plain server beside it, each may take this share of a GPU.
 SHARED_GPU_FRACTION = "0.35"
-# Fastest of 4, 8, 16 and 32 for one request on two cores: past nine rows a verify costs more than it brings.
+# The fastest of 2, 4, 8 and 16 with the shipped drafter, one request at a time on two CPU cores
+# (benchmarks/results/decode-20261126T061052Z.md). ddtree_sglang.demo.drafter has the same number; a test compares them.
 CPU_BUDGET = 8
 
 

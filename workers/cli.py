@@ -99,14 +99,17 @@ def worker_config(args: argparse.Namespace) -> WorkerConfig:
 
 
 def _demo_values() -> dict[str, Any]:
-    from ddtree_sglang.demo.drafter import shipped_drafter
+    from ddtree_sglang.cpu_platform import activate
+    from ddtree_sglang.demo.drafter import CPU_BUDGET, shipped_drafter
     from ddtree_sglang.demo.prepare import prepare_model
 
+    on_cpu = activate() is not None
     return {
         "model": str(prepare_model()),
         "draft": str(shipped_drafter()),
         "served_model_name": "SmolLM2-135M-Instruct",
         "dtype": "float32",
+        "ddtree": {"budget": CPU_BUDGET} if on_cpu else {},
         "engine_args": {"max_total_tokens": 16384},
     }
 

@@ -8,6 +8,9 @@ from ddtree_sglang.demo.manifest import manifest_problems
 from ddtree_sglang.exceptions import DrafterFilesError
 
 DRAFTER_FOLDER = Path(__file__).parent / "drafter"
+CPU_BUDGET = 8
+"""Tree budget of the demo without a GPU: the fastest of 2, 4, 8 and 16 with this drafter, one request at a time on two
+CPU cores (benchmarks/results/decode-20261126T061052Z.md)."""
 
 
 def shipped_drafter(folder: Path = DRAFTER_FOLDER) -> Path:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from ddtree_sglang.demo.drafter import CPU_BUDGET
+from deploy.serve_demo import CPU_BUDGET as BUDGET_OF_RUN_SH
 from workers import cli
 
 
@@ -22,6 +24,16 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
     assert (config.model, config.draft, config.tp_size) == ("other", "d", 2)
     assert config.ddtree == {"top_k": 4, "budget": 7}
     assert (config.min_replicas, config.max_replicas) == (2, 2)
+
+
+def test_demo_without_a_gpu_uses_the_tree_that_was_measured_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddtree_sglang.demo.prepare.prepare_model", lambda: Path("m"))
+    monkeypatch.setattr("ddtree_sglang.cpu_platform.activate", lambda: "the CPU platform")
+    assert parsed("--demo").ddtree == {"budget": CPU_BUDGET}
+    assert CPU_BUDGET == BUDGET_OF_RUN_SH
+    assert parsed("--demo", "--budget", "3").ddtree == {"budget": 3}
+    monkeypatch.setattr("ddtree_sglang.cpu_platform.activate", lambda: None)
+    assert parsed("--demo").ddtree == {}
 
 
 def test_bad_values_end_with_one_line_and_status_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -15,24 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ddtree_sglang.config import CONFIG_ENV, DEFAULT_BUDGET, DEFAULT_VERIFY_TOKENS, DDTreeConfig, load_config
+from ddtree_sglang.engine.spec import ALGORITHM, TREE_TOPK, is_ddtree
 from ddtree_sglang.exceptions import DDTreeConfigError
 
-ALGORITHM = "DDTREE"
-TREE_TOPK = 2
-"""`speculative_eagle_topk` only tells SGLang's backends "this verify is a tree" (FA3 tests `> 1`, not the mask);
-DDTree's own K is another number, and a large one here would inflate the KV reserve (allocation_sizing.py)."""
-
 _PREFIX = "speculative_ddtree_"
-
-
-def verify_topk(num_nodes: int) -> int:
-    """`topk` of a verify of `num_nodes` a request: one node is a chain, so that backends take their causal path."""
-    return TREE_TOPK if num_nodes > 1 else 1
-
-
-def is_ddtree(algorithm: str | None) -> bool:
-    """Whether this value of `--speculative-algorithm` names DDTREE; SGLang takes names in any case."""
-    return algorithm is not None and algorithm.upper() == ALGORITHM
 
 
 def add_ddtree_flags(_result: None, parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,8 @@ import multiprocessing
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ddtree_sglang.engine.cli_flags import add_ddtree_flags, is_ddtree, translate_ddtree_flags
+from ddtree_sglang.engine.cli_flags import add_ddtree_flags, translate_ddtree_flags
+from ddtree_sglang.engine.spec import is_ddtree
 from ddtree_sglang.exceptions import DDTreeConfigError, DDTreeError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 
-from ddtree_sglang.engine.cli_flags import ALGORITHM
+from ddtree_sglang.engine.spec import ALGORITHM
 from ddtree_sglang.exceptions import DDTreeError, EngineContractError
 
 logger = logging.getLogger(__name__)

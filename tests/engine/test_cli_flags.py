@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from ddtree_sglang.config import CONFIG_ENV, DDTreeConfig
-from ddtree_sglang.engine.cli_flags import TREE_TOPK, add_ddtree_flags, apply_config, translate_ddtree_flags
+from ddtree_sglang.engine.cli_flags import add_ddtree_flags, apply_config, translate_ddtree_flags
+from ddtree_sglang.engine.spec import TREE_TOPK
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 

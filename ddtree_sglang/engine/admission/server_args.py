@@ -18,7 +18,8 @@ from ddtree_sglang.engine.admission.drafter_checks import (
     check_drafter_fits_target,
 )
 from ddtree_sglang.engine.admission.target_checks import CPU_BACKEND, check_sampling_defaults, check_target
-from ddtree_sglang.engine.cli_flags import ALGORITHM, apply_config, is_ddtree
+from ddtree_sglang.engine.cli_flags import apply_config
+from ddtree_sglang.engine.spec import ALGORITHM, is_ddtree
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 TREE_BACKENDS = ("flashinfer", "triton", "fa3", "fa4", CPU_BACKEND)

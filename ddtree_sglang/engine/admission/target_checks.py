@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddtree_sglang.engine.admission.request_rules import PENALTIES
-from ddtree_sglang.engine.cli_flags import ALGORITHM
+from ddtree_sglang.engine.spec import ALGORITHM
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 CPU_BACKEND = "ddtree_cpu"

@@ -14,7 +14,7 @@ from typing import Any
 
 from sglang.srt.runtime_context import get_spec
 
-from ddtree_sglang.engine.cli_flags import verify_topk
+from ddtree_sglang.engine.spec import verify_topk
 
 
 @dataclass(frozen=True, slots=True)

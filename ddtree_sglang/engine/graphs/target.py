@@ -15,7 +15,7 @@ import torch
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
 from sglang.srt.runtime_context import get_spec
 
-from ddtree_sglang.engine.cli_flags import ALGORITHM, verify_topk
+from ddtree_sglang.engine.spec import ALGORITHM, verify_topk
 from ddtree_sglang.engine.stages.verify_input import DDTreeVerifyInput
 
 

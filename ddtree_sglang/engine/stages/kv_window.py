@@ -15,7 +15,7 @@ import torch
 from sglang.srt.runtime_context import get_spec
 from sglang.srt.speculative.dflash_info_v2 import DFlashDraftInputV2
 
-from ddtree_sglang.engine.cli_flags import is_ddtree
+from ddtree_sglang.engine.spec import is_ddtree
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch

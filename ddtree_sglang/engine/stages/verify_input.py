@@ -16,7 +16,7 @@ from sglang.srt.speculative.dflash_info import DFlashVerifyInput
 from sglang.srt.speculative.eagle_info import EagleVerifyInput
 
 from ddtree_sglang.core.built_tree import BuiltTree
-from ddtree_sglang.engine.cli_flags import verify_topk
+from ddtree_sglang.engine.spec import verify_topk
 
 IRREGULAR_TREE = -1
 """SGLang's value for "no fixed branching factor" in its tree kernels."""

@@ -1,0 +1,21 @@
+"""The algorithm's name and the number that tells SGLang's backends "this verify is a tree".
+
+Imports nothing, so that every module of this package can import it.
+"""
+
+from __future__ import annotations
+
+ALGORITHM = "DDTREE"
+TREE_TOPK = 2
+"""SGLang's backends read `speculative_eagle_topk > 1` as "this verify is a tree" (FA3 tests it, not the mask).
+DDTree's own candidates per depth are another number, which would inflate SGLang's KV reserve (allocation_sizing.py)."""
+
+
+def verify_topk(num_nodes: int) -> int:
+    """`topk` of a verify of `num_nodes` per request: 1 for one node, a chain, so that backends take the causal path."""
+    return TREE_TOPK if num_nodes > 1 else 1
+
+
+def is_ddtree(algorithm: str | None) -> bool:
+    """Whether this value of `--speculative-algorithm` names DDTREE; SGLang accepts names in any case."""
+    return algorithm is not None and algorithm.upper() == ALGORITHM

@@ -1,0 +1,63 @@
+"""The run of the parts: a table in the end whatever failed, and no test left out of the full run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.parts import CHECKS, FAST_FOLDERS, FULL, REPO, Part, main, run
+
+
+def python(title: str, code: str, **environment: str) -> Part:
+    return Part(title, (sys.executable, "-c", code), environment)
+
+
+def test_table_ends_the_run_though_a_part_failed(capfd: pytest.CaptureFixture[str]) -> None:
+    parts = (python("first", "raise SystemExit(5)"), python("second", "print('second ran')"))
+    assert run(parts) == 1
+    output = capfd.readouterr().out
+    assert "second ran" in output
+    rows = [line.split() for line in output.split("== parts and seconds\n")[1].splitlines()]
+    assert [(row[0], row[2:]) for row in rows] == [
+        ("first", ["s", "FAILED", "(5)"]),
+        ("second", ["s", "ok"]),
+        ("all", [rows[2][2], "s"]),
+    ]
+
+
+def test_run_without_failures_ends_with_status_0(capfd: pytest.CaptureFixture[str]) -> None:
+    part = python("one", "import os; print(os.environ['ADDED'], 'PATH' in os.environ)", ADDED="x")
+    assert run((part,)) == 0
+    assert "x True" in capfd.readouterr().out
+
+
+def test_ctrl_c_still_prints_the_parts_that_ran(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = subprocess.run
+
+    def interrupted(command: list[str], **options: object) -> object:
+        if command == ("stop",):
+            raise KeyboardInterrupt
+        return real(command, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(subprocess, "run", interrupted)
+    assert run((python("one", ""), Part("two", ("stop",)), python("three", "print('ran')"))) == 130
+    output = capfd.readouterr().out
+    assert "one" in output.split("== parts and seconds\n")[1]
+    assert "ran" not in output
+
+
+def test_other_arguments_go_to_pytest_and_its_status_comes_back() -> None:
+    assert main(["tests/no_such_file.py", "-q"]) == 4
+
+
+def test_full_run_leaves_no_folder_out() -> None:
+    """What the unit tests ignore is a part of its own."""
+    ignored = {word.removeprefix("--ignore=") for part in FULL for word in part.command if word.startswith("--ignore=")}
+    named = {word for part in FULL for word in part.command if word.startswith("tests/")}
+    assert ignored == named
+    assert all((REPO / folder).is_dir() for folder in (*ignored, *FAST_FOLDERS))
+    assert FULL[: len(CHECKS)] == CHECKS

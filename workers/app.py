@@ -11,10 +11,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from workers.cluster.placement import placement_strategy, replica_bundles, uses_gpus
 from workers.config import WorkerConfig
 
-REQUEST_ROUTER = "workers.cluster.request_router:ResumptionRouter"
+REQUEST_ROUTER = "workers.cluster.request_router:AttemptRouter"
 INGRESS_CPUS = 0.2
 
 
@@ -65,14 +64,14 @@ def build_replicas(config: WorkerConfig) -> Any:
 
 def replica_options(config: WorkerConfig, with_gpus: bool) -> dict[str, Any]:
     """Deployment options of the replicas."""
+    import ray
     from ray.serve.config import AutoscalingConfig, DeploymentActorConfig, RequestRouterConfig
 
-    from workers.replicas.replica import RESTART_LEDGER
-    from workers.replicas.restart_ledger import RestartLedger
+    from workers.replicas.supervision import RESTART_BUDGET, RestartBudget
 
-    ledger = DeploymentActorConfig(
-        name=RESTART_LEDGER,
-        actor_class=RestartLedger,
+    restart_budget = DeploymentActorConfig(
+        name=RESTART_BUDGET,
+        actor_class=ray.remote(RestartBudget),
         init_args=(config.max_replicas, config.restart_budget, config.restart_window_s),
         actor_options={"num_cpus": 0},
     )
@@ -96,7 +95,7 @@ def replica_options(config: WorkerConfig, with_gpus: bool) -> dict[str, Any]:
             request_router_class=REQUEST_ROUTER,
             request_router_kwargs={"imbalanced_threshold": config.prefix_imbalance, "do_eviction": True},
         ),
-        "deployment_actors": [ledger],
+        "deployment_actors": [restart_budget],
         "health_check_period_s": config.health_check_period_s,
         # Ours ends a replica that makes no token before Serve's own patience does.
         "health_check_timeout_s": config.health_check_timeout_s + 30.0,
@@ -112,3 +111,29 @@ def replica_environment(config: WorkerConfig) -> dict[str, str]:
     # Not the deployer's number: `serve deploy` builds in a task without CPUs, where Ray sets it to 1.
     threads = {"OMP_NUM_THREADS": str(max(1, int(config.cpus_per_rank)))}
     return rank_environment({**os.environ, **threads}) | {"DDTREE_CONFIG": config.ddtree_json()}
+
+
+def replica_bundles(config: WorkerConfig, with_gpus: bool) -> list[dict[str, float]]:
+    """One bundle per node of a replica, which is how SGLang's `RayEngine` places its ranks (srt/ray/engine.py).
+
+    The replica's own process lives in the first bundle. Two ranks on one node with GPUs, half a CPU for the replica:
+    `[{"CPU": 2.5, "GPU": 2}]`.
+    """
+    ranks = config.tp_size // config.nnodes
+    bundles = []
+    for node in range(config.nnodes):
+        cpus = ranks * config.cpus_per_rank + (config.cpus_per_replica if node == 0 else 0.0)
+        bundles.append({"CPU": cpus, **({"GPU": float(ranks)} if with_gpus else {})})
+    return bundles
+
+
+def placement_strategy(config: WorkerConfig) -> str:
+    """The configured strategy; else all on one node, or each bundle on its own."""
+    if config.placement_strategy is not None:
+        return config.placement_strategy
+    return "STRICT_PACK" if config.nnodes == 1 else "STRICT_SPREAD"
+
+
+def uses_gpus(config: WorkerConfig, cluster_resources: dict[str, Any]) -> bool:
+    """True if replicas take GPUs: as configured, or with "auto" when the cluster has any."""
+    return config.device == "cuda" or (config.device == "auto" and float(cluster_resources.get("GPU", 0)) > 0)

@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from workers.cluster.loopback_store import is_loopback
+from workers.cluster.loopback import is_loopback
 from workers.config import WorkerConfig, load_worker_config
 from workers.http.security import DEFAULT_VARIABLE, ApiKey
 
@@ -127,7 +127,7 @@ def _connect(args: argparse.Namespace) -> bool:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    config = closed_if_meant_to_be(worker_config(args), args.host, os.environ)
+    config = with_required_api_key(worker_config(args), args.host, os.environ)
     is_own = _connect(args)
     from ray import serve
 
@@ -148,7 +148,7 @@ def _serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def closed_if_meant_to_be(config: WorkerConfig, host: str, environment: Mapping[str, str]) -> WorkerConfig:
+def with_required_api_key(config: WorkerConfig, host: str, environment: Mapping[str, str]) -> WorkerConfig:
     """The configuration with the API key required where this environment has one.
 
     The ingress reads its own environment, which on a running cluster is the node's and not this process's.

@@ -15,7 +15,7 @@ import psutil
 
 from deploy.local.patience import wait_for
 from deploy.local.server_process import free_port
-from workers.cluster.loopback_store import is_loopback
+from workers.cluster.loopback import is_loopback
 
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 KEY_VARIABLE, KEY = "DDTREE_TEST_API_KEY", "only-for-tests"

@@ -51,8 +51,10 @@ def test_the_token_manager_has_all_that_the_handlers_take_from_theirs(module: st
             or (isinstance(node.value, ast.Name) and node.value.id == "tokenizer_manager")
         )
     }
-    ours = ast.parse((Path(__file__).parents[2] / "workers" / "http" / "token_manager.py").read_text())
-    manager = next(node for node in ours.body if isinstance(node, ast.ClassDef) and node.name == "TokenManager")
+    ours = ast.parse((Path(__file__).parents[2] / "workers" / "http" / "tokenizer_manager.py").read_text())
+    manager = next(
+        node for node in ours.body if isinstance(node, ast.ClassDef) and node.name == "TokenizerManagerAdapter"
+    )
     given = {node.name for node in manager.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)} | {
         node.attr for node in ast.walk(manager) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
     }
@@ -72,7 +74,7 @@ def test_the_default_length_is_sglangs() -> None:
 
 
 def test_longest_prompt_of_an_engine_is_what_resumption_takes_it_for() -> None:
-    """`TextModel.limits` and `DDTreeServer._max_input_len` repeat this arithmetic."""
+    """`ModelTokenizer.limits` and `DDTreeServer._max_input_len` repeat this arithmetic."""
     worker = ast.unparse(source_of("sglang.srt.managers.tp_worker"))
     assert "max_req_len = min(self.model_config.context_len - 1, kv_capacity - 1)" in worker
     assert "max_req_input_len = max_req_len - 5" in worker

@@ -11,7 +11,7 @@ from deploy.local.patience import SLOW_START_S
 from tests.e2e_ray.toy_folder import ToyFolder
 from tests.e2e_ray.toy_replica import ToyReplica, expected_tokens
 from workers.answers.protocol import TokenRequest
-from workers.answers.router import ResumePolicy, Router
+from workers.answers.retry import RetryingGenerator, RetryPolicy
 from workers.cluster.serve_source import ServeSource
 from workers.http.readiness import Readiness
 
@@ -28,9 +28,9 @@ AUTOSCALING = {
 NUM_CROWD, HELD_AT, NUM_LAST = 20, 30, 40
 
 
-async def answer(router: Router, name: str, num_tokens: int) -> list[int]:
+async def answer(generator: RetryingGenerator, name: str, num_tokens: int) -> list[int]:
     request = TokenRequest(name, (1, 2, 3), {"max_new_tokens": num_tokens, "temperature": 0.0})
-    return [token async for part in router.generate(request) for token in part.token_ids]
+    return [token async for part in generator.generate(request) for token in part.token_ids]
 
 
 async def wait_until(readiness: Readiness, replicas: int) -> None:
@@ -45,15 +45,15 @@ def who_answers(folder: ToyFolder) -> dict[str, int]:
     return {note["request"]: note["pid"] for note in folder.started()}
 
 
-async def one_answer_each(router: Router, folder: ToyFolder) -> list[asyncio.Task[list[int]]]:
-    """A long answer on each of the two replicas; which one gets a request is the router's choice, partly by chance."""
+async def one_answer_each(generator: RetryingGenerator, folder: ToyFolder) -> list[asyncio.Task[list[int]]]:
+    """A long answer on each of the two replicas; Serve's router chooses between them, partly by chance."""
     kept: dict[int, asyncio.Task[list[int]]] = {}
     deadline = time.monotonic() + SLOW_START_S
     number = 0
     while len(kept) < 2:
         assert time.monotonic() < deadline, f"{number} requests, none on one of the two replicas"
         name = f"last-{number}"
-        task = asyncio.create_task(answer(router, name, NUM_LAST))
+        task = asyncio.create_task(answer(generator, name, NUM_LAST))
         while name not in (by_name := who_answers(folder)):
             assert time.monotonic() < deadline, f"{name} has not begun"
             await asyncio.sleep(0.05)
@@ -63,27 +63,27 @@ async def one_answer_each(router: Router, folder: ToyFolder) -> list[asyncio.Tas
     return list(kept.values())
 
 
-async def check(handle: Any, folder: ToyFolder) -> Router:
-    patient = ResumePolicy(first_token_timeout_s=600.0, stall_timeout_s=600.0)
-    router, readiness = Router(ServeSource(handle), patient), Readiness(handle.deployment_id)
+async def check(handle: Any, folder: ToyFolder) -> RetryingGenerator:
+    patient = RetryPolicy(first_token_timeout_s=600.0, stall_timeout_s=600.0)
+    generator, readiness = RetryingGenerator(ServeSource(handle), patient), Readiness(handle.deployment_id)
     assert await readiness.ready_replicas() == 1
     crowding = True
 
     async def crowd(name: str) -> None:
         while crowding:
-            assert await answer(router, name, NUM_CROWD) == expected_tokens(NUM_CROWD)
+            assert await answer(generator, name, NUM_CROWD) == expected_tokens(NUM_CROWD)
 
     crowds = [asyncio.create_task(crowd(f"crowd-{number}")) for number in range(6)]
     await wait_until(readiness, 2)
     with folder.held(HELD_AT):
         # One replica would be enough for these.
-        last = await one_answer_each(router, folder)
+        last = await one_answer_each(generator, folder)
         crowding = False
         await asyncio.gather(*crowds)
         await wait_until(readiness, 1)
         assert not any(one.done() for one in last), "no answer was left to the replica that leaves"
     assert await asyncio.gather(*last) == [expected_tokens(NUM_LAST)] * 2
-    return router
+    return generator
 
 
 def test_replicas_come_with_the_load_and_leave_without_breaking_an_answer(http_port: int, tmp_path: Path) -> None:
@@ -98,6 +98,6 @@ def test_replicas_come_with_the_load_and_leave_without_breaking_an_answer(http_p
         max_queued_requests=-1,
     )
     handle = serve.run(scaled.bind(0.05, folder), name="scaled", route_prefix=None)
-    router = asyncio.run(check(handle, folder))
+    generator = asyncio.run(check(handle, folder))
     serve.delete("scaled")
-    assert router.counters.lost == 0
+    assert generator.counters.lost == 0

@@ -12,7 +12,7 @@ from ray.serve.config import RequestRouterConfig
 
 from tests.e2e_ray.toy_folder import ToyFolder
 from workers.answers.protocol import Attempt, TokenChunk
-from workers.cluster.loopback_serve import bind_replica_to_loopback
+from workers.cluster.loopback import bind_replica_to_loopback
 
 # Tokens of SmolLM2 that are words or parts of words, one unlike the other.
 FIRST_TOKEN, NUM_TOKENS = 2000, 500

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import Request
 
 from tests.workers.byte_tokenizer import byte_tokenizer
-from workers.http.openai_serving import OpenAIServing
+from workers.http.frontend import OpenAIServing
 
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
 

@@ -46,11 +46,11 @@ def test_bad_values_end_with_one_line_and_status_2(capsys: pytest.CaptureFixture
 def test_key_in_the_environment_is_required_of_the_ingress_and_an_open_address_needs_one() -> None:
     config = parsed("--model", "m", "--draft", "d")
     assert config.api_key_env is None
-    assert cli.closed_if_meant_to_be(config, "127.0.0.1", {}).api_key_env is None
-    with_key = cli.closed_if_meant_to_be(config, "0.0.0.0", {"DDTREE_API_KEY": "k"})
+    assert cli.with_required_api_key(config, "127.0.0.1", {}).api_key_env is None
+    with_key = cli.with_required_api_key(config, "0.0.0.0", {"DDTREE_API_KEY": "k"})
     assert with_key.api_key_env == "DDTREE_API_KEY"
     with pytest.raises(ValueError, match=r"the host must be of this machine alone, got 0\.0\.0\.0"):
-        cli.closed_if_meant_to_be(config, "0.0.0.0", {})
+        cli.with_required_api_key(config, "0.0.0.0", {})
 
 
 @pytest.mark.parametrize(

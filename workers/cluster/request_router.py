@@ -23,7 +23,7 @@ from workers.cluster.tried_replicas import AvoidsTriedReplicas
 logger = logging.getLogger(__name__)
 
 
-class SturdyPrefixRouter(PrefixCacheAffinityRouter):  # type: ignore[misc]
+class FallbackPrefixRouter(PrefixCacheAffinityRouter):  # type: ignore[misc]
     """The stock router, which goes on where its prefix tree fails."""
 
     def initialize_state(self, **kwargs: Any) -> None:
@@ -33,7 +33,7 @@ class SturdyPrefixRouter(PrefixCacheAffinityRouter):  # type: ignore[misc]
     async def choose_replicas(self, candidate_replicas: list[Any], pending_request: Any = None) -> list[list[Any]]:
         """Groups of replicas, the best group first."""
         groups: list[list[Any]]
-        with _going_on_without_the_tree():
+        with _falling_back_to_load():
             groups = await super().choose_replicas(candidate_replicas, pending_request)
             return groups
         groups = await PowerOfTwoChoicesRequestRouter.choose_replicas(self, candidate_replicas, pending_request)
@@ -41,21 +41,21 @@ class SturdyPrefixRouter(PrefixCacheAffinityRouter):  # type: ignore[misc]
 
     def update_replicas(self, replicas: list[Any]) -> None:
         """What Serve knows of replicas; the stock method tells the tree last."""
-        with _going_on_without_the_tree():
+        with _falling_back_to_load():
             super().update_replicas(replicas)
 
     def on_replica_actor_died(self, replica_id: Any) -> None:
         """The same."""
-        with _going_on_without_the_tree():
+        with _falling_back_to_load():
             super().on_replica_actor_died(replica_id)
 
     def on_request_routed(self, pending_request: Any, replica_id: Any, result: Any) -> None:
         """The request is at the replica; the stock method adds its prompt to the tree."""
-        with _going_on_without_the_tree():
+        with _falling_back_to_load():
             super().on_request_routed(pending_request, replica_id, result)
 
 
-class ResumptionRouter(AvoidsTriedReplicas, SturdyPrefixRouter):  # type: ignore[misc]
+class AttemptRouter(AvoidsTriedReplicas, FallbackPrefixRouter):  # type: ignore[misc]
     """The same for attempts that may be resumptions."""
 
 
@@ -66,7 +66,7 @@ def tree_on_this_node() -> Any:
 
 
 @contextmanager
-def _going_on_without_the_tree() -> Iterator[None]:
+def _falling_back_to_load() -> Iterator[None]:
     # A KeyError: the tree names a replica that is gone.
     try:
         yield

@@ -1,4 +1,4 @@
-"""SGLang's OpenAI endpoints over a router: what the ingress and a batch job answer with.
+"""SGLang's OpenAI endpoints over a generator: what the ingress and a batch job answer with.
 
 Templates, tool calls, log-probabilities and usage are SGLang's own classes (srt/entrypoints/openai), so an answer here
 has the fields and the text of a single server's. They read settings that SGLang publishes once per process; the ones
@@ -8,12 +8,14 @@ that concern text are published here, nothing of the engine's.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from workers.answers.protocol import TokenSource
-from workers.answers.router import ResumePolicy, Router
+from workers.answers.retry import RetryingGenerator, RetryPolicy
 from workers.config import WorkerConfig
-from workers.http.openai_serving import openai_serving, publish_ingress
+from workers.http.openai_errors import with_typed_errors
+from workers.http.tokenizer_manager import TokenizerManagerAdapter
 
 TEXT_ARGS = frozenset(
     {
@@ -39,13 +41,13 @@ TEXT_ARGS = frozenset(
 
 
 class Frontend:
-    """Chat and text completions of one model; `router.counters` says how they fared."""
+    """Chat and text completions of one model; `generator.counters` says how they fared."""
 
     def __init__(
         self, config: WorkerConfig, source: TokenSource, observe_resume: Callable[[float], None] = lambda seconds: None
     ) -> None:
-        self.router = Router(source, resume_policy(config), observe_resume=observe_resume)
-        serving = openai_serving(publish_text_settings(config), self.router)
+        self.generator = RetryingGenerator(source, resume_policy(config), observe_resume=observe_resume)
+        serving = openai_serving(publish_text_settings(config), self.generator)
         self.manager, self.chat, self.completion = serving.manager, serving.chat, serving.completion
 
     def models(self) -> dict[str, Any]:
@@ -58,9 +60,9 @@ class Frontend:
         return body
 
 
-def resume_policy(config: WorkerConfig) -> ResumePolicy:
+def resume_policy(config: WorkerConfig) -> RetryPolicy:
     """How often and how long an answer looks for another replica."""
-    return ResumePolicy(
+    return RetryPolicy(
         migration_limit=config.migration_limit,
         deadline_s=config.request_deadline_s,
         first_token_timeout_s=config.first_token_timeout_s,
@@ -79,3 +81,47 @@ def publish_text_settings(config: WorkerConfig) -> Any:
     server_args.resolve_once()
     publish_ingress(server_args)
     return server_args
+
+
+@dataclass(frozen=True)
+class OpenAIServing:
+    """What a process needs to answer OpenAI requests."""
+
+    manager: TokenizerManagerAdapter
+    chat: Any  # OpenAIServingChat
+    completion: Any  # OpenAIServingCompletion
+
+
+def publish_ingress(server_args: Any) -> None:
+    """Publish the process-wide settings that the handlers read, once, before anything else of SGLang is made.
+
+    What `Engine._launch_subprocesses` does for the tokenizer's process (sglang/srt/entrypoints/engine.py).
+    """
+    from sglang.srt.parser.template_detection import resolve_auto_parsers
+    from sglang.srt.runtime_context import publish
+
+    resolve_auto_parsers(server_args)
+    publish(server_args, role="tokenizer")
+
+
+def openai_serving(
+    server_args: Any, generator: RetryingGenerator, tokenizer: Any = None, model_config: Any = None
+) -> OpenAIServing:
+    """The handlers over a generator, after `publish_ingress`. Arguments as for `TokenizerManagerAdapter`."""
+    from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
+    from sglang.srt.entrypoints.openai.serving_completions import OpenAIServingCompletion
+    from sglang.srt.parser.template_manager import TemplateManager
+
+    manager = TokenizerManagerAdapter(server_args, generator, tokenizer, model_config)
+    templates = TemplateManager()
+    templates.initialize_templates(
+        tokenizer_manager=manager,
+        model_path=manager.model_path,
+        chat_template=manager.config_value("chat_template"),
+        completion_template=manager.config_value("completion_template"),
+    )
+    return OpenAIServing(
+        manager,
+        chat=with_typed_errors(OpenAIServingChat)(manager, templates),
+        completion=with_typed_errors(OpenAIServingCompletion)(manager, templates),
+    )

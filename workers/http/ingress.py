@@ -11,12 +11,11 @@ from fastapi.responses import JSONResponse, ORJSONResponse
 from ray import serve
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
 
-from workers.cluster.loopback_serve import bind_replica_to_loopback
+from workers.cluster.loopback import bind_replica_to_loopback
 from workers.cluster.serve_source import ServeSource
 from workers.config import WorkerConfig
 from workers.http.frontend import Frontend
-from workers.http.metrics import IngressMetrics
-from workers.http.ray_metrics import RaySeries
+from workers.http.metrics import IngressMetrics, RaySeries
 from workers.http.readiness import Readiness
 from workers.http.security import ApiKey
 
@@ -40,7 +39,7 @@ class Ingress:
         self._metrics = IngressMetrics()
         self._ray_series = RaySeries()
         self._frontend = Frontend(config, ServeSource(replicas), self._observe_resume)
-        self._counters = self._frontend.router.counters
+        self._counters = self._frontend.generator.counters
         self._metrics.count(self._counters)
         self._readiness = Readiness(replicas.deployment_id)
 
@@ -57,7 +56,7 @@ class Ingress:
     @app.get("/v1/models")
     async def models(self, request: Request) -> Response:
         """The one model that is served."""
-        return self._turned_away(request) or JSONResponse(self._frontend.models())
+        return self._unauthorized(request) or JSONResponse(self._frontend.models())
 
     @app.get("/health")
     async def health(self) -> Response:
@@ -77,7 +76,7 @@ class Ingress:
 
     async def _answer(self, endpoint: Any, kind: Any, request: Request) -> Response:
         # Before the body is read: who has no key costs nothing.
-        refusal = self._turned_away(request)
+        refusal = self._unauthorized(request)
         if refusal is not None:
             return refusal
         try:
@@ -99,7 +98,7 @@ class Ingress:
         self._metrics.resume_seconds.observe(seconds)
         self._ray_series.observe_resume(seconds)
 
-    def _turned_away(self, request: Request) -> Response | None:
+    def _unauthorized(self, request: Request) -> Response | None:
         if self._key.admits(request.url.path, request.headers.get("authorization")):
             return None
         return _error(401, "the API key is missing or wrong.", "Unauthorized", {"WWW-Authenticate": "Bearer"})

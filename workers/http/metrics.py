@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily
 
-from workers.answers.router import RouterCounters
+from workers.answers.retry import AnswerCounters
 
 PREFIX = "ddtree_ingress"
 RESUME_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -26,7 +26,7 @@ COUNTERS: tuple[tuple[str, tuple[str, ...], str], ...] = (
 )
 
 
-def totals(counters: RouterCounters) -> dict[str, int]:
+def totals(counters: AnswerCounters) -> dict[str, int]:
     """The value of each series of `COUNTERS`."""
     return {name: sum(getattr(counters, part) for part in parts) for name, parts, _ in COUNTERS}
 
@@ -35,7 +35,7 @@ class IngressMetrics:
     """One registry per process, so that tests can have several."""
 
     def __init__(self) -> None:
-        self._counters = RouterCounters()
+        self._counters = AnswerCounters()
         self._registry = CollectorRegistry()
         self._registry.register(self)  # type: ignore[arg-type]
         self._ready = Gauge(f"{PREFIX}_ready_replicas", "Replicas that made a token.", registry=self._registry)
@@ -46,7 +46,7 @@ class IngressMetrics:
             registry=self._registry,
         )
 
-    def count(self, counters: RouterCounters) -> None:
+    def count(self, counters: AnswerCounters) -> None:
         """Show these counters from now on."""
         self._counters = counters
 
@@ -60,3 +60,27 @@ class IngressMetrics:
         """Prometheus' text format."""
         self._ready.set(ready_replicas)
         return bytes(generate_latest(self._registry))
+
+
+class RaySeries:
+    """Mirrors a router's counters into `ray.util.metrics`."""
+
+    def __init__(self) -> None:
+        from ray.util.metrics import Counter, Gauge, Histogram
+
+        self._counters = {name: Counter(f"{PREFIX}_{name}_total", text) for name, _, text in COUNTERS}
+        self._ready = Gauge(f"{PREFIX}_ready_replicas", "Replicas that made a token.")
+        self._resume = Histogram(f"{PREFIX}_resume_seconds", RESUME_TEXT, list(RESUME_BUCKETS_S))
+        self._shown = dict.fromkeys(self._counters, 0)
+
+    def update(self, counters: AnswerCounters, ready_replicas: int) -> None:
+        """Add what was counted since the last time."""
+        for name, value in totals(counters).items():
+            if value > self._shown[name]:
+                self._counters[name].inc(value - self._shown[name])
+                self._shown[name] = value
+        self._ready.set(ready_replicas)
+
+    def observe_resume(self, seconds: float) -> None:
+        """One loss of a worker that an answer survived."""
+        self._resume.observe(seconds)

@@ -1,9 +1,9 @@
 """What a client sees when an answer fails: HTTP errors before its first token, an error event after.
 
 SGLang's OpenAI classes turn an exception of `generate_request` into a response without headers, and a finish reason
-"abort" with an HTTPStatus into an event whose type is that status's name. `resilient` adds to such a class what they
-leave out: Retry-After, and `worker_lost` and `deadline_exceeded` as types of their own. Knows of FastAPI; of SGLang's
-classes the method names.
+"abort" with an HTTPStatus into an event whose type is that status's name. `with_typed_errors` adds to such a class what
+is missing: Retry-After, and the error types `worker_lost` and `deadline_exceeded`. This module imports FastAPI; of
+SGLang's classes it knows the method names alone.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def status_of(code: int) -> HTTPStatus:
         return HTTPStatus.INTERNAL_SERVER_ERROR
 
 
-class ErrorEvents:
+class TypedErrors:
     """To be mixed into a class derived from OpenAIServingBase."""
 
     async def _handle_streaming_request(self, *args: Any) -> Any:
@@ -113,6 +113,6 @@ class ErrorEvents:
         return response
 
 
-def resilient(serving_class: type) -> type:
+def with_typed_errors(serving_class: type) -> type:
     """A serving class with these errors, to be constructed like the given one."""
-    return type(f"Resilient{serving_class.__name__}", (ErrorEvents, serving_class), {})
+    return type(f"Resilient{serving_class.__name__}", (TypedErrors, serving_class), {})

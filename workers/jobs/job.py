@@ -76,7 +76,7 @@ async def answer_batch(
         nonlocal answered_at
         async with gate:
             wait_s = FIRST_RETRY_S
-            while _is_not_the_lines_fault(body := await complete(frontend, line.body)):
+            while _is_retryable(body := await complete(frontend, line.body)):
                 if time.monotonic() + wait_s - answered_at > patience_s:
                     break
                 report.retries += 1
@@ -85,7 +85,7 @@ async def answer_batch(
             else:
                 answered_at = time.monotonic()
         report.seconds = time.monotonic() - started
-        report.lost_workers = frontend.router.counters.lost
+        report.lost_workers = frontend.generator.counters.lost
         _record(report, answers, line, body)
 
     progress = asyncio.create_task(_show_progress(report))
@@ -120,13 +120,13 @@ def _is_error(body: dict[str, Any]) -> bool:
     return body.get("object") == "error"
 
 
-def _is_not_the_lines_fault(body: dict[str, Any]) -> bool:
+def _is_retryable(body: dict[str, Any]) -> bool:
     """Too busy, or workers lost."""
     return _is_error(body) and int(body.get("code", 500)) >= 429
 
 
 def _record(report: JobReport, answers: AnswerFile, line: BatchLine, body: dict[str, Any]) -> None:
-    if _is_not_the_lines_fault(body):
+    if _is_retryable(body):
         report.failed += 1
         report.errors.append(f"line {line.index + 1}: {body.get('message')}")
         return

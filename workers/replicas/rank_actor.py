@@ -107,11 +107,11 @@ def _rank_actor_class(stock: Any) -> Any:
         def __init__(self, **arguments: Any) -> None:
             from sglang.srt.plugins import load_plugins
 
-            from workers.cluster.loopback_store import bind_to_loopback
+            from workers.cluster.loopback import bind_rendezvous_to_loopback
 
             # First of all, so that DDTREE and the platform are known when the arguments are published.
             load_plugins()
-            bind_to_loopback()
+            bind_rendezvous_to_loopback()
             super().__init__(**arguments)
 
         def run_event_loop(self) -> None:

@@ -20,15 +20,13 @@ from typing import Any
 from ray.llm._internal.serve.engines.sglang.sglang_engine import SGLangServer
 
 from workers.answers.protocol import Attempt, Refused, TokenChunk
-from workers.cluster.loopback_serve import bind_replica_to_loopback
+from workers.cluster.loopback import bind_replica_to_loopback
 from workers.config import WorkerConfig
 from workers.replicas.engine_process import EngineProcess
-from workers.replicas.liveness import ProgressClock
 from workers.replicas.shared_memory import load_file, remove_unused
+from workers.replicas.supervision import RESTART_BUDGET, TokenClock
 
 logger = logging.getLogger(__name__)
-
-RESTART_LEDGER = "restart-ledger"
 
 
 class DDTreeServer(SGLangServer):  # type: ignore[misc]
@@ -37,7 +35,7 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
     def __init__(self, llm_config: Any, worker_config: dict[str, Any]) -> None:
         self._config = WorkerConfig(**worker_config)
         bind_replica_to_loopback()
-        _ask_to_start()
+        _wait_for_restart_budget()
         # Of replicas that were killed with everything that could have removed them.
         remove_unused()
         from sglang.srt.plugins import load_plugins
@@ -54,7 +52,7 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
         files = [load_file(self.engine.port_args)]
         self._max_input_len = int(result.scheduler_infos[0]["max_req_input_len"]) - 1
         self._process = EngineProcess(result.scheduler_actors, result.block_until_scheduler_exits, files)
-        self._progress = ProgressClock(fresh_s=self._config.health_check_period_s)
+        self._progress = TokenClock(fresh_s=self._config.health_check_period_s)
         logger.info("engine of %d ranks up after %.0f s", self._config.tp_size, time.monotonic() - started)
 
     async def check_health(self) -> None:
@@ -98,7 +96,7 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
     async def __del__(self) -> None:
         """Serve's destructor, after the last answer of a replica that retires."""
         if hasattr(self, "_process"):
-            _say_goodbye()
+            _report_retirement()
             self._process.retire()
 
     async def _one_token(self) -> None:
@@ -173,23 +171,23 @@ def _chunk(attempt: Attempt, answer: dict[str, Any], sent: int) -> TokenChunk:
     )
 
 
-def _ledger() -> Any:
+def _restart_budget() -> Any:
     from ray import serve
 
-    return serve.get_deployment_actor(RESTART_LEDGER)
+    return serve.get_deployment_actor(RESTART_BUDGET)
 
 
-def _ask_to_start() -> None:
+def _wait_for_restart_budget() -> None:
     """Wait as long as the restart budget says; raise if it is spent."""
     import ray
 
-    wait_s = ray.get(_ledger().start.remote())
+    wait_s = ray.get(_restart_budget().start.remote())
     if wait_s:
         logger.warning("a replica died; waiting %.0f s before this one starts", wait_s)
         time.sleep(wait_s)
 
 
-def _say_goodbye() -> None:
-    # At shutdown the ledger may be gone first.
+def _report_retirement() -> None:
+    # At shutdown Serve may end the actor that keeps the budget before its replicas.
     with contextlib.suppress(Exception):
-        _ledger().retired.remote()
+        _restart_budget().retired.remote()

@@ -11,14 +11,14 @@ from ray.exceptions import ActorDiedError
 from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
 
 import workers.cluster.request_router as routing
-from workers.cluster.request_router import PrefixCacheAffinityRouter, ResumptionRouter
+from workers.cluster.request_router import AttemptRouter, PrefixCacheAffinityRouter
 from workers.cluster.tried_replicas import TriedReplicas
 
 BY_LOAD = [[SimpleNamespace(replica_id="a")]]
 
 
 def router() -> Any:
-    one = object.__new__(ResumptionRouter)
+    one = object.__new__(AttemptRouter)
     one._tried = TriedReplicas(10)
     return one
 
@@ -60,7 +60,7 @@ def test_lost_tree_stops_nothing_else(monkeypatch: pytest.MonkeyPatch, method: s
 def test_stock_router_takes_the_tree_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise it makes a detached one, which nobody ends with the application."""
     monkeypatch.setattr(routing, "tree_on_this_node", lambda: "ours")
-    one = object.__new__(ResumptionRouter)
+    one = object.__new__(AttemptRouter)
     one.initialize_state(imbalanced_threshold=8, do_eviction=True)
     assert one._tree_actor == "ours"
     assert one._imbalanced_threshold == 8

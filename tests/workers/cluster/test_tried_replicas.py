@@ -13,7 +13,7 @@ import pytest
 from ray.serve._private.request_router.request_router import RequestRouter
 
 from workers.answers.protocol import Attempt
-from workers.cluster.request_router import PrefixCacheAffinityRouter, ResumptionRouter
+from workers.cluster.request_router import AttemptRouter, PrefixCacheAffinityRouter
 from workers.cluster.tried_replicas import TriedReplicas
 
 FIRST = Attempt("r", 0, (1, 2), 0, {})
@@ -38,7 +38,7 @@ def chosen(
         return [[REPLICAS[index] for index in group] for group in preferred]
 
     monkeypatch.setattr(PrefixCacheAffinityRouter, "choose_replicas", base)
-    router = object.__new__(ResumptionRouter)
+    router = object.__new__(AttemptRouter)
     router._tried = TriedReplicas(10)
     for one in visited:
         router._tried.add(FIRST, one)
@@ -72,7 +72,7 @@ def test_where_an_attempt_is_sent_is_remembered_before_it_answers(monkeypatch: p
         return REPLICAS[2]
 
     monkeypatch.setattr(RequestRouter, "_choose_replica_for_request", base)
-    router = object.__new__(ResumptionRouter)
+    router = object.__new__(AttemptRouter)
     router._tried = TriedReplicas(10)
     asyncio.run(router._choose_replica_for_request(pending(FIRST)))
     assert router._tried.before(SECOND) == {"c"}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from workers.answers.router import RouterCounters
+from workers.answers.retry import AnswerCounters
 from workers.jobs.batch_file import AnswerFile, BatchLine
 from workers.jobs.job import JobReport, answer_batch, application_name
 
@@ -57,7 +57,7 @@ def run(
     frontend = SimpleNamespace(
         completion=endpoint,
         manager=SimpleNamespace(served_model_name="m"),
-        router=SimpleNamespace(counters=RouterCounters(lost=3)),
+        generator=SimpleNamespace(counters=AnswerCounters(lost=3)),
     )
     answers = AnswerFile(folder / "out.jsonl", lines)
     try:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from workers.answers.protocol import Attempt, Refused, TokenChunk
-from workers.replicas.liveness import ProgressClock
 from workers.replicas.replica import DDTreeServer
+from workers.replicas.supervision import TokenClock
 
 pytestmark = pytest.mark.sglang
 
@@ -21,7 +21,7 @@ class Replica(DDTreeServer):  # type: ignore[misc]
 
     def __init__(self, script: list[Exception | None], timeout_s: float) -> None:
         self._config = SimpleNamespace(startup_timeout_s=timeout_s, health_check_timeout_s=timeout_s)
-        self._progress = ProgressClock(fresh_s=60)
+        self._progress = TokenClock(fresh_s=60)
         self.script, self.asked, self.ended = script, 0, ""
         self._process: Any = SimpleNamespace(end=self._end, retire=lambda: None)
 
@@ -36,7 +36,7 @@ class Replica(DDTreeServer):  # type: ignore[misc]
         yield TokenChunk(0, 0, (1,))
 
     async def __del__(self) -> None:
-        """No ledger here."""
+        """There is no deployment, so no budget to tell."""
 
 
 @pytest.mark.parametrize("error", [Refused("the queue is full", 503), RuntimeError("not up yet")])

@@ -1,8 +1,13 @@
-"""Keeps torch's rendezvous of a one-machine cluster on the loopback interface.
+"""Keeps two ports of a one-machine cluster on the loopback interface: torch's rendezvous and Ray Serve's.
 
-torch's `TCPStore` listens on every interface, whatever host it was given, and anybody who reaches it may write into
-it. It takes a socket that is listening already; for a loopback host, `bind_to_loopback` hands it one that is bound to
-that host alone. Other hosts are left as they are: ranks on other machines have to reach them.
+Both listen on every interface, whatever address the node has. Addresses of other machines are left alone: there, ranks
+and replicas have to reach each other.
+
+torch's `TCPStore` accepts a socket that is listening already. For a loopback host, `bind_rendezvous_to_loopback` hands
+it one that is bound to that host.
+
+A replica of Ray 2.60 opens a gRPC port on every interface (serve/_private/replica.py, `_on_initialized`), after the
+user's constructor. `bind_replica_to_loopback`, called in that constructor, narrows it.
 """
 
 from __future__ import annotations
@@ -13,18 +18,20 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+EVERY_INTERFACE = "[::]:0"
 
-def bind_to_loopback() -> None:
-    """Have this process's process groups listen as said above; harmless when called again."""
+
+def bind_rendezvous_to_loopback() -> None:
+    """Have this process's process groups on a loopback host listen on that host alone; harmless when called again."""
     # The package hides its module behind a function of the same name.
     rendezvous: Any = importlib.import_module("torch.distributed.rendezvous")
     stock = rendezvous.TCPStore
     if getattr(stock, "bound_to_loopback", False):
         return
-    rendezvous.TCPStore = loopback_store(stock)
+    rendezvous.TCPStore = loopback_tcp_store(stock)
 
 
-def loopback_store(stock: Callable[..., Any]) -> Callable[..., Any]:
+def loopback_tcp_store(stock: Callable[..., Any]) -> Callable[..., Any]:
     """`TCPStore` as `torch.distributed.rendezvous` calls it, by keyword, with the socket added."""
 
     def make(*, host_name: str, port: int, is_master: bool, **options: Any) -> Any:
@@ -34,6 +41,24 @@ def loopback_store(stock: Callable[..., Any]) -> Callable[..., Any]:
 
     make.bound_to_loopback = True  # type: ignore[attr-defined]
     return make
+
+
+def bind_replica_to_loopback() -> None:
+    """To be called in a replica's constructor, on a node with a loopback address; harmless when called again."""
+    import ray
+    from ray.serve._private import replica
+
+    if is_loopback(ray.util.get_node_ip_address()):
+        replica.add_port_to_grpc_server = loopback_grpc_port(replica.add_port_to_grpc_server)
+
+
+def loopback_grpc_port(stock: Callable[[Any, str], int]) -> Callable[[Any, str], int]:
+    """`stock` on the loopback interface where it would be on all."""
+
+    def add_port(server: Any, address: str) -> int:
+        return stock(server, "127.0.0.1:0" if address == EVERY_INTERFACE else address)
+
+    return add_port
 
 
 def is_loopback(host: str) -> bool:

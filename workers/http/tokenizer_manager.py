@@ -1,4 +1,4 @@
-"""Lets SGLang's own OpenAI classes run over the router, in the place of their `TokenizerManager`.
+"""Lets SGLang's own OpenAI classes run over the generator, in the place of their `TokenizerManager`.
 
 They stay what they are: templates, tool calls, reasoning, log-probabilities, usage. This gives them what they take from
 a `TokenizerManager` for text models, and nothing of an engine: no scheduler, no sockets. Every SGLang name in use is in
@@ -16,15 +16,15 @@ from http import HTTPStatus
 from typing import Any
 from weakref import WeakValueDictionary
 
+from workers.answers.async_streams import gathered, merged, while_connected
 from workers.answers.protocol import TokenRequest
 from workers.answers.resume import Progress
-from workers.answers.router import Router
+from workers.answers.retry import RetryingGenerator
 from workers.answers.text import AnswerText
-from workers.http.answer_output import AnswerOutput
-from workers.http.async_streams import gathered, merged, while_connected
+from workers.http.answer_view import AnswerView
 from workers.http.generate_input import split, token_request
+from workers.http.model_tokenizer import ModelTokenizer
 from workers.http.openai_errors import FAILURES, ServiceError, error_before_first_token
-from workers.http.text_model import TextModel
 
 logger = logging.getLogger(__name__)
 
@@ -38,20 +38,22 @@ class _Answer:
 
     request: TokenRequest
     text: AnswerText
-    output: AnswerOutput
+    output: AnswerView
 
 
-class TokenManager:
-    """What `OpenAIServingChat` and `OpenAIServingCompletion` need, over a router.
+class TokenizerManagerAdapter:
+    """What `OpenAIServingChat` and `OpenAIServingCompletion` need, over a generator.
 
     Args:
         server_args: SGLang's, published in this process. Speculative settings belong to the replicas.
-        router: answers token requests.
+        generator: answers token requests.
         tokenizer: the model's; loaded as SGLang does unless given.
         model_config: SGLang's; made from `server_args` unless given.
     """
 
-    def __init__(self, server_args: Any, router: Router, tokenizer: Any = None, model_config: Any = None) -> None:
+    def __init__(
+        self, server_args: Any, generator: RetryingGenerator, tokenizer: Any = None, model_config: Any = None
+    ) -> None:
         from sglang.srt.configs.model_config import ModelConfig
         from sglang.srt.runtime_context import assert_published
 
@@ -64,9 +66,9 @@ class TokenManager:
         self.model_config = model_config if model_config is not None else ModelConfig.from_server_args(server_args)
         self.processor = None  # of multimodal models; the templates ask for it
         self.request_logger = _request_logger(self.config_value)
-        self._model = TextModel(self.config_value, self.model_config, tokenizer)
+        self._model = ModelTokenizer(self.config_value, self.model_config, tokenizer)
         self.tokenizer = self._model.tokenizer
-        self._router = router
+        self._generator = generator
         self._running: set[str] = set()
         self._streams: WeakValueDictionary[int, AsyncGenerator[Any, None]] = WeakValueDictionary()
 
@@ -129,7 +131,7 @@ class TokenManager:
     def _answer(self, part: Any) -> _Answer:
         request = token_request(part, self._model.prompt_rules)
         text = self._model.answer_text(request)
-        output = AnswerOutput(
+        output = AnswerView(
             request,
             text,
             token_texts=self._model.token_texts if part.return_text_in_logprobs else None,
@@ -146,7 +148,7 @@ class TokenManager:
         self._running.update(ids)
 
     def _run(self, answer: _Answer) -> AsyncGenerator[Progress, None]:
-        return self._router.generate(answer.request, self._model.limits, answer.text.push)
+        return self._generator.generate(answer.request, self._model.limits, answer.text.push)
 
     async def _whole(self, answer: _Answer) -> dict[str, Any]:
         """One answer at once: nothing is sent before its end, so every failure can have a status."""
@@ -191,7 +193,7 @@ class TokenManager:
                 yield result
 
 
-def _indexed(output: AnswerOutput, index: int, is_single: bool) -> dict[str, Any]:
+def _indexed(output: AnswerView, index: int, is_single: bool) -> dict[str, Any]:
     return output.as_dict() if is_single else {**output.as_dict(), "index": index}
 
 

@@ -17,7 +17,7 @@ from workers.http.generate_input import PromptRules
 _GPT_OSS_CALL = 200012
 
 
-class TextModel:
+class ModelTokenizer:
     """What of a model concerns requests and answers.
 
     Args:

@@ -1,7 +1,11 @@
-"""How often replicas may start again: a limit per window of time and a growing wait, kept by one actor per deployment.
+"""Two rules of supervision, without Ray: how often replicas may start again, and when a replica counts as alive.
 
-Ray Serve retries a failing constructor a limited number of times but replaces a replica that dies later without limit.
-A model that dies at its first request would be loaded for ever; this counts all starts.
+Ray Serve retries a failing constructor a limited number of times, but replaces a replica that dies later without limit.
+A model that dies at its first request would be loaded again and again. `RestartBudget` counts every start of a
+deployment; Serve runs it as one actor per deployment (`workers.app.replica_options`).
+
+A replica is alive if it made a token lately, or makes one when asked. A ping is not enough: a scheduler that waits for
+a stopped rank answers pings. `TokenClock` remembers the last token.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+RESTART_BUDGET = "restart-budget"
+"""Name of the actor that keeps a deployment's budget."""
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 30.0
 
@@ -58,3 +64,28 @@ class RestartBudget:
     def retired(self) -> None:
         """A replica left in good order, by autoscaling or a new version: another may take its place for nothing."""
         self.expected += 1
+
+
+@dataclass
+class TokenClock:
+    """Remembers when the last token came out of the engine, whoever asked for it.
+
+    Attributes:
+        fresh_s: a token not older than this is proof enough; no need to ask for one.
+    """
+
+    fresh_s: float
+    clock: Callable[[], float] = time.monotonic
+    _last: float | None = field(default=None)
+
+    def token(self) -> None:
+        """A token came out."""
+        self._last = self.clock()
+
+    def is_fresh(self) -> bool:
+        """True if there was a token within `fresh_s`."""
+        return self._last is not None and self.clock() - self._last <= self.fresh_s
+
+    def never(self) -> bool:
+        """True before the first token."""
+        return self._last is None

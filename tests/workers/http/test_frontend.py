@@ -14,8 +14,8 @@ from tests.workers.fake_engine import FakeEngine
 from tests.workers.fake_source import Act, ScriptedSource
 from tests.workers.openai_client import Answer, ask, http_request, save_model_folder
 from workers.answers.protocol import Busy, Refused, WorkerLost
-from workers.answers.router import ResumePolicy, Router
-from workers.http.openai_serving import OpenAIServing, openai_serving, publish_ingress
+from workers.answers.retry import RetryingGenerator, RetryPolicy
+from workers.http.frontend import OpenAIServing, openai_serving, publish_ingress
 
 pytestmark = [
     pytest.mark.sglang,
@@ -64,8 +64,8 @@ class Service:
 
     def serving(self, script: list[Act], tokens: tuple[int, ...] = TOKENS, **policy: Any) -> OpenAIServing:
         self.source = ScriptedSource(script, FakeEngine(tokens))
-        router = Router(self.source, ResumePolicy(first_backoff_s=0.001, **policy))
-        return openai_serving(self._server_args, router, self._tokenizer)
+        generator = RetryingGenerator(self.source, RetryPolicy(first_backoff_s=0.001, **policy))
+        return openai_serving(self._server_args, generator, self._tokenizer)
 
     def ask(self, script: list[Act], tokens: tuple[int, ...] = TOKENS, **fields: Any) -> Answer:
         async def body() -> Answer:
@@ -344,7 +344,7 @@ def test_counters_of_speculation_reach_the_client(service: Service) -> None:
 def test_a_client_that_goes_away_stops_the_replica(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     from sglang.srt.entrypoints.openai.protocol import CompletionRequest
 
-    monkeypatch.setattr("workers.http.token_manager.DISCONNECT_POLL_S", 0.05)
+    monkeypatch.setattr("workers.http.tokenizer_manager.DISCONNECT_POLL_S", 0.05)
     connected = [True]
 
     async def body() -> None:

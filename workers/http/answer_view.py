@@ -19,7 +19,7 @@ from workers.http.openai_errors import FAILURES, Failure, abort_reason, status_o
 TokenTexts = Callable[[list[int]], list[str]]
 
 
-class AnswerOutput:
+class AnswerView:
     """Collects an answer's progress.
 
     Args:

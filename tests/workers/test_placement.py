@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.cluster.placement import placement_strategy, replica_bundles, uses_gpus
+from workers.app import placement_strategy, replica_bundles, uses_gpus
 from workers.config import WorkerConfig
 
 

@@ -1,10 +1,10 @@
-"""How often replicas may start again."""
+"""How often replicas may start again, and when one is alive."""
 
 from __future__ import annotations
 
 import pytest
 
-from workers.replicas.restart_budget import RestartBudget, RestartBudgetSpentError
+from workers.replicas.supervision import RestartBudget, RestartBudgetSpentError, TokenClock
 
 
 class Clock:
@@ -46,3 +46,16 @@ def test_retired_replica_may_be_replaced_for_nothing() -> None:
     budget.start()
     budget.retired()
     assert budget.start() == 0.0
+
+
+def test_token_counts_for_as_long_as_it_is_fresh() -> None:
+    now = [0.0]
+    progress = TokenClock(fresh_s=5.0, clock=lambda: now[0])
+    assert progress.never()
+    assert not progress.is_fresh()
+    progress.token()
+    now[0] = 5.0
+    assert progress.is_fresh()
+    now[0] = 5.1
+    assert not progress.is_fresh()
+    assert not progress.never()

@@ -31,7 +31,7 @@ from workers.answers.resume import EngineLimits, Progress, ResumableAnswer, Toke
 
 
 @dataclass(frozen=True)
-class ResumePolicy:
+class RetryPolicy:
     """How long and how often to try.
 
     Attributes:
@@ -69,7 +69,7 @@ class ResumePolicy:
 
 
 @dataclass
-class RouterCounters:
+class AnswerCounters:
     """Totals since the start. Every request ends in exactly one of the seven outcomes at the end of the list."""
 
     requests: int = 0
@@ -99,7 +99,7 @@ _OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
 )
 
 
-class Router:
+class RetryingGenerator:
     """Answers requests over a source of attempts.
 
     Args:
@@ -115,20 +115,20 @@ class Router:
     def __init__(
         self,
         source: TokenSource,
-        policy: ResumePolicy | None = None,
+        policy: RetryPolicy | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
-        counters: RouterCounters | None = None,
+        counters: AnswerCounters | None = None,
         observe_resume: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._source = source
-        self._policy = policy or ResumePolicy()
+        self._policy = policy or RetryPolicy()
         self._sleep = sleep
         self._clock = clock
         self._jitter = jitter
         self._observe_resume = observe_resume
-        self.counters = counters or RouterCounters()
+        self.counters = counters or AnswerCounters()
 
     async def generate(
         self, request: TokenRequest, limits: EngineLimits | None = None, watch: TokenWatch | None = None

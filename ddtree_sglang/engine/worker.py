@@ -214,7 +214,11 @@ class DDTreeWorker(DFlashWorkerV2):
                 num_nodes=window.num_nodes,
                 commit_lens=accepted.commit_lens,
                 accept_index=accepted.accept_index,
+                emitted_ids=accepted.token_ids,
+                token_ids=tree.token_ids,
+                parents=tree.parents,
                 depths=tree.depths,
+                path_probs=tree.logprobs.exp(),
                 free_slots=self.model_runner.token_to_kv_pool_allocator.available_size(),
             )
         return self._result(target_out, accepted, new_seq_lens, keep_alive=[window, tree, verify_input, target_ids])

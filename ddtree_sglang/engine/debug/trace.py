@@ -21,9 +21,13 @@ STAGES = ("prepare", "draft", "build", "verify", "accept", "commit", "context")
 class RoundTrace:
     """Collects the stage times of one round after the other and appends them to a file.
 
-    Lines hold `round`, `batch_size`, `num_nodes`, `<stage>_ms` for each stage, `total_ms`, `commit_lens` (tokens
-    emitted per request, bonus included), `accept_index` (nodes on the path, -1 padded), `depths` of the tree's nodes
-    and `free_slots` (of the KV pool, with this round's reservation taken).
+    A line holds `round`, `batch_size`, `num_nodes` (N, root included), `<stage>_ms` for each stage, `total_ms`,
+    `free_slots` (of the KV pool, with this round's reservation taken), and per request:
+
+    * the tree, N values each: `token_ids`, `parents` (-1 at the root and at padding), `depths`, and `path_probs`, the
+      drafter's probability of the path from the root to the node (0 at padding);
+    * the walk, one value per depth: `accept_index` (nodes on the path, then -1) and `emitted_ids` (tokens, then 0);
+    * `commit_lens`: tokens emitted, bonus token included.
     """
 
     def __init__(self, path: str | None, device: str) -> None:
@@ -66,4 +70,6 @@ class RoundTrace:
 
 
 def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, torch.Tensor) else value
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.double().round(decimals=6).tolist() if value.is_floating_point() else value.tolist()

@@ -30,10 +30,11 @@ def test_trace_line_has_each_stage_and_reads_tensors_back(tmp_path: Path, monkey
     for _ in range(2):
         with trace.stage("verify"):
             now[0] += 0.02
-        trace.end_round(batch_size=1, commit_lens=torch.tensor([3]))
+        trace.end_round(batch_size=1, commit_lens=torch.tensor([3]), path_probs=torch.tensor([[1.0, 1 / 3, 0.0]]))
     first, second = (json.loads(line) for line in path.read_text().splitlines())
     assert [first["round"], second["round"]] == [0, 1]
     assert first["commit_lens"] == [3]
+    assert first["path_probs"] == [[1.0, 0.333333, 0.0]]
     assert first["verify_ms"] == 20
     assert first["total_ms"] == first["verify_ms"]
     assert {f"{stage}_ms" for stage in STAGES} <= set(first)

@@ -14,6 +14,8 @@ COMMANDS = {
     "cpu_plain": "the plain CPU server against Hugging Face `generate`",
     "drafter_recipe": "what each choice of the drafter's recipe is worth",
     "plot": "pictures of a `decode` result",
+    "record_round": "record one round of a real server, tree and accepted path",
+    "plot_round": "picture of a round that `record_round` recorded",
     "plot_drafter_curve": "the drafter's learning curve",
     "gpu_kernels": "the kernels' times on a GPU",
     "gpu_checks": "checks that need a GPU: no host waits, graphs, tree widths",

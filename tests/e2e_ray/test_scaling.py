@@ -11,6 +11,7 @@ from deploy.local.patience import SLOW_START_S
 from tests.e2e_ray.toy_folder import ToyFolder
 from tests.e2e_ray.toy_replica import ToyReplica, expected_tokens
 from workers.answers.protocol import TokenRequest
+from workers.answers.resume import ResumableAnswer
 from workers.answers.retry import RetryingGenerator, RetryPolicy
 from workers.cluster.serve_source import ServeSource
 from workers.http.readiness import Readiness
@@ -30,7 +31,7 @@ NUM_CROWD, HELD_AT, NUM_LAST = 20, 30, 40
 
 async def answer(generator: RetryingGenerator, name: str, num_tokens: int) -> list[int]:
     request = TokenRequest(name, (1, 2, 3), {"max_new_tokens": num_tokens, "temperature": 0.0})
-    return [token async for part in generator.generate(request) for token in part.token_ids]
+    return [token async for part in generator.generate(ResumableAnswer(request)) for token in part.token_ids]
 
 
 async def wait_until(readiness: Readiness, replicas: int) -> None:

@@ -66,12 +66,17 @@ def merge_reports(reports: Sequence[AttemptReport]) -> dict[str, Any]:
     return merged | _ratios([report for report in reports if report.meta.get("spec_verify_ct")])
 
 
+def accept_length(num_tokens: float, num_verifies: int) -> float | None:
+    """Tokens per verification, the bonus token included (SGLang's `spec_accept_length`); None without verifications."""
+    return num_tokens / num_verifies if num_verifies else None
+
+
 def _ratios(reports: Sequence[AttemptReport]) -> dict[str, float]:
     """Acceptance over the attempts that reported their verifications."""
-    if not reports:
+    mean = accept_length(sum(map(_num_generated, reports)), sum(report.meta["spec_verify_ct"] for report in reports))
+    if mean is None:
         return {}
-    num_verifies = sum(report.meta["spec_verify_ct"] for report in reports)
-    ratios = {"spec_accept_length": sum(map(_num_generated, reports)) / num_verifies}
+    ratios = {"spec_accept_length": mean}
     num_proposed = sum(report.meta.get("spec_num_proposed_drafts", 0) for report in reports)
     if num_proposed:
         num_correct = sum(report.meta.get("spec_num_correct_drafts", 0) for report in reports)

@@ -10,6 +10,9 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+FinishReason = Mapping[str, Any]
+"""SGLang's: {"type": "stop" | "length" | "abort", ...}."""
+
 # Code points that no character may have, and a pickled string no less.
 FIRST_SURROGATE, NUM_SURROGATES = 0xD800, 0x800
 
@@ -64,7 +67,7 @@ class TokenChunk:
     # asked for.
     logprobs: tuple[Any, ...] = ()
     top_logprobs: tuple[Any, ...] = ()
-    finish_reason: Mapping[str, Any] | None = None  # SGLang's: {"type": "stop" | "length" | "abort", ...}
+    finish_reason: FinishReason | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)  # SGLang's meta_info of this attempt
 
 

@@ -23,11 +23,10 @@ from workers.answers.protocol import (
     NotResumable,
     Refused,
     TokenChunk,
-    TokenRequest,
     TokenSource,
     WorkerLost,
 )
-from workers.answers.resume import EngineLimits, Progress, ResumableAnswer, TokenWatch
+from workers.answers.resume import Progress, ResumableAnswer
 
 
 @dataclass(frozen=True)
@@ -130,10 +129,8 @@ class RetryingGenerator:
         self._observe_resume = observe_resume
         self.counters = counters or AnswerCounters()
 
-    async def generate(
-        self, request: TokenRequest, limits: EngineLimits | None = None, watch: TokenWatch | None = None
-    ) -> AsyncGenerator[Progress, None]:
-        """One answer, in parts; the last part carries the finish reason. Close the iterator to stop early.
+    async def generate(self, answer: ResumableAnswer) -> AsyncGenerator[Progress, None]:
+        """Complete an answer, part by part; the last part carries the finish reason. Close the iterator to stop early.
 
         Raises:
             Busy: every replica is full, before the first one took the request.
@@ -142,7 +139,6 @@ class RetryingGenerator:
             GaveUp: more losses than `migration_limit`.
             DeadlineExceeded: longer than `deadline_s`.
         """
-        answer = ResumableAnswer(request, limits, watch)
         self.counters.requests += 1
         try:
             async with aclosing(self._attempts(answer, self._clock() + self._policy.deadline_s)) as parts:

@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workers.answers.resume import FinishReason, stop_token_ids
+from workers.answers.protocol import FinishReason
 
-# The text of some tokens: skip_special_tokens first.
+# (token ids, skip_special_tokens) -> their text.
 Decode = Callable[[Sequence[int], bool], str]
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -86,6 +86,13 @@ class IncrementalText:
     def _advance(self, context: list[int]) -> None:
         self._context = context
         self._context_text = self._decode(context) if context else ""
+
+
+def stop_token_ids(sampling: Mapping[str, Any], eos_token_ids: frozenset[int]) -> frozenset[int]:
+    """Tokens that end an answer; `ignore_eos` switches off the request's own too (Req._check_token_based_finish)."""
+    if sampling.get("ignore_eos"):
+        return frozenset()
+    return eos_token_ids | frozenset(sampling.get("stop_token_ids") or ())
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,13 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 from weakref import WeakValueDictionary
 
 from workers.answers.async_streams import gathered, merged, while_connected
-from workers.answers.protocol import TokenRequest
-from workers.answers.resume import Progress
+from workers.answers.resume import ResumableAnswer
 from workers.answers.retry import RetryingGenerator
-from workers.answers.text import AnswerText
 from workers.http.answer_view import AnswerView
 from workers.http.generate_input import split, token_request
 from workers.http.model_tokenizer import ModelTokenizer
@@ -30,15 +27,6 @@ logger = logging.getLogger(__name__)
 
 # How often a waiting request looks whether its client is still there, as often as SGLang does.
 DISCONNECT_POLL_S = 4.0
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """One of the answers that a request asks for."""
-
-    request: TokenRequest
-    text: AnswerText
-    output: AnswerView
 
 
 class TokenizerManagerAdapter:
@@ -108,17 +96,17 @@ class TokenizerManagerAdapter:
         parts = split(obj)
         self.request_logger.log_received_request(obj, self.tokenizer, http_request)
         # In a thread: a long prompt takes long, and every other stream would wait meanwhile.
-        answers = await asyncio.to_thread(lambda: [self._answer(part) for part in parts])
+        views = await asyncio.to_thread(lambda: [self._view(part) for part in parts])
         is_disconnected = None if http_request is None or obj.background else http_request.is_disconnected
-        self._enter(answers)
+        self._enter(views)
         try:
             if not obj.stream:
-                waiting = gathered(self._whole(answer) for answer in answers)
+                waiting = gathered(self._whole(view) for view in views)
                 results = await while_connected(waiting, is_disconnected, DISCONNECT_POLL_S)
                 self.request_logger.log_finished_request(obj, results[0], request=http_request)
                 yield results[0] if obj.is_single else results
                 return
-            async with aclosing(self._streamed(answers, obj.is_single)) as stream:
+            async with aclosing(self._streamed(views, obj.is_single)) as stream:
                 while True:
                     waiting_next = anext(stream, None)
                     result = await while_connected(waiting_next, is_disconnected, DISCONNECT_POLL_S)
@@ -126,75 +114,67 @@ class TokenizerManagerAdapter:
                         return
                     yield result
         finally:
-            self._running.difference_update(answer.request.request_id for answer in answers)
+            self._running.difference_update(view.answer.request.request_id for view in views)
 
-    def _answer(self, part: Any) -> _Answer:
+    def _view(self, part: Any) -> AnswerView:
+        """An empty answer to one of the requests that were asked for."""
         request = token_request(part, self._model.prompt_rules)
         text = self._model.answer_text(request)
-        output = AnswerView(
-            request,
-            text,
-            token_texts=self._model.token_texts if part.return_text_in_logprobs else None,
-            show_prompt=bool(part.return_prompt_token_ids),
-            weight_version=self.config_value("weight_version"),
-        )
-        return _Answer(request, text, output)
+        token_texts = self._model.token_texts if part.return_text_in_logprobs else None
+        answer = ResumableAnswer(request, self._model.limits, text, token_texts)
+        return AnswerView(answer, text, bool(part.return_prompt_token_ids), self.config_value("weight_version"))
 
-    def _enter(self, answers: Sequence[_Answer]) -> None:
-        ids = [answer.request.request_id for answer in answers]
+    def _enter(self, views: Sequence[AnswerView]) -> None:
+        ids = [view.answer.request.request_id for view in views]
         again = self._running.intersection(ids)
         if again:
             raise ValueError(f"a request id must be used once at a time, got {min(again)!r} again; leave rid out.")
         self._running.update(ids)
 
-    def _run(self, answer: _Answer) -> AsyncGenerator[Progress, None]:
-        return self._generator.generate(answer.request, self._model.limits, answer.text.push)
-
-    async def _whole(self, answer: _Answer) -> dict[str, Any]:
+    async def _whole(self, view: AnswerView) -> dict[str, Any]:
         """One answer at once: nothing is sent before its end, so every failure can have a status."""
         try:
-            async with aclosing(self._run(answer)) as parts:
-                async for progress in parts:
-                    answer.output.take(progress)
+            async with aclosing(self._generator.generate(view.answer)) as parts:
+                async for _ in parts:
+                    pass
         except FAILURES as failure:
             raise error_before_first_token(failure) from failure
-        _raise_engine_abort(answer.output.finish_reason)
-        return answer.output.as_dict()
+        _raise_engine_abort(view.finish_reason)
+        return view.as_dict()
 
-    async def _streamed(self, answers: Sequence[_Answer], is_single: bool) -> AsyncGenerator[dict[str, Any], None]:
+    async def _streamed(self, views: Sequence[AnswerView], is_single: bool) -> AsyncGenerator[dict[str, Any], None]:
         """All answers as they come. Once anything of any of them is out, failures are finish reasons."""
         started = False
 
         async def one(index: int) -> AsyncGenerator[dict[str, Any], None]:
             nonlocal started
-            answer = answers[index]
+            view = views[index]
             try:
-                async with aclosing(self._run(answer)) as parts:
-                    async for progress in parts:
-                        answer.output.take(progress)
-                        if answer.output.has_news:
+                async with aclosing(self._generator.generate(view.answer)) as parts:
+                    async for _ in parts:
+                        if view.has_news:
                             started = True
-                            yield _indexed(answer.output, index, is_single)
+                            yield _indexed(view, index, is_single)
             except FAILURES as failure:
                 if not started:
                     raise error_before_first_token(failure) from failure
-                answer.output.fail(failure)
-                yield _indexed(answer.output, index, is_single)
+                view.fail(failure)
+                yield _indexed(view, index, is_single)
             except Exception as error:
                 if not started:
                     raise
                 # SGLang's handlers catch ValueError alone; with anything else the stream would break without a word.
-                logger.exception("answer %s ended by an unforeseen error", answer.request.request_id)
-                answer.output.fail(error)
-                yield _indexed(answer.output, index, is_single)
+                logger.exception("answer %s ended by an unforeseen error", view.answer.request.request_id)
+                view.fail(error)
+                yield _indexed(view, index, is_single)
 
-        async with aclosing(merged([one(index) for index in range(len(answers))])) as results:
+        async with aclosing(merged([one(index) for index in range(len(views))])) as results:
             async for result in results:
                 yield result
 
 
-def _indexed(output: AnswerView, index: int, is_single: bool) -> dict[str, Any]:
-    return output.as_dict() if is_single else {**output.as_dict(), "index": index}
+def _indexed(view: AnswerView, index: int, is_single: bool) -> dict[str, Any]:
+    return view.as_dict() if is_single else {**view.as_dict(), "index": index}
 
 
 def _raise_engine_abort(reason: dict[str, Any] | None) -> None:

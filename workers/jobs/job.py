@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workers.answers.meta import accept_length
 from workers.config import WorkerConfig
 from workers.jobs.batch_file import AnswerFile, BatchLine, read_batch
 
@@ -47,7 +48,7 @@ class JobReport:
 
     @property
     def accept_length(self) -> float | None:
-        return self.spec_tokens / self.verifies if self.verifies else None
+        return accept_length(self.spec_tokens, self.verifies)
 
     def line(self) -> str:
         """One line for a terminal."""

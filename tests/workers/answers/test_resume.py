@@ -31,11 +31,11 @@ class Outcome:
 
 
 class Client:
-    """An answer with its text, as the facade keeps them."""
+    """Reads an answer part by part."""
 
     def __init__(self, asked: TokenRequest, limits: EngineLimits = LIMITS) -> None:
         self.text = AnswerText(decode, TextRules.of(asked.sampling, limits.eos_token_ids))
-        self.answer = ResumableAnswer(asked, limits, self.text.push)
+        self.answer = ResumableAnswer(asked, limits, self.text)
         self.seen: list[int] = []
         self.shown = ""
         self.last: Progress | None = None
@@ -55,10 +55,9 @@ class Client:
 
     def outcome(self) -> Outcome:
         assert self.last is not None
-        reason, meta = self.last.finish_reason, self.last.meta
+        reason, meta = self.last.finish_reason, self.answer.meta()
         assert reason is not None
-        self.text.finish(reason)
-        assert self.text.text.startswith(self.shown)
+        assert meta["finish_reason"] == reason
         usage = (meta["prompt_tokens"], meta["completion_tokens"], meta["cached_tokens"])
         return Outcome(tuple(self.seen), self.text.text, dict(reason), tuple(self.answer.logprobs), usage)
 
@@ -235,7 +234,7 @@ def test_an_answer_whose_last_token_came_is_complete_without_its_last_chunk(
     assert answer.finish_reason is None, "the worker's counters may still come"
     last = answer.complete_without_worker()
     assert last is not None
-    assert (last.token_ids, last.num_emitted, last.finish_reason) == ((), num_before, expected)
+    assert (last.token_ids, answer.num_emitted, last.finish_reason) == ((), num_before, expected)
     assert answer.complete_without_worker() is None
 
 
@@ -280,7 +279,7 @@ def test_a_closing_chunk_after_the_last_token_brings_its_counters() -> None:
         TokenChunk(0, 2, (), finish_reason={"type": "length", "length": 2}, meta={"spec_verify_ct": 1})
     )
     assert last is not None
-    assert last.meta["spec_verify_ct"] == 1
+    assert answer.meta()["spec_verify_ct"] == 1
     assert last.finish_reason == {"type": "length", "length": 2}
 
 
@@ -291,7 +290,7 @@ def test_tokens_after_the_end_are_dropped_and_the_answer_ends_without_the_engine
     assert progress is not None
     assert progress.token_ids == (50, 51)
     assert progress.finish_reason == {"type": "length", "length": 2}
-    assert progress.meta["completion_tokens"] == 2
+    assert answer.meta()["completion_tokens"] == 2
 
 
 def test_the_length_reported_is_the_whole_answers() -> None:
@@ -323,12 +322,29 @@ def test_log_probabilities_of_all_attempts_are_kept_in_order() -> None:
     asked = replace(request(max_new_tokens=4), return_logprob=True, top_logprobs_num=1)
     answer = answer_after(2, asked)
     for chunk in FakeEngine(tuple(range(50, 60))).run(answer.next_attempt(), (2,)):
-        last = answer.accept(chunk)
-    assert last is not None
-    assert last.meta["output_token_logprobs"] == [(-float(i), 50 + i, None) for i in range(4)]
-    assert last.meta["output_top_logprobs"] == [[(-float(i), 50 + i, None)] for i in range(4)]
-    assert last.meta["output_token_logprobs_length"] == 4
-    assert last.meta["input_token_logprobs"] == []
+        answer.accept(chunk)
+    meta = answer.meta()
+    assert meta["output_token_logprobs"] == [(-float(i), 50 + i, None) for i in range(4)]
+    assert meta["output_top_logprobs"] == [[(-float(i), 50 + i, None)] for i in range(4)]
+    assert meta["output_token_logprobs_length"] == 4
+    assert meta["input_token_logprobs"] == []
+
+
+def test_entries_of_log_probabilities_that_were_shown_stay_as_they_are_while_the_lists_grow() -> None:
+    asked = replace(request(max_new_tokens=4), return_logprob=True, top_logprobs_num=1)
+    answer = ResumableAnswer(asked, LIMITS, token_texts=lambda ids: [f"<{token}>" for token in ids])
+    chunks = FakeEngine(tuple(range(50, 60))).run(answer.next_attempt())
+    answer.accept(chunks[0])
+    shown = answer.meta()
+    before = list(shown["output_token_logprobs"])
+    assert before == [(0.0, 50, "<50>")]
+    for chunk in chunks[1:]:
+        answer.accept(chunk)
+    # The OpenAI classes slice the list that they were shown first from where they read last.
+    assert shown["output_token_logprobs"][: len(before)] == before
+    assert shown["output_token_logprobs"][len(before) :] == [(-float(i), 50 + i, f"<{50 + i}>") for i in range(1, 4)]
+    assert shown["output_top_logprobs"][3] == [(-3.0, 53, "<53>")]
+    assert shown["completion_tokens"] == 1
 
 
 def test_a_stop_string_across_the_cut_ends_the_answer_though_no_engine_saw_it() -> None:

@@ -25,8 +25,9 @@ from workers.answers.protocol import (
     TokenSource,
     WorkerLost,
 )
-from workers.answers.resume import EngineLimits, Progress
+from workers.answers.resume import EngineLimits, Progress, ResumableAnswer
 from workers.answers.retry import AnswerCounters, RetryingGenerator, RetryPolicy
+from workers.answers.text import AnswerText, TextRules
 
 LIMITS = EngineLimits(EOS)
 DIED = WorkerLost("the replica died")
@@ -62,7 +63,7 @@ def generator_over(
 
 
 async def collect(generator: RetryingGenerator, asked: TokenRequest) -> list[Progress]:
-    return [progress async for progress in generator.generate(asked, LIMITS)]
+    return [progress async for progress in generator.generate(ResumableAnswer(asked, LIMITS))]
 
 
 def tokens_of(parts: list[Progress]) -> tuple[int, ...]:
@@ -78,11 +79,11 @@ def answered(
 
     async def body() -> None:
         asked_for = asked or request(max_new_tokens=12)
-        parts = await collect(generator, asked_for)
-        assert tokens_of(parts) == ANSWER[: asked_for.sampling["max_new_tokens"]]
-        assert [part.num_emitted for part in parts] == sorted(part.num_emitted for part in parts)
+        answer = ResumableAnswer(asked_for, LIMITS)
+        parts = [progress async for progress in generator.generate(answer)]
+        assert tokens_of(parts) == ANSWER[: asked_for.sampling["max_new_tokens"]] == tuple(answer.token_ids)
         assert [part.finish_reason is None for part in parts] == [True] * (len(parts) - 1) + [False]
-        assert parts[-1].meta["completion_tokens"] == asked_for.sampling["max_new_tokens"]
+        assert answer.meta()["completion_tokens"] == asked_for.sampling["max_new_tokens"]
 
     virtual_time.run(body)
     return source, generator
@@ -341,7 +342,7 @@ def test_a_caller_that_closes_the_answer_stops_the_replica() -> None:
     generator = generator_over(source)
 
     async def body() -> None:
-        parts = generator.generate(request(max_new_tokens=12), LIMITS)
+        parts = generator.generate(ResumableAnswer(request(max_new_tokens=12), LIMITS))
         assert (await anext(parts)).token_ids == ANSWER[:1]
         await parts.aclose()
         assert source.closed == [0]
@@ -372,12 +373,13 @@ def test_an_answer_whose_text_ended_stops_the_replica() -> None:
     generator = generator_over(source)
 
     async def body() -> None:
-        def watch(token: int) -> dict[str, Any] | None:
-            return {"type": "stop", "matched": "x"} if token == ANSWER[3] else None
-
-        parts = [part async for part in generator.generate(request(max_new_tokens=12), LIMITS, watch)]
+        stop = chr(ANSWER[3])
+        text = AnswerText(lambda ids, skip_special_tokens: "".join(map(chr, ids)), TextRules(stop=(stop,)))
+        answer = ResumableAnswer(request(max_new_tokens=12), LIMITS, text)
+        parts = [part async for part in generator.generate(answer)]
         assert tokens_of(parts) == ANSWER[:4]
-        assert parts[-1].finish_reason == {"type": "stop", "matched": "x"}
+        assert parts[-1].finish_reason == {"type": "stop", "matched": stop}
+        assert text.text == "".join(map(chr, ANSWER[:3]))
 
     virtual_time.run(body)
     assert source.closed == [0]

@@ -357,3 +357,17 @@ def test_a_stop_string_across_the_cut_ends_the_answer_though_no_engine_saw_it() 
     outcome = client.outcome()
     assert (outcome.text, outcome.finish_reason) == ("a", {"type": "stop", "matched": "STOP"})
     assert outcome.usage[1] == 5
+
+
+@pytest.mark.parametrize("closing_chunk_comes", [True, False])
+def test_text_that_was_held_back_is_shown_when_the_answer_ends(closing_chunk_comes: bool) -> None:
+    tokens = tuple(encode_bytes("aSTO"))
+    client = Client(request(stop=["STOP"], max_new_tokens=len(tokens)))
+    chunks = FakeEngine(tokens).run(client.answer.next_attempt())
+    for chunk in chunks[:-1]:
+        client.take(chunk)
+    assert client.shown == "a"
+    client.take(chunks[-1] if closing_chunk_comes else replace(chunks[-1], finish_reason=None))
+    if not closing_chunk_comes:
+        client.read(client.answer.complete_without_worker())
+    assert client.shown == "aSTO"

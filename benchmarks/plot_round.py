@@ -197,7 +197,8 @@ def _legend(record: dict[str, Any], height: float) -> list[str]:
             _text(x + 24, y, meaning, "s"),
         ]
         x += 46 + 6.9 * len(meaning)
-    mean = f"the answer's mean is {record['answer_accept_length']:.2f} tokens per round"
+    tree, chain = record["answer_accept_length"], record["answer_chain_accept_length"]
+    mean = f"mean of all rounds: {tree:.2f} tokens, first choices alone {chain:.2f}"
     notes = (
         "%: the drafter's probability of the path from the root to the node.",
         f"Round {record['round']} of {record['num_rounds']}, the one where the tree gained most; {mean}.",

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from benchmarks.__main__ import COMMANDS
 from ddtree_sglang.config import DEFAULT_BUDGET, DEFAULT_VERIFY_TOKENS, DDTreeConfig
 from ddtree_sglang.engine.cli_flags import add_ddtree_flags
 from deploy import serve_demo
@@ -80,7 +79,9 @@ def test_links_and_paths_lead_somewhere(path: Path) -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=ids)
 def test_commands_of_the_project_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert set(re.findall(r"python -m benchmarks ([a-z_]+)", text)) <= set(COMMANDS)
+    # The file's table of commands, read as text: tests outside tests/benchmarks do not import benchmarks.
+    table = (ROOT / "benchmarks/__main__.py").read_text(encoding="utf-8")
+    assert [name for name in re.findall(r"python -m benchmarks ([a-z_]+)", text) if f'"{name}": ' not in table] == []
     modules = set(re.findall(r"python -m ((?:ddtree_sglang|workers|tests|benchmarks|deploy)[\w.]*)", text))
     assert [module for module in modules if importlib.util.find_spec(module) is None] == []
 

@@ -22,7 +22,7 @@ from benchmarks.harness.provenance import REPO, collect_provenance
 from benchmarks.harness.systems import Common, System, running
 from benchmarks.stage_times import TraceReader
 from ddtree_sglang.core.acceptance import AcceptedPath
-from ddtree_sglang.core.acceptance_stats import AcceptanceCounts, AcceptanceSummary, count_round
+from ddtree_sglang.core.acceptance_stats import accept_length, chain_commit_lens
 from ddtree_sglang.core.draft_tree import DraftTree
 from ddtree_sglang.training.whole_file import replace_text
 from deploy.environment import SetupError
@@ -33,23 +33,21 @@ from deploy.serve_demo import DEFAULT_PROMPT, prepare_pair
 Decode = Callable[[list[int]], str]
 
 
-def acceptance(lines: Sequence[dict[str, Any]]) -> AcceptanceSummary:
-    """Metrics of traced rounds of one request each; their spine is the chain of the drafter's first choices."""
-    counts = AcceptanceCounts.empty(len(lines[0]["accept_index"][0]))
-    for line in lines:
-        token_ids, parents, depths, index, emitted_ids, commit_lens = (
-            torch.tensor(line[name])
-            for name in ("token_ids", "parents", "depths", "accept_index", "emitted_ids", "commit_lens")
-        )
-        tree = DraftTree(token_ids, parents, depths, torch.tensor(line["path_probs"]).log())
-        bonus = emitted_ids.gather(1, (commit_lens - 1).unsqueeze(1)).squeeze(1)
-        counts += count_round(tree, AcceptedPath(index, commit_lens - 1, commit_lens, emitted_ids, bonus))
-    return counts.summarize()
-
-
 def chain_length(line: dict[str, Any]) -> int:
-    """Tokens that the chain of first choices would have emitted in this round, bonus token included."""
-    return round(acceptance([line]).spine_accept_length)
+    """Tokens that the chain of first choices would have emitted in this round of one request, bonus included."""
+    token_ids, parents, depths, index, emitted_ids, commit_lens = (
+        torch.tensor(line[name])
+        for name in ("token_ids", "parents", "depths", "accept_index", "emitted_ids", "commit_lens")
+    )
+    tree = DraftTree(token_ids, parents, depths, torch.tensor(line["path_probs"]).log())
+    bonus = emitted_ids.gather(1, (commit_lens - 1).unsqueeze(1)).squeeze(1)
+    return int(chain_commit_lens(tree, AcceptedPath(index, commit_lens - 1, commit_lens, emitted_ids, bonus)))
+
+
+def mean_per_round(commit_lens: Sequence[int]) -> float | None:
+    """Accept length of an answer's rounds to three digits; None without one."""
+    length = accept_length(sum(commit_lens), len(commit_lens))
+    return None if length is None else round(length, 3)
 
 
 def choose_round(lines: Sequence[dict[str, Any]]) -> int:
@@ -72,15 +70,14 @@ def round_record(
     """
     line = lines[chosen]
     before = [first_token, *(token for earlier in lines[:chosen] for token in emitted(earlier))]
-    answer = acceptance(lines)
     rows = zip(line["token_ids"][0], line["parents"][0], line["path_probs"][0], strict=True)
     return {
         "prompt": prompt,
         "answer_before": decode(before[:-1]),
         "round": chosen + 1,
         "num_rounds": len(lines),
-        "answer_accept_length": round(answer.accept_length, 3),
-        "answer_chain_accept_length": round(answer.spine_accept_length, 3),
+        "answer_accept_length": mean_per_round([one["commit_lens"][0] for one in lines]),
+        "answer_chain_accept_length": mean_per_round([chain_length(one) for one in lines]),
         "commit_len": line["commit_lens"][0],
         "chain_commit_len": chain_length(line),
         "path": [node for node in line["accept_index"][0] if node >= 0],

@@ -1,4 +1,4 @@
-"""Which drafted tokens the target accepts: the walk from the root, and the target's own draws for it.
+"""Which drafted tokens the target accepts: the walk from the root.
 
 At the current node take the target's own choice for the next token: its argmax when decoding greedily, one
 draw from its adjusted distribution (temperature, top-k, top-p, ...) when sampling. If a child carries that
@@ -6,7 +6,7 @@ token, go there, else stop. Every emitted token is then the target's own choice 
 nothing is lost and nothing is biased, whatever the drafter proposed (arXiv 2604.12989, section on
 verification).
 
-Draws at nodes off the path are thrown away; draws must be independent between nodes given the tree.
+Choices at nodes off the path are thrown away; draws must be independent between nodes given the tree.
 """
 
 from __future__ import annotations
@@ -72,42 +72,6 @@ def _path_nodes(tree: DraftTree, target_ids: torch.Tensor, max_path_len: int) ->
     for _ in range(max_path_len - 1):
         path.append(next_node.gather(1, path[-1]))
     return torch.cat(path, dim=1)
-
-
-def draw_target_tokens(
-    probs: torch.Tensor,  # [B, N, V] float32, the target's adjusted distribution after each node
-    generator: torch.Generator | None = None,
-    uniform: torch.Tensor | None = None,  # [B, N] float32 or float64 in [0, 1]
-) -> torch.Tensor:
-    """[B, N] int64: one token per node, drawn from its distribution. A token of probability 0 is never
-    drawn.
-
-    With `uniform`, by inverting the cumulative distribution in float64, so that a caller with its own
-    random numbers (a seed per request, say) gets the same token for the same number. Otherwise by a race of
-    exponential clocks from `generator`: V random numbers per node, but no pass over V that depends on the
-    one before.
-
-    Raises:
-        ValueError: `probs` is not [B, N, V] floating point, or `uniform` is not [B, N], or both sources are
-        given.
-
-    """
-    if probs.dim() != 3 or not probs.is_floating_point():
-        raise ValueError(f"probs must be [B, N, V] floating point, got {tuple(probs.shape)} {probs.dtype}")
-    if uniform is None:
-        clocks = torch.empty_like(probs, dtype=torch.float32).exponential_(generator=generator)
-        # A clock of exactly 0 would turn a probability of 0 into NaN, which argmax takes.
-        return torch.argmax(probs / clocks.clamp_(min=torch.finfo(torch.float32).tiny), dim=-1)
-    if generator is not None:
-        raise ValueError("draw_target_tokens takes one source of randomness, got generator and uniform; drop one")
-    if uniform.shape != probs.shape[:2]:
-        raise ValueError(f"uniform must be [B, N] = {tuple(probs.shape[:2])}, got {tuple(uniform.shape)}")
-    cumulative = torch.cumsum(probs.double(), dim=-1)
-    total = cumulative[..., -1:].contiguous()
-    drawn = torch.searchsorted(cumulative, uniform.double().unsqueeze(-1) * total, right=True)
-    # A number of exactly 1, which some generators return, counts as just below it.
-    last = torch.searchsorted(cumulative, total)
-    return torch.minimum(drawn, last).squeeze(-1)
 
 
 def _check_walk(tree: DraftTree, target_ids: torch.Tensor, max_path_len: int) -> None:

@@ -24,6 +24,11 @@ class TreeLayout:
     retrieve_next_token: torch.Tensor  # [B, N] int64, first child within the request; -1 none
     retrieve_next_sibling: torch.Tensor  # [B, N] int64, next sibling within the request; -1 none
 
+    @property
+    def root_rows(self) -> torch.Tensor:
+        """[B, 1] int64: row of each request's root in the flat verify batch; node i is i rows further."""
+        return self.retrieve_index[:, :1]
+
 
 def layout_draft_tree(tree: DraftTree, prefix_lens: torch.Tensor) -> TreeLayout:
     """Lay the trees out after prefixes of `prefix_lens` [B] int64 tokens (the root's position is the prefix

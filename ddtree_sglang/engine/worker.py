@@ -31,7 +31,8 @@ from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.core.acceptance import AcceptedPath
 from ddtree_sglang.core.built_tree import BuiltTree, root_trees
 from ddtree_sglang.core.draft_tree import DraftTree
-from ddtree_sglang.core.kv_commit import commit_plan, gather_rows
+from ddtree_sglang.core.kv_commit import commit_plan
+from ddtree_sglang.core.tree_layout import TreeLayout
 from ddtree_sglang.engine.admission.target_checks import check_loaded_target
 from ddtree_sglang.engine.debug.rank_check import require_equal_trees
 from ddtree_sglang.engine.debug.sync_check import forbid_sync
@@ -207,7 +208,7 @@ class DDTreeWorker(DFlashWorkerV2):
         with stage("commit"):
             self._commit(accepted, window)
         with stage("context"):
-            self._extend_draft_context(accepted, window, target_out.logits_output)
+            self._extend_draft_context(accepted, built.layout, window, target_out.logits_output)
         if self.trace.enabled:
             self.trace.end_round(
                 batch_size=len(batch.reqs),
@@ -350,19 +351,18 @@ class DDTreeWorker(DFlashWorkerV2):
         self._tp_sync.sync(site, target_ids)
         accepted = walk(tree, verify_input, target_ids, self.max_path_len)
         if batch.return_logprob:
-            first = torch.arange(len(batch.reqs), device=target_ids.device).unsqueeze(1) * tree.num_nodes
             index = accepted.accept_index
             compute_spec_logprobs(
                 batch,
                 logits_output,
                 target_ids.reshape(-1),
-                accept_index=torch.where(index >= 0, index + first, index),
+                accept_index=torch.where(index >= 0, index + verify_input.retrieve_index[:, :1], index),
             )
         return accepted, target_ids
 
     def _commit(self, accepted: AcceptedPath, window: RoundWindow) -> None:
         """Move the target's KV rows of the accepted nodes to the front of the window."""
-        moves = commit_plan(accepted, window.num_nodes)
+        moves = commit_plan(accepted)
         sources = window.slots.gather(1, moves.source_slots)
         targets = window.slots.gather(1, moves.target_slots)
         if targets.device.type == "cpu":
@@ -372,14 +372,16 @@ class DDTreeWorker(DFlashWorkerV2):
         if targets.numel():
             self.model_runner.token_to_kv_pool.move_kv_cache(targets.reshape(-1), sources.reshape(-1))
 
-    def _extend_draft_context(self, accepted: AcceptedPath, window: RoundWindow, logits_output: Any) -> None:
+    def _extend_draft_context(
+        self, accepted: AcceptedPath, layout: TreeLayout, window: RoundWindow, logits_output: Any
+    ) -> None:
         """Give the drafter the target's hidden states of the accepted nodes, as DFLASH does for its chain."""
-        batch_size = accepted.accept_index.shape[0]
         path_len = min(self.max_path_len, window.num_nodes)
-        hidden = logits_output.hidden_states.view(batch_size, window.num_nodes, -1)
+        # P rows per request; where the path has ended, the root's again, which `commit_lens` leaves out.
+        rows = layout.root_rows + accepted.accept_index[:, :path_len].clamp(min=0)
         slots = window.slots[:, :path_len].contiguous()
         self._append_target_hidden_to_draft_kv_by_loc(
-            target_hidden=gather_rows(hidden, accepted.accept_index[:, :path_len]).flatten(0, 1),
+            target_hidden=logits_output.hidden_states.index_select(0, rows.flatten()),
             cache_loc=slots.reshape(-1),
             cache_loc_2d=slots,
             positions=(window.prefix_lens.unsqueeze(1) + self._block_pos_offsets[:path_len]).flatten(),

@@ -1,4 +1,4 @@
-"""The walk, by hand and against a walk one node at a time; and the target's draws."""
+"""The walk, by hand and against a walk one node at a time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddtree_sglang.core import DraftTree, build_draft_tree, draw_target_tokens, walk_tree
+from ddtree_sglang.core import DraftTree, build_draft_tree, walk_tree
 from tests.core.tree_cases import batch_of, chain_tree, make_tree, random_candidates, sample_tree
 
 
@@ -121,75 +121,3 @@ def test_walk_of_a_batch_keeps_requests_apart() -> None:
 def test_walk_with_bad_input_names_the_argument(target_ids: torch.Tensor, max_path_len: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         walk_tree(sample_tree(), target_ids, max_path_len)
-
-
-def chi_square_p_value(counts: torch.Tensor, expected: torch.Tensor) -> float:
-    """Of Pearson's statistic over the cells; every cell must be expected."""
-    statistic = ((counts - expected) ** 2 / expected).sum()
-    degrees = torch.tensor((counts.numel() - 1) / 2, dtype=torch.float64)
-    return float(torch.special.gammaincc(degrees, statistic.double() / 2))
-
-
-PROBS = torch.tensor([[[0.0, 0.5, 0.25, 0.0, 0.2, 0.05, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]])
-
-
-@pytest.mark.parametrize("source", ["generator", "uniform"])
-def test_draws_follow_the_distribution_and_never_take_an_impossible_token(source: str) -> None:
-    num_draws = 20000
-    generator = torch.Generator().manual_seed(17)
-    probs = PROBS.expand(num_draws, 2, 7)
-    if source == "generator":
-        drawn = draw_target_tokens(probs, generator=generator)
-    else:
-        drawn = draw_target_tokens(probs, uniform=torch.rand(num_draws, 2, generator=generator))
-    assert drawn.shape == (num_draws, 2)
-    assert drawn.dtype == torch.int64
-    assert bool((drawn[:, 1] == 0).all())
-    counts = torch.bincount(drawn[:, 0], minlength=7)
-    possible = PROBS[0, 0] > 0
-    assert int(counts[~possible].sum()) == 0
-    assert chi_square_p_value(counts[possible], PROBS[0, 0][possible] * num_draws) > 1e-3
-    skewed = torch.tensor([0.53, 0.22, 0.2, 0.05])
-    assert chi_square_p_value(counts[possible], skewed * num_draws) < 1e-6  # the test can tell
-
-
-def test_draws_with_the_same_source_repeat_and_with_another_differ() -> None:
-    probs = torch.full((1, 64, 50), 0.02)
-    first = draw_target_tokens(probs, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(first, draw_target_tokens(probs, generator=torch.Generator().manual_seed(1)))
-    assert not torch.equal(first, draw_target_tokens(probs, generator=torch.Generator().manual_seed(2)))
-
-
-@pytest.mark.parametrize(("number", "token"), [(0.0, 1), (0.499, 1), (0.501, 2), (1.0 - 2**-53, 5), (1.0, 5)])
-def test_draws_by_inversion_at_the_edges_stay_inside_the_support(number: float, token: int) -> None:
-    uniform = torch.tensor([[number]], dtype=torch.float64)
-    assert draw_target_tokens(PROBS[:, :1], uniform=uniform).item() == token
-
-
-def test_draws_by_inversion_use_the_actual_sum_of_the_probabilities() -> None:
-    """150,000 float32 probabilities do not sum to 1, and the draw must not lean to either end for it."""
-    probs = torch.full((1, 1, 150_000), 0.5 / 150_000)
-    assert abs(draw_target_tokens(probs, uniform=torch.tensor([[0.5]])).item() - 75_000) < 10
-
-
-def test_draws_survive_a_clock_of_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    """0 / 0 is NaN, which argmax prefers to every number: an impossible token would be drawn."""
-    monkeypatch.setattr(torch.Tensor, "exponential_", lambda self, generator=None: self.zero_())
-    assert draw_target_tokens(torch.tensor([[[0.0, 1.0, 0.0]]])).item() == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"probs": torch.ones(2, 3)}, r"probs must be \[B, N, V\]"),
-        ({"probs": torch.ones(2, 3, 4, dtype=torch.int64)}, "floating point"),
-        ({"probs": torch.ones(2, 3, 4), "uniform": torch.zeros(2)}, r"uniform must be \[B, N\]"),
-        (
-            {"probs": torch.ones(2, 3, 4), "uniform": torch.zeros(2, 3), "generator": torch.Generator()},
-            "one source of randomness",
-        ),
-    ],
-)
-def test_draws_with_bad_input_name_the_argument(arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        draw_target_tokens(**arguments)

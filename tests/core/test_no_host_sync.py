@@ -16,11 +16,9 @@ from torch.overrides import TorchFunctionMode
 from ddtree_sglang.core import (
     ancestor_mask,
     build_draft_tree,
+    chain_commit_lens,
     commit_plan,
-    count_round,
-    draw_target_tokens,
     flat_tree_mask,
-    gather_rows,
     layout_draft_tree,
     tail_cell_index,
     walk_tree,
@@ -61,8 +59,7 @@ def whole_round(device: str, batch_size: int = 2, num_nodes: int = 12, depth: in
     candidates = random_candidates(1, batch_size, depth, 9, 6)
     ids, logprobs, roots = (tensor.to(device) for tensor in (candidates.ids, candidates.logprobs, candidates.root_ids))
     prefix_lens = torch.full((batch_size,), 3).to(device)
-    probs = torch.rand(batch_size, num_nodes, 9).to(device)
-    uniform = torch.rand(batch_size, num_nodes).to(device)
+    target_ids = torch.zeros(batch_size, num_nodes, dtype=torch.int64).to(device)
     build_draft_tree(ids, logprobs, roots, num_nodes)  # fills the cache of index tables
 
     def run() -> None:
@@ -72,11 +69,9 @@ def whole_round(device: str, batch_size: int = 2, num_nodes: int = 12, depth: in
         ancestors = ancestor_mask(tree.parents, max_depth=depth)
         tail_cell_index(prefix_lens, num_nodes)
         flat_tree_mask(ancestors, prefix_lens, total_prefix_len=3 * batch_size)
-        draw_target_tokens(probs, uniform=uniform)
-        accepted = walk_tree(tree, draw_target_tokens(probs), depth + 1)
-        commit_plan(accepted, num_nodes)
-        count_round(tree, accepted)
-        gather_rows(probs, accepted.accept_index)
+        accepted = walk_tree(tree, target_ids, depth + 1)
+        commit_plan(accepted)
+        chain_commit_lens(tree, accepted)
 
     if device == "cpu":
         with NoHostRead():

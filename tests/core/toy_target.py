@@ -11,7 +11,6 @@ from ddtree_sglang.core import (
     ancestor_mask,
     build_draft_tree,
     commit_plan,
-    gather_rows,
     layout_draft_tree,
     walk_tree,
 )
@@ -131,14 +130,15 @@ def tree_round(
     logits = target.forward(tree.token_ids, layout.positions, window, mask)
 
     accepted = walk_tree(tree, logits.argmax(-1), draft_logprobs.shape[1] + 1)
-    plan = commit_plan(accepted, num_nodes)
+    plan = commit_plan(accepted)
     final = prefix_lens + accepted.commit_lens
     target.move_rows(
         prefix_lens.unsqueeze(1) + plan.source_slots,
         prefix_lens.unsqueeze(1) + plan.target_slots,
         torch.arange(MAX_LEN) >= final.unsqueeze(1),
     )
-    # Row j of the gathered logits must be the choice after the j-th accepted node.
-    gathered = gather_rows(logits, accepted.accept_index).argmax(-1)
-    assert torch.equal(gathered[plan.valid], accepted.token_ids[plan.valid])
+    # The j-th row of the flat batch holds the choice after the j-th accepted node.
+    rows = layout.root_rows + accepted.accept_index
+    on_path = accepted.accept_index >= 0
+    assert torch.equal(logits.flatten(0, 1)[rows[on_path]].argmax(-1), accepted.token_ids[on_path])
     return accepted

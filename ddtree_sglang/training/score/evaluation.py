@@ -2,7 +2,7 @@
 
 The answers are the target's own greedy text, so a draft is accepted exactly as far as it agrees with the
 stored tokens: blocks are drafted at every answer position from stored features, and the decoding rounds are
-then walked. Accept length is tokens committed per round, the bonus token included.
+then walked. Accept length is `core.acceptance_stats.accept_length`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddtree_sglang.core import build_draft_tree
+from ddtree_sglang.core import accept_length, build_draft_tree, count_rounds, walk_tree
 from ddtree_sglang.training.data.conversations import Conversations
 from ddtree_sglang.training.features.cache import FeatureCache
 from ddtree_sglang.training.fit.anchor_batches import AnchorBatch, gather_batch
@@ -31,8 +31,8 @@ class DraftScore:
 
     @property
     def accept_length(self) -> float:
-        """Tokens committed per round over all conversations, bonus included."""
-        return sum(self.tokens) / max(1, sum(self.rounds))
+        """Tokens committed per round over all conversations, bonus included; 0 without a round."""
+        return accept_length(sum(self.tokens), sum(self.rounds)) or 0.0
 
     def confidence_interval(self, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
         """95 % bootstrap interval of the accept length over conversations."""
@@ -97,9 +97,8 @@ def evaluate_drafter(
         accepted = _accepted_drafts(top_ids, top_logprobs, batch, budgets)
         counter.add(top_ids, top_logprobs, batch.labels[0], batch.valid[0])
         for name in names:
-            walked = _walk_rounds(accepted[name])
             tokens[name].append(length - 1 - start)
-            rounds[name].append(walked)
+            rounds[name].append(count_rounds((accepted[name] + 1).tolist()))
     scores = {name: DraftScore(tuple(tokens[name]), tuple(rounds[name])) for name in names}
     return Evaluation(scores, counter)
 
@@ -137,26 +136,7 @@ def _accepted_drafts(
             batch.anchor_tokens[0],
             budget + 1,
         )
-        accepted[f"tree{budget}"] = _deepest_match(tree.token_ids, tree.parents, tree.depths, labels)
+        # What the target says after a node of depth d is the answer's token d + 1 past the anchor, on its path.
+        target_ids = labels.gather(1, tree.depths.clamp(max=labels.shape[1] - 1))
+        accepted[f"tree{budget}"] = walk_tree(tree, target_ids, labels.shape[1] + 1).num_correct_drafts
     return accepted
-
-
-def _deepest_match(token_ids: Tensor, parents: Tensor, depths: Tensor, labels: Tensor) -> Tensor:
-    """Depth [A] of the deepest node whose whole path agrees with labels [A, D]; 0 when only the root does."""
-    wanted = labels.gather(1, (depths - 1).clamp_min(0))
-    matches = (token_ids == wanted) & (parents >= 0)
-    matches[:, 0] = True
-    on_path = matches.clone()
-    for _ in range(labels.shape[1]):  # each pass settles one more level
-        on_path &= on_path.gather(1, parents.clamp_min(0))
-    return (depths * on_path).amax(1)
-
-
-def _walk_rounds(accepted: Tensor) -> int:
-    """Rounds that decoding takes when round at anchor a commits accepted[a] drafts and one bonus token."""
-    steps = (accepted + 1).tolist()
-    position = rounds = 0
-    while position < len(steps):
-        position += steps[position]
-        rounds += 1
-    return rounds

@@ -16,6 +16,9 @@ from typing import Any
 import pytest
 
 from ddtree_sglang.config import DEFAULT_BUDGET, DEFAULT_VERIFY_TOKENS, DDTreeConfig
+from ddtree_sglang.engine.admission.request_rules import REQUEST_RULES
+from ddtree_sglang.engine.admission.server_args import ARGUMENT_RULES, TREE_BACKENDS
+from ddtree_sglang.engine.admission.target_checks import WINDOW_BACKENDS
 from ddtree_sglang.engine.cli_flags import add_ddtree_flags
 from deploy import serve_demo
 from tests.architecture import ROOT
@@ -135,6 +138,27 @@ def test_numbers_of_readme_are_those_of_the_result_file(label: str, system: str)
     rows = [line.replace("*", "") for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     (row,) = [row for row in rows if row[2:].startswith(label)]
     assert [cell.strip() for cell in row.split("|")[2:-1]] == readme_row(system)
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_every_rule_of_admission_is_among_the_refusals() -> None:
+    text = (DOCS / "guarantees.md").read_text(encoding="utf-8")
+    flags = {flag for rule in ARGUMENT_RULES for flag in re.findall(r"--[a-z][a-z-]*[a-z]", rule.message)}
+    # In words there: DP attention, two-batch overlap, PD multiplexing. The drafter's path is what must be given.
+    in_words = {"--enable-dp-attention", "--attn-dp-size", "--enable-two-batch-overlap", "--enable-pdmux"}
+    flags -= in_words | {"--speculative-draft-model-path", "--tp-size"}
+    flags = {flag if flag != "--lora" else "--enable-lora" for flag in flags}
+    names = {name for rule in REQUEST_RULES for name in rule.name.split(" under ")}
+    assert [name for name in sorted(flags | names) if f"`{name}" not in text] == []
+
+
+def test_backends_of_the_tables_are_those_that_are_taken() -> None:
+    readme = README.read_text(encoding="utf-8")
+    row = next(line for line in readme.splitlines() if line.startswith("| attention backends"))
+    assert set(re.findall(r"`(\w+)`", row)) == set(TREE_BACKENDS)
+    assert set(WINDOW_BACKENDS) == {"fa3", "ddtree_cpu"}, "README and guarantees.md say where a window is served"
 
 
 # -- flags and keys --------------------------------------------------------------------------------------------------

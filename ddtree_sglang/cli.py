@@ -64,8 +64,10 @@ def _demo() -> str:
     from ddtree_sglang.demo.drafter import shipped_drafter
     from ddtree_sglang.demo.smollm2_source import find_gguf
 
-    drafter = shipped_drafter()
-    try:
-        return f"target {find_gguf().name}, drafter {drafter}"
-    except DemoNotInstalledError as error:
-        return f"no embedded target, which only the demo needs: {error}"
+    found, absent = [], []
+    for part, find in (("target", find_gguf), ("drafter", shipped_drafter)):
+        try:
+            found.append(f"{part} {find().name}")
+        except DemoNotInstalledError as error:
+            absent.append(f"no {part} (only the demo needs one): {error}")
+    return "; ".join(found + absent)

@@ -20,7 +20,10 @@ class ModelSourceError(DDTreeError, RuntimeError):
 
 
 class DemoNotInstalledError(ModelSourceError):
-    """A package that the embedded model comes from or is read with is not installed; serving needs none of them."""
+    """A part of the demo is not installed: the target, a package that reads it, or the drafter's weights.
+
+    Serving a model of your own needs none of them.
+    """
 
 
 class DrafterFilesError(DDTreeError, RuntimeError):

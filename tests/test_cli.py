@@ -44,7 +44,7 @@ def test_doctor_needs_no_demo(capsys: pytest.CaptureFixture[str], monkeypatch: p
     )
     monkeypatch.setenv(CONFIG_ENV, "")
     assert cli.main(["doctor"]) == 0
-    assert "ok      demo: no embedded target, which only the demo needs" in capsys.readouterr().out
+    assert "ok      demo: drafter drafter; no target (only the demo needs one)" in capsys.readouterr().out
 
 
 def test_doctor_names_damaged_files_of_the_demo(

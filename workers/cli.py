@@ -22,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ddtree_sglang.exceptions import DDTreeError
 from workers.cluster.loopback import is_loopback
 from workers.config import WorkerConfig, load_worker_config
 from workers.http.security import DEFAULT_VARIABLE, ApiKey
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return int(args.command(args))
-    except ValueError as error:
+    except (ValueError, DDTreeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -6,11 +6,17 @@ Starts nothing and loads no model.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from ddtree_sglang import __version__
 from ddtree_sglang.config import CONFIG_ENV, DDTreeConfig
+from ddtree_sglang.contract.cpu_platform import CPU_PLATFORM
+from ddtree_sglang.contract.engine import ENGINE
+from ddtree_sglang.contract.models import MODELS
+from ddtree_sglang.contract.start import require, require_release
+from ddtree_sglang.contract.workers import WORKERS
 from ddtree_sglang.exceptions import DDTreeError, DemoNotInstalledError
 
 
@@ -29,6 +35,7 @@ def doctor() -> int:
     checks: tuple[tuple[str, Callable[[], str]], ...] = (
         ("engine", _engine),
         ("platform", _platform),
+        ("workers", _workers),
         (CONFIG_ENV, _configuration),
         ("demo", _demo),
     )
@@ -43,17 +50,26 @@ def doctor() -> int:
 
 
 def _engine() -> str:
-    from ddtree_sglang.contract.engine import CONTRACT, check_contract
-
-    check_contract()
-    return f"sglang {version('sglang')}, all {len(CONTRACT)} names that DDTREE relies on are as expected"
+    require(ENGINE)
+    require_release()
+    return f"sglang {version('sglang')}, all {len(ENGINE)} rows hold"
 
 
 def _platform() -> str:
     from ddtree_sglang.cpu_platform import activate
 
     platform = activate()
-    return "SGLang's own platform serves" if platform is None else f"no accelerator seen, {platform} serves"
+    if platform is None:
+        return "SGLang's own platform serves"
+    require(CPU_PLATFORM)
+    return f"no accelerator seen, {platform} serves, all {len(CPU_PLATFORM)} rows hold"
+
+
+def _workers() -> str:
+    if importlib.util.find_spec("ray") is None:
+        return "Ray is not installed, which only replicas need"
+    require(WORKERS)
+    return f"ray {version('ray')}, all {len(WORKERS)} rows hold"
 
 
 def _configuration() -> str:
@@ -64,6 +80,7 @@ def _demo() -> str:
     from ddtree_sglang.demo.drafter import shipped_drafter
     from ddtree_sglang.demo.smollm2_source import find_gguf
 
+    require(MODELS)
     found, absent = [], []
     for part, find in (("target", find_gguf), ("drafter", shipped_drafter)):
         try:

@@ -2,7 +2,7 @@
 
 SGLang's `ServerArgs` is sealed, so what it has no field for travels to the scheduler processes (and to Ray
 actors) in the environment variable `DDTREE_CONFIG`: the path of a JSON file, or the JSON object itself. The
-command-line flags of `engine/admission/server_args.py` write that variable; nobody else does.
+command-line flags (`engine/cli_flags.py`) and the workers' application (`workers/app.py`) write that variable.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every exception that the package raises on purpose, in one place."""
+"""The exceptions that several rooms raise or that a user meets; a room's own stand in that room."""
 
 from __future__ import annotations
 

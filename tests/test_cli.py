@@ -9,7 +9,7 @@ import pytest
 
 from ddtree_sglang import cli
 from ddtree_sglang.config import CONFIG_ENV
-from ddtree_sglang.contract import engine as contract
+from ddtree_sglang.contract import start
 from ddtree_sglang.demo.drafter import shipped_drafter
 
 pytestmark = pytest.mark.sglang
@@ -21,14 +21,14 @@ def test_doctor_is_content_with_this_machine(
     monkeypatch.setenv(CONFIG_ENV, "")
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out
-    assert out.count("ok      ") == 4
+    assert out.count("ok      ") == 5
     assert "sglang 0.5.23" in out
 
 
 def test_doctor_names_a_wrong_engine_and_a_wrong_configuration(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contract, "version", lambda name: "0.5.24")
+    monkeypatch.setattr(start, "version", lambda name: "0.5.24")
     monkeypatch.setenv(CONFIG_ENV, '{"budget": 0}')
     assert cli.main(["doctor"]) == 1
     out = capsys.readouterr().out

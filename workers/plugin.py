@@ -18,7 +18,11 @@ def register() -> None:
 
 
 def install_if_asked(result: Any, server_args: Any) -> None:
-    """AFTER hook on `ServerArgs.resolve_once`, in the launching process: its children start no ranks."""
+    """AFTER hook on `ServerArgs.resolve_once`, in the launching process: its children start no ranks.
+
+    Raises:
+        EngineContractError: SGLang or Ray is not what the workers were written against.
+    """
     if server_args.use_ray and multiprocessing.parent_process() is None:
         from workers.replicas.rank_actor import install_rank_actors
 

@@ -1,225 +1,300 @@
-"""Every SGLang name that the CPU platform replaces, overrides or calls, and the parameters that it must have.
-
-`mismatches()` compares the table with the installed engine. A test runs it, so that a new SGLang version fails there
-and not in the middle of a request. Parameter names are listed in order, without ``self``; ``None`` means that only the
-name's existence matters.
-"""
+"""What the CPU platform replaces, overrides, calls and reads, of SGLang and of torch's internals."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
-from dataclasses import dataclass
-from typing import Any
+from ddtree_sglang.contract.check import Row
 
+_CHOICES = "sglang.srt.arg_groups.choices"
+_BASE_ATTN_BACKEND = "sglang.srt.layers.attention.base_attn_backend"
+_MEMORY_POOL = "sglang.srt.mem_cache.memory_pool"
+_LLAMA = "sglang.srt.models.llama"
+_INTERFACE = "sglang.srt.platforms.interface"
 
-@dataclass(frozen=True)
-class Contract:
-    """One name in SGLang: where it is, what it takes, and which of our modules depends on it."""
-
-    module: str
-    attribute: str
-    parameters: tuple[str, ...] | None
-    used_by: str
-
-
-_TABLE_WINDOW = ("req_pool_indices", "req_to_token", "start_offset", "end_offset")
-_ATTENTION = ("q", "k", "v", "layer", "forward_batch", "save_kv_cache", "kwargs")
-
-REPLACED: tuple[Contract, ...] = (
-    Contract(
-        "sglang.srt.mem_cache.allocation",
-        "assign_req_to_token_pool_func",
-        (*_TABLE_WINDOW, "out_cache_loc", "batch_size"),
-        "triton_replacements.assign_req_to_token_pool",
-    ),
-    Contract(
-        "sglang.kernels.ops.speculative.cache_locs",
-        "assign_extend_cache_locs_func",
-        (*_TABLE_WINDOW, "batch_size", "draft_token_num", "device"),
-        "triton_replacements.extend_cache_locs",
-    ),
-    Contract(
-        "sglang.kernels.ops.attention.table_qk_norm_rope",
-        "table_qk_norm_rope_",
-        (
-            "qkv",
-            "positions",
-            "q_weight",
-            "k_weight",
-            "cos_sin_cache",
-            "num_q_heads",
-            "num_k_heads",
-            "head_dim",
-            "eps",
-        ),
-        "operators.table_qk_norm_rope_",
-    ),
-    Contract("torch", "Tensor.record_stream", None, "hooks"),
-    Contract(
-        "sglang.srt.layers.quantization.unquant",
-        "UnquantizedLinearMethod.apply",
-        ("layer", "x", "bias"),
-        "dense_linear",
-    ),
-    Contract(
-        "sglang.srt.layers.quantization.unquant",
-        "UnquantizedEmbeddingMethod.apply",
-        ("layer", "x", "bias"),
-        "dense_linear",
-    ),
-    Contract(
-        "sglang.srt.models.llama",
-        "LlamaModel.forward",
-        ("input_ids", "positions", "forward_batch", "input_embeds", "pp_proxy_tensors"),
-        "lean_llama",
-    ),
-    Contract(
-        "sglang.srt.layers.layernorm",
-        "RMSNorm.forward_native",
-        ("x", "residual", "post_residual_addition", "quant_linear"),
-        "operators.rms_norm",
-    ),
-    Contract("sglang.srt.layers.activation", "SiluAndMul.forward_native", ("x",), "operators.silu_and_mul"),
-    Contract(
-        "sglang.srt.layers.rotary_embedding.base",
-        "RotaryEmbedding.forward_native",
-        ("positions", "query", "key", "offsets", "fused_set_kv_buffer_arg"),
-        "operators.rotary_embedding",
-    ),
-)
-"""Engine functions that run our torch version on this platform."""
-
-OVERRIDDEN: tuple[Contract, ...] = (
-    Contract("sglang.srt.mem_cache.memory_pool", "MHATokenToKVPool._init_kv_copy_and_warmup", (), "kv_pool"),
-    Contract("sglang.srt.mem_cache.memory_pool", "MHATokenToKVPool._create_buffers_normal", (), "kv_pool"),
-    Contract("sglang.srt.mem_cache.memory_pool", "MHATokenToKVPool._kv_buffer_shapes", (), "kv_pool"),
-    Contract(
-        "sglang.srt.mem_cache.memory_pool",
-        "MHATokenToKVPool._move_kv_cache_impl",
-        ("tgt_loc", "src_loc"),
-        "kv_pool",
-    ),
-    Contract(
-        "sglang.srt.mem_cache.memory_pool",
-        "MHATokenToKVPool._store_kv_layer",
-        ("layer_idx", "loc", "cache_k", "cache_v"),
-        "kv_pool",
-    ),
-    Contract(
-        "sglang.srt.layers.attention.base_attn_backend",
-        "AttentionBackend.init_forward_metadata",
-        ("forward_batch",),
-        "attention_backend",
-    ),
-    Contract(
-        "sglang.srt.layers.attention.base_attn_backend",
-        "AttentionBackend.forward_decode",
-        _ATTENTION,
-        "attention_backend",
-    ),
-    Contract(
-        "sglang.srt.layers.attention.base_attn_backend",
-        "AttentionBackend.forward_extend",
-        _ATTENTION,
-        "attention_backend",
-    ),
-    *(
-        Contract("sglang.srt.platforms.interface", f"SRTPlatform.{name}", parameters, "platform")
-        for name, parameters in (
-            ("apply_server_args_defaults", ("server_args",)),
-            ("get_default_attention_backend", ()),
-            ("get_default_speculative_draft_attention_backend", ("algorithm",)),
-            ("supports_speculative_algorithm", ("algorithm",)),
-            ("supports_speculative_draft_attention_backend", ("algorithm", "backend")),
-            ("get_speculative_cache_locs_fn", ()),
-            ("get_kv_pool_cls", ("kind",)),
-            ("get_dispatch_key_name", ()),
-            ("init_backend", ()),
-            ("post_load_model", ("model",)),
-        )
-    ),
-)
-"""Engine methods that our subclasses override."""
-
-CALLED: tuple[Contract, ...] = (
-    Contract("sglang.srt.mem_cache.memory_pool", "MHATokenToKVPool.get_kv_buffer", ("layer_id",), "kv_pool"),
-    Contract(
-        "sglang.srt.mem_cache.memory_pool",
-        "move_kv_cache_native",
-        ("k_buffer", "v_buffer", "tgt_loc", "src_loc"),
-        "kv_pool",
-    ),
-    Contract(
+CPU_PLATFORM: tuple[Row, ...] = (
+    Row(
         "sglang.kernels.fused_op",
         "BaseFusedOp.register_oot_forward",
-        ("op_cls", "fn", "platform_key"),
+        "op_cls fn platform_key",
         "operators",
+        exact=True,
     ),
-    Contract("sglang.srt.layers.attention.attention_registry", "register_attention_backend", ("name",), "hooks"),
-    Contract("sglang.srt.layers.attention.attention_registry", "ATTENTION_BACKENDS", None, "hooks"),
-    Contract(
-        "sglang.srt.speculative.dflash_worker_v2",
-        "DFlashWorkerV2._greedy_sample_from_vocab_parallel_head",
-        ("hidden_states", "lm_head", "chunk_size"),
-        "hooks.install_draft_head",
+    Row(
+        "sglang.kernels.ops.attention.table_qk_norm_rope",
+        "table_qk_norm_rope_",
+        "qkv positions q_weight k_weight cos_sin_cache num_q_heads num_k_heads head_dim eps",
+        "operators",
+        exact=True,
     ),
-    Contract(
-        "sglang.srt.speculative.dflash_worker_v2",
-        "DFlashWorkerV2._greedy_sample_from_quantized_head",
-        ("hidden_states", "lm_head", "chunk_size"),
-        "hooks.install_draft_head",
+    Row(
+        "sglang.kernels.ops.speculative.cache_locs",
+        "assign_extend_cache_locs_func",
+        "req_pool_indices req_to_token start_offset end_offset batch_size draft_token_num device",
+        "triton_replacements",
+        exact=True,
     ),
-    Contract("sglang.srt.models.dflash", "DFlashDraftModel.project_target_hidden", None, "platform"),
-    Contract("torch", "ops.mkldnn._linear_pointwise", None, "dense_linear"),
-    Contract("torch", "ops.mkldnn._reorder_linear_weight", None, "dense_linear"),
-    Contract("torch", "ops.mkldnn._is_mkldnn_bf16_supported", None, "dense_linear"),
-    Contract(
-        "sglang.srt.model_executor.model_runner_components.weight_updater",
-        "_unsupported_derived_weight_cache_error",
-        ("model",),
-        "dense_linear",
+    Row("sglang.srt.arg_groups", "choices", "", "hooks"),
+    Row(_CHOICES, "ATTENTION_BACKEND_CHOICES", "", "hooks"),
+    Row(_CHOICES, "DRAFT_ATTENTION_BACKEND_CHOICES", "", "hooks"),
+    Row(_CHOICES, "add_attention_backend_choices", "", "hooks"),
+    Row(_CHOICES, "add_draft_attention_backend_choices", "", "hooks"),
+    Row("sglang.srt.arg_groups.fields.device", "Device", "device sleep_on_idle", "server_defaults"),
+    Row("sglang.srt.arg_groups.fields.exec_", "ExecComm", "disable_custom_all_reduce", "server_defaults"),
+    Row("sglang.srt.arg_groups.fields.exec_", "ExecGraph", "cuda_graph_config", "server_defaults"),
+    Row("sglang.srt.arg_groups.fields.exec_", "ExecKernel", "attention_backend sampling_backend", "server_defaults"),
+    Row("sglang.srt.arg_groups.fields.lora", "Lora", "enable_lora", "lean_llama"),
+    Row("sglang.srt.arg_groups.fields.model", "Model", "dtype kv_cache_dtype", "server_defaults"),
+    Row("sglang.srt.arg_groups.fields.observability", "Observability", "forward_hooks", "lean_llama"),
+    Row(
+        "sglang.srt.arg_groups.fields.parallel",
+        "Parallel",
+        "dp_size pp_size tp_size",
+        "hooks, lean_llama, memory_budget, server_defaults",
     ),
-    Contract("sglang.srt.model_executor.forward_context", "get_attn_backend", (), "lean_llama"),
-    Contract("sglang.srt.layers.aux_hidden_states", "AuxHiddenStateList.capture", ("hidden", "owned"), "lean_llama"),
-    Contract("sglang.srt.layers.rotary_embedding.rope_variant", "Llama3RotaryEmbedding", None, "operators"),
-    Contract("sglang.srt.arg_groups.choices", "add_attention_backend_choices", None, "hooks"),
-    Contract("sglang.srt.arg_groups.choices", "add_draft_attention_backend_choices", None, "hooks"),
-    Contract("sglang.srt.arg_groups.model_override_base", "model_config_of", ("server_args",), "memory_budget"),
-    Contract(
-        "sglang.srt.model_executor.cuda_graph_config",
-        "with_phase",
-        ("config", "phase", "changes"),
+    Row(
+        "sglang.srt.arg_groups.fields.schedule",
+        "Schedule",
+        "chunked_prefill_size disable_overlap_schedule max_running_requests max_total_tokens mem_fraction_static",
         "server_defaults",
     ),
-    Contract("sglang.srt.plugins.hook_registry", "HookRegistry.apply_hooks", (), "hooks"),
-    Contract(
+    Row("sglang.srt.arg_groups.model_override_base", "model_config_of", "server_args", "memory_budget", exact=True),
+    Row("sglang.srt.arg_groups.overrides", "_ForeignDefaults", "_cfg", "memory_budget"),
+    Row("sglang.srt.configs.model_config", "AttentionArch", "MHA", "memory_budget"),
+    Row(
+        "sglang.srt.configs.model_config",
+        "ModelConfig",
+        "attention_arch context_len dtype get_num_kv_heads head_dim num_hidden_layers",
+        "memory_budget",
+    ),
+    Row("sglang.srt.layers.activation", "SiluAndMul.forward_native", "x", "operators", exact=True),
+    Row("sglang.srt.layers.attention.attention_registry", "ATTENTION_BACKENDS", "", "hooks"),
+    Row("sglang.srt.layers.attention.attention_registry", "register_attention_backend", "name", "hooks", exact=True),
+    Row(
+        _BASE_ATTN_BACKEND,
+        "AttentionBackend",
+        "forward_metadata get_cuda_graph_seq_len_fill_value support_triton",
+        "backend",
+    ),
+    Row(
+        _BASE_ATTN_BACKEND,
+        "AttentionBackend.forward_decode",
+        "q k v layer forward_batch save_kv_cache kwargs",
+        "backend",
+        exact=True,
+    ),
+    Row(
+        _BASE_ATTN_BACKEND,
+        "AttentionBackend.forward_extend",
+        "q k v layer forward_batch save_kv_cache kwargs",
+        "backend",
+        exact=True,
+    ),
+    Row(_BASE_ATTN_BACKEND, "AttentionBackend.init_forward_metadata", "forward_batch", "backend", exact=True),
+    Row("sglang.srt.layers.aux_hidden_states", "AuxHiddenStateList.capture", "hidden owned", "lean_llama", exact=True),
+    Row(
+        "sglang.srt.layers.layernorm",
+        "RMSNorm",
+        "cast_x_before_out_mul fp32_residual hidden_size override_orig_dtype variance_epsilon "
+        "variance_size_override weight",
+        "operators",
+    ),
+    Row(
+        "sglang.srt.layers.layernorm",
+        "RMSNorm.forward_native",
+        "x residual post_residual_addition quant_linear",
+        "operators",
+        exact=True,
+    ),
+    Row("sglang.srt.layers.linear", "LinearBase", "forward quant_method", "dense_linear, lean_llama"),
+    Row("sglang.srt.layers.quantization.base_config", "QuantizeMethodBase", "apply", "lean_llama"),
+    Row(
+        "sglang.srt.layers.quantization.unquant",
+        "UnquantizedEmbeddingMethod.apply",
+        "layer x bias",
+        "dense_linear",
+        exact=True,
+    ),
+    Row(
+        "sglang.srt.layers.quantization.unquant",
+        "UnquantizedLinearMethod.apply",
+        "layer x bias",
+        "dense_linear, lean_llama",
+        exact=True,
+    ),
+    Row("sglang.srt.layers.radix_attention", "AttentionType", "DECODER", "backend"),
+    Row(
+        "sglang.srt.layers.radix_attention",
+        "RadixAttention",
+        "attn_type is_cross_attention k_scale layer_id logit_cap qk_head_dim scaling sliding_window_size "
+        "tp_k_head_num tp_q_head_num tp_v_head_num v_head_dim v_scale xai_temperature_len",
+        "backend, lean_llama",
+    ),
+    Row(
+        "sglang.srt.layers.rotary_embedding.base",
+        "RotaryEmbedding",
+        "cos_sin_cache head_size is_neox_style rotary_dim",
+        "operators",
+    ),
+    Row(
+        "sglang.srt.layers.rotary_embedding.base",
+        "RotaryEmbedding.forward_native",
+        "positions query key offsets fused_set_kv_buffer_arg",
+        "lean_llama, operators",
+        exact=True,
+    ),
+    Row("sglang.srt.layers.rotary_embedding.rope_variant", "Llama3RotaryEmbedding", "", "operators"),
+    Row(
+        "sglang.srt.layers.vocab_parallel_embedding",
+        "ParallelLMHead",
+        "bias quant_method shard_indices weight",
+        "dense_linear, hooks, lean_llama",
+    ),
+    Row(
+        "sglang.srt.mem_cache.allocation",
+        "assign_req_to_token_pool_func",
+        "req_pool_indices req_to_token start_offset end_offset out_cache_loc batch_size",
+        "triton_replacements",
+        exact=True,
+    ),
+    Row(
+        _MEMORY_POOL,
+        "MHATokenToKVPool",
+        "_kv_copy_config k_buffer layer_num start_layer store_dtype v_buffer",
+        "kv_pool",
+    ),
+    Row(_MEMORY_POOL, "MHATokenToKVPool._create_buffers_normal", "", "kv_pool", exact=True),
+    Row(_MEMORY_POOL, "MHATokenToKVPool._init_kv_copy_and_warmup", "", "kv_pool", exact=True),
+    Row(_MEMORY_POOL, "MHATokenToKVPool._kv_buffer_shapes", "", "kv_pool", exact=True),
+    Row(_MEMORY_POOL, "MHATokenToKVPool._move_kv_cache_impl", "tgt_loc src_loc", "kv_pool", exact=True),
+    Row(_MEMORY_POOL, "MHATokenToKVPool._store_kv_layer", "layer_idx loc cache_k cache_v", "kv_pool", exact=True),
+    Row(_MEMORY_POOL, "MHATokenToKVPool.get_kv_buffer", "layer_id", "backend", exact=True),
+    Row(_MEMORY_POOL, "ReqToTokenPool", "req_to_token", "backend"),
+    Row(_MEMORY_POOL, "move_kv_cache_native", "k_buffer v_buffer tgt_loc src_loc", "kv_pool", exact=True),
+    Row("sglang.srt.model_executor.cuda_graph_config", "Backend", "DISABLED", "server_defaults"),
+    Row("sglang.srt.model_executor.cuda_graph_config", "Phase", "ALL", "server_defaults"),
+    Row(
+        "sglang.srt.model_executor.cuda_graph_config",
+        "with_phase",
+        "config phase changes",
+        "server_defaults",
+        exact=True,
+    ),
+    Row(
+        "sglang.srt.model_executor.forward_batch_info",
+        "ForwardBatch",
+        "batch_size extend_prefix_lens extend_seq_lens forward_mode input_ids out_cache_loc positions "
+        "req_pool_indices seq_lens spec_info",
+        "backend, lean_llama",
+    ),
+    Row(
+        "sglang.srt.model_executor.forward_batch_info",
+        "ForwardMode",
+        "is_decode is_idle is_target_verify",
+        "backend, lean_llama",
+    ),
+    Row("sglang.srt.model_executor.forward_context", "get_attn_backend", "", "lean_llama", exact=True),
+    Row(
+        "sglang.srt.model_executor.model_runner",
+        "ModelRunner",
+        "device dtype req_to_token_pool token_to_kv_pool use_mla_backend",
+        "backend",
+    ),
+    Row(
+        "sglang.srt.model_executor.model_runner_components.weight_updater",
+        "_unsupported_derived_weight_cache_error",
+        "model",
+        "dense_linear",
+        exact=True,
+    ),
+    Row("sglang.srt.models.dflash", "DFlashDraftModel.project_target_hidden", "", "platform"),
+    Row(_LLAMA, "LlamaAttention", "attn kv_size o_proj q_size qkv_proj rotary_emb", "lean_llama"),
+    Row(_LLAMA, "LlamaDecoderLayer", "input_layernorm mlp post_attention_layernorm self_attn", "lean_llama"),
+    Row(_LLAMA, "LlamaForCausalLM", "model", "lean_llama"),
+    Row(_LLAMA, "LlamaMLP", "down_proj gate_up_proj", "lean_llama"),
+    Row(_LLAMA, "LlamaModel", "layers layers_to_capture norm", "lean_llama"),
+    Row(
+        _LLAMA,
+        "LlamaModel.forward",
+        "input_ids positions forward_batch input_embeds pp_proxy_tensors",
+        "lean_llama",
+        exact=True,
+    ),
+    Row("sglang.srt.platforms", "current_platform", "", "cpu_platform"),
+    Row(
+        "sglang.srt.platforms.cpu",
+        "CpuDeviceMixin",
+        "_enum device_name device_type get_device get_torch_profiler_activity get_torch_profiler_activity_str "
+        "is_pin_memory_available",
+        "platform",
+    ),
+    Row("sglang.srt.platforms.device_mixin", "PlatformEnum", "OOT", "platform"),
+    Row(_INTERFACE, "KVPoolKind", "", "platform"),
+    Row(_INTERFACE, "PlatformCapabilities", "", "platform"),
+    Row(_INTERFACE, "SRTPlatform", "capabilities", "platform"),
+    Row(_INTERFACE, "SRTPlatform.apply_server_args_defaults", "server_args", "platform", exact=True),
+    Row(_INTERFACE, "SRTPlatform.get_default_attention_backend", "", "platform", exact=True),
+    Row(_INTERFACE, "SRTPlatform.get_default_speculative_draft_attention_backend", "algorithm", "platform", exact=True),
+    Row(_INTERFACE, "SRTPlatform.get_dispatch_key_name", "", "platform", exact=True),
+    Row(_INTERFACE, "SRTPlatform.get_kv_pool_cls", "kind", "platform", exact=True),
+    Row(_INTERFACE, "SRTPlatform.get_speculative_cache_locs_fn", "", "platform", exact=True),
+    Row(_INTERFACE, "SRTPlatform.init_backend", "", "platform", exact=True),
+    Row(_INTERFACE, "SRTPlatform.post_load_model", "model", "platform", exact=True),
+    Row(_INTERFACE, "SRTPlatform.supports_speculative_algorithm", "algorithm", "platform", exact=True),
+    Row(
+        _INTERFACE,
+        "SRTPlatform.supports_speculative_draft_attention_backend",
+        "algorithm backend",
+        "platform",
+        exact=True,
+    ),
+    Row("sglang.srt.plugins.hook_registry", "HookRegistry.apply_hooks", "", "hooks", exact=True),
+    Row(
         "sglang.srt.plugins.hook_registry",
         "HookRegistry.register",
-        ("target", "hook", "hook_type", "source"),
+        "target hook hook_type source",
         "hooks",
+        exact=True,
+    ),
+    Row("sglang.srt.plugins.hook_registry", "HookType", "AROUND REPLACE", "hooks"),
+    Row("sglang.srt.runtime_context", "get_lora", "", "lean_llama"),
+    Row("sglang.srt.runtime_context", "get_observability", "", "lean_llama"),
+    Row("sglang.srt.runtime_context", "get_parallel", "", "hooks, lean_llama"),
+    Row(
+        "sglang.srt.speculative.dflash_worker_v2",
+        "DFlashWorkerV2._greedy_sample_from_quantized_head",
+        "hidden_states lm_head chunk_size",
+        "hooks",
+        exact=True,
+    ),
+    Row(
+        "sglang.srt.speculative.dflash_worker_v2",
+        "DFlashWorkerV2._greedy_sample_from_vocab_parallel_head",
+        "hidden_states lm_head chunk_size",
+        "hooks",
+        exact=True,
+    ),
+    Row("torch", "Tensor.record_stream", "", "hooks", compiled=True),
+    Row(
+        "torch",
+        "ops.mkldnn._is_mkldnn_bf16_supported",
+        "",
+        "dense_linear",
+        compiled=True,
+        when="backends.mkldnn.is_available",
+    ),
+    Row(
+        "torch",
+        "ops.mkldnn._linear_pointwise",
+        "",
+        "dense_linear",
+        compiled=True,
+        when="backends.mkldnn.is_available",
+    ),
+    Row(
+        "torch",
+        "ops.mkldnn._reorder_linear_weight",
+        "",
+        "dense_linear",
+        compiled=True,
+        when="backends.mkldnn.is_available",
     ),
 )
-"""Engine functions that we call."""
-
-
-def mismatches() -> list[str]:
-    """What the installed SGLang has differently; one sentence each, empty when everything is as written here."""
-    found = (_mismatch(entry) for entry in (*REPLACED, *OVERRIDDEN, *CALLED))
-    return [message for message in found if message is not None]
-
-
-def _mismatch(entry: Contract) -> str | None:
-    where = f"{entry.module}.{entry.attribute}"
-    try:
-        value: Any = importlib.import_module(entry.module)
-        for name in entry.attribute.split("."):
-            value = getattr(value, name)
-    except (ImportError, AttributeError) as error:
-        return f"{where} does not exist ({error}); {entry.used_by} needs it."
-    if entry.parameters is None:
-        return None
-    actual = tuple(name for name in inspect.signature(value).parameters if name != "self")
-    if actual == entry.parameters:
-        return None
-    return f"{where} takes {actual}, not {entry.parameters}; {entry.used_by} needs it."

@@ -1,159 +1,230 @@
-"""Every SGLang name that the workers rely on, in one table, checked by tests/contract/test_worker_contract.py.
-
-The engine's side has its own table, `ddtree_sglang.contract.engine`, whose checker this uses: it reads SGLang's source.
-"""
+"""What the workers rely on of SGLang, Ray, transformers and torch's internals."""
 
 from __future__ import annotations
 
-from ddtree_sglang.contract.engine import Entry
+from ddtree_sglang.contract.check import Row
 
-_MANAGER = "sglang.srt.managers.tokenizer_manager"
-_OPENAI = "sglang.srt.entrypoints.openai"
-_SCHEDULE = "sglang.srt.managers.schedule_batch"
+_PROTOCOL = "sglang.srt.entrypoints.openai.protocol"
+_IO_STRUCT = "sglang.srt.managers.io_struct"
+_SCHEDULE_BATCH = "sglang.srt.managers.schedule_batch"
+_TOKENIZER_MANAGER = "sglang.srt.managers.tokenizer_manager"
+_ENGINE = "sglang.srt.ray.engine"
+_RUNTIME_CONTEXT = "sglang.srt.runtime_context"
 
-SGLANG_NAMES: tuple[Entry, ...] = (
-    # Ranks as actors.
-    Entry("sglang.srt.arg_groups.fields.device", "Device", ("use_ray",), "plugin"),
-    Entry(
-        "sglang.srt.ray.scheduler_actor",
-        "SchedulerActor.__init__",
-        ("server_args", "port_args", "gpu_id", "tp_rank", "pp_rank", "dp_rank", "dist_init_addr"),
-        "rank_actor",
+WORKERS: tuple[Row, ...] = (
+    Row("ray", "cluster_resources", "", "app, local, rank_launch"),
+    Row("ray", "get", "timeout", "engine_process, replica"),
+    Row("ray", "get_runtime_context", "", "engine_process, rank_actor, request_router"),
+    Row("ray", "init", "", "local"),
+    Row("ray", "kill", "", "engine_process"),
+    Row("ray", "method", "", "rank_actor"),
+    Row("ray", "remote", "", "app, rank_actor"),
+    Row("ray", "serve", "", "app, cli, ingress, job, replica"),
+    Row("ray", "shutdown", "", "cli"),
+    Row("ray.exceptions", "RayError", "", "request_router, serve_source"),
+    Row("ray.exceptions", "RayTaskError", "", "serve_source"),
+    Row("ray.exceptions", "TaskCancelledError", "", "serve_source"),
+    Row("ray.llm._internal.serve.engines.sglang.sglang_engine", "SGLangServer", "check_health engine", "replica"),
+    Row(
+        "ray.llm._internal.serve.routing_policies.prefix_aware.prefix_aware_router",
+        "PrefixCacheAffinityRouter",
+        "choose_replicas initialize_state on_replica_actor_died on_request_routed update_replicas",
+        "request_router",
     ),
-    Entry("sglang.srt.ray.scheduler_actor", "SchedulerActor.run_event_loop", (), "rank_actor"),
-    Entry("sglang.srt.ray.engine", "_create_scheduler_actor", ("pg", "bundle_idx", "server_args"), "rank_actor"),
-    Entry("sglang.srt.ray.engine", "_validate_custom_placement_group", ("pg", "world_size"), "rank_launch"),
-    Entry("sglang.srt.managers.load_snapshot", "shm_path_for", ("ipc_name",), "shared_memory"),
-    Entry("sglang.srt.ray.engine", "RayEngine._launch_scheduler_processes", ("placement_group",), "rank_launch"),
-    Entry("sglang.srt.ray.engine", "RaySchedulerInitResult", ("scheduler_actors",), "rank_launch"),
-    Entry(
+    Row("ray.llm._internal.serve.routing_policies.prefix_aware.prefix_tree", "PrefixTreeActor", "", "request_router"),
+    Row("ray.serve", "delete", "", "cli, job"),
+    Row(
+        "ray.serve",
+        "deployment",
+        "name num_replicas ray_actor_options max_ongoing_requests graceful_shutdown_timeout_s",
+        "app",
+    ),
+    Row("ray.serve", "get_deployment_actor", "", "replica"),
+    Row("ray.serve", "ingress", "", "ingress"),
+    Row("ray.serve", "run", "name route_prefix", "cli, job"),
+    Row("ray.serve", "shutdown", "", "cli"),
+    Row("ray.serve", "start", "", "cli"),
+    Row("ray.serve", "status", "", "cli, job"),
+    Row("ray.serve._private", "replica", "", "loopback"),
+    Row("ray.serve._private.constants", "SERVE_NAMESPACE", "", "readiness"),
+    Row("ray.serve._private.replica", "add_port_to_grpc_server", "", "loopback"),
+    Row("ray.serve._private.request_router", "PowerOfTwoChoicesRequestRouter", "choose_replicas", "request_router"),
+    Row(
+        "ray.serve.config",
+        "AutoscalingConfig",
+        "initial_replicas max_replicas min_replicas target_ongoing_requests",
+        "app",
+    ),
+    Row("ray.serve.config", "DeploymentActorConfig", "actor_class actor_options init_args name", "app"),
+    Row("ray.serve.config", "RequestRouterConfig", "request_router_class request_router_kwargs", "app"),
+    Row("ray.serve.context", "_get_global_client", "", "readiness"),
+    Row("ray.serve.exceptions", "BackPressureError", "", "serve_source"),
+    Row("ray.serve.exceptions", "RayServeException", "", "serve_source"),
+    Row("ray.serve.llm", "LLMConfig", "engine_kwargs model_loading_config server_cls", "app"),
+    Row("ray.util", "get_current_placement_group", "", "rank_launch"),
+    Row("ray.util", "get_node_ip_address", "", "loopback"),
+    Row("ray.util", "list_named_actors", "", "readiness"),
+    Row("ray.util", "placement_group", "strategy", "rank_launch"),
+    Row("ray.util", "remove_placement_group", "", "rank_launch"),
+    Row("ray.util.metrics", "Counter", "", "metrics"),
+    Row("ray.util.metrics", "Gauge", "", "metrics"),
+    Row("ray.util.metrics", "Histogram", "", "metrics"),
+    Row("ray.util.scheduling_strategies", "NodeAffinitySchedulingStrategy", "soft", "request_router"),
+    Row("sglang.srt.arg_groups.fields.device", "Device", "device use_ray", "plugin, rank_actor"),
+    Row("sglang.srt.arg_groups.fields.model", "Model", "model_path", "frontend"),
+    Row("sglang.srt.arg_groups.fields.parallel", "Parallel", "num_dp_ranks pp_size tp_size", "rank_launch"),
+    Row("sglang.srt.arg_groups.fields.serving", "Serving", "served_model_name", "frontend"),
+    Row(
+        "sglang.srt.configs.model_config",
+        "ModelConfig",
+        "context_len hf_eos_token_id vocab_size",
+        "frontend, model_tokenizer",
+    ),
+    Row("sglang.srt.configs.model_config", "ModelConfig.from_server_args", "server_args", "tokenizer_manager"),
+    Row("sglang.srt.configs.model_config", "ModelConfig.get_default_sampling_params", "", "tokenizer_manager"),
+    Row(
         "sglang.srt.entrypoints.engine",
         "SchedulerInitResult",
-        ("scheduler_infos", "all_child_pids", "wait_for_ready", "block_until_scheduler_exits"),
+        "all_child_pids block_until_scheduler_exits scheduler_infos wait_for_ready",
         "rank_launch",
     ),
-    # What the OpenAI classes expect of a token manager, and whose results they read.
-    Entry(
-        _MANAGER,
-        "TokenizerManager",
-        ("generate_request", "create_abort_task", "config_value", "serving_chat_class"),
-        "tokenizer_manager",
+    Row(_PROTOCOL, "ChatCompletionRequest", "", "ingress, job"),
+    Row(_PROTOCOL, "CompletionRequest", "", "ingress, job"),
+    Row(_PROTOCOL, "ModelCard", "id max_model_len root", "frontend"),
+    Row(_PROTOCOL, "ModelList", "data", "frontend"),
+    Row(
+        "sglang.srt.entrypoints.openai.serving_base",
+        "OpenAIServingBase",
+        "_handle_non_streaming_request _handle_streaming_request handle_request",
+        "openai_errors",
     ),
-    Entry(
-        _MANAGER,
-        "TokenizerManager.detokenize_logprob_tokens",
-        ("token_logprobs_val", "decode_to_text"),
-        "answer_view",
+    Row(
+        "sglang.srt.entrypoints.openai.serving_base",
+        "OpenAIServingBase.create_error_response",
+        "message err_type status_code",
+        "openai_errors",
     ),
-    Entry(_MANAGER, "TokenizerManager._handle_abort_finish_reason", (), "answer_view"),
-    Entry(_MANAGER, "TokenizerManager._calculate_spec_decoding_metrics", ("meta_info", "recv_obj"), "answers.meta"),
-    Entry(
-        f"{_OPENAI}.serving_chat", "OpenAIServingChat.__init__", ("tokenizer_manager", "template_manager"), "ingress"
+    Row(
+        "sglang.srt.entrypoints.openai.serving_base",
+        "OpenAIServingBase.create_streaming_error_response",
+        "message err_type status_code",
+        "openai_errors",
     ),
-    Entry(
-        f"{_OPENAI}.serving_completions",
-        "OpenAIServingCompletion.__init__",
-        ("tokenizer_manager", "template_manager"),
+    Row(
+        "sglang.srt.entrypoints.openai.serving_chat",
+        "OpenAIServingChat.__init__",
+        "tokenizer_manager template_manager",
         "frontend",
     ),
-    Entry(
-        f"{_OPENAI}.serving_base",
-        "OpenAIServingBase",
-        ("handle_request", "_handle_streaming_request", "_handle_non_streaming_request"),
-        "openai_errors",
+    Row(
+        "sglang.srt.entrypoints.openai.serving_completions",
+        "OpenAIServingCompletion.__init__",
+        "tokenizer_manager template_manager",
+        "frontend",
     ),
-    Entry(
-        f"{_OPENAI}.serving_base",
-        "OpenAIServingBase.create_error_response",
-        ("message", "err_type", "status_code"),
-        "openai_errors",
-    ),
-    Entry(
-        f"{_OPENAI}.serving_base",
-        "OpenAIServingBase.create_streaming_error_response",
-        ("message", "err_type", "status_code"),
-        "openai_errors",
-    ),
-    # What a request is.
-    Entry("sglang.srt.managers.io_struct", "GenerateReqInput.normalize_batch_and_arguments", (), "generate_input"),
-    Entry("sglang.srt.managers.io_struct", "GenerateReqInput.contains_mm_input", (), "generate_input"),
-    Entry("sglang.srt.managers.io_struct", "GenerateReqInput.__getitem__", ("i",), "generate_input"),
-    Entry("sglang.srt.managers.io_struct", "GenerateReqInput.regenerate_rid", (), "generate_input"),
-    Entry(
-        "sglang.srt.managers.io_struct",
-        "GenerateReqInput",
-        (
-            "rid",
-            "text",
-            "input_ids",
-            "input_embeds",
-            "sampling_params",
-            "return_logprob",
-            "logprob_start_len",
-            "top_logprobs_num",
-            "token_ids_logprob",
-            "return_text_in_logprobs",
-            "return_flat_raw_top_logprobs",
-            "return_flat_raw_output_top_logprobs",
-            "return_prompt_token_ids",
-            "stream",
-            "background",
-        ),
-        "generate_input",
-    ),
-    Entry("sglang.srt.sampling.sampling_params", "SamplingParams", ("max_new_tokens", "stop", "n"), "generate_input"),
-    Entry("sglang.srt.sampling.sampling_params", "SamplingParams.normalize", ("tokenizer",), "generate_input"),
-    Entry("sglang.srt.sampling.sampling_params", "SamplingParams.verify", ("vocab_size",), "generate_input"),
-    # How an answer ends and becomes text.
-    Entry(_SCHEDULE, "INIT_INCREMENTAL_DETOKENIZATION_OFFSET", (), "model_tokenizer"),
-    Entry(_SCHEDULE, "Req._check_str_based_finish", ("new_accepted_len",), "text"),
-    Entry(_SCHEDULE, "Req._check_token_based_finish", ("new_accepted_tokens",), "resume"),
-    Entry(_SCHEDULE, "Req.update_finish_state", ("new_accepted_len",), "resume"),
-    Entry(
+    Row(
         "sglang.srt.managers.detokenizer_manager",
         "DetokenizerManager.trim_matched_stop",
-        ("output", "finished_reason", "no_stop_trim"),
+        "output finished_reason no_stop_trim",
         "text",
     ),
-    Entry(
-        "sglang.srt.utils.patch_tokenizer",
-        "decode_without_hf_kwargs",
-        ("tokenizer", "token_ids", "skip_special_tokens"),
-        "model_tokenizer",
+    Row(
+        _IO_STRUCT,
+        "GenerateReqInput",
+        "background batch_size input_embeds input_ids is_single logprob_start_len parallel_sample_num "
+        "return_flat_raw_output_top_logprobs return_flat_raw_top_logprobs return_logprob "
+        "return_prompt_token_ids return_text_in_logprobs rid sampling_params stream text token_ids_logprob "
+        "top_logprobs_num",
+        "generate_input, replica, tokenizer_manager",
     ),
-    Entry(
-        "sglang.srt.parser.response_template",
-        "tool_close_token_ids",
-        ("tool_call_parser", "tokenizer"),
+    Row(_IO_STRUCT, "GenerateReqInput.__getitem__", "i", "generate_input"),
+    Row(_IO_STRUCT, "GenerateReqInput.contains_mm_input", "", "generate_input"),
+    Row(_IO_STRUCT, "GenerateReqInput.normalize_batch_and_arguments", "", "generate_input, replica"),
+    Row(_IO_STRUCT, "GenerateReqInput.regenerate_rid", "", "generate_input"),
+    Row("sglang.srt.managers.load_snapshot", "shm_path_for", "ipc_name", "shared_memory"),
+    Row(_SCHEDULE_BATCH, "INIT_INCREMENTAL_DETOKENIZATION_OFFSET", "", "model_tokenizer"),
+    Row(_SCHEDULE_BATCH, "Req._check_str_based_finish", "new_accepted_len", "text"),
+    Row(_SCHEDULE_BATCH, "Req._check_token_based_finish", "new_accepted_tokens", "resume"),
+    Row(_SCHEDULE_BATCH, "Req.update_finish_state", "new_accepted_len", "resume"),
+    Row("sglang.srt.managers.scheduler", "Scheduler", "forward_ct run_event_loop", "rank_actor"),
+    Row(
+        _TOKENIZER_MANAGER,
+        "TokenizerManager",
+        "config_value create_abort_task generate_request serving_chat_class",
         "tokenizer_manager",
     ),
-    Entry(
-        "sglang.srt.utils.hf_transformers.common", "attach_additional_stop_token_ids", ("tokenizer",), "model_tokenizer"
+    Row(_TOKENIZER_MANAGER, "TokenizerManager._calculate_spec_decoding_metrics", "meta_info recv_obj", "answer_meta"),
+    Row(_TOKENIZER_MANAGER, "TokenizerManager._handle_abort_finish_reason", "", "answer_view"),
+    Row(
+        _TOKENIZER_MANAGER,
+        "TokenizerManager.detokenize_logprob_tokens",
+        "token_logprobs_val decode_to_text",
+        "answer_view",
     ),
-    # The process.
-    Entry("sglang.srt.parser.template_detection", "resolve_auto_parsers", ("server_args",), "frontend"),
-    Entry("sglang.srt.runtime_context", "publish", ("server_args", "role"), "frontend"),
-    Entry("sglang.srt.runtime_context", "assert_published", ("server_args", "role"), "tokenizer_manager"),
-    Entry("sglang.srt.runtime_context", "get_context", (), "tokenizer_manager"),
-    Entry("sglang.srt.runtime_context", "RuntimeContext.config_leaf", ("name",), "tokenizer_manager"),
-    Entry("sglang.srt.configs.model_config", "ModelConfig.from_server_args", ("server_args",), "tokenizer_manager"),
-    Entry("sglang.srt.configs.model_config", "ModelConfig.get_default_sampling_params", (), "tokenizer_manager"),
-    Entry(
-        "sglang.srt.utils.hf_transformers.tokenizer",
-        "get_tokenizer",
-        ("tokenizer_name", "tokenizer_mode", "trust_remote_code", "tokenizer_backend"),
-        "model_tokenizer",
-    ),
-    Entry(
-        "sglang.srt.utils.request_logger",
-        "RequestLogger.__init__",
-        ("log_requests", "log_requests_level", "log_requests_format", "log_requests_target"),
-        "tokenizer_manager",
-    ),
-    Entry(
+    Row("sglang.srt.parser.response_template", "tool_close_token_ids", "tool_call_parser tokenizer", "model_tokenizer"),
+    Row("sglang.srt.parser.template_detection", "resolve_auto_parsers", "server_args", "frontend"),
+    Row(
         "sglang.srt.parser.template_manager",
         "TemplateManager.initialize_templates",
-        ("tokenizer_manager", "model_path", "chat_template", "completion_template"),
+        "tokenizer_manager model_path chat_template completion_template",
         "frontend",
     ),
+    Row("sglang.srt.plugins", "load_plugins", "", "frontend, rank_actor, replica"),
+    Row("sglang.srt.plugins.hook_registry", "HookRegistry", "apply_hooks register", "plugin, rank_actor"),
+    Row("sglang.srt.plugins.hook_registry", "HookType", "AFTER AROUND", "plugin, rank_actor"),
+    Row(_ENGINE, "RayEngine", "_scheduler_init_result port_args shutdown tokenizer_manager", "replica"),
+    Row(_ENGINE, "RayEngine._launch_scheduler_processes", "placement_group", "rank_launch"),
+    Row(
+        _ENGINE,
+        "RaySchedulerInitResult",
+        "all_child_pids block_until_scheduler_exits scheduler_actors scheduler_infos wait_for_ready",
+        "rank_launch",
+    ),
+    Row(_ENGINE, "SchedulerActor", "_tp_rank scheduler", "rank_actor"),
+    Row(_ENGINE, "_create_scheduler_actor", "pg bundle_idx server_args", "rank_actor"),
+    Row(_ENGINE, "_validate_custom_placement_group", "pg world_size", "rank_launch"),
+    Row(
+        "sglang.srt.ray.scheduler_actor",
+        "SchedulerActor.__init__",
+        "server_args port_args gpu_id tp_rank pp_rank dp_rank dist_init_addr",
+        "rank_actor",
+    ),
+    Row("sglang.srt.ray.scheduler_actor", "SchedulerActor.run_event_loop", "", "rank_actor"),
+    Row(_RUNTIME_CONTEXT, "RuntimeContext.config_leaf", "name", "tokenizer_manager"),
+    Row(_RUNTIME_CONTEXT, "assert_published", "server_args role", "tokenizer_manager"),
+    Row(_RUNTIME_CONTEXT, "get_context", "", "tokenizer_manager"),
+    Row(_RUNTIME_CONTEXT, "get_device", "", "rank_actor"),
+    Row(_RUNTIME_CONTEXT, "get_parallel", "", "rank_launch"),
+    Row(_RUNTIME_CONTEXT, "publish", "server_args role", "frontend"),
+    Row("sglang.srt.sampling.sampling_params", "SamplingParams", "max_new_tokens n stop", "generate_input"),
+    Row("sglang.srt.sampling.sampling_params", "SamplingParams.normalize", "tokenizer", "generate_input"),
+    Row("sglang.srt.sampling.sampling_params", "SamplingParams.verify", "vocab_size", "generate_input"),
+    Row("sglang.srt.server_args", "ServerArgs", "resolve_once", "frontend"),
+    Row("sglang.srt.utils.hf_transformers.common", "attach_additional_stop_token_ids", "tokenizer", "model_tokenizer"),
+    Row(
+        "sglang.srt.utils.hf_transformers.tokenizer",
+        "get_tokenizer",
+        "tokenizer_name tokenizer_mode trust_remote_code tokenizer_backend",
+        "model_tokenizer",
+    ),
+    Row(
+        "sglang.srt.utils.patch_tokenizer",
+        "decode_without_hf_kwargs",
+        "tokenizer token_ids skip_special_tokens",
+        "model_tokenizer",
+    ),
+    Row(
+        "sglang.srt.utils.request_logger",
+        "RequestLogger.__init__",
+        "log_requests log_requests_level log_requests_format log_requests_target",
+        "tokenizer_manager",
+    ),
+    Row("torch.distributed.rendezvous", "TCPStore", "", "loopback"),
+    Row(
+        "transformers.tokenization_utils_base",
+        "PreTrainedTokenizerBase",
+        "batch_decode decode encode",
+        "model_tokenizer",
+    ),
+    Row("transformers.tokenization_utils_tokenizers", "TokenizersBackend", "is_fast", "model_tokenizer"),
 )

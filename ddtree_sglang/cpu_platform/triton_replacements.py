@@ -1,7 +1,7 @@
 """Torch versions of SGLang's Triton launches on the serving path, with SGLang's own signatures.
 
-Each function replaces exactly one engine function, named in ``contract.py``; `hooks.py` installs them. They
-are CPU-only and write the same values to the same places as the kernel they stand for.
+Each function replaces exactly one engine function, which has a row in `contract.cpu_platform`; `hooks.py` installs
+them. They are CPU-only and write the same values to the same places as the kernel they stand for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The SGLang functions that DDTREE wraps, all through SGLang's own `HookRegistry`, each listed in `contract.py`."""
+"""The SGLang functions that DDTREE wraps, through SGLang's own `HookRegistry`; each has a row in `contract.engine`."""
 
 from __future__ import annotations
 

@@ -33,12 +33,15 @@ def register() -> None:
 
 
 def _register() -> None:
-    from ddtree_sglang.contract.engine import check_contract
-    from ddtree_sglang.cpu_platform import install_cpu_hooks
+    from ddtree_sglang.contract.cpu_platform import CPU_PLATFORM
+    from ddtree_sglang.contract.engine import ENGINE
+    from ddtree_sglang.contract.start import require, require_release
+    from ddtree_sglang.cpu_platform import install_cpu_hooks, is_active
     from ddtree_sglang.engine.hooks import register_engine_hooks, register_flag_hooks
 
     register_flag_hooks()
-    check_contract()
+    require((*ENGINE, *CPU_PLATFORM) if is_active() else ENGINE)
+    require_release()
     install_cpu_hooks()
     register_engine_hooks()
     from sglang.srt.speculative.spec_info import SpeculativeAlgorithm

@@ -35,8 +35,8 @@ def test_algorithm_answers_everything_that_the_engine_asks() -> None:
 def test_registration_failure_reaches_whoever_asks_for_the_algorithm() -> None:
     out = run_python(
         """
-import ddtree_sglang.contract.engine as contract
-contract.version = lambda name: "0.5.99"
+import ddtree_sglang.contract.start as start
+start.version = lambda name: "0.5.99"
 from sglang.srt.plugins import load_plugins
 load_plugins()
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ddtree_sglang.contract.start import require
+from ddtree_sglang.contract.workers import WORKERS
 from workers.answers.protocol import TokenSource
 from workers.answers.retry import RetryingGenerator, RetryPolicy
 from workers.config import WorkerConfig
@@ -75,6 +77,7 @@ def publish_text_settings(config: WorkerConfig) -> Any:
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import ServerArgs
 
+    require(WORKERS)
     load_plugins()
     text = {name: value for name, value in config.engine_args.items() if name in TEXT_ARGS}
     server_args = ServerArgs(model_path=config.model, served_model_name=config.name, **text)

@@ -1,8 +1,8 @@
 """Lets SGLang's own OpenAI classes run over the generator, in the place of their `TokenizerManager`.
 
 They stay what they are: templates, tool calls, reasoning, log-probabilities, usage. This gives them what they take from
-a `TokenizerManager` for text models, and nothing of an engine: no scheduler, no sockets. Every SGLang name in use is in
-`sglang_names`. SGLang is imported when a manager is made.
+a `TokenizerManager` for text models, and nothing of an engine: no scheduler, no sockets. SGLang is imported when a
+manager is made.
 """
 
 from __future__ import annotations

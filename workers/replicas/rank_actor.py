@@ -81,16 +81,20 @@ def install_rank_actors(placement: RankPlacement | None = None) -> None:
 
     Raises:
         ImportError: Ray is not installed.
+        EngineContractError: SGLang or Ray is not what the workers were written against.
     """
     import sglang.srt.ray.engine as ray_engine
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+    from ddtree_sglang.contract.start import require
+    from ddtree_sglang.contract.workers import WORKERS
     from workers.replicas.rank_launch import RAY_ENGINE_HOOKS
 
     stock = ray_engine.SchedulerActor
     if isinstance(stock, RankActorClass):
         stock.placement = placement or stock.placement
         return
+    require(WORKERS)
     ray_engine.SchedulerActor = RankActorClass(_rank_actor_class(stock), placement or RankPlacement())
     for target, hook in RAY_ENGINE_HOOKS.items():
         HookRegistry.register(f"sglang.srt.ray.engine.{target}", hook, HookType.AROUND)

@@ -1,0 +1,76 @@
+"""The tables hold for what is installed, and a start that finds otherwise says all of it."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+from ddtree_sglang.contract import start
+from ddtree_sglang.contract.check import Row, mismatches
+from ddtree_sglang.contract.cpu_platform import CPU_PLATFORM
+from ddtree_sglang.contract.engine import ENGINE
+from ddtree_sglang.contract.models import MODELS
+from ddtree_sglang.contract.start import require, require_release
+from ddtree_sglang.contract.workers import WORKERS
+from ddtree_sglang.exceptions import EngineContractError
+
+pytestmark = pytest.mark.sglang
+
+TABLES = {"engine": ENGINE, "cpu_platform": CPU_PLATFORM, "workers": WORKERS, "models": MODELS}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_rows_hold_for_what_is_installed(name: str) -> None:
+    import torch  # noqa: F401  (compiled rows are looked up in it)
+
+    assert mismatches(TABLES[name]) == []
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_no_row_stands_twice(name: str) -> None:
+    keys = [(row.module, row.name) for row in TABLES[name]]
+    assert sorted(set(keys)) == sorted(keys)
+    assert all(row.why for row in TABLES[name])
+
+
+def test_the_check_is_quick_and_imports_nothing_of_what_it_checks() -> None:
+    code = """
+import sys, time
+started = time.process_time()
+from ddtree_sglang.contract import cpu_platform, engine, workers
+from ddtree_sglang.contract.start import require
+require((*engine.ENGINE, *cpu_platform.CPU_PLATFORM, *workers.WORKERS))
+print(time.process_time() - started, {"sglang", "ray", "torch", "transformers"} & set(sys.modules))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, imported = run.stdout.split(maxsplit=1)
+    assert imported.strip() == "set()"
+    # Each of a server's three processes checks; 0.9 s of a core when this was written.
+    assert float(seconds) < 3
+
+
+def test_every_mismatch_is_named_and_what_to_install() -> None:
+    gone = Row("sglang.srt.server_args", "ServerArgs.no_such_method", why="ours")
+    changed = Row("sglang.srt.server_args", "prepare_server_args", "argv gone", "ours")
+    with pytest.raises(EngineContractError) as caught:
+        require((gone, changed, ENGINE[0]))
+    message = str(caught.value)
+    assert "has no ServerArgs.no_such_method" in message
+    assert "prepare_server_args has no ['gone']" in message
+    assert "Install sglang==0.5.23" in message
+
+
+def test_another_release_is_refused_even_when_all_names_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_release()
+    monkeypatch.setattr(start, "version", lambda name: "0.5.24")
+    with pytest.raises(EngineContractError, match=r"supports sglang==0\.5\.23, got 0\.5\.24"):
+        require_release()
+
+
+def test_triton_attention_skips_the_masks_prefix_cells_unless_told_otherwise() -> None:
+    from sglang.kernels.ops.attention.extend_attention import extend_attention_fwd
+
+    assert inspect.signature(extend_attention_fwd).parameters["skip_prefix_custom_mask"].default is True

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 _PR_SET_PDEATHSIG = 1
 _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -95,7 +95,7 @@ def free_port(host: str = "127.0.0.1") -> int:
         return int(probe.getsockname()[1])
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """In the child before exec: SIGKILL when the parent dies, so that even kill -9 leaves no server."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -119,6 +119,35 @@ def log_tail(path: Path, lines: int = 25) -> str:
         return "".join("    " + line for line in deque(handle, maxlen=lines)).rstrip()
 
 
+class Child(Protocol):
+    """A started process, the leader of its group: what is used of `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def terminate(self) -> None: ...
+
+    def wait(self) -> int: ...
+
+
+def start_command(command: Sequence[str], log: IO[bytes], environment: Mapping[str, str]) -> Child:
+    """Start a command in a session of its own, its output in `log`; it dies with this process."""
+    return subprocess.Popen(
+        list(command),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=die_with_parent,
+        env=environment,
+    )
+
+
+Starter = Callable[[Sequence[str], IO[bytes], Mapping[str, str]], Child]
+
+
 @dataclass
 class ServerProcess:
     """A running server and its process group. Use as a context manager, or call `stop` in a finally."""
@@ -128,7 +157,8 @@ class ServerProcess:
     url: str
     log_path: Path
     environment: Mapping[str, str] = field(default_factory=dict)
-    _process: subprocess.Popen[bytes] | None = None
+    starter: Starter = start_command
+    _process: Child | None = None
 
     @classmethod
     def from_spec(
@@ -141,15 +171,7 @@ class ServerProcess:
         """Start it in a session of its own; returns self."""
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("wb") as log:
-            self._process = subprocess.Popen(
-                list(self.command),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=_die_with_parent,
-                env={**os.environ, **self.environment},
-            )
+            self._process = self.starter(self.command, log, {**os.environ, **self.environment})
         return self
 
     @property

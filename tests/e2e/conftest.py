@@ -1,7 +1,8 @@
 """Real servers for the tests: the embedded model on this machine, one server per session and configuration.
 
-A server takes about a minute to start, so it is shared by all tests that can share it; each test flushes the prefix
-cache where it matters.
+Servers are forks of a process that has imported the engine, seconds to start; the one that most tests ask is started
+as users start theirs. A server is shared by all tests that can share it; each test flushes the prefix cache where it
+matters.
 """
 
 from __future__ import annotations
@@ -12,20 +13,35 @@ from contextlib import contextmanager
 
 import pytest
 
-from deploy.local.server_process import ServerProcess, ServerSpec, free_port
+from deploy.local.server_process import ServerProcess, ServerSpec, free_port, start_command
 from tests.e2e.servers import Pair, Server
+from tests.preloaded.client import Preloaded
 
 KV_POOL_TOKENS = 16384
 
 
 @pytest.fixture(scope="session")
-def serve(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., object]:
-    """`with serve("DDTREE", budget=16) as server:` starts one and stops it, whatever happens in between."""
+def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preloaded]:
+    """Begins to import the engine; the first server waits for that."""
+    with Preloaded(tmp_path_factory.mktemp("preloaded") / "preloaded.log") as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def serve(pair: Pair, preloaded: Preloaded, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., object]:
+    """`with serve("DDTREE", budget=16) as server:` starts one and stops it, whatever happens in between.
+
+    `as_users_do` starts it by its command, with imports of its own.
+    """
     embedded = pair
 
     @contextmanager
     def start(
-        algorithm: str | None, budget: int | None = None, *extra: str, pair: Pair | None = None
+        algorithm: str | None,
+        budget: int | None = None,
+        *extra: str,
+        pair: Pair | None = None,
+        as_users_do: bool = False,
     ) -> Iterator[Server]:
         models = pair or embedded
         folder = tmp_path_factory.mktemp(f"server-{algorithm}-{budget}")
@@ -41,9 +57,15 @@ def serve(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
             budget=budget,
             extra=flags,
         )
-        with ServerProcess.from_spec(str(algorithm), spec, sys.executable, folder / "server.log") as process:
+        process = ServerProcess.from_spec(str(algorithm), spec, sys.executable, folder / "server.log")
+        process.starter = start_command if as_users_do else preloaded.start
+        process.start()
+        try:
             process.wait_ready()
             yield Server(spec.url, folder / "server.log", trace)
+        finally:
+            # Without the wait for a drained server, which takes it longer than it gets.
+            process.stop(grace_s=0.0)
 
     return start
 
@@ -58,5 +80,5 @@ def plain(serve: Callable[..., object]) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def ddtree(serve: Callable[..., object]) -> Iterator[Server]:
     """DDTREE at the default budget, 16 nodes besides the root."""
-    with serve("DDTREE", 16) as server:  # type: ignore[attr-defined]
+    with serve("DDTREE", 16, as_users_do=True) as server:  # type: ignore[attr-defined]
         yield server

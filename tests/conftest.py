@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.bytecode import keep_bytecode
+
 if TYPE_CHECKING:
     from tests.e2e.servers import Pair
+
+# Before any test imports the engine.
+keep_bytecode()
 
 HERE = Path(__file__).parent
 STARTS_SERVERS = (HERE / "e2e", HERE / "e2e_ray")

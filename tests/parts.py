@@ -99,19 +99,10 @@ def run(parts: Sequence[Part]) -> int:
     return status or int(any(one.status for one in outcomes))
 
 
-def prepare_environment() -> None:
-    """Set what every part and every process of a test inherits."""
-    # Some tests start the checkers and shellcheck by name.
-    os.environ["PATH"] = os.pathsep.join([str(BIN), os.environ.get("PATH", os.defpath)])
-    # Compiling the engine's modules anew takes 15 of the 25 seconds of CPU of each import of it, which comes a hundred
-    # times. Where the machine asks for no bytecode files beside the sources, they go to the environment's folder.
-    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
-        os.environ.setdefault("PYTHONPYCACHEPREFIX", str(BIN.parent / "bytecode"))
-
-
 def main(arguments: Sequence[str]) -> int:
     """Everything; `fast`: a part of it; other arguments: pytest with them, in one run instead of parts."""
-    prepare_environment()
+    # Some tests start the checkers and shellcheck by name.
+    os.environ["PATH"] = os.pathsep.join([str(BIN), os.environ.get("PATH", os.defpath)])
     if list(arguments) == ["fast"]:
         return run(FAST)
     if arguments:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.parts import CHECKS, FAST_FOLDERS, FULL, REPO, Part, main, prepare_environment, run
+from tests.parts import CHECKS, FAST_FOLDERS, FULL, REPO, Part, main, run
 
 
 def python(title: str, code: str, **environment: str) -> Part:
@@ -52,24 +51,8 @@ def test_ctrl_c_still_prints_the_parts_that_ran(
     assert "ran" not in output
 
 
-@pytest.mark.parametrize(("asked", "is_written"), [("1", True), ("", False)])
-def test_bytecode_is_kept_out_of_the_sources_where_the_machine_asks_for_that(
-    asked: str, is_written: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "imported.py").write_text("x = 1\n")
-    monkeypatch.setenv("PATH", os.environ["PATH"])
-    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", asked)
-    monkeypatch.setenv("PYTHONPYCACHEPREFIX", "restored afterwards")
-    monkeypatch.delenv("PYTHONPYCACHEPREFIX")
-    monkeypatch.setattr("tests.parts.BIN", tmp_path / "bin")
-    prepare_environment()
-    subprocess.run([sys.executable, "-c", "import imported"], cwd=tmp_path, env=os.environ, check=True)
-    assert bool(list(tmp_path.glob("bytecode/**/imported*.pyc"))) == is_written
-    assert (tmp_path / "__pycache__").exists() != is_written
-
-
 def test_other_arguments_go_to_pytest_and_its_status_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.parts.prepare_environment", lambda: None)
+    monkeypatch.setenv("PATH", os.environ["PATH"])
     assert main(["tests/no_such_file.py", "-q"]) == 4
 
 

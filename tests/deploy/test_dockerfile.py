@@ -259,7 +259,7 @@ def test_wrong_server_flag_is_found(old: str, new: str, reason: str) -> None:
 
 
 @pytest.mark.sglang
-@pytest.mark.parametrize("document", ["README.md", "deploy/README.md"])
+@pytest.mark.parametrize("document", ["README.md", "deploy/README.md", "ddtree_sglang/docs/operating.md"])
 def test_server_flags_in_the_documentation_are_real(document: str) -> None:
     text = (REPO / document).read_text(encoding="utf-8").replace("\\\n", " ")
     for command in re.findall(r"python -m sglang\.launch_server (.+)", text):

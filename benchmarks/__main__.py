@@ -7,29 +7,30 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "decode": "decoding speed: plain, stock DFLASH chain, DDTREE, in one run",
-    "lossless": "DDTREE's greedy tokens against plain decoding's",
-    "faults": "what clients notice when workers die or hang",
-    "tree_builder": "the batched tree builder against the heap oracle",
-    "cpu_plain": "the plain CPU server against Hugging Face `generate`",
-    "drafter_recipe": "what each choice of the drafter's recipe is worth",
-    "plot": "pictures of a `decode` result",
-    "record_round": "record one round of a real server, tree and accepted path",
-    "plot_round": "picture of a round that `record_round` recorded",
-    "plot_drafter_curve": "the drafter's learning curve",
-    "gpu_kernels": "the kernels' times on a GPU",
-    "gpu_checks": "checks that need a GPU: no host waits, graphs, tree widths",
-    "dummy_pair": "write a target and a drafter of a real shape with random weights",
-    "round_cost": "what a round costs against plain decoding's step, from `decode` results",
-    "register_checkout": "make a checkout on PYTHONPATH known to SGLang as a plugin",
+    "decode": ("decoding speed: plain, stock DFLASH chain, DDTREE, in one run", "hours; minutes with --quick"),
+    "lossless": ("DDTREE's greedy tokens against plain decoding's", "an hour"),
+    "faults": ("what clients notice when workers die or hang", "two and a half hours"),
+    "tree_builder": ("the batched tree builder against the heap oracle", "minutes; seconds with --quick"),
+    "cpu_plain": ("the plain CPU server against Hugging Face `generate`", "minutes"),
+    "drafter_recipe": ("what each choice of the drafter's recipe is worth", "minutes a choice"),
+    "plot": ("pictures of a `decode` result", "seconds"),
+    "record_round": ("record one round of a real server: its tree and the accepted path", "a minute"),
+    "plot_round": ("picture of a round that `record_round` recorded", "seconds"),
+    "plot_drafter_curve": ("the drafter's learning curve", "seconds"),
+    "round_cost": ("what a round costs in plain decoding steps, from `decode` results", "seconds"),
+    "gpu_kernels": ("the tree builder's time on a GPU", "a minute, by estimate"),
+    "gpu_checks": ("a GPU server: no host waits, graphs equal eager, widths agree", "minutes, by estimate"),
+    "dummy_pair": ("write a target and a drafter of a real shape without weights", "seconds"),
+    "register_checkout": ("make a checkout on PYTHONPATH known to SGLang as a plugin", "seconds"),
 }
+"""Name -> what it shows, and its time on two cores."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the benchmark that the first argument names with the rest as its flags; its exit status."""
     if not argv or argv[0] not in COMMANDS:
         print(__doc__)
-        print("\n".join(f"  {name:20} {what}" for name, what in COMMANDS.items()))
+        print("\n".join(f"  {name:20}{what} ({time})" for name, (what, time) in COMMANDS.items()))
         return 0 if argv[:1] in ([], ["--help"], ["-h"]) else 2
     return int(importlib.import_module(f"benchmarks.{argv[0]}").main(argv[1:]) or 0)
 

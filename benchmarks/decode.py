@@ -27,11 +27,10 @@ from benchmarks.harness.provenance import REPO, collect_provenance, portable
 from benchmarks.harness.systems import Common, RunningSystem, groups_for, others_cpu_s, running, servers_that_fit
 from benchmarks.stage_times import StageSummary, TraceReader, summarise
 from ddtree_sglang.training.whole_file import replace_text
-from deploy.environment import SetupError
 from deploy.local.client import Batch, ClientError, flush_cache, generate_batch
+from deploy.local.pair import PairError, prepare_pair
 from deploy.local.progress import say, step
 from deploy.local.server_process import ServerError
-from deploy.serve_demo import prepare_pair
 
 Encoded = dict[str, list[list[int]]]  # dataset -> token ids of its prompts, chat template applied
 
@@ -129,7 +128,7 @@ def measure(
 
 def run(args: argparse.Namespace) -> int:
     """Start everything, check, measure, write. Returns the exit status."""
-    pair = prepare_pair(Path(sys.executable), args)
+    pair = prepare_pair(Path(sys.executable), args.model, args.draft)
     encoded = encode(sample_prompts(args.datasets, args.prompts, args.seed), pair.model)
     args.model, args.draft = pair.model, pair.draft
     settings = {key: portable(value) for key, value in vars(args).items()}
@@ -179,12 +178,8 @@ def main(argv: Sequence[str]) -> int:
     end_on_sigterm()
     try:
         return run(parse_args(argv))
-    except (ClientError, ServerError, SetupError, PromptsMissingError, ValueError) as error:
+    except (ClientError, ServerError, PairError, PromptsMissingError, ValueError) as error:
         print(f"bench_decode: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

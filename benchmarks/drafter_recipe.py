@@ -161,7 +161,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", help="names of runs")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,3 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     print(*write_pair(args.folder, args.tokenizer), sep="\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -15,7 +15,6 @@ import json
 import os
 import signal
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +25,9 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from benchmarks.harness.flags import end_on_sigterm
 from benchmarks.harness.provenance import collect_provenance
+from deploy.local.progress import say, step
 from deploy.local.rank_processes import busy_rank, group, owner
 from deploy.local.ray_client import Streamed, stream, wait_until_ready
 from deploy.local.server_process import free_port
@@ -226,35 +227,56 @@ def start(args: argparse.Namespace) -> str:
         # Faults come one after another here; the wait that grows with them is not what is measured.
         "restart_window_s": 60.0,
     }
-    print("... starting two replicas", flush=True)
     serve.run(build_app(config), name="faults", route_prefix="/faults")
     return f"http://127.0.0.1:{port}/faults"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """All rounds; exit status 1 if an answer failed or differs."""
-    args = parse_args(argv)
+def stop() -> None:
+    """End the replicas, then the cluster."""
+    import ray
+    from ray import serve
+
+    serve.shutdown()
+    ray.shutdown()
+
+
+def run(args: argparse.Namespace) -> list[Round]:
+    """Run the rounds that the output file does not hold yet, and write each when it is over; returns all of them."""
     chosen = [fault for fault in FAULTS if not args.faults or any(word in fault.name for word in args.faults)]
-    url = start(args)
-    wait_until_ready(url, 2, 900)
+    with step("starting a Ray and two replicas"):
+        url = start(args)
+        wait_until_ready(url, 2, 900)
     rounds = rounds_of(args.output)
+    done = {(one.fault, one.number) for one in rounds}
+    # By number first: a run that is broken off has seen all faults about as often.
+    missing = [(n, fault) for n in range(args.rounds) for fault in chosen if (fault.name, n) not in done]
     with args.output.open("a") as output:
         output.write(json.dumps({"provenance": collect_provenance(), "tokens": NUM_TOKENS}) + "\n")
-        # A broken-off run has seen all faults about as often.
-        for number in range(args.rounds):
-            for fault in chosen:
-                if (fault.name, number) in {(one.fault, one.number) for one in rounds}:
-                    continue
+        for place, (number, fault) in enumerate(missing, 1):
+            with step(f"round {place} of {len(missing)}: {fault.name}"):
                 rounds.append(one_round(url, fault, number))
-                output.write(json.dumps(asdict(rounds[-1])) + "\n")
-                output.flush()
-                print(f"... {rounds[-1]}", flush=True)
-    print(table(rounds))
+            output.write(json.dumps(asdict(rounds[-1])) + "\n")
+            output.flush()
+            say(str(rounds[-1]))
+    return rounds
+
+
+def main(argv: Sequence[str]) -> int:
+    """All rounds; exit status 1 if an answer failed or differs, 130 after Ctrl-C or SIGTERM."""
+    args = parse_args(argv)
+    end_on_sigterm()
+    try:
+        rounds = run(args)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        stop()
+    say(table(rounds))
     args.output.with_suffix(".md").write_text(table(rounds) + "\n")
     return int(any(not (one.finished and one.same_text and one.same_usage) for one in rounds))
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
     parser.add_argument("--draft")
@@ -271,13 +293,3 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
         args.model, args.draft = str(prepare_model()), str(shipped_drafter())
     return args
-
-
-if __name__ == "__main__":
-    status = main()
-    import ray
-    from ray import serve
-
-    serve.shutdown()
-    ray.shutdown()
-    sys.exit(status)

@@ -26,12 +26,11 @@ from benchmarks.decode import encode
 from benchmarks.harness.flags import add_common_flags, end_on_sigterm
 from benchmarks.harness.prompts import sample_prompts
 from benchmarks.harness.systems import Common, System, running
-from deploy.environment import SetupError
 from deploy.local.client import Batch, generate_batch, server_info, target_logprobs
 from deploy.local.divergence import NEAR_TIE, Divergence, find_divergence
+from deploy.local.pair import PairError, prepare_pair
 from deploy.local.progress import say
 from deploy.local.server_process import ServerError
-from deploy.serve_demo import prepare_pair
 
 CONCURRENCY = (1, 8)
 # Logged by SGLang at info level (model_executor/model_runner_components/cuda_graph_setup.py).
@@ -119,19 +118,15 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     end_on_sigterm()
     try:
-        pair = prepare_pair(Path(sys.executable), args)
+        pair = prepare_pair(Path(sys.executable), args.model, args.draft)
         args.model, args.draft = pair.model, pair.draft
         encoded = encode(sample_prompts(args.datasets, args.prompts, 0), pair.model)
         ids = [one for dataset in encoded.values() for one in dataset]
         verdict = no_sync(args, ids) if args.check == "no-sync" else equality(args, ids, *EQUAL_WITH[args.check])
-    except (ServerError, SetupError, ValueError, OSError, RuntimeError) as error:
+    except (ServerError, PairError, ValueError, OSError, RuntimeError) as error:
         print(f"gpu_checks: {error}", file=sys.stderr)
         verdict = {"check": args.check, "passed": False, "error": str(error)}
     except KeyboardInterrupt:
         return 130
     say(json.dumps(verdict))
     return 0 if verdict["passed"] else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

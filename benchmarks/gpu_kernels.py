@@ -151,7 +151,3 @@ def main(argv: Sequence[str]) -> int:
     met = goal is None or goal <= args.limit_us
     print(json.dumps({"goal_row_us": goal, "limit_us": args.limit_us, "met": met, "bytes_per_us": round(bandwidth)}))
     return 0 if met else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -26,12 +26,11 @@ from benchmarks.harness.prompts import PromptsMissingError, sample_prompts
 from benchmarks.harness.provenance import REPO, collect_provenance, portable
 from benchmarks.harness.systems import Common, System, running
 from ddtree_sglang.training.whole_file import replace_text
-from deploy.environment import SetupError
 from deploy.local.client import TIMEOUT_S, Batch, ClientError, flush_cache, generate_batch, target_logprobs
 from deploy.local.divergence import NEAR_TIE, Divergence, find_divergence
+from deploy.local.pair import PairError, prepare_pair
 from deploy.local.progress import say, step
 from deploy.local.server_process import ServerError
-from deploy.serve_demo import prepare_pair
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def _accept_length(batch: Batch) -> float:
 def run(args: argparse.Namespace) -> int:
     """All cases; returns the exit status."""
     prompts = sample_prompts(args.datasets, args.prompts, args.seed)
-    pair = prepare_pair(Path(sys.executable), args)
+    pair = prepare_pair(Path(sys.executable), args.model, args.draft)
     args.model, args.draft = pair.model, pair.draft
     encoded = encode(prompts, pair.model)
     names = [prompt.key for dataset in encoded for prompt in prompts if prompt.dataset == dataset]
@@ -198,12 +197,8 @@ def main(argv: Sequence[str]) -> int:
     end_on_sigterm()
     try:
         return run(parse_args(argv))
-    except (ClientError, ServerError, SetupError, PromptsMissingError, ValueError) as error:
+    except (ClientError, ServerError, PairError, PromptsMissingError, ValueError) as error:
         print(f"bench_lossless: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -158,7 +158,3 @@ def main(argv: Sequence[str]) -> int:
         plot_stages(lines, stages)
         print(stages)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

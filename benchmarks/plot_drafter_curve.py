@@ -131,7 +131,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     draw(records, args.from_step, args.results / "drafter-curve.png")
     report(records, args.from_step, args.cooled, args.check_step)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

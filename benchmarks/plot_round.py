@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -216,7 +215,3 @@ def main(argv: Sequence[str]) -> int:
     replace_text(output, svg(json.loads(args.file.read_text(encoding="utf-8"))))
     print(output)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

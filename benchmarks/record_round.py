@@ -25,10 +25,10 @@ from ddtree_sglang.core.acceptance import AcceptedPath
 from ddtree_sglang.core.acceptance_stats import accept_length, chain_commit_lens
 from ddtree_sglang.core.draft_tree import DraftTree
 from ddtree_sglang.training.whole_file import replace_text
-from deploy.environment import SetupError
 from deploy.local.client import ClientError, generate
+from deploy.local.pair import PairError, prepare_pair
 from deploy.local.server_process import ServerError
-from deploy.serve_demo import DEFAULT_PROMPT, prepare_pair
+from deploy.serve_demo import DEFAULT_PROMPT
 
 Decode = Callable[[list[int]], str]
 
@@ -98,7 +98,7 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
     """
     from transformers import AutoTokenizer
 
-    pair = prepare_pair(Path(sys.executable), args)
+    pair = prepare_pair(Path(sys.executable), args.model, args.draft)
     args.model, args.draft = pair.model, pair.draft
     tokenizer = AutoTokenizer.from_pretrained(pair.model)
     chat = [{"role": "user", "content": args.prompt}]
@@ -136,7 +136,7 @@ def main(argv: Sequence[str]) -> int:
     provenance = collect_provenance()
     try:
         found = record(args)
-    except (ClientError, ServerError, SetupError, RuntimeError) as error:
+    except (ClientError, ServerError, PairError, RuntimeError) as error:
         print(f"record_round: {error}", file=sys.stderr)
         return 1
     replace_text(output, json.dumps({**found, "provenance": provenance}, indent=1, ensure_ascii=False) + "\n")

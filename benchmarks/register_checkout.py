@@ -38,7 +38,3 @@ def main(argv: Sequence[str]) -> int:
         return 2
     print(write_metadata(Path(argv[0]).absolute()).parent)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -56,7 +56,3 @@ def main(argv: Sequence[str]) -> int:
         return 1
     print(cost_table(costs))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -252,7 +252,3 @@ def main(argv: Sequence[str]) -> int:
     summary = {"bench": "tree_builder", "num_rows": len(ratios), "median_heap_to_build": statistics.median(ratios)}
     print(json.dumps(summary | {"provenance": origin}))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

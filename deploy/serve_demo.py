@@ -8,19 +8,17 @@ it served.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from deploy.chat_client import ChatError, stream_chat
 from deploy.comparison import Comparison, compare, describe_answer
 from deploy.environment import REPO, SERVING_REQUIREMENTS, SetupError, ensure_environment
+from deploy.local.pair import Pair, PairError, has_gpu, prepare_pair
 from deploy.local.progress import say, step
 from deploy.local.server_process import ServerError, ServerProcess, ServerSpec, free_port, port_is_free
 
@@ -36,14 +34,6 @@ CPU_BUDGET = 8
 
 class UsageError(Exception):
     """A flag that cannot work here; the message says which and what to do."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Folders of a target and of the drafter trained for it."""
-
-    model: str
-    draft: str
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -86,37 +76,6 @@ def check_args(args: argparse.Namespace) -> None:
             raise UsageError(f"{flag} must be a folder with a config.json, got {value}.")
     if not port_is_free(args.host, args.port):
         raise UsageError(f"port {args.port} on {args.host} is in use; stop what listens there or give another --port.")
-
-
-def has_gpu() -> bool:
-    """True when the CUDA driver is there and shows a device (CUDA_VISIBLE_DEVICES counts)."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-
-
-def _last_line_of(command: Sequence[str | Path]) -> str:
-    """Run a step of the product in `.venv`; returns the last line of its stdout, stderr is shown."""
-    result = subprocess.run([str(part) for part in command], cwd=REPO, stdout=subprocess.PIPE, text=True, check=False)
-    lines = result.stdout.strip().splitlines()
-    if result.returncode != 0 or not lines:
-        raise SetupError(f"`{' '.join(map(str, command[1:]))}` failed with status {result.returncode}.")
-    return lines[-1]
-
-
-def prepare_pair(python: Path, args: argparse.Namespace) -> Pair:
-    """Folders to serve: the given ones, or the embedded target and the drafter that ships for it."""
-    model, draft = args.model, args.draft
-    if not model:
-        with step("preparing SmolLM2-135M-Instruct"):
-            model = _last_line_of([python, "-m", "ddtree_sglang.demo.prepare"])
-    if not draft:
-        code = "from ddtree_sglang.demo.drafter import shipped_drafter; print(shipped_drafter())"
-        draft = _last_line_of([python, "-c", code])
-    return Pair(str(Path(model).resolve()), str(Path(draft).resolve()))
 
 
 def serve_and_answer(python: Path, args: argparse.Namespace, pair: Pair) -> None:
@@ -189,10 +148,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         check_args(args)
         python = ensure_environment(REPO, [SERVING_REQUIREMENTS])
-        serve_and_answer(python, args, prepare_pair(python, args))
+        serve_and_answer(python, args, prepare_pair(python, args.model, args.draft))
     except UsageError as error:
         return _fail(2, str(error))
-    except (SetupError, ServerError, ChatError) as error:
+    except (SetupError, PairError, ServerError, ChatError) as error:
         return _fail(1, str(error))
     except KeyboardInterrupt:
         return _fail(130, "interrupted")

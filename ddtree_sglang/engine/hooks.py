@@ -92,7 +92,7 @@ def register_flag_hooks() -> None:
 
 
 def register_engine_hooks() -> None:
-    """Wrap the engine's functions. Each wrapper passes through under any other algorithm."""
+    """Wrap the engine's functions. Each wrapper but `keep_model_dtype` passes through under any other algorithm."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     around = {

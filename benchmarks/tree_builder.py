@@ -153,7 +153,7 @@ def measure(sizes: Sizes, logits: torch.Tensor, max_seconds: float) -> dict[str,
             "ancestors": lambda: ancestor_mask(tree.parents, depth),
             "flat_mask": lambda: flat_tree_mask(ancestor_mask(tree.parents, depth), prefix_lens, total),
             "walk": lambda: walk_tree(tree, target_ids, depth + 1),
-            "commit_plan": lambda: commit_plan(accepted, num_nodes),
+            "commit_plan": lambda: commit_plan(accepted),
         },
         max_seconds,
     )

@@ -12,14 +12,24 @@ from ddtree_sglang.core.draft_tree import DraftTree
 from ddtree_sglang.core.kv_commit import CommitPlan, commit_plan
 from ddtree_sglang.core.tree_builder import build_draft_tree, build_draft_tree_heap
 from ddtree_sglang.core.tree_layout import TreeLayout, layout_draft_tree
-from ddtree_sglang.core.tree_mask import ancestor_mask, flat_tree_mask, tail_cell_index
+from ddtree_sglang.core.tree_mask import (
+    AncestorMask,
+    FlatMask,
+    TreeMask,
+    ancestor_mask,
+    flat_tree_mask,
+    tree_cell_index,
+)
 
 __all__ = [
     "AcceptedPath",
+    "AncestorMask",
     "BuiltTree",
     "CommitPlan",
     "DraftTree",
+    "FlatMask",
     "TreeLayout",
+    "TreeMask",
     "accept_length",
     "ancestor_mask",
     "build_draft_tree",
@@ -32,6 +42,6 @@ __all__ = [
     "flat_tree_mask",
     "layout_draft_tree",
     "root_trees",
-    "tail_cell_index",
+    "tree_cell_index",
     "walk_tree",
 ]

@@ -39,14 +39,17 @@ def layout_draft_tree(tree: DraftTree, prefix_lens: torch.Tensor) -> TreeLayout:
 
     """
     check_prefix_lens(prefix_lens, tree.batch_size, tree.device)
-    batch_size, num_nodes = tree.parents.shape
-    node_rows = torch.arange(batch_size * num_nodes, device=tree.device).view(batch_size, num_nodes)
     return TreeLayout(
         positions=tree.depths + prefix_lens.unsqueeze(1),
-        retrieve_index=node_rows,
+        retrieve_index=node_rows(tree.batch_size, tree.num_nodes, tree.device),
         retrieve_next_token=_first_children(tree.parents),
         retrieve_next_sibling=_next_siblings(tree.parents),
     )
+
+
+def node_rows(batch_size: int, num_nodes: int, device: torch.device) -> torch.Tensor:
+    """[B, N] int64: row of each node in the flat verify batch, b * N + i."""
+    return torch.arange(batch_size * num_nodes, device=device).view(batch_size, num_nodes)
 
 
 def _first_children(parents: torch.Tensor) -> torch.Tensor:

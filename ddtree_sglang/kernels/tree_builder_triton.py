@@ -99,7 +99,7 @@ def _build_tree_kernel(  # type: ignore[no-untyped-def]
     score = tl.zeros([LANES], tl.float32)
     depth = tl.zeros([LANES], tl.int32)
     rank = tl.zeros([LANES], tl.int32)
-    elder = tl.full([LANES], -1, tl.int32)
+    previous = tl.full([LANES], -1, tl.int32)
     first = _usable(tl.load(topk_logprobs + block)) + score
     key = tl.where(lanes == 0, _key(first, depth + 1, lanes, rank), _NOTHING)
 
@@ -115,7 +115,7 @@ def _build_tree_kernel(  # type: ignore[no-untyped-def]
         bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
         node_score = tl.where(found, bits.to(tl.float32, bitcast=True), float("-inf"))
         parent_score = tl.sum(tl.where(here, score, 0.0), axis=0)
-        sibling = tl.sum(tl.where(here, elder, 0), axis=0)
+        sibling = tl.sum(tl.where(here, previous, 0), axis=0)
 
         candidate = block + (node_depth - 1) * num_candidates + node_rank
         tl.store(token_ids + row + node, tl.load(topk_ids + candidate, mask=found, other=0))
@@ -138,7 +138,7 @@ def _build_tree_kernel(  # type: ignore[no-untyped-def]
         next_key = _key(parent_score + _usable(step), node_depth, parent, node_rank + 1)
         key = tl.where(here, next_key, key)
         rank = tl.where(here, node_rank + 1, rank)
-        elder = tl.where(here, node, elder)
+        previous = tl.where(here, node, previous)
         has_child = found & (node_depth < draft_depth)
         step = tl.load(topk_logprobs + block + node_depth * num_candidates, mask=has_child, other=float("-inf"))
         child_key = _key(node_score + _usable(step), node_depth + 1, node, 0)
@@ -163,14 +163,13 @@ def build_draft_tree_triton(
     num_nodes: int,  # N
     flat_mask: torch.Tensor | None = None,  # 1-D bool, at least sum_b N * (prefix_len_b + N) cells
 ) -> BuiltTree:
-    """Build, lay out and mask the trees of a batch in one launch; same trees as `core.build_draft_tree`.
+    """Build, lay out and mask the trees of a batch in one launch; the trees are those of `core.build_draft_tree`.
 
-    Without `flat_mask` the mask is a new [B, N, N] tensor. With it, only the tail cells of FlashInfer's flat layout
+    Without `flat_mask` the mask is a new [B, N, N] tensor. With it, only the tree cells of FlashInfer's flat layout
     (`core.tree_mask`) are written; the prefix cells are left as they are.
 
     Raises:
         ValueError: a shape, dtype or device is wrong, N is above 256, or D above 31.
-
     """
     built = BuiltTree.empty(len(root_ids), num_nodes, topk_ids.device, flat_mask)
     build_into(built, topk_ids, topk_logprobs, root_ids, prefix_lens)
@@ -178,17 +177,17 @@ def build_draft_tree_triton(
 
 
 def build_into(
-    built: BuiltTree,  # of B requests, or more: `built.first(B)`; its row indices are already right
-    topk_ids: torch.Tensor,
-    topk_logprobs: torch.Tensor,
-    root_ids: torch.Tensor,
-    prefix_lens: torch.Tensor,
+    built: BuiltTree,  # of B requests (of a larger one, `first(B)`); its row indices are already right
+    topk_ids: torch.Tensor,  # [B, D, K] int64, best first
+    topk_logprobs: torch.Tensor,  # [B, D, K] float32, descending along K
+    root_ids: torch.Tensor,  # [B] int64
+    prefix_lens: torch.Tensor,  # [B] int64
 ) -> None:
-    """The same into tensors that exist, for CUDA graphs, whose results must stay where they are.
+    """Build, lay out and mask a batch's trees into tensors that exist, as a CUDA graph needs: results keep their place.
 
     Raises:
-        ValueError: as above, or a tensor of `built` is not contiguous.
-
+        ValueError: a shape, dtype or device is wrong, N is above 256, D above 31, or a tensor of `built` is not
+            contiguous or of another number of requests.
     """
     tree, layout, num_nodes = built.tree, built.layout, built.tree.num_nodes
     check_builder_inputs(topk_ids, topk_logprobs, root_ids, num_nodes)
@@ -203,7 +202,7 @@ def build_into(
         layout.positions,
         layout.retrieve_next_token,
         layout.retrieve_next_sibling,
-        built.mask,
+        built.mask.cells,
     )
     if tree.batch_size != batch_size or not all(output.is_contiguous() for output in outputs):
         raise ValueError(
@@ -226,7 +225,7 @@ def build_into(
         draft_depth,
         num_used,
         num_nodes,
-        IS_FLAT=built.is_flat,
+        IS_FLAT=built.mask.is_flat,
         LANES=max(32, triton.next_power_of_2(num_nodes)),
         REQUESTS=triton.next_power_of_2(batch_size),
         num_warps=1,

@@ -25,5 +25,5 @@ def test_first_requests_are_views_of_every_field(part: str) -> None:
 
 def test_first_requests_keep_their_rows_of_a_mask_and_a_flat_one_whole() -> None:
     flat = torch.zeros(100, dtype=torch.bool)
-    assert BuiltTree.empty(4, NUM_NODES, torch.device("cpu")).first(3).mask.shape == (3, NUM_NODES, NUM_NODES)
-    assert BuiltTree.empty(4, NUM_NODES, torch.device("cpu"), flat).first(3).mask is flat
+    assert BuiltTree.empty(4, NUM_NODES, torch.device("cpu")).first(3).mask.cells.shape == (3, NUM_NODES, NUM_NODES)
+    assert BuiltTree.empty(4, NUM_NODES, torch.device("cpu"), flat).first(3).mask.cells is flat

@@ -20,7 +20,7 @@ from ddtree_sglang.core import (
     commit_plan,
     flat_tree_mask,
     layout_draft_tree,
-    tail_cell_index,
+    tree_cell_index,
     walk_tree,
 )
 from tests.core.tree_cases import random_candidates
@@ -67,7 +67,7 @@ def whole_round(device: str, batch_size: int = 2, num_nodes: int = 12, depth: in
         assert tree.is_real.shape == (batch_size, num_nodes)
         layout_draft_tree(tree, prefix_lens)
         ancestors = ancestor_mask(tree.parents, max_depth=depth)
-        tail_cell_index(prefix_lens, num_nodes)
+        tree_cell_index(prefix_lens, num_nodes)
         flat_tree_mask(ancestors, prefix_lens, total_prefix_len=3 * batch_size)
         accepted = walk_tree(tree, target_ids, depth + 1)
         commit_plan(accepted)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from ddtree_sglang.core import ancestor_mask, build_draft_tree, flat_tree_mask, tail_cell_index
+from ddtree_sglang.core import ancestor_mask, build_draft_tree, flat_tree_mask, tree_cell_index
 from tests.core.tree_cases import (
     Candidates,
     ancestors_of,
@@ -114,7 +114,7 @@ def test_tail_cells_are_the_node_columns_of_the_flat_mask_and_nothing_else() -> 
     tree = batch_of(sample_tree(), chain_tree(8))
     prefix_lens = torch.tensor([3, 1])
     ancestors = ancestor_mask(tree.parents)
-    cells = tail_cell_index(prefix_lens, 8)
+    cells = tree_cell_index(prefix_lens, 8)
     assert tuple(cells.shape) == (2, 8, 8)
     assert torch.equal(flat_tree_mask(ancestors, prefix_lens)[cells], ancestors)
     assert cells.flatten().unique().numel() == cells.numel()
@@ -127,7 +127,7 @@ def test_writing_only_the_tail_cells_leaves_the_prefix_of_a_reused_buffer() -> N
     prefix_lens = torch.tensor([2, 4])
     tree = batch_of(sample_tree(), chain_tree(8))
     buffer = torch.full((200,), 7, dtype=torch.uint8)
-    cells = tail_cell_index(prefix_lens, 8)
+    cells = tree_cell_index(prefix_lens, 8)
     buffer[cells] = ancestor_mask(tree.parents).to(torch.uint8)
     untouched = torch.ones(200, dtype=torch.bool)
     untouched[cells.flatten()] = False

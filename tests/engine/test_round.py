@@ -1,7 +1,8 @@
 """A decode round on fakes: the order of its parts, and that it reads nothing back from the device.
 
 All of the round's tensors are on the meta device, which has no values: whatever needs one fails. Only the lengths that
-the scheduler keeps on the host are real. The graph of the drafter, the target and the walk's kernel are fakes.
+the scheduler keeps on the host are real. The drafter, with the trees at the end of its graph, the target and the walk's
+kernel are fakes; the rest is the round's own.
 """
 
 from __future__ import annotations
@@ -39,57 +40,67 @@ def empty(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device=META)
 
 
+TRANSLATOR = SimpleNamespace(plan=lambda **_: SimpleNamespace(bind=lambda *_: None))
+
+
+def fake_target(events: Events, num_nodes: int = NODES) -> tuple[Any, Any]:
+    """The target's model runner, and the worker that verifies `num_nodes` per request with it."""
+    runner = SimpleNamespace(
+        req_to_token_pool=SimpleNamespace(req_to_token=empty(ROWS, 512, dtype=torch.int32)),
+        kv_index_translator=TRANSLATOR,
+        token_to_kv_pool=SimpleNamespace(move_kv_cache=events.returning("move KV")),
+        sampler=None,
+    )
+    logits = SimpleNamespace(
+        next_token_logits=empty(REQUESTS * num_nodes, VOCABULARY, dtype=torch.float32),
+        hidden_states=empty(REQUESTS * num_nodes, 5 * HIDDEN, dtype=torch.float32),
+    )
+    out = SimpleNamespace(logits_output=logits, can_run_cuda_graph=True)
+    return runner, SimpleNamespace(forward_batch_generation=events.returning("verify graph", out))
+
+
+def fake_drafter(events: Events) -> Any:
+    """The drafter's model runner, whose forward is a replay of a graph."""
+    return SimpleNamespace(
+        kv_index_translator=TRANSLATOR, forward=events.returning("draft graph", SimpleNamespace(can_run_graph=True))
+    )
+
+
 @pytest.fixture
 def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
     """A worker without models, a batch of three requests, and the record of what they do."""
     from ddtree_sglang.engine import worker
     from ddtree_sglang.engine.debug.trace import RoundTrace
-    from ddtree_sglang.engine.stages import walk as tree_walk
+    from ddtree_sglang.engine.graphs.drafter_tail import GraphTrees
+    from ddtree_sglang.engine.graphs.node_counts import NodeCountStates
+    from ddtree_sglang.engine.stages import trees
     from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
+    from ddtree_sglang.engine.stages.candidates import CandidateRanking
+    from ddtree_sglang.engine.stages.draft_block import BlockEmbedding, DraftBlock
     from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput
-    from ddtree_sglang.engine.stages.trees import TreeStage
 
     events = Events()
-    translator = SimpleNamespace(plan=lambda **_: SimpleNamespace(bind=lambda *_: None))
-    logits = SimpleNamespace(
-        next_token_logits=empty(REQUESTS * NODES, VOCABULARY, dtype=torch.float32),
-        hidden_states=empty(REQUESTS * NODES, 5 * HIDDEN, dtype=torch.float32),
-    )
-    target_out = SimpleNamespace(logits_output=logits, can_run_cuda_graph=True)
 
     class Worker(worker.DDTreeWorker):
-        """The round alone: everything that construction would have made is given here."""
+        """The round on fakes: what construction makes of models is given here."""
 
-        device = "meta"
-        config = DDTreeConfig()
-        num_nodes, max_path_len, top_k = NODES, BLOCK, NODES - 1
-        policy = BudgetPolicy.fixed(NODES)
-        tree_stage = TreeStage(BLOCK)
-        trace = RoundTrace(None, "meta")
-        model_runner = SimpleNamespace(
-            req_to_token_pool=SimpleNamespace(req_to_token=empty(ROWS, 512, dtype=torch.int32)),
-            kv_index_translator=translator,
-            token_to_kv_pool=SimpleNamespace(move_kv_cache=events.returning("move KV")),
-            sampler=None,
-        )
-        draft_model_runner = SimpleNamespace(
-            kv_index_translator=translator,
-            forward=events.returning("draft graph", SimpleNamespace(can_run_graph=True)),
-        )
-        target_worker = SimpleNamespace(forward_batch_generation=events.returning("verify graph", target_out))
-        draft_parallel_layout = _draft_block_spec_info = _full_embed_gpu = None
-        _noise_embed_scale = 1.0
-        _mask_token_id = 4
-        _block_pos_offsets = torch.arange(BLOCK, device=META)
-        _widths = None
-        _graph_tail = SimpleNamespace(trees=lambda count: BuiltTree.empty(count, NODES, META))
+        device, num_nodes, max_path_len = "meta", NODES, BLOCK
+        draft_parallel_layout = None
         _tp_sync = SimpleNamespace(sync=lambda *_: None)
 
         def __init__(self) -> None:
-            """Nothing is loaded."""
-
-        def _embedding(self, ids: torch.Tensor) -> torch.Tensor:
-            return empty(*ids.shape, HIDDEN, dtype=torch.float32)
+            self.config, self.policy = DDTreeConfig(), BudgetPolicy.fixed(NODES)
+            self.trace = RoundTrace(None, "meta")
+            self.model_runner, self._target_worker = fake_target(events)
+            self.draft_model_runner = fake_drafter(events)
+            embed = BlockEmbedding(lambda ids: empty(*ids.shape, HIDDEN, dtype=torch.float32), None, 1.0)
+            self.draft_block = DraftBlock(
+                self.draft_model_runner, embed, 4, torch.arange(BLOCK, device=META), spec_info=None
+            )
+            self.ranking = CandidateRanking(None, NODES - 1, BLOCK)
+            tail = SimpleNamespace(num_nodes=NODES, trees=lambda count: BuiltTree.empty(count, NODES, META))
+            self.trees = GraphTrees(self.ranking, {}, tail)
+            self.node_counts = NodeCountStates(self.model_runner, {})
 
         def _append_target_hidden_to_draft_kv_by_loc(self, **arguments: Any) -> None:
             events.append("draft context")
@@ -98,7 +109,7 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
     monkeypatch.setattr(worker, "draft_tp_context", lambda _: nullcontext())
     monkeypatch.setattr(worker, "window_len", lambda: NODES)
     monkeypatch.setattr(worker, "eagle_prepare_for_verify", lambda *_: (SimpleNamespace(), True))
-    monkeypatch.setattr(tree_walk, "walk_with_engine_kernel", lambda tree, _, ids, length: walk_tree(tree, ids, length))
+    monkeypatch.setattr(trees, "walk_with_engine_kernel", lambda made, ids, longest: walk_tree(made.tree, ids, longest))
     batch = SimpleNamespace(
         spec_info=DDTreeDraftInput.carry(empty(REQUESTS), empty(REQUESTS)),
         seq_lens=empty(REQUESTS),
@@ -142,29 +153,43 @@ def test_a_read_of_a_value_would_have_been_noticed(round_of_fakes: tuple[Any, An
         worker._decode_round(batch, publish)
 
 
+def test_a_round_of_one_node_drafts_nothing(round_of_fakes: tuple[Any, Any, Events]) -> None:
+    from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
+
+    worker, batch, events = round_of_fakes
+    worker.policy = BudgetPolicy.fixed(1)
+    _, worker._target_worker = fake_target(events, num_nodes=1)
+    worker._append_target_hidden_to_draft_kv_by_loc = events.returning("draft context")
+    result = worker._decode_round(batch, events.returning("publish"))
+    assert events == ["verify graph", "publish", "move KV", "draft context"]
+    # The scheduler's stride stays, whatever the round.
+    assert result.next_token_ids.shape == (REQUESTS * BLOCK,)
+
+
 @pytest.mark.parametrize("verify_tokens", [None, 40])
-def test_the_drafters_graph_keeps_candidates_only_where_rounds_have_several_widths(
+def test_the_drafters_graph_keeps_candidates_only_where_rounds_have_several_node_counts(
     round_of_fakes: tuple[Any, Any, Events], monkeypatch: pytest.MonkeyPatch, verify_tokens: int | None
 ) -> None:
     from ddtree_sglang.engine import worker as module
     from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
 
     worker, _, events = round_of_fakes
-    worker.device, worker._shard, worker.draft_model_runner.capture_tail_hooks = "cuda", None, []
+    worker.device, worker.draft_model_runner.capture_tail_hooks = "cuda", []
     if verify_tokens is not None:
         worker.policy = BudgetPolicy.by_load(NODES, verify_tokens)
     decode = SimpleNamespace(bs=[1, 2, 256])
     graph = SimpleNamespace(cuda_graph_config=SimpleNamespace(decode=decode))
     # The mask's buffer has room for what the target's runner captured, fewer than configured: so must the trees.
-    widths = SimpleNamespace(
+    states = SimpleNamespace(
         backend=lambda _: SimpleNamespace(verify_mask=None), max_batch=lambda sizes: min(2, max(sizes))
     )
     monkeypatch.setattr(module, "get_exec", lambda: SimpleNamespace(graph=graph))
-    monkeypatch.setattr(module.WidthStates, "capture", lambda *_: widths)
+    monkeypatch.setattr(module.NodeCountStates, "capture", lambda *_: states)
     monkeypatch.setattr(module, "DraftGraphTail", lambda *_, **given: given)
     monkeypatch.setattr(module.DDTreeWorker, "_draft_scope", lambda _: nullcontext())
     monkeypatch.setattr(module.DFlashWorkerV2, "init_cuda_graphs", events.returning("draft graph captured"))
     worker.init_cuda_graphs()
     (hook,) = worker.draft_model_runner.capture_tail_hooks
     assert (hook["keep_candidates"], hook["max_batch"]) == (verify_tokens is not None, 2)
+    assert worker.trees.tail is hook
     assert events == ["draft graph captured"]

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ddtree_sglang.core.tree_mask import flat_tree_mask, tail_cell_index
-from ddtree_sglang.engine.graphs.drafter_tail import DraftGraphTail
-from ddtree_sglang.engine.stages.candidates import VocabShard, rank_candidates
-from ddtree_sglang.engine.stages.trees import MaskBuffer, TreeStage
+from ddtree_sglang.core import BuiltTree, build_draft_tree, complete_tree
+from ddtree_sglang.core.tree_mask import flat_tree_mask, tree_cell_index
+from ddtree_sglang.engine.graphs.drafter_tail import DraftGraphTail, GraphTrees
+from ddtree_sglang.engine.stages.candidates import CandidateRanking, VocabShard
+from ddtree_sglang.engine.stages.trees import DeviceTrees
 
 pytestmark = pytest.mark.sglang
 
@@ -26,8 +27,8 @@ class Head:
         self.quant_method = SimpleNamespace(apply=lambda head, hidden, bias: hidden @ head.weight.T)
 
 
-def shard(device: torch.device) -> VocabShard:
-    return VocabShard(Head(device), VOCABULARY, 0, 1.0, None, None)
+def ranking(device: torch.device) -> CandidateRanking:
+    return CandidateRanking(VocabShard(Head(device), VOCABULARY, 0, 1.0, None, None), TOP_K, BLOCK)
 
 
 def block(batch_size: int, seed: int, device: torch.device) -> tuple[SimpleNamespace, SimpleNamespace]:
@@ -42,25 +43,20 @@ def block(batch_size: int, seed: int, device: torch.device) -> tuple[SimpleNames
     return SimpleNamespace(hidden_states=hidden), batch
 
 
-def eager(out: SimpleNamespace, batch: SimpleNamespace, device: torch.device) -> object:
-    hidden = out.hidden_states.view(-1, BLOCK, HIDDEN)[:, 1:]
+def eager(out: SimpleNamespace, batch: SimpleNamespace, device: torch.device, num_nodes: int = NODES) -> BuiltTree:
+    """What a round outside a graph builds, by core on the host."""
     roots, prefix_lens = batch.input_ids.view(-1, BLOCK)[:, 0].cpu(), batch.positions.view(-1, BLOCK)[:, 0].cpu()
-    ranked = rank_candidates(hidden, shard(device), TOP_K)
-    on_host = type(ranked)(ranked.topk_ids.cpu(), ranked.topk_logprobs.cpu())
-    return TreeStage(BLOCK).build(on_host, roots, prefix_lens, NODES)
+    ranked = ranking(device).rank(out.hidden_states, len(roots))
+    tree = build_draft_tree(ranked.topk_ids.cpu(), ranked.topk_logprobs.cpu(), roots, num_nodes)
+    return complete_tree(tree, prefix_lens)
 
 
 def tail(device: torch.device, flat_mask: torch.Tensor | None = None, keep_candidates: bool = False) -> DraftGraphTail:
-    stage = TreeStage(BLOCK)
-    if flat_mask is not None:
-        stage._buffers[NODES] = MaskBuffer(flat_mask, MAX_BATCH)
     return DraftGraphTail(
-        shard(device),
-        stage,
+        ranking(device),
         num_nodes=NODES,
-        block_size=BLOCK,
-        top_k=TOP_K,
         max_batch=MAX_BATCH,
+        flat_mask=flat_mask,
         keep_candidates=keep_candidates,
         device=device,
     )
@@ -77,7 +73,7 @@ def test_trees_of_every_batch_size_are_the_eager_rounds(device: torch.device, ba
             assert torch.equal(getattr(found.tree, name).cpu(), getattr(expected.tree, name)), name
         for name in ("positions", "retrieve_index", "retrieve_next_token", "retrieve_next_sibling"):
             assert torch.equal(getattr(found.layout, name).cpu(), getattr(expected.layout, name)), name
-        assert torch.equal(found.mask.cpu(), expected.mask)
+        assert torch.equal(found.mask.cells.cpu(), expected.mask.cells)
 
 
 def test_results_stay_at_the_same_addresses(device: torch.device) -> None:
@@ -87,7 +83,7 @@ def test_results_stay_at_the_same_addresses(device: torch.device) -> None:
         out, batch = block(batch_size, batch_size, device)
         hook(None, out, batch, batch_size * BLOCK)
         built = hook.trees(batch_size)
-        addresses.add((built.tree.token_ids.data_ptr(), built.layout.positions.data_ptr(), built.mask.data_ptr()))
+        addresses.add((built.tree.token_ids.data_ptr(), built.layout.positions.data_ptr(), built.mask.cells.data_ptr()))
     assert len(addresses) == 1
 
 
@@ -100,22 +96,36 @@ def test_a_padded_replay_gives_the_real_requests_their_trees_and_mask_cells(devi
     found, expected = hook.trees(2), eager(out, batch, device)
     assert torch.equal(found.tree.token_ids.cpu(), expected.tree.token_ids[:2])
     prefix_lens = batch.positions.view(MAX_BATCH, BLOCK)[:2, 0].cpu()
-    cells = tail_cell_index(prefix_lens, NODES).flatten()
-    flat = flat_tree_mask(expected.mask[:2], prefix_lens)
-    assert torch.equal(found.mask.cpu()[cells], flat[cells])
-    custom = TreeStage.custom_mask(found, prefix_lens, int(prefix_lens.sum()))
-    assert len(custom) == len(flat)
+    cells = tree_cell_index(prefix_lens, NODES).flatten()
+    flat = flat_tree_mask(expected.mask.cells[:2], prefix_lens)
+    assert torch.equal(found.mask.cells.cpu()[cells], flat[cells])
+    mask = DeviceTrees(ranking(device), {}).verify_mask(found, prefix_lens, int(prefix_lens.sum()))
+    assert mask.custom_mask is not None
+    assert len(mask.custom_mask) == len(flat)
 
 
-def test_candidates_stay_for_trees_of_another_width(device: torch.device) -> None:
+@pytest.mark.parametrize("num_nodes", [NODES, 4])
+def test_a_round_after_a_replay_has_the_trees_that_an_eager_round_builds(device: torch.device, num_nodes: int) -> None:
+    """Of the configured N the replay built them; of fewer nodes they are built of its candidates."""
     hook = tail(device, keep_candidates=True)
     out, batch = block(3, 7, device)
     hook(None, out, batch, 3 * BLOCK)
-    assert torch.equal(hook.trees(3).tree.token_ids.cpu(), eager(out, batch, device).tree.token_ids)
-    expected = rank_candidates(out.hidden_states.view(-1, BLOCK, HIDDEN)[:, 1:], shard(device), TOP_K)
-    found = hook.candidates(3)
-    assert torch.equal(found.topk_ids, expected.topk_ids)
-    assert torch.equal(found.topk_logprobs, expected.topk_logprobs)
+    trees = GraphTrees(ranking(device), {}, hook)
+    build = trees.draft(SimpleNamespace(can_run_graph=True), 3, num_nodes)
+    roots, prefix_lens = batch.input_ids.view(3, BLOCK)[:, 0], batch.positions.view(3, BLOCK)[:, 0]
+    found, expected = build(roots.contiguous(), prefix_lens.contiguous()), eager(out, batch, device, num_nodes)
+    assert torch.equal(found.tree.token_ids.cpu(), expected.tree.token_ids)
+    assert torch.equal(found.mask.cells.cpu(), expected.mask.cells)
+    assert (found.tree.token_ids.data_ptr() == hook.trees(3).tree.token_ids.data_ptr()) == (num_nodes == NODES)
+
+
+def test_a_block_outside_a_graph_is_ranked_and_built_anew(device: torch.device) -> None:
+    out, batch = block(2, 3, device)
+    trees = GraphTrees(ranking(device), {}, tail(device))
+    build = trees.draft(SimpleNamespace(can_run_graph=False, logits_output=out), 2, NODES)
+    roots, prefix_lens = batch.input_ids.view(2, BLOCK)[:, 0], batch.positions.view(2, BLOCK)[:, 0]
+    found = build(roots.contiguous(), prefix_lens.contiguous())
+    assert torch.equal(found.tree.token_ids.cpu(), eager(out, batch, device).tree.token_ids)
 
 
 def test_candidates_that_were_not_kept_are_not_handed_out(device: torch.device) -> None:

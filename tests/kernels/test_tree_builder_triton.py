@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ddtree_sglang.core import BuiltTree, build_draft_tree
 from ddtree_sglang.core.tree_layout import layout_draft_tree
-from ddtree_sglang.core.tree_mask import ancestor_mask, flat_tree_mask, tail_cell_index
+from ddtree_sglang.core.tree_mask import ancestor_mask, flat_tree_mask, tree_cell_index
 from ddtree_sglang.kernels.tree_builder_triton import build_draft_tree_triton, build_into
 from tests.core.tree_cases import Candidates, assert_same_tree, random_candidates, tie_prone_candidates
 
@@ -46,7 +46,7 @@ def _assert_equals_core(candidates: Candidates, num_nodes: int, device: torch.de
     layout = layout_draft_tree(tree, _prefix_lens(tree.batch_size))
     for name in LINKS:
         assert torch.equal(getattr(built.layout, name).cpu(), getattr(layout, name)), name
-    assert torch.equal(built.mask.cpu(), ancestor_mask(tree.parents))
+    assert torch.equal(built.mask.cells.cpu(), ancestor_mask(tree.parents))
 
 
 def _on_host(built: BuiltTree) -> object:
@@ -98,12 +98,12 @@ def test_flat_layout_gets_its_tail_cells_and_nothing_else(device: torch.device, 
     built = _build(candidates, num_nodes, device, flat=True)
     parents = build_draft_tree(candidates.ids, candidates.logprobs, candidates.root_ids, num_nodes).parents
     expected = flat_tree_mask(ancestor_mask(parents), prefix_lens)
-    assert torch.equal(built.mask.cpu()[:-1], expected)
+    assert torch.equal(built.mask.cells.cpu()[:-1], expected)
     # The same on a buffer of zeros: prefix cells stay as they were.
-    buffer = torch.zeros_like(built.mask)
+    buffer = torch.zeros_like(built.mask.cells)
     candidates_on_device = (x.to(device) for x in (candidates.ids, candidates.logprobs, candidates.root_ids))
     build_draft_tree_triton(*candidates_on_device, prefix_lens.to(device), num_nodes, buffer)
-    tail = torch.zeros_like(expected).scatter_(0, tail_cell_index(prefix_lens, num_nodes).flatten(), True)
+    tail = torch.zeros_like(expected).scatter_(0, tree_cell_index(prefix_lens, num_nodes).flatten(), True)
     assert torch.equal(buffer.cpu()[:-1], expected & tail)
     assert not bool(buffer[-1])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddtree_sglang.core import flat_tree_mask, tail_cell_index
+from ddtree_sglang.core import flat_tree_mask, tree_cell_index
 from tests.kernels.masked_attention import NODES, PREFIXES, AttentionCase, trees, triangles
 
 pytestmark = pytest.mark.sglang
@@ -70,7 +70,7 @@ def test_cells_of_the_prefix_are_not_read(device: torch.device) -> None:
     case, tree = AttentionCase(device), trees()
     whole = flat_tree_mask(tree, case.prefix_lens)
     tail_only = torch.zeros_like(whole)
-    cells = tail_cell_index(case.prefix_lens, NODES).flatten()
+    cells = tree_cell_index(case.prefix_lens, NODES).flatten()
     tail_only[cells] = whole[cells]
     assert not torch.equal(tail_only, whole)
     assert torch.equal(attend(case, tail_only), attend(case, whole))

@@ -21,23 +21,19 @@ FIELDS = ("accept_index", "num_correct_drafts", "commit_lens", "token_ids", "bon
     ("batch_size", "depth", "num_nodes"), [(1, 7, 17), (3, 15, 33), (32, 15, 65), (2, 7, 129), (5, 3, 200)]
 )
 def test_kernel_walks_as_core_does(batch_size: int, depth: int, num_nodes: int) -> None:
-    from ddtree_sglang.engine.stages.verify_input import make_verify_input
     from ddtree_sglang.engine.stages.walk import walk_with_engine_kernel
 
     for seed in range(5):
         block = random_candidates(seed, batch_size, depth, max(60, num_nodes), num_nodes - 1)
         tree = build_draft_tree(block.ids.cuda(), block.logprobs.cuda(), block.root_ids.cuda(), num_nodes)
         built = complete_tree(tree, torch.zeros(batch_size, dtype=torch.int64, device="cuda"))
-        verify_input = make_verify_input(
-            built, depth + 1, custom_mask=built.mask.flatten(), out_cache_loc=built.mask, kv_loc_plan=None
-        )
         generator = torch.Generator(device="cuda").manual_seed(seed)
         # Half of the nodes agree with their first child, so that paths have some length.
-        children = verify_input.retrieve_next_token
+        children = built.layout.retrieve_next_token
         first = tree.token_ids.gather(1, children.clamp(min=0))
         agrees = (torch.rand(children.shape, generator=generator, device="cuda") < 0.5) & (children >= 0)
         target_ids = torch.where(agrees, first, torch.full_like(first, -7))
-        found = walk_with_engine_kernel(tree, verify_input, target_ids, depth + 1)
+        found = walk_with_engine_kernel(built, target_ids, depth + 1)
         expected = walk_tree(tree, target_ids, depth + 1)
         for name in FIELDS:
             assert torch.equal(getattr(found, name), getattr(expected, name)), name

@@ -7,41 +7,41 @@ the same addresses, so a replay needs no launch of ours and the host waits for n
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from ddtree_sglang.core.built_tree import BuiltTree
-from ddtree_sglang.engine.stages.candidates import DraftCandidates, VocabShard, rank_candidates
-from ddtree_sglang.engine.stages.trees import TreeStage
+from ddtree_sglang.engine.stages.candidates import CandidateRanking, DraftCandidates
+from ddtree_sglang.engine.stages.trees import DeviceTrees, TreeBuild
 
 
 class DraftGraphTail:
     """Capture hook; after a replay `trees(B)` are the batch's trees of N nodes, and `candidates(B)` what they are of.
 
     Both are overwritten by the next replay, which is ordered after this round's verify on the same stream. Candidates
-    are kept only if asked for, where rounds of other widths build trees of them: keeping is two launches a replay.
+    are kept only if asked for, where rounds of fewer nodes build trees of them: keeping is two launches a replay.
     """
 
     def __init__(
         self,
-        shard: VocabShard,
-        stage: TreeStage,
+        ranking: CandidateRanking,
         *,
         num_nodes: int,
-        block_size: int,
-        top_k: int,
         max_batch: int,
+        flat_mask: torch.Tensor | None,
         keep_candidates: bool,
         device: Any,
     ) -> None:
-        self.shard = shard
-        self.block_size = block_size
-        self.top_k = top_k
-        self._built = BuiltTree.empty(max_batch, num_nodes, device, stage.flat_mask_for(max_batch, num_nodes))
+        """Allocate what replays write, for up to `max_batch` requests; `flat_mask` as `BuiltTree.empty` takes it."""
+        self.num_nodes = num_nodes
+        self._ranking = ranking
+        self._built = BuiltTree.empty(max_batch, num_nodes, device, flat_mask)
         self._candidates: DraftCandidates | None = None
         if keep_candidates:
-            shape = (max_batch, block_size - 1, top_k)
+            shape = (max_batch, ranking.block_size - 1, ranking.top_k)
             self._candidates = DraftCandidates(
                 torch.empty(shape, dtype=torch.int64, device=device), torch.empty(shape, device=device)
             )
@@ -50,17 +50,17 @@ class DraftGraphTail:
         """Rank what the block proposes and build the trees; called by SGLang while it captures."""
         from ddtree_sglang.kernels.tree_builder_triton import build_into
 
-        batch_size = num_tokens // self.block_size
-        hidden = out.hidden_states.view(batch_size, self.block_size, -1)[:, 1:]
-        ranked = rank_candidates(hidden, self.shard, self.top_k)
+        block_size = self._ranking.block_size
+        batch_size = num_tokens // block_size
+        ranked = self._ranking.rank(out.hidden_states, batch_size)
         if self._candidates is not None:
             kept = self.candidates(batch_size)
             kept.topk_ids.copy_(ranked.topk_ids)
             kept.topk_logprobs.copy_(ranked.topk_logprobs)
         # The block starts at the root, which stands where the committed tokens end; with a windowed drafter the
         # lengths in the graph would be the window's.
-        root_ids = forward_batch.input_ids.view(batch_size, self.block_size)[:, 0]
-        prefix_lens = forward_batch.positions.view(batch_size, self.block_size)[:, 0]
+        root_ids = forward_batch.input_ids.view(batch_size, block_size)[:, 0]
+        prefix_lens = forward_batch.positions.view(batch_size, block_size)[:, 0]
         build_into(
             self._built.first(batch_size),
             ranked.topk_ids,
@@ -70,7 +70,7 @@ class DraftGraphTail:
         )
 
     def candidates(self, batch_size: int) -> DraftCandidates:
-        """What that replay ranked, for trees of another width."""
+        """What the replay ranked, for trees of fewer nodes."""
         held = self._candidates
         assert held is not None, "this tail was made without keep_candidates"
         return DraftCandidates(held.topk_ids[:batch_size], held.topk_logprobs[:batch_size])
@@ -78,3 +78,18 @@ class DraftGraphTail:
     def trees(self, batch_size: int) -> BuiltTree:
         """The trees of the replay that was just launched."""
         return self._built.first(batch_size)
+
+
+@dataclass(frozen=True)
+class GraphTrees(DeviceTrees):
+    """`DeviceTrees` of a drafter with CUDA graphs: a replay of one has built the trees of the configured N already."""
+
+    tail: DraftGraphTail
+
+    def draft(self, drafter_out: Any, batch_size: int, num_nodes: int) -> TreeBuild:
+        """The replay's trees or, for fewer nodes, its candidates; outside a graph as `DeviceTrees`."""
+        if not drafter_out.can_run_graph:
+            return super().draft(drafter_out, batch_size, num_nodes)
+        if num_nodes == self.tail.num_nodes:
+            return lambda _root_ids, _prefix_lens: self.tail.trees(batch_size)
+        return partial(self._build, self.tail.candidates(batch_size), num_nodes)

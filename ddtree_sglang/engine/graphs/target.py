@@ -20,9 +20,9 @@ from ddtree_sglang.engine.stages.verify_input import DDTreeVerifyInput
 
 
 def shape_only_verify_input(custom_mask: torch.Tensor | None) -> DDTreeVerifyInput:
-    """A verify input that has the tree's widths and the backend's mask buffer, for capture and warm-up.
+    """A verify input with the tree's sizes and the backend's mask buffer, for capture and warm-up.
 
-    At one node a request it is a chain without a mask, so that the causal graph is captured.
+    At one node per request it is a chain without a mask, so that the causal graph is captured.
     """
     spec = get_spec()
     num_nodes = int(spec.speculative_num_draft_tokens)

@@ -21,11 +21,11 @@ class BudgetPolicy:
     """Chooses N per round.
 
     Attributes:
-        widths: N (root included) of the rounds that may occur, ascending; the last is the configured one.
-        verify_tokens: most nodes of a batch, or None: always the last width.
+        node_counts: N (root included) of the rounds that may occur, ascending; the last is the configured one.
+        verify_tokens: most nodes of a batch, or None: every round has the configured N.
     """
 
-    widths: tuple[int, ...]
+    node_counts: tuple[int, ...]
     verify_tokens: int | None
 
     @classmethod
@@ -42,9 +42,9 @@ class BudgetPolicy:
     def num_nodes(self, batch_size: int) -> int:
         """N of a round of `batch_size` requests; 1 means that nothing is drafted."""
         if self.verify_tokens is None:
-            return self.widths[-1]
-        fitting = [width for width in self.widths if width * batch_size <= self.verify_tokens]
-        return fitting[-1] if fitting else self.widths[0]
+            return self.node_counts[-1]
+        fitting = [count for count in self.node_counts if count * batch_size <= self.verify_tokens]
+        return fitting[-1] if fitting else self.node_counts[0]
 
 
 def make_policy(config: DDTreeConfig, num_nodes: int) -> BudgetPolicy:

@@ -90,6 +90,25 @@ class VocabShard:
         return logits
 
 
+@dataclass(frozen=True, slots=True)
+class CandidateRanking:
+    """How a server ranks what its drafter proposes.
+
+    Attributes:
+        shard: this rank's LM head.
+        top_k: K.
+        block_size: F, tokens of a draft block: the root and D masked positions.
+    """
+
+    shard: VocabShard
+    top_k: int
+    block_size: int
+
+    def rank(self, hidden: torch.Tensor, batch_size: int) -> DraftCandidates:
+        """Rank the D masked positions of B blocks; `hidden` is [B * F, H], the drafter's states."""
+        return rank_candidates(hidden.view(batch_size, self.block_size, -1)[:, 1:], self.shard, self.top_k)
+
+
 def rank_candidates(hidden: torch.Tensor, shard: VocabShard, top_k: int) -> DraftCandidates:
     """Rank each drafted position's tokens.
 

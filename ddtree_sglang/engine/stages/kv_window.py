@@ -1,8 +1,8 @@
-"""The slots of a round: how many a request needs, where they are, and how much room its row must leave.
+"""The KV window of a round: its slots, the room that a request's row must leave for it, and what becomes final in it.
 
-A round writes two windows that start at the committed length: the drafter's block of F and the target's tree of
-N. So a window is W = max(F, N) slots, and overlap scheduling reserves two of them, because the committed length
-that the host knows is one round old (mem_cache/allocation_sizing.py).
+A request's window is the W = max(F, N) slots from its committed length on: the drafter's block writes the first F, the
+target's tree the first N. Overlap scheduling reserves two windows, because the committed length that the host knows is
+one round old (mem_cache/allocation_sizing.py).
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import torch
 from sglang.srt.runtime_context import get_spec
 from sglang.srt.speculative.dflash_info_v2 import DFlashDraftInputV2
 
+from ddtree_sglang.core.acceptance import AcceptedPath
+from ddtree_sglang.core.kv_commit import commit_plan
 from ddtree_sglang.engine.spec import is_ddtree
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.mem_cache.kv_loc_plan import KVLocPlan
 
 
 def window_len() -> int:
@@ -48,6 +51,51 @@ def window_slots(
     """[B, num_slots] int64: the slots of positions prefix_len, prefix_len + 1, ... of each request."""
     columns = prefix_lens.unsqueeze(1) + torch.arange(num_slots, device=prefix_lens.device)
     return req_to_token[req_pool_indices.to(torch.int64).unsqueeze(1), columns].to(torch.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundWindow:
+    """Where a round of B requests reads and writes.
+
+    Attributes:
+        prefix_lens: [B] int64 committed lengths, without the root.
+        root_ids: [B] int64.
+        slots: [B, W] int64.
+        num_nodes: N of this round.
+        host_lens: [B] on the host, an upper bound of the lengths that attention reads, or None.
+        plan: SGLang's translation of the window's slots, made once for all forwards of the round.
+    """
+
+    prefix_lens: torch.Tensor
+    root_ids: torch.Tensor
+    slots: torch.Tensor
+    num_nodes: int
+    host_lens: torch.Tensor | None
+    plan: KVLocPlan
+
+    @property
+    def total_prefix_len(self) -> int | None:
+        """The sum of `host_lens`, None if the host does not know them."""
+        return None if self.host_lens is None else int(self.host_lens.sum())
+
+    @property
+    def node_slots(self) -> torch.Tensor:
+        """[B * N] int64: the slots that the nodes' keys and values are written to."""
+        return self.slots[:, : self.num_nodes].reshape(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class KVMoves:
+    """M rows of the KV pool to copy, all read before any is written."""
+
+    sources: torch.Tensor  # [M] int64, slots
+    targets: torch.Tensor  # [M] int64, slots
+
+
+def committed_moves(slots: torch.Tensor, accepted: AcceptedPath) -> KVMoves:
+    """The moves of `core.kv_commit.commit_plan` in windows of `slots` [B, W] int64: M = B * P, no-ops included."""
+    plan = commit_plan(accepted)
+    return KVMoves(slots.gather(1, plan.source_slots).flatten(), slots.gather(1, plan.target_slots).flatten())
 
 
 @dataclass

@@ -1,35 +1,90 @@
-"""A round's trees, from ranked candidates: built by core on the host, by one kernel on a GPU.
+"""What a round asks of its trees: draft them, mask them, walk them, move what was accepted.
 
-Where the mask goes depends on who reads it. SGLang's FA3 and Triton backends read only the tail cells of a buffer of
-theirs (layers/attention/verify_mask.py), so on those the kernel writes the cells in place: no memory is set, no prefix
-copied. FlashInfer packs the whole mask, prefix columns included, so it gets one filled anew. On the host the ancestor
-mask itself is what attention takes.
+Two implementations, one of which is chosen when the worker is built. `HostTrees`: core's tensor operations, the
+ancestor mask itself for attention, and moves of the rows that move. `DeviceTrees`: one kernel builds, one walks, and
+nothing is read back. `engine.graphs.drafter_tail.GraphTrees` takes over from `DeviceTrees` once the drafter has graphs.
+
+Where the mask of a device goes depends on the backend that reads it. SGLang's FA3 and Triton backends read only the
+tree cells of a buffer of theirs (layers/attention/verify_mask.py), so for those the kernel writes the cells in place:
+no memory is set, no prefix copied. FlashInfer packs the whole mask, prefix columns included, and gets one filled anew.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 
+from ddtree_sglang.core.acceptance import AcceptedPath, walk_tree
 from ddtree_sglang.core.built_tree import BuiltTree, complete_tree
 from ddtree_sglang.core.tree_builder import build_draft_tree
-from ddtree_sglang.core.tree_mask import flat_tree_mask
-from ddtree_sglang.engine.stages.candidates import DraftCandidates
+from ddtree_sglang.engine.stages.candidates import CandidateRanking, DraftCandidates
+from ddtree_sglang.engine.stages.kv_window import KVMoves, committed_moves
+from ddtree_sglang.engine.stages.verify_input import VerifyMask
+from ddtree_sglang.engine.stages.walk import walk_with_engine_kernel
+
+TreeBuild = Callable[[torch.Tensor, torch.Tensor], BuiltTree]
+"""What is left to do after a draft: trees from the roots [B] int64 and the prefix lengths [B] int64. A round that
+drafts nothing has `core.built_tree.root_trees`."""
 
 
-def tail_mask_buffer(attn_backend: Any) -> torch.Tensor | None:
-    """The buffer of a backend that reads no prefix cells, as flat bool, or None where there is none to write into."""
-    from sglang.srt.speculative.eagle_utils import TreeMaskMode
+class RoundTrees(Protocol):
+    """The trees' part of a round of B requests, on one kind of device."""
 
-    held = attn_backend.verify_mask
-    if held is None or not held.is_read or held.mode != TreeMaskMode.FULL_MASK:
-        return None
-    return held.buffer.view(torch.bool)
+    def draft(self, drafter_out: Any, batch_size: int, num_nodes: int) -> TreeBuild:
+        """Rank what the drafter's forward proposes, for trees of N = `num_nodes`."""
+
+    def verify_mask(self, built: BuiltTree, prefix_lens: torch.Tensor, total_prefix_len: int | None) -> VerifyMask:
+        """The mask as the target's attention takes it.
+
+        Args:
+            prefix_lens: [B] int64.
+            total_prefix_len: their sum on the host or an upper bound of it, None if the host does not know it.
+        """
+
+    def walk(self, built: BuiltTree, target_ids: torch.Tensor) -> AcceptedPath:
+        """Follow the target's choices `target_ids` [B, N] int64 from the root, for at most P nodes."""
+
+    def moves(self, slots: torch.Tensor, accepted: AcceptedPath) -> KVMoves:
+        """The moves that make the accepted rows final, in windows of `slots` [B, W] int64."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
+class HostTrees:
+    """Trees in the host's memory, where reading a value costs nothing."""
+
+    ranking: CandidateRanking
+
+    def draft(self, drafter_out: Any, batch_size: int, num_nodes: int) -> TreeBuild:
+        """Rank now, build later."""
+        return partial(self._build, self.ranking.rank(drafter_out.logits_output.hidden_states, batch_size), num_nodes)
+
+    def _build(
+        self, ranked: DraftCandidates, num_nodes: int, root_ids: torch.Tensor, prefix_lens: torch.Tensor
+    ) -> BuiltTree:
+        tree = build_draft_tree(ranked.topk_ids, ranked.topk_logprobs, root_ids, num_nodes)
+        return complete_tree(tree, prefix_lens, self.ranking.block_size - 1)
+
+    def verify_mask(self, built: BuiltTree, prefix_lens: torch.Tensor, total_prefix_len: int | None) -> VerifyMask:
+        """The CPU's attention reads the ancestor mask; a chain of one node is verified causally."""
+        ancestors = built.mask.cells
+        return VerifyMask(ancestors.flatten() if built.tree.num_nodes > 1 else None, ancestors)
+
+    def walk(self, built: BuiltTree, target_ids: torch.Tensor) -> AcceptedPath:
+        """Core's walk."""
+        return walk_tree(built.tree, target_ids, self.ranking.block_size)
+
+    def moves(self, slots: torch.Tensor, accepted: AcceptedPath) -> KVMoves:
+        """Only rows that move: most stay where they are, and finding those that do not costs less than copying all."""
+        every = committed_moves(slots, accepted)
+        moved = every.sources != every.targets
+        return KVMoves(every.sources[moved], every.targets[moved])
+
+
+@dataclass(frozen=True)
 class MaskBuffer:
     """A backend's buffer of flat bool cells, and how many requests it has room for."""
 
@@ -37,60 +92,61 @@ class MaskBuffer:
     max_batch: int
 
 
-class TreeStage:
-    """Builds trees out of D = `max_path_len` - 1 drafted positions, at any of the widths that a server verifies.
+def mask_buffers(backends: Mapping[int, Any]) -> dict[int, MaskBuffer]:
+    """By N, the buffer of each attention backend that reads tree cells alone; other backends are left out."""
+    from sglang.srt.speculative.eagle_utils import TreeMaskMode
 
-    Mask buffers are known per width once the target's graphs exist; before that, and where there is none, masks are
-    `[B, N, N]`.
+    held = {num_nodes: backend.verify_mask for num_nodes, backend in backends.items()}
+    return {
+        num_nodes: MaskBuffer(mask.buffer.view(torch.bool), int(mask.max_bs))
+        for num_nodes, mask in held.items()
+        if mask is not None and mask.is_read and mask.mode == TreeMaskMode.FULL_MASK
+    }
+
+
+@dataclass(frozen=True)
+class DeviceTrees:
+    """Trees in an accelerator's memory, which the host never waits for.
+
+    Attributes:
+        buffers: by N, where masks are written; for any other N, and for more requests, masks are [B, N, N] tensors.
     """
 
-    def __init__(self, max_path_len: int) -> None:
-        self.max_path_len = max_path_len
-        self._buffers: dict[int, MaskBuffer] = {}
-
-    def use_buffer_of(self, attn_backend: Any, num_nodes: int) -> None:
-        """Write masks of this width into the target backend's own buffer from now on, if it has one of the form."""
-        cells = tail_mask_buffer(attn_backend)
-        if cells is not None:
-            self._buffers[num_nodes] = MaskBuffer(cells, int(attn_backend.verify_mask.max_bs))
+    ranking: CandidateRanking
+    buffers: Mapping[int, MaskBuffer]
 
     def flat_mask_for(self, batch_size: int, num_nodes: int) -> torch.Tensor | None:
-        """The buffer of a width, if it has room for so many requests."""
-        buffer = self._buffers.get(num_nodes)
+        """The buffer for N, if there is one and it has room for so many requests."""
+        buffer = self.buffers.get(num_nodes)
         return buffer.cells if buffer is not None and batch_size <= buffer.max_batch else None
 
-    def build(
-        self, candidates: DraftCandidates, root_ids: torch.Tensor, prefix_lens: torch.Tensor, num_nodes: int
+    def draft(self, drafter_out: Any, batch_size: int, num_nodes: int) -> TreeBuild:
+        """Rank now, build later."""
+        return partial(self._build, self.ranking.rank(drafter_out.logits_output.hidden_states, batch_size), num_nodes)
+
+    def _build(
+        self, ranked: DraftCandidates, num_nodes: int, root_ids: torch.Tensor, prefix_lens: torch.Tensor
     ) -> BuiltTree:
-        """The most probable N - 1 prefixes of each request as trees; nothing is read back from a GPU."""
-        if root_ids.device.type == "cpu":
-            tree = build_draft_tree(candidates.topk_ids, candidates.topk_logprobs, root_ids, num_nodes)
-            return complete_tree(tree, prefix_lens, self.max_path_len - 1)
         from ddtree_sglang.kernels.tree_builder_triton import build_draft_tree_triton
 
+        flat_mask = self.flat_mask_for(len(root_ids), num_nodes)
         return build_draft_tree_triton(
-            candidates.topk_ids,
-            candidates.topk_logprobs,
-            root_ids,
-            prefix_lens,
-            num_nodes,
-            self.flat_mask_for(len(root_ids), num_nodes),
+            ranked.topk_ids, ranked.topk_logprobs, root_ids, prefix_lens, num_nodes, flat_mask
         )
 
-    @staticmethod
-    def custom_mask(built: BuiltTree, prefix_lens: torch.Tensor, total_prefix_len: int | None) -> torch.Tensor | None:
-        """What the target's backend takes as `custom_mask`; None for a single node, a chain that is verified causally.
+    def verify_mask(self, built: BuiltTree, prefix_lens: torch.Tensor, total_prefix_len: int | None) -> VerifyMask:
+        """The flat layout; a chain of one node is verified causally, for which no mask is filled."""
+        return VerifyMask(built.mask.flat(prefix_lens, total_prefix_len) if built.tree.num_nodes > 1 else None, None)
 
-        Args:
-            total_prefix_len: host sum of `prefix_lens`, or more; None if the host does not know.
-        """
-        if built.tree.num_nodes == 1:
-            return None
-        if built.is_flat:
-            # The Triton backend copies what it is given onto its buffer, so give no more than is used.
-            batch_size, num_nodes = built.tree.token_ids.shape
-            used = None if total_prefix_len is None else num_nodes * (total_prefix_len + batch_size * num_nodes)
-            return built.mask[:used]
-        if built.mask.device.type == "cpu":
-            return built.mask.flatten()
-        return flat_tree_mask(built.mask, prefix_lens, total_prefix_len)
+    def walk(self, built: BuiltTree, target_ids: torch.Tensor) -> AcceptedPath:
+        """SGLang's own tree kernel."""
+        return walk_with_engine_kernel(built, target_ids, self.ranking.block_size)
+
+    def moves(self, slots: torch.Tensor, accepted: AcceptedPath) -> KVMoves:
+        """All rows of the path, those that stay included: which of them move is not known to the host."""
+        return committed_moves(slots, accepted)
+
+
+def make_trees(ranking: CandidateRanking, device: str) -> RoundTrees:
+    """The implementation for the device that holds the target."""
+    return HostTrees(ranking) if torch.device(device).type == "cpu" else DeviceTrees(ranking, {})

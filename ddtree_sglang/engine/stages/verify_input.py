@@ -1,7 +1,7 @@
 """A draft tree in the form that SGLang's tree verify takes: `EagleVerifyInput`, with an irregular tree.
 
-Two widths meet here: `draft_token_num` is N, the nodes of the verify forward; `max_tree_depth` is P = D + 1, the
-longest path, which bounds what a round can accept (speculative/eagle_info.py).
+Two counts of nodes meet here: `draft_token_num` is N, those of the verify forward; `max_tree_depth` is P = D + 1,
+those of the longest path, which bounds what a round can accept (speculative/eagle_info.py).
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class DDTreeVerifyInput(EagleVerifyInput):
     def generate_attn_arg_prefill(self, **arguments: Any) -> tuple[torch.Tensor, ...]:
         """FlashInfer's plan of a verify (layers/attention/flashinfer_backend.py): KV indices, two indptr, the mask.
 
-        EAGLE's own reads the mask's size, and would fail on the chain of one node, which has none; then it is DFLASH's
-        (speculative/dflash_info.py), which hands on that there is none. FlashInfer's graphs of that width are captured
-        without a mask, too.
+        EAGLE's own plan reads the mask's size and would fail on a chain of one node, which has no mask. DFLASH's plan
+        (speculative/dflash_info.py), which is taken there, hands on that there is none. FlashInfer's graphs for one
+        node are captured without a mask, too.
         """
         if self.custom_mask is not None:
             return tuple(super().generate_attn_arg_prefill(**arguments))
@@ -50,25 +50,26 @@ class DDTreeVerifyInput(EagleVerifyInput):
         return tuple(chain.generate_attn_arg_prefill(**arguments))
 
 
+@dataclass(frozen=True)
+class VerifyMask:
+    """A tree's mask in the forms that attention backends read; True = may attend."""
+
+    custom_mask: torch.Tensor | None  # 1-D bool, what SGLang calls by this name; None for a chain
+    ancestor_mask: torch.Tensor | None  # [B, N, N] bool, what the CPU's attention reads; None on an accelerator
+
+
 def make_verify_input(
     built: BuiltTree,
-    max_path_len: int,
-    *,
-    custom_mask: torch.Tensor | None,
-    out_cache_loc: torch.Tensor,
-    kv_loc_plan: KVLocPlan,
+    max_path_len: int,  # P
+    mask: VerifyMask,
+    out_cache_loc: torch.Tensor,  # [B * N] int64, slots that the nodes' keys and values are written to
+    kv_loc_plan: KVLocPlan,  # SGLang's translation of these slots
 ) -> DDTreeVerifyInput:
-    """Assemble the verify input of a batch.
-
-    Args:
-        max_path_len: P.
-        custom_mask: in the form that the target's backend reads (`TreeStage.custom_mask`).
-        out_cache_loc: [B * N] int64, the window's slots.
-    """
+    """Assemble the verify input of B trees of N nodes."""
     tree, layout = built.tree, built.layout
     return DDTreeVerifyInput(
         draft_token=tree.token_ids.flatten(),
-        custom_mask=custom_mask,
+        custom_mask=mask.custom_mask,
         positions=layout.positions.flatten(),
         retrieve_index=layout.retrieve_index,
         retrieve_next_token=layout.retrieve_next_token,
@@ -82,5 +83,5 @@ def make_verify_input(
         seq_lens_cpu=None,
         prepared_out_cache_loc=out_cache_loc,
         kv_loc_plan=kv_loc_plan,
-        ancestor_mask=built.mask if built.mask.device.type == "cpu" else None,
+        ancestor_mask=mask.ancestor_mask,
     )

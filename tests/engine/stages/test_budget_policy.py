@@ -22,15 +22,15 @@ def test_load_keeps_the_batch_within_its_nodes_and_the_request_within_its_budget
 
 def test_budget_that_is_no_step_is_the_widest() -> None:
     policy = BudgetPolicy.by_load(12, verify_tokens=100)
-    assert policy.widths == (1, 2, 3, 5, 9, 12)
+    assert policy.node_counts == (1, 2, 3, 5, 9, 12)
     assert policy.num_nodes(1) == 12
 
 
 def test_more_requests_never_get_more_nodes_each() -> None:
     policy = BudgetPolicy.by_load(65, verify_tokens=200)
-    widths = [policy.num_nodes(batch_size) for batch_size in range(1, 300)]
-    assert widths == sorted(widths, reverse=True)
-    assert set(widths) == set(policy.widths)
+    counts = [policy.num_nodes(batch_size) for batch_size in range(1, 300)]
+    assert counts == sorted(counts, reverse=True)
+    assert set(counts) == set(policy.node_counts)
 
 
 def test_configuration_names_the_policy() -> None:

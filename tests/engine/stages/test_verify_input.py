@@ -1,4 +1,4 @@
-"""A tree in SGLang's terms: widths, links, and the two forms of its mask; and what a graph is captured with."""
+"""A tree in SGLang's terms: counts, links, and the two forms of its mask; and what a graph is captured with."""
 
 from __future__ import annotations
 
@@ -25,19 +25,14 @@ def make() -> Any:
 
 
 def verify_input_of(built: BuiltTree) -> Any:
-    from ddtree_sglang.engine.stages.trees import TreeStage
+    from ddtree_sglang.engine.stages.trees import HostTrees
     from ddtree_sglang.engine.stages.verify_input import make_verify_input
 
-    return make_verify_input(
-        built,
-        max_path_len=3,
-        custom_mask=TreeStage.custom_mask(built, torch.tensor(PREFIX), None),
-        out_cache_loc=torch.arange(built.tree.token_ids.numel()),
-        kv_loc_plan=None,
-    )
+    mask = HostTrees(None).verify_mask(built, torch.tensor(PREFIX), None)
+    return make_verify_input(built, 3, mask, torch.arange(built.tree.token_ids.numel()), None)
 
 
-def test_widths_are_the_nodes_and_the_longest_path() -> None:
+def test_counts_are_the_nodes_and_the_longest_path() -> None:
     _, made = make()
     assert made.draft_token_num == made.num_tokens_per_req == 4
     assert made.max_tree_depth == 3
@@ -57,8 +52,8 @@ def test_tokens_positions_and_links_are_flat_and_rooted_at_the_bonus() -> None:
 
 def test_host_attention_gets_the_ancestor_mask_itself() -> None:
     built, made = make()
-    assert torch.equal(made.ancestor_mask, built.mask)
-    assert torch.equal(made.custom_mask.view(2, 4, 4), built.mask)
+    assert torch.equal(made.ancestor_mask, built.mask.cells)
+    assert torch.equal(made.custom_mask.view(2, 4, 4), built.mask.cells)
 
 
 def test_a_root_alone_takes_the_causal_path_of_every_backend() -> None:

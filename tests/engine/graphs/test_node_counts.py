@@ -1,4 +1,4 @@
-"""One backend and one set of graphs per width: captured under that width, used within it, put back after it."""
+"""A backend and graphs per number of nodes: captured under that number, used within its scope, put back after it."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class FakeSpec:
 
 @pytest.fixture
 def spec(monkeypatch: pytest.MonkeyPatch) -> FakeSpec:
-    from ddtree_sglang.engine.graphs import node_counts as width_states
+    from ddtree_sglang.engine.graphs import node_counts
 
     fake = FakeSpec()
-    monkeypatch.setattr(width_states, "get_spec", lambda: fake)
+    monkeypatch.setattr(node_counts, "get_spec", lambda: fake)
     return fake
 
 
@@ -63,11 +63,11 @@ def runner(spec: FakeSpec, with_graphs: bool = True) -> SimpleNamespace:
     return made
 
 
-def test_each_width_is_captured_under_its_own_configuration(spec: FakeSpec) -> None:
-    from ddtree_sglang.engine.graphs.node_counts import WidthStates
+def test_each_number_is_captured_under_its_own_configuration(spec: FakeSpec) -> None:
+    from ddtree_sglang.engine.graphs.node_counts import NodeCountStates
 
     target = runner(spec)
-    states = WidthStates.capture(target, (1, 9, 17))
+    states = NodeCountStates.capture(target, (1, 9, 17))
     assert states.backend(17) == "startup backend"
     assert states.backend(9).made_for["speculative_num_draft_tokens"] == 9
     assert states.backend(9).made_for["speculative_eagle_topk"] == 2
@@ -78,11 +78,11 @@ def test_each_width_is_captured_under_its_own_configuration(spec: FakeSpec) -> N
     assert spec.speculative_num_draft_tokens == 17
 
 
-def test_a_width_is_used_within_its_scope_and_the_widest_comes_back(spec: FakeSpec) -> None:
-    from ddtree_sglang.engine.graphs.node_counts import WidthStates
+def test_a_number_is_used_within_its_scope_and_the_configured_comes_back(spec: FakeSpec) -> None:
+    from ddtree_sglang.engine.graphs.node_counts import NodeCountStates
 
     target = runner(spec)
-    states = WidthStates.capture(target, (1, 9, 17))
+    states = NodeCountStates.capture(target, (1, 9, 17))
     with states.active(9):
         assert target.attn_backend is states.backend(9)
         assert target.decode_cuda_graph_runner.speculative_num_draft_tokens == 9
@@ -97,19 +97,28 @@ def test_a_width_is_used_within_its_scope_and_the_widest_comes_back(spec: FakeSp
 
 
 def test_without_graphs_only_backends_are_made(spec: FakeSpec) -> None:
-    from ddtree_sglang.engine.graphs.node_counts import WidthStates
+    from ddtree_sglang.engine.graphs.node_counts import NodeCountStates
 
     target = runner(spec, with_graphs=False)
-    states = WidthStates.capture(target, (9, 17))
+    states = NodeCountStates.capture(target, (9, 17))
     with states.active(9):
         assert target.decode_cuda_graph_runner is None
         assert target.attn_backend.made_for["speculative_num_draft_tokens"] == 9
 
 
 def test_the_largest_batch_is_the_one_that_was_captured_not_the_one_that_was_configured(spec: FakeSpec) -> None:
-    from ddtree_sglang.engine.graphs.node_counts import WidthStates
+    from ddtree_sglang.engine.graphs.node_counts import NodeCountStates
 
     target, configured = runner(spec), [1, 64, 256]
     target.decode_cuda_graph_runner = SimpleNamespace(max_bs=48)
-    assert WidthStates.capture(target, (9, 17)).max_batch(configured) == 48
-    assert WidthStates.capture(runner(spec, with_graphs=False), (17,)).max_batch(configured) == 256
+    assert NodeCountStates.capture(target, (9, 17)).max_batch(configured) == 48
+    assert NodeCountStates.capture(runner(spec, with_graphs=False), (17,)).max_batch(configured) == 256
+
+
+def test_a_runner_without_other_sets_verifies_every_number_with_its_own(spec: FakeSpec) -> None:
+    from ddtree_sglang.engine.graphs.node_counts import NodeCountStates
+
+    target = runner(spec)
+    with NodeCountStates(target, {}).active(9):
+        assert (target.attn_backend, target.decode_cuda_graph_runner) == ("startup backend", "startup graphs")
+        assert spec.speculative_num_draft_tokens == 17

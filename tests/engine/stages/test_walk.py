@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from ddtree_sglang.core import build_draft_tree
-from ddtree_sglang.core.acceptance import walk_tree
-from ddtree_sglang.core.tree_layout import layout_draft_tree
-from ddtree_sglang.engine.stages import walk as tree_walk
+from ddtree_sglang.core import build_draft_tree, complete_tree, walk_tree
+from ddtree_sglang.engine.stages.walk import walk_with_engine_kernel
 
 pytestmark = pytest.mark.sglang
 
@@ -46,18 +44,8 @@ def test_kernel_path_equals_core_walk(seed: int, monkeypatch: pytest.MonkeyPatch
     values, ids = logprobs.sort(-1, descending=True)
     tree = build_draft_tree(ids, values, torch.zeros(batch_size, dtype=torch.int64), num_nodes)
     target = torch.randint(0, vocab, (batch_size, num_nodes), generator=generator)
-    layout = layout_draft_tree(tree, torch.tensor([3, 9, 4]))
-    verify_input: Any = type(
-        "Input",
-        (),
-        {
-            "retrieve_index": layout.retrieve_index,
-            "retrieve_next_token": layout.retrieve_next_token,
-            "retrieve_next_sibling": layout.retrieve_next_sibling,
-            "tree_topk": -1,
-        },
-    )
-    got = tree_walk.walk_with_engine_kernel(tree, verify_input, target, depth + 1)
+    built = complete_tree(tree, torch.tensor([3, 9, 4]))
+    got = walk_with_engine_kernel(built, target, depth + 1)
     expected = walk_tree(tree, target, depth + 1)
     for name in ("accept_index", "num_correct_drafts", "commit_lens", "token_ids", "bonus_ids"):
         assert torch.equal(getattr(got, name), getattr(expected, name)), name

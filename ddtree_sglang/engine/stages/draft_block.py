@@ -1,0 +1,94 @@
+"""The drafter's forward of a round: the block `[root, MASK x D]` of each request, in one batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+from ddtree_sglang.engine.stages.kv_window import RoundWindow
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+
+@dataclass(frozen=True, slots=True)
+class BlockEmbedding:
+    """Embeds a block's tokens as the drafter was trained to see them.
+
+    Attributes:
+        module: the embedding that SGLang resolved for the drafter.
+        full_weight: [V, H], the whole table where data-parallel attention has split the module's; else None.
+        scale: multiplies the embeddings, 1.0 for none.
+    """
+
+    module: Any
+    full_weight: torch.Tensor | None
+    scale: float
+
+    def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """[B, F] int64 to [B, F, H]."""
+        if self.full_weight is not None:
+            embeds = torch.nn.functional.embedding(token_ids, self.full_weight)
+        else:
+            embeds = self.module(token_ids)
+        return embeds if self.scale == 1.0 else embeds * self.scale
+
+
+@dataclass(frozen=True, slots=True)
+class DraftBlock:
+    """What all blocks of a server have in common.
+
+    Attributes:
+        runner: SGLang's model runner of the drafter.
+        mask_token_id: the token of the D positions to draft.
+        offsets: [F] int64, positions of the block from its root's.
+        spec_info: the shape of the block, as SGLang's drafter takes it.
+    """
+
+    runner: Any
+    embed: BlockEmbedding
+    mask_token_id: int
+    offsets: torch.Tensor
+    spec_info: Any
+
+    def forward_batch(self, batch: ScheduleBatch, window: RoundWindow) -> ForwardBatch:
+        """The blocks of a round, ready for the drafter's forward; they write the first F slots of each window."""
+        block_size = len(self.offsets)
+        block_ids = window.root_ids.new_full((len(window.root_ids), block_size), self.mask_token_id)
+        block_ids[:, 0] = window.root_ids
+        embeds = self.embed(block_ids)
+        host_lens = window.host_lens if window.host_lens is not None else window.prefix_lens.cpu()
+        # Backends plan for an upper bound: the committed length and one window.
+        host_lens = (host_lens + window.slots.shape[1]).to(torch.int32)
+        slots = window.slots[:, :block_size].reshape(-1)
+        forward_batch = ForwardBatch(
+            forward_mode=ForwardMode.TARGET_VERIFY,
+            batch_size=block_ids.shape[0],
+            input_ids=block_ids.flatten(),
+            req_pool_indices=batch.req_pool_indices,
+            seq_lens=window.prefix_lens,
+            out_cache_loc=slots,
+            seq_lens_sum=int(host_lens.sum()),
+            seq_lens_cpu=host_lens,
+            positions=(window.prefix_lens.unsqueeze(1) + self.offsets).flatten(),
+            input_embeds=embeds.view(-1, embeds.shape[-1]),
+            spec_algorithm=SpeculativeAlgorithm.DFLASH,
+            spec_info=self.spec_info,
+            capture_hidden_mode=CaptureHiddenMode.NULL,
+            global_num_token_non_padded_cpu=block_ids.numel(),
+            can_run_decode_cuda_graph=batch.can_run_decode_cuda_graph,
+        )
+        translator = self.runner.kv_index_translator
+        plan = translator.plan(
+            req_pool_indices=batch.req_pool_indices,
+            seq_lens=window.prefix_lens,
+            seq_lens_cpu=host_lens,
+            write_virtual=slots,
+            read_extent=block_size,
+        )
+        plan.bind(forward_batch, translator)
+        return forward_batch

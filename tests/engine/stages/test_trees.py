@@ -1,0 +1,163 @@
+"""The two kinds of trees: what they build, where their masks go, which rows they move."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ddtree_sglang.core import AcceptedPath, BuiltTree, build_draft_tree, complete_tree, root_trees
+
+pytestmark = pytest.mark.sglang
+
+NUM_NODES = 4
+
+
+RANKED_IDS = torch.tensor([[[2, 0, 1], [1, 2, 0]], [[1, 0, 2], [0, 1, 2]]])
+RANKED_LOGPROBS = torch.tensor([[[0.5, 0.3, 0.2], [0.6, 0.3, 0.1]], [[0.7, 0.2, 0.1], [0.4, 0.35, 0.25]]]).log()
+ROOTS, PREFIX_LENS = torch.tensor([7, 8]), torch.tensor([3, 5])
+
+
+class FixedRanking:
+    """Two requests' candidates, whatever the drafter's states are."""
+
+    block_size = 3
+
+    def rank(self, _hidden: object, _batch_size: int) -> Any:
+        from ddtree_sglang.engine.stages.candidates import DraftCandidates
+
+        return DraftCandidates(RANKED_IDS, RANKED_LOGPROBS)
+
+
+def expected_trees() -> BuiltTree:
+    tree = build_draft_tree(RANKED_IDS, RANKED_LOGPROBS, ROOTS, NUM_NODES)
+    return complete_tree(tree, PREFIX_LENS)
+
+
+def drafter_out() -> SimpleNamespace:
+    return SimpleNamespace(logits_output=SimpleNamespace(hidden_states=None), can_run_graph=False)
+
+
+def backend(**changes: Any) -> SimpleNamespace:
+    from sglang.srt.speculative.eagle_utils import TreeMaskMode
+
+    held = {"buffer": torch.zeros(100, dtype=torch.uint8), "mode": TreeMaskMode.FULL_MASK, "max_bs": 3, "is_read": True}
+    return SimpleNamespace(verify_mask=SimpleNamespace(**held | changes))
+
+
+def test_on_the_host_a_round_is_cores_tree() -> None:
+    from ddtree_sglang.engine.stages.trees import HostTrees
+
+    built = HostTrees(FixedRanking()).draft(drafter_out(), 2, NUM_NODES)(ROOTS, PREFIX_LENS)
+    expected = expected_trees()
+    assert torch.equal(built.tree.token_ids, expected.tree.token_ids)
+    assert torch.equal(built.layout.positions, expected.layout.positions)
+    assert torch.equal(built.mask.cells, expected.mask.cells)
+
+
+@pytest.mark.parametrize(("device", "kind"), [("cpu", "HostTrees"), ("cuda", "DeviceTrees"), ("cuda:1", "DeviceTrees")])
+def test_the_device_chooses_the_trees(device: str, kind: str) -> None:
+    from ddtree_sglang.engine.stages.trees import make_trees
+
+    assert type(make_trees(FixedRanking(), device)).__name__ == kind
+
+
+def test_buffer_of_a_backend_is_taken_as_bool_and_only_up_to_its_batch() -> None:
+    from ddtree_sglang.engine.stages.trees import DeviceTrees, mask_buffers
+
+    target = backend()
+    assert DeviceTrees(FixedRanking(), {}).flat_mask_for(1, NUM_NODES) is None
+    trees = DeviceTrees(FixedRanking(), mask_buffers({NUM_NODES: target}))
+    taken = trees.flat_mask_for(3, NUM_NODES)
+    assert taken is not None
+    assert taken.dtype == torch.bool
+    assert taken.data_ptr() == target.verify_mask.buffer.data_ptr()
+    assert trees.flat_mask_for(4, NUM_NODES) is None
+    assert trees.flat_mask_for(1, NUM_NODES + 1) is None
+
+
+@pytest.mark.parametrize("change", ["absent", "unread", "without prefix"])
+def test_buffers_of_another_form_are_left_alone(change: str) -> None:
+    from sglang.srt.speculative.eagle_utils import TreeMaskMode
+
+    from ddtree_sglang.engine.stages.trees import mask_buffers
+
+    target = {
+        "absent": SimpleNamespace(verify_mask=None),
+        "unread": backend(is_read=False),
+        "without prefix": backend(mode=TreeMaskMode.QLEN_ONLY),
+    }[change]
+    assert mask_buffers({NUM_NODES: target}) == {}
+
+
+def device_mask(built: BuiltTree, total_prefix_len: int | None) -> torch.Tensor | None:
+    from ddtree_sglang.engine.stages.trees import DeviceTrees
+
+    mask = DeviceTrees(FixedRanking(), {}).verify_mask(built, PREFIX_LENS, total_prefix_len)
+    assert mask.ancestor_mask is None  # the CPU's attention alone reads it
+    return mask.custom_mask
+
+
+def test_flat_buffer_is_handed_on_as_far_as_it_is_used() -> None:
+    buffer = torch.zeros(100, dtype=torch.bool)
+    built = BuiltTree.empty(2, NUM_NODES, torch.device("cpu"), buffer)
+    mask = device_mask(built, 8)
+    assert mask is not None
+    assert mask.shape == (NUM_NODES * (8 + 2 * NUM_NODES),)
+    assert mask.data_ptr() == buffer.data_ptr()
+    # A host that knows only an upper bound gives more, one that knows nothing gives all.
+    assert device_mask(built, 10).numel() == NUM_NODES * 18
+    assert device_mask(built, None).numel() == 100
+
+
+def test_filled_mask_has_true_prefix_columns() -> None:
+    built, offset = expected_trees(), 0
+    flat = device_mask(built, 8)
+    for row, prefix in enumerate(PREFIX_LENS.tolist()):
+        cells = flat[offset : offset + NUM_NODES * (prefix + NUM_NODES)].view(NUM_NODES, prefix + NUM_NODES)
+        assert bool(cells[:, :prefix].all())
+        assert torch.equal(cells[:, prefix:], built.mask.cells[row])
+        offset += cells.numel()
+
+
+def test_a_root_alone_is_verified_without_a_mask() -> None:
+    """A chain: on a GPU a mask would be filled anew in every round, and not be read."""
+    from ddtree_sglang.engine.stages.trees import HostTrees
+
+    chain = root_trees(ROOTS, PREFIX_LENS)
+    assert device_mask(chain, 8) is None
+    on_host = HostTrees(FixedRanking()).verify_mask(chain, PREFIX_LENS, 8)
+    assert on_host.custom_mask is None
+    # The CPU's backend reads this one: each root sees itself, as in a causal window.
+    assert on_host.ancestor_mask.tolist() == [[[True]], [[True]]]
+
+
+def test_host_moves_the_rows_that_move_and_a_device_all() -> None:
+    """Window slots 10, 11, 12 of the first request and 20, 21, 22 of the second."""
+    from ddtree_sglang.engine.stages.trees import DeviceTrees, HostTrees
+
+    slots = torch.tensor([[10, 11, 12], [20, 21, 22]])
+    index = torch.tensor([[0, 2, -1], [0, 1, -1]])
+    ones = torch.ones(2, dtype=torch.int64)
+    accepted = AcceptedPath(index, ones, ones + 1, torch.zeros_like(index), ones)
+    moves = HostTrees(FixedRanking()).moves(slots, accepted)
+    assert (moves.sources.tolist(), moves.targets.tolist()) == ([12], [11])
+    moves = DeviceTrees(FixedRanking(), {}).moves(slots, accepted)
+    assert (moves.sources.tolist(), moves.targets.tolist()) == ([10, 12, 10, 20, 21, 20], [10, 11, 10, 20, 21, 20])
+
+
+def test_flat_mask_of_another_type_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"flat mask must be 1-D torch\.bool, got \(9,\) torch\.uint8"):
+        BuiltTree.empty(1, 3, torch.device("cpu"), torch.zeros(9, dtype=torch.uint8))
+
+
+def test_a_tree_of_the_root_alone_is_the_one_node_tree() -> None:
+    expected = complete_tree(build_draft_tree(RANKED_IDS, RANKED_LOGPROBS, ROOTS, 1), PREFIX_LENS)
+    found = root_trees(ROOTS, PREFIX_LENS)
+    found.tree.check_invariants()
+    for part in ("tree", "layout"):
+        for name, value in vars(getattr(expected, part)).items():
+            assert torch.equal(getattr(getattr(found, part), name), value), name
+    assert torch.equal(found.mask.cells, expected.mask.cells)

@@ -2,9 +2,17 @@
 
 Dimension letters, for the whole package:
 
-    B  requests in the batch                 K  candidates per depth
-    N  nodes per request, root included      V  vocabulary
-    D  draft depth (drafted positions)       P  longest root-to-leaf path in nodes, D + 1
+    B  requests in the batch                 H  hidden size
+    N  nodes per request, root included      P  longest root-to-leaf path in nodes, D + 1, which is also the
+    D  draft depth (drafted positions)          number of tokens of a draft block (the root and D masks)
+    K  candidates per depth                  W  slots of a request's KV window, max(N, P)
+    V  vocabulary                            M  rows of any other number
+
+    attention: Q  queries per request        L  keys per request       d  head size
+    training:  C  conversations              T  tokens of each         A  anchors of each
+               F  feature layers of the target                         S  P, of a training block
+
+A size that occurs in one module alone is spelled out: [B, slots].
 
 The tree knows nothing of KV slots, masks or engines. Callers may rely on: node 0 is the root; a parent
 comes before its children; real nodes stand in descending path log-probability and before all padding;

@@ -1,8 +1,8 @@
 """Which rows of a verify window become final, and where they go.
 
-A request's verify window is N consecutive slots, slot i holding node i's keys and values at position prefix
-+ depth. After the walk the accepted nodes' rows move to the front, one slot per depth, so that window slot
-j then holds position prefix + j, and the rest of the window is unused. The root never moves.
+A request's verify window is N slots in a row, slot i with node i's keys and values at position prefix + depth. After
+the walk the accepted nodes' rows move to the front, one slot per depth, so that window slot j then holds position
+prefix + j, and the rest of the window is unused. The root never moves.
 
 The module computes indices; it knows neither the pool nor pages. Sources never precede their targets
 (accept_index[j] >= j), so copying in ascending j, or reading all rows before writing any, is safe.

@@ -74,9 +74,9 @@ def build_draft_tree_heap(
     root_ids: torch.Tensor,  # [B] int64
     num_nodes: int,  # N, root included
 ) -> DraftTree:
-    """Algorithm 1 of the paper on the host: same arguments, result and errors as `build_draft_tree`.
+    """Algorithm 1 of the paper on the host: arguments, result and errors are those of `build_draft_tree`.
 
-    The one departure: the score of a next sibling is recomputed from the parent's instead of subtracting
+    It departs in one point: the score of a next sibling is recomputed from the parent's instead of subtracting
     and adding a candidate's log-probability, because in float32 the latter depends on the route taken to
     the node.
     """
@@ -129,17 +129,17 @@ class _TreePlan:
     A pair is (parent by rank within its depth, candidate by rank), both counted from 0. Only pairs that can
     be among the N - 1 best are listed: the pair (i, j) at depth d >= 2 comes after all pairs of no larger
     ranks, (i + 1)(j + 1) with itself, after the i + 1 best nodes of depth d - 1, and after one node of each
-    smaller depth. The pairs of all depths are numbered in one sequence, and so are the slots of the prefixes
-    kept per depth; the root is pair 0 and slot 0.
+    smaller depth. The pairs of all depths are numbered in one sequence. A slot holds one prefix that is kept;
+    the slots of all depths are numbered in one sequence, too. The root is pair 0 and slot 0.
     """
 
-    parent_ranks: tuple[torch.Tensor, ...]  # for each depth from 2: [Q_d] int64, of each pair
-    num_pairs: tuple[int, ...]  # for each depth from 1: Q_d
-    num_kept: tuple[int, ...]  # for each depth from 1: W_d, at most Q_d
-    candidates: torch.Tensor  # [Q - 1] int64, of each pair but the root: (depth - 1) * K + candidate rank
-    pair_table: torch.Tensor  # [3, Q] int64, of each pair: candidate, depth, slot of the parent
-    first_pair: torch.Tensor  # [W] int64, of each slot: number of its depth's first pair
-    slot_numbers: torch.Tensor  # [W] int64: 0, 1, ...
+    parent_ranks: tuple[torch.Tensor, ...]  # for each depth from 2: [pairs of the depth] int64
+    num_pairs: tuple[int, ...]  # for each depth from 1: its pairs
+    num_kept: tuple[int, ...]  # for each depth from 1: its slots, at most its pairs
+    candidates: torch.Tensor  # [pairs - 1] int64, of each but the root: (depth - 1) * K + candidate rank
+    pair_table: torch.Tensor  # [3, pairs] int64, of each: candidate, depth, slot of the parent
+    first_pair: torch.Tensor  # [slots] int64, of each: number of its depth's first pair
+    slot_numbers: torch.Tensor  # [slots] int64: 0, 1, ...
 
 
 @lru_cache(maxsize=64)
@@ -188,7 +188,7 @@ def _assemble_plan(
 
 
 def _best_pairs_per_depth(logprobs: torch.Tensor, plan: _TreePlan) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keep the root and each depth's best prefixes: scores [B, W] float32, and pair numbers [B, W] int64.
+    """Keep the root and each depth's best prefixes: scores [B, slots] float32, and pair numbers [B, slots] int64.
 
     Within a depth the pairs are listed parent by parent, and the sort is stable, which makes the tie order.
     """
@@ -207,7 +207,7 @@ def _best_pairs_per_depth(logprobs: torch.Tensor, plan: _TreePlan) -> tuple[torc
 
 
 def _rows_of(table: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Look the columns [B, n] up in each row of `table`: as many [B, n] tensors as it has rows."""
+    """Look `columns` [B, M] up in each row of `table` [rows, pairs]: one [B, M] tensor per row."""
     return table.index_select(1, columns.flatten()).view(table.shape[0], *columns.shape).unbind(0)
 
 

@@ -1,6 +1,6 @@
-"""An out-of-tree SGLang platform, so that the same server runs on a machine without a GPU.
+"""An out-of-tree SGLang platform, so that a server runs on a machine without a GPU.
 
-SGLang finds it through the entry point group ``sglang.srt.platforms`` and asks ``activate`` whether it
+SGLang finds it through the entry point group `sglang.srt.platforms` and asks `activate` whether it
 applies. This package knows attention, memory and operators on x86/ARM cores; it does not know trees beyond "a
 mask says which of the window's keys a query may attend". Must not import
 `ddtree_sglang.engine`, `ddtree_sglang.demo`, `ddtree_sglang.training`.
@@ -16,11 +16,11 @@ PLATFORM_CLASS = "ddtree_sglang.cpu_platform.platform.DDTreeCpuPlatform"
 
 
 def activate() -> str | None:
-    """Name the platform class when this machine has no accelerator, else ``None``.
+    """Name the platform class when this machine has no accelerator, else `None`.
 
-    SGLang (``srt/platforms/__init__.py``) calls this in every process before anything heavy is imported.
-    ``None`` hands the machine to SGLang's own platforms: a GPU of any make, or its AMX engine when the user
-    asked for it with ``SGLANG_USE_CPU_ENGINE=1``.
+    SGLang (`srt/platforms/__init__.py`) calls this in every process before anything heavy is imported.
+    `None` hands the machine to SGLang's own platforms: a GPU of any make, or its AMX engine when the user
+    asked for it with `SGLANG_USE_CPU_ENGINE=1`.
     """
     if os.environ.get("SGLANG_USE_CPU_ENGINE", "0") == "1":
         return None

@@ -37,9 +37,9 @@ UPDATE_REFUSAL = (
 def dense_linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, packed: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """``functional.linear``: ``x [..., in]``, ``weight [out, in]``, ``bias [out]`` -> ``[..., out]``.
+    """`functional.linear`: `x [..., in]`, `weight [out, in]`, `bias [out]` -> `[..., out]`.
 
-    ``packed`` is ``pack(weight)``, or None for a weight that was not packed.
+    `packed` is `pack(weight)`, or None for a weight that was not packed.
     """
     if x.dtype is not weight.dtype:
         return functional.linear(x, weight, bias)
@@ -51,7 +51,7 @@ def dense_linear(
 
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
-    """``weight [out, in]`` in oneDNN's blocks: an opaque tensor that only `dense_linear` reads."""
+    """`weight [out, in]` in oneDNN's blocks: an opaque tensor that only `dense_linear` reads."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), PACKED_FOR_ROWS)
 
 
@@ -63,7 +63,7 @@ class CpuLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]
         self.packed = packed
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """``x [..., in]`` -> ``[..., out]``."""
+        """`x [..., in]` -> `[..., out]`."""
         return dense_linear(x, layer.weight, bias, self.packed)
 
 
@@ -75,7 +75,7 @@ class CpuEmbeddingMethod(UnquantizedEmbeddingMethod):  # type: ignore[misc]
         self.packed = packed
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """LM head: ``x [M, hidden]`` -> logits ``[M, vocabulary]`` in the weight's dtype."""
+        """LM head: `x [M, H]` -> logits `[M, V]` in the weight's dtype."""
         return dense_linear(x.to(layer.weight.dtype), layer.weight, bias, self.packed)
 
 
@@ -86,9 +86,9 @@ _REPLACEMENTS: dict[type, type[CpuLinearMethod] | type[CpuEmbeddingMethod]] = {
 
 
 def install(model: torch.nn.Module, available_bytes: int | None = None) -> int:
-    """Swap the products of every plain layer of ``model``; returns how many weights were packed.
+    """Swap the products of every plain layer of `model`; returns how many weights were packed.
 
-    ``available_bytes`` bounds the copies (None: what the machine has free).
+    `available_bytes` bounds the copies (None: what the machine has free).
     """
     if not torch.backends.mkldnn.is_available():
         return 0

@@ -1,6 +1,7 @@
 """Where the platform plugs itself into SGLang: choice lists, attention registry, function replacements.
 
-Only SGLang's own seams are used (``HookRegistry``, the choice lists, ``register_attention_backend``).
+SGLang's own seams are used (`HookRegistry`, the choice lists, `register_attention_backend`), and one assignment to
+torch: `Tensor.record_stream`.
 Everything here is idempotent per process, because SGLang loads plugins in the launcher and again in each
 scheduler.
 """
@@ -75,7 +76,7 @@ def register_hooks() -> bool:
 
 
 def install_hooks() -> None:
-    """The same at once, in a process whose plugins have not told SGLang.
+    """Register the hooks and apply them at once, in a process whose plugins have not registered them.
 
     SGLang may ask while it imports what it is about to wrap; applying hooks then would find half a module.
     """
@@ -124,7 +125,7 @@ def _draft_head_by_its_own_product(
 
 
 def _ignore_record_stream_on_cpu() -> None:
-    """Make ``Tensor.record_stream`` a no-op for CPU tensors, which have no streams and otherwise raise.
+    """Make `Tensor.record_stream` a no-op for CPU tensors, which have no streams and otherwise raise.
 
     DFLASH's worker calls it on the batch's lengths whatever the device.
     """

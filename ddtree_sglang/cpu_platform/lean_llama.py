@@ -3,7 +3,7 @@
 SGLang's decoder layers choose at every step between sharded, fused and quantised ways to add, gather and normalise.
 On a GPU that Python runs ahead of the kernels; here nothing hides it, and at one token it costs as much as a sixth of
 the forward pass. This module runs the same operations on the same modules' weights in the same order. A model that is
-anything but plain keeps SGLang's own loop. Installed by the platform's ``post_load_model`` hook.
+anything but plain keeps SGLang's own loop. Installed by the platform's `post_load_model` hook.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Layer:
-    """The parts of one ``LlamaDecoderLayer``."""
+    """The parts of one `LlamaDecoderLayer`."""
 
     input_norm: Any
     qkv: Any
@@ -37,7 +37,7 @@ class _Layer:
 
 
 def install(model: Any) -> bool:
-    """Give ``model`` (a ``LlamaForCausalLM``) the lean loop if it is plain; True when installed."""
+    """Give `model` (a `LlamaForCausalLM`) the lean loop if it is plain; True when installed."""
     inner = getattr(model, "model", None)
     if inner is None or not _is_plain(inner):
         return False
@@ -73,7 +73,7 @@ def _run(
     forward_batch: Any,
     backend: DDTreeCpuAttnBackend,
 ) -> Any:
-    """All layers and the last norm: ``hidden [M, hidden]`` -> the same, or a pair with the captured states."""
+    """All layers and the last norm: `hidden [M, H]` -> `[M, H]`, alone or in a pair with the captured states."""
     from sglang.srt.layers.aux_hidden_states import AuxHiddenStateList
 
     captured = AuxHiddenStateList()

@@ -21,9 +21,9 @@ MIN_TOKENS = 4096
 
 
 def default_max_total_tokens(server_args: Any) -> int | None:
-    """KV slots to allocate by default, or ``None`` to let the engine decide from ``mem_fraction_static``.
+    """KV slots to allocate by default, or `None` to let the engine decide from `mem_fraction_static`.
 
-    ``None`` when the model is not plain multi-head attention, whose bytes per token we cannot know.
+    `None` when the model is not plain multi-head attention, whose bytes per token we cannot know.
     """
     from sglang.srt.arg_groups.model_override_base import model_config_of
     from sglang.srt.configs.model_config import AttentionArch
@@ -48,5 +48,5 @@ def kv_bytes_per_token(num_layers: int, num_kv_heads: int, head_dim: int, dtype:
 
 
 def tokens_within(budget_bytes: int, bytes_per_token: int, context_len: int) -> int:
-    """Tokens that fit ``budget_bytes``, at most ``MAX_CONTEXTS`` contexts and at least ``MIN_TOKENS``."""
+    """Tokens that fit `budget_bytes`, at most `MAX_CONTEXTS` contexts and at least `MIN_TOKENS`."""
     return max(MIN_TOKENS, min(budget_bytes // bytes_per_token, MAX_CONTEXTS * context_len))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 ATTENTION_BACKEND = "ddtree_cpu"
-"""Value of ``--attention-backend`` and ``--speculative-draft-attention-backend``."""
+"""Value of `--attention-backend` and `--speculative-draft-attention-backend`."""
 
 DISPATCH_KEY = "ddtree_cpu"
-"""Out-of-tree dispatch key of ``sglang.kernels.fused_op.BaseFusedOp``."""
+"""Out-of-tree dispatch key of `sglang.kernels.fused_op.BaseFusedOp`."""
 
 SPECULATIVE_ALGORITHMS = frozenset({"DFLASH", "DDTREE"})
 """Speculative algorithms whose round needs no Triton launch on this platform."""

@@ -2,8 +2,8 @@
 
 At one token per request a layer's norms, rotation and activation cost as much in kernel launches as a quarter of
 its matrix products. Each function has the signature of the SGLang operator that it stands for and is bound to it
-as a method through ``BaseFusedOp.register_oot_forward``; anything unusual falls back to SGLang's own
-``forward_native``. M is the number of tokens, H of query heads, K of KV heads, d the head size.
+as a method through `BaseFusedOp.register_oot_forward`; anything unusual falls back to SGLang's own
+`forward_native`. M is the number of tokens, d the head size.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def rms_norm(
     post_residual_addition: torch.Tensor | None = None,
     quant_linear: Any = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """``layers/layernorm.RMSNorm``: ``x [..., hidden]``; with ``residual``, the norm of the sum and the sum.
+    """`layers/layernorm.RMSNorm`: `x [..., H]`; with `residual`, the norm of the sum and the sum.
 
     The sum is rounded to the input's dtype before it is normalised, as Hugging Face models do.
     """
@@ -45,7 +45,7 @@ def _is_unusual_norm(op: Any) -> bool:
 
 
 def silu_and_mul(op: Any, x: torch.Tensor) -> torch.Tensor:
-    """``layers/activation.SiluAndMul``: ``x [..., 2 * width]`` -> ``silu(first half) * second half``."""
+    """`layers/activation.SiluAndMul`: `x [..., 2 * size]` -> `silu(first half) * second half`."""
     gate, up = x.chunk(2, dim=-1)
     return functional.silu(gate).mul_(up)
 
@@ -58,7 +58,7 @@ def rotary_embedding(
     offsets: torch.Tensor | None = None,
     fused_set_kv_buffer_arg: Any = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``layers/rotary_embedding/base.RotaryEmbedding``: rotate ``query [M, H * d]`` and ``key [M, K * d]``.
+    """`layers/rotary_embedding/base.RotaryEmbedding`: rotate `query [M, heads * d]` and `key [M, kv_heads * d]`.
 
     Query and key that lie side by side in one projection are rotated in one go.
     """
@@ -68,14 +68,14 @@ def rotary_embedding(
     cos, sin = _rotation_rows(op, positions, query.dtype)
     if not _side_by_side(query, key):
         return _rotate(query, cos, sin).flatten(1), _rotate(key, cos, sin).flatten(1)
-    width, split = query.shape[1] + key.shape[1], query.shape[1]
-    both = torch.as_strided(query, (query.shape[0], width), (query.stride(0), 1))
+    split = query.shape[1]
+    both = torch.as_strided(query, (query.shape[0], split + key.shape[1]), (query.stride(0), 1))
     rotated = _rotate(both, cos, sin).flatten(1)
     return rotated[:, :split], rotated[:, split:]
 
 
 def _side_by_side(query: torch.Tensor, key: torch.Tensor) -> bool:
-    """True when ``key`` starts where ``query`` ends, in every row of one wider tensor."""
+    """True when `key` starts where `query` ends, in every row of one wider tensor."""
     strides = query.stride()
     return (
         strides == key.stride()
@@ -86,14 +86,14 @@ def _side_by_side(query: torch.Tensor, key: torch.Tensor) -> bool:
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """``x [M, heads * d]`` with ``cos``, ``sin [M, 1, d]`` (sine signed) -> ``[M, heads, d]``."""
+    """`x [M, heads * d]` with `cos`, `sin [M, 1, d]` (sine signed) -> `[M, heads, d]`."""
     heads = x.unflatten(1, (-1, cos.shape[-1]))
     first, second = heads.chunk(2, dim=-1)
     return torch.addcmul(heads * cos, torch.cat((second, first), dim=-1), sin)
 
 
 def _rotation_rows(op: Any, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """``cos`` and signed ``sin``, ``[M, 1, d]`` each, looked up once per forward pass and reused by its layers."""
+    """`cos` and signed `sin`, `[M, 1, d]` each, looked up once per forward pass and reused by its layers."""
     epoch = forward_epoch.current()
     memo = op.__dict__.get("_ddtree_rows")
     if memo is not None and memo[0] == epoch and memo[1] is positions and memo[2].dtype == dtype:
@@ -106,7 +106,7 @@ def _rotation_rows(op: Any, positions: torch.Tensor, dtype: torch.dtype) -> tupl
 
 
 def _rotation_table(op: Any, dtype: torch.dtype) -> torch.Tensor:
-    """``[max position, 2 * d]``: cos, cos, -sin, sin; rebuilt when SGLang grows its own table."""
+    """`[max position, 2 * d]`: cos, cos, -sin, sin; rebuilt when SGLang grows its own table."""
     cache = op.cos_sin_cache
     memo = op.__dict__.get("_ddtree_table")
     if memo is None or memo[0] is not cache or memo[1].dtype != dtype:
@@ -127,9 +127,9 @@ def table_qk_norm_rope_(
     head_dim: int,
     eps: float,
 ) -> None:
-    """``kernels/ops/attention/table_qk_norm_rope``: norm each head of Q and K, then rotate, in place.
+    """`kernels/ops/attention/table_qk_norm_rope`: norm each head of Q and K, then rotate, in place.
 
-    ``qkv [M, (H + 2 * K) * d]``; ``cos_sin_cache [positions, d]`` holds cos then sin. V is left alone.
+    `qkv [M, (heads + 2 * kv_heads) * d]`; `cos_sin_cache [positions, d]` holds cos then sin. V is left alone.
     """
     heads = num_q_heads + num_k_heads
     part = qkv[:, : heads * head_dim].unflatten(1, (heads, head_dim))

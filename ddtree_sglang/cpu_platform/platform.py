@@ -1,4 +1,4 @@
-"""The platform class: what SGLang asks a machine without a GPU, and what we answer.
+"""The platform class: what SGLang asks a machine without a GPU, and what this project answers.
 
 It holds only decisions (defaults, class names, capabilities). The work is done by the modules it names.
 Invariant: every method can be called in any process of the server, in any order, any number of times.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class DDTreeCpuPlatform(CpuDeviceMixin, SRTPlatform):
-    """SGLang on plain CPU cores: torch for everything, no Triton launch, no ``sgl_kernel``."""
+    """SGLang on plain CPU cores: torch for everything, no Triton launch, no `sgl_kernel`."""
 
     _enum = PlatformEnum.OOT
     device_name = "cpu"
@@ -36,7 +36,7 @@ class DDTreeCpuPlatform(CpuDeviceMixin, SRTPlatform):
     # ---- identity
 
     def get_device(self, device_id: int = 0) -> str:
-        """The device string of ``--device``: one CPU, whatever the rank."""
+        """The device string of `--device`: one CPU, whatever the rank."""
         return self.device_type
 
     def is_pin_memory_available(self, device: Any = None) -> bool:
@@ -44,7 +44,7 @@ class DDTreeCpuPlatform(CpuDeviceMixin, SRTPlatform):
         return False
 
     def get_torch_profiler_activity_str(self) -> str:
-        """What ``/start_profile`` calls this device; SGLang's default raises, which would end the scheduler."""
+        """What `/start_profile` calls this device; SGLang's default raises, which would end the scheduler."""
         return "CPU"
 
     def get_torch_profiler_activity(self) -> torch.profiler.ProfilerActivity:
@@ -72,7 +72,7 @@ class DDTreeCpuPlatform(CpuDeviceMixin, SRTPlatform):
         return algorithm.upper() in SPECULATIVE_ALGORITHMS
 
     def get_default_speculative_draft_attention_backend(self, algorithm: str) -> str:
-        """The drafter's attention backend: the same as the target's."""
+        """The drafter's attention backend, which is the target's."""
         return ATTENTION_BACKEND
 
     def supports_speculative_draft_attention_backend(self, algorithm: str, backend: str) -> bool:
@@ -80,7 +80,7 @@ class DDTreeCpuPlatform(CpuDeviceMixin, SRTPlatform):
         return backend == ATTENTION_BACKEND
 
     def get_speculative_cache_locs_fn(self) -> Callable[..., torch.Tensor]:
-        """Torch version of the KV window lookup (``kernels/ops/speculative/cache_locs.py``)."""
+        """Torch version of the KV window lookup (`kernels/ops/speculative/cache_locs.py`)."""
         from ddtree_sglang.cpu_platform.triton_replacements import extend_cache_locs
 
         return extend_cache_locs
@@ -96,7 +96,7 @@ class DDTreeCpuPlatform(CpuDeviceMixin, SRTPlatform):
         return CpuMHATokenToKVPool
 
     def get_dispatch_key_name(self) -> str:
-        """Key under which our operator implementations are registered with ``BaseFusedOp``."""
+        """Key under which our operator implementations are registered with `BaseFusedOp`."""
         return DISPATCH_KEY
 
     def init_backend(self) -> None:

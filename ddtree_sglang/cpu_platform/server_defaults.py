@@ -1,6 +1,6 @@
 """Server arguments on a CPU: what the platform fills in, and which explicit flags it must refuse.
 
-SGLang calls this through ``SRTPlatform.apply_server_args_defaults`` (``srt/arg_groups/platform_hook.py``),
+SGLang calls this through `SRTPlatform.apply_server_args_defaults` (`srt/arg_groups/platform_hook.py`),
 after the CUDA-graph step and before the memory and attention steps. The object it hands over records
 assignments to existing fields and drops all others.
 """
@@ -41,7 +41,7 @@ _GPU_ONLY_SWITCHES = (
 
 
 def apply_defaults(server_args: Any) -> None:
-    """Set the CPU defaults on ``server_args``; raise ValueError for a flag that contradicts the platform."""
+    """Set the CPU defaults on `server_args`; raise ValueError for a flag that contradicts the platform."""
     _check_device(server_args)
     _check_switches(server_args)
     _check_cache_dtype(server_args)

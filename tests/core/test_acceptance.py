@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddtree_sglang.core import DraftTree, build_draft_tree, walk_tree
-from tests.core.tree_cases import batch_of, chain_tree, make_tree, random_candidates, sample_tree
+from tests.core.tree_cases import SAMPLE_TREE, batch_of, chain_tree, make_tree, random_candidates
 
 
 def walk_one_at_a_time(tree: DraftTree, target_ids: torch.Tensor, b: int) -> tuple[list[int], list[int]]:
@@ -43,18 +43,8 @@ def walk_one_at_a_time(tree: DraftTree, target_ids: torch.Tensor, b: int) -> tup
 def test_walk_goes_where_the_target_chooses_and_stops_where_no_child_matches(
     choices: dict[int, int], nodes: list[int], tokens: list[int]
 ) -> None:
-    """
-    0: 50 (root)
-    |-- 1: 7
-    |   |-- 3: 4
-    |   |   `-- 6: 9
-    |   `-- 4: 7
-    `-- 2: 4
-        `-- 5: 7
-    7: padding with token 0
-    """
     target_ids = torch.tensor([[choices.get(node, 77) for node in range(8)]])
-    accepted = walk_tree(sample_tree(), target_ids, 5)
+    accepted = walk_tree(SAMPLE_TREE, target_ids, 5)
     padded = 5 - len(nodes)
     assert accepted.accept_index.tolist() == [nodes + [-1] * padded]
     assert accepted.token_ids.tolist() == [tokens + [0] * padded]
@@ -102,7 +92,7 @@ def test_walk_equals_one_node_at_a_time(seed: int, num_nodes: int, depth: int, v
 
 
 def test_walk_of_a_batch_keeps_requests_apart() -> None:
-    tree = batch_of(sample_tree(), chain_tree(8))
+    tree = batch_of(SAMPLE_TREE, chain_tree(8))
     target_ids = torch.tensor([[4, 0, 7, 0, 0, 1, 0, 0], [1, 2, 3, 9, 0, 0, 0, 0]])
     accepted = walk_tree(tree, target_ids, 8)
     assert accepted.commit_lens.tolist() == [3, 4]
@@ -120,4 +110,4 @@ def test_walk_of_a_batch_keeps_requests_apart() -> None:
 )
 def test_walk_with_bad_input_names_the_argument(target_ids: torch.Tensor, max_path_len: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        walk_tree(sample_tree(), target_ids, max_path_len)
+        walk_tree(SAMPLE_TREE, target_ids, max_path_len)

@@ -14,7 +14,7 @@ from ddtree_sglang.core import (
     count_rounds,
     walk_tree,
 )
-from tests.core.tree_cases import batch_of, chain_tree, random_candidates, sample_tree
+from tests.core.tree_cases import SAMPLE_TREE, batch_of, chain_tree, random_candidates
 
 
 def test_accept_length_counts_the_bonus_token() -> None:
@@ -41,7 +41,7 @@ def test_each_round_starts_where_the_one_before_ended(commit_lens: list[int], ro
 
 def test_chain_is_the_first_node_of_each_depth() -> None:
     """SAMPLE_TREE's chain is 0 -> 1 -> 3 -> 6."""
-    assert chain_nodes(sample_tree()).nonzero()[:, 1].tolist() == [0, 1, 3, 6]
+    assert chain_nodes(SAMPLE_TREE).nonzero()[:, 1].tolist() == [0, 1, 3, 6]
     assert bool(chain_nodes(chain_tree(8)).all())
 
 
@@ -59,7 +59,7 @@ def test_chain_is_that_of_the_best_candidates_ties_included(scale: float) -> Non
 
 def test_chain_commits_the_accepted_nodes_on_it() -> None:
     """On the sample tree: nothing accepted; 0 -> 1 -> 4, of which node 1 is on the chain; the whole chain."""
-    tree = batch_of(sample_tree(), sample_tree(), sample_tree())
+    tree = batch_of(SAMPLE_TREE, SAMPLE_TREE, SAMPLE_TREE)
     target_ids = torch.tensor([[99] * 8, [7, 7, 0, 0, 99, 0, 0, 0], [7, 4, 0, 9, 0, 0, 99, 0]])
     accepted = walk_tree(tree, target_ids, 5)
     assert accepted.commit_lens.tolist() == [1, 3, 4]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ddtree_sglang.core import DraftTree
-from tests.core.tree_cases import batch_of, chain_tree, sample_tree
+from tests.core.tree_cases import SAMPLE_TREE, batch_of, chain_tree
 
 
 def replaced(tree: DraftTree, field: str, node: int, value: float) -> DraftTree:
@@ -18,13 +18,13 @@ def replaced(tree: DraftTree, field: str, node: int, value: float) -> DraftTree:
 
 
 def test_check_invariants_with_valid_trees_passes() -> None:
-    sample_tree().check_invariants()
+    SAMPLE_TREE.check_invariants()
     chain_tree(8).check_invariants()
-    batch_of(sample_tree(), chain_tree(8)).check_invariants()
+    batch_of(SAMPLE_TREE, chain_tree(8)).check_invariants()
 
 
 def test_sizes_and_is_real_of_the_sample_tree() -> None:
-    tree = batch_of(sample_tree(), chain_tree(8))
+    tree = batch_of(SAMPLE_TREE, chain_tree(8))
     assert (tree.batch_size, tree.num_nodes, tree.device) == (2, 8, torch.device("cpu"))
     assert tree.is_real.tolist() == [[True] * 7 + [False], [True] * 8]
 
@@ -50,14 +50,14 @@ def test_check_invariants_with_one_value_broken_names_the_rule(
     field: str, node: int, value: float, message: str
 ) -> None:
     with pytest.raises(AssertionError, match=message):
-        replaced(sample_tree(), field, node, value).check_invariants()
+        replaced(SAMPLE_TREE, field, node, value).check_invariants()
 
 
 @pytest.mark.parametrize("field", ["token_ids", "parents", "depths", "logprobs"])
 def test_check_invariants_with_a_wrong_dtype_or_shape_names_the_tensor(field: str) -> None:
-    tensor = getattr(sample_tree(), field)
+    tensor = getattr(SAMPLE_TREE, field)
     with pytest.raises(AssertionError, match=field):
-        dataclasses.replace(sample_tree(), **{field: tensor.to(torch.int32)}).check_invariants()
+        dataclasses.replace(SAMPLE_TREE, **{field: tensor.to(torch.int32)}).check_invariants()
     if field != "token_ids":  # which defines the shape
         with pytest.raises(AssertionError, match=field):
-            dataclasses.replace(sample_tree(), **{field: tensor[:, :-1]}).check_invariants()
+            dataclasses.replace(SAMPLE_TREE, **{field: tensor[:, :-1]}).check_invariants()

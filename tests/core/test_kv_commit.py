@@ -7,21 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddtree_sglang.core import build_draft_tree, commit_plan, walk_tree
-from tests.core.tree_cases import random_candidates, sample_tree
+from tests.core.tree_cases import SAMPLE_TREE, random_candidates
 
 
 def test_commit_of_a_path_off_the_front_moves_its_rows_to_depth_order() -> None:
-    """
-    0: 50 (root)        accepted: 0 -> 1 -> 3 -> 6, rows 0 1 3 6 of the window
-    |-- 1: 7            become    slots 0 1 2 3
-    |   |-- 3: 4
-    |   |   `-- 6: 9
-    |   `-- 4: 7
-    `-- 2: 4
-        `-- 5: 7
-    """
+    """The path 0 -> 1 -> 3 -> 6: rows 0, 1, 3, 6 of the window become slots 0, 1, 2, 3."""
     target_ids = torch.tensor([[7, 4, 0, 9, 0, 0, 33, 0]])
-    accepted = walk_tree(sample_tree(), target_ids, 5)
+    accepted = walk_tree(SAMPLE_TREE, target_ids, 5)
     plan = commit_plan(accepted)
     assert plan.source_slots.tolist() == [[0, 1, 3, 6, 0]]
     assert plan.target_slots.tolist() == [[0, 1, 2, 3, 0]]

@@ -8,21 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddtree_sglang.core import build_draft_tree, layout_draft_tree
-from tests.core.tree_cases import Candidates, batch_of, chain_tree, sample_tree, tie_prone_candidates
+from tests.core.tree_cases import SAMPLE_TREE, Candidates, batch_of, chain_tree, tie_prone_candidates
 
 
 def test_layout_of_the_sample_tree_links_children_in_node_order() -> None:
-    """
-    0: 50 (root)
-    |-- 1: 7
-    |   |-- 3: 4
-    |   |   `-- 6: 9
-    |   `-- 4: 7
-    `-- 2: 4
-        `-- 5: 7
-    7: padding
-    """
-    layout = layout_draft_tree(sample_tree(), torch.tensor([20]))
+    layout = layout_draft_tree(SAMPLE_TREE, torch.tensor([20]))
     assert layout.positions.tolist() == [[20, 21, 21, 22, 22, 22, 23, 20]]
     assert layout.retrieve_index.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]]
     assert layout.retrieve_next_token.tolist() == [[1, 3, 5, 6, -1, -1, -1, -1]]
@@ -30,7 +20,7 @@ def test_layout_of_the_sample_tree_links_children_in_node_order() -> None:
 
 
 def test_layout_of_a_batch_offsets_the_flat_index_alone() -> None:
-    layout = layout_draft_tree(batch_of(sample_tree(), chain_tree(8)), torch.tensor([20, 0]))
+    layout = layout_draft_tree(batch_of(SAMPLE_TREE, chain_tree(8)), torch.tensor([20, 0]))
     assert layout.positions[1].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
     assert layout.retrieve_index[1].tolist() == [8, 9, 10, 11, 12, 13, 14, 15]
     assert layout.retrieve_next_token[1].tolist() == [1, 2, 3, 4, 5, 6, 7, -1]
@@ -65,4 +55,4 @@ def test_links_visit_each_real_node_once_in_depth_first_order(candidates: Candid
 )
 def test_layout_with_bad_prefix_lens_names_the_argument(prefix_lens: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        layout_draft_tree(sample_tree(), prefix_lens)
+        layout_draft_tree(SAMPLE_TREE, prefix_lens)

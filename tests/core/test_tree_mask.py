@@ -10,28 +10,18 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ddtree_sglang.core import ancestor_mask, build_draft_tree, flat_tree_mask, tree_cell_index
 from tests.core.tree_cases import (
+    SAMPLE_TREE,
     Candidates,
     ancestors_of,
     batch_of,
     chain_tree,
     random_candidates,
-    sample_tree,
     tie_prone_candidates,
 )
 
 
 def test_ancestor_mask_of_the_sample_tree() -> None:
-    """
-    0: 50 (root)
-    |-- 1: 7
-    |   |-- 3: 4
-    |   |   `-- 6: 9
-    |   `-- 4: 7
-    `-- 2: 4
-        `-- 5: 7
-    7: padding
-    """
-    assert ancestor_mask(sample_tree().parents).int().tolist() == [
+    assert ancestor_mask(SAMPLE_TREE.parents).int().tolist() == [
         [
             [1, 0, 0, 0, 0, 0, 0, 0],
             [1, 1, 0, 0, 0, 0, 0, 0],
@@ -99,7 +89,7 @@ def test_hiding_one_key_changes_exactly_the_nodes_that_may_attend_to_it(prefix_l
 
 
 def test_flat_mask_concatenates_one_matrix_per_request_with_the_prefix_visible() -> None:
-    tree = batch_of(sample_tree(), chain_tree(8), sample_tree())
+    tree = batch_of(SAMPLE_TREE, chain_tree(8), SAMPLE_TREE)
     prefix_lens = torch.tensor([3, 0, 5])
     ancestors = ancestor_mask(tree.parents)
     expected = torch.cat(
@@ -111,7 +101,7 @@ def test_flat_mask_concatenates_one_matrix_per_request_with_the_prefix_visible()
 
 
 def test_tail_cells_are_the_node_columns_of_the_flat_mask_and_nothing_else() -> None:
-    tree = batch_of(sample_tree(), chain_tree(8))
+    tree = batch_of(SAMPLE_TREE, chain_tree(8))
     prefix_lens = torch.tensor([3, 1])
     ancestors = ancestor_mask(tree.parents)
     cells = tree_cell_index(prefix_lens, 8)
@@ -125,7 +115,7 @@ def test_tail_cells_are_the_node_columns_of_the_flat_mask_and_nothing_else() -> 
 
 def test_writing_only_the_tail_cells_leaves_the_prefix_of_a_reused_buffer() -> None:
     prefix_lens = torch.tensor([2, 4])
-    tree = batch_of(sample_tree(), chain_tree(8))
+    tree = batch_of(SAMPLE_TREE, chain_tree(8))
     buffer = torch.full((200,), 7, dtype=torch.uint8)
     cells = tree_cell_index(prefix_lens, 8)
     buffer[cells] = ancestor_mask(tree.parents).to(torch.uint8)
@@ -150,4 +140,4 @@ def test_ancestor_mask_with_bad_parents_names_the_argument(parents: torch.Tensor
 )
 def test_flat_mask_with_bad_prefix_lens_names_the_argument(lens: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        flat_tree_mask(ancestor_mask(sample_tree().parents), lens)
+        flat_tree_mask(ancestor_mask(SAMPLE_TREE.parents), lens)

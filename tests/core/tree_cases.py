@@ -132,20 +132,18 @@ def chain_tree(num_nodes: int) -> DraftTree:
     return make_tree(list(range(num_nodes)), list(range(-1, num_nodes - 1)))
 
 
-def sample_tree() -> DraftTree:
-    """The tree that most tests draw on:
-
-    0: 50 (root)
-    |-- 1: 7
-    |   |-- 3: 4
-    |   |   `-- 6: 9
-    |   `-- 4: 7
-    `-- 2: 4
-        `-- 5: 7
-    7: padding
-    """
-    #                 0  1  2  3  4  5  6   7
-    return make_tree([50, 7, 4, 4, 7, 7, 9, 0], [-1, 0, 0, 1, 1, 2, 3, -1])
+# The tree that most tests draw on:
+#
+#   0: 50 (root)
+#   |-- 1: 7
+#   |   |-- 3: 4
+#   |   |   `-- 6: 9
+#   |   `-- 4: 7
+#   `-- 2: 4
+#       `-- 5: 7
+#   7: padding, with token 0
+#                              0  1  2  3  4  5  6  7
+SAMPLE_TREE = make_tree([50, 7, 4, 4, 7, 7, 9, 0], [-1, 0, 0, 1, 1, 2, 3, -1])
 
 
 def ancestors_of(tree: DraftTree, node: int, b: int = 0) -> set[int]:

@@ -48,7 +48,7 @@ class Bench:
 
 
 def make_layer(**changes: Any) -> SimpleNamespace:
-    """The fields of a ``RadixAttention`` that a backend reads."""
+    """The fields of a `RadixAttention` that a backend reads."""
     fields = {
         "layer_id": 0,
         "tp_q_head_num": NUM_HEADS,
@@ -129,7 +129,7 @@ def _backend(pool: Any, req_to_token: torch.Tensor, dtype: torch.dtype) -> DDTre
 
 
 def run(bench: Bench, mode: ForwardMode, spec_info: Any = None, **layer_changes: Any) -> list[torch.Tensor]:
-    """One forward of one layer through the backend; the outputs per request ``[new, NUM_HEADS, HEAD_DIM]``."""
+    """One forward of one layer through the backend; the outputs per request `[new, NUM_HEADS, HEAD_DIM]`."""
     prefix = torch.tensor(bench.prefix_lens)
     new = torch.tensor(bench.new_lens)
     batch = SimpleNamespace(
@@ -152,7 +152,7 @@ def run(bench: Bench, mode: ForwardMode, spec_info: Any = None, **layer_changes:
 
 
 def dense(bench: Bench, request: int, allowed: torch.Tensor) -> torch.Tensor:
-    """Attention of one request, one query and one head at a time; ``allowed [new, keys] bool``."""
+    """Attention of one request, one query and one head at a time; `allowed [new, keys] bool`."""
     query, key, value = (part[request].double() for part in (bench.queries, bench.keys, bench.values))
     out = torch.zeros(query.shape, dtype=torch.float64)
     for i in range(query.shape[0]):
@@ -165,7 +165,7 @@ def dense(bench: Bench, request: int, allowed: torch.Tensor) -> torch.Tensor:
 
 
 def causal(prefix_len: int, new_len: int) -> torch.Tensor:
-    """``[new, prefix + new] bool``, written as the definition says it."""
+    """`[new, prefix + new] bool`, written as the definition says it."""
     return torch.tensor([[j <= prefix_len + i for j in range(prefix_len + new_len)] for i in range(new_len)])
 
 
@@ -175,7 +175,7 @@ def random_parents(num_nodes: int, generator: torch.Generator) -> list[int]:
 
 
 def ancestors(parents: list[int]) -> torch.Tensor:
-    """``[N, N] bool``: row i is True at i and at each of its ancestors, by following the parents."""
+    """`[N, N] bool`: row i is True at i and at each of its ancestors, by following the parents."""
     mask = torch.zeros(len(parents), len(parents), dtype=torch.bool)
     for node in range(len(parents)):
         current = node
@@ -186,5 +186,5 @@ def ancestors(parents: list[int]) -> torch.Tensor:
 
 
 def with_prefix(window: torch.Tensor, prefix_len: int) -> torch.Tensor:
-    """``[N, prefix + N] bool``: the whole prefix, then the window."""
+    """`[N, prefix + N] bool`: the whole prefix, then the window."""
     return torch.cat([torch.ones(window.shape[0], prefix_len, dtype=torch.bool), window], dim=1)

@@ -1,4 +1,4 @@
-"""The lean operators against SGLang's own ``forward_native`` and against the kernel that one of them stands for."""
+"""The lean operators against SGLang's own `forward_native` and against the kernel that one of them stands for."""
 
 from __future__ import annotations
 

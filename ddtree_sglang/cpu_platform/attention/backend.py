@@ -1,9 +1,8 @@
-"""The attention backend ``ddtree_cpu``: prefill, decoding, chain and tree verification, and the drafter's
-block.
+"""The attention backend `ddtree_cpu`: prefill, decoding, chain and tree verification, and the drafter's block.
 
-Per forward pass, ``init_forward_metadata`` builds one plan; per layer, the new keys are written to the pool,
+Per forward pass, `init_forward_metadata` builds one plan; per layer, the new keys are written to the pool,
 the request's keys are read as one padded batch and attended. It knows which key a query may attend only
-through the plan. Verification expects SGLang's convention: ``seq_lens`` is the prefix, the window's slots lie
+through the plan. Verification expects SGLang's convention: `seq_lens` is the prefix, the window's slots lie
 behind it.
 """
 
@@ -54,7 +53,7 @@ class DDTreeCpuAttnBackend(AttentionBackend):
         self._window_kinds: dict[int, WindowKind] = {}
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
-        """Build the plan of one forward pass from ``forward_batch``."""
+        """Build the plan of one forward pass from `forward_batch`."""
         forward_epoch.advance()
         mode = forward_batch.forward_mode
         if mode.is_idle():
@@ -90,49 +89,32 @@ class DDTreeCpuAttnBackend(AttentionBackend):
             self.dtype,
         )
 
-    def forward_decode(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        layer: RadixAttention,
-        forward_batch: ForwardBatch,
-        save_kv_cache: bool = True,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """One new token per request: ``q [B, H * d]`` -> ``[B, H * d]``."""
-        return self._forward(q, k, v, layer, forward_batch, save_kv_cache, kwargs)
+    def forward_decode(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One new token per request, Q = 1; arguments and result are those of `forward_extend`."""
+        return self.forward_extend(*args, **kwargs)
 
     def forward_extend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        layer: RadixAttention,
-        forward_batch: ForwardBatch,
-        save_kv_cache: bool = True,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """Prefill, verification or drafting: ``q [tokens, H * d]`` -> ``[tokens, H * d]``."""
-        return self._forward(q, k, v, layer, forward_batch, save_kv_cache, kwargs)
-
-    def _forward(
         self,
         q: torch.Tensor,
         k: torch.Tensor | None,
         v: torch.Tensor | None,
         layer: RadixAttention,
-        batch: ForwardBatch,
-        save_kv_cache: bool,
-        extras: dict[str, Any],
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        **extras: Any,
     ) -> torch.Tensor:
+        """Prefill, verification or drafting: `q [M, heads * d]` -> `[M, heads * d]` for M new tokens.
+
+        Raises:
+            NotImplementedError: an argument or a feature of the layer that this backend would get wrong.
+        """
         if extras:
             _refuse_extras(extras)
         kind = self._window_kinds.get(id(layer))
         if kind is None:
             kind = self._window_kinds[id(layer)] = _checked_window_kind(layer)
         if save_kv_cache and k is not None:
-            self.pool.write_rows(layer.layer_id, batch.out_cache_loc, k, v)
+            self.pool.write_rows(layer.layer_id, forward_batch.out_cache_loc, k, v)
         keys, values = self.pool.get_kv_buffer(layer.layer_id)
         plan = self.forward_metadata
         if isinstance(plan, UniformPlan):
@@ -184,7 +166,7 @@ def _run_ragged(
 
 
 def _tree_window(batch: ForwardBatch, num_queries: int) -> torch.Tensor | None:
-    """Ancestor mask ``[B, N, N] bool`` of a tree verification, ``None`` for a chain."""
+    """Ancestor mask `[B, N, N] bool` of a tree verification, `None` for a chain."""
     spec_info = batch.spec_info
     ancestors = getattr(spec_info, "ancestor_mask", None)
     if ancestors is not None:

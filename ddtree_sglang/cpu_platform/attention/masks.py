@@ -18,12 +18,12 @@ def window_mask(
     """Place each request's window mask behind its prefix.
 
     Args:
-        prefix_lens: ``[B] int64``, tokens cached before the window.
-        window_allow: ``[B, Q, N] bool`` (or ``[1, Q, N]``), which window token each query may attend.
-        num_keys: L, at least ``max(prefix_lens) + N``.
+        prefix_lens: `[B] int64`, tokens cached before the window.
+        window_allow: `[B, Q, N] bool` (or `[1, Q, N]`), which window token each query may attend.
+        num_keys: L, at least `max(prefix_lens) + N`.
 
     Returns:
-        ``[B, Q, L] bool``: prefix columns True, window columns as given, padding columns False.
+        `[B, Q, L] bool`: prefix columns True, window columns as given, padding columns False.
     """
     batch_size = prefix_lens.shape[0]
     num_queries, num_nodes = window_allow.shape[-2:]
@@ -36,12 +36,12 @@ def window_mask(
 
 
 def causal_window(num_queries: int, device: torch.device) -> torch.Tensor:
-    """``[1, Q, Q] bool``: each window token sees itself and the tokens before it."""
+    """`[1, Q, Q] bool`: each window token sees itself and the tokens before it."""
     return torch.ones(num_queries, num_queries, dtype=torch.bool, device=device).tril_()[None]
 
 
 def full_window(num_queries: int, device: torch.device) -> torch.Tensor:
-    """``[1, Q, Q] bool``: every window token sees the whole window (a diffusion drafter's block)."""
+    """`[1, Q, Q] bool`: every window token sees the whole window (a diffusion drafter's block)."""
     return torch.ones(1, num_queries, num_queries, dtype=torch.bool, device=device)
 
 
@@ -49,14 +49,13 @@ def window_from_flat_mask(custom_mask: torch.Tensor, prefix_lens: list[int], num
     """Cut the window columns out of SGLang's flat tree mask.
 
     Args:
-        custom_mask: 1-D bool. Either FlashInfer's layout, per request ``N`` rows of ``prefix_len + N``, or
-        the
-            window alone, per request ``N`` rows of ``N`` (SGLang's ``QLEN_ONLY``). May be longer (padding).
+        custom_mask: 1-D bool. Either FlashInfer's layout, per request N rows of prefix_len + N, and it may be longer
+            (padding); or the window alone, per request N rows of N (SGLang's `QLEN_ONLY`).
         prefix_lens: B host integers.
         num_nodes: N.
 
     Returns:
-        ``[B, N, N] bool``.
+        `[B, N, N] bool`.
 
     Raises:
         ValueError: the mask is shorter than either layout needs.
@@ -73,10 +72,10 @@ def window_from_flat_mask(custom_mask: torch.Tensor, prefix_lens: list[int], num
         )
     windows, start = [], 0
     for length in prefix_lens:
-        width = length + num_nodes
-        rows = flat[start : start + num_nodes * width].view(num_nodes, width)
+        row_len = length + num_nodes
+        rows = flat[start : start + num_nodes * row_len].view(num_nodes, row_len)
         windows.append(rows[:, length:])
-        start += num_nodes * width
+        start += num_nodes * row_len
     return torch.stack(windows).bool()
 
 
@@ -85,11 +84,10 @@ def sliding_mask(
     key_positions: torch.Tensor,
     window_size: int,
 ) -> torch.Tensor:
-    """``[B, Q, L] bool``: keys at most ``window_size`` positions before the query (SGLang counts
-    inclusively).
+    """`[B, Q, L] bool`: keys at most `window_size` positions before the query (SGLang counts inclusively).
 
-    ``query_positions [B, Q] int64``; ``key_positions [B, L] int64`` are sequence positions, so that tree
-    nodes of one depth share one.
+    `query_positions [B, Q] int64` and `key_positions [B, L] int64` are sequence positions; tree nodes of one depth
+    share one.
     """
     return key_positions[:, None, :] >= query_positions[:, :, None] - window_size
 

@@ -1,8 +1,8 @@
 """Scaled dot-product attention with shared KV heads, in the form that was measured fastest on CPU cores.
 
 The query heads that share a KV head are laid out as extra query rows of it (*grouped*): no key is repeated
-and the CPU flash kernel runs on ``kv_heads`` heads. Only a single float32 query is faster with the kernel's
-own ``enable_gqa``. Shapes: B requests, Q queries, L keys, H query heads, G = H / kv_heads, d head size.
+and the CPU flash kernel runs on `kv_heads` heads. Prefill, one request at a time, uses the kernel's own
+`enable_gqa`. Shapes: B requests, Q queries, L keys, `heads` query heads, group = heads / kv_heads, d head size.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ def attend_uniform(
     """Attention of Q queries per request over a padded batch of keys.
 
     Args:
-        query: ``[B, Q, H, d]``. keys, values: ``[B, L, kv_heads, d]``, any strides with the last one 1. bias:
-        ``[B, 1, Q * G, L]`` or broadcastable, same dtype as ``query``, rows ordered query-major; or None.
+        query: `[B, Q, heads, d]`.
+        keys, values: `[B, L, kv_heads, d]`, any strides with the last one 1.
+        bias: `[B, 1, Q * group, L]` or broadcastable, in the dtype of `query`, rows ordered query-major; or None.
         scale: factor on the scores.
 
     Returns:
-        ``[B * Q, H * d]``, contiguous.
+        `[B * Q, heads * d]`, contiguous.
     """
     batch_size, num_queries, num_heads, head_dim = query.shape
     kv_heads = keys.shape[2]
@@ -50,10 +51,9 @@ def attend_span(
     bias: torch.Tensor | None,
     scale: float,
 ) -> torch.Tensor:
-    """Attention of one request's new tokens; ``bias`` None means causal with as many keys as queries.
+    """Attention of one request's new tokens; `bias` None means causal with as many keys as queries.
 
-    ``query [Q, H, d]``, ``keys``/``values`` ``[1, L, kv_heads, d]``, ``bias [1, 1, Q, L]``; returns ``[Q, H,
-    d]``.
+    `query [Q, heads, d]`, `keys`/`values` `[1, L, kv_heads, d]`, `bias [1, 1, Q, L]`; returns `[Q, heads, d]`.
     """
     out = scaled_dot_product_attention(
         query.transpose(0, 1).unsqueeze(0),

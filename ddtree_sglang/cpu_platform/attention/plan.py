@@ -3,7 +3,7 @@
 Two shapes of work exist. A *uniform* pass has the same number of queries for every request (decoding: 1;
 verification and drafting: the window) and runs as one padded batch. A *ragged* pass (prefill) has any number
 of new tokens per request and runs request by request. Invariant: a padded key column is masked for every
-query and points at slot 0, which SGLang reserves for rubbish, so it can never bring a stale value into a
+query and points at slot 0, which SGLang reserves for padding, so it can never bring a stale value into a
 result.
 """
 
@@ -28,7 +28,7 @@ class WindowKind(Enum):
 class KeySlots:
     """Where the keys of a padded batch lie in the pool.
 
-    ``index [B * L] int64`` row numbers, or ``start`` when the rows of a single request are consecutive, so
+    `index [B * L] int64` row numbers, or `start` when the rows of a single request are consecutive, so
     that a view replaces the copy.
     """
 
@@ -38,7 +38,7 @@ class KeySlots:
     num_keys: int  # L
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """``rows [slots, kv_heads, head_dim]`` -> ``[B, L, kv_heads, head_dim]``."""
+        """`rows [slots, kv_heads, d]` -> `[B, L, kv_heads, d]`."""
         if self.start is not None:
             return rows[self.start : self.start + self.num_keys].unsqueeze(0)
         return rows.index_select(0, self.index).view(self.batch_size, self.num_keys, *rows.shape[1:])
@@ -50,16 +50,16 @@ class UniformPlan:
 
     slots: KeySlots
     prefix_lens: torch.Tensor  # [B] int64, keys before the window
-    num_queries: int  # Q, also the window's width
+    num_queries: int  # Q, also the window's length
     positions: torch.Tensor | None  # [B, Q] int64, needed only by sliding windows
     tree_window: torch.Tensor | None  # [B, Q, Q] bool, ancestors of each node; None for a chain
     dtype: torch.dtype
     _bias_cache: dict[tuple[WindowKind, int, int], torch.Tensor | None] = field(default_factory=dict)
 
     def bias(self, kind: WindowKind, window_size: int, repeats: int) -> torch.Tensor | None:
-        """Additive mask ``[B, 1, Q * repeats, L]``, or ``None`` when every query may see every key.
+        """Additive mask `[B, 1, Q * repeats, L]`, or `None` when every query may see every key.
 
-        ``window_size`` is a sliding window in tokens, -1 for none. ``repeats`` rows are made per query, for
+        `window_size` is a sliding window in tokens, -1 for none. `repeats` rows are made per query, for
         the query heads that share a KV head. Layers of the same kind share one mask.
         """
         key = (kind, window_size, repeats)
@@ -87,14 +87,14 @@ class UniformPlan:
         chain = self.prefix_lens[:, None] + torch.arange(self.num_queries, device=self.prefix_lens.device)
         queries = chain if self.positions is None else self.positions
         offsets = (columns[None, :] - self.prefix_lens[:, None]).clamp(max=self.num_queries - 1)
-        tail = queries.gather(1, offsets.clamp(min=0))
-        keys = torch.where(offsets >= 0, tail, columns[None, :].expand_as(offsets))
+        in_window = queries.gather(1, offsets.clamp(min=0))
+        keys = torch.where(offsets >= 0, in_window, columns[None, :].expand_as(offsets))
         return masks.sliding_mask(queries, keys, window_size)
 
 
 @dataclass(frozen=True)
 class RequestSpan:
-    """One request of a prefill: queries ``[query_start, query_end)`` of the packed batch and their keys."""
+    """One request of a prefill: queries `[query_start, query_end)` of the packed batch and their keys."""
 
     query_start: int
     query_end: int
@@ -109,7 +109,7 @@ class RequestSpan:
         return self.prefix_len == 0
 
     def bias(self, kind: WindowKind, window_size: int) -> torch.Tensor:
-        """Additive mask ``[1, 1, new tokens, keys]``."""
+        """Additive mask `[1, 1, new tokens, keys]`."""
         key = (kind, window_size)
         if key not in self._bias_cache:
             self._bias_cache[key] = self._build_bias(kind, window_size)
@@ -137,8 +137,8 @@ def key_slots(req_to_token: torch.Tensor, rows: torch.Tensor, key_lens: list[int
     """Look up the pool rows of each request's keys.
 
     Args:
-        req_to_token: ``[requests, context] int32``, SGLang's token table.
-        rows: ``[B] int64``, the table row of each request.
+        req_to_token: `[requests, context] int32`, SGLang's token table.
+        rows: `[B] int64`, the table row of each request.
         key_lens: B host integers, keys of each request.
     """
     batch_size, num_keys = len(key_lens), max(key_lens)
@@ -152,7 +152,7 @@ def key_slots(req_to_token: torch.Tensor, rows: torch.Tensor, key_lens: list[int
 
 
 def _consecutive_start(index: torch.Tensor) -> int | None:
-    """First row when ``index [L] int64`` counts up by one, else ``None``."""
+    """First row when `index [L] int64` counts up by one, else `None`."""
     first, last = int(index[0]), int(index[-1])
     if last - first != index.shape[0] - 1:
         return None
@@ -169,7 +169,7 @@ def plan_uniform(
     positions: torch.Tensor | None = None,
     tree_window: torch.Tensor | None = None,
 ) -> UniformPlan:
-    """Plan decoding (Q = 1), verification or drafting; ``prefix_lens [B] int64`` excludes the new tokens."""
+    """Plan decoding (Q = 1), verification or drafting; `prefix_lens [B] int64` excludes the new tokens."""
     key_lens = [length + num_queries for length in prefix_lens.tolist()]
     return UniformPlan(
         slots=key_slots(req_to_token, rows, key_lens),

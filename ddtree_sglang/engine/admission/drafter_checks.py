@@ -24,7 +24,7 @@ class DrafterShape:
     """The facts about a drafter that the engine needs before loading it.
 
     Attributes:
-        block_size: F, the anchor and the D = F - 1 drafted positions.
+        block_size: P, the anchor and the D = P - 1 drafted positions.
     """
 
     block_size: int
@@ -71,7 +71,7 @@ def check_drafter_fits_target(drafter: Mapping[str, Any], target: Mapping[str, A
     _check_architecture(drafter)
     _check_heads_are_independent(drafter, dflash)
     text = target.get("text_config") or target
-    _check_same_width(drafter, text)
+    _check_same_hidden_size(drafter, text)
     _check_vocabulary(drafter, dflash, text)
     _check_target_layers(drafter, dflash, text)
     block_size = int(dflash.get("block_size", drafter.get("block_size", DEFAULT_BLOCK_SIZE)))
@@ -107,7 +107,7 @@ def _check_heads_are_independent(drafter: Mapping[str, Any], dflash: Mapping[str
         )
 
 
-def _check_same_width(drafter: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+def _check_same_hidden_size(drafter: Mapping[str, Any], target: Mapping[str, Any]) -> None:
     if drafter.get("hidden_size") != target.get("hidden_size"):
         raise DDTreeConfigError(
             f"the drafter's hidden_size must equal the target's, got {drafter.get('hidden_size')} and "

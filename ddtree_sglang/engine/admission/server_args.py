@@ -12,17 +12,18 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ddtree_sglang.config import DDTreeConfig
+from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
 from ddtree_sglang.engine.admission.drafter_checks import (
     DrafterShape,
     check_checkpoint_folder,
     check_drafter_fits_target,
 )
-from ddtree_sglang.engine.admission.target_checks import CPU_BACKEND, check_sampling_defaults, check_target
+from ddtree_sglang.engine.admission.target_checks import check_sampling_defaults, check_target
 from ddtree_sglang.engine.cli_flags import apply_config
 from ddtree_sglang.engine.spec import ALGORITHM, is_ddtree
 from ddtree_sglang.exceptions import DDTreeConfigError
 
-TREE_BACKENDS = ("flashinfer", "triton", "fa3", "fa4", CPU_BACKEND)
+TREE_BACKENDS = ("flashinfer", "triton", "fa3", "fa4", ATTENTION_BACKEND)
 """Attention backends that honour an ancestor-only mask in TARGET_VERIFY."""
 DEFAULT_MAX_RUNNING_REQUESTS = 48
 """SGLang's own default for block drafters (speculative_hook.py, _handle_dflash)."""
@@ -102,7 +103,7 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
 def resolve_server_args(cfg: Any) -> None:
     """Check and complete the arguments; `cfg` is the stand-in that SGLang hands to a plugin.
 
-    Fills in the tree's width, the drafter's block size, the tree flag and the batch limit.
+    Fills in the number of nodes, the drafter's block size, the tree flag and the batch limit.
 
     Raises:
         DDTreeConfigError: the first rule that is broken, with the value found and what to do.

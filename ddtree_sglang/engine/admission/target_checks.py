@@ -11,12 +11,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
 from ddtree_sglang.engine.admission.request_rules import PENALTIES
 from ddtree_sglang.engine.spec import ALGORITHM
 from ddtree_sglang.exceptions import DDTreeConfigError
 
-CPU_BACKEND = "ddtree_cpu"
-WINDOW_BACKENDS = ("fa3", CPU_BACKEND)
+WINDOW_BACKENDS = ("fa3", ATTENTION_BACKEND)
 """Those that place a sliding window by each node's position: FA3 expands it per node (flashattention_backend.py,
 `_init_sliding_window_attn_spec_metadata`), ours reads positions. Triton cuts it by a node's index in the tree
 (kernels/ops/attention/extend_attention.py), FlashInfer drops the window's start for tree inputs

@@ -97,7 +97,7 @@ class CandidateRanking:
     Attributes:
         shard: this rank's LM head.
         top_k: K.
-        block_size: F, tokens of a draft block: the root and D masked positions.
+        block_size: P, tokens of a draft block: the root and D masked positions.
     """
 
     shard: VocabShard
@@ -105,7 +105,7 @@ class CandidateRanking:
     block_size: int
 
     def rank(self, hidden: torch.Tensor, batch_size: int) -> DraftCandidates:
-        """Rank the D masked positions of B blocks; `hidden` is [B * F, H], the drafter's states."""
+        """Rank the D masked positions of B blocks; `hidden` is [B * P, H], the drafter's states."""
         return rank_candidates(hidden.view(batch_size, self.block_size, -1)[:, 1:], self.shard, self.top_k)
 
 
@@ -113,7 +113,7 @@ def rank_candidates(hidden: torch.Tensor, shard: VocabShard, top_k: int) -> Draf
     """Rank each drafted position's tokens.
 
     Args:
-        hidden: [B, D, hidden] drafter states of the masked positions (the anchor's left out).
+        hidden: [B, D, H] drafter states of the masked positions (the anchor's left out).
         shard: this rank's LM head.
         top_k: K; cut to the vocabulary when that is smaller.
 

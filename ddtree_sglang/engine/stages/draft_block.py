@@ -30,7 +30,7 @@ class BlockEmbedding:
     scale: float
 
     def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """[B, F] int64 to [B, F, H]."""
+        """[B, P] int64 to [B, P, H]."""
         if self.full_weight is not None:
             embeds = torch.nn.functional.embedding(token_ids, self.full_weight)
         else:
@@ -45,7 +45,7 @@ class DraftBlock:
     Attributes:
         runner: SGLang's model runner of the drafter.
         mask_token_id: the token of the D positions to draft.
-        offsets: [F] int64, positions of the block from its root's.
+        offsets: [P] int64, positions of the block from its root's.
         spec_info: the shape of the block, as SGLang's drafter takes it.
     """
 
@@ -56,7 +56,7 @@ class DraftBlock:
     spec_info: Any
 
     def forward_batch(self, batch: ScheduleBatch, window: RoundWindow) -> ForwardBatch:
-        """The blocks of a round, ready for the drafter's forward; they write the first F slots of each window."""
+        """The blocks of a round, ready for the drafter's forward; they write the first P slots of each window."""
         block_size = len(self.offsets)
         block_ids = window.root_ids.new_full((len(window.root_ids), block_size), self.mask_token_id)
         block_ids[:, 0] = window.root_ids

@@ -1,6 +1,6 @@
 """The KV window of a round: its slots, the room that a request's row must leave for it, and what becomes final in it.
 
-A request's window is the W = max(F, N) slots from its committed length on: the drafter's block writes the first F, the
+A request's window is the W = max(N, P) slots from its committed length on: the drafter's block writes the first P, the
 target's tree the first N. Overlap scheduling reserves two windows, because the committed length that the host knows is
 one round old (mem_cache/allocation_sizing.py).
 """

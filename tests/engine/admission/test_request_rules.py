@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from ddtree_sglang.engine.admission import request_rules
-from ddtree_sglang.engine.admission.request_rules import REQUEST_RULES, refusal
+from ddtree_sglang.engine.admission.request_rules import PENALTIES, REQUEST_RULES, refusal
+from workers.answers.eligibility import STATEFUL_SAMPLING
 
 PLAIN = {
     "frequency_penalty": 0.0,
@@ -74,3 +75,10 @@ def test_min_p_is_refused_where_every_draw_is_seeded(monkeypatch: pytest.MonkeyP
 
 def test_every_rule_is_reachable() -> None:
     assert len({rule.name for rule in REQUEST_RULES}) == len(REQUEST_RULES)
+
+
+def test_workers_know_every_penalty_and_the_value_that_is_off() -> None:
+    """`workers.answers` may not import this package, so its list is held to ours here."""
+    theirs = {name: values for name, (values, _) in STATEFUL_SAMPLING.items() if name.endswith("_penalty")}
+    assert theirs.keys() == PENALTIES.keys()
+    assert all(off in theirs[name] for name, off in PENALTIES.items())

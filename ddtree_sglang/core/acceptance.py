@@ -38,7 +38,6 @@ def walk_tree(
 
     Raises:
         ValueError: `target_ids` is not [B, N] int64 on the tree's device, or `max_path_len` is below 1.
-
     """
     _check_walk(tree, target_ids, max_path_len)
     path = _path_nodes(tree, target_ids, max_path_len)

@@ -48,7 +48,6 @@ def build_draft_tree(
 
     Raises:
         ValueError: a shape, dtype or device is not as annotated, or `num_nodes` is below 1.
-
     """
     check_builder_inputs(topk_ids, topk_logprobs, root_ids, num_nodes)
     _, depth, num_candidates = topk_ids.shape

@@ -36,7 +36,6 @@ def layout_draft_tree(tree: DraftTree, prefix_lens: torch.Tensor) -> TreeLayout:
 
     Raises:
         ValueError: `prefix_lens` is not [B] int64 on the tree's device.
-
     """
     check_prefix_lens(prefix_lens, tree.batch_size, tree.device)
     return TreeLayout(

@@ -23,7 +23,7 @@ def exit_on_bad_flag(original: Callable[..., Any], argv: list[str]) -> Any:
 
 
 def exit_on_bad_arguments(original: Callable[..., None], server_args: Any) -> None:
-    """AROUND hook on `ServerArgs.resolve_once`: the same for what resolution finds, missing files first.
+    """AROUND hook on `ServerArgs.resolve_once`: what resolution refuses is one line, too, missing files first.
 
     SGLang marks the arguments that came from a command line; `Engine(...)` keeps the exception.
     """

@@ -2,7 +2,7 @@
 
 SGLang logs and swallows whatever a plugin raises (plugins/__init__.py), after which DDTREE would merely be
 "unknown". So `register` never raises: what goes wrong is logged once, and an algorithm of the same name is
-registered that raises the true reason as soon as somebody asks for it.
+registered that raises the true reason as soon as the algorithm is asked for.
 """
 
 from __future__ import annotations

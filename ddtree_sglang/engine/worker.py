@@ -37,7 +37,7 @@ from ddtree_sglang.engine.graphs.node_counts import NodeCountStates
 from ddtree_sglang.engine.graphs.target import install_tree_graph_runner
 from ddtree_sglang.engine.stages.budget_policy import make_policy
 from ddtree_sglang.engine.stages.candidates import CandidateRanking, VocabShard
-from ddtree_sglang.engine.stages.draft_block import BlockEmbedding, DraftBlock
+from ddtree_sglang.engine.stages.draft_block import DraftBlock
 from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput, RoundWindow, window_len, window_slots
 from ddtree_sglang.engine.stages.target_choice import choose_target_tokens
 from ddtree_sglang.engine.stages.trees import DeviceTrees, TreeBuild, make_trees, mask_buffers
@@ -77,11 +77,9 @@ class DDTreeWorker(DFlashWorkerV2):
         self.trace = RoundTrace(self.config.trace if get_parallel().tp_rank == 0 else None, self.device)
         self.draft_block = DraftBlock(
             self.draft_model_runner,
-            BlockEmbedding(
-                _resolve_dflash_embedding_module(self.draft_model, runner.model),
-                self._full_embed_gpu,
-                self._noise_embed_scale,
-            ),
+            _resolve_dflash_embedding_module(self.draft_model, runner.model),
+            self._full_embed_gpu,
+            self._noise_embed_scale,
             int(self._mask_token_id),
             self._block_pos_offsets,
             self._draft_block_spec_info,

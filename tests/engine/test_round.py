@@ -76,10 +76,13 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
     from ddtree_sglang.engine.stages import trees
     from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
     from ddtree_sglang.engine.stages.candidates import CandidateRanking
-    from ddtree_sglang.engine.stages.draft_block import BlockEmbedding, DraftBlock
+    from ddtree_sglang.engine.stages.draft_block import DraftBlock
     from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput
 
     events = Events()
+
+    def embed(ids: torch.Tensor) -> torch.Tensor:
+        return empty(*ids.shape, HIDDEN, dtype=torch.float32)
 
     class Worker(worker.DDTreeWorker):
         """The round on fakes: what construction makes of models is given here."""
@@ -93,10 +96,8 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
             self.trace = RoundTrace(None, "meta")
             self.model_runner, self._target_worker = fake_target(events)
             self.draft_model_runner = fake_drafter(events)
-            embed = BlockEmbedding(lambda ids: empty(*ids.shape, HIDDEN, dtype=torch.float32), None, 1.0)
-            self.draft_block = DraftBlock(
-                self.draft_model_runner, embed, 4, torch.arange(BLOCK, device=META), spec_info=None
-            )
+            offsets = torch.arange(BLOCK, device=META)
+            self.draft_block = DraftBlock(self.draft_model_runner, embed, None, 1.0, 4, offsets, spec_info=None)
             self.ranking = CandidateRanking(None, NODES - 1, BLOCK)
             tail = SimpleNamespace(num_nodes=NODES, trees=lambda count: BuiltTree.empty(count, NODES, META))
             self.trees = GraphTrees(self.ranking, {}, tail)

@@ -2,7 +2,7 @@
 
 Ranks never exchange trees: each builds its own from candidates that were gathered on all of them, so equal trees are
 an outcome, not a rule that something enforces. If they ever differed, ranks would verify different tokens with one
-forward and the answer would be nobody's.
+forward, and the answer would be wrong without an error.
 """
 
 from __future__ import annotations

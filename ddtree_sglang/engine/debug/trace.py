@@ -1,7 +1,7 @@
 """Where a round's time goes: one JSON line per round, when `--speculative-ddtree-trace FILE` asks for it.
 
-Off, it costs one `if`. On, it reads the clock between stages and, on a GPU, waits for the device each time: the
-times are then true, and the server slower.
+Off, it measures nothing. On, it reads the clock between stages and, on a GPU, waits for the device each time, so the
+times are true and the server is slower.
 """
 
 from __future__ import annotations

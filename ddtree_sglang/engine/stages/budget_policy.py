@@ -1,9 +1,8 @@
 """How many nodes a round verifies: always the configured number, or fewer when many requests share the forward.
 
-Verifying is nearly free while the forward waits for memory, and costs its share once it computes; then every request
-that joins makes every node of all the others dearer. The rule is a limit on the nodes of all requests together. It
-reads the batch size alone, so tensor-parallel ranks agree without a word. Paper, section 5: the budget is the knob
-between acceptance and verify cost.
+A node costs almost nothing while the forward waits for memory. Once the forward is bound by arithmetic, its time grows
+with the nodes of all requests together, so the rule limits their sum. It reads the batch size alone, so tensor-parallel
+ranks agree without a message. Paper, section 5: the budget is the knob between acceptance and verify cost.
 """
 
 from __future__ import annotations

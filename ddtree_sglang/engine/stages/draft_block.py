@@ -16,41 +16,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class BlockEmbedding:
-    """Embeds a block's tokens as the drafter was trained to see them.
-
-    Attributes:
-        module: the embedding that SGLang resolved for the drafter.
-        full_weight: [V, H], the whole table where data-parallel attention has split the module's; else None.
-        scale: multiplies the embeddings, 1.0 for none.
-    """
-
-    module: Any
-    full_weight: torch.Tensor | None
-    scale: float
-
-    def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """[B, P] int64 to [B, P, H]."""
-        if self.full_weight is not None:
-            embeds = torch.nn.functional.embedding(token_ids, self.full_weight)
-        else:
-            embeds = self.module(token_ids)
-        return embeds if self.scale == 1.0 else embeds * self.scale
-
-
-@dataclass(frozen=True, slots=True)
 class DraftBlock:
     """What all blocks of a server have in common.
 
     Attributes:
         runner: SGLang's model runner of the drafter.
+        embedding: the module that SGLang resolved for the drafter.
+        full_embedding: [V, H], the whole table where data-parallel attention has split the module's; else None.
+        embedding_scale: multiplies the embeddings, 1.0 for none.
         mask_token_id: the token of the D positions to draft.
         offsets: [P] int64, positions of the block from its root's.
         spec_info: the shape of the block, as SGLang's drafter takes it.
     """
 
     runner: Any
-    embed: BlockEmbedding
+    embedding: Any
+    full_embedding: torch.Tensor | None
+    embedding_scale: float
     mask_token_id: int
     offsets: torch.Tensor
     spec_info: Any
@@ -60,7 +42,7 @@ class DraftBlock:
         block_size = len(self.offsets)
         block_ids = window.root_ids.new_full((len(window.root_ids), block_size), self.mask_token_id)
         block_ids[:, 0] = window.root_ids
-        embeds = self.embed(block_ids)
+        embeds = self._embed(block_ids)
         host_lens = window.host_lens if window.host_lens is not None else window.prefix_lens.cpu()
         # Backends plan for an upper bound: the committed length and one window.
         host_lens = (host_lens + window.slots.shape[1]).to(torch.int32)
@@ -92,3 +74,11 @@ class DraftBlock:
         )
         plan.bind(forward_batch, translator)
         return forward_batch
+
+    def _embed(self, block_ids: torch.Tensor) -> torch.Tensor:
+        """[B, P] int64 to [B, P, H]."""
+        if self.full_embedding is not None:
+            embeds = torch.nn.functional.embedding(block_ids, self.full_embedding)
+        else:
+            embeds = self.embedding(block_ids)
+        return embeds if self.embedding_scale == 1.0 else embeds * self.embedding_scale

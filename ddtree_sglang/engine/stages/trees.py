@@ -11,10 +11,11 @@ no memory is set, no prefix copied. FlashInfer packs the whole mask, prefix colu
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -31,36 +32,41 @@ TreeBuild = Callable[[torch.Tensor, torch.Tensor], BuiltTree]
 drafts nothing has `core.built_tree.root_trees`."""
 
 
-class RoundTrees(Protocol):
+@dataclass(frozen=True)
+class RoundTrees(ABC):
     """The trees' part of a round of B requests, on one kind of device."""
 
-    def draft(self, drafter_out: Any, batch_size: int, num_nodes: int) -> TreeBuild:
-        """Rank what the drafter's forward proposes, for trees of N = `num_nodes`."""
+    ranking: CandidateRanking
 
+    def draft(self, drafter_out: Any, batch_size: int, num_nodes: int) -> TreeBuild:
+        """Rank now what the drafter's forward proposes, and build trees of N = `num_nodes` later."""
+        return partial(self._build, self.ranking.rank(drafter_out.logits_output.hidden_states, batch_size), num_nodes)
+
+    @abstractmethod
+    def _build(
+        self, ranked: DraftCandidates, num_nodes: int, root_ids: torch.Tensor, prefix_lens: torch.Tensor
+    ) -> BuiltTree: ...
+
+    @abstractmethod
     def verify_mask(self, built: BuiltTree, prefix_lens: torch.Tensor, total_prefix_len: int | None) -> VerifyMask:
-        """The mask as the target's attention takes it.
+        """The mask as the target's attention takes it; a chain of one node is verified causally.
 
         Args:
             prefix_lens: [B] int64.
             total_prefix_len: their sum on the host or an upper bound of it, None if the host does not know it.
         """
 
+    @abstractmethod
     def walk(self, built: BuiltTree, target_ids: torch.Tensor) -> AcceptedPath:
         """Follow the target's choices `target_ids` [B, N] int64 from the root, for at most P nodes."""
 
+    @abstractmethod
     def moves(self, slots: torch.Tensor, accepted: AcceptedPath) -> KVMoves:
         """The moves that make the accepted rows final, in windows of `slots` [B, W] int64."""
 
 
-@dataclass(frozen=True)
-class HostTrees:
+class HostTrees(RoundTrees):
     """Trees in the host's memory, where reading a value costs nothing."""
-
-    ranking: CandidateRanking
-
-    def draft(self, drafter_out: Any, batch_size: int, num_nodes: int) -> TreeBuild:
-        """Rank now, build later."""
-        return partial(self._build, self.ranking.rank(drafter_out.logits_output.hidden_states, batch_size), num_nodes)
 
     def _build(
         self, ranked: DraftCandidates, num_nodes: int, root_ids: torch.Tensor, prefix_lens: torch.Tensor
@@ -69,7 +75,7 @@ class HostTrees:
         return complete_tree(tree, prefix_lens, self.ranking.block_size - 1)
 
     def verify_mask(self, built: BuiltTree, prefix_lens: torch.Tensor, total_prefix_len: int | None) -> VerifyMask:
-        """The CPU's attention reads the ancestor mask; a chain of one node is verified causally."""
+        """The ancestor mask, which the CPU's attention reads."""
         ancestors = built.mask.cells
         return VerifyMask(ancestors.flatten() if built.tree.num_nodes > 1 else None, ancestors)
 
@@ -105,24 +111,19 @@ def mask_buffers(backends: Mapping[int, Any]) -> dict[int, MaskBuffer]:
 
 
 @dataclass(frozen=True)
-class DeviceTrees:
+class DeviceTrees(RoundTrees):
     """Trees in an accelerator's memory, which the host never waits for.
 
     Attributes:
         buffers: by N, where masks are written; for any other N, and for more requests, masks are [B, N, N] tensors.
     """
 
-    ranking: CandidateRanking
     buffers: Mapping[int, MaskBuffer]
 
     def flat_mask_for(self, batch_size: int, num_nodes: int) -> torch.Tensor | None:
         """The buffer for N, if there is one and it has room for so many requests."""
         buffer = self.buffers.get(num_nodes)
         return buffer.cells if buffer is not None and batch_size <= buffer.max_batch else None
-
-    def draft(self, drafter_out: Any, batch_size: int, num_nodes: int) -> TreeBuild:
-        """Rank now, build later."""
-        return partial(self._build, self.ranking.rank(drafter_out.logits_output.hidden_states, batch_size), num_nodes)
 
     def _build(
         self, ranked: DraftCandidates, num_nodes: int, root_ids: torch.Tensor, prefix_lens: torch.Tensor
@@ -135,7 +136,7 @@ class DeviceTrees:
         )
 
     def verify_mask(self, built: BuiltTree, prefix_lens: torch.Tensor, total_prefix_len: int | None) -> VerifyMask:
-        """The flat layout; a chain of one node is verified causally, for which no mask is filled."""
+        """The flat layout; for a chain, none is filled."""
         return VerifyMask(built.mask.flat(prefix_lens, total_prefix_len) if built.tree.num_nodes > 1 else None, None)
 
     def walk(self, built: BuiltTree, target_ids: torch.Tensor) -> AcceptedPath:

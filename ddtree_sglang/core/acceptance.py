@@ -37,7 +37,7 @@ def walk_tree(
     """Follow the target's choices from the root, for at most P nodes.
 
     Raises:
-        ValueError: `target_ids` is not [B, N] int64 on the tree's device, or `max_path_len` is below 1.
+        ValueError: `target_ids` is not `[B, N]` int64 on the tree's device, or `max_path_len` is below 1.
     """
     _check_walk(tree, target_ids, max_path_len)
     path = _path_nodes(tree, target_ids, max_path_len)
@@ -56,7 +56,7 @@ def walk_tree(
 
 
 def _path_nodes(tree: DraftTree, target_ids: torch.Tensor, max_path_len: int) -> torch.Tensor:
-    """[B, P] int64: the walk's node at each depth, N once it has stopped."""
+    """`[B, P]` int64: the walk's node at each depth, N once it has stopped."""
     batch_size, num_nodes = target_ids.shape
     has_parent = tree.parents >= 0
     parent = tree.parents.clamp(min=0)

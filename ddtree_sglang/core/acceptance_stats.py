@@ -42,13 +42,13 @@ def count_rounds(commit_lens: Sequence[int]) -> int:
 
 
 def chain_commit_lens(tree: DraftTree, accepted: AcceptedPath) -> torch.Tensor:
-    """[B] int64: tokens that the tree's chain would have committed in this round, bonus included."""
+    """`[B]` int64: tokens that the tree's chain would have committed in this round, bonus included."""
     path = accepted.accept_index
     return (chain_nodes(tree).gather(1, path.clamp(min=0)) & (path >= 0)).sum(1)
 
 
 def chain_nodes(tree: DraftTree) -> torch.Tensor:
-    """[B, N] bool: the root and the most probable node of each depth, which is the first in node order."""
+    """`[B, N]` bool: the root and the most probable node of each depth, which is the first in node order."""
     index = torch.arange(tree.num_nodes, device=tree.device).expand_as(tree.depths)
     first = torch.full_like(tree.depths, tree.num_nodes)
     # A depth is at most N - 1. Padding has depth 0, where the root comes first.

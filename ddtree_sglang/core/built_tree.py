@@ -28,7 +28,7 @@ class BuiltTree:
     ) -> BuiltTree:
         """Tensors for a builder to fill; the row indices, which no tree changes, are already there.
 
-        With `flat_mask`, 1-D bool, that buffer is the mask, else a new [B, N, N] bool tensor.
+        With `flat_mask`, 1-D bool, that buffer is the mask, else a new `[B, N, N]` bool tensor.
 
         Raises:
             ValueError: `flat_mask` is not 1-D bool.
@@ -54,12 +54,12 @@ class BuiltTree:
 
 
 def _first_rows(parts: Rows, batch_size: int) -> Rows:
-    """`parts`, a dataclass of [B, N] tensors, with each cut to a view of its first rows."""
+    """`parts`, a dataclass of `[B, N]` tensors, with each cut to a view of its first rows."""
     return replace(parts, **{field.name: getattr(parts, field.name)[:batch_size] for field in fields(parts)})
 
 
 def complete_tree(tree: DraftTree, prefix_lens: torch.Tensor, max_depth: int | None = None) -> BuiltTree:
-    """Lay out a tree and mask it, after prefixes of `prefix_lens` [B] int64 tokens.
+    """Lay out a tree and mask it, after prefixes of `prefix_lens [B]` int64 tokens.
 
     No node may be deeper than `max_depth`, which makes the mask cheaper; None for no bound.
     """
@@ -68,7 +68,7 @@ def complete_tree(tree: DraftTree, prefix_lens: torch.Tensor, max_depth: int | N
 
 
 def root_trees(root_ids: torch.Tensor, prefix_lens: torch.Tensor) -> BuiltTree:
-    """Trees of one node, the root [B] int64, after prefixes of [B] int64 tokens: a round that drafts nothing."""
+    """Trees of one node, the root `[B]` int64, after prefixes of `[B]` int64 tokens: a round that drafts nothing."""
     nothing = torch.full_like(root_ids, -1).unsqueeze(1)
     zeros = torch.zeros_like(nothing)
     tree = DraftTree(root_ids.unsqueeze(1), nothing, zeros, zeros.to(torch.float32))

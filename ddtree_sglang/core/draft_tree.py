@@ -12,7 +12,7 @@ Dimension letters, for the whole package:
     training:  C  conversations              T  tokens of each         A  anchors of each
                F  feature layers of the target                         S  P, of a training block
 
-A size that occurs in one module alone is spelled out: [B, slots].
+A size that occurs in one module alone is spelled out: `[B, slots]`.
 
 The tree knows nothing of KV slots, masks or engines. Callers may rely on: node 0 is the root; a parent
 comes before its children; real nodes stand in descending path log-probability and before all padding;
@@ -55,7 +55,7 @@ class DraftTree:
 
     @property
     def is_real(self) -> torch.Tensor:
-        """[B, N] bool: the root and every node with a parent; False at padding."""
+        """`[B, N]` bool: the root and every node with a parent; False at padding."""
         real = self.parents >= 0
         real[:, 0] = True
         return real

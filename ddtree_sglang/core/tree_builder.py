@@ -187,7 +187,7 @@ def _assemble_plan(
 
 
 def _best_pairs_per_depth(logprobs: torch.Tensor, plan: _TreePlan) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keep the root and each depth's best prefixes: scores [B, slots] float32, and pair numbers [B, slots] int64.
+    """Keep the root and each depth's best prefixes: scores `[B, slots]` float32, and pair numbers `[B, slots]` int64.
 
     Within a depth the pairs are listed parent by parent, and the sort is stable, which makes the tie order.
     """
@@ -206,7 +206,7 @@ def _best_pairs_per_depth(logprobs: torch.Tensor, plan: _TreePlan) -> tuple[torc
 
 
 def _rows_of(table: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Look `columns` [B, M] up in each row of `table` [rows, pairs]: one [B, M] tensor per row."""
+    """Look `columns [B, M]` up in each row of `table [rows, pairs]`: one `[B, M]` tensor per row."""
     return table.index_select(1, columns.flatten()).view(table.shape[0], *columns.shape).unbind(0)
 
 

@@ -26,16 +26,16 @@ class TreeLayout:
 
     @property
     def root_rows(self) -> torch.Tensor:
-        """[B, 1] int64: row of each request's root in the flat verify batch; node i is i rows further."""
+        """`[B, 1]` int64: row of each request's root in the flat verify batch; node i is i rows further."""
         return self.retrieve_index[:, :1]
 
 
 def layout_draft_tree(tree: DraftTree, prefix_lens: torch.Tensor) -> TreeLayout:
-    """Lay the trees out after prefixes of `prefix_lens` [B] int64 tokens (the root's position is the prefix
+    """Lay the trees out after prefixes of `prefix_lens [B]` int64 tokens (the root's position is the prefix
     length).
 
     Raises:
-        ValueError: `prefix_lens` is not [B] int64 on the tree's device.
+        ValueError: `prefix_lens` is not `[B]` int64 on the tree's device.
     """
     check_prefix_lens(prefix_lens, tree.batch_size, tree.device)
     return TreeLayout(
@@ -47,12 +47,12 @@ def layout_draft_tree(tree: DraftTree, prefix_lens: torch.Tensor) -> TreeLayout:
 
 
 def node_rows(batch_size: int, num_nodes: int, device: torch.device) -> torch.Tensor:
-    """[B, N] int64: row of each node in the flat verify batch, b * N + i."""
+    """`[B, N]` int64: row of each node in the flat verify batch, b * N + i."""
     return torch.arange(batch_size * num_nodes, device=device).view(batch_size, num_nodes)
 
 
 def _first_children(parents: torch.Tensor) -> torch.Tensor:
-    """[B, N] int64: the smallest child of each node, -1 for none."""
+    """`[B, N]` int64: the smallest child of each node, -1 for none."""
     batch_size, num_nodes = parents.shape
     index = torch.arange(num_nodes, device=parents.device).expand_as(parents)
     # Column 0 collects the root and padding, whose parent is -1.
@@ -62,7 +62,7 @@ def _first_children(parents: torch.Tensor) -> torch.Tensor:
 
 
 def _next_siblings(parents: torch.Tensor) -> torch.Tensor:
-    """[B, N] int64: the next node with the same parent, -1 for none.
+    """`[B, N]` int64: the next node with the same parent, -1 for none.
 
     A stable sort by parent puts siblings side by side in node order.
     """
@@ -73,7 +73,7 @@ def _next_siblings(parents: torch.Tensor) -> torch.Tensor:
 
 
 def check_prefix_lens(prefix_lens: torch.Tensor, batch_size: int, device: torch.device) -> None:
-    """Raise ValueError unless `prefix_lens` is [B] int64 on `device`."""
+    """Raise ValueError unless `prefix_lens` is `[B]` int64 on `device`."""
     if tuple(prefix_lens.shape) != (batch_size,):
         raise ValueError(
             f"prefix_lens must be [B] = [{batch_size}], got shape {tuple(prefix_lens.shape)}; "

@@ -35,7 +35,7 @@ class TreeMask(Protocol):
         """The first requests' mask, on the same memory."""
 
     def flat(self, prefix_lens: torch.Tensor, total_prefix_len: int | None = None) -> torch.Tensor:
-        """1-D bool: the flat layout after prefixes of `prefix_lens` [B] int64 tokens.
+        """1-D bool: the flat layout after prefixes of `prefix_lens [B]` int64 tokens.
 
         `total_prefix_len` is their sum or an upper bound of it, None where the host does not know it.
         """
@@ -96,7 +96,7 @@ def ancestor_mask(
     parents: torch.Tensor,  # [B, N] int64, -1 at the root and at padding
     max_depth: int | None = None,
 ) -> torch.Tensor:
-    """[B, N, N] bool: cell (i, j) says that node j is node i or an ancestor of it.
+    """`[B, N, N]` bool: cell (i, j) says that node j is node i or an ancestor of it.
 
     `max_depth` is the deepest node that can occur (the draft depth); giving it shortens the work from
     log2(N) to log2(max_depth) steps. Nodes below it would lose ancestors.
@@ -141,7 +141,7 @@ def tree_cell_index(
     prefix_lens: torch.Tensor,  # [B] int64
     num_nodes: int,
 ) -> torch.Tensor:
-    """[B, N, N] int64: offset in the flat layout of the cell (node i of request b, node j of request b)."""
+    """`[B, N, N]` int64: offset in the flat layout of the cell (node i of request b, node j of request b)."""
     row_lens = prefix_lens + num_nodes  # [B]
     request_ends = torch.cumsum(row_lens, 0) * num_nodes
     first_tree_cells = request_ends - row_lens * num_nodes + prefix_lens

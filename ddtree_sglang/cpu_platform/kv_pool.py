@@ -27,11 +27,11 @@ class CpuMHATokenToKVPool(MHATokenToKVPool):  # type: ignore[misc]
         self._kv_copy_config = None
 
     def _move_kv_cache_impl(self, tgt_loc: torch.Tensor, src_loc: torch.Tensor) -> None:
-        """Copy rows `src_loc [M] int64` to `tgt_loc [M] int64` in every layer; sources are read first."""
+        """Copy rows `src_loc [M]` int64 to `tgt_loc [M]` int64 in every layer; sources are read first."""
         move_kv_cache_native(self.k_buffer, self.v_buffer, tgt_loc, src_loc)
 
     def write_rows(self, layer_id: int, loc: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write `keys`, `values` `[M, kv_heads, d]` to slots `loc [M] int64` of one layer."""
+        """Write `keys`, `values [M, kv_heads, d]` to slots `loc [M]` int64 of one layer."""
         self._store_kv_layer(layer_id - self.start_layer, loc, keys, values)
 
     def _store_kv_layer(self, layer_idx: int, loc: torch.Tensor, cache_k: torch.Tensor, cache_v: torch.Tensor) -> None:

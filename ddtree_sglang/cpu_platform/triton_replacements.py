@@ -21,9 +21,8 @@ def assign_req_to_token_pool(
 ) -> None:
     """Write each request's new slots into its row of the token table, in place.
 
-    Replaces `mem_cache/allocation.assign_req_to_token_pool_func`. `out_cache_loc [sum(end - start)]
-    int64` is split over the requests in order: request b's part goes to `req_to_token[row_b,
-    start_b:end_b]`.
+    Replaces `mem_cache/allocation.assign_req_to_token_pool_func`. `out_cache_loc [sum(end - start)]`
+    int64 is split over the requests in order: request b's part goes to `req_to_token[row_b, start_b:end_b]`.
     """
     starts, ends = start_offset[:batch_size].to(torch.int64), end_offset[:batch_size].to(torch.int64)
     rows, columns = _window_cells(req_pool_indices[:batch_size], starts, ends)
@@ -39,7 +38,7 @@ def extend_cache_locs(
     draft_token_num: int,
     device: Any,
 ) -> torch.Tensor:
-    """Read each request's window out of the token table: `[B * draft_token_num] int64`, requests in order.
+    """Read each request's window out of the token table: `[B * draft_token_num]` int64, requests in order.
 
     Stands for `kernels/ops/speculative/cache_locs.assign_extend_cache_locs_func` through the platform's
     hook. The window of request b is `req_to_token[row_b, start_b:end_b]`.
@@ -52,7 +51,7 @@ def extend_cache_locs(
 
 
 def _window_cells(rows: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row and column of every table cell in `[start_b, end_b)`, requests in order: two `[M] int64`."""
+    """Row and column of every table cell in `[start_b, end_b)`, requests in order: two `[M]` int64."""
     lengths = (ends - starts).clamp(min=0)
     total = int(lengths.sum())
     firsts = torch.repeat_interleave(starts - (lengths.cumsum(0) - lengths), lengths, output_size=total)

@@ -165,7 +165,7 @@ def build_draft_tree_triton(
 ) -> BuiltTree:
     """Build, lay out and mask the trees of a batch in one launch; the trees are those of `core.build_draft_tree`.
 
-    Without `flat_mask` the mask is a new [B, N, N] tensor. With it, only the tree cells of FlashInfer's flat layout
+    Without `flat_mask` the mask is a new `[B, N, N]` tensor. With it, only the tree cells of FlashInfer's flat layout
     (`core.tree_mask`) are written; the prefix cells are left as they are.
 
     Raises:

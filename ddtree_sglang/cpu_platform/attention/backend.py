@@ -166,7 +166,7 @@ def _run_ragged(
 
 
 def _tree_window(batch: ForwardBatch, num_queries: int) -> torch.Tensor | None:
-    """Ancestor mask `[B, N, N] bool` of a tree verification, `None` for a chain."""
+    """Ancestor mask `[B, N, N]` bool of a tree verification, `None` for a chain."""
     spec_info = batch.spec_info
     ancestors = getattr(spec_info, "ancestor_mask", None)
     if ancestors is not None:

@@ -1,8 +1,8 @@
 """Which key may a query attend: boolean masks for a window of queries at the end of each request.
 
-Dimension letters: B requests, Q queries per request (padded), L keys per request (padded), N window nodes.
-Key column c < prefix_len is the c-th cached token; column prefix_len + j is the window's j-th token. True =
-may attend, as everywhere in this package. Torch only: it knows neither the KV pool nor SGLang.
+Queries and keys are padded to the longest request of the batch; N is the number of the window's tokens. Key column
+c < prefix_len is the c-th cached token; column prefix_len + j is the window's j-th token. True = may attend, as
+everywhere in this package. Torch only: it knows neither the KV pool nor SGLang.
 """
 
 from __future__ import annotations
@@ -11,20 +11,11 @@ import torch
 
 
 def window_mask(
-    prefix_lens: torch.Tensor,
-    window_allow: torch.Tensor,
-    num_keys: int,
+    prefix_lens: torch.Tensor,  # [B] int64, tokens cached before the window
+    window_allow: torch.Tensor,  # [B, Q, N] or [1, Q, N] bool, which window token each query may attend
+    num_keys: int,  # L, at least max(prefix_lens) + N
 ) -> torch.Tensor:
-    """Place each request's window mask behind its prefix.
-
-    Args:
-        prefix_lens: `[B] int64`, tokens cached before the window.
-        window_allow: `[B, Q, N] bool` (or `[1, Q, N]`), which window token each query may attend.
-        num_keys: L, at least `max(prefix_lens) + N`.
-
-    Returns:
-        `[B, Q, L] bool`: prefix columns True, window columns as given, padding columns False.
-    """
+    """`[B, Q, L]` bool: prefix columns True, window columns as given, padding columns False."""
     batch_size = prefix_lens.shape[0]
     num_queries, num_nodes = window_allow.shape[-2:]
     columns = torch.arange(num_keys, device=prefix_lens.device)
@@ -36,26 +27,24 @@ def window_mask(
 
 
 def causal_window(num_queries: int, device: torch.device) -> torch.Tensor:
-    """`[1, Q, Q] bool`: each window token sees itself and the tokens before it."""
+    """`[1, Q, Q]` bool: each window token sees itself and the tokens before it."""
     return torch.ones(num_queries, num_queries, dtype=torch.bool, device=device).tril_()[None]
 
 
 def full_window(num_queries: int, device: torch.device) -> torch.Tensor:
-    """`[1, Q, Q] bool`: every window token sees the whole window (a diffusion drafter's block)."""
+    """`[1, Q, Q]` bool: every window token sees the whole window (a diffusion drafter's block)."""
     return torch.ones(1, num_queries, num_queries, dtype=torch.bool, device=device)
 
 
-def window_from_flat_mask(custom_mask: torch.Tensor, prefix_lens: list[int], num_nodes: int) -> torch.Tensor:
-    """Cut the window columns out of SGLang's flat tree mask.
+def window_from_flat_mask(
+    custom_mask: torch.Tensor,  # 1-D bool, in one of two layouts
+    prefix_lens: list[int],  # B host integers
+    num_nodes: int,  # N
+) -> torch.Tensor:
+    """`[B, N, N]` bool: the window columns of SGLang's flat tree mask.
 
-    Args:
-        custom_mask: 1-D bool. Either FlashInfer's layout, per request N rows of prefix_len + N, and it may be longer
-            (padding); or the window alone, per request N rows of N (SGLang's `QLEN_ONLY`).
-        prefix_lens: B host integers.
-        num_nodes: N.
-
-    Returns:
-        `[B, N, N] bool`.
+    The mask is in FlashInfer's layout, per request N rows of prefix_len + N, and may be longer (padding); or it is the
+    window alone, per request N rows of N (SGLang's `QLEN_ONLY`).
 
     Raises:
         ValueError: the mask is shorter than either layout needs.
@@ -80,15 +69,11 @@ def window_from_flat_mask(custom_mask: torch.Tensor, prefix_lens: list[int], num
 
 
 def sliding_mask(
-    query_positions: torch.Tensor,
-    key_positions: torch.Tensor,
+    query_positions: torch.Tensor,  # [B, Q] int64, positions in the sequence
+    key_positions: torch.Tensor,  # [B, L] int64; tree nodes of one depth share a position
     window_size: int,
 ) -> torch.Tensor:
-    """`[B, Q, L] bool`: keys at most `window_size` positions before the query (SGLang counts inclusively).
-
-    `query_positions [B, Q] int64` and `key_positions [B, L] int64` are sequence positions; tree nodes of one depth
-    share one.
-    """
+    """`[B, Q, L]` bool: keys at most `window_size` positions before the query (SGLang counts inclusively)."""
     return key_positions[:, None, :] >= query_positions[:, :, None] - window_size
 
 

@@ -2,7 +2,7 @@
 
 The query heads that share a KV head are laid out as extra query rows of it (*grouped*): no key is repeated
 and the CPU flash kernel runs on `kv_heads` heads. Prefill, one request at a time, uses the kernel's own
-`enable_gqa`. Shapes: B requests, Q queries, L keys, `heads` query heads, group = heads / kv_heads, d head size.
+`enable_gqa`. Of `heads` query heads, group = heads / kv_heads share a KV head.
 """
 
 from __future__ import annotations
@@ -12,23 +12,13 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 def attend_uniform(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    bias: torch.Tensor | None,
-    scale: float,
+    query: torch.Tensor,  # [B, Q, heads, d]
+    keys: torch.Tensor,  # [B, L, kv_heads, d], any strides with the last one 1
+    values: torch.Tensor,  # [B, L, kv_heads, d], likewise
+    bias: torch.Tensor | None,  # [B, 1, Q * group, L] or broadcastable, in the query's dtype, rows query-major
+    scale: float,  # factor on the scores
 ) -> torch.Tensor:
-    """Attention of Q queries per request over a padded batch of keys.
-
-    Args:
-        query: `[B, Q, heads, d]`.
-        keys, values: `[B, L, kv_heads, d]`, any strides with the last one 1.
-        bias: `[B, 1, Q * group, L]` or broadcastable, in the dtype of `query`, rows ordered query-major; or None.
-        scale: factor on the scores.
-
-    Returns:
-        `[B * Q, heads * d]`, contiguous.
-    """
+    """`[B * Q, heads * d]`, contiguous: attention of Q queries per request over a padded batch of keys."""
     batch_size, num_queries, num_heads, head_dim = query.shape
     kv_heads = keys.shape[2]
     group = num_heads // kv_heads
@@ -45,16 +35,13 @@ def attend_uniform(
 
 
 def attend_span(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    bias: torch.Tensor | None,
-    scale: float,
+    query: torch.Tensor,  # [Q, heads, d]
+    keys: torch.Tensor,  # [1, L, kv_heads, d]
+    values: torch.Tensor,  # [1, L, kv_heads, d]
+    bias: torch.Tensor | None,  # [1, 1, Q, L]; None means causal with as many keys as queries
+    scale: float,  # factor on the scores
 ) -> torch.Tensor:
-    """Attention of one request's new tokens; `bias` None means causal with as many keys as queries.
-
-    `query [Q, heads, d]`, `keys`/`values` `[1, L, kv_heads, d]`, `bias [1, 1, Q, L]`; returns `[Q, heads, d]`.
-    """
+    """`[Q, heads, d]`: attention of one request's new tokens."""
     out = scaled_dot_product_attention(
         query.transpose(0, 1).unsqueeze(0),
         keys.transpose(1, 2),

@@ -28,7 +28,7 @@ class WindowKind(Enum):
 class KeySlots:
     """Where the keys of a padded batch lie in the pool.
 
-    `index [B * L] int64` row numbers, or `start` when the rows of a single request are consecutive, so
+    `index [B * L]` int64 row numbers, or `start` when the rows of a single request are consecutive, so
     that a view replaces the copy.
     """
 
@@ -133,14 +133,12 @@ class RaggedPlan:
     spans: tuple[RequestSpan, ...]
 
 
-def key_slots(req_to_token: torch.Tensor, rows: torch.Tensor, key_lens: list[int]) -> KeySlots:
-    """Look up the pool rows of each request's keys.
-
-    Args:
-        req_to_token: `[requests, context] int32`, SGLang's token table.
-        rows: `[B] int64`, the table row of each request.
-        key_lens: B host integers, keys of each request.
-    """
+def key_slots(
+    req_to_token: torch.Tensor,  # [requests, context] int32, SGLang's token table
+    rows: torch.Tensor,  # [B] int64, the table row of each request
+    key_lens: list[int],  # B host integers, keys of each request
+) -> KeySlots:
+    """Look up the pool rows of each request's keys."""
     batch_size, num_keys = len(key_lens), max(key_lens)
     index = req_to_token[rows, :num_keys].to(torch.int64)
     if batch_size == 1:
@@ -152,7 +150,7 @@ def key_slots(req_to_token: torch.Tensor, rows: torch.Tensor, key_lens: list[int
 
 
 def _consecutive_start(index: torch.Tensor) -> int | None:
-    """First row when `index [L] int64` counts up by one, else `None`."""
+    """First row when `index [L]` int64 counts up by one, else `None`."""
     first, last = int(index[0]), int(index[-1])
     if last - first != index.shape[0] - 1:
         return None
@@ -169,7 +167,7 @@ def plan_uniform(
     positions: torch.Tensor | None = None,
     tree_window: torch.Tensor | None = None,
 ) -> UniformPlan:
-    """Plan decoding (Q = 1), verification or drafting; `prefix_lens [B] int64` excludes the new tokens."""
+    """Plan decoding (Q = 1), verification or drafting; `prefix_lens [B]` int64 excludes the new tokens."""
     key_lens = [length + num_queries for length in prefix_lens.tolist()]
     return UniformPlan(
         slots=key_slots(req_to_token, rows, key_lens),

@@ -21,7 +21,7 @@ class RanksDisagreeError(DDTreeError):
 
 
 def tree_digest(built: BuiltTree) -> torch.Tensor:
-    """[B, 4] int64 on the host: SHA-256 of each request's tokens, parents and positions, 32 bytes as four numbers."""
+    """`[B, 4]` int64 on the host: SHA-256 of each request's tokens, parents and positions, 32 bytes as four numbers."""
     rows = torch.cat([built.tree.token_ids, built.tree.parents, built.layout.positions], dim=1).cpu().contiguous()
     digests = [hashlib.sha256(row.numpy().tobytes()).digest() for row in rows]
     return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.int64).view(len(rows), 4)

@@ -19,15 +19,10 @@ from ddtree_sglang.exceptions import DDTreeConfigError
 
 @dataclass(frozen=True, slots=True)
 class DraftCandidates:
-    """What the tree builder needs of a draft block.
+    """What the tree builder needs of a draft block."""
 
-    Attributes:
-        topk_ids: [B, D, K] int64, best first, ids of the whole vocabulary.
-        topk_logprobs: [B, D, K] float32, log-softmax over the whole vocabulary, descending along K.
-    """
-
-    topk_ids: torch.Tensor
-    topk_logprobs: torch.Tensor
+    topk_ids: torch.Tensor  # [B, D, K] int64, best first, ids of the whole vocabulary
+    topk_logprobs: torch.Tensor  # [B, D, K] float32, log-softmax over the whole vocabulary, descending along K
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +100,16 @@ class CandidateRanking:
     block_size: int
 
     def rank(self, hidden: torch.Tensor, batch_size: int) -> DraftCandidates:
-        """Rank the D masked positions of B blocks; `hidden` is [B * P, H], the drafter's states."""
+        """Rank the D masked positions of B blocks; `hidden` is `[B * P, H]`, the drafter's states."""
         return rank_candidates(hidden.view(batch_size, self.block_size, -1)[:, 1:], self.shard, self.top_k)
 
 
-def rank_candidates(hidden: torch.Tensor, shard: VocabShard, top_k: int) -> DraftCandidates:
-    """Rank each drafted position's tokens.
-
-    Args:
-        hidden: [B, D, H] drafter states of the masked positions (the anchor's left out).
-        shard: this rank's LM head.
-        top_k: K; cut to the vocabulary when that is smaller.
-
-    Returns:
-        Candidates with K = min(top_k, V), identical on every rank.
-    """
+def rank_candidates(
+    hidden: torch.Tensor,  # [B, D, H] the drafter's states of the masked positions
+    shard: VocabShard,
+    top_k: int,
+) -> DraftCandidates:
+    """Rank each drafted position's tokens: K = min(top_k, V) candidates, identical on every rank."""
     batch_size, depth = hidden.shape[:2]
     logits = shard.logits(hidden.reshape(batch_size * depth, -1))
     values, ids = torch.topk(logits, min(top_k, logits.shape[-1]), dim=-1)

@@ -17,25 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DraftBlock:
-    """What all blocks of a server have in common.
+    """What all blocks of a server have in common."""
 
-    Attributes:
-        runner: SGLang's model runner of the drafter.
-        embedding: the module that SGLang resolved for the drafter.
-        full_embedding: [V, H], the whole table where data-parallel attention has split the module's; else None.
-        embedding_scale: multiplies the embeddings, 1.0 for none.
-        mask_token_id: the token of the D positions to draft.
-        offsets: [P] int64, positions of the block from its root's.
-        spec_info: the shape of the block, as SGLang's drafter takes it.
-    """
-
-    runner: Any
-    embedding: Any
-    full_embedding: torch.Tensor | None
-    embedding_scale: float
-    mask_token_id: int
-    offsets: torch.Tensor
-    spec_info: Any
+    runner: Any  # SGLang's model runner of the drafter
+    embedding: Any  # the module that SGLang resolved for the drafter
+    full_embedding: torch.Tensor | None  # [V, H], the whole table where data-parallel attention has split the module's
+    embedding_scale: float  # multiplies the embeddings, 1.0 for none
+    mask_token_id: int  # the token of the D positions to draft
+    offsets: torch.Tensor  # [P] int64, positions of the block from its root's
+    spec_info: Any  # the shape of the block, as SGLang's drafter takes it
 
     def forward_batch(self, batch: ScheduleBatch, window: RoundWindow) -> ForwardBatch:
         """The blocks of a round, ready for the drafter's forward; they write the first P slots of each window."""
@@ -76,7 +66,7 @@ class DraftBlock:
         return forward_batch
 
     def _embed(self, block_ids: torch.Tensor) -> torch.Tensor:
-        """[B, P] int64 to [B, P, H]."""
+        """`[B, P]` int64 to `[B, P, H]`."""
         if self.full_embedding is not None:
             embeds = torch.nn.functional.embedding(block_ids, self.full_embedding)
         else:

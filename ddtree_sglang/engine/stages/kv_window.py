@@ -48,30 +48,21 @@ def window_slots(
     prefix_lens: torch.Tensor,  # [B] int64
     num_slots: int,
 ) -> torch.Tensor:
-    """[B, num_slots] int64: the slots of positions prefix_len, prefix_len + 1, ... of each request."""
+    """`[B, num_slots]` int64: the slots of positions prefix_len, prefix_len + 1, ... of each request."""
     columns = prefix_lens.unsqueeze(1) + torch.arange(num_slots, device=prefix_lens.device)
     return req_to_token[req_pool_indices.to(torch.int64).unsqueeze(1), columns].to(torch.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class RoundWindow:
-    """Where a round of B requests reads and writes.
+    """Where a round of B requests reads and writes."""
 
-    Attributes:
-        prefix_lens: [B] int64 committed lengths, without the root.
-        root_ids: [B] int64.
-        slots: [B, W] int64.
-        num_nodes: N of this round.
-        host_lens: [B] on the host, an upper bound of the lengths that attention reads, or None.
-        plan: SGLang's translation of the window's slots, made once for all forwards of the round.
-    """
-
-    prefix_lens: torch.Tensor
-    root_ids: torch.Tensor
-    slots: torch.Tensor
-    num_nodes: int
-    host_lens: torch.Tensor | None
-    plan: KVLocPlan
+    prefix_lens: torch.Tensor  # [B] int64, committed lengths, without the root
+    root_ids: torch.Tensor  # [B] int64
+    slots: torch.Tensor  # [B, W] int64
+    num_nodes: int  # N of this round
+    host_lens: torch.Tensor | None  # [B] on the host, an upper bound of the lengths that attention reads
+    plan: KVLocPlan  # SGLang's translation of the slots, made once for all forwards of the round
 
     @property
     def total_prefix_len(self) -> int | None:
@@ -80,7 +71,7 @@ class RoundWindow:
 
     @property
     def node_slots(self) -> torch.Tensor:
-        """[B * N] int64: the slots that the nodes' keys and values are written to."""
+        """`[B * N]` int64: the slots that the nodes' keys and values are written to."""
         return self.slots[:, : self.num_nodes].reshape(-1)
 
 
@@ -93,7 +84,7 @@ class KVMoves:
 
 
 def committed_moves(slots: torch.Tensor, accepted: AcceptedPath) -> KVMoves:
-    """The moves of `core.kv_commit.commit_plan` in windows of `slots` [B, W] int64: M = B * P, no-ops included."""
+    """The moves of `core.kv_commit.commit_plan` in windows of `slots [B, W]` int64: M = B * P, no-ops included."""
     plan = commit_plan(accepted)
     return KVMoves(slots.gather(1, plan.source_slots).flatten(), slots.gather(1, plan.target_slots).flatten())
 

@@ -37,21 +37,14 @@ def repeat_for_nodes(sampling_info: SamplingBatchInfo, num_nodes: int) -> Sampli
 
 
 def choose_target_tokens(
-    logits: torch.Tensor,
-    sampling_info: SamplingBatchInfo | None,
-    positions: torch.Tensor,
-    sampler: Sampler,
+    logits: torch.Tensor,  # [B * N, V] of the verify forward
+    sampling_info: SamplingBatchInfo | None,  # the batch's parameters, None for greedy
+    positions: torch.Tensor,  # [B, N] int64, what a seed is mixed with, as in plain decoding (layers/sampler.py)
+    sampler: Sampler,  # the target model runner's
 ) -> torch.Tensor:
-    """One token of the target's for each node.
+    """`[B, N]` int64: one token of the target's for each node.
 
-    Args:
-        logits: [B * N, V] of the verify forward; a bias of the request is added in place, as plain decoding does.
-        sampling_info: the batch's parameters, None for greedy.
-        positions: [B, N] int64, what a seed is mixed with, as in plain decoding (layers/sampler.py).
-        sampler: the target model runner's sampler.
-
-    Returns:
-        [B, N] int64.
+    A request's bias is added to `logits` in place, as plain decoding does.
     """
     batch_size, num_nodes = positions.shape
     if sampling_info is not None and sampling_info.logit_bias is not None:

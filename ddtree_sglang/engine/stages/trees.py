@@ -28,7 +28,7 @@ from ddtree_sglang.engine.stages.verify_input import VerifyMask
 from ddtree_sglang.engine.stages.walk import walk_with_engine_kernel
 
 TreeBuild = Callable[[torch.Tensor, torch.Tensor], BuiltTree]
-"""What is left to do after a draft: trees from the roots [B] int64 and the prefix lengths [B] int64. A round that
+"""What is left to do after a draft: trees from the roots `[B]` int64 and the prefix lengths `[B]` int64. A round that
 drafts nothing has `core.built_tree.root_trees`."""
 
 
@@ -52,17 +52,17 @@ class RoundTrees(ABC):
         """The mask as the target's attention takes it; a chain of one node is verified causally.
 
         Args:
-            prefix_lens: [B] int64.
+            prefix_lens: `[B]` int64.
             total_prefix_len: their sum on the host or an upper bound of it, None if the host does not know it.
         """
 
     @abstractmethod
     def walk(self, built: BuiltTree, target_ids: torch.Tensor) -> AcceptedPath:
-        """Follow the target's choices `target_ids` [B, N] int64 from the root, for at most P nodes."""
+        """Follow the target's choices `target_ids [B, N]` int64 from the root, for at most P nodes."""
 
     @abstractmethod
     def moves(self, slots: torch.Tensor, accepted: AcceptedPath) -> KVMoves:
-        """The moves that make the accepted rows final, in windows of `slots` [B, W] int64."""
+        """The moves that make the accepted rows final, in windows of `slots [B, W]` int64."""
 
 
 class HostTrees(RoundTrees):
@@ -112,12 +112,9 @@ def mask_buffers(backends: Mapping[int, Any]) -> dict[int, MaskBuffer]:
 
 @dataclass(frozen=True)
 class DeviceTrees(RoundTrees):
-    """Trees in an accelerator's memory, which the host never waits for.
+    """Trees in an accelerator's memory, which the host never waits for."""
 
-    Attributes:
-        buffers: by N, where masks are written; for any other N, and for more requests, masks are [B, N, N] tensors.
-    """
-
+    # By N, where masks are written; for any other N, and for more requests, masks are [B, N, N] tensors.
     buffers: Mapping[int, MaskBuffer]
 
     def flat_mask_for(self, batch_size: int, num_nodes: int) -> torch.Tensor | None:

@@ -24,13 +24,9 @@ IRREGULAR_TREE = -1
 
 @dataclass
 class DDTreeVerifyInput(EagleVerifyInput):
-    """`EagleVerifyInput` that also carries the ancestor mask alone, for backends that never read prefix cells.
+    """`EagleVerifyInput` that also carries the ancestor mask alone, which the CPU's attention reads."""
 
-    Attributes:
-        ancestor_mask: [B, N, N] bool, True = may attend; None for the CUDA backends, which read `custom_mask`.
-    """
-
-    ancestor_mask: torch.Tensor | None = None
+    ancestor_mask: torch.Tensor | None = None  # [B, N, N] bool, True = may attend; None on an accelerator
 
     @property
     def tree_topk(self) -> int:

@@ -7,7 +7,7 @@
 `no-sync`: CUDA told to raise wherever a decode round waits for the device; the server must answer, and must say that it
 ran on CUDA with overlap scheduling. `graph-equality`: the same prompts with CUDA graphs and without, which the servers'
 logs must show. `width-equality`: the same with the budget fixed and with policy load, which uses other widths, and none
-at eight requests. Tokens must be equal, near ties of the target apart (--near-tie), as in bench_lossless.py.
+at eight requests. Tokens must be equal, near ties of the target apart (--near-tie), as in `lossless`.
 The last line of stdout is one JSON object; exit status 1 when the check fails.
 """
 
@@ -107,15 +107,20 @@ EQUAL_WITH = {
 }
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run one check; what a user can fix is one line on stderr."""
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Which check, and its flags."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("check", choices=("no-sync", *EQUAL_WITH))
     add_common_flags(parser)
-    parser.add_argument("--budget", type=int, default=16)
+    parser.add_argument("--budget", type=int, default=16, help="draft tree nodes besides the root (default 16)")
     parser.add_argument("--prompts", type=int, default=8, help="prompts per dataset")
-    parser.add_argument("--near-tie", type=float, default=NEAR_TIE, help="as in bench_lossless.py; bfloat16: 0.25")
-    args = parser.parse_args(argv)
+    parser.add_argument("--near-tie", type=float, default=NEAR_TIE, help="as in `lossless`; bfloat16 needs about 0.25")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one check; what a user can fix is one line on stderr."""
+    args = parse_args(argv)
     end_on_sigterm()
     try:
         pair = prepare_pair(Path(sys.executable), args.model, args.draft)

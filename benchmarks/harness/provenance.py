@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).resolve().parents[2]
-PACKAGES = ("sglang", "torch", "transformers", "triton", "flashinfer-python", "numpy")
+PACKAGES = ("ddtree-sglang", "sglang", "sglang-kernel", "torch", "transformers", "triton", "flashinfer-python", "numpy")
 
 
 def _git(*arguments: str) -> str | None:
@@ -38,7 +38,7 @@ def _cpu_model() -> str:
 
 
 def _gpu() -> str | None:
-    query = "name,driver_version,clocks.max.sm,power.limit"
+    query = "name,driver_version,memory.total,clocks.max.sm,power.limit"
     try:
         result = subprocess.run(
             ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"],

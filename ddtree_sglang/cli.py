@@ -15,9 +15,25 @@ from ddtree_sglang.config import CONFIG_ENV, DDTreeConfig
 from ddtree_sglang.contract.cpu_platform import CPU_PLATFORM
 from ddtree_sglang.contract.engine import ENGINE
 from ddtree_sglang.contract.models import MODELS
-from ddtree_sglang.contract.start import require, require_release
+from ddtree_sglang.contract.patch import Kind
+from ddtree_sglang.contract.patches import CPU_PLATFORM_PATCHES, ENGINE_PATCHES, WORKER_PATCHES
+from ddtree_sglang.contract.start import require, untested_release
 from ddtree_sglang.contract.workers import WORKERS
-from ddtree_sglang.exceptions import DDTreeError, DemoNotInstalledError
+from ddtree_sglang.exceptions import DDTreeConfigError, DDTreeError, DemoNotInstalledError
+
+PATCHES = {
+    "ddtree_sglang.engine": ENGINE_PATCHES,
+    "ddtree_sglang.cpu_platform": CPU_PLATFORM_PATCHES,
+    "workers": WORKER_PATCHES,
+}
+VERBS: dict[Kind, str] = {
+    "before": "precedes",
+    "after": "follows",
+    "around": "wraps",
+    "replace": "replaces",
+    "assign": "replaces",
+    "object": "sets",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ddtree", description=__doc__)
     parser.add_argument("--version", action="version", version=f"ddtree-sglang {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("doctor", help="check the installed engine, the platform, the configuration and the demo")
+    commands.add_parser("doctor", help="check the installed packages, the platform and the configuration")
     parser.parse_args(argv)
     return doctor()
 
@@ -46,13 +62,34 @@ def doctor() -> int:
         except (DDTreeError, PackageNotFoundError, ImportError, OSError, ValueError) as error:
             failed = True
             print(f"FAILED  {name}: {error}")
+    _print_patches()
     return 1 if failed else 0
+
+
+def _print_patches() -> None:
+    """What is changed in other packages' code, and why."""
+    for package, patches in PATCHES.items():
+        print(f"\n{package} changes in other packages, where it is used:")
+        for patch in patches:
+            fields = ", ".join(patch.fields.split())
+            print(f"  {VERBS[patch.kind]:9} {fields and fields + ' of a '}{patch.target}: {patch.why}")
 
 
 def _engine() -> str:
     require(ENGINE)
-    require_release()
-    return f"sglang {version('sglang')}, all {len(ENGINE)} rows hold"
+    refusal = untested_release()
+    if refusal is not None and not _allows_untested_engine():
+        raise refusal
+    tested = "" if refusal is None else f" (untested, allowed by {CONFIG_ENV})"
+    return f"sglang {version('sglang')}{tested}, all {len(ENGINE)} rows hold"
+
+
+def _allows_untested_engine() -> bool:
+    try:
+        return DDTreeConfig.from_env().untested_engine
+    except DDTreeConfigError:
+        # A check of its own reports it.
+        return False
 
 
 def _platform() -> str:

@@ -23,6 +23,10 @@ def test_doctor_is_content_with_this_machine(
     out = capsys.readouterr().out
     assert out.count("ok      ") == 5
     assert "sglang 0.5.23" in out
+    for package in ("ddtree_sglang.engine", "ddtree_sglang.cpu_platform", "workers"):
+        assert f"{package} changes in other packages" in out
+    assert "  wraps     sglang.srt.server_args.ServerArgs.resolve_once: " in out
+    assert "  sets      attn_backend, decode_cuda_graph_runner of a sglang.srt.model_executor.model_runner" in out
 
 
 def test_doctor_names_a_wrong_engine_and_a_wrong_configuration(
@@ -34,6 +38,15 @@ def test_doctor_names_a_wrong_engine_and_a_wrong_configuration(
     out = capsys.readouterr().out
     assert "FAILED  engine: ddtree_sglang supports sglang==0.5.23, got 0.5.24" in out
     assert f"FAILED  {CONFIG_ENV}: budget must be an integer from 1 to 255, got 0" in out
+
+
+def test_doctor_says_that_an_allowed_engine_is_untested(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "version", lambda name: "0.5.24")
+    monkeypatch.setenv(CONFIG_ENV, '{"untested_engine": true}')
+    assert cli.main(["doctor"]) == 0
+    assert f"(untested, allowed by {CONFIG_ENV}), all" in capsys.readouterr().out
 
 
 def test_doctor_needs_no_demo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from ddtree_sglang.exceptions import DDTreeConfigError
         ({"verify_tokens": 32}, "belongs to policy 'load'"),
         ({"check_ranks": "yes"}, "check_ranks"),
         ({"check_sync": 1}, "check_sync"),
+        ({"untested_engine": "yes"}, "untested_engine"),
         ({"check_sync": True, "trace": "trace.jsonl"}, "give one of them"),
         ({"trace": "/no/such/folder/t.jsonl"}, "trace"),
     ],

@@ -14,7 +14,10 @@ def register() -> None:
     """Look at the arguments once SGLang has resolved them."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    HookRegistry.register("sglang.srt.server_args.ServerArgs.resolve_once", install_if_asked, HookType.AFTER)
+    from ddtree_sglang.contract.patch import install
+    from ddtree_sglang.contract.patches import PLUGIN_PATCHES
+
+    install(PLUGIN_PATCHES, HookRegistry, HookType)
 
 
 def install_if_asked(result: Any, server_args: Any) -> None:

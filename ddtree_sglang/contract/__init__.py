@@ -1,5 +1,5 @@
-"""What the project relies on of SGLang, Ray, torch and transformers: tables, and the check of them.
+"""What the project relies on of SGLang, Ray, torch and transformers, and what it changes in them: tables.
 
-It reads source and imports none of it. Must not import `sglang`, `ray`, `torch`, `transformers`,
+The check of the rows reads source and imports none of it. Must not import `sglang`, `ray`, `torch`, `transformers`,
 `ddtree_sglang.engine`.
 """

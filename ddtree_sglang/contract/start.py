@@ -35,14 +35,13 @@ def _version(package: str) -> str:
         return "(not installed)"
 
 
-def require_release() -> None:
-    """Check that the installed SGLang is the release that the project was tested with.
-
-    Raises:
-        EngineContractError: it is another one.
-    """
+def untested_release() -> EngineContractError | None:
+    """Why the installed SGLang is refused unless the user says otherwise; None for the release that was tested."""
     installed = version("sglang")
-    if installed != SUPPORTED_SGLANG:
-        raise EngineContractError(
-            f"ddtree_sglang supports sglang=={SUPPORTED_SGLANG}, got {installed}; install the supported version."
-        )
+    if installed == SUPPORTED_SGLANG:
+        return None
+    return EngineContractError(
+        f"ddtree_sglang supports sglang=={SUPPORTED_SGLANG}, got {installed}, which has every name that it relies on "
+        "but was not tested; install the supported version, or start all the same with "
+        '--speculative-ddtree-untested-engine (or "untested_engine": true in DDTREE_CONFIG).'
+    )

@@ -1,7 +1,6 @@
-"""Where the platform plugs itself into SGLang: choice lists, attention registry, function replacements.
+"""Where the platform plugs itself into SGLang: choice lists, attention registry, changes to functions.
 
-SGLang's own seams are used (`HookRegistry`, the choice lists, `register_attention_backend`), and one assignment to
-torch: `Tensor.record_stream`.
+The changes are listed in `contract.patches`; all but one, of a method of torch, go through SGLang's `HookRegistry`.
 Everything here is idempotent per process, because SGLang loads plugins in the launcher and again in each
 scheduler.
 """
@@ -14,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ddtree_sglang.contract.patch import install
+from ddtree_sglang.contract.patches import DRAFT_HEAD_PATCHES, TORCH_PATCHES
 from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
 
 _registered = False
@@ -45,18 +46,6 @@ def register_backend() -> None:
         return DDTreeCpuAttnBackend(runner)
 
 
-def replacements() -> dict[str, Callable[..., Any]]:
-    """Dotted path of each SGLang function that we replace, and our torch version of it."""
-    from ddtree_sglang.cpu_platform import operators
-    from ddtree_sglang.cpu_platform import triton_replacements as ours
-
-    table_norm = "sglang.kernels.ops.attention.table_qk_norm_rope.table_qk_norm_rope_"
-    return {
-        table_norm: operators.table_qk_norm_rope_,
-        "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func": ours.assign_req_to_token_pool,
-    }
-
-
 def register_hooks() -> bool:
     """Tell SGLang to replace its Triton launches by torch functions; it does so after its last plugin.
 
@@ -69,9 +58,7 @@ def register_hooks() -> bool:
     _registered = True
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    for target, replacement in replacements().items():
-        HookRegistry.register(target, replacement, HookType.REPLACE)
-    _ignore_record_stream_on_cpu()
+    install(TORCH_PATCHES, HookRegistry, HookType)
     return True
 
 
@@ -86,9 +73,6 @@ def install_hooks() -> None:
         HookRegistry.apply_hooks()
 
 
-_DRAFT_HEAD = "sglang.srt.speculative.dflash_worker_v2.DFlashWorkerV2._greedy_sample_from_vocab_parallel_head"
-
-
 @cache
 def install_draft_head() -> None:
     """Send the stock chain's LM head through the layer's own product, as DDTREE's goes.
@@ -98,11 +82,11 @@ def install_draft_head() -> None:
     """
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    HookRegistry.register(_DRAFT_HEAD, _draft_head_by_its_own_product, HookType.AROUND)
+    install(DRAFT_HEAD_PATCHES, HookRegistry, HookType)
     HookRegistry.apply_hooks()
 
 
-def _draft_head_by_its_own_product(
+def draft_head_by_its_own_product(
     original: Callable[..., torch.Tensor],
     worker: Any,
     *,
@@ -110,6 +94,7 @@ def _draft_head_by_its_own_product(
     lm_head: Any,
     chunk_size: int = 256,
 ) -> torch.Tensor:
+    """AROUND hook: token ids that a plain head on one rank chooses, by the layer's own product; else by SGLang's."""
     from sglang.srt.runtime_context import get_parallel
 
     from ddtree_sglang.cpu_platform.dense_linear import CpuEmbeddingMethod
@@ -124,15 +109,11 @@ def _draft_head_by_its_own_product(
     return chosen
 
 
-def _ignore_record_stream_on_cpu() -> None:
-    """Make `Tensor.record_stream` a no-op for CPU tensors, which have no streams and otherwise raise.
-
-    DFLASH's worker calls it on the batch's lengths whatever the device.
-    """
-    original = torch.Tensor.record_stream
+def ignoring_cpu_tensors(original: Callable[[torch.Tensor, Any], None]) -> Callable[[torch.Tensor, Any], None]:
+    """`Tensor.record_stream` that does nothing for CPU tensors, which have no streams and otherwise raise."""
 
     def record_stream(self: torch.Tensor, stream: Any) -> None:
         if self.device.type != "cpu":
             original(self, stream)
 
-    torch.Tensor.record_stream = record_stream  # type: ignore[method-assign, assignment]
+    return record_stream

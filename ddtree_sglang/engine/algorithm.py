@@ -6,10 +6,12 @@ base class lacks four methods that 0.5.23 calls without asking; they are all her
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
+from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.engine.admission.server_args import resolve_server_args
 from ddtree_sglang.exceptions import DDTreeError
 
@@ -81,3 +83,20 @@ class RefusedSpecAlgo(CustomSpecAlgo):
     def handle_server_args(self, server_args: Any) -> None:
         """Raise what went wrong at registration."""
         raise self.reason
+
+
+class UntestedSpecAlgo(DDTreeSpecAlgo):
+    """DDTREE on a release of SGLang that was not tested: refused, unless the arguments allow it.
+
+    The plugin runs before any argument is read, so that this is the first moment at which they can.
+    """
+
+    reason: DDTreeError
+    start: Callable[[], None]
+
+    def handle_server_args(self, server_args: Any) -> None:
+        """Resolve the arguments as for the tested release, or raise why this one is refused."""
+        if not DDTreeConfig.from_env().untested_engine:
+            raise self.reason
+        self.start()
+        super().handle_server_args(server_args)

@@ -59,10 +59,16 @@ def add_ddtree_flags(_result: None, parser: argparse.ArgumentParser) -> None:
         help="Debugging, NVIDIA GPUs: a decode round that waits for the device ends the server with the place.",
     )
     group.add_argument(
+        "--speculative-ddtree-untested-engine",
+        action="store_const",
+        const=True,
+        help="Start on a release of SGLang that was not tested, if it has every name that DDTREE relies on.",
+    )
+    group.add_argument(
         "--speculative-ddtree-config",
         type=str,
-        help="JSON file with any of budget, top_k, policy, verify_tokens, trace, check_ranks, check_sync; flags win "
-        f"over it. Also in the environment: {CONFIG_ENV}.",
+        help="JSON file with any of budget, top_k, policy, verify_tokens, trace, check_ranks, check_sync, "
+        f"untested_engine; flags win over it. Also in the environment: {CONFIG_ENV}.",
     )
 
 

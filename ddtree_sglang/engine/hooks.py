@@ -1,4 +1,4 @@
-"""The SGLang functions that DDTREE wraps, through SGLang's own `HookRegistry`; each has a row in `contract.engine`."""
+"""What DDTREE does around functions of SGLang; `contract.patches` says around which."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import multiprocessing
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ddtree_sglang.engine.cli_flags import add_ddtree_flags, translate_ddtree_flags
 from ddtree_sglang.engine.spec import is_ddtree
 from ddtree_sglang.exceptions import DDTreeConfigError, DDTreeError
 
@@ -67,39 +66,3 @@ def keep_model_dtype(
     if forward_batch.input_embeds is not None:
         kwargs["input_embeds"] = forward_batch.input_embeds.to(runner.dtype)
     return kwargs
-
-
-def _row_headroom(original: Callable[[], int]) -> int:
-    from ddtree_sglang.engine.stages.kv_window import row_headroom
-
-    return row_headroom(original)
-
-
-def _dummy_verify_input(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    from ddtree_sglang.engine.graphs.target import dummy_verify_input
-
-    return dummy_verify_input(original, *args, **kwargs)
-
-
-def register_flag_hooks() -> None:
-    """Teach SGLang's parser our flags; done even when registration fails, so that the failure is what is reported."""
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-    HookRegistry.register("sglang.srt.server_args.ServerArgs.add_cli_args", add_ddtree_flags, HookType.AFTER)
-    HookRegistry.register("sglang.srt.server_args.ServerArgs.from_cli_args", translate_ddtree_flags, HookType.AROUND)
-    HookRegistry.register("sglang.srt.server_args.prepare_server_args", exit_on_bad_flag, HookType.AROUND)
-    HookRegistry.register("sglang.srt.server_args.ServerArgs.resolve_once", exit_on_bad_arguments, HookType.AROUND)
-
-
-def register_engine_hooks() -> None:
-    """Wrap the engine's functions. Each wrapper but `keep_model_dtype` passes through under any other algorithm."""
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-    around = {
-        "sglang.srt.speculative.dflash_utils.validate_dflash_request": refuse_unsupported_request,
-        "sglang.srt.mem_cache.allocation_sizing.get_req_to_token_extra_context_len": _row_headroom,
-        "sglang.srt.speculative.spec_info.create_dummy_verify_input": _dummy_verify_input,
-        "sglang.srt.model_executor.model_runner.ModelRunner._extend_forward_kwargs": keep_model_dtype,
-    }
-    for target, hook in around.items():
-        HookRegistry.register(target, hook, HookType.AROUND)

@@ -8,7 +8,9 @@ registered that raises the true reason as soon as the algorithm is asked for.
 from __future__ import annotations
 
 import logging
+from functools import cache, partial
 
+from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.engine.spec import ALGORITHM
 from ddtree_sglang.exceptions import DDTreeError, EngineContractError
 
@@ -33,22 +35,52 @@ def register() -> None:
 
 
 def _register() -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
     from ddtree_sglang.contract.cpu_platform import CPU_PLATFORM
     from ddtree_sglang.contract.engine import ENGINE
-    from ddtree_sglang.contract.start import require, require_release
-    from ddtree_sglang.cpu_platform import install_cpu_hooks, is_active
-    from ddtree_sglang.engine.hooks import register_engine_hooks, register_flag_hooks
+    from ddtree_sglang.contract.patch import install
+    from ddtree_sglang.contract.patches import FLAG_PATCHES
+    from ddtree_sglang.contract.start import require, untested_release
+    from ddtree_sglang.cpu_platform import is_active
+    from ddtree_sglang.engine.algorithm import DDTreeSpecAlgo, UntestedSpecAlgo
 
-    register_flag_hooks()
+    install(FLAG_PATCHES, HookRegistry, HookType)
     require((*ENGINE, *CPU_PLATFORM) if is_active() else ENGINE)
-    require_release()
+    refusal = untested_release()
+    if refusal is None:
+        install_round()
+        _register_algorithm(DDTreeSpecAlgo)
+    elif DDTreeConfig.from_env().untested_engine:
+        # A process that the launcher started, or a launcher without a command line.
+        _start_untested(refusal)
+        _register_algorithm(DDTreeSpecAlgo)
+    else:
+        start = staticmethod(partial(_start_untested, refusal, at_once=True))
+        _register_algorithm(type("Untested", (UntestedSpecAlgo,), {"reason": refusal, "start": start}))
+
+
+@cache
+def install_round() -> None:
+    """Tell SGLang to wrap what a decode round needs wrapped; it does so after its last plugin. Once per process."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from ddtree_sglang.contract.patch import install
+    from ddtree_sglang.contract.patches import ROUND_PATCHES
+    from ddtree_sglang.cpu_platform import install_cpu_hooks
+
     install_cpu_hooks()
-    register_engine_hooks()
-    from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+    install(ROUND_PATCHES, HookRegistry, HookType)
 
-    from ddtree_sglang.engine.algorithm import DDTreeSpecAlgo
 
-    SpeculativeAlgorithm.register(ALGORITHM, supports_overlap=True, spec_class=DDTreeSpecAlgo)(make_worker_class)
+def _start_untested(refusal: DDTreeError, at_once: bool = False) -> None:
+    """Go on with a release that was not tested; `at_once` where SGLang has wrapped what its plugins asked for."""
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    logger.warning("Starting on an engine that was not tested, as asked for: %s", refusal)
+    install_round()
+    if at_once:
+        HookRegistry.apply_hooks()
 
 
 def make_worker_class(server_args: object) -> type:
@@ -58,10 +90,13 @@ def make_worker_class(server_args: object) -> type:
     return DDTreeWorker
 
 
-def _register_refusal(reason: DDTreeError) -> None:
+def _register_algorithm(algorithm: type) -> None:
     from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
+    SpeculativeAlgorithm.register(ALGORITHM, supports_overlap=True, spec_class=algorithm)(make_worker_class)
+
+
+def _register_refusal(reason: DDTreeError) -> None:
     from ddtree_sglang.engine.algorithm import RefusedSpecAlgo
 
-    refused = type("Refused", (RefusedSpecAlgo,), {"reason": reason})
-    SpeculativeAlgorithm.register(ALGORITHM, supports_overlap=True, spec_class=refused)(make_worker_class)
+    _register_algorithm(type("Refused", (RefusedSpecAlgo,), {"reason": reason}))

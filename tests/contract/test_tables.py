@@ -13,7 +13,7 @@ from ddtree_sglang.contract.check import Row, mismatches
 from ddtree_sglang.contract.cpu_platform import CPU_PLATFORM
 from ddtree_sglang.contract.engine import ENGINE
 from ddtree_sglang.contract.models import MODELS
-from ddtree_sglang.contract.start import require, require_release
+from ddtree_sglang.contract.start import require, untested_release
 from ddtree_sglang.contract.workers import WORKERS
 from ddtree_sglang.exceptions import EngineContractError
 
@@ -64,10 +64,9 @@ def test_every_mismatch_is_named_and_what_to_install() -> None:
 
 
 def test_another_release_is_refused_even_when_all_names_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    require_release()
+    assert untested_release() is None
     monkeypatch.setattr(start, "version", lambda name: "0.5.24")
-    with pytest.raises(EngineContractError, match=r"supports sglang==0\.5\.23, got 0\.5\.24"):
-        require_release()
+    assert "supports sglang==0.5.23, got 0.5.24" in str(untested_release())
 
 
 def test_triton_attention_skips_the_masks_prefix_cells_unless_told_otherwise() -> None:

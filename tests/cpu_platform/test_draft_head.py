@@ -34,7 +34,7 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def _ask(lm_head: SimpleNamespace, hidden: torch.Tensor) -> torch.Tensor:
     worker = DFlashWorkerV2.__new__(DFlashWorkerV2)
-    return hooks._draft_head_by_its_own_product(_refused, worker, hidden_states=hidden, lm_head=lm_head)
+    return hooks.draft_head_by_its_own_product(_refused, worker, hidden_states=hidden, lm_head=lm_head)
 
 
 def test_same_tokens_as_the_plain_product_and_no_padding_row(ranks: SimpleNamespace) -> None:

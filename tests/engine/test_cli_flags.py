@@ -45,6 +45,12 @@ def test_budget_flag_becomes_draft_tokens_with_the_root_and_the_tree_flag() -> N
     assert json.loads(os.environ[CONFIG_ENV]) == {"budget": 31}
 
 
+def test_an_untested_engine_is_allowed_by_a_flag_that_every_process_sees() -> None:
+    translate("--speculative-algorithm", "DDTREE", "--speculative-ddtree-untested-engine")
+    assert json.loads(os.environ[CONFIG_ENV]) == {"untested_engine": True}
+    assert DDTreeConfig.from_env().untested_engine
+
+
 def test_num_draft_tokens_alone_sets_the_budget() -> None:
     args = translate("--speculative-algorithm", "DDTREE", "--speculative-num-draft-tokens", "8")
     assert args.speculative_num_draft_tokens == 8

@@ -7,6 +7,11 @@ import sys
 
 import pytest
 
+from ddtree_sglang.config import CONFIG_ENV
+from ddtree_sglang.contract import start
+from ddtree_sglang.engine import plugin
+from ddtree_sglang.engine.algorithm import DDTreeSpecAlgo
+
 pytestmark = pytest.mark.sglang
 
 
@@ -31,29 +36,56 @@ def test_algorithm_answers_everything_that_the_engine_asks() -> None:
     assert not algorithm.need_topk()
 
 
-@pytest.mark.slow
-def test_registration_failure_reaches_whoever_asks_for_the_algorithm() -> None:
-    out = run_python(
-        """
+ANOTHER_RELEASE = """
+import logging, os
 import ddtree_sglang.contract.start as start
 start.version = lambda name: "0.5.99"
+logging.basicConfig(format="LOG %(levelname)s %(message)s")
 from sglang.srt.plugins import load_plugins
 load_plugins()
+from sglang.srt.plugins.hook_registry import HookRegistry
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
-try:
-    SpeculativeAlgorithm.from_string("DDTREE").handle_server_args(None)
-except Exception as error:
-    print(type(error).__name__, error)
+import ddtree_sglang.engine.algorithm as algorithm
+algorithm.resolve_server_args = lambda cfg: print("resolved")
+def ask():
+    wrapped = "sglang.srt.speculative.dflash_utils.validate_dflash_request" in HookRegistry._patched
+    try:
+        SpeculativeAlgorithm.from_string("DDTREE").handle_server_args(None)
+    except Exception as error:
+        print(type(error).__name__, error)
+    after = "sglang.srt.speculative.dflash_utils.validate_dflash_request" in HookRegistry._patched
+    print("wrapped", wrapped, after)
 """
-    )
-    assert "EngineContractError ddtree_sglang supports sglang==0.5.23, got 0.5.99" in out
+
+
+@pytest.mark.slow
+def test_another_release_is_refused_until_the_arguments_allow_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CONFIG_ENV, "")
+    allow = "os.environ['DDTREE_CONFIG'] = '{\"untested_engine\": true}'\n"
+    refused, *allowed = run_python(f"{ANOTHER_RELEASE}ask()\n{allow}ask()\nask()").splitlines()[-7:]
+    assert "EngineContractError ddtree_sglang supports sglang==0.5.23, got 0.5.99" in refused
+    assert "--speculative-ddtree-untested-engine" in refused
+    assert allowed == ["wrapped False False", "resolved", "wrapped False True", "resolved", "wrapped True True"]
+
+
+def test_a_process_that_was_started_with_the_permission_registers_at_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Schedulers and Ray's ranks inherit `DDTREE_CONFIG` and resolve no arguments."""
+    done: list[object] = []
+    monkeypatch.setenv(CONFIG_ENV, '{"untested_engine": true}')
+    monkeypatch.setattr(start, "version", lambda name: "0.5.99")
+    monkeypatch.setattr("ddtree_sglang.contract.patch.install", lambda *_: None)
+    monkeypatch.setattr(plugin, "install_round", lambda: done.append("round"))
+    monkeypatch.setattr(plugin, "_register_algorithm", done.append)
+    plugin._register()
+    assert done == ["round", DDTreeSpecAlgo]
+    assert "Starting on an engine that was not tested, as asked for" in caplog.text
 
 
 def test_register_twice_is_harmless() -> None:
-    from ddtree_sglang.engine.plugin import register
-
-    register()
-    register()
+    plugin.register()
+    plugin.register()
     from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
     assert SpeculativeAlgorithm.from_string("DDTREE").name == "DDTREE"

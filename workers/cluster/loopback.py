@@ -12,23 +12,20 @@ user's constructor. `bind_replica_to_loopback`, called in that constructor, narr
 
 from __future__ import annotations
 
-import importlib
 import ipaddress
 import socket
 from collections.abc import Callable
 from typing import Any
+
+from ddtree_sglang.contract.patch import assign
+from ddtree_sglang.contract.patches import RENDEZVOUS, SERVE_PORT
 
 EVERY_INTERFACE = "[::]:0"
 
 
 def bind_rendezvous_to_loopback() -> None:
     """Have this process's process groups on a loopback host listen on that host alone; harmless when called again."""
-    # The package hides its module behind a function of the same name.
-    rendezvous: Any = importlib.import_module("torch.distributed.rendezvous")
-    stock = rendezvous.TCPStore
-    if getattr(stock, "bound_to_loopback", False):
-        return
-    rendezvous.TCPStore = loopback_tcp_store(stock)
+    assign(RENDEZVOUS)
 
 
 def loopback_tcp_store(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,17 +36,15 @@ def loopback_tcp_store(stock: Callable[..., Any]) -> Callable[..., Any]:
             options["master_listen_fd"] = _listen(host_name, port)
         return stock(host_name=host_name, port=port, is_master=is_master, **options)
 
-    make.bound_to_loopback = True  # type: ignore[attr-defined]
     return make
 
 
 def bind_replica_to_loopback() -> None:
     """To be called in a replica's constructor, on a node with a loopback address; harmless when called again."""
     import ray
-    from ray.serve._private import replica
 
     if is_loopback(ray.util.get_node_ip_address()):
-        replica.add_port_to_grpc_server = loopback_grpc_port(replica.add_port_to_grpc_server)
+        assign(SERVE_PORT)
 
 
 def loopback_grpc_port(stock: Callable[[Any, str], int]) -> Callable[[Any, str], int]:

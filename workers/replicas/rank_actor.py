@@ -13,6 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ddtree_sglang.contract.patch import install
+from ddtree_sglang.contract.patches import RANK_PATCHES
+from ddtree_sglang.contract.start import require
+from ddtree_sglang.contract.workers import WORKERS
+
 FORWARDED_PREFIXES = ("DDTREE_", "SGLANG_", "OMP_", "GOMP_", "KMP_", "NCCL_", "GLOO_", "TORCH_", "TRITON_", "HF_")
 """Variables of the launcher that a rank gets; the rest is the Ray node's own environment."""
 OWNER_PID = "DDTREE_OWNER_PID"
@@ -86,19 +91,17 @@ def install_rank_actors(placement: RankPlacement | None = None) -> None:
     import sglang.srt.ray.engine as ray_engine
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from ddtree_sglang.contract.start import require
-    from ddtree_sglang.contract.workers import WORKERS
-    from workers.replicas.rank_launch import RAY_ENGINE_HOOKS
+    if not isinstance(ray_engine.SchedulerActor, RankActorClass):
+        require(WORKERS)
+        install(RANK_PATCHES, HookRegistry, HookType)
+        HookRegistry.apply_hooks()
+    actors = ray_engine.SchedulerActor
+    actors.placement = placement or actors.placement
 
-    stock = ray_engine.SchedulerActor
-    if isinstance(stock, RankActorClass):
-        stock.placement = placement or stock.placement
-        return
-    require(WORKERS)
-    ray_engine.SchedulerActor = RankActorClass(_rank_actor_class(stock), placement or RankPlacement())
-    for target, hook in RAY_ENGINE_HOOKS.items():
-        HookRegistry.register(f"sglang.srt.ray.engine.{target}", hook, HookType.AROUND)
-    HookRegistry.apply_hooks()
+
+def rank_actors(stock: Any) -> RankActorClass:
+    """What stands in place of `RayEngine`'s actor class, with the default placement."""
+    return RankActorClass(_rank_actor_class(stock), RankPlacement())
 
 
 def _rank_actor_class(stock: Any) -> Any:

@@ -81,10 +81,3 @@ def check_bundles(original: Callable[..., None], group: Any, world_size: int) ->
             f"the placement group needs a bundle for each of {world_size} ranks, got {len(group.bundle_specs)}; "
             "add bundles or lower --tp-size."
         )
-
-
-RAY_ENGINE_HOOKS: dict[str, Callable[..., Any]] = {
-    "RayEngine._launch_scheduler_processes": launch_on_this_platform,
-    "_validate_custom_placement_group": check_bundles,
-}
-"""Functions of `sglang.srt.ray.engine` that are wrapped, as `ddtree_sglang/contract/workers.py` lists them."""

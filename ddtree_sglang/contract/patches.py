@@ -1,0 +1,248 @@
+"""Every change that the project makes to other packages' code, one list for each of its own packages."""
+
+from __future__ import annotations
+
+from ddtree_sglang.contract.patch import Patch
+
+_ARGS = "sglang.srt.server_args.ServerArgs"
+_RUNNER = "sglang.srt.model_executor.model_runner.ModelRunner"
+_HOOKS = "ddtree_sglang.engine.hooks"
+_FLAGS = "ddtree_sglang.engine.cli_flags"
+
+FLAG_PATCHES = (
+    Patch(f"{_ARGS}.add_cli_args", "after", f"{_FLAGS}:add_ddtree_flags", "the parser knows our flags"),
+    Patch(f"{_ARGS}.from_cli_args", "around", f"{_FLAGS}:translate_ddtree_flags", "flags become SGLang's fields"),
+    Patch(
+        "sglang.srt.server_args.prepare_server_args",
+        "around",
+        f"{_HOOKS}:exit_on_bad_flag",
+        "a mistake on a command line is one line, not a traceback",
+    ),
+    Patch(
+        f"{_ARGS}.resolve_once",
+        "around",
+        f"{_HOOKS}:exit_on_bad_arguments",
+        "so is what resolution finds, missing files first",
+    ),
+)
+"""Installed even when registration fails, so that the failure is what is reported."""
+
+ROUND_PATCHES = (
+    Patch(
+        "sglang.srt.speculative.dflash_utils.validate_dflash_request",
+        "around",
+        f"{_HOOKS}:refuse_unsupported_request",
+        "what DDTREE cannot answer exactly becomes a 400",
+    ),
+    Patch(
+        "sglang.srt.mem_cache.allocation_sizing.get_req_to_token_extra_context_len",
+        "around",
+        "ddtree_sglang.engine.stages.kv_window:row_headroom",
+        "a request near the context limit would write into the next one's row",
+    ),
+    Patch(
+        "sglang.srt.speculative.spec_info.create_dummy_verify_input",
+        "around",
+        "ddtree_sglang.engine.graphs.target:dummy_verify_input",
+        "warm-up forwards of the target are trees too",
+    ),
+    Patch(
+        f"{_RUNNER}._extend_forward_kwargs",
+        "around",
+        f"{_HOOKS}:keep_model_dtype",
+        "input embeddings keep the model's dtype, where stock makes them bfloat16",
+    ),
+)
+"""Each but `keep_model_dtype` passes through under any other algorithm."""
+
+ENGINE_PATCHES = (
+    *FLAG_PATCHES,
+    *ROUND_PATCHES,
+    Patch(
+        _ARGS,
+        "object",
+        f"{_FLAGS}:apply_config",
+        "the tree's size in SGLang's own fields",
+        "speculative_num_draft_tokens speculative_eagle_topk",
+    ),
+    Patch(
+        _ARGS,
+        "object",
+        "ddtree_sglang.engine.admission.server_args:resolve_server_args",
+        "what SGLang infers for DFLASH alone",
+        "disable_overlap_schedule speculative_dflash_block_size speculative_num_steps max_running_requests",
+    ),
+    Patch(
+        _RUNNER,
+        "object",
+        "ddtree_sglang.engine.graphs.target:install_tree_graph_runner",
+        "the target's verify is captured as a tree",
+        "_decode_cuda_graph_runner_cls",
+    ),
+    Patch(
+        _RUNNER,
+        "object",
+        "ddtree_sglang.engine.graphs.node_counts:NodeCountStates._use",
+        "a round verifies with the backend and graphs of its number of nodes",
+        "attn_backend decode_cuda_graph_runner",
+    ),
+    Patch(
+        _RUNNER,
+        "object",
+        "ddtree_sglang.engine.graphs.node_counts:_capture",
+        "put back after a second backend was made",
+        "init_new_workspace",
+    ),
+    Patch(
+        _RUNNER,
+        "object",
+        "ddtree_sglang.engine.worker:DDTreeWorker._use_graphs",
+        "the drafter's graph ends with the tree (appended to)",
+        "capture_tail_hooks",
+    ),
+    Patch(
+        "sglang.srt.managers.schedule_batch.ScheduleBatch",
+        "object",
+        "ddtree_sglang.engine.worker:DDTreeWorker._verify",
+        "the target verifies this round's tree; lengths are put back",
+        "spec_info seq_lens_cpu seq_lens_sum",
+    ),
+    Patch(
+        "sglang.srt.layers.logits_processor.LogitsProcessorOutput",
+        "object",
+        "ddtree_sglang.engine.worker:DDTreeWorker._extend_draft_context",
+        "the scheduler would copy them to the host",
+        "hidden_states",
+    ),
+)
+
+_CPU_HOOKS = "ddtree_sglang.cpu_platform.hooks"
+_CPU_ARGS = "ddtree_sglang.cpu_platform.server_defaults"
+
+TORCH_PATCHES = (
+    Patch(
+        "sglang.kernels.ops.attention.table_qk_norm_rope.table_qk_norm_rope_",
+        "replace",
+        "ddtree_sglang.cpu_platform.operators:table_qk_norm_rope_",
+        "torch in place of a Triton launch",
+    ),
+    Patch(
+        "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func",
+        "replace",
+        "ddtree_sglang.cpu_platform.triton_replacements:assign_req_to_token_pool",
+        "torch in place of a Triton launch",
+    ),
+    Patch(
+        "torch.Tensor.record_stream",
+        "assign",
+        f"{_CPU_HOOKS}:ignoring_cpu_tensors",
+        "DFLASH's worker calls it on the batch's lengths, and CPU tensors have no streams",
+    ),
+)
+
+DRAFT_HEAD_PATCHES = (
+    Patch(
+        "sglang.srt.speculative.dflash_worker_v2.DFlashWorkerV2._greedy_sample_from_vocab_parallel_head",
+        "around",
+        f"{_CPU_HOOKS}:draft_head_by_its_own_product",
+        "the stock chain's LM head uses the packed weights, as DDTREE's does",
+    ),
+)
+"""Installed once a DFlash drafter is loaded: before, the worker's module cannot be imported."""
+
+CPU_PLATFORM_PATCHES = (
+    *TORCH_PATCHES,
+    *DRAFT_HEAD_PATCHES,
+    Patch(
+        _ARGS,
+        "object",
+        f"{_CPU_ARGS}:apply_defaults",
+        "one process does everything in order, and an idle one sleeps",
+        "disable_overlap_schedule sleep_on_idle disable_custom_all_reduce",
+    ),
+    Patch(
+        _ARGS,
+        "object",
+        f"{_CPU_ARGS}:_resolve_attention_backend",
+        "our backend, torch's sampler",
+        "attention_backend sampling_backend",
+    ),
+    Patch(_ARGS, "object", f"{_CPU_ARGS}:_disable_device_graphs", "a CPU has no graphs", "cuda_graph_config"),
+    Patch(
+        _ARGS,
+        "object",
+        f"{_CPU_ARGS}:_resolve_memory",
+        "defaults for memory that the whole machine shares",
+        "chunked_prefill_size max_running_requests mem_fraction_static max_total_tokens",
+    ),
+    Patch(
+        "sglang.srt.models.llama.LlamaModel",
+        "object",
+        "ddtree_sglang.cpu_platform.lean_llama:install",
+        "the layer loop without its bookkeeping",
+        "forward",
+    ),
+    Patch(
+        "torch.nn.Module",
+        "object",
+        "ddtree_sglang.cpu_platform.dense_linear:install",
+        "products with packed weights; weight updates, which would not reach them, are refused",
+        "forward quant_method _derived_weight_cache_error",
+    ),
+)
+
+_RAY_ENGINE = "sglang.srt.ray.engine"
+_LAUNCH = "workers.replicas.rank_launch"
+
+PLUGIN_PATCHES = (
+    Patch(f"{_ARGS}.resolve_once", "after", "workers.plugin:install_if_asked", "with --use-ray, ranks are our actors"),
+)
+
+RANK_PATCHES = (
+    Patch(
+        f"{_RAY_ENGINE}.SchedulerActor",
+        "assign",
+        "workers.replicas.rank_actor:rank_actors",
+        "stock actors load no plugins, want a GPU each, and answer nothing while they decode",
+    ),
+    Patch(
+        f"{_RAY_ENGINE}.RayEngine._launch_scheduler_processes",
+        "around",
+        f"{_LAUNCH}:launch_on_this_platform",
+        "without a GPU ranks get bundles of CPUs; the launcher does not wait for them",
+    ),
+    Patch(
+        f"{_RAY_ENGINE}._validate_custom_placement_group",
+        "around",
+        f"{_LAUNCH}:check_bundles",
+        "stock wants a GPU in each bundle",
+    ),
+)
+
+RENDEZVOUS = Patch(
+    "torch.distributed.rendezvous.TCPStore",
+    "assign",
+    "workers.cluster.loopback:loopback_tcp_store",
+    "stock listens on every interface, whatever host it was given",
+)
+
+SERVE_PORT = Patch(
+    "ray.serve._private.replica.add_port_to_grpc_server",
+    "assign",
+    "workers.cluster.loopback:loopback_grpc_port",
+    "stock opens the port between deployments on every interface",
+)
+
+WORKER_PATCHES = (
+    *PLUGIN_PATCHES,
+    *RANK_PATCHES,
+    RENDEZVOUS,
+    SERVE_PORT,
+    Patch(
+        f"{_RAY_ENGINE}.RaySchedulerInitResult",
+        "object",
+        f"{_LAUNCH}:start_launching",
+        "filled when the launch has ended",
+        "wait_for_ready scheduler_infos scheduler_actors block_until_scheduler_exits all_child_pids",
+    ),
+)

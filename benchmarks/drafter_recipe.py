@@ -105,7 +105,7 @@ def run(variant: Variant, args: argparse.Namespace) -> dict[str, Any]:
     link = work / "features"
     if not link.exists():
         link.symlink_to(args.features.resolve())
-    module = [sys.executable, "-m", "ddtree_sglang.training.__main__", "train"]
+    module = [sys.executable, "-m", "ddtree_sglang.training", "train"]
     started = time.monotonic()
     print(f"... {variant.name}: {args.steps} steps", flush=True)
     with (work / "train.log").open("w") as log:
@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--features", type=Path, required=True, help="features folder of a train_drafter work folder")
+    parser.add_argument("--features", type=Path, required=True, help="features folder of a work folder of the recipe")
     parser.add_argument("--output", type=Path, required=True, help="a work folder per run goes in here")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--steps", type=int, default=300)

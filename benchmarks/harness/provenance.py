@@ -6,28 +6,13 @@ import os
 import platform
 import subprocess
 import sys
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ddtree_sglang.training.provenance import source_record
+
 REPO = Path(__file__).resolve().parents[2]
 PACKAGES = ("ddtree-sglang", "sglang", "sglang-kernel", "torch", "transformers", "triton", "flashinfer-python", "numpy")
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        result = subprocess.run(["git", "-C", str(REPO), *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return result.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _cpu_model() -> str:
@@ -62,15 +47,10 @@ def portable(value: Any) -> Any:
 
 
 def collect_provenance() -> dict[str, Any]:
-    """A JSON-ready record; `dirty` tells that the tree had changes that the commit does not hold."""
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    """A JSON-ready record: what `source_record` has of this checkout, the command, and the machine."""
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_sha": _git("rev-parse", "HEAD"),
-        "dirty": bool(status) if status is not None else None,
+        **source_record(Path(__file__).resolve(), PACKAGES),
         "command": ["python", *portable(sys.argv)],
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
         "cpu_model": _cpu_model(),
         "cpu_cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import drafter_recipe as bench_drafter_recipe
 from benchmarks.drafter_recipe import main
+from ddtree_sglang.training.flags import parse_command
 
 CHAIN = {"base": 1.25, "soft-labels-only": 1.5, "hard-labels-only": 1.0}
 
@@ -76,3 +77,12 @@ def test_differences_are_from_the_base_of_the_same_length_wherever_it_ran(
     other = [*arguments, "--only", "hard labels only", "--steps", "6", "--output", arguments[7] + "2"]
     assert main(other) == 0
     assert "| hard labels only | 3 | 1.000 | 1.000 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("variant", bench_drafter_recipe.VARIANTS, ids=lambda variant: variant.name)
+def test_the_recipe_understands_the_flags_of_every_run(variant: bench_drafter_recipe.Variant) -> None:
+    flags = ["--target", "t", "--data", "d", "--features", "f", "--output", "o", "--steps", "5"]
+    args = bench_drafter_recipe._parser().parse_args(flags)
+    command = parse_command(["train", "--work", "w", *bench_drafter_recipe.training_flags(variant, args)], "")
+    assert command.training.steps == command.training.evaluate_every == 5
+    assert command.held_out.limit == bench_drafter_recipe.DEFAULT_LIMIT

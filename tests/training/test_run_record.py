@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ddtree_sglang.training.data.conversations import Conversations
-from ddtree_sglang.training.fit.loop import TrainingPlan
+from ddtree_sglang.training.fit.config import TrainingConfig
 from ddtree_sglang.training.fit.run_record import check_resumable, data_record
 
-PLAN = TrainingPlan(steps=100, seed=3)
+PLAN = TrainingConfig(steps=100, seed=3)
 
 
 def _conversations(count: int, first: int = 0) -> Conversations:
@@ -21,7 +21,7 @@ def _conversations(count: int, first: int = 0) -> Conversations:
 
 
 def _check(
-    plan: TrainingPlan = PLAN,
+    plan: TrainingConfig = PLAN,
     conversations: Conversations | None = None,
     percent: int = 5,
     *,
@@ -29,7 +29,7 @@ def _check(
     allow: bool = False,
 ) -> None:
     held = saved or {"plan": asdict(PLAN), "data": asdict(data_record(_conversations(9), 5))}
-    check_resumable(held, asdict(plan), conversations or _conversations(9), percent, allow_changes=allow)
+    check_resumable(held, plan, conversations or _conversations(9), percent, allow_changes=allow)
 
 
 def test_the_same_run_and_free_numbers_pass_without_a_word(capsys: pytest.CaptureFixture[str]) -> None:

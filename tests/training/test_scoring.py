@@ -13,12 +13,12 @@ import torch
 from transformers import AutoTokenizer
 
 from ddtree_sglang.training import __main__ as train_drafter
-from ddtree_sglang.training import evaluate_stage
 from ddtree_sglang.training.data.conversations import load_conversations
 from ddtree_sglang.training.data.held_out_prompts import HELD_OUT_PROMPTS
 from ddtree_sglang.training.model.drafter_model import DFlashDrafter
 from ddtree_sglang.training.model.export import export_drafter, load_drafter
 from ddtree_sglang.training.score.scoring import answer_prompts
+from ddtree_sglang.training.stages import evaluate
 from tests.training.tiny import save_tiny_target, tiny_config, tiny_target
 
 PROMPTS = {"short": ("w5 w6", "w8"), "long": ("w9 w10 w11 w12 w13 w14",)}
@@ -87,7 +87,7 @@ def test_a_damaged_drafter_says_so(tmp_path: Path, damage: str) -> None:
 def test_an_exported_drafter_is_scored_by_kind_from_the_command_line(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(evaluate_stage, "HELD_OUT_PROMPTS", PROMPTS)
+    monkeypatch.setattr(evaluate, "HELD_OUT_PROMPTS", PROMPTS)
     draft = export_drafter(DFlashDrafter(tiny_config(tiny_target())), tmp_path / "draft", torch.float32)
     flags = ["--target", str(folder), "--work", str(tmp_path / "work"), "--threads", "1", "--float32"]
     results = tmp_path / "results" / "scores.jsonl"
@@ -127,7 +127,7 @@ def _assert_results(path: Path, records: dict[str, dict[str, Any]], draft: Path,
 def test_one_command_goes_from_nothing_to_an_exported_and_scored_drafter(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(evaluate_stage, "HELD_OUT_PROMPTS", PROMPTS)
+    monkeypatch.setattr(evaluate, "HELD_OUT_PROMPTS", PROMPTS)
     flags = ["--target", str(folder), "--data", str(tmp_path / "data.npz"), "--work", str(tmp_path / "work")]
     flags += ["--output", str(tmp_path / "drafter"), "--threads", "1", "--float32", "--mask-token", "mask"]
     flags += ["--conversations", "60", "--generation-batch", "30", "--max-tokens", "90", "--held-out-percent", "30"]

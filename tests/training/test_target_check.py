@@ -26,6 +26,7 @@ from transformers import (
 from ddtree_sglang.training.__main__ import main
 from ddtree_sglang.training.data.completers import GREEDY, LocalCompleter, end_token_ids
 from ddtree_sglang.training.data.conversations import load_conversations
+from ddtree_sglang.training.model.drafter_config import DrafterChoices
 from ddtree_sglang.training.model.drafter_init import start_from_target
 from ddtree_sglang.training.model.drafter_model import DFlashDrafter
 from ddtree_sglang.training.model.target_check import (
@@ -51,9 +52,8 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _check(folder: Path, **changes: Any) -> Any:
-    flags: dict[str, Any] = {"mask_token": "mask", "target_layers": None, "start_layers": None, "block_size": 4}
-    flags |= {"random_start": False} | changes
-    return check_target(folder, AutoTokenizer.from_pretrained(folder), **flags)
+    choices = DrafterChoices(**{"mask_token": "mask", "block_size": 4} | changes)
+    return check_target(folder, AutoTokenizer.from_pretrained(folder), choices)
 
 
 def test_default_layers_are_those_of_the_shipped_drafter_and_fit_any_depth() -> None:

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddtree_sglang.training.described import described
+
 
 @dataclass(frozen=True)
 class Conversations:
@@ -49,6 +51,14 @@ class Conversations:
         """SHA-256 over the text, not over how it was sampled: whether a cache belongs to these conversations."""
         parts = (self.tokens, self.offsets, self.answer_start)
         return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
+
+
+@dataclass(frozen=True)
+class HeldOutConfig:
+    """Which conversations are kept from training, and how many of them are scored."""
+
+    percent: int = described(5, "percent of the conversations that are never trained on", flag="--held-out-percent")
+    limit: int = described(0, "score the first so many of them; 0 scores all", flag="--held-out-limit")
 
 
 def load_conversations(path: Path) -> Conversations:

@@ -18,6 +18,7 @@ import torch
 
 from ddtree_sglang.training.data.completers import GREEDY, Completer, Sampling
 from ddtree_sglang.training.data.conversations import load_conversations
+from ddtree_sglang.training.described import described
 
 # First words of user turns, so that the data holds what people ask for: without them a small target repeats itself.
 SEED_PHRASES = (
@@ -47,26 +48,30 @@ SEED_PHRASES = (
     "Rewrite this in simpler words:",
 )
 
-
-USER_TURNS = Sampling(1.0, 0.95)
 MAX_EMPTY_BATCHES = 5
 
 
 @dataclass(frozen=True)
 class GenerationPlan:
-    """How much to generate; lengths in tokens."""
+    """How many conversations to generate, and how."""
 
-    conversations: int
-    batch: int = 64
-    max_tokens: int = 384
-    max_user_tokens: int = 64
-    turns: Sampling = USER_TURNS
-    sampled_share: float = 0.25  # of the batches, answered at temperature 1 over the whole vocabulary
+    conversations: int = described(1000, "conversations that --data shall hold, those there included")
+    batch: int = described(64, "conversations that are generated at once", flag="--generation-batch")
+    max_tokens: int = described(384, "tokens of a conversation, at most")
+    max_user_tokens: int = described(64, "tokens that the target adds to the first words of a user turn, at most")
+    turn_temperature: float = described(1.0, "temperature of the user turns that the target writes")
+    turn_top_p: float = described(0.95, "top-p of those user turns; 1 spares a sort of the vocabulary")
+    sampled_share: float = described(0.25, "share (0 to 1) of the batches that are answered at temperature 1, not 0")
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.sampled_share <= 1:
             raise ValueError(f"the share of sampled answers must be 0 to 1, got {self.sampled_share}.")
+
+    @property
+    def turns(self) -> Sampling:
+        """How the tokens of user turns are chosen."""
+        return Sampling(self.turn_temperature, self.turn_top_p)
 
     def is_sampled(self, batch_number: int) -> bool:
         """True for batches that are answered at temperature 1, spread evenly."""

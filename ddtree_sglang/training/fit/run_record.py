@@ -1,18 +1,17 @@
 """What a checkpoint says of its run, and which of that a resumed run may change.
 
-The held-out split never changes: conversations that were trained on would be scored. Data, seed, optimizer and the
-other numbers of the plan change the run that the checkpoint belongs to, so they change only when asked for. The
-number of steps and how often something is shown or saved are free.
+The held-out split never changes: conversations that were trained on would be scored. Data and the fixed fields of
+`TrainingConfig` change the run that the checkpoint belongs to, so they change only when asked for. Its other
+fields, such as the number of steps, are free.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ddtree_sglang.training.data.conversations import Conversations
-
-FREE = ("steps", "log_every", "checkpoint_every", "evaluate_every")
+from ddtree_sglang.training.fit.config import FIXED_FIELDS, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -31,23 +30,25 @@ def data_record(conversations: Conversations, held_out_percent: int) -> DataReco
 
 def check_resumable(
     saved: dict[str, Any],
-    plan: dict[str, Any],
+    config: TrainingConfig,
     conversations: Conversations,
     held_out_percent: int,
     *,
     allow_changes: bool,
 ) -> None:
-    """Compare a checkpoint's "plan" and "data" with those of the run that wants to go on from it.
+    """Compare a checkpoint's "plan" and "data" with those of the run that is to go on from it.
 
-    A checkpoint from before there was a "data" record is accepted with a message; its plan is compared all the same.
+    A checkpoint without "data" is accepted with a message; its plan is compared all the same. A field that its plan
+    lacks, or that `TrainingConfig` lacks, is not compared.
 
     Raises:
         ValueError: another held-out split, or, unless `allow_changes`, another plan or other data; each named.
     """
+    now = asdict(config)
     changes = [
-        f"{name}: {old} -> {plan[name]}"
+        f"{name}: {old} -> {now[name]}"
         for name, old in saved["plan"].items()
-        if name in plan and name not in FREE and plan[name] != old
+        if name in FIXED_FIELDS and now[name] != old
     ]
     if "data" in saved:
         was = DataRecord(**saved["data"])

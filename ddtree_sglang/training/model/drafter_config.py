@@ -9,7 +9,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ddtree_sglang.training.described import described, layer_ids
+
 ARCHITECTURE = "DFlashDraftModel"
+
+
+@dataclass(frozen=True)
+class DrafterChoices:
+    """What may be chosen of a drafter; the rest of its shape is the target's."""
+
+    target_layers: tuple[int, ...] | None = described(
+        None,
+        "target layers whose output is a feature; default: five, evenly spread (1,8,15,22,28 of 30)",
+        parse=layer_ids,
+    )
+    start_layers: tuple[int, ...] | None = described(
+        None, "target layers that the drafter's start as; default: the last three (27,28,29 of 30)", parse=layer_ids
+    )
+    random_start: bool = described(False, "start from random weights; of --start-layers only their number counts")
+    block_size: int = described(8, "tokens of a block: the bonus token and the drafts after it")
+    mask_token: str = described("<reponame>", "token of the target's vocabulary that text never holds")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ddtree_sglang.training.model.drafter_config import DrafterConfig, drafter_config_for
+from ddtree_sglang.training.model.drafter_config import DrafterChoices, DrafterConfig, drafter_config_for
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
@@ -55,14 +55,9 @@ def target_fingerprint(folder: Path) -> str:
 def check_target(
     folder: Path,
     tokenizer: Any,
-    *,
-    mask_token: str,
-    target_layers: tuple[int, ...] | None,
-    start_layers: tuple[int, ...] | None,
-    block_size: int,
-    random_start: bool,
+    choices: DrafterChoices,
 ) -> tuple[DrafterConfig, tuple[int, ...]]:
-    """The drafter's shape and the layers that it starts from; None stands for the defaults of this many layers.
+    """The drafter's shape and the layers that it starts from; a choice that is None is the target's default.
 
     Raises:
         ValueError: the architecture, the mask token, or a layer number does not fit; the message says what to do.
@@ -73,26 +68,27 @@ def check_target(
     count = getattr(config, "num_hidden_layers", None)
     if count is None or not hasattr(config, "rope_parameters"):
         raise ValueError(_shape_message(folder, config, "its config has no num_hidden_layers or no rope_parameters"))
-    start = default_start_layers(count) if start_layers is None else start_layers
+    start = default_start_layers(count) if choices.start_layers is None else choices.start_layers
+    features = default_target_layers(count) if choices.target_layers is None else choices.target_layers
     outside = [index for index in start if not 0 <= index < count]
-    if outside and not random_start:
+    if outside and not choices.random_start:
         raise ValueError(f"--start-layers must be layers 0 to {count - 1} of this target, got {outside}.")
-    _check_architecture(folder, config, () if random_start else start)
-    mask_id = tokenizer.get_vocab().get(mask_token)
+    _check_architecture(folder, config, () if choices.random_start else start)
+    mask_id = tokenizer.get_vocab().get(choices.mask_token)
     if mask_id is None:
         raise ValueError(
-            f"the mask token must be in the target's vocabulary, {mask_token!r} is not: pass --mask-token with a token "
-            "that text never holds."
+            f"the mask token must be in the target's vocabulary, {choices.mask_token!r} is not: pass --mask-token with "
+            "a token that text never holds."
         )
     if "rope_theta" not in config.rope_parameters:
         raise ValueError(_shape_message(folder, config, "its rotary embedding has no single rope_theta"))
     drafter = drafter_config_for(
         config,
         mask_token_id=mask_id,
-        mask_token=mask_token,
-        target_layer_ids=default_target_layers(count) if target_layers is None else target_layers,
+        mask_token=choices.mask_token,
+        target_layer_ids=features,
         num_layers=len(start),
-        block_size=block_size,
+        block_size=choices.block_size,
     )
     return drafter, start
 

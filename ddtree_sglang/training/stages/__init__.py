@@ -1,0 +1,4 @@
+"""The stages of the recipe, one module each: generate, features, train, evaluate, export; and what they read.
+
+Must not import `ddtree_sglang.training.flags`, `argparse`.
+"""

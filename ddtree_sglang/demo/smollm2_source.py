@@ -57,7 +57,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     try:
         from transformers import GgufConfig
     except ImportError as error:
-        # Without it `gguf_file` alone may or may not unpack the blocks; weights that nobody compared are not served.
+        # Without it `gguf_file` alone may or may not unpack the blocks; weights are served only after a comparison.
         raise ModelSourceError(
             "converting the embedded model needs a transformers that has GgufConfig (5.17 and 5.19 do), found "
             f"{transformers.__version__}: upgrade transformers, or serve a --model of your own."

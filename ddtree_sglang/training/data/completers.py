@@ -1,7 +1,7 @@
 """Two ways to have the target continue texts: in this process through Hugging Face, or through a running server.
 
-The server batches continuously, so rows that end early cost nothing more; start it as for plain decoding. In this
-process rows run in lock step, and a batch takes as long as its longest row.
+A server batches continuously, so a row that ends early costs no more time; start the server as for plain decoding. In
+this process all rows of a batch run in lock step, so a batch takes as long as its longest row.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Completer(Protocol):
 
 @dataclass(frozen=True)
 class LocalCompleter:
-    """Hugging Face `generate` over all prompts at once, padded on the left; repeatable with torch's seed."""
+    """Hugging Face `generate` in this process; torch's seed decides what is sampled."""
 
     target: Any
 
@@ -50,7 +50,7 @@ class LocalCompleter:
 
     @torch.inference_mode()
     def complete(self, prompts: list[list[int]], new_tokens: int, sampling: Sampling) -> list[list[int]]:
-        """See `Completer`."""
+        """Continue all prompts as one batch, padded on the left, each up to `new_tokens` ids or its end token."""
         longest, end_ids = max(map(len, prompts)), self.end_ids
         ids = torch.tensor([[end_ids[0]] * (longest - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
@@ -71,14 +71,14 @@ class LocalCompleter:
 
 @dataclass(frozen=True)
 class ServerCompleter:
-    """An SGLang server's native `/generate`, which takes and gives token ids; what is sampled is not repeatable."""
+    """An SGLang server's native `/generate`, which takes and gives token ids; no seed repeats what it samples."""
 
     url: str
     end_ids: tuple[int, ...]
     timeout_s: float = 3600.0
 
     def complete(self, prompts: list[list[int]], new_tokens: int, sampling: Sampling) -> list[list[int]]:
-        """See `Completer`.
+        """Continue all prompts in one request, each up to `new_tokens` ids or its end token.
 
         Raises:
             ValueError: the server refused, or could not be reached; the message says why.

@@ -2,7 +2,7 @@
 
 File format (NumPy `.npz`): `tokens` [total] integer ids, `offsets` [n+1] int64, `answer_start` [n] int32, the
 index of the first answer token within its conversation, and where it is known `sampled` [n] int8: 1 for an answer at
-temperature 1, 0 for a greedy one, -1 for one that does not say. Knows nothing about models.
+temperature 1, 0 for a greedy one, -1 for one whose sampling is unknown.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Conversations:
         return Conversations(self.tokens[: int(offsets[-1])], offsets, self.answer_start[:count], sampled)
 
     def digest(self) -> str:
-        """SHA-256 over the text, not over how it was sampled: whether a cache belongs to these conversations."""
+        """SHA-256 over tokens, offsets and answer starts, by which a feature cache knows its text."""
         parts = (self.tokens, self.offsets, self.answer_start)
         return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
 
@@ -96,7 +96,9 @@ def _read_arrays(path: Path) -> dict[str, Tensor]:
 
 
 def split_held_out(conversations: Conversations, percent: int) -> tuple[list[int], list[int]]:
-    """Indices (training, held out): the side is a function of the prompt alone, so none is on both.
+    """Indices of the training part and of the held-out part.
+
+    The prompt alone decides the part, so no prompt is in both.
 
     Raises:
         ValueError: fewer than 8 conversations would be held out, too few to measure anything.

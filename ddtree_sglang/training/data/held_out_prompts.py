@@ -1,6 +1,7 @@
 """Prompts for scoring a drafter, 20 of each of four kinds, written for this project and never trained on.
 
-Training conversations are the target's own; these are a person's, so a score on them says what a user will see.
+The target writes its training conversations itself. These prompts are like those of users, so a score on them is closer
+to what users will see.
 """
 
 from __future__ import annotations

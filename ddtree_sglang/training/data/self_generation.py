@@ -1,9 +1,9 @@
 """On-policy training data: the target writes its own user turns and answers them, greedily and at temperature 1.
 
-The prompt is the chat template up to an open user turn, mostly with the first words of a seed phrase; the target
-completes the turn at temperature 1, then answers: greedily, which is the text that a greedy server will have to
-draft, and in a share of the batches at temperature 1, for servers that sample. Every finished batch is kept in the
-output file, so a stopped run goes on where it was.
+The prompt is the chat template up to an open user turn, most often with a seed phrase as its first words. The target
+completes the turn by sampling, then answers it. Answers are greedy, like the text of a greedy server, and in a share of
+the batches sampled at temperature 1, like the text of a server that samples. Every finished batch is kept in the output
+file, so a stopped run goes on where it was.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ddtree_sglang.training.data.completers import GREEDY, Completer, Sampling
 from ddtree_sglang.training.data.conversations import load_conversations
 from ddtree_sglang.training.described import described
 
-# First words of user turns, so that the data holds what people ask for: without them a small target repeats itself.
+# First words of user turns: without them a small target writes the same few turns again and again.
 SEED_PHRASES = (
     "",
     "Write a Python function",
@@ -94,7 +94,8 @@ def generate_conversations(completer: Completer, tokenizer: Any, path: Path, pla
     Prints conversations, answer tokens per second and seconds left after every batch.
 
     Raises:
-        ValueError: the tokenizer has no chat template, a server gave no answer, or batch after batch had none of use.
+        ValueError: the tokenizer has no chat template, a server gave no answer, or several batches in succession
+            held no user turn with an answer.
     """
     written = _read(path)
     if len(written.rows) >= plan.conversations:
@@ -184,7 +185,7 @@ def _read(path: Path) -> _Written:
 def write_conversations(path: Path, rows: list[np.ndarray], starts: list[int], **more: Any) -> None:
     """Replace the file in one step, so that a kill leaves the old one or the new one.
 
-    At least one row; `more` are further arrays.
+    `rows` holds at least one conversation, and `starts` the index of each answer. `more` are further arrays by name.
     """
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
     partial = path.with_name(path.name + ".partial.npz")

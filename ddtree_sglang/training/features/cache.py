@@ -1,6 +1,6 @@
-"""The read side of a feature cache: what the target saw and said at every token, mapped from flat files.
+"""The read side of a feature cache: the target's features and distributions at every token, mapped from flat files.
 
-`features.py` computes it. `meta.json` is written last, so a folder without it is unfinished.
+`build.py` writes the files. It writes `meta.json` last, so a folder without `meta.json` is unfinished.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from ddtree_sglang.training.data.conversations import Conversations
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """What a cache holds; two runs may share one only if all of it is equal."""
+    """What a cache holds; two runs may share a cache only if their specifications are equal."""
 
     conversations_digest: str
     target_layer_ids: tuple[int, ...]
     hidden_size: int
     num_tokens: int
     top_k: int
-    target: str | None = None  # fingerprint, see `target_check`; None: a cache from before it was recorded
+    target: str | None = None  # `target_check.target_fingerprint`; None: an older cache, which does not record it
     dtype: str | None = None  # of the target's weights, such as "float32"
 
 
 class FeatureCache:
-    """Read side: per-token arrays of all conversations, row i belongs to token i of the flat token list."""
+    """Arrays per token over all conversations: row i belongs to token i of the flat token list."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -46,7 +46,7 @@ class FeatureCache:
         self._features, self._ids, self._logprobs = arrays
 
     def held_conversations(self, conversations: Conversations, target_layer_ids: tuple[int, ...]) -> int:
-        """How many of `conversations`, from the first one on, the cache has; all of what it has must be among them.
+        """How many of `conversations` the cache holds: the first so many of them, and no others.
 
         Raises:
             ValueError: the cache belongs to other conversations or layers.
@@ -63,9 +63,14 @@ class FeatureCache:
         return count
 
     def check_target(self, target: str | None, dtype: str) -> None:
-        """Raise ValueError when the cache was computed by another target or in another dtype; None: not asked.
+        """Check which target computed the cache, and in which dtype; a cache without a record passes with a message.
 
-        A cache that does not say is accepted with a message.
+        Args:
+            target: `target_check.target_fingerprint` of the target; None compares nothing.
+            dtype: of the target's weights, such as "float32".
+
+        Raises:
+            ValueError: another target or another dtype computed it.
         """
         if self.spec.target is None or self.spec.dtype is None:
             print("the feature cache does not say which target it is of: used without comparing them", flush=True)
@@ -86,7 +91,7 @@ class FeatureCache:
         return torch.from_numpy(self._ids[start:stop].astype(np.int64))
 
     def next_token_logprobs(self, start: int, stop: int) -> Tensor:
-        """Their log-probabilities over the whole vocabulary [stop-start, top_k] float32."""
+        """Log-probabilities [stop-start, top_k] float32 of those tokens, over the whole vocabulary."""
         return torch.from_numpy(self._logprobs[start:stop].astype(np.float32))
 
 

@@ -1,7 +1,7 @@
-"""Disk space is asked for before it is used, and a full disk is explained: what, how much, where, and what to do.
+"""Take disk space before it is used, and explain a full disk: which file, how much it needs, and what to do.
 
-A mapped file must own its blocks beforehand: a sparse one takes them when a page is first written, and a full disk is
-then a SIGBUS, which ends the process without a word, not an OSError.
+A mapped file must own its blocks beforehand. A sparse file takes them when a page is first written; on a full disk the
+process then ends by SIGBUS without a message, where a plain write would raise OSError.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class DiskFullError(OSError):
 
 
 def require_free_space(path: Path, needed: int, remedy: str) -> None:
-    """Raise DiskFullError unless the disk of `path` (an existing folder holds it) has `needed` bytes free."""
+    """Raise DiskFullError unless the disk of `path` has `needed` bytes free; the folder of `path` must exist."""
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise DiskFullError(_message(path, needed, f"{_size(free)} are free", remedy))

@@ -1,7 +1,7 @@
-"""Training batches: which blocks of which conversations a step sees, with the target's answers for them.
+"""Training batches: the blocks of conversations that a step sees, with the target's distributions for them.
 
-A batch is a function of (seed, step) alone, so a resumed run sees exactly the batches that an uninterrupted
-one would have seen, and no sampler state needs saving.
+A batch follows from the seed and the step alone, so a resumed run sees exactly the batches of an uninterrupted run, and
+a checkpoint holds no state of a sampler.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class AnchorBatch:
     teacher_logprobs: Tensor  # [C, A, D, K] float32, over the whole vocabulary
 
     def to(self, device: torch.device) -> AnchorBatch:
-        """The same on another device."""
+        """The batch with all its tensors on a device."""
         return AnchorBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
@@ -66,7 +66,7 @@ def _sample_anchors(
     uncertainty: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Anchors [count] int64, distinct where the answer is long enough: any answer token but the last."""
+    """Anchors [count] int64: answer tokens but the last, all different where the answer has enough of them."""
     start, length = int(conversations.answer_start[index]), len(conversations.token_ids(index))
     candidates = max(1, length - 1 - start)
     if uncertainty == 0:
@@ -87,7 +87,7 @@ def gather_batch(
     anchors: list[Tensor],
     num_drafts: int,
 ) -> AnchorBatch:
-    """Collect the arrays for given anchors; anchors of all rows must be equally many."""
+    """The batch of these conversations and their anchors; every conversation must have equally many anchors."""
     longest = max(len(conversations.token_ids(i)) for i in indices)
     first = cache.features(0, 1)
     features = torch.zeros(len(indices), longest, first.shape[1], dtype=first.dtype)

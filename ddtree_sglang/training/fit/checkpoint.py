@@ -1,8 +1,8 @@
 """Checkpoints of a training run: written atomically, checked when read, the previous one kept.
 
-A kill at any moment leaves the last complete checkpoint; one that does not match its digest is set aside as
-`*.corrupt` with a message, in favor of the one before. A folder whose checkpoints are all corrupt is refused: a run
-that silently began anew there would look like the old one.
+A kill at any moment leaves the last complete checkpoint. A checkpoint that differs from its digest is renamed to
+`*.corrupt` with a message, and the one before it is read. A folder whose checkpoints are all corrupt is refused: a run
+that began anew there would look like the old one.
 """
 
 from __future__ import annotations

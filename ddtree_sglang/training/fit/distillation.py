@@ -1,8 +1,8 @@
 """The training loss: match the target's next-token distributions, on a sampled part of the vocabulary.
 
-The LM head (vocabulary x hidden) costs several times a small drafter's layers. So most steps score only the
-candidates that matter, every label and every target candidate of the batch, and a uniform sample of the rest,
-whose logits are raised by log(rest / sample) so that the partition function stays unbiased (sampled softmax).
+The LM head (vocabulary x hidden) costs several times as much as a small drafter's layers. A step therefore scores every
+label and every target candidate of its batch, and a uniform sample of the other tokens. The logits of that sample are
+raised by log(others / sample), which keeps the partition function unbiased (sampled softmax).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Candidates:
     column: Tensor  # [V] int64, column of a token id, -1 for those that are not scored
 
     def to(self, device: torch.device) -> Candidates:
-        """The same on another device."""
+        """The candidates with all their tensors on a device."""
         return Candidates(self.ids.to(device), self.log_weight.to(device), self.column.to(device))
 
 
@@ -72,9 +72,9 @@ def distillation_loss(
         depth_weights: [D] float32 weight of each draft position.
         soft_share: 0 trains on the text alone, 1 on the target's distribution alone. The target's mass
             outside its stored candidates is matched as one bucket.
-        confidence_floor: also weight a position by the drafter's own probability of the labels before it, each
-            raised to at least this by mixing (D-PACE's prefix weights, as SpecForge has them): a position behind a
-            draft that will be refused matters less. None for no such weight.
+        confidence_floor: also weight a position by the product, over the labels before it, of
+            floor + (1 - floor) * the drafter's probability of the label (D-PACE's prefix weights, as in SpecForge).
+            A position after a draft that is likely to be refused then weighs less. None for no such weight.
     """
     scores = (hidden[:, :, 1:].to(embedding.dtype) @ embedding[candidates.ids].T).float()  # [C, A, D, candidates]
     logits = scores + candidates.log_weight

@@ -1,4 +1,4 @@
-"""The training loop: batches in, checkpoints and a curve out, resumable after a kill at any moment."""
+"""The training loop: it writes checkpoints and a curve, and goes on from them after a kill at any moment."""
 
 from __future__ import annotations
 

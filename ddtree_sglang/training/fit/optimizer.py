@@ -1,8 +1,8 @@
 """Optimizer and learning-rate schedule of the drafter.
 
-Weight matrices go through AdamW or Muon (orthogonalised momentum: fewer steps, but on a CPU its products
-cost as much as the gradients of a small batch), norm weights always through AdamW. The schedule is warm-up,
-constant, linear cool-down to zero, a function of the step.
+AdamW or Muon updates the weight matrices; AdamW always updates the norm weights. Muon orthogonalises the momentum and
+needs fewer steps, but on a CPU its matrix products cost as much as the gradients of a small batch. The learning rate
+follows from the step: linear warm-up, constant, linear cool-down to zero.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""Start a drafter from the target's own layers instead of from noise.
+"""Start a drafter from the target's own layers instead of from random weights.
 
-A drafter layer copied from a target layer already knows how to turn a residual stream into keys, values and
-next-token directions; `fc` starts as the identity on the deepest context feature, so that the copied key and
-value projections see the stream they were made for. Two differences are absorbed here: context tokens pass no
-`input_layernorm`, so its weight is folded into the projections; and the drafter normalises queries and keys
-per head: those norms are copied from a target that has them (Qwen3), else they start at the size that queries and
-keys have without them.
+A copied target layer turns a residual stream into keys, values and next-token directions from the first step on. `fc`
+starts as the identity on the deepest context feature, so the copied projections read the kind of stream that they were
+trained on. Two differences remain. Context tokens pass no `input_layernorm`, so the projections take in its weight. The
+drafter normalises queries and keys per head: those norms are copied from a target that has them (Qwen3), and otherwise
+start at the size that queries and keys have without norms.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ def start_from_target(drafter: DFlashDrafter, target: Any, layer_ids: tuple[int,
     Expects features that were scaled to unit root mean square. `target` is a Hugging Face Llama-shaped model.
 
     Raises:
-        ValueError: one target layer per drafter layer is needed, the shapes differ, or a layer has what a drafter's
-            has not, biases for one.
+        ValueError: the number of layers or the hidden size differs, or a target layer has weights that a drafter's
+            layer does not have, such as biases.
     """
     if len(layer_ids) != len(drafter.layers):
         raise ValueError(

@@ -34,7 +34,7 @@ class RMSNorm(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Rotary embedding, NeoX halves, frequencies theta ** (-2i/d); tables are recomputed, not saved."""
+    """Rotary embedding in NeoX halves with frequencies theta ** (-2i/d), computed at each call."""
 
     inv_freq: Tensor
 
@@ -148,7 +148,7 @@ class DrafterLayer(nn.Module):
 
 
 class DFlashDrafter(nn.Module):
-    """Maps block embeddings and context features to block hidden states; see the module docstring."""
+    """The drafter without embedding and LM head: block embeddings and context features in, hidden states out."""
 
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__()

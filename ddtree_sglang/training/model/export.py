@@ -2,8 +2,8 @@
 
 Weight names are those `DFlashDraftModel.load_weights` (SGLang 0.5.23, `srt/models/dflash.py`) expects:
 `layers.N.self_attn.{q,k,v,o}_proj`, `{q,k}_norm`, `layers.N.mlp.{gate,up,down}_proj`, the two layer norms,
-`fc`, `hidden_norm`, `norm`, each with `.weight`. It ignores unknown names and missing ones silently, so the
-check here is the one that would notice.
+`fc`, `hidden_norm`, `norm`, each with `.weight`. It ignores unknown and
+missing names without a message, so the check here is the only one.
 """
 
 from __future__ import annotations

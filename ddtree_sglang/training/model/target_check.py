@@ -1,4 +1,4 @@
-"""Can this target be drafted for? Asked before any long stage, from its folder alone: no weights are read.
+"""Check, before any long stage, that the recipe can train a drafter for a target; reads its folder but no weights.
 
 The recipe needs a causal language model of Llama's shape (Llama, Mistral, Qwen2, Qwen3, SmolLM): features and scores
 use `model`, `model.norm` and `lm_head`, and a start from the target's layers copies them one to one.
@@ -35,9 +35,10 @@ def default_start_layers(num_layers: int) -> tuple[int, ...]:
 
 
 def target_fingerprint(folder: Path) -> str:
-    """SHA-256 that two targets of one shape do not share: over config.json, and names and sizes of weight files.
+    """SHA-256 over config.json and over the names and sizes of the weight files.
 
-    What a library notes about itself in config.json does not count. Weights are not read: they may be hundreds of GB.
+    What a library notes about itself in config.json does not count. Weights are not read, because they may be
+    hundreds of GB: two targets of equal config.json and file sizes have one fingerprint.
 
     Raises:
         ValueError: the folder is no Hugging Face model.

@@ -1,7 +1,7 @@
-"""Do a drafter's probabilities mean what they say? The tree ranks by them, so an argmax that is right is not enough.
+"""Compare a drafter's probabilities, by which a tree is ranked, with how often the target chooses the candidates.
 
 Reliability follows Guo et al. (arXiv 1706.04599): candidates are sorted into bins by probability; in each bin the mean
-probability is compared with the share of candidates that the target did choose.
+probability is compared with the share of candidates that the target chose.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NUM_BINS = 20
 
 @dataclass(frozen=True)
 class Reliability:
-    """Of one draft depth; all in 0 to 1."""
+    """Reliability at one draft depth; every value lies in 0 to 1."""
 
     confidence: float  # mean probability of the first candidate
     accuracy: float  # share of positions where it was right
@@ -50,7 +50,7 @@ class ReliabilityCounter:
         self._first += first.sum(0)
 
     def merged(self, other: ReliabilityCounter) -> ReliabilityCounter:
-        """The counts of both."""
+        """A counter with the sums of this one and another."""
         result = ReliabilityCounter(len(self._first))
         result._count = self._count + other._count
         result._probability = self._probability + other._probability

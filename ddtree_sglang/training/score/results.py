@@ -1,4 +1,4 @@
-"""Scores as a file: one JSON line that says where they come from, then one per kind of prompt."""
+"""Scores as a file: one JSON line on where they come from, then one line per kind of prompt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = ("ddtree-sglang", "torch", "transformers", "numpy", "safetensors")
 
 
 def write_results(path: Path, provenance: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
-    """Replace `path` by one line {"provenance": ...} and one per record, in one step."""
+    """Replace `path` in one step by a line {"provenance": ...} and a line per record."""
     lines = [json.dumps({"provenance": provenance}), *map(json.dumps, records)]
     replace_text(path, "\n".join(lines) + "\n")
 

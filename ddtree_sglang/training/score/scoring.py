@@ -1,7 +1,7 @@
-"""Score a drafter on prompts by kind: the target answers them, and the drafter's blocks are walked along its answers.
+"""Prompts by kind: the target's greedy answers to them, kept in a file, and the table of a drafter's scores.
 
-The answers (and the target's features of them) are kept in the work folder, so a second drafter is scored on the very
-same text. Greedy answers score greedy decoding: a draft is accepted exactly as far as it agrees with them.
+Answers are computed once, so a second drafter is scored on the very same text. They are greedy, so the scores are of
+greedy decoding: a draft is accepted exactly as far as it agrees with the answer.
 """
 
 from __future__ import annotations

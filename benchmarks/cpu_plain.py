@@ -10,6 +10,7 @@ before anything is timed. One JSON line per dtype; the last line of stdout is th
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -25,6 +26,7 @@ from benchmarks.harness.provenance import REPO, collect_provenance, portable
 from benchmarks.harness.systems import Common, ServerError, System, running
 from ddtree_sglang.demo.prepare import prepare_model
 from deploy.local.client import flush_cache, post
+from deploy.local.progress import step
 
 QUESTIONS = (
     "Write a haiku about the sea.",
@@ -85,7 +87,7 @@ def hugging_face(model_path: str, dtype: str) -> Generate:
 
 
 def server_generate(url: str, stream: bool) -> Generate:
-    """The same through the server's `/generate`."""
+    """Greedy generation by the server's `/generate`, never ending early; streamed or in one answer."""
 
     def generate(prompt: Sequence[int], new_tokens: int) -> list[int]:
         sampling = {"temperature": 0.0, "max_new_tokens": new_tokens, "ignore_eos": True}
@@ -99,7 +101,7 @@ def server_generate(url: str, stream: bool) -> Generate:
 
 
 def encode(model_path: str) -> list[list[int]]:
-    """The questions in the model's chat format."""
+    """Token ids of each question as one user turn in the model's own chat template."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model_path)
@@ -108,7 +110,7 @@ def encode(model_path: str) -> list[list[int]]:
 
 
 def timed(generate: Generate, prompt: Sequence[int], new_tokens: int) -> float:
-    """Tokens per second of one generation."""
+    """Tokens per second of one generation; raises ServerError when another number of tokens comes."""
     started = time.perf_counter()
     produced = generate(prompt, new_tokens)
     if len(produced) != new_tokens:
@@ -120,24 +122,27 @@ def measure(args: argparse.Namespace, dtype: str, prompts: list[list[int]]) -> R
     """One server and one Hugging Face model, in turns."""
     common = Common(args.model, "", dtype, max_total_tokens=4096, max_running_requests=1)
     with running([System("plain", None)], common) as (system,):
+        with step(f"{dtype}: loading the Hugging Face model"):
+            in_this_process = hugging_face(args.model, dtype)
         systems = {
-            "hf": hugging_face(args.model, dtype),
+            "hf": in_this_process,
             "server": server_generate(system.url, stream=False),
             "streamed": server_generate(system.url, stream=True),
         }
-        pairs = [(systems["hf"](p, args.max_new_tokens), systems["server"](p, args.max_new_tokens)) for p in prompts]
+        with step(f"{dtype}: comparing the tokens of {len(prompts)} prompts"):
+            pairs = [[systems[name](ids, args.max_new_tokens) for name in ("hf", "server")] for ids in prompts]
         equal = sum(left == right for left, right in pairs)
         speeds: dict[str, list[float]] = {name: [] for name in systems}
-        for _ in range(args.repeats):
-            for prompt in prompts:
-                for name, generate in systems.items():
+        for repeat in range(args.repeats):
+            with step(f"{dtype}: repeat {repeat + 1} of {args.repeats}, {len(prompts)} prompts"):
+                for prompt, (name, generate) in itertools.product(prompts, systems.items()):
                     flush_cache(system.url)
                     speeds[name].append(timed(generate, prompt, args.max_new_tokens))
     return summarize(dtype, args.max_new_tokens, speeds, f"{equal}/{len(prompts)}")
 
 
 def summarize(dtype: str, new_tokens: int, speeds: dict[str, list[float]], equal: str) -> Result:
-    """Medians and their ratios."""
+    """Medians of the speeds (tokens/s) and their ratios to Hugging Face's."""
     median = {name: statistics.median(values) for name, values in speeds.items()}
     return Result(
         dtype=dtype,

@@ -21,16 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.decode_report import Measurement, result_lines, table
-from benchmarks.harness.flags import add_common_flags, end_on_sigterm
-from benchmarks.harness.prompts import Prompt, PromptsMissingError, sample_prompts
+from benchmarks.harness.flags import add_common_flags, exit_status
+from benchmarks.harness.prompts import Prompt, sample_prompts
 from benchmarks.harness.provenance import REPO, collect_provenance, portable
 from benchmarks.harness.systems import Common, RunningSystem, groups_for, others_cpu_s, running, servers_that_fit
 from benchmarks.stage_times import StageSummary, TraceReader, summarise
 from ddtree_sglang.training.whole_file import replace_text
-from deploy.local.client import Batch, ClientError, flush_cache, generate_batch
-from deploy.local.pair import PairError, prepare_pair
+from deploy.local.client import Batch, flush_cache, generate_batch
+from deploy.local.pair import prepare_pair
 from deploy.local.progress import say, step
-from deploy.local.server_process import ServerError
 
 Encoded = dict[str, list[list[int]]]  # dataset -> token ids of its prompts, chat template applied
 
@@ -115,11 +114,12 @@ def measure(
             for dataset, prompts in encoded.items():
                 turn, measured = repeat % len(systems), []
                 for chosen in [*systems[turn:], *systems[:turn]]:
-                    batch, stages, others = measure_one(systems, chosen, prompts, batch_size, args)
+                    what = f"repeat {repeat + 1}/{args.repeats}, batch {batch_size}, {dataset}, {chosen.system.name}"
+                    with step(what):
+                        batch, stages, others = measure_one(systems, chosen, prompts, batch_size, args)
                     one = Measurement(chosen.system.name, dataset, batch_size, repeat, batch, stages, others)
                     say(
-                        f"repeat {repeat + 1}/{args.repeats}, batch {batch_size}, {dataset}, {one.system}: "
-                        f"{one.decode_tokens_per_s:.1f} tokens/s per request, accept length "
+                        f"{what}: {one.decode_tokens_per_s:.1f} tokens/s per request, accept length "
                         f"{one.accept_length or 1.0:.2f}"
                     )
                     measured.append(one)
@@ -129,7 +129,8 @@ def measure(
 def run(args: argparse.Namespace) -> int:
     """Start everything, check, measure, write. Returns the exit status."""
     pair = prepare_pair(Path(sys.executable), args.model, args.draft)
-    encoded = encode(sample_prompts(args.datasets, args.prompts, args.seed), pair.model)
+    with step("reading the prompts and the tokenizer"):
+        encoded = encode(sample_prompts(args.datasets, args.prompts, args.seed), pair.model)
     args.model, args.draft = pair.model, pair.draft
     settings = {key: portable(value) for key, value in vars(args).items()}
     provenance = {**collect_provenance(), "settings": settings}
@@ -141,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
             mismatches = count_mismatches(systems, encoded, args)
             say(f"prompts whose tokens differ from plain decoding's: {mismatches}")
             if any(mismatches.values()) and not args.allow_mismatch:
-                say("tokens differ: nothing is timed. bench_lossless.py shows where; --allow-mismatch goes on.")
+                say("tokens differ: nothing is timed. The benchmark `lossless` shows where; --allow-mismatch goes on.")
                 return 1
             measurements: list[Measurement] = []
             of_group: list[dict[str, Any]] = []
@@ -175,11 +176,5 @@ def report(lines: Sequence[dict[str, Any]], settings: dict[str, Any], output: Pa
 
 def main(argv: Sequence[str]) -> int:
     """Command line entry; what a user can fix is one line on stderr."""
-    end_on_sigterm()
-    try:
-        return run(parse_args(argv))
-    except (ClientError, ServerError, PairError, PromptsMissingError, ValueError) as error:
-        print(f"bench_decode: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    args = parse_args(argv)
+    return exit_status("decode", lambda: run(args))

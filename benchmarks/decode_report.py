@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.stage_times import StageSummary
+from ddtree_sglang.core.acceptance_stats import accept_length
 from deploy.local.client import Batch
 
 
@@ -29,28 +30,26 @@ class Measurement:
 
     @property
     def output_tokens_per_s(self) -> float:
-        """All tokens over the wall time, prompt processing included."""
+        """Tokens of all answers over the wall time, prompt processing included."""
         return self.batch.num_tokens / self.batch.wall_s
 
     @property
     def decode_tokens_per_s(self) -> float:
-        """Per request: tokens after the first over the time after the first, summed over requests."""
+        """The rate of one request: tokens after the first over the time after the first, both summed over requests."""
         tokens = sum(len(one.output_ids) - 1 for one in self.batch.generations)
         seconds = sum(one.decode_s for one in self.batch.generations)
         return tokens / seconds if seconds else 0.0
 
     @property
     def accept_length(self) -> float | None:
-        """Tokens per verify round, bonus included, over all requests (SGLang's definition); plain: None."""
-        rounds = sum(one.num_rounds for one in self.batch.generations)
-        return self.batch.num_tokens / rounds if rounds else None
+        """Tokens per verify round, bonus included, over all requests; None for plain decoding."""
+        return accept_length(self.batch.num_tokens, self.batch.num_rounds)
 
     @property
     def ms_per_round(self) -> float | None:
-        """Decode time over verify rounds, seen from the client, in ms."""
-        rounds = sum(one.num_rounds for one in self.batch.generations)
+        """Decode time over verify rounds in ms, seen from the client; None for plain decoding."""
         seconds = sum(one.decode_s for one in self.batch.generations)
-        return 1e3 * seconds / rounds if rounds else None
+        return 1e3 * seconds / self.batch.num_rounds if self.batch.num_rounds else None
 
 
 Group = tuple[str, str, int]  # system, dataset, batch size
@@ -113,7 +112,7 @@ def _summary(group: Group, repeats: Sequence[Measurement]) -> dict[str, Any]:
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
-    """Markdown tables, one per batch size and group of servers: systems by datasets, what people ask about."""
+    """Markdown tables, one per batch size and group of servers: a row per system and dataset."""
     keys = dict.fromkeys((line["batch_size"], tuple(line["up_together"])) for line in lines)
     blocks = []
     for batch_size, together in sorted(keys, key=lambda key: key[0]):

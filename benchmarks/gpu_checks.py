@@ -6,9 +6,9 @@
 
 `no-sync`: CUDA told to raise wherever a decode round waits for the device; the server must answer, and must say that it
 ran on CUDA with overlap scheduling. `graph-equality`: the same prompts with CUDA graphs and without, which the servers'
-logs must show. `width-equality`: the same with the budget fixed and with policy load, which uses other widths, and none
-at eight requests. Tokens must be equal, near ties of the target apart (--near-tie), as in `lossless`.
-The last line of stdout is one JSON object; exit status 1 when the check fails.
+logs must show. `width-equality`: the same prompts with the budget fixed and with policy load, which
+verifies fewer nodes and, at eight requests, none. Tokens must be equal, near ties of the target apart (--near-tie),
+as in `lossless`. The last line of stdout is one JSON object; exit status 1 when the check fails.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benchmarks.harness.systems import Common, System, running
 from deploy.local.client import Batch, generate_batch, server_info, target_logprobs
 from deploy.local.divergence import NEAR_TIE, Divergence, find_divergence
 from deploy.local.pair import PairError, prepare_pair
-from deploy.local.progress import say
+from deploy.local.progress import say, step
 from deploy.local.server_process import ServerError
 
 CONCURRENCY = (1, 8)
@@ -55,10 +55,10 @@ def answers(args: argparse.Namespace, ids: list[list[int]], *extra: str) -> Answ
     """What a DDTREE server with further flags answers, at each concurrency."""
     common = Common.from_args(args, max(CONCURRENCY), *extra)
     with running([System(f"ddtree-{args.budget}", "DDTREE", args.budget)], common, trace=False) as (server,):
-        batches = [
-            generate_batch(server.url, ids, args.max_new_tokens, at_once, args.client_timeout)
-            for at_once in CONCURRENCY
-        ]
+        batches = []
+        for at_once in CONCURRENCY:
+            with step(f"{len(ids)} prompts, {at_once} at once"):
+                batches.append(generate_batch(server.url, ids, args.max_new_tokens, at_once, args.client_timeout))
         log = server.server.log_path.read_text(encoding="utf-8", errors="replace")
         return Answers(batches, server_info(server.url, args.client_timeout), CAPTURE_MARK in log)
 
@@ -66,7 +66,7 @@ def answers(args: argparse.Namespace, ids: list[list[int]], *extra: str) -> Answ
 def no_sync(args: argparse.Namespace, ids: list[list[int]]) -> dict[str, object]:
     """A wait for the device inside a round would have ended the server, and with it the requests."""
     found = answers(args, ids, "--speculative-ddtree-check-sync")
-    rounds = sum(one.num_rounds for batch in found.batches for one in batch.generations)
+    rounds = sum(batch.num_rounds for batch in found.batches)
     # On another device nothing is watched, and without overlap the scheduler waits between rounds anyway.
     device, overlap = found.info.get("device"), found.info.get("disable_overlap_schedule") is False
     passed = rounds > 0 and device == "cuda" and overlap and found.captured_graphs

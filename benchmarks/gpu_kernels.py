@@ -3,9 +3,9 @@
     python -m benchmarks gpu_kernels [--output benchmarks/results/gpu-kernels.jsonl]
 
 For each batch B, depth D and node count N (K = N - 1): the kernel's tree is checked equal to the heap oracle's, then
-timed inside a CUDA graph of many launches, so that launching costs nothing and clocks are warm. The floor is what it
-reads and writes at the memory's measured bandwidth, which for these sizes is far below the time of any kernel: the
-column says how far. core's batched builder, the tensor operations that the kernel replaces, is timed in a graph too.
+timed inside a CUDA graph of many launches, so that launching costs nothing and clocks are warm. The floor is the time
+of its reads and writes at the memory's measured bandwidth; for these sizes it is far below the time of any kernel.
+core's batched builder, the tensor operations that the kernel replaces, is timed in a graph too.
 
 One JSON line per row; the last line of stdout is one JSON object. Exit status 1 when a tree differs or a row is above
 `--limit-us` at B = 32, D = 15, N = 65.
@@ -107,7 +107,7 @@ def measure(batch_size: int, depth: int, num_nodes: int, repeats: int, bandwidth
 
 
 def summary(times: Sequence[float]) -> dict[str, float]:
-    """Median and range."""
+    """Median, extremes and number of the times, in microseconds."""
     return {
         "median": round(statistics.median(times), 2),
         "min": round(min(times), 2),
@@ -127,7 +127,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
-        print("bench_gpu_kernels: an NVIDIA GPU is needed, torch sees none", file=sys.stderr)
+        print("gpu_kernels: an NVIDIA GPU is needed, torch sees none", file=sys.stderr)
         return 2
     origin, bandwidth = collect_provenance(), measured_bandwidth()
     print(

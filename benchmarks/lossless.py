@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.decode import encode
-from benchmarks.harness.flags import add_common_flags, end_on_sigterm
-from benchmarks.harness.prompts import PromptsMissingError, sample_prompts
+from benchmarks.harness.flags import add_common_flags, exit_status
+from benchmarks.harness.prompts import sample_prompts
 from benchmarks.harness.provenance import REPO, collect_provenance, portable
 from benchmarks.harness.systems import Common, System, running
+from ddtree_sglang.core.acceptance_stats import accept_length
 from ddtree_sglang.training.whole_file import replace_text
-from deploy.local.client import TIMEOUT_S, Batch, ClientError, flush_cache, generate_batch, target_logprobs
+from deploy.local.client import TIMEOUT_S, flush_cache, generate_batch, target_logprobs
 from deploy.local.divergence import NEAR_TIE, Divergence, find_divergence
-from deploy.local.pair import PairError, prepare_pair
+from deploy.local.pair import prepare_pair
 from deploy.local.progress import say, step
-from deploy.local.server_process import ServerError
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,9 @@ def compare_case(
         concurrency=concurrency,
         num_prompts=len(reference.prompts),
         num_tokens=batch.num_tokens,
-        accept_length=_accept_length(batch),
+        accept_length=accept_length(batch.num_tokens, batch.num_rounds) or 1.0,
         divergences=tuple(one for one in found if one is not None),
     )
-
-
-def _accept_length(batch: Batch) -> float:
-    rounds = sum(one.num_rounds for one in batch.generations)
-    return batch.num_tokens / rounds if rounds else 1.0
 
 
 def run(args: argparse.Namespace) -> int:
@@ -120,7 +115,8 @@ def run(args: argparse.Namespace) -> int:
     prompts = sample_prompts(args.datasets, args.prompts, args.seed)
     pair = prepare_pair(Path(sys.executable), args.model, args.draft)
     args.model, args.draft = pair.model, pair.draft
-    encoded = encode(prompts, pair.model)
+    with step("reading the tokenizer"):
+        encoded = encode(prompts, pair.model)
     names = [prompt.key for dataset in encoded for prompt in prompts if prompt.dataset == dataset]
     ids = [one for dataset in encoded.values() for one in dataset]
     common = Common.from_args(args, max(*args.concurrency, args.reference_concurrency))
@@ -194,11 +190,5 @@ def conclude(cases: Sequence[Case], output: Path) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Command line entry; what a user can fix is one line on stderr."""
-    end_on_sigterm()
-    try:
-        return run(parse_args(argv))
-    except (ClientError, ServerError, PairError, PromptsMissingError, ValueError) as error:
-        print(f"bench_lossless: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    args = parse_args(argv)
+    return exit_status("lossless", lambda: run(args), failed=2)

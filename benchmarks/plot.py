@@ -1,4 +1,4 @@
-"""Pictures of results: `python -m benchmarks plot FILE.jsonl` writes PNG files beside bench_decode's JSONL.
+"""Pictures of results: `python -m benchmarks plot FILE.jsonl` writes PNG files beside a JSONL file of `decode`.
 
 Reads result lines only. One picture of speed (decode tokens/s per request, whiskers from the slowest to the
 fastest repeat), one of accept length, and one of where a round's time goes.
@@ -142,7 +142,7 @@ def _finish(figure: Any, lines: Sequence[dict[str, Any]], path: Path) -> None:
 def main(argv: Sequence[str]) -> int:
     """Draw every picture that the file has data for; prints the paths."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("file", type=Path, help="JSONL written by bench_decode.py")
+    parser.add_argument("file", type=Path, help="JSONL written by `python -m benchmarks decode`")
     file = parser.parse_args(argv).file
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
     if not lines:

@@ -1,9 +1,9 @@
-"""What a round costs in plain decoding steps, by system and batch size, from bench_decode's lines.
+"""What a round costs in plain decoding steps, by system and batch size, from the result lines of `decode`.
 
     python -m benchmarks round_cost FILE.jsonl [...]
 
-A system breaks even with plain decoding where its accept length equals this number. Cost does not depend on what the
-drafter is worth, so this table holds for targets and drafters without weights.
+A system breaks even with plain decoding where its accept length equals this number. The cost of a
+round depends on shapes alone, so this table holds for targets and drafters without weights, too.
 """
 
 from __future__ import annotations

@@ -21,21 +21,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
-import shlex
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.harness.provenance import collect_provenance
 from ddtree_sglang.core import (
     DraftTree,
     ancestor_mask,
@@ -47,7 +42,6 @@ from ddtree_sglang.core import (
     walk_tree,
 )
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 PREFIX_LEN = 512  # of every request, for the stages that write the flat mask
 
 
@@ -93,7 +87,7 @@ def time_in_turn(calls: dict[str, Callable[[], object]], max_seconds: float) -> 
 
 
 def summarize(values: list[tuple[float, float]]) -> Timing:
-    """Of (wall, CPU) seconds."""
+    """Statistics of pairs of wall and CPU seconds."""
     walls, cpus = ([pair[i] * 1e6 for pair in values] for i in range(2))
     deciles = statistics.quantiles(walls, n=10, method="inclusive")
     return Timing(
@@ -160,33 +154,6 @@ def measure(sizes: Sizes, logits: torch.Tensor, max_seconds: float) -> dict[str,
     return timings | time_in_turn({"top_k": lambda: top_candidates(logits, sizes.num_candidates)}, max_seconds / 2)
 
 
-def provenance() -> dict[str, str | float]:
-    """What a reader needs to run it again."""
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_sha": git("rev-parse", "HEAD"),
-        "git_dirty": bool(git("status", "--porcelain", "--", "ddtree_sglang/core", "benchmarks")),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu": cpu_model(),
-        "num_threads": torch.get_num_threads(),
-        "load_average": round(os.getloadavg()[0], 2),
-        "command": shlex.join(["python", str(Path(sys.argv[0])), *sys.argv[1:]]),
-    }
-
-
-def git(*arguments: str) -> str:
-    result = subprocess.run(["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=False)
-    return result.stdout.strip() or ("" if result.returncode == 0 else "unknown")
-
-
-def cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} x {len(names)}" if names else platform.processor()
-
-
 def table_row(sizes: Sizes, timings: dict[str, Timing]) -> str:
     """One line: CPU time and wall time of both builders, CPU time of the rest."""
 
@@ -219,14 +186,15 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def measure_all(arguments: argparse.Namespace, origin: dict[str, str | float]) -> Iterator[dict[str, Any]]:
+def measure_all(arguments: argparse.Namespace, origin: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Measure and print every combination of sizes; one row each, as soon as it is there."""
+    started = time.monotonic()
     for vocab, batch_size, depth in itertools.product(arguments.vocabs, arguments.batch_sizes, arguments.depths):
         logits = synthetic_logits(batch_size, depth, vocab)
         for num_nodes in arguments.num_nodes:
             sizes = Sizes(vocab, batch_size, num_nodes, depth)
             timings = measure(sizes, logits, arguments.seconds)
-            print(table_row(sizes, timings), flush=True)
+            print(f"{table_row(sizes, timings)}{time.monotonic() - started:10.0f}", flush=True)
             row = {"bench": "tree_builder", **asdict(sizes), "num_candidates": sizes.num_candidates}
             stages = {stage: asdict(timing) for stage, timing in timings.items()}
             yield row | {"prefix_len": PREFIX_LEN, "stages": stages, "provenance": origin}
@@ -236,11 +204,11 @@ def main(argv: Sequence[str]) -> int:
     """Measure every combination of sizes; the exit status is 0."""
     arguments = parse_arguments(argv)
     torch.set_num_threads(arguments.threads)
-    origin = provenance()
-    print("microseconds: CPU, then median wall time (10th-90th percentile); later columns CPU;")
+    origin = collect_provenance() | {"num_threads": torch.get_num_threads()}
+    print("times in microseconds: CPU, then median wall time (10th-90th percentile); later columns CPU;")
     print("flat_mask includes the ancestor mask")
     print(f"{'V':>7}{'B':>4}{'N':>5}{'D':>4}  {'build':>8}{'':24}{'heap':>8}{'':24}{'ratio':>7}", end="")
-    print(f"{'layout':>10}{'flat_mask':>10}{'walk':>10}{'commit':>10}{'top-k':>12}")
+    print(f"{'layout':>10}{'flat_mask':>10}{'walk':>10}{'commit':>10}{'top-k':>12}{'s so far':>10}")
     ratios = []
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,21 @@
-"""Flags that the benchmarks with real servers have in common."""
+"""Flags and exit statuses that the benchmarks with real servers have in common."""
 
 from __future__ import annotations
 
 import argparse
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from benchmarks.harness.prompts import DATASETS, SOURCES
-from deploy.local.client import TIMEOUT_S
+from benchmarks.harness.prompts import DATASETS, SOURCES, PromptsMissingError
+from deploy.local.client import TIMEOUT_S, ClientError
+from deploy.local.pair import PairError
+from deploy.local.server_process import ServerError
+
+FIXABLE = (ClientError, ServerError, PairError, PromptsMissingError, ValueError)
+"""What a user can do something about; the message alone tells what."""
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +35,18 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
         default=TIMEOUT_S,
         help=f"seconds without a byte from a server after which a request has failed (default {TIMEOUT_S:.0f})",
     )
+
+
+def exit_status(name: str, run: Callable[[], int], failed: int = 1) -> int:
+    """What `run` returns; `failed` for what a user can fix, with one line on stderr; 130 after Ctrl-C or SIGTERM."""
+    end_on_sigterm()
+    try:
+        return run()
+    except FIXABLE as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return failed
+    except KeyboardInterrupt:
+        return 130
 
 
 def end_on_sigterm() -> None:

@@ -50,7 +50,7 @@ def collect_provenance() -> dict[str, Any]:
     """A JSON-ready record: what `source_record` has of this checkout, the command, and the machine."""
     return {
         **source_record(Path(__file__).resolve(), PACKAGES),
-        "command": ["python", *portable(sys.argv)],
+        "command": ["python", "-m", "benchmarks", *portable(sys.argv[1:])],
         "cpu_model": _cpu_model(),
         "cpu_cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),

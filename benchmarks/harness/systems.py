@@ -23,8 +23,8 @@ REPO = Path(__file__).resolve().parents[2]
 # Two runs at once must not write into each other's logs and traces.
 LOG_FOLDER = REPO / f".cache/benchmarks/{os.getpid()}"
 LINES_ON_FAILURE = 40
-# Three processes of the embedded model with a small KV pool take 3.7; with less left over, the CPU platform would not
-# pack its weights (dense_linear.py), and the last server started would be a slower one than the first.
+# The three processes of a server of the embedded model with a small KV pool take 3.7 GB. With less than the rest left
+# over, the CPU platform would not pack its weights (cpu_platform/dense_linear.py): the last server would be slower.
 MEMORY_PER_SERVER_BYTES = 5 * 10**9
 _CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -154,7 +154,7 @@ def running(systems: Sequence[System], common: Common, trace: bool = True) -> It
                         one.server.wait_ready(common.start_timeout_s)
             yield started
         except Exception:
-            # The machine may be gone with its files when somebody asks why.
+            # The output may outlive the machine and its log files.
             for one in started:
                 log = one.server.log_path
                 say(f"the end of {one.system.name}'s log, {log.name}:\n{log_tail(log, LINES_ON_FAILURE)}")

@@ -38,7 +38,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Batch:
-    """Requests sent at once, and the time from the first one's sending to the last one's end."""
+    """Answers to several prompts. `wall_s`: seconds from sending the first request to the end of the last answer."""
 
     generations: tuple[Generation, ...]
     wall_s: float
@@ -47,6 +47,11 @@ class Batch:
     def num_tokens(self) -> int:
         """Tokens of all answers."""
         return sum(len(one.output_ids) for one in self.generations)
+
+    @property
+    def num_rounds(self) -> int:
+        """Verify rounds of all answers; 0 without speculation."""
+        return sum(one.num_rounds for one in self.generations)
 
 
 class ClientError(RuntimeError):
@@ -95,7 +100,7 @@ def server_info(url: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
 
 
 def flush_cache(url: str) -> None:
-    """Empty the prefix cache, so that every measurement starts from the same state."""
+    """Empty the prefix cache of the server, so that each measurement starts with an empty one."""
     post(url, "/flush_cache?timeout=30")
 
 

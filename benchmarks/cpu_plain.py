@@ -26,7 +26,7 @@ from benchmarks.harness.provenance import REPO, collect_provenance, portable
 from benchmarks.harness.systems import Common, ServerError, System, running
 from ddtree_sglang.demo.prepare import prepare_model
 from deploy.local.client import flush_cache, post
-from deploy.local.progress import step
+from workers.progress import step
 
 QUESTIONS = (
     "Write a haiku about the sea.",

@@ -29,7 +29,7 @@ from benchmarks.stage_times import StageSummary, TraceReader, summarise
 from ddtree_sglang.training.whole_file import replace_text
 from deploy.local.client import Batch, flush_cache, generate_batch
 from deploy.local.pair import prepare_pair
-from deploy.local.progress import say, step
+from workers.progress import say, step
 
 Encoded = dict[str, list[list[int]]]  # dataset -> token ids of its prompts, chat template applied
 

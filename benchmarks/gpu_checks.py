@@ -29,8 +29,8 @@ from benchmarks.harness.systems import Common, System, running
 from deploy.local.client import Batch, generate_batch, server_info, target_logprobs
 from deploy.local.divergence import NEAR_TIE, Divergence, find_divergence
 from deploy.local.pair import PairError, prepare_pair
-from deploy.local.progress import say, step
 from deploy.local.server_process import ServerError
+from workers.progress import say, step
 
 CONCURRENCY = (1, 8)
 # Logged by SGLang at info level (model_executor/model_runner_components/cuda_graph_setup.py).

@@ -24,7 +24,7 @@ from benchmarks.gpu_sections import SECTIONS, Section
 from benchmarks.harness.flags import end_on_sigterm
 from benchmarks.harness.gpu_lab import REPO, TIMED_OUT, Lab, Verdict, output_of
 from benchmarks.register_checkout import write_metadata
-from deploy.local.progress import say, step
+from workers.progress import say, step
 
 BY_NAME = {section.name: section for section in SECTIONS}
 ENDED_EARLY = (TIMED_OUT, 130, 137, 143)

@@ -30,7 +30,7 @@ from ddtree_sglang.training.whole_file import replace_text
 from deploy.local.client import TIMEOUT_S, flush_cache, generate_batch, target_logprobs
 from deploy.local.divergence import NEAR_TIE, Divergence, find_divergence
 from deploy.local.pair import prepare_pair
-from deploy.local.progress import say, step
+from workers.progress import say, step
 
 
 @dataclass(frozen=True)

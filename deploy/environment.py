@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from deploy.local.progress import say, step
+from workers.progress import say, step
 
 REPO = Path(__file__).resolve().parent.parent
 SERVING_REQUIREMENTS = "deploy/requirements.txt"

@@ -19,8 +19,8 @@ from deploy.chat_client import ChatError, stream_chat
 from deploy.comparison import Comparison, compare, describe_answer
 from deploy.environment import REPO, SERVING_REQUIREMENTS, SetupError, ensure_environment
 from deploy.local.pair import Pair, PairError, has_gpu, prepare_pair
-from deploy.local.progress import say, step
 from deploy.local.server_process import ServerError, ServerProcess, ServerSpec, free_port, port_is_free
+from workers.progress import say, step
 
 DEFAULT_PORT = 30000
 DEFAULT_PROMPT = "Write a short Python function that reverses a string, and explain in one sentence how it works."

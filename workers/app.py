@@ -67,11 +67,11 @@ def replica_options(config: WorkerConfig, with_gpus: bool) -> dict[str, Any]:
     import ray
     from ray.serve.config import AutoscalingConfig, DeploymentActorConfig, RequestRouterConfig
 
-    from workers.replicas.supervision import RESTART_BUDGET, RestartBudget
+    from workers.replicas.supervision import SUPERVISOR, Supervisor
 
-    restart_budget = DeploymentActorConfig(
-        name=RESTART_BUDGET,
-        actor_class=ray.remote(RestartBudget),
+    supervisor = DeploymentActorConfig(
+        name=SUPERVISOR,
+        actor_class=ray.remote(Supervisor),
         init_args=(config.max_replicas, config.restart_budget, config.restart_window_s),
         actor_options={"num_cpus": 0},
     )
@@ -95,7 +95,7 @@ def replica_options(config: WorkerConfig, with_gpus: bool) -> dict[str, Any]:
             request_router_class=REQUEST_ROUTER,
             request_router_kwargs={"imbalanced_threshold": config.prefix_imbalance, "do_eviction": True},
         ),
-        "deployment_actors": [restart_budget],
+        "deployment_actors": [supervisor],
         "health_check_period_s": config.health_check_period_s,
         # Ours ends a replica that makes no token before Serve's own patience does.
         "health_check_timeout_s": config.health_check_timeout_s + 30.0,

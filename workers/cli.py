@@ -26,6 +26,8 @@ from ddtree_sglang.exceptions import DDTreeError
 from workers.cluster.loopback import is_loopback
 from workers.config import WorkerConfig, load_worker_config
 from workers.http.security import DEFAULT_VARIABLE, ApiKey
+from workers.progress import say, step
+from workers.startup import run_application
 
 APPLICATION = "ddtree"
 
@@ -100,13 +102,14 @@ def worker_config(args: argparse.Namespace) -> WorkerConfig:
 
 
 def _demo_values() -> dict[str, Any]:
-    from ddtree_sglang.cpu_platform import activate
-    from ddtree_sglang.demo.drafter import CPU_BUDGET, shipped_drafter
-    from ddtree_sglang.demo.prepare import prepare_model
+    with step("preparing SmolLM2-135M-Instruct"):
+        from ddtree_sglang.cpu_platform import activate
+        from ddtree_sglang.demo.drafter import CPU_BUDGET, shipped_drafter
+        from ddtree_sglang.demo.prepare import prepare_model
 
-    on_cpu = activate() is not None
+        model, on_cpu = prepare_model(), activate() is not None
     return {
-        "model": str(prepare_model()),
+        "model": str(model),
         "draft": str(shipped_drafter()),
         "served_model_name": "SmolLM2-135M-Instruct",
         "dtype": "float32",
@@ -117,36 +120,51 @@ def _demo_values() -> dict[str, Any]:
 
 def _connect(args: argparse.Namespace) -> bool:
     """True if the cluster is this process's own."""
-    from workers.cluster.local import connect, start_local_cluster
-
     address = args.address or os.environ.get("RAY_ADDRESS")
-    if address:
-        connect(address)
-        return False
-    start_local_cluster(args.local_cpus)
-    return True
+    with step(f"connecting to the Ray at {address}" if address else "starting Ray on this machine"):
+        from workers.cluster.local import connect, start_local_cluster
+
+        if address:
+            connect(address)
+        else:
+            start_local_cluster(args.local_cpus)
+    return not address
 
 
 def _serve(args: argparse.Namespace) -> int:
     config = with_required_api_key(worker_config(args), args.host, os.environ)
-    is_own = _connect(args)
-    from ray import serve
-
-    from workers.app import build_app
-
-    # Both end the same way, while replicas start as well.
+    # SIGTERM ends it as Ctrl-C does, also while replicas start.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    is_own = _connect(args)
     try:
-        serve.start(http_options={"host": args.host, "port": args.port})
-        print(f"starting {config.min_replicas} replica(s) of {config.name}, {config.tp_size} rank(s) each", flush=True)
-        serve.run(build_app(config.model_dump()), name=APPLICATION)
-        print(f"ready: http://{args.host}:{args.port}/v1, Ctrl-C ends it", flush=True)
+        with step(f"starting Ray Serve on {args.host}:{args.port}"):
+            from ray import serve
+
+            serve.start(http_options={"host": args.host, "port": args.port})
+        with step("importing Ray's LLM server, which starts the replicas"):
+            from workers.app import build_app
+
+            application = build_app(config.model_dump())
+        run_application(application, APPLICATION, config)
+        say(ready_message(config, args.host, args.port))
         threading.Event().wait()
     except KeyboardInterrupt:
-        print("ending replicas ...", flush=True)
+        say("stopping")
     finally:
         _shut_down(is_own)
     return 0
+
+
+def ready_message(config: WorkerConfig, host: str, port: int) -> str:
+    """Where the server is, and a command that asks it."""
+    url = f"http://{host}:{port}/v1"
+    question = {"model": config.name, "stream": True, "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
+    key = f' -H "Authorization: Bearer ${config.api_key_env}"' if config.api_key_env else ""
+    return (
+        f"ready: {url}, Ctrl-C ends it. To ask it from another terminal:\n"
+        f"    curl -N {url}/chat/completions -H 'Content-Type: application/json'{key} \\\n"
+        f"        -d '{json.dumps(question)}'"
+    )
 
 
 def with_required_api_key(config: WorkerConfig, host: str, environment: Mapping[str, str]) -> WorkerConfig:
@@ -172,26 +190,28 @@ def _shut_down(is_own: bool) -> None:
     import ray
     from ray import serve
 
-    if is_own:
-        serve.shutdown()
-    else:
-        serve.delete(APPLICATION)
-    ray.shutdown()
+    with step("ending replicas"):
+        if is_own:
+            serve.shutdown()
+        else:
+            serve.delete(APPLICATION)
+        ray.shutdown()
 
 
 def _job(args: argparse.Namespace) -> int:
     config = worker_config(args)
-    is_own = _connect(args)
-    from ray import serve
-
-    from workers.jobs.job import run_job
-
     # `ray job stop` sends SIGTERM, and SIGKILL three seconds later: enough to ask for the end of the replicas.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if is_own:
-        # Nobody asks over HTTP; Serve would open port 8000, beside or instead of a server that has it.
-        serve.start(proxy_location="Disabled")
     try:
+        is_own = _connect(args)
+        with step("starting Ray Serve"):
+            from ray import serve
+
+            from workers.jobs.job import run_job
+
+            if is_own:
+                # Without HTTP: Serve would open port 8000, beside or instead of a server that has it.
+                serve.start(proxy_location="Disabled")
         report = run_job(config, args.input, args.output)
     except KeyboardInterrupt:
         print("stopped; the same command goes on where this one ended", file=sys.stderr)

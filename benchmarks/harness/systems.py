@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.local.pair import has_gpu
-from deploy.local.progress import say, step
 from deploy.local.server_process import START_TIMEOUT_S, ServerError, ServerProcess, ServerSpec, free_port, log_tail
+from workers.progress import say, step
 
 REPO = Path(__file__).resolve().parents[2]
 

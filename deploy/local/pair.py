@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.local.progress import step
+from workers.progress import step
 
 REPO = Path(__file__).resolve().parents[2]
 

@@ -22,6 +22,9 @@ def checkout(tmp_path: Path) -> Iterator[Checkout]:
 
     shutil.copytree(REPO / "deploy", tmp_path / "deploy", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPO / "pyproject.toml", tmp_path)
+    (tmp_path / "workers").mkdir()
+    for name in ("__init__.py", "progress.py"):
+        shutil.copy(REPO / "workers" / name, tmp_path / "workers")
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")

@@ -19,6 +19,8 @@ from typing import Any
 from workers.answers.meta import accept_length
 from workers.config import WorkerConfig
 from workers.jobs.batch_file import AnswerFile, BatchLine, read_batch
+from workers.progress import say, step
+from workers.startup import run_application
 
 PROGRESS_EVERY_S = 5.0
 # Between two tries of a line that found no room or lost its workers.
@@ -151,7 +153,7 @@ def _spec_details(body: dict[str, Any]) -> list[dict[str, Any]]:
 async def _show_progress(report: JobReport) -> None:
     while True:
         await asyncio.sleep(PROGRESS_EVERY_S)
-        print(report.line(), flush=True)
+        say(report.line())
 
 
 def run_job(config: WorkerConfig, source: Path, target: Path) -> JobReport:
@@ -182,14 +184,18 @@ def _with_replicas(config: WorkerConfig, lines: list[BatchLine], answers: Answer
     from workers.cluster.serve_source import ServeSource
     from workers.http.frontend import Frontend
 
-    # Nobody else's: the answer file has one writer at a time.
+    # It belongs to no other job that runs: the answer file has one writer at a time.
     if name in serve.status().applications:
-        print(f"taking down {name}, which a run that was killed has left", flush=True)
-        serve.delete(name)
+        with step(f"taking down {name}, which a run that was killed has left"):
+            serve.delete(name)
     try:
-        handle = serve.run(build_replicas(config), name=name, route_prefix=None)
-        frontend = Frontend(config, ServeSource(handle))
+        with step("importing Ray's LLM server, which starts the replicas"):
+            replicas = build_replicas(config)
+        handle = run_application(replicas, name, config, route_prefix=None)
+        with step("importing SGLang's OpenAI handlers"):
+            frontend = Frontend(config, ServeSource(handle))
         at_once = config.max_replicas * config.max_running_requests
         return asyncio.run(answer_batch(frontend, lines, answers, at_once, config.startup_timeout_s))
     finally:
-        serve.delete(name)
+        with step("ending replicas"):
+            serve.delete(name)

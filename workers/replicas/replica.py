@@ -24,7 +24,7 @@ from workers.cluster.loopback import bind_replica_to_loopback
 from workers.config import WorkerConfig
 from workers.replicas.engine_process import EngineProcess
 from workers.replicas.shared_memory import load_file, remove_unused
-from workers.replicas.supervision import RESTART_BUDGET, TokenClock
+from workers.replicas.supervision import FIRST_TOKEN, IMPORTING, LOADING, READY, SUPERVISOR, TokenClock
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
         self._config = WorkerConfig(**worker_config)
         bind_replica_to_loopback()
         _wait_for_restart_budget()
+        _report(IMPORTING)
         # Of replicas that were killed with everything that could have removed them.
         remove_unused()
         from sglang.srt.plugins import load_plugins
@@ -45,6 +46,7 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
         load_plugins()
         install_rank_actors(RankPlacement(self._config.cpus_per_rank))
         started = time.monotonic()
+        _report(LOADING)
         super().__init__(llm_config)
         # It kills this process's whole tree, and starts another Ray if this one is already shut down.
         atexit.unregister(self.engine.shutdown)
@@ -53,6 +55,7 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
         self._max_input_len = int(result.scheduler_infos[0]["max_req_input_len"]) - 1
         self._process = EngineProcess(result.scheduler_actors, result.block_until_scheduler_exits, files)
         self._progress = TokenClock(fresh_s=self._config.health_check_period_s)
+        _report(FIRST_TOKEN)
         logger.info("engine of %d ranks up after %.0f s", self._config.tp_size, time.monotonic() - started)
 
     async def check_health(self) -> None:
@@ -69,6 +72,9 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
             await asyncio.wait_for(self._one_token(), timeout=patience_s)
         except TimeoutError:
             self._process.end(f"no token within {patience_s:.0f} s")
+        else:
+            if first:
+                _report(READY)
 
     async def generate_tokens(self, attempt: Attempt) -> AsyncGenerator[TokenChunk, None]:
         """Stream the tokens of one attempt.
@@ -171,23 +177,31 @@ def _chunk(attempt: Attempt, answer: dict[str, Any], sent: int) -> TokenChunk:
     )
 
 
-def _restart_budget() -> Any:
+def _supervisor() -> Any:
     from ray import serve
 
-    return serve.get_deployment_actor(RESTART_BUDGET)
+    return serve.get_deployment_actor(SUPERVISOR)
 
 
 def _wait_for_restart_budget() -> None:
     """Wait as long as the restart budget says; raise if it is spent."""
     import ray
 
-    wait_s = ray.get(_restart_budget().start.remote())
+    wait_s = ray.get(_supervisor().start.remote())
     if wait_s:
         logger.warning("a replica died; waiting %.0f s before this one starts", wait_s)
         time.sleep(wait_s)
 
 
-def _report_retirement() -> None:
-    # At shutdown Serve may end the actor that keeps the budget before its replicas.
+def _report(stage: str) -> None:
+    from ray import serve
+
+    # Only for whoever watches the start: a supervisor that is gone for a moment must not end it.
     with contextlib.suppress(Exception):
-        _restart_budget().retired.remote()
+        _supervisor().reached.remote(serve.get_replica_context().replica_tag, stage)
+
+
+def _report_retirement() -> None:
+    # At shutdown Serve may end the supervisor before its replicas.
+    with contextlib.suppress(Exception):
+        _supervisor().retired.remote()

@@ -2,7 +2,8 @@
 
 Ray Serve retries a failing constructor a limited number of times, but replaces a replica that dies later without limit.
 A model that dies at its first request would be loaded again and again. `RestartBudget` counts every start of a
-deployment; Serve runs it as one actor per deployment (`workers.app.replica_options`).
+deployment. Serve runs a `Supervisor` as one actor per deployment (`workers.app.replica_options`), which has the budget
+and knows how far each start is.
 
 A replica is alive if it made a token lately, or makes one when asked. A ping is not enough: a scheduler that waits for
 a stopped rank answers pings. `TokenClock` remembers the last token.
@@ -15,8 +16,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-RESTART_BUDGET = "restart-budget"
-"""Name of the actor that keeps a deployment's budget."""
+SUPERVISOR = "supervisor"
+"""Name of the actor that keeps a deployment's `Supervisor`."""
+IMPORTING, LOADING = "importing SGLang", "ranks are importing SGLang and loading the model"
+FIRST_TOKEN, READY = "making the first token", "ready"
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 30.0
 
@@ -64,6 +67,21 @@ class RestartBudget:
     def retired(self) -> None:
         """A replica left in good order, by autoscaling or a new version: another may take its place for nothing."""
         self.expected += 1
+
+
+@dataclass
+class Supervisor(RestartBudget):
+    """The budget, and how far each replica is on its way to its first token."""
+
+    _stages: dict[str, tuple[str, float]] = field(default_factory=dict)
+
+    def reached(self, replica: str, stage: str) -> None:
+        """A replica, by its id in Serve, is at this stage from now on."""
+        self._stages[replica] = (stage, self.clock())
+
+    def stages(self) -> list[tuple[str, float]]:
+        """Stage and seconds in it of every replica, in the order in which they began; of dead ones the last."""
+        return [(stage, self.clock() - since) for stage, since in self._stages.values()]
 
 
 @dataclass

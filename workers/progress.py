@@ -1,11 +1,12 @@
-"""Progress a person can watch: one line per step, with its time, alive while the step runs.
+"""Progress a person can watch: one line per step, with its seconds, repeated while the step runs.
 
-Standard library only: it also runs under the system's Python, before anything is installed. Knows nothing
+Standard library only: `deploy/` also runs it under the system's Python, before anything is installed. Knows nothing
 about what the steps do.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
@@ -22,19 +23,25 @@ def say(text: str) -> None:
 
 @contextmanager
 def step(title: str, detail: Callable[[], str] | None = None) -> Iterator[None]:
-    """Show `title` with the seconds gone by until the block ends; `detail()` adds what is reached so far."""
+    """Show `title` with the seconds gone by until the block ends.
+
+    Args:
+        title: what the step does.
+        detail: adds how far it is. Called in another thread; an error of it is shown in its place.
+    """
     started = time.monotonic()
     finished = threading.Event()
     on_terminal = sys.stdout.isatty()
 
-    def line(mark: str) -> str:
-        reached = detail() if detail is not None else ""
+    def line(mark: str, with_detail: bool = True) -> str:
+        reached = _described(detail) if with_detail else ""
         return f"{mark} {title} ({time.monotonic() - started:.0f} s{', ' + reached if reached else ''})"
 
     def beat() -> None:
         while not finished.wait(1.0 if on_terminal else PLAIN_INTERVAL_S):
             if on_terminal:
-                print(f"\r\x1b[K{line('...')}", end="", flush=True)
+                # A line that wraps could not be redrawn.
+                print(f"\r\x1b[K{line('...')[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
             else:
                 say(line("..."))
 
@@ -46,7 +53,17 @@ def step(title: str, detail: Callable[[], str] | None = None) -> Iterator[None]:
     try:
         yield
         mark = "done:"
+    except KeyboardInterrupt:
+        mark = "stopped:"
+        raise
     finally:
         finished.set()
         thread.join()
-        say(("\r\x1b[K" if on_terminal else "") + line(mark))
+        say(("\r\x1b[K" if on_terminal else "") + line(mark, with_detail=mark == "done:"))
+
+
+def _described(detail: Callable[[], str] | None) -> str:
+    try:
+        return detail() if detail is not None else ""
+    except Exception as error:  # noqa: BLE001  (the step goes on)
+        return f"{type(error).__name__}: {error}"

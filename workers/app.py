@@ -1,9 +1,9 @@
-"""The Ray Serve application: replicas that make tokens, an ingress that makes answers.
+"""The Ray Serve application: replicas that generate tokens, and an ingress that makes OpenAI answers of them.
 
     serve deploy CONFIG      with import_path: workers.app:build_app and the fields of `WorkerConfig` as args
     python -m workers serve  the same on a local cluster
 
-`build_replicas` alone is what a batch job deploys.
+A batch job deploys `build_replicas` alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def build_app(args: dict[str, Any]) -> Any:
     """Serve's application builder.
 
     Raises:
-        pydantic.ValidationError: the arguments are no `WorkerConfig`.
+        pydantic.ValidationError: `WorkerConfig` refuses the arguments.
     """
     config = WorkerConfig(**args)
     return build_ingress(config, build_replicas(config))
@@ -38,7 +38,7 @@ def build_ingress(config: WorkerConfig, replicas: Any) -> Any:
         name="ingress",
         num_replicas=config.num_ingresses,
         ray_actor_options={"num_cpus": INGRESS_CPUS, "runtime_env": {"env_vars": replica_environment(config)}},
-        # The engine's limits come first; an ingress only passes tokens on.
+        # Above what the replicas admit, so that their limits decide: an ingress only passes tokens on.
         max_ongoing_requests=4 * config.max_replicas * config.max_running_requests + config.max_queued_requests,
         graceful_shutdown_timeout_s=config.drain_timeout_s,
     )
@@ -97,7 +97,7 @@ def replica_options(config: WorkerConfig, with_gpus: bool) -> dict[str, Any]:
         ),
         "deployment_actors": [supervisor],
         "health_check_period_s": config.health_check_period_s,
-        # Ours ends a replica that makes no token before Serve's own patience does.
+        # Longer than the replica's own limit, so that a replica without tokens ends itself and its ranks first.
         "health_check_timeout_s": config.health_check_timeout_s + 30.0,
         "graceful_shutdown_timeout_s": config.drain_timeout_s,
         "max_constructor_retry_count": config.restart_budget,
@@ -105,10 +105,10 @@ def replica_options(config: WorkerConfig, with_gpus: bool) -> dict[str, Any]:
 
 
 def replica_environment(config: WorkerConfig) -> dict[str, str]:
-    """Environment of a replica and its ranks: the deployer's, DDTREE's knobs, as many threads as CPUs are booked."""
+    """Variables of a replica and its ranks: the deployer's, DDTREE's knobs, one thread per booked CPU."""
     from workers.replicas.rank_actor import rank_environment
 
-    # Not the deployer's number: `serve deploy` builds in a task without CPUs, where Ray sets it to 1.
+    # Not the deployer's number of threads: `serve deploy` builds in a task without CPUs, where Ray sets it to 1.
     threads = {"OMP_NUM_THREADS": str(max(1, int(config.cpus_per_rank)))}
     return rank_environment({**os.environ, **threads}) | {"DDTREE_CONFIG": config.ddtree_json()}
 
@@ -116,8 +116,8 @@ def replica_environment(config: WorkerConfig) -> dict[str, str]:
 def replica_bundles(config: WorkerConfig, with_gpus: bool) -> list[dict[str, float]]:
     """One bundle per node of a replica, which is how SGLang's `RayEngine` places its ranks (srt/ray/engine.py).
 
-    The replica's own process lives in the first bundle. Two ranks on one node with GPUs, half a CPU for the replica:
-    `[{"CPU": 2.5, "GPU": 2}]`.
+    The first bundle also holds the replica's own process. Example: two ranks with GPUs on one node, and half a CPU for
+    the replica: `[{"CPU": 2.5, "GPU": 2}]`.
     """
     ranks = config.tp_size // config.nnodes
     bundles = []
@@ -128,12 +128,12 @@ def replica_bundles(config: WorkerConfig, with_gpus: bool) -> list[dict[str, flo
 
 
 def placement_strategy(config: WorkerConfig) -> str:
-    """The configured strategy; else all on one node, or each bundle on its own."""
+    """The configured strategy; by default all on one node, or each bundle on a node of its own."""
     if config.placement_strategy is not None:
         return config.placement_strategy
     return "STRICT_PACK" if config.nnodes == 1 else "STRICT_SPREAD"
 
 
 def uses_gpus(config: WorkerConfig, cluster_resources: dict[str, Any]) -> bool:
-    """True if replicas take GPUs: as configured, or with "auto" when the cluster has any."""
+    """True if replicas book GPUs: always with device "cuda", and with "auto" if the cluster has any."""
     return config.device == "cuda" or (config.device == "auto" and float(cluster_resources.get("GPU", 0)) > 0)

@@ -5,8 +5,8 @@
     python -m workers job    --input IN.jsonl --output OUT.jsonl --config FILE
     python -m workers status [--address HOST:PORT]
 
-Without `--address`, `serve` and `job` start a Ray of their own on the loopback interface and end it with themselves;
-inside `ray job submit`, and with `--address`, they use the running cluster.
+Without `--address`, `serve` and `job` start a Ray on the loopback interface and stop it at their end. With `--address`,
+and inside `ray job submit`, they use the running cluster.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ APPLICATION = "ddtree"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0 on success, 1 if lines of a job failed, 2 on bad input, 130 if stopped."""
+    """Run one command. Exit status: 0 on success, 1 if lines of a job failed, 2 on bad input, 130 for a stopped job."""
     args = build_parser().parse_args(argv)
     try:
         return int(args.command(args))
@@ -58,9 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
     job_command.add_argument("--input", type=Path, required=True)
     job_command.add_argument("--output", type=Path, required=True)
     job_command.set_defaults(command=_job)
-    status_command = commands.add_parser("status", help="print applications, replicas and their states as JSON")
+    status_command = commands.add_parser("status", help="print the applications, their replicas and states as JSON")
     status_command.add_argument(
-        "--address", help='cluster to ask, "auto" for the one that this machine is part of; default: the local one'
+        "--address", help='Ray cluster to ask; "auto": the one that this machine is part of; default: the local one'
     )
     status_command.set_defaults(command=_status)
     return parser
@@ -68,15 +68,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_config_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help="file with the fields of WorkerConfig; flags override it")
-    parser.add_argument("--demo", action="store_true", help="serve SmolLM2-135M-Instruct with the shipped drafter")
-    parser.add_argument("--address", help="Ray cluster to use; default: the job's own, else a new local one")
-    parser.add_argument("--local-cpus", type=float, help="CPUs that a local Ray may book; default: the machine's")
+    parser.add_argument("--demo", action="store_true", help="SmolLM2-135M-Instruct with the drafter that ships")
+    parser.add_argument(
+        "--address", help="Ray cluster to use; default: the one that a submitted job runs in, else a new local one"
+    )
+    parser.add_argument(
+        "--local-cpus",
+        type=float,
+        help="CPUs that a local Ray may book, also more than there are; default: the machine's",
+    )
     for name, kind in (("model", str), ("draft", str), ("dtype", str), ("device", str), ("algorithm", str)):
         parser.add_argument(f"--{name}", type=kind)
     parser.add_argument("--served-model-name")
     parser.add_argument("--tp-size", type=int)
     parser.add_argument("--budget", type=int, help="nodes of the draft tree besides the root")
-    parser.add_argument("--replicas", type=int, help="min_replicas and max_replicas at once")
+    parser.add_argument("--replicas", type=int, help="sets min_replicas and max_replicas")
     parser.add_argument("--cpus-per-rank", type=float)
     parser.add_argument("--max-running-requests", type=int)
 
@@ -119,7 +125,7 @@ def _demo_values() -> dict[str, Any]:
 
 
 def _connect(args: argparse.Namespace) -> bool:
-    """True if the cluster is this process's own."""
+    """Start a local Ray or connect to a running one; True if this process started it."""
     address = args.address or os.environ.get("RAY_ADDRESS")
     with step(f"connecting to the Ray at {address}" if address else "starting Ray on this machine"):
         from workers.cluster.local import connect, start_local_cluster
@@ -168,25 +174,26 @@ def ready_message(config: WorkerConfig, host: str, port: int) -> str:
 
 
 def with_required_api_key(config: WorkerConfig, host: str, environment: Mapping[str, str]) -> WorkerConfig:
-    """The configuration with the API key required where this environment has one.
+    """The configuration, with `api_key_env` set where this process's environment holds a key.
 
-    The ingress reads its own environment, which on a running cluster is the node's and not this process's.
+    The ingress reads the environment of its own node. With `api_key_env` set, it refuses to start where that lacks the
+    key, instead of serving everybody.
 
     Raises:
-        ValueError: an address that others reach, and no key.
+        ValueError: `host` can be reached from other machines, and there is no key.
     """
     if config.api_key_env is None and ApiKey.from_env(None, environment).is_set:
         config = config.model_copy(update={"api_key_env": DEFAULT_VARIABLE})
     if config.api_key_env is None and not is_loopback(host):
         raise ValueError(
-            f"without an API key the host must be of this machine alone, got {host}; set {DEFAULT_VARIABLE}, or leave "
-            "--host out."
+            f"--host must be a loopback address unless an API key is set, got {host}; set {DEFAULT_VARIABLE} in the "
+            "environment, or leave --host out."
         )
     return config
 
 
 def _shut_down(is_own: bool) -> None:
-    """Take down what was deployed; on a cluster of somebody else's, nothing but that."""
+    """Take down the application, and the whole of Serve on a Ray that this process started."""
     import ray
     from ray import serve
 
@@ -214,7 +221,7 @@ def _job(args: argparse.Namespace) -> int:
                 serve.start(proxy_location="Disabled")
         report = run_job(config, args.input, args.output)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one ended", file=sys.stderr)
+        print("stopped; run the same command again to go on from here", file=sys.stderr)
         return 130
     print(report.line())
     for error in report.errors:
@@ -228,12 +235,12 @@ def _status(args: argparse.Namespace) -> int:
 
     address = args.address or os.environ.get("RAY_ADDRESS")
     if address is None:
-        # `serve` starts its Ray on the loopback interface and with a token: who sets neither waits for it for ever.
+        # `serve` starts its Ray on the loopback interface and with a token; without these settings `status` would hang.
         prepare_environment()
     try:
         connect(address or "auto")
     except ConnectionError as error:
-        raise ValueError(f"a Ray cluster must run to tell of it, got: {error}") from error
+        raise ValueError(f"status needs a running Ray cluster, found none: {error}") from error
     from ray import serve
 
     applications = {name: asdict(status) for name, status in serve.status().applications.items()}

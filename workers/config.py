@@ -1,7 +1,7 @@
-"""`WorkerConfig`: one model on Ray, as a user writes it: model, drafter, ranks, replicas, limits and patience.
+"""`WorkerConfig`: one model on Ray, as a user writes it: model, drafter, ranks, replicas, limits and time limits.
 
-The same object is the `args` of a Serve config file, what `python -m workers` builds from flags, and what a job takes.
-Unknown keys are errors: a knob that is silently dropped is a wrong cluster. Nothing here imports Ray or SGLang.
+It is the `args` of a Serve config file, what `python -m workers` builds from flags, and what a job takes. Unknown keys
+are errors, so that a misspelt knob is not silently dropped. Nothing here imports Ray or SGLang.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ddtree_sglang.config import DDTreeConfig
 
 Algorithm = Literal["DDTREE", "DFLASH", "NONE"]
 
-# What `WorkerConfig` decides itself; `engine_args` may not contradict it.
+# Engine arguments that `WorkerConfig` sets from its own fields; `engine_args` may not name them.
 OWN_ENGINE_ARGS = frozenset(
     {
         "model_path",
@@ -47,7 +47,7 @@ class WorkerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(min_length=1, description="Folder or hub name of the target, the same on every node.")
+    model: str = Field(min_length=1, description="Folder or hub name of the target; a folder must exist on every node.")
     draft: str | None = Field(None, description="Folder or hub name of the DFlash drafter.")
     algorithm: Algorithm = "DDTREE"
     served_model_name: str | None = Field(None, description="What clients call the model; default: `model`.")
@@ -72,38 +72,48 @@ class WorkerConfig(BaseModel):
 
     min_replicas: PositiveInt = 1
     max_replicas: PositiveInt = 1
-    num_ingresses: PositiveInt = Field(1, description="HTTP processes; each routes by what it has sent itself.")
+    num_ingresses: PositiveInt = Field(
+        1, description="HTTP processes; each knows only the prefixes of requests that it sent itself."
+    )
     max_running_requests: PositiveInt = Field(16, description="Requests that one replica decodes at once.")
     max_queued_requests: NonNegativeInt = Field(64, description="Requests that may wait at an ingress; more get a 429.")
     target_ongoing_requests: PositiveFloat | None = Field(
         None, description="Ongoing requests per replica that autoscaling aims at; default 0.6 of max_running_requests."
     )
     prefix_imbalance: NonNegativeInt = Field(
-        8, description="Requests that a replica may have more than the emptiest one and still get its own prefixes."
+        8,
+        description="A request goes to the replica with its longest prefix, unless that one has so many more requests "
+        "than the emptiest.",
     )
 
     startup_timeout_s: PositiveFloat = 900.0
     health_check_period_s: PositiveFloat = 5.0
     health_check_timeout_s: PositiveFloat = Field(
-        30.0, description="A replica that makes no token for so long is dead."
+        30.0, description="A replica that cannot make a token within this time ends itself."
     )
-    drain_timeout_s: PositiveFloat = Field(120.0, description="How long a replica may finish its answers at shutdown.")
-    restart_budget: PositiveInt = Field(10, description="Starts of replicas within the window, beyond the first ones.")
+    drain_timeout_s: PositiveFloat = Field(
+        120.0, description="Time that a replica has at shutdown to finish its answers."
+    )
+    restart_budget: PositiveInt = Field(
+        10, description="Replacements of replicas that are allowed within restart_window_s."
+    )
     restart_window_s: PositiveFloat = 600.0
 
-    migration_limit: NonNegativeInt = Field(3, description="Workers that one answer may lose.")
+    migration_limit: NonNegativeInt = Field(3, description="Replicas that one answer may lose and still go on.")
     first_token_timeout_s: PositiveFloat = Field(
         120.0,
-        description="An attempt that a replica took goes on elsewhere if no token came for so long: queue, prefill.",
+        description="After this time without a first token (queue and prefill), the answer goes on at another replica.",
     )
-    stall_timeout_s: PositiveFloat = Field(30.0, description="The same between tokens.")
-    request_deadline_s: PositiveFloat = 600.0
+    stall_timeout_s: PositiveFloat = Field(
+        30.0, description="After this time without a next token, the answer goes on at another replica."
+    )
+    request_deadline_s: PositiveFloat = Field(600.0, description="Time for a whole answer, retries included.")
 
     api_key_env: str | None = Field(
         None,
         min_length=1,
-        description="Environment variable of the ingress that holds the API key, and has to; default: DDTREE_API_KEY, "
-        "which may be missing.",
+        description="Environment variable of the ingress that must hold the API key. Default: DDTREE_API_KEY, where no key "
+        "is asked for if that is not set.",
     )
 
     @model_validator(mode="after")
@@ -118,9 +128,9 @@ class WorkerConfig(BaseModel):
             raise ValueError(f"nnodes must divide tp_size, got {self.nnodes} and {self.tp_size}; change one of them.")
         taken = sorted(OWN_ENGINE_ARGS & set(self.engine_args))
         if taken:
-            raise ValueError(f"engine_args must leave {taken} to the fields of WorkerConfig; move them there.")
+            raise ValueError(f"engine_args must not name {taken}: WorkerConfig has fields for them; set those.")
         if self.ddtree and self.algorithm != "DDTREE":
-            raise ValueError(f"ddtree={self.ddtree} belongs to algorithm DDTREE, got {self.algorithm}; remove it.")
+            raise ValueError(f"ddtree={self.ddtree} needs algorithm DDTREE, got {self.algorithm}; remove it.")
         DDTreeConfig.from_mapping(self.ddtree, "ddtree")
         return self
 
@@ -131,7 +141,7 @@ class WorkerConfig(BaseModel):
 
     @property
     def ongoing_per_replica(self) -> float:
-        """What autoscaling aims at."""
+        """Ongoing requests per replica that autoscaling aims at."""
         return self.target_ongoing_requests or 0.6 * self.max_running_requests
 
     def server_args(self) -> dict[str, Any]:
@@ -152,7 +162,7 @@ class WorkerConfig(BaseModel):
         }
 
     def ddtree_json(self) -> str:
-        """What goes into `DDTREE_CONFIG` of every process of the replica."""
+        """Value of the variable `DDTREE_CONFIG` for every process of a replica."""
         return json.dumps(self.ddtree)
 
 
@@ -160,7 +170,7 @@ def load_worker_config(path: Path) -> WorkerConfig:
     """Read a JSON or YAML file.
 
     Raises:
-        ValueError: missing or malformed file, or values that `WorkerConfig` refuses; names the file.
+        ValueError: the file is missing or malformed, or `WorkerConfig` refuses a value; the message names the file.
     """
     import yaml
 

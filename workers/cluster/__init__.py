@@ -1,4 +1,4 @@
-"""Where things run: a Ray of this machine, routing to replicas, loopback addresses.
+"""Where things run: a local Ray, routing to replicas, loopback addresses.
 
 Must not import `workers.http`, `workers.replicas`, `workers.jobs`, `workers.app`.
 """

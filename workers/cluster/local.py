@@ -1,8 +1,8 @@
-"""A Ray cluster of this machine alone, on the loopback interface: what `python -m workers` and the tests start.
+"""A Ray cluster of this machine alone, on the loopback interface: `python -m workers` and the tests start it.
 
-Ray turns "127.0.0.1" into the address that other machines see, and then its ports, the engine's rendezvous among them,
-are open to whoever reaches the machine. `LOOPBACK` switches that off. A cluster of several machines is started by
-`ray start`, deploy/ray or KubeRay, on a network of its own; this module only connects to it.
+Ray replaces "127.0.0.1" by the address that other machines see, which opens its ports, and the engine's rendezvous, to
+every machine on that network. `LOOPBACK` switches that off. A cluster of several machines is started by `ray start`,
+deploy/ray or KubeRay, on a private network; this module only connects to it.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 LOOPBACK = {
-    # Ray's own name for "a cluster of one machine"; its only effect on Linux is that the node's address is loopback.
+    # "0" means a cluster of one machine; the only effect on Linux is that the node's address is the loopback one.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # The default for local clusters since 2.59; said here so that a user's "disabled" elsewhere is no accident.
+    # The default for local clusters since Ray 2.59, set explicitly so that it does not depend on the version.
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Otherwise a second server on the same port starts without a word, and the kernel gives it half of the clients.
+    # Otherwise a second server on the same port starts without an error, and the kernel gives it half of the clients.
     "SERVE_SOCKET_REUSE_PORT_ENABLED": "0",
-    # Ray starts workers at 15, behind everything else on the machine; a rank that serves is no background work.
+    # Ray starts workers with niceness 15, behind everything else on the machine; a serving rank should not be.
     "RAY_worker_niceness": "0",
-    # Of 5 s, three times; then Serve kills its proxy and fails. On two busy cores importing Serve takes longer.
+    # Serve's default is three tries of 5 s, too short to import Serve on two busy cores.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
 
@@ -31,9 +31,9 @@ def start_local_cluster(num_cpus: float | None = None, num_gpus: float | None = 
     """Start Ray on this machine for this process, without a dashboard; returns what the cluster has.
 
     Args:
-        num_cpus: CPUs that may be booked; default: the machine's. Booking is bookkeeping: more than there are is
-            allowed, and slow.
-        num_gpus: the same for GPUs.
+        num_cpus: CPUs that may be booked; default: the machine's. Booking reserves no cores, so more CPUs than there
+            are can be given; the processes then share the cores.
+        num_gpus: GPUs that may be booked; default: the machine's.
     """
     prepare_environment()
     import ray
@@ -51,21 +51,21 @@ def start_local_cluster(num_cpus: float | None = None, num_gpus: float | None = 
 
 
 def prepare_environment() -> None:
-    """Set what Ray reads when it is imported; explicit settings of the user stand.
+    """Set the variables that Ray reads when it is imported, apart from those that the user has set.
 
     Raises:
-        RuntimeError: Ray is imported already and would not notice.
+        RuntimeError: Ray is imported already, so setting them would have no effect.
     """
     missing = {name: value for name, value in LOOPBACK.items() if name not in os.environ}
     if missing and "ray" in sys.modules:
         raise RuntimeError(
-            f"Ray reads {sorted(missing)} when it is imported, and it is; prepare the environment first."
+            f"Ray reads {sorted(missing)} when it is imported, which has happened; call prepare_environment before."
         )
     os.environ.update(missing)
 
 
 def connect(address: str) -> dict[str, Any]:
-    """Connect to a running cluster, "auto" for the one that this machine belongs to."""
+    """Connect to a running cluster and return its resources; "auto": the one that this machine belongs to."""
     import ray
 
     ray.init(address=address, runtime_env={"env_vars": {"PYTHONPATH": python_path()}}, log_to_driver=False)
@@ -74,6 +74,6 @@ def connect(address: str) -> dict[str, Any]:
 
 
 def python_path() -> str:
-    """The checkout that this module lies in, before what `PYTHONPATH` holds: actors start in other folders."""
+    """`PYTHONPATH` for actors, which start in other folders: this checkout first, then the variable's own entries."""
     here = str(Path(__file__).resolve().parents[2])
     return os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])

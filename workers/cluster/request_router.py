@@ -1,8 +1,8 @@
-"""Which replica an attempt goes to: one that it was not at, there the longest prefix, then the least loaded.
+"""Chooses the replica of an attempt: not one that the answer was at before, then the longest prefix, then least load.
 
-`ray.serve.llm`'s prefix router keeps its prefixes in a detached actor on any node: it outlives the application, and
-where its node is lost every later choice raises, which Serve logs and never tries again. Here each router has an actor
-of its own, on its own node, that ends with it; without it requests go where there is least to do.
+`ray.serve.llm`'s prefix router keeps its prefixes in one detached actor on any node. That actor outlives the
+application, and if its node is lost every later choice raises, which Serve logs and never retries. Here each router has
+an actor of its own, on its own node, that ends with the router. If the actor fails, requests go by load.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 class FallbackPrefixRouter(PrefixCacheAffinityRouter):  # type: ignore[misc]
-    """The stock router, which goes on where its prefix tree fails."""
+    """The stock prefix router, which falls back to routing by load when its prefix tree fails."""
 
     def initialize_state(self, **kwargs: Any) -> None:
-        """Serve calls this once, with `request_router_kwargs`."""
+        """Called by Serve once, with `request_router_kwargs`."""
         super().initialize_state(**{"tree_actor": tree_on_this_node(), **kwargs})
 
     async def choose_replicas(self, candidate_replicas: list[Any], pending_request: Any = None) -> list[list[Any]]:
@@ -40,35 +40,35 @@ class FallbackPrefixRouter(PrefixCacheAffinityRouter):  # type: ignore[misc]
         return groups
 
     def update_replicas(self, replicas: list[Any]) -> None:
-        """What Serve knows of replicas; the stock method tells the tree last."""
+        """The list of replicas changed. The stock method updates the tree as its last step."""
         with _falling_back_to_load():
             super().update_replicas(replicas)
 
     def on_replica_actor_died(self, replica_id: Any) -> None:
-        """The same."""
+        """A replica died. The stock method removes it from the tree as its last step."""
         with _falling_back_to_load():
             super().on_replica_actor_died(replica_id)
 
     def on_request_routed(self, pending_request: Any, replica_id: Any, result: Any) -> None:
-        """The request is at the replica; the stock method adds its prompt to the tree."""
+        """The replica has the request. The stock method adds its prompt to the tree."""
         with _falling_back_to_load():
             super().on_request_routed(pending_request, replica_id, result)
 
 
 class AttemptRouter(AvoidsTriedReplicas, FallbackPrefixRouter):  # type: ignore[misc]
-    """The same for attempts that may be resumptions."""
+    """The router of the deployment: a resumed answer avoids the replicas that it was at."""
 
 
 def tree_on_this_node() -> Any:
-    """A prefix tree for one router: it ends with this process, and starts again, empty, should it die before."""
+    """A prefix tree for one router: it ends with this process, and restarts empty if it dies before."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return PrefixTreeActor.options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
 
 
 @contextmanager
 def _falling_back_to_load() -> Iterator[None]:
-    # A KeyError: the tree names a replica that is gone.
+    # KeyError: the tree names a replica that is gone.
     try:
         yield
     except (ray.exceptions.RayError, KeyError) as error:
-        logger.warning("the prefix tree is of no use now (%s: %s); going by load", type(error).__name__, error)
+        logger.warning("the prefix tree failed (%s: %s); routing by load", type(error).__name__, error)

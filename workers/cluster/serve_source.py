@@ -1,4 +1,4 @@
-"""Attempts on a Ray Serve deployment: what Serve raises, in the words of `workers.answers.protocol`."""
+"""Runs attempts on a Ray Serve deployment, and translates what Serve raises into `workers.answers.protocol`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from workers.answers.protocol import Attempt, Busy, Refused, TokenChunk, WorkerL
 class ServeSource:
     """A `TokenSource` over a handle to `DDTreeServer`; Serve's request router chooses the replica of an attempt.
 
-    An attempt whose replica dies before it has said that it took the attempt goes to another by Serve's own hand, with
-    the same number (`ray/serve/_private/router.py`, `route_and_send_request`); nobody has lost anything then, and only
-    deaths after that are a `WorkerLost`.
+    If a replica dies before it accepts an attempt, Serve itself sends the attempt, with its number, to another
+    (`ray/serve/_private/router.py`, `route_and_send_request`). Nothing is lost then; a later death is a `WorkerLost`.
     """
 
     def __init__(self, handle: Any) -> None:
@@ -39,7 +38,7 @@ class ServeSource:
 
 
 def _as_protocol_error(error: Exception) -> Exception | None:
-    """What Serve raised, as the router understands it; None for what is no replica's doing."""
+    """The protocol's error for what Serve raised; None for an error that no replica caused."""
     from ray.exceptions import RayError, RayTaskError, TaskCancelledError
     from ray.serve.exceptions import BackPressureError, RayServeException
 
@@ -47,11 +46,11 @@ def _as_protocol_error(error: Exception) -> Exception | None:
         return Busy(str(error))
     if isinstance(error, TaskCancelledError):
         return None
-    # Ray wraps what a replica raises; `Refused` is for the client, anything else means that the replica is broken.
+    # Ray wraps what a replica raises. `Refused` is for the client; anything else means that the replica is broken.
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, Refused):
         return cause
-    # Not only deaths of actors: the memory monitor's kill is an OutOfMemoryError, a lost node a NodeDiedError.
+    # Beside deaths of actors: a kill by the memory monitor is an OutOfMemoryError, a lost node a NodeDiedError.
     if isinstance(error, (RayError, RayServeException)):
         return WorkerLost(f"{type(cause).__name__}: {cause}")
     return None

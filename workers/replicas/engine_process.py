@@ -1,7 +1,7 @@
 """One replica's engine as a group that lives and dies together: the process that owns it, its ranks, its children.
 
-A tensor-parallel group cannot lose a member, so the death of any rank ends them all, and whoever started this process
-(Ray Serve) starts a new one. Ending is by SIGKILL: a rank that waits for a dead or stopped peer hears nothing else.
+A tensor-parallel group cannot lose a member, so the death of any rank ends all of them and this process; Ray Serve then
+starts a new replica. Ending is by SIGKILL: a rank that waits for a dead or stopped peer reacts to nothing else.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class EngineProcess:
     Args:
         ranks: actor handles, as `install_rank_actors` makes them.
         until_a_rank_ends: blocks until any rank's event loop ends, however it ends.
-        files: in shared memory; nothing else removes them.
-        exit_process: what ends this process; tests put something milder there.
+        files: in shared memory, removed at the end; SGLang does not remove them.
+        exit_process: ends this process; tests replace it.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class EngineProcess:
         threading.Thread(target=self._watch, name="rank-death-watch", daemon=True).start()
 
     def pings(self, timeout_s: float = 5.0) -> list[dict[str, Any]]:
-        """What each rank says of itself.
+        """Each rank's description of itself: pid, node, rank, number of forwards.
 
         Raises:
-            ray.exceptions.RayError: a rank is dead, or silent for `timeout_s`.
+            ray.exceptions.RayError: a rank is dead, or gave no answer within `timeout_s` seconds.
         """
         import ray
 
@@ -57,7 +57,7 @@ class EngineProcess:
         return answers
 
     def end(self, reason: str) -> None:
-        """End ranks, children and this process, in this order; does not return."""
+        """End ranks, children and this process, in this order. Does nothing if that has begun already."""
         if not self._ending.acquire(blocking=False):
             return
         logger.error("ending this replica and its %d ranks: %s", len(self._ranks), reason)
@@ -65,16 +65,16 @@ class EngineProcess:
         self._exit_process(1)
 
     def retire(self) -> None:
-        """End ranks and children in good order; this process is left to whoever asked for that."""
+        """End ranks and children; the caller ends this process."""
         if self._ending.acquire(blocking=False):
             self._end_others()
 
     def end_ranks(self) -> None:
-        """Kill every rank, stopped ones too."""
+        """Kill every rank; SIGKILL also reaches ranks on this node that are stopped."""
         import ray
 
         for rank in self._ranks:
-            # A rank on another node, or one that is gone already; its owner's death ends it as well.
+            # Fails for a rank that is gone already; the death of this process, its owner, ends the others anyway.
             with contextlib.suppress(Exception):
                 ray.kill(rank)
         for pid in self._pids:
@@ -99,9 +99,9 @@ class EngineProcess:
 
 
 def _kill_children() -> None:
-    """Kill what this process started: SGLang's detokenizer; but not Python's resource tracker.
+    """Kill the processes that this one started (SGLang's detokenizer), apart from Python's resource tracker.
 
-    The tracker ends by itself once nobody is left, and removes the semaphores that killed processes left behind.
+    The tracker ends by itself when its last client is gone, and then removes the semaphores of killed processes.
     """
     import psutil
 

@@ -3,7 +3,7 @@
 SGLang 0.5.23's own `SchedulerActor` builds a scheduler without loading plugins (so DDTREE is unknown in it), calls
 `torch.cuda.set_device` whatever the platform, asks for a GPU whatever its bundle holds, passes no environment on, and
 queues every other call behind its event loop. `install_rank_actors` puts a subclass in its place, in the process that
-starts the engine; nothing else of `RayEngine` changes. Ray is imported here only when somebody asked for it.
+starts the engine. Ray is imported only in functions that need it.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from ddtree_sglang.contract.start import require
 from ddtree_sglang.contract.workers import WORKERS
 
 FORWARDED_PREFIXES = ("DDTREE_", "SGLANG_", "OMP_", "GOMP_", "KMP_", "NCCL_", "GLOO_", "TORCH_", "TRITON_", "HF_")
-"""Variables of the launcher that a rank gets; the rest is the Ray node's own environment."""
+"""Variables that a rank gets from its launcher; all others are those of its Ray node."""
 OWNER_PID = "DDTREE_OWNER_PID"
-"""Of the process that started a rank, so that whoever looks at a rank's environment finds its replica."""
+"""Variable with the process id of a rank's launcher, so that a rank's environment names its replica."""
 SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 
 
 @dataclass(frozen=True)
 class RankPlacement:
-    """What each rank takes of its placement-group bundle, the GPU apart, which it takes if the bundle has one.
+    """What each rank books of its placement-group bundle. Where the bundle has GPUs, it books one of them as well.
 
     Attributes:
-        cpus_per_rank: fraction of CPUs that Ray books for a rank; SGLang's own actors book none.
+        cpus_per_rank: CPUs, or a fraction of one; SGLang's own actors book none.
     """
 
     cpus_per_rank: float = 0.0
 
 
 class RankActorClass:
-    """Stands where `RayEngine` has its actor class: `options(...)` first asks what the bundle offers."""
+    """Takes the place of `RayEngine`'s actor class: `options(...)` first looks at what the bundle offers."""
 
     def __init__(self, actor_class: Any, placement: RankPlacement) -> None:
         self.actor_class = actor_class
@@ -66,7 +66,7 @@ def rank_options(
 
 
 def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that a rank needs of its launcher; never one whose name sounds like a secret.
+    """The variables that a rank gets from its launcher, without those whose names contain a word of `SECRET_WORDS`.
 
     Ray narrows `CUDA_VISIBLE_DEVICES` to one GPU per actor, and SGLang then selects that GPU by its index on the node
     (ray/scheduler_actor.py); with several GPUs both hold only if Ray leaves the variable alone.
@@ -76,13 +76,13 @@ def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if name.startswith(FORWARDED_PREFIXES) and not any(word in name for word in SECRET_WORDS)
     }
-    # Ray sets one OpenMP thread in an actor that books no CPU; a rank shares the node's cores with its peers only.
+    # In an actor that books no CPU, Ray sets OpenMP to one thread. By default a rank may use every core of its node.
     kept.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     return kept | {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1", OWNER_PID: str(os.getpid())}
 
 
 def install_rank_actors(placement: RankPlacement | None = None) -> None:
-    """Have this process's `RayEngine` start our actors; harmless when called again.
+    """Make this process's `RayEngine` start our actors. A second call only changes the placement, if one is given.
 
     Raises:
         ImportError: Ray is not installed.
@@ -105,7 +105,7 @@ def rank_actors(stock: Any) -> RankActorClass:
 
 
 def _rank_actor_class(stock: Any) -> Any:
-    """Our subclass of SGLang's actor, as a Ray actor class with a thread for questions beside the event loop."""
+    """Our subclass of SGLang's actor, as a Ray actor class with a thread that answers `ping` beside the event loop."""
     import ray
 
     class RankActor(stock.__ray_actor_class__):  # type: ignore[misc, name-defined]
@@ -116,13 +116,13 @@ def _rank_actor_class(stock: Any) -> Any:
 
             from workers.cluster.loopback import bind_rendezvous_to_loopback
 
-            # First of all, so that DDTREE and the platform are known when the arguments are published.
+            # Before everything else: the constructor publishes arguments that name DDTREE and the platform.
             load_plugins()
             bind_rendezvous_to_loopback()
             super().__init__(**arguments)
 
         def run_event_loop(self) -> None:
-            """As stock; only a CUDA rank has a device to select."""
+            """Stock's event loop, without its `torch.cuda.set_device` where the device is not CUDA."""
             from sglang.srt.runtime_context import get_device
 
             if str(get_device().device).startswith("cuda"):
@@ -132,7 +132,7 @@ def _rank_actor_class(stock: Any) -> Any:
 
         @ray.method(concurrency_group="control")
         def ping(self) -> dict[str, Any]:
-            """Who this rank is and how many forwards it ran: answers while the event loop runs."""
+            """Process id, node id, rank and number of forwards; answers while the event loop runs."""
             return {
                 "pid": os.getpid(),
                 "node_id": ray.get_runtime_context().get_node_id(),

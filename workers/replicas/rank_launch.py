@@ -1,4 +1,4 @@
-"""How `RayEngine` starts its ranks: bundles that this platform has, and no waiting that nothing asks for."""
+"""Hooks on how `RayEngine` starts its ranks: bundles without GPUs on a CPU platform, and a launch in a thread."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-# For CPUs that nobody else books; starting a node takes longer, and then another attempt does no harm.
+# How long to wait for free CPUs. If a node must be started first this fails; a retry then succeeds.
 PLACEMENT_TIMEOUT_S = 60.0
 
 
 def launch_on_this_platform(original: Callable[..., Any], cls: type, *args: Any, **kwargs: Any) -> Any:
     """AROUND hook on `RayEngine._launch_scheduler_processes`: without a GPU, ranks get bundles of CPUs.
 
-    Stock makes bundles of GPUs when it has no placement group, and on such a cluster would wait for them for ever.
+    Without a placement group, stock asks for bundles of GPUs, and on a cluster without GPUs would wait for ever.
+
+    Raises:
+        RuntimeError: no node had the CPUs free within `PLACEMENT_TIMEOUT_S` seconds.
     """
     import ray
     from sglang.srt.runtime_context import get_parallel
@@ -32,17 +35,18 @@ def launch_on_this_platform(original: Callable[..., Any], cls: type, *args: Any,
     if not group.wait(timeout_seconds=PLACEMENT_TIMEOUT_S):
         ray.util.remove_placement_group(group)
         raise RuntimeError(
-            f"{ranks} rank(s) need {ranks * share:g} free CPUs on one node of the cluster, which were not to be had "
-            f"within {PLACEMENT_TIMEOUT_S:.0f} s; end what books them (`ray status` tells), or add a node."
+            f"{ranks} rank(s) need {ranks * share:g} free CPUs on one node, and no node had them within "
+            f"{PLACEMENT_TIMEOUT_S:.0f} s; see what books them with `ray status` and end it, or add a node."
         )
     return start_launching(original, cls, *args, **{**kwargs, "placement_group": group})
 
 
 def start_launching(launch: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, None]:
-    """Launch in a thread; the result's `wait_for_ready` waits for it, raises what it raised, and fills the result.
+    """Launch in a thread. The result's `wait_for_ready` waits for the launch, raises its error, and fills the result.
 
-    That is what it is for: with processes instead of actors the engine goes on to its detokenizer and tokenizer while
-    the ranks load. `RayEngine` waits first, and each of the three spends half a minute of a core on imports alone.
+    `RayEngine` itself waits for its ranks before it starts the detokenizer and the tokenizer, and each of the three
+    spends half a minute of a core on imports. With the launch in a thread they start side by side, as they do in
+    SGLang's engine with processes.
     """
     from sglang.srt.ray.engine import RaySchedulerInitResult
 
@@ -51,10 +55,10 @@ def start_launching(launch: Callable[..., Any], *args: Any, **kwargs: Any) -> tu
     def run() -> None:
         try:
             launched.set_result(launch(*args, **kwargs)[0])
-        except BaseException as error:  # noqa: BLE001  (raised again by whoever waits)
+        except BaseException as error:  # noqa: BLE001  (wait_for_ready raises it again)
             launched.set_exception(error)
 
-    # A daemon: a launch that hangs does not keep a process that gave up.
+    # A daemon thread: a launch that hangs must not keep the process from exiting.
     threading.Thread(target=contextvars.copy_context().run, args=(run,), name="rank-launch", daemon=True).start()
     early = RaySchedulerInitResult(scheduler_infos=[])
 
@@ -71,7 +75,11 @@ def start_launching(launch: Callable[..., Any], *args: Any, **kwargs: Any) -> tu
 
 
 def check_bundles(original: Callable[..., None], group: Any, world_size: int) -> None:
-    """AROUND hook on `_validate_custom_placement_group`: stock wants a GPU in each bundle, a CPU rank has none."""
+    """AROUND hook on `_validate_custom_placement_group`: stock requires a GPU in each bundle; CPU ranks need none.
+
+    Raises:
+        ValueError: fewer bundles than ranks.
+    """
     from ddtree_sglang.cpu_platform import is_active
 
     if not is_active():

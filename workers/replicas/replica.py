@@ -1,9 +1,8 @@
 """One replica: `ray.serve.llm`'s `SGLangServer` with our ranks, a health check that makes a token, and token streams.
 
-What is inherited: building SGLang's `RayEngine` inside a Serve replica, chat templates, the OpenAI methods of
-`ray.serve.llm`. What is added: ranks that load plugins, the death of a rank as the death of the replica, a limit on
-restarts, all of SGLang's sampling parameters, and `generate_tokens`, from which the ingress makes answers that survive
-a replica.
+Inherited: building SGLang's `RayEngine` inside a Serve replica, chat templates, and the OpenAI methods of
+`ray.serve.llm`. Added: ranks that load plugins; the replica ends when one of its ranks dies; a limit on restarts; all
+of SGLang's sampling parameters; `generate_tokens`, from which the ingress makes answers that survive a replica.
 """
 
 from __future__ import annotations
@@ -30,14 +29,19 @@ logger = logging.getLogger(__name__)
 
 
 class DDTreeServer(SGLangServer):  # type: ignore[misc]
-    """See the module's docstring; `worker_config` are the fields of `WorkerConfig`."""
+    """The deployment class of a replica.
+
+    Args:
+        llm_config: `ray.serve.llm`'s LLMConfig.
+        worker_config: the fields of `WorkerConfig`.
+    """
 
     def __init__(self, llm_config: Any, worker_config: dict[str, Any]) -> None:
         self._config = WorkerConfig(**worker_config)
         bind_replica_to_loopback()
         _wait_for_restart_budget()
         _report(IMPORTING)
-        # Of replicas that were killed with everything that could have removed them.
+        # Shared memory of replicas that were killed before they could remove it.
         remove_unused()
         from sglang.srt.plugins import load_plugins
 
@@ -48,7 +52,7 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
         started = time.monotonic()
         _report(LOADING)
         super().__init__(llm_config)
-        # It kills this process's whole tree, and starts another Ray if this one is already shut down.
+        # SGLang's own exit handler kills this process's whole tree, and starts another Ray if this one is shut down.
         atexit.unregister(self.engine.shutdown)
         result = self.engine._scheduler_init_result
         files = [load_file(self.engine.port_args)]
@@ -59,13 +63,13 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
         logger.info("engine of %d ranks up after %.0f s", self._config.tp_size, time.monotonic() - started)
 
     async def check_health(self) -> None:
-        """Make a token, unless one came out lately; a replica that cannot is ended at once, ranks and all.
+        """Make a token, unless one came out lately. A replica that makes none in time ends itself with its ranks.
 
-        Serve calls this before it sends the first request, so a replica is ready after a real token.
+        Serve calls this before it sends the first request, so a replica counts as ready only after a real token.
         """
         if self._progress.is_fresh():
             return
-        # The first token waits for the detokenizer's process, which starts when the ranks are up.
+        # The first token also waits for the detokenizer's process to start.
         first = self._progress.never()
         patience_s = self._config.startup_timeout_s if first else self._config.health_check_timeout_s
         try:
@@ -80,12 +84,14 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
         """Stream the tokens of one attempt.
 
         Raises:
-            Refused: SGLang refused the request, before or after it was queued; or it would cut the answer so far.
+            Refused: SGLang refused the request, before or after it was queued; or the answer so far is longer than
+                this engine's longest prompt, so it would be cut.
         """
         if attempt.num_emitted and len(attempt.input_ids) > self._max_input_len:
             raise Refused(
-                f"prompt and answer so far must fit this engine's longest prompt of {self._max_input_len} tokens to go "
-                f"on here, got {len(attempt.input_ids)}; ask for fewer tokens, or give it more memory for KV."
+                f"an answer can go on here only if prompt and answer so far fit this engine's longest prompt of "
+                f"{self._max_input_len} tokens, got {len(attempt.input_ids)}; ask for fewer tokens, or give the engine more "
+                "memory for its KV cache."
             )
         yield TokenChunk(attempt.number, attempt.num_emitted, ())
         async for chunk in self._engine_chunks(attempt):
@@ -94,24 +100,24 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
             yield chunk
 
     async def stats(self) -> dict[str, Any]:
-        """The ranks as they describe themselves, the requests in this process, and SGLang's own state."""
+        """The ranks' pings, the number of requests in this process, and SGLang's own state."""
         pings = await asyncio.get_running_loop().run_in_executor(None, self._process.pings)
         state = await self.engine.tokenizer_manager.get_internal_state()
         return {"ranks": pings, "running": len(self.engine.tokenizer_manager.rid_to_state), "engine": state}
 
     async def __del__(self) -> None:
-        """Serve's destructor, after the last answer of a replica that retires."""
+        """Called by Serve after the last answer of a replica that it takes down."""
         if hasattr(self, "_process"):
             _report_retirement()
             self._process.retire()
 
     async def _one_token(self) -> None:
-        """Return once a token came out, this question's or another request's."""
+        """Return once the engine made a token, for this question or for another request."""
         while not self._progress.is_fresh():
             try:
                 await self._ask_for_a_token()
-            except Exception as error:  # noqa: BLE001  (time decides, not the kind of error)
-                # A full engine refuses for a while, which others' tokens show; one that always does runs out of time.
+            except Exception as error:  # noqa: BLE001  (only the time limit decides)
+                # A full engine refuses for a while, but makes others' tokens. One that always refuses runs out of time.
                 logger.warning("no token for the health check: %s: %s", type(error).__name__, error)
                 await asyncio.sleep(0.5)
 
@@ -119,7 +125,7 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
         request = Attempt(f"health-{uuid.uuid4().hex}", 0, (0,), 0, {"max_new_tokens": 1, "temperature": 0.0})
         waiting = asyncio.ensure_future(anext(self._engine_chunks(request)))
         try:
-            # A full replica lets the question wait, but then others' tokens come.
+            # In a full replica the question waits, but tokens of other requests come out.
             while not waiting.done() and not self._progress.is_fresh():
                 await asyncio.wait({waiting}, timeout=0.2)
             if waiting.done():
@@ -131,7 +137,7 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
                 await waiting
 
     async def _engine_chunks(self, attempt: Attempt) -> AsyncIterator[TokenChunk]:
-        """Run an attempt in the engine; whatever way this ends early, the engine stops working on it."""
+        """Run an attempt in the engine. However this ends early, the engine's work on it is aborted."""
         from sglang.srt.managers.io_struct import GenerateReqInput
 
         manager = self.engine.tokenizer_manager
@@ -160,7 +166,7 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
 
 
 def _chunk(attempt: Attempt, answer: dict[str, Any], sent: int) -> TokenChunk:
-    """The tokens of a streamed answer of SGLang's (all so far, in 0.5.23) beyond the `sent` ones."""
+    """The tokens after the first `sent` of a streamed answer; SGLang 0.5.23 streams all tokens so far."""
     meta = answer["meta_info"]
     reason = meta.get("finish_reason")
     if reason is not None and reason["type"] == "abort" and reason.get("status_code") is not None:
@@ -184,7 +190,7 @@ def _supervisor() -> Any:
 
 
 def _wait_for_restart_budget() -> None:
-    """Wait as long as the restart budget says; raise if it is spent."""
+    """Wait as long as the restart budget says; raises `RestartBudgetSpentError` if it is spent."""
     import ray
 
     wait_s = ray.get(_supervisor().start.remote())
@@ -196,7 +202,7 @@ def _wait_for_restart_budget() -> None:
 def _report(stage: str) -> None:
     from ray import serve
 
-    # Only for whoever watches the start: a supervisor that is gone for a moment must not end it.
+    # Only a person who watches reads it: a supervisor that is gone for a moment must not end the start.
     with contextlib.suppress(Exception):
         _supervisor().reached.remote(serve.get_replica_context().replica_tag, stage)
 

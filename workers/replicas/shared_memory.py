@@ -1,7 +1,7 @@
 """Files in /dev/shm that an engine leaves behind: SGLang removes none of them outside its own CI.
 
-Each engine makes one for its load, and more with several ranks; a killed process leaves its semaphores, too. A replica
-that ends removes what it knows by name; one that starts removes what nobody uses any more, of whoever was killed.
+Each engine makes one for its load, and more with several ranks. A killed process also leaves its semaphores. A replica
+that ends removes its own load file by name; one that starts removes all such files that no process uses any more.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ FOLDER = Path("/dev/shm")
 PREFIXES = ("sglang_loads_", "sgl_shm_", "sem.mp-")
 """SGLang's loads and message queues, and the semaphores of Python's multiprocessing."""
 YOUNG_S = 10.0
-"""Whoever makes such a file maps it within milliseconds."""
+"""Younger files are left alone: their maker maps them within milliseconds, and may not have yet. In seconds."""
 
 
 def load_file(port_args: Any) -> Path:
-    """The file of an engine's load, by its `PortArgs` (managers/load_snapshot.py)."""
+    """The file in which an engine publishes its load, from its `PortArgs` (managers/load_snapshot.py)."""
     from sglang.srt.managers.load_snapshot import shm_path_for
 
     return Path(shm_path_for(port_args.instance_id))
 
 
 def remove(files: Iterable[Path]) -> None:
-    """Remove files that may be gone already."""
+    """Remove files; those that are gone already are no error."""
     for path in files:
         with contextlib.suppress(OSError):
             path.unlink()
 
 
 def remove_unused(folder: Path = FOLDER) -> list[Path]:
-    """Remove this user's files of those families that no process has mapped; returns them.
+    """Remove this user's files with one of `PREFIXES` that no process has mapped; returns them.
 
-    A process whose maps may not be read belongs to another user, who could not map them either: they are private.
+    The maps of other users' processes cannot be read, but those cannot map these files either: they are private.
     """
     if not folder.is_dir():
         return []

@@ -25,7 +25,7 @@ LONGEST_WAIT_S = 30.0
 
 
 class RestartBudgetSpentError(RuntimeError):
-    """Replicas started again too often; says how often, and what to look at."""
+    """Replicas restarted too often; the message says how often, and where to look."""
 
 
 @dataclass
@@ -45,10 +45,10 @@ class RestartBudget:
     _restarts: deque[float] = field(default_factory=deque)
 
     def start(self) -> float:
-        """Record a start; the seconds to wait before it: 0 for expected ones, then 1, 2, 4, ... up to 30.
+        """Record a start and return the seconds to wait before it: 0 for expected ones, then 1, 2, 4, ... up to 30.
 
         Raises:
-            RestartBudgetSpentError: there were `budget` restarts within the window already.
+            RestartBudgetSpentError: there were already `budget` restarts within the window.
         """
         now = self.clock()
         while self._restarts and now - self._restarts[0] > self.window_s:
@@ -58,14 +58,14 @@ class RestartBudget:
             return 0.0
         if len(self._restarts) >= self.budget:
             raise RestartBudgetSpentError(
-                f"replicas may start again {self.budget} times in {self.window_s:.0f} s, and did; look into the logs "
-                "of the last ones, then deploy again, or raise restart_budget."
+                f"replicas were restarted {self.budget} times in {self.window_s:.0f} s, which is the limit; find the "
+                "cause in the logs of the last replicas and deploy again, or raise restart_budget."
             )
         self._restarts.append(now)
         return min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** (len(self._restarts) - 1))
 
     def retired(self) -> None:
-        """A replica left in good order, by autoscaling or a new version: another may take its place for nothing."""
+        """Record that Serve took a replica down (autoscaling, a new version): one more start costs nothing."""
         self.expected += 1
 
 
@@ -86,10 +86,10 @@ class Supervisor(RestartBudget):
 
 @dataclass
 class TokenClock:
-    """Remembers when the last token came out of the engine, whoever asked for it.
+    """Remembers when the engine made its last token, for any request.
 
     Attributes:
-        fresh_s: a token not older than this is proof enough; no need to ask for one.
+        fresh_s: seconds for which a token proves that the replica is alive.
     """
 
     fresh_s: float
@@ -97,7 +97,7 @@ class TokenClock:
     _last: float | None = field(default=None)
 
     def token(self) -> None:
-        """A token came out."""
+        """Record a token."""
         self._last = self.clock()
 
     def is_fresh(self) -> bool:

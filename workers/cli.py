@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
@@ -139,6 +140,8 @@ def _connect(args: argparse.Namespace) -> bool:
 
 def _serve(args: argparse.Namespace) -> int:
     config = with_required_api_key(worker_config(args), args.host, os.environ)
+    # Ray's LLM package makes SGLang's loggers print JSON; in this process they only tell of plugins.
+    logging.getLogger("sglang").setLevel(logging.WARNING)
     # SIGTERM ends it as Ctrl-C does, also while replicas start.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     is_own = _connect(args)

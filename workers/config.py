@@ -112,8 +112,8 @@ class WorkerConfig(BaseModel):
     api_key_env: str | None = Field(
         None,
         min_length=1,
-        description="Environment variable of the ingress that must hold the API key. Default: DDTREE_API_KEY, where no key "
-        "is asked for if that is not set.",
+        description="Environment variable of the ingress that must hold the API key. Default: DDTREE_API_KEY, and if "
+        "that is not set, no key is asked for.",
     )
 
     @model_validator(mode="after")

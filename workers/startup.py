@@ -6,7 +6,7 @@ import contextlib
 from typing import Any
 
 from workers.config import WorkerConfig
-from workers.progress import step
+from workers.progress import say, step
 from workers.replicas.supervision import READY, SUPERVISOR
 
 ACTOR_TIMEOUT_S = 2.0
@@ -23,8 +23,8 @@ def run_application(application: Any, name: str, config: WorkerConfig, **options
     """
     from ray import serve
 
-    title = f"starting {config.min_replicas} replica(s) of {config.name}, {config.tp_size} rank(s) each"
-    with step(title, lambda: described(start_stages(name), config.min_replicas)):
+    say(f"{config.min_replicas} replica(s) of {config.name}, {config.tp_size} rank(s) each")
+    with step("starting replicas", lambda: described(start_stages(name), config.min_replicas)):
         return serve.run(application, name=name, **options)
 
 
@@ -46,11 +46,11 @@ def start_stages(application: str) -> list[tuple[str, float]]:
 
 
 def described(stages: list[tuple[str, float]], num_replicas: int) -> str:
-    """One phrase for the newest `num_replicas` replicas; an older one that is still listed has died."""
+    """A phrase for the newest `num_replicas` replicas; an older one that is still listed has died."""
     newest = list(enumerate(stages, 1))[-num_replicas:]
     if len(newest) == num_replicas and all(stage == READY for _, (stage, _) in newest):
-        return "replicas are ready, the ingress is starting"
-    shown = [f"replica {number} {stage} for {seconds:.0f} s" for number, (stage, seconds) in newest]
+        return "all ready"
+    shown = [f"{number}: {stage} for {seconds:.0f} s" for number, (stage, seconds) in newest]
     if len(newest) < num_replicas:
-        shown.append(f"{num_replicas - len(newest)} replica(s) waiting for resources or starting a process")
+        shown.append(f"{num_replicas - len(newest)} waiting for resources or starting a process")
     return ", ".join(shown)

@@ -49,7 +49,7 @@ def test_key_in_the_environment_is_required_of_the_ingress_and_an_open_address_n
     assert cli.with_required_api_key(config, "127.0.0.1", {}).api_key_env is None
     with_key = cli.with_required_api_key(config, "0.0.0.0", {"DDTREE_API_KEY": "k"})
     assert with_key.api_key_env == "DDTREE_API_KEY"
-    with pytest.raises(ValueError, match=r"the host must be of this machine alone, got 0\.0\.0\.0"):
+    with pytest.raises(ValueError, match=r"must be a loopback address unless an API key is set, got 0\.0\.0\.0"):
         cli.with_required_api_key(config, "0.0.0.0", {})
 
 
@@ -81,7 +81,7 @@ def test_status_asks_the_local_cluster_as_that_was_started(
     monkeypatch.setattr("workers.cluster.local.prepare_environment", lambda: done.append("local settings"))
     monkeypatch.setattr("workers.cluster.local.connect", connect)
     assert cli.main(["status", *flags]) == 2
-    assert "must run to tell of it, got: nothing runs" in capsys.readouterr().err
+    assert "needs a running Ray cluster, found none: nothing runs" in capsys.readouterr().err
     assert done == seen
 
 

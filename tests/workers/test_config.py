@@ -45,7 +45,7 @@ def test_plain_decoding_asks_for_no_drafter() -> None:
         ({"engine_args": {"tp_size": 2}}, "tp_size"),
         ({"ddtree": {"budgets": 3}}, "budgets"),
         ({"ddtree": {"budget": 0}}, "budget must be"),
-        ({"algorithm": "DFLASH", "ddtree": {"budget": 3}}, "belongs to algorithm DDTREE"),
+        ({"algorithm": "DFLASH", "ddtree": {"budget": 3}}, "needs algorithm DDTREE"),
         ({"algorithm": "EAGLE"}, "DDTREE"),
         ({"stall_timeout_s": 0}, "stall_timeout_s"),
     ],

@@ -7,19 +7,19 @@ from workers.startup import described
 
 
 def test_each_replica_is_named_with_its_stage_and_those_that_said_nothing_are_counted() -> None:
-    assert described([], 2) == "2 replica(s) waiting for resources or starting a process"
+    assert described([], 2) == "2 waiting for resources or starting a process"
     assert described([(IMPORTING, 3.4)], 2) == (
-        "replica 1 importing SGLang for 3 s, 1 replica(s) waiting for resources or starting a process"
+        "1: importing SGLang for 3 s, 1 waiting for resources or starting a process"
     )
 
 
 def test_a_replica_that_replaces_a_dead_one_is_shown_in_its_place() -> None:
     stages = [(LOADING, 60.0), (READY, 9.0), (FIRST_TOKEN, 1.0)]
-    assert described(stages, 2) == "replica 2 ready for 9 s, replica 3 making the first token for 1 s"
+    assert described(stages, 2) == "2: ready for 9 s, 3: making the first token for 1 s"
 
 
-def test_when_all_are_ready_it_is_the_ingress_that_is_waited_for() -> None:
-    assert described([(LOADING, 60.0), (READY, 9.0), (READY, 1.0)], 2) == "replicas are ready, the ingress is starting"
+def test_replicas_that_are_all_ready_are_one_word() -> None:
+    assert described([(LOADING, 60.0), (READY, 9.0), (READY, 1.0)], 2) == "all ready"
 
 
 def test_a_supervisor_remembers_the_last_stage_of_each_replica_and_since_when() -> None:

@@ -1,4 +1,4 @@
-"""Waiting for several answers at once, and for a client that may go away."""
+"""Waits for several answers at once, and notices a client that goes away."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 
 async def merged(streams: Sequence[AsyncGenerator[Item, None]]) -> AsyncGenerator[Item, None]:
-    """Items of all streams as they come. An error in one ends all, before items of the same moment; so does closing."""
+    """Items of all streams as they come. An error in one stream closes all of them, and so does closing this one."""
     tasks = {asyncio.ensure_future(_next(stream)): stream for stream in streams}
     try:
         while tasks:
@@ -26,7 +26,7 @@ async def merged(streams: Sequence[AsyncGenerator[Item, None]]) -> AsyncGenerato
 
 
 async def gathered(calls: Iterable[Coroutine[Any, Any, Item]]) -> list[Item]:
-    """Results of all calls, in order. An error in one cancels the others; `asyncio.gather` would let them run."""
+    """Results of all calls, in order. An error in one cancels the others, which `asyncio.gather` alone does not."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         return list(await asyncio.gather(*tasks))
@@ -37,10 +37,10 @@ async def gathered(calls: Iterable[Coroutine[Any, Any, Item]]) -> list[Item]:
 async def while_connected(
     waiting: Awaitable[Item], is_disconnected: Callable[[], Awaitable[bool]] | None, poll_s: float
 ) -> Item:
-    """Wait for a result, looking now and then whether anyone still wants it.
+    """Wait for a result, and ask every `poll_s` seconds whether the client is still connected.
 
     Raises:
-        ValueError: the client went away (what SGLang raises then).
+        ValueError: the client went away (SGLang raises the same type).
     """
     if is_disconnected is None:
         return await waiting
@@ -55,7 +55,7 @@ async def while_connected(
 
 
 async def _next(stream: AsyncGenerator[Item, None]) -> tuple[Item] | None:
-    """The next item in a tuple, None at the end: a task cannot end with StopAsyncIteration."""
+    """The next item in a tuple, or None at the end. A task cannot end with StopAsyncIteration."""
     try:
         return (await anext(stream),)
     except StopAsyncIteration:

@@ -1,8 +1,7 @@
-"""One attempt's chunks with limits on every wait, also on that for a stream to give up.
+"""One attempt's chunks, with a time limit on every wait, also on the wait for a stream to stop.
 
-A source's stream usually tells its replica to abort when it is cancelled or closed, and that replica may be the one
-that hangs. Cancelling is therefore a request with a time limit here; a stream that does not react is abandoned, and
-what it still sends is dropped as an old attempt's.
+A source's stream usually tells its replica to abort when it is cancelled or closed, and that replica may hang. So
+cancelling has a time limit as well. A stream that does not react is abandoned; what it still sends is dropped.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ class ChunkStream:
     """Reads a source's stream.
 
     Args:
-        chunks: what the source returned.
-        close_timeout_s: how long it may take to stop.
+        chunks: the source's iterator.
+        close_timeout_s: seconds that it may take to stop.
     """
 
     def __init__(self, chunks: AsyncIterator[TokenChunk], close_timeout_s: float) -> None:
@@ -31,8 +30,8 @@ class ChunkStream:
         """The next chunk.
 
         Raises:
-            TimeoutError: nothing came in time; the stream was stopped.
-            WorkerLost: the stream just ended, or said so.
+            TimeoutError: nothing came within `timeout_s` seconds; the stream was stopped.
+            WorkerLost: raised by the stream, or the stream ended without a finish reason.
         """
         task = asyncio.ensure_future(_next(self._chunks))
         try:
@@ -44,7 +43,7 @@ class ChunkStream:
         raise TimeoutError
 
     async def close(self) -> None:
-        """Stop the replica, if it still runs."""
+        """Stop the stream, and with it the replica's work on the attempt."""
         close = getattr(self._chunks, "aclose", None)
         if close is None or self._abandoned:
             return
@@ -60,7 +59,7 @@ class ChunkStream:
             return
         task.cancel()
         task.add_done_callback(_read_outcome)
-        # Closing a stream that still runs is an error, so it must not be tried after this.
+        # Closing a generator while it still runs raises, so `close` must not try it after this.
         self._abandoned = True
         await asyncio.wait({task}, timeout=self._close_timeout_s)
         self._abandoned = not task.done()
@@ -70,16 +69,16 @@ async def _next(chunks: AsyncIterator[TokenChunk]) -> TokenChunk:
     try:
         return await anext(chunks)
     except StopAsyncIteration:
-        raise WorkerLost("the stream must end with a finish reason, but just ended.") from None
+        raise WorkerLost("the stream must end with a finish reason, but it ended without one.") from None
 
 
 async def _ended(closing: Awaitable[None]) -> None:
-    # It is over then, which is what was asked for.
+    # With any of these errors the stream is over, which is what was asked for.
     with suppress(WorkerLost, Busy, Refused):
         await closing
 
 
 def _read_outcome(task: asyncio.Future[TokenChunk] | asyncio.Future[None]) -> None:
-    """An error of a stream that nobody waits for any more is not worth a line in the log."""
+    """Mark the error of an abandoned stream as seen; asyncio would log it otherwise."""
     if not task.cancelled():
         task.exception()

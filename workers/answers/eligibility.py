@@ -1,8 +1,8 @@
 """Which requests may go on at another replica from their prompt and tokens alone.
 
-A replica keeps state beside the tokens for some requests: where a grammar stands, how often each token was chosen, what
-a logit processor has seen. A new attempt takes the answer so far as prompt, so that state would begin anew in the
-middle of the answer. Knows SGLang's names of such fields, imports nothing of it.
+For some requests a replica keeps state beside the tokens: the position in a grammar, how often each token was chosen,
+what a logit processor has seen. A new attempt takes the answer so far as its prompt, so that state would start again in
+the middle of the answer. This module knows SGLang's names of such fields, and imports nothing of SGLang.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ STATEFUL_SAMPLING: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "presence_penalty": ((None, 0), _PENALTY),
     "frequency_penalty": ((None, 0), _PENALTY),
     "repetition_penalty": ((None, 1), _PENALTY),
-    # A regex may look back further than any tail, so a match across the cut cannot be found as a stop string's can.
+    # A match of a regex may begin any number of tokens before the cut; a stop string has a length.
     "stop_regex": ((None, "", [], ()), "a match may straddle the cut"),
     "beam_width": ((None, 0, 1), "the other beams are lost with the worker"),
     "watermark": ((None, False), "the watermark depends on the tokens that one replica generated"),
 }
-# Field of the request beside the sampling parameters -> the same.
+# Field of the request beside the sampling parameters -> (values that leave it off, why an answer may not go on).
 STATEFUL_FIELDS: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "custom_logit_processor": ((None, ""), "the processor may keep what it saw"),
     "return_hidden_states": ((None, False), _PER_TOKEN),
@@ -38,7 +38,7 @@ STATEFUL_FIELDS: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "return_sampling_mask": ((None, False), _PER_TOKEN),
     "return_routed_experts": ((None, False), _PER_TOKEN),
     "return_indexer_topk": ((None, False), _PER_TOKEN),
-    # Unlike session_id, which only names the conversation, these make the engine rebuild the prompt.
+    # Unlike session_id, which only names the conversation, session_params make the engine rebuild the prompt.
     "session_params": ((None,), "the session lives in one replica"),
     "max_thinking_tokens": ((None,), "the thinking budget would begin anew"),
     "watermark": ((None, False), "the watermark depends on the tokens that one replica generated"),
@@ -46,7 +46,7 @@ STATEFUL_FIELDS: Mapping[str, tuple[tuple[Any, ...], str]] = {
 
 
 def why_not_resumable(request: TokenRequest) -> str | None:
-    """The reason why this request may not go on after its first token, or None where it may."""
+    """Why this request may not go on at another replica after its first token; None if it may."""
     for fields, values in ((STATEFUL_SAMPLING, request.sampling), (STATEFUL_FIELDS, request.extra)):
         for name, (neutral, reason) in fields.items():
             if name in values and values[name] not in neutral:

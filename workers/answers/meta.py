@@ -1,9 +1,9 @@
 """One `meta_info` for an answer that several attempts produced.
 
-Each attempt reports SGLang's `meta_info` of its own part: its prompt includes the answer so far, its counters begin at
-zero. Names as in `TokenizerManager._handle_batch_output` and `_calculate_spec_decoding_metrics`
-(sglang/srt/managers/tokenizer_manager.py). An attempt whose worker was lost often reported no speculative counters, as
-SGLang sends them with the last output only: ratios are over the attempts that did.
+Each attempt reports SGLang's `meta_info` of its own part: its prompt includes the answer so far, and its counters begin
+at zero. The names are those of `TokenizerManager._handle_batch_output` and `_calculate_spec_decoding_metrics`
+(sglang/srt/managers/tokenizer_manager.py). SGLang sends speculative counters with the last output only, so an attempt
+whose replica was lost often has none. Ratios are over the attempts that have them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 SUMMED = ("spec_verify_ct", "spec_num_correct_drafts", "spec_num_proposed_drafts", "num_retractions")
 HISTOGRAMS = ("spec_correct_drafts_histogram", "spec_cap_lens_histogram")
-# Averages per verification, so an attempt weighs by its number of verifications.
+# Averages per verification; an attempt is weighted by its number of verifications.
 PER_VERIFY = ("spec_cap_length", "spec_block_accept_length")
-# Made anew for the whole answer, by the answer or by whoever talks to the client.
+# Not merged: `ResumableAnswer` or the HTTP side computes them for the whole answer.
 _REPLACED = frozenset(
     {
         "id",
@@ -35,21 +35,21 @@ _REPLACED = frozenset(
 
 @dataclass
 class AttemptReport:
-    """What one attempt contributed, and the last that it said of itself."""
+    """Number of tokens that one attempt added to the answer, and its latest `meta_info`."""
 
     num_tokens: int = 0
     meta: dict[str, Any] = field(default_factory=dict)
 
 
 def merge_reports(reports: Sequence[AttemptReport]) -> dict[str, Any]:
-    """SGLang's `meta_info` for the whole, apart from the fields that the answer itself knows."""
+    """SGLang's `meta_info` for the whole answer, without the fields of `_REPLACED`."""
     metas = [report.meta for report in reports if report.meta]
     merged = {name: value for name, value in (metas[-1] if metas else {}).items() if name not in _REPLACED}
     if len(metas) < 2:
         return merged
     for meta in metas:
         if "cached_tokens" in meta:
-            # A later attempt finds the answer so far in the cache, or not: of the client's prompt the first one tells.
+            # Later attempts count the answer so far too; only the first to report counts the client's prompt alone.
             merged["cached_tokens"] = meta["cached_tokens"]
             merged.pop("cached_tokens_details", None)
             merged |= {name: value for name, value in meta.items() if name == "cached_tokens_details"}
@@ -90,10 +90,10 @@ def _ratios(reports: Sequence[AttemptReport]) -> dict[str, float]:
 
 
 def _reasoning_tokens(reports: Sequence[AttemptReport]) -> int:
-    """Tokens up to the end of the reasoning, which a later attempt cannot know to be over.
+    """Tokens up to the end of the reasoning.
 
-    An attempt counts as reasoning until it sees the end marker itself. So once an attempt generated more than it
-    counted, the end was seen and what later attempts count is answer.
+    An attempt counts its tokens as reasoning until it generates the end marker itself. So the first attempt that
+    generated more tokens than it counted saw the end, and the counts of later attempts are wrong and left out.
     """
     total = 0
     for report in reports:
@@ -105,6 +105,9 @@ def _reasoning_tokens(reports: Sequence[AttemptReport]) -> int:
 
 
 def _num_generated(report: AttemptReport) -> int:
-    """Tokens by the engine's own count, as its other counters are; more than kept where a stop string cut the rest."""
+    """Tokens by the engine's own count, on which its other counters are based.
+
+    More than the answer kept, if a stop string across two attempts cut the rest.
+    """
     counted: int = report.meta.get("completion_tokens", report.num_tokens)
     return counted

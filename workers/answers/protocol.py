@@ -1,7 +1,7 @@
-"""What passes between the router and the replicas: requests, attempts, chunks of tokens, and how an attempt can fail.
+"""What passes between the retries and the replicas: requests, attempts, chunks of tokens, and how an attempt can fail.
 
-Tokens are the unit. A replica streams token ids; text, stop strings and usage are made once, by whoever talks to the
-client, so that an answer that began on one replica can go on at another. Nothing here imports Ray or SGLang.
+Tokens are the unit. A replica streams token ids. Text, stop strings and usage are made once, on the side of the client,
+so that an answer that began on one replica can go on at another.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 FinishReason = Mapping[str, Any]
-"""SGLang's: {"type": "stop" | "length" | "abort", ...}."""
+"""SGLang's finish reason: {"type": "stop" | "length" | "abort", ...}."""
 
-# Code points that no character may have, and a pickled string no less.
+# The surrogate code points: no character has them, and a string that holds one cannot be pickled.
 FIRST_SURROGATE, NUM_SURROGATES = 0xD800, 0x800
 
 
 @dataclass(frozen=True)
 class TokenRequest:
-    """One prompt and one answer, as the client asked for it (`n` and lists of prompts are split before)."""
+    """One prompt and one answer, as the client asked for it; `n` and lists of prompts are split before."""
 
     request_id: str
     prompt_ids: tuple[int, ...]
@@ -31,7 +31,7 @@ class TokenRequest:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What one replica is asked to do: go on from `input_ids`, whose last `num_emitted` are the answer so far."""
+    """What one replica is asked to do: continue `input_ids`, whose last `num_emitted` tokens are the answer so far."""
 
     request_id: str
     number: int  # 0 for the first attempt; chunks of older attempts are dropped
@@ -49,7 +49,7 @@ class Attempt:
 
     @property
     def prompt(self) -> str:
-        """The input as a string of one character per token: `ray.serve.llm`'s prefix router compares strings."""
+        """The input as a string with one character per token: `ray.serve.llm`'s prefix router compares strings."""
         return "".join(chr(token if token < FIRST_SURROGATE else token + NUM_SURROGATES) for token in self.input_ids)
 
 
@@ -57,14 +57,14 @@ class Attempt:
 class TokenChunk:
     """Tokens of one attempt, in order; the last chunk carries `finish_reason` and may hold no token.
 
-    The first one holds none: it says that the replica has taken the attempt, which ends the wait for room at one.
+    The first chunk holds no token: it says that the replica accepted the attempt, which ends the wait for a free one.
     """
 
     attempt: int
     first: int  # index of the first token in the whole answer, `num_emitted` of the attempt onwards
     token_ids: tuple[int, ...]
-    # One per token, as in SGLang's meta_info: (log-probability, token id, None), and the best of those; empty if not
-    # asked for.
+    # One entry per token, as in SGLang's meta_info: (log-probability, token id, None), and the list of the most
+    # probable ones. Empty if not asked for.
     logprobs: tuple[Any, ...] = ()
     top_logprobs: tuple[Any, ...] = ()
     finish_reason: FinishReason | None = None
@@ -75,21 +75,21 @@ class TokenSource(Protocol):
     """Where attempts run: a Ray Serve deployment, or a fake in tests."""
 
     def stream(self, attempt: Attempt) -> AsyncIterator[TokenChunk]:
-        """Run an attempt on some replica; closing the iterator before its last chunk aborts it there.
+        """Run an attempt on some replica. Closing the iterator before its last chunk aborts the attempt there.
 
         Raises:
-            WorkerLost: the replica died, hung or was taken away; the answer may go on at another.
+            WorkerLost: the replica died, hung or was taken down; the answer may go on at another.
             Busy: every replica and its queue are full; nothing was generated.
-            Refused: the engine refused the request (its status and reason); no other replica would take it.
+            Refused: the engine refused the request, with its status and reason; every replica would refuse it.
         """
 
 
 class WorkerLost(Exception):
-    """The replica that ran an attempt is gone; says how it was noticed."""
+    """The replica that ran an attempt is gone; the message says how that was noticed."""
 
 
 class Busy(Exception):
-    """No replica takes more requests now."""
+    """Every replica is full; ask again after `retry_after_s` seconds."""
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
@@ -97,7 +97,7 @@ class Busy(Exception):
 
 
 class Refused(Exception):
-    """The engine will not do this request, here or elsewhere."""
+    """The engine refuses this request, on every replica; `status` is an HTTP status."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -105,12 +105,12 @@ class Refused(Exception):
 
 
 class NotResumable(Exception):
-    """The request lost its worker and may not go on from its tokens alone; says why."""
+    """The answer lost its replica and cannot go on from its tokens alone; the message says why."""
 
 
 class GaveUp(Exception):
-    """The request lost more workers than its limit allows."""
+    """The answer lost more replicas than `migration_limit` allows."""
 
 
 class DeadlineExceeded(GaveUp):
-    """The answer was not complete in time, whether workers were lost or not."""
+    """The answer was not complete within `deadline_s`, whether replicas were lost or not."""

@@ -86,29 +86,34 @@ class ResumableAnswer:
         return len(self.token_ids)
 
     def require_resumable(self) -> None:
-        """Call after a loss: may another replica go on?
+        """Check, after a loss, that another replica may go on.
 
         Raises:
-            NotResumable: tokens are out, and the request depends on more than its tokens, or no engine takes so many.
+            NotResumable: tokens were sent, and the request depends on more than its tokens, or prompt and answer are
+                longer than the longest prompt of an engine.
         """
         if not self.token_ids:
             return
         total_len, limit = len(self.request.prompt_ids) + self.num_emitted, self._limits.max_input_len
         if limit is not None and total_len > limit:
-            # An engine that truncates would drop the last tokens and make them again.
+            # With --allow-auto-truncate an engine would cut the last tokens off and generate them again.
             raise NotResumable(
-                f"an answer goes on at another worker only where that takes prompt and answer as its prompt, which may "
-                f"have {limit} tokens, and these are {total_len}: a few tokens before the context's end."
+                f"an answer can go on at another replica only if prompt and answer fit a prompt of {limit} tokens, got "
+                f"{total_len}: it was a few tokens before the end of the context; ask for fewer tokens."
             )
         reason = why_not_resumable(self.request)
         if reason is not None:
             raise NotResumable(
-                f"an answer goes on at another worker only where its tokens say all, but this request sets {reason}; "
-                "ask again without it, or retry the whole request."
+                f"an answer can go on at another replica only from its tokens, but this request sets {reason}; leave "
+                "that out, or retry the whole request."
             )
 
     def next_attempt(self) -> Attempt:
-        """The next attempt to run; chunks of earlier ones count no more."""
+        """The next attempt to run; chunks of earlier attempts are dropped from now on.
+
+        Raises:
+            NotResumable: see `require_resumable`.
+        """
         self.require_resumable()
         self._reports.append(AttemptReport())
         return Attempt(
@@ -123,11 +128,11 @@ class ResumableAnswer:
         )
 
     def accept(self, chunk: TokenChunk) -> Progress | None:
-        """Take a chunk; None where it brings nothing new.
+        """Add a chunk; None if it brings nothing new.
 
         Raises:
-            WorkerLost: tokens are missing, or are not the ones sent before. Going on would pass the damage to the
-                client, so the attempt counts as lost.
+            WorkerLost: tokens are missing, or differ from those that were sent before. The attempt counts as lost, so
+                that the client gets none of the damage.
         """
         current = len(self._reports) - 1
         if chunk.attempt < current or self.finish_reason is not None:
@@ -144,7 +149,7 @@ class ResumableAnswer:
         return Progress(tuple(self.token_ids[start:]), self.finish_reason)
 
     def complete_without_worker(self) -> Progress | None:
-        """The final progress where all tokens came and only the worker's last word is missing, else None."""
+        """The last progress if all tokens came and only the replica's closing chunk is missing, else None."""
         total_len, limit = len(self.request.prompt_ids) + self.num_emitted, self._limits.max_total_len
         if self._ending is None and self.token_ids and limit is not None and total_len >= limit:
             self._ending = self._length()
@@ -174,7 +179,7 @@ class ResumableAnswer:
         return meta
 
     def _remaining_sampling(self) -> dict[str, Any]:
-        """The request's parameters for what is left. A seed needs no change: SGLang draws by seed and position."""
+        """The request's parameters for the rest. A seed needs no change: SGLang draws by seed and position."""
         sampling = dict(self.request.sampling)
         limit = self._max_new_tokens
         sampling["max_new_tokens"] = None if limit is None else max(0, limit - self.num_emitted)
@@ -183,7 +188,11 @@ class ResumableAnswer:
         return sampling
 
     def _check_indices(self, chunk: TokenChunk) -> int:
-        """How many of the chunk's tokens are out already."""
+        """Number of the chunk's tokens that were emitted before.
+
+        Raises:
+            WorkerLost: a gap, other tokens than before, or missing log-probabilities.
+        """
         num_known = self.num_emitted - chunk.first
         if num_known < 0:
             raise WorkerLost(f"tokens must follow without a gap: expected {self.num_emitted}, got {chunk.first}.")
@@ -199,7 +208,7 @@ class ResumableAnswer:
         return num_known
 
     def _take(self, chunk: TokenChunk, num_known: int) -> int:
-        """Emit the new tokens up to the one that ends the answer; how many stand after that."""
+        """Emit the new tokens up to the one that ends the answer; returns the number of tokens after that one."""
         end = num_known
         while end < len(chunk.token_ids) and self._ending is None:
             self._emit(chunk.token_ids[end])
@@ -227,14 +236,14 @@ class ResumableAnswer:
             self._ending = self._length()
 
     def _settle(self, chunk: TokenChunk, num_unread: int) -> None:
-        """Finish the answer where it ended and nothing more is to come for it."""
+        """Finish the answer if it has ended and the engine has nothing more to say about it."""
         theirs, ours = chunk.finish_reason, self._ending
         if ours is None:
             if theirs is not None:
-                # The engine's length is that of its own part.
+                # The engine counts the length of its own part only.
                 self._finish(theirs if theirs.get("type") != "length" else self._length())
         elif theirs is None and num_unread == 0 and not isinstance(ours.get("matched"), str):
-            # The engine ends here too: its closing chunk carries the counters.
+            # The engine ends at this token too, and its closing chunk carries the counters.
             return
         elif ours["type"] == "length" and theirs is not None and theirs.get("type") == "stop" and num_unread == 0:
             self._finish(theirs)

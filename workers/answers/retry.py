@@ -1,8 +1,8 @@
 """Runs one answer to its end over replicas that may die, hang or be full on the way.
 
-Asyncio and the protocol only: where attempts run is the source's affair, so that all of this is tested without Ray.
-Callers rely on three things: what `generate` yields is one gapless answer; it ends with a finish reason or an
-exception, never silently; and a caller that goes away stops the replica.
+Asyncio and the protocol only: a `TokenSource` runs the attempts, so all of this is tested without Ray. Callers rely on
+three things: `generate` yields one gapless answer; it ends with a finish reason or an exception, never silently; and
+closing it stops the replica.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class RetryPolicy:
     """How long and how often to try.
 
     Attributes:
-        migration_limit: workers that one answer may lose and still go on, with progress in between or without.
-        first_backoff_s: wait after the first loss; doubles with each.
-        max_backoff_s: up to this.
-        deadline_s: for the whole answer, waiting and generating: longer than the longest answer takes.
-        first_token_timeout_s: silence that means a lost worker before an attempt's first token, once a replica has
-            taken it: the engine's queue and prefill. The wait for room at a replica is no silence of one.
-        stall_timeout_s: the same between tokens.
-        close_timeout_s: for a replica to acknowledge that a stream is closed; after that it is left alone.
+        migration_limit: replicas that one answer may lose and still go on, whether or not tokens came in between.
+        first_backoff_s: seconds to wait after the first loss; doubled after each further one.
+        max_backoff_s: the longest such wait.
+        deadline_s: seconds for the whole answer, waiting and generating. Set it above what the longest answer takes.
+        first_token_timeout_s: a replica that accepted an attempt and sends no token for so many seconds (the engine's
+            queue and prefill) counts as lost. Time spent waiting for a free replica does not count.
+        stall_timeout_s: a replica that sends no further token for so many seconds counts as lost.
+        close_timeout_s: seconds that a replica has to acknowledge a closed stream; after that it is left alone.
     """
 
     migration_limit: int = 3
@@ -62,7 +62,7 @@ class RetryPolicy:
                 raise ValueError(f"{name} must be positive, got {value}; give seconds.")
 
     def backoff_s(self, number: int, jitter: float) -> float:
-        """Wait before try `number` (from 1): between half and all of the doubled time, so that tries spread out."""
+        """Seconds to wait before try `number` (from 1): half to all of the doubled time, so that tries spread out."""
         longest = min(self.max_backoff_s, self.first_backoff_s * 2.0 ** min(number - 1, 30))
         return longest * (0.5 + 0.5 * jitter)
 
@@ -74,10 +74,10 @@ class AnswerCounters:
     requests: int = 0
     attempts: int = 0
     tokens: int = 0
-    lost: int = 0  # workers
+    lost: int = 0  # replicas
     resumed: int = 0  # attempts that went on from tokens
-    restarted: int = 0  # attempts that began anew, as nothing was out yet
-    busy_waits: int = 0  # tries put off while every replica was full
+    restarted: int = 0  # attempts that began anew, as no token had been sent
+    busy_waits: int = 0  # waits of a resumed answer while every replica was full
 
     finished: int = 0
     busy: int = 0
@@ -85,7 +85,7 @@ class AnswerCounters:
     not_resumable: int = 0
     late: int = 0  # not complete by the deadline
     gave_up: int = 0
-    cancelled: int = 0  # the caller went away, or an error that is not the protocol's
+    cancelled: int = 0  # the caller went away, or an unexpected error
 
 
 _OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
@@ -99,16 +99,16 @@ _OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
 
 
 class RetryingGenerator:
-    """Answers requests over a source of attempts.
+    """Generates answers over a source of attempts, and tries again where a replica is lost.
 
     Args:
         source: where attempts run.
         policy: how long and how often to try.
         sleep: waits between tries.
         clock: seconds, never backwards.
-        jitter: a number from 0 to 1 for each wait.
-        counters: to share between routers of a process.
-        observe_resume: gets the seconds from each loss of a worker to the answer's next part.
+        jitter: gives a number from 0 to 1 for each wait.
+        counters: shared by several generators of a process; a new one unless given.
+        observe_resume: gets the seconds from the loss of a replica to the answer's next part.
     """
 
     def __init__(
@@ -133,9 +133,9 @@ class RetryingGenerator:
         """Complete an answer, part by part; the last part carries the finish reason. Close the iterator to stop early.
 
         Raises:
-            Busy: every replica is full, before the first one took the request.
-            Refused: the engine will not do this request.
-            NotResumable: a worker was lost, and the request may not go on from its tokens.
+            Busy: every replica was full at the first attempt.
+            Refused: the engine refused the request.
+            NotResumable: a replica was lost, and the answer cannot go on from its tokens.
             GaveUp: more losses than `migration_limit`.
             DeadlineExceeded: longer than `deadline_s`.
         """
@@ -206,17 +206,17 @@ class RetryingGenerator:
             if left_s <= silence_s:
                 state = "no replica had room for it" if silence_s == math.inf else "it was still being generated"
                 raise DeadlineExceeded(self._deadline_message(state)) from None
-            raise WorkerLost(f"the worker was silent for {silence_s} s.") from None
+            raise WorkerLost(f"the replica sent nothing for {silence_s} s.") from None
 
     def _require_another_try(self, answer: ResumableAnswer, num_lost: int, loss: WorkerLost) -> None:
         try:
             answer.require_resumable()
         except NotResumable as refusal:
-            raise NotResumable(f"{refusal} The worker was lost after {answer.num_emitted} tokens: {loss}") from loss
+            raise NotResumable(f"{refusal} The replica was lost after {answer.num_emitted} tokens: {loss}") from loss
         if num_lost > self._policy.migration_limit:
             raise GaveUp(
-                f"an answer may lose {self._policy.migration_limit} workers (migration_limit), this one lost "
-                f"{num_lost}; see why workers die, or raise the limit. The last: {loss}"
+                f"an answer may lose {self._policy.migration_limit} replicas (migration_limit), this one lost "
+                f"{num_lost}; find out why replicas die, or raise the limit. The last loss: {loss}"
             ) from loss
 
     def _backoff_s(self, number: int) -> float:
@@ -229,6 +229,6 @@ class RetryingGenerator:
 
     def _deadline_message(self, state: str) -> str:
         return (
-            f"an answer must be complete within {self._policy.deadline_s} s (deadline_s), and {state}; "
+            f"an answer must be complete within {self._policy.deadline_s} s (deadline_s), but {state}; "
             "ask for fewer tokens, or raise the deadline."
         )

@@ -1,14 +1,14 @@
-"""Text from tokens, one at a time: whole characters only, and nothing that may turn out to belong to a stop string.
+"""Text from tokens, one at a time: only whole characters, and no text that may still become part of a stop string.
 
-Kept beside the answer and not in a replica, so that a character or a stop string may straddle the cut between two
-replicas. The cost of a token does not grow with the answer.
+The text is kept beside the answer and not in a replica, so that a character or a stop string may straddle the cut
+between two replicas. The cost of a token does not grow with the answer.
 
 The rules are SGLang's: `DetokenizerManager.trim_matched_stop` (sglang/srt/managers/detokenizer_manager.py) leaves the
 stop token and the stop string out unless `no_stop_trim`; `Req._check_str_based_finish` (managers/schedule_batch.py)
 looks for stop strings in the text with special tokens, whether or not the client sees those, and takes the first of the
-request's list that is there. Two differences, both on the strict side: SGLang looks at the last tokens only, as many as
-the stop string has in its usual spelling, so it misses one that the model spelt in smaller pieces; and it holds text
-back by whole outputs, where this holds back exactly what may be a stop string's beginning.
+request's list that it finds. Two differences make this stricter. SGLang looks at the last few tokens only, as many as
+the stop string usually has, and misses one that the model spelt in smaller pieces. SGLang holds back whole outputs;
+this holds back exactly the text that may begin a stop string.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from workers.answers.protocol import FinishReason
 Decode = Callable[[Sequence[int], bool], str]
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# A character has at most four bytes, so after this many tokens without text more waiting is of no use.
+# A character has at most four bytes, so more than this many tokens without text cannot complete one.
 MAX_PENDING = 8
 
 
 class IncrementalText:
-    """Adds up to what decoding all tokens at once gives, character by character.
+    """Decodes token by token; the pieces add up to what decoding all tokens at once gives.
 
-    A token is decoded together with those before it whose text is out, as some decoders treat a first token in another
-    way; the difference is new. Two decodes of a few tokens per token. (`tokenizers.decoders.DecodeStream` does this for
-    one kind of tokenizer only, and cannot say what it still holds at the end.)
+    Some decoders treat the first token differently, so a token is decoded together with the ones before it whose text
+    is out, and the difference is new. A token costs two decodes of a few tokens. (`tokenizers.decoders.DecodeStream`
+    works for one kind of tokenizer only, and cannot say what it still holds at the end.)
 
     Args:
         decode: text of some token ids.
-        context: token ids before the first one, the prompt's last; their text is not part of the result.
+        context: the token ids before the first one (the end of the prompt); their text is not part of the result.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], context: Sequence[int] = ()) -> None:
@@ -56,17 +56,17 @@ class IncrementalText:
         if len(self._pending) <= MAX_PENDING:
             return ""
         if whole == self._context_text:
-            # Special tokens that are left out. Forgetting them changes nothing; keeping them would cost ever more.
+            # Special tokens that are left out of the text. Forgetting them changes nothing and bounds the cost.
             del self._pending[0]
             return ""
         return self._release_invalid(whole)
 
     def flush(self) -> str:
-        """What is still held, as the tokenizer writes incomplete characters."""
+        """The text that is still held, incomplete characters as the tokenizer writes them."""
         return self._release(len(self._pending), self.held)
 
     def _release_invalid(self, whole: str) -> str:
-        """Give up bytes that cannot become a character any more, all but the last few."""
+        """Release bytes that cannot become a character any more, apart from the last few tokens."""
         for cut in range(len(self._pending) - 1, len(self._pending) - 5, -1):
             left = self._decode(self._context + self._pending[:cut])
             right = self._decode(self._pending[cut:])
@@ -97,13 +97,13 @@ def stop_token_ids(sampling: Mapping[str, Any], eos_token_ids: frozenset[int]) -
 
 @dataclass(frozen=True)
 class TextRules:
-    """How a request wants its text.
+    """What a request asks of its text.
 
     Attributes:
         stop: strings that end the answer.
-        no_stop_trim: leave what ended the answer in the text.
+        no_stop_trim: keep the stop string or stop token in the text.
         skip_special_tokens: leave special tokens out of the text.
-        silent_token_ids: tokens that leave no text where they end the answer.
+        silent_token_ids: tokens that leave no text if they end the answer.
     """
 
     stop: tuple[str, ...] = ()
@@ -129,7 +129,7 @@ class TextRules:
         no_trim = bool(sampling.get("no_stop_trim"))
         skip = sampling.get("skip_special_tokens")
         return cls(
-            # SGLang ends an answer with an empty stop string at its first token; the replica says so by itself.
+            # With an empty stop string SGLang ends the answer at its first token, so the replica reports that itself.
             stop=tuple(string for string in ([stop] if isinstance(stop, str) else stop) if string),
             no_stop_trim=no_trim,
             skip_special_tokens=True if skip is None else bool(skip),
@@ -150,22 +150,22 @@ class AnswerText:
     def __init__(self, decode: Decode, rules: TextRules, context: Sequence[int] = ()) -> None:
         self._rules = rules
         self._shown = IncrementalText(lambda ids: decode(ids, rules.skip_special_tokens), context)
-        # Special tokens count for stop strings though they may not be shown.
+        # Stop strings are also found in special tokens, shown or not.
         self._searched = IncrementalText(lambda ids: decode(ids, False), context)
         self._search_tail = ""
-        self._end_token: int | None = None  # held until it is known whether it ends the answer
-        self._withheld = ""  # may be the beginning of a stop string
+        self._end_token: int | None = None  # held back until it is known whether it ends the answer
+        self._withheld = ""  # may begin a stop string
         self._parts: list[str] = []
 
     @property
     def text(self) -> str:
-        """What the client may see. Joined only when asked for, so that a token costs the same in a long answer."""
+        """The text that the client may see. Joined only when asked for, so that a token's cost stays constant."""
         if len(self._parts) > 1:
             self._parts = ["".join(self._parts)]
         return self._parts[0] if self._parts else ""
 
     def push(self, token_id: int) -> FinishReason | None:
-        """Take a token; SGLang's finish reason where it completes a stop string."""
+        """Add a token; returns SGLang's finish reason if it completes a stop string, else None."""
         piece = self._shown.push(self._end_token) if self._end_token is not None else ""
         self._end_token = token_id if token_id in self._rules.silent_token_ids else None
         piece += "" if self._end_token is not None else self._shown.push(token_id)
@@ -191,12 +191,12 @@ class AnswerText:
             return None
         text = self._search_tail + self._searched.push(token_id)
         keep = max(map(len, self._rules.stop)) - 1
-        # A stop string may be complete before the character after it is.
+        # A token may complete a stop string and begin a character that is still incomplete.
         window, self._search_tail = text + self._searched.held, text[len(text) - min(keep, len(text)) :]
         return next((stop for stop in self._rules.stop if stop in window), None)
 
     def _num_suspect(self) -> int:
-        """Length of the longest end of the text that a stop string begins with."""
+        """Length of the longest end of the withheld text with which a stop string begins."""
         text = self._withheld
         longest = max((len(stop) - 1 for stop in self._rules.stop), default=0)
         for length in range(min(longest, len(text)), 0, -1):

@@ -1,4 +1,4 @@
-"""The OpenAI side: SGLang's own handlers over answers, errors, metrics, the API key.
+"""The OpenAI side: SGLang's own handlers over answers, errors, metrics, readiness, the API key.
 
 Must not import `workers.replicas`, `workers.jobs`, `workers.app`.
 """

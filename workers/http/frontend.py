@@ -1,8 +1,12 @@
-"""SGLang's OpenAI endpoints over a generator: what the ingress and a batch job answer with.
+"""SGLang's OpenAI endpoints over replicas; the ingress and batch jobs answer with them.
 
 Templates, tool calls, log-probabilities and usage are SGLang's own classes (srt/entrypoints/openai), so an answer here
-has the fields and the text of a single server's. They read settings that SGLang publishes once per process; the ones
-that concern text are published here, nothing of the engine's.
+has the fields and the text of a single server's. They read settings that SGLang publishes once per process; here, only
+those that concern text are published.
+
+The order matters: publish the settings, then make the manager, then the templates, then the handlers, which read the
+settings and the templates when they are made (sglang/srt/entrypoints/http_server.py, `init_multi_tokenizer` and
+`lifespan`). FastAPI routes call `handle_request(request, raw_request)` of `chat` and `completion`.
 """
 
 from __future__ import annotations
@@ -39,11 +43,11 @@ TEXT_ARGS = frozenset(
         "trust_remote_code",
     }
 )
-"""Server arguments that shape prompts and text; all others are the replicas' own."""
+"""Server arguments that shape prompts and text; all others concern the replicas alone."""
 
 
 class Frontend:
-    """Chat and text completions of one model; `generator.counters` says how they fared."""
+    """Chat and text completions of one model; `generator.counters` counts their outcomes."""
 
     def __init__(
         self, config: WorkerConfig, source: TokenSource, observe_resume: Callable[[float], None] = lambda seconds: None
@@ -63,7 +67,7 @@ class Frontend:
 
 
 def resume_policy(config: WorkerConfig) -> RetryPolicy:
-    """How often and how long an answer looks for another replica."""
+    """The retry settings of a configuration."""
     return RetryPolicy(
         migration_limit=config.migration_limit,
         deadline_s=config.request_deadline_s,
@@ -73,7 +77,7 @@ def resume_policy(config: WorkerConfig) -> RetryPolicy:
 
 
 def publish_text_settings(config: WorkerConfig) -> Any:
-    """Make this process's SGLang settings those of a tokenizer process for the model; returns the ServerArgs."""
+    """Publish the model's text settings in this process, as a tokenizer process has them; returns the ServerArgs."""
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import ServerArgs
 
@@ -88,7 +92,7 @@ def publish_text_settings(config: WorkerConfig) -> Any:
 
 @dataclass(frozen=True)
 class OpenAIServing:
-    """What a process needs to answer OpenAI requests."""
+    """The manager and SGLang's two handlers over it."""
 
     manager: TokenizerManagerAdapter
     chat: Any  # OpenAIServingChat
@@ -96,9 +100,9 @@ class OpenAIServing:
 
 
 def publish_ingress(server_args: Any) -> None:
-    """Publish the process-wide settings that the handlers read, once, before anything else of SGLang is made.
+    """Publish the process-wide settings that the handlers read; once, before anything else of SGLang is made.
 
-    What `Engine._launch_subprocesses` does for the tokenizer's process (sglang/srt/entrypoints/engine.py).
+    `Engine._launch_subprocesses` does so for the tokenizer's process (sglang/srt/entrypoints/engine.py).
     """
     from sglang.srt.parser.template_detection import resolve_auto_parsers
     from sglang.srt.runtime_context import publish
@@ -110,7 +114,7 @@ def publish_ingress(server_args: Any) -> None:
 def openai_serving(
     server_args: Any, generator: RetryingGenerator, tokenizer: Any = None, model_config: Any = None
 ) -> OpenAIServing:
-    """The handlers over a generator, after `publish_ingress`. Arguments as for `TokenizerManagerAdapter`."""
+    """Make the handlers, after `publish_ingress`. The arguments are those of `TokenizerManagerAdapter`."""
     from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
     from sglang.srt.entrypoints.openai.serving_completions import OpenAIServingCompletion
     from sglang.srt.parser.template_manager import TemplateManager

@@ -1,7 +1,7 @@
-"""From SGLang's GenerateReqInput to single requests of tokens.
+"""Turns SGLang's GenerateReqInput into single requests of tokens.
 
 Checks what `TokenizerManager` checks (sglang/srt/managers/tokenizer_manager.py, `_validate_one_request` and
-`_create_tokenized_object`), so that a bad request costs no replica anything. Imports SGLang in the functions only.
+`_create_tokenized_object`), so that a bad request never reaches a replica. SGLang is imported in functions only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from workers.answers.protocol import TokenRequest
 
-# Fields that a replica needs beside prompt and sampling parameters; passed on where they are set.
+# Fields that a replica needs beside prompt and sampling parameters; passed on if they are set.
 PASSED_ON = (
     "session_id",
     "session_params",
@@ -37,7 +37,7 @@ PASSED_ON = (
     "conversation_id",
     "custom_labels",
 )
-# Fields that only mean something to one engine process, or that answers made of tokens cannot have.
+# Fields that concern one engine process, or that an answer made of tokens cannot have.
 UNSUPPORTED = (
     "input_embeds",
     "positional_embed_overrides",
@@ -54,15 +54,15 @@ UNSUPPORTED = (
 
 @dataclass(frozen=True)
 class PromptRules:
-    """What the model and the server say about requests.
+    """Limits and defaults that the model and the server set for requests.
 
     Attributes:
         encode: token ids of a text.
         tokenizer: for SGLang's own check of the sampling parameters.
-        context_len: tokens of prompt and answer.
-        vocab_size: of the model.
+        context_len: most tokens of prompt and answer together.
+        vocab_size: number of the model's token ids.
         preferred_sampling: the server's defaults (--preferred-sampling-params).
-        truncate: shorten what is too long instead of refusing it (--allow-auto-truncate).
+        truncate: shorten a prompt or answer that is too long instead of refusing it (--allow-auto-truncate).
     """
 
     encode: Callable[[str], list[int]]
@@ -74,7 +74,7 @@ class PromptRules:
 
 
 def split(obj: Any) -> list[Any]:
-    """One object per answer, in the order of SGLang's indices: all samples of the first prompt, then the second's."""
+    """One object per answer, in SGLang's order: all samples of the first prompt, then those of the second."""
     obj.normalize_batch_and_arguments()
     if obj.is_single:
         return [obj]
@@ -91,10 +91,10 @@ def _sample(obj: Any) -> Any:
 
 
 def token_request(obj: Any, rules: PromptRules) -> TokenRequest:
-    """One of `split`'s objects.
+    """The request of tokens for one object of `split`.
 
     Raises:
-        ValueError: the request is one that an engine would refuse, or that cannot be carried over.
+        ValueError: an engine would refuse the request, or an answer to it could not resume at another replica.
     """
     _require_supported(obj)
     prompt = list(obj.input_ids) if obj.input_ids is not None else rules.encode(obj.text)
@@ -119,15 +119,15 @@ def _require_supported(obj: Any) -> None:
         named.append("sampling_params.beam_width")
     if named:
         raise ValueError(
-            f"this service carries answers made of text tokens over lost workers, got {', '.join(named)}; "
-            "leave it out, or ask a server that serves a single engine."
+            f"not supported here: {', '.join(named)}. Only text requests can resume after a replica is lost; leave it "
+            "out, or ask a single SGLang server."
         )
 
 
 def _fit_context(
     prompt: Sequence[int], sampling: dict[str, Any], rules: PromptRules
 ) -> tuple[list[int], dict[str, Any]]:
-    """Prompt and answer within the context, by refusing or by cutting."""
+    """Prompt and sampling parameters that fit the context: cut with `truncate`, else refused with ValueError."""
     limit = rules.context_len
     if not prompt:
         raise ValueError("a prompt must have at least one token, got none.")

@@ -1,7 +1,7 @@
-"""The ingress: an OpenAI server on Ray Serve whose answers outlive the replica that began them.
+"""The ingress: an OpenAI server on Ray Serve; an answer goes on at another replica when its replica is lost.
 
-Stateless and without a GPU; `num_ingresses` of them run. It is a plain `serve.ingress` around a FastAPI app of module
-level, which works on every FastAPI; `ray.serve.llm`'s own ingress answers 400 to everything from FastAPI 0.137 on.
+It needs no GPU; `num_ingresses` of them run. It is a plain `serve.ingress` around a FastAPI app at module level, which
+works with every FastAPI; `ray.serve.llm`'s own ingress answers 400 to everything from FastAPI 0.137 on.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ from workers.http.security import ApiKey
 app = FastAPI(title="DDTREE on SGLang and Ray", docs_url=None, redoc_url=None, openapi_url=None)
 
 
-# Serve pickles the app where `serve.ingress` stands: what its routes call has to be defined before.
+# Serve pickles the app at the `serve.ingress` line, so what its routes call must be defined above it.
 def _error(status: int, message: str, kind: str, headers: dict[str, str] | None = None) -> Response:
     body = {"object": "error", "message": message, "type": kind, "param": None, "code": status}
     return JSONResponse(body, status_code=status, headers=headers)
@@ -30,7 +30,12 @@ def _error(status: int, message: str, kind: str, headers: dict[str, str] | None 
 
 @serve.ingress(app)
 class Ingress:
-    """`args` are the fields of `WorkerConfig`, `replicas` the handle to the deployment of `DDTreeServer`."""
+    """The deployment class of the ingress.
+
+    Args:
+        args: the fields of `WorkerConfig`.
+        replicas: handle to the deployment of `DDTreeServer`.
+    """
 
     def __init__(self, args: dict[str, Any], replicas: Any) -> None:
         bind_replica_to_loopback()
@@ -60,12 +65,12 @@ class Ingress:
 
     @app.get("/health")
     async def health(self) -> Response:
-        """200 while at least one replica makes tokens, else 503."""
+        """200 while at least one replica is ready, else 503."""
         ready = await self._ready_replicas()
         return JSONResponse({"ready_replicas": ready}, status_code=200 if ready else 503)
 
     async def check_health(self) -> None:
-        """Serve asks every few seconds; what Ray's metrics port says stays true while nobody asks for anything."""
+        """Called by Serve every few seconds; updates the series at Ray's metrics port also while no request comes."""
         await self._ready_replicas()
 
     @app.get("/metrics")
@@ -75,7 +80,7 @@ class Ingress:
         return Response(text, media_type="text/plain; version=0.0.4")
 
     async def _answer(self, endpoint: Any, kind: Any, request: Request) -> Response:
-        # Before the body is read: who has no key costs nothing.
+        # Before the body is read, so that requests without a key cost nothing.
         refusal = self._unauthorized(request)
         if refusal is not None:
             return refusal

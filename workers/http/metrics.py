@@ -1,4 +1,9 @@
-"""What an ingress counts, as Prometheus series; the engines' own are at Ray's metrics port (`ray_sglang_*`)."""
+"""The counters of an ingress as Prometheus series: at its own `/metrics`, and at Ray's metrics port.
+
+`/metrics` behind Serve's proxy is that of the one ingress that answered. At Ray's port the series of all ingresses
+(`ray_ddtree_ingress_*`) stand beside the engines' own (`ray_sglang_*`), so Prometheus scrapes that port
+(deploy/monitoring/prometheus.yml).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ from workers.answers.retry import AnswerCounters
 PREFIX = "ddtree_ingress"
 RESUME_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 RESUME_TEXT = "From the loss of a replica to the next token of its answer."
-# Series, the router's counters that it sums, and what it says.
+# Series, the fields of `AnswerCounters` that it sums, its help text.
 COUNTERS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("requests", ("requests",), "Answers asked for."),
     ("tokens", ("tokens",), "Tokens sent to clients."),
@@ -32,7 +37,7 @@ def totals(counters: AnswerCounters) -> dict[str, int]:
 
 
 class IngressMetrics:
-    """One registry per process, so that tests can have several."""
+    """The series at `/metrics`, in a registry of their own."""
 
     def __init__(self) -> None:
         self._counters = AnswerCounters()
@@ -47,11 +52,11 @@ class IngressMetrics:
         )
 
     def count(self, counters: AnswerCounters) -> None:
-        """Show these counters from now on."""
+        """Show these counters instead of zeros."""
         self._counters = counters
 
     def collect(self) -> Iterator[Any]:
-        """The router's counters, read when they are asked for (prometheus_client's collector protocol)."""
+        """prometheus_client's collector protocol: reads the counters when Prometheus asks."""
         values = totals(self._counters)
         for name, _, text in COUNTERS:
             yield CounterMetricFamily(f"{PREFIX}_{name}", text, values[name])
@@ -63,7 +68,7 @@ class IngressMetrics:
 
 
 class RaySeries:
-    """Mirrors a router's counters into `ray.util.metrics`."""
+    """The series at Ray's metrics port."""
 
     def __init__(self) -> None:
         from ray.util.metrics import Counter, Gauge, Histogram
@@ -74,7 +79,7 @@ class RaySeries:
         self._shown = dict.fromkeys(self._counters, 0)
 
     def update(self, counters: AnswerCounters, ready_replicas: int) -> None:
-        """Add what was counted since the last time."""
+        """Add what was counted since the last call."""
         for name, value in totals(counters).items():
             if value > self._shown[name]:
                 self._counters[name].inc(value - self._shown[name])
@@ -82,5 +87,5 @@ class RaySeries:
         self._ready.set(ready_replicas)
 
     def observe_resume(self, seconds: float) -> None:
-        """One loss of a worker that an answer survived."""
+        """Record the seconds from the loss of a replica to the next token of its answer."""
         self._resume.observe(seconds)

@@ -1,6 +1,6 @@
-"""A model's tokens and text, as SGLang treats them: its tokenizer, its end tokens, the prompt's limits.
+"""A model's tokenizer, end tokens and length limits, as SGLang uses them.
 
-Made from SGLang's published configuration, by its own functions, so that the ingress and the replicas agree.
+SGLang's own functions make them from its published configuration, so that the ingress and the replicas agree.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ _GPT_OSS_CALL = 200012
 
 
 class ModelTokenizer:
-    """What of a model concerns requests and answers.
+    """Encodes prompts, decodes answers, and knows the limits of both.
 
     Args:
-        config_value: SGLang's published setting of a name.
+        config_value: returns SGLang's published setting of that name.
         model_config: SGLang's ModelConfig.
-        tokenizer: as from SGLang's `get_tokenizer`; loaded by it unless given.
+        tokenizer: loaded with SGLang's `get_tokenizer` unless given.
     """
 
     def __init__(self, config_value: Callable[[str], Any], model_config: Any, tokenizer: Any = None) -> None:
         self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(config_value)
         self.eos_token_ids = _eos_token_ids(model_config, self.tokenizer)
         self._spoken_token_ids = _spoken_token_ids(config_value("tool_call_parser"), self.tokenizer)
-        # The scheduler's bounds (init_req_max_new_tokens; TpModelWorker.get_worker_info and validate_input_length); a
-        # replica with less memory for KV has lower ones, and says so itself.
+        # The scheduler's bounds (init_req_max_new_tokens; TpModelWorker.get_worker_info and validate_input_length). A
+        # replica with less memory for its KV cache has lower ones, and refuses a longer prompt itself.
         context_len = model_config.context_len
         self.limits = EngineLimits(
             self.eos_token_ids, max_total_len=context_len - 2, max_input_len=context_len - 1 - 5 - 1
@@ -49,12 +49,12 @@ class ModelTokenizer:
         return list(self.tokenizer.encode(text))
 
     def token_texts(self, token_ids: list[int]) -> list[str]:
-        """Each token's text by itself."""
+        """The text of each token by itself."""
         # One list per token: transformers 5 decodes a flat list as one text.
         return list(self.tokenizer.batch_decode([[token] for token in token_ids]))
 
     def answer_text(self, request: TokenRequest) -> AnswerText:
-        """An empty answer to this request."""
+        """The empty text of an answer to this request."""
         from sglang.srt.managers.schedule_batch import INIT_INCREMENTAL_DETOKENIZATION_OFFSET
 
         spaces = request.sampling.get("spaces_between_special_tokens")
@@ -87,7 +87,7 @@ def load_tokenizer(config_value: Callable[[str], Any]) -> Any:
     from sglang.srt.utils.hf_transformers.tokenizer import get_tokenizer
 
     if config_value("skip_tokenizer_init"):
-        raise ValueError("the ingress makes text of tokens and needs a tokenizer; leave out --skip-tokenizer-init.")
+        raise ValueError("the ingress needs a tokenizer to make text of tokens; leave out --skip-tokenizer-init.")
     return get_tokenizer(
         config_value("tokenizer_path"),
         tokenizer_mode=config_value("tokenizer_mode"),
@@ -98,7 +98,7 @@ def load_tokenizer(config_value: Callable[[str], Any]) -> Any:
 
 
 def _eos_token_ids(model_config: Any, tokenizer: Any) -> frozenset[int]:
-    """All that `Req._check_token_based_finish` looks at, apart from the request's own."""
+    """The model's end tokens in `Req._check_token_based_finish`: all apart from the request's own."""
     ids = set(model_config.hf_eos_token_id or ())
     ids |= set(getattr(tokenizer, "additional_stop_token_ids", None) or ())
     if tokenizer.eos_token_id is not None:
@@ -107,7 +107,7 @@ def _eos_token_ids(model_config: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def _spoken_token_ids(tool_call_parser: str | None, tokenizer: Any) -> frozenset[int]:
-    """End tokens that stay in the text, as the tool parser needs them."""
+    """End tokens that stay in the text because the tool parser needs them."""
     from sglang.srt.parser.response_template import tool_close_token_ids
 
     ids = frozenset(tool_close_token_ids(tool_call_parser, tokenizer))

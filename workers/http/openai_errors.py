@@ -1,4 +1,4 @@
-"""What a client sees when an answer fails: HTTP errors before its first token, an error event after.
+"""Errors as a client sees them: an HTTP status before the first token, an error event after it.
 
 SGLang's OpenAI classes turn an exception of `generate_request` into a response without headers, and a finish reason
 "abort" with an HTTPStatus into an event whose type is that status's name. `with_typed_errors` adds to such a class what
@@ -17,11 +17,11 @@ from fastapi import HTTPException
 from workers.answers.protocol import Busy, DeadlineExceeded, GaveUp, NotResumable, Refused
 
 WORKER_LOST = "worker_lost"
-# The engine itself aborts with 400, 500 and 503, so this status marks a lost worker within a stream.
+# The engine itself aborts with 400, 500 and 503, so within a stream this status marks a lost replica.
 WORKER_LOST_STATUS = HTTPStatus.BAD_GATEWAY
 LATE = "deadline_exceeded"
 LATE_STATUS = HTTPStatus.GATEWAY_TIMEOUT
-# Types of error events that SGLang would call by their status.
+# The type of an error event by its status; SGLang would use the status's name.
 EVENT_TYPES = {WORKER_LOST_STATUS: WORKER_LOST, LATE_STATUS: LATE}
 
 Failure = Busy | Refused | NotResumable | GaveUp
@@ -29,7 +29,7 @@ FAILURES = (Busy, Refused, NotResumable, GaveUp)
 
 
 class ServiceError(HTTPException):
-    """An HTTP error with the type that OpenAI's error object names."""
+    """An HTTP error with a `type` for OpenAI's error object."""
 
     def __init__(self, status: int, message: str, error_type: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(status, message, headers)
@@ -37,7 +37,7 @@ class ServiceError(HTTPException):
 
 
 def error_before_first_token(failure: Failure) -> Exception:
-    """The exception to raise while the response can still have a status."""
+    """The exception to raise for a failure while the response can still have a status."""
     if isinstance(failure, Busy):
         retry_after = {"Retry-After": str(max(1, math.ceil(failure.retry_after_s)))}
         return ServiceError(HTTPStatus.TOO_MANY_REQUESTS, str(failure), "overloaded", retry_after)
@@ -52,7 +52,7 @@ def error_before_first_token(failure: Failure) -> Exception:
 
 
 def abort_reason(failure: Failure) -> dict[str, Any]:
-    """The finish reason that makes a running stream end with an error event."""
+    """The finish reason for a failure that makes a running stream end with an error event."""
     if isinstance(failure, Busy):
         status, kind = HTTPStatus.TOO_MANY_REQUESTS, "overloaded"
     elif isinstance(failure, Refused):
@@ -65,7 +65,7 @@ def abort_reason(failure: Failure) -> dict[str, Any]:
 
 
 def unexpected_reason(error: Exception) -> dict[str, Any]:
-    """The same for an error that is nobody's protocol: the client is told that something broke, the log what."""
+    """The finish reason for an unexpected exception: a generic message for the client, details in the log."""
     message = f"internal_error: {type(error).__name__}; the server's log has more."
     return {
         "type": "abort",
@@ -76,7 +76,7 @@ def unexpected_reason(error: Exception) -> dict[str, Any]:
 
 
 def status_of(code: int) -> HTTPStatus:
-    """The status of that number. The OpenAI classes show no error for a plain number."""
+    """The HTTPStatus of a number, which the OpenAI classes need to show an error; 500 for an unknown number."""
     try:
         return HTTPStatus(code)
     except ValueError:
@@ -84,7 +84,7 @@ def status_of(code: int) -> HTTPStatus:
 
 
 class TypedErrors:
-    """To be mixed into a class derived from OpenAIServingBase."""
+    """A mixin for classes derived from SGLang's OpenAIServingBase."""
 
     async def _handle_streaming_request(self, *args: Any) -> Any:
         try:
@@ -114,5 +114,5 @@ class TypedErrors:
 
 
 def with_typed_errors(serving_class: type) -> type:
-    """A serving class with these errors, to be constructed like the given one."""
+    """A subclass of a serving class with `TypedErrors` mixed in; its constructor is the given class's."""
     return type(f"Resilient{serving_class.__name__}", (TypedErrors, serving_class), {})

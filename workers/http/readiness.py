@@ -1,8 +1,8 @@
-"""How many replicas make tokens: those that Ray Serve calls running (one does after its first health check, which makes
-a token) and whose actor is alive.
+"""Counts the replicas that are ready: Ray Serve calls them running, and their actor is alive.
 
-Serve learns of a death by its next health check, up to `health_check_period_s` later; Ray knows it at once, so both
-are asked. That takes milliseconds and is done at most every half second for all requests together.
+A replica runs after its first health check, which makes a token. Serve notices a death at its next health check, up to
+`health_check_period_s` later; Ray notices at once, so both are asked. That takes milliseconds and is done at most
+every half second for all requests together.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ FRESH_S = 0.5
 
 
 class Readiness:
-    """Counts the replicas of one deployment that make tokens.
+    """Counts the ready replicas of one deployment.
 
     Args:
-        deployment_id: Serve's id of it.
-        ask: what counts; Serve's controller and Ray unless given.
+        deployment_id: Serve's id of the deployment.
+        ask: counts them; asks Serve's controller and Ray unless given.
         clock: seconds, never backwards.
-        patience_s: for an answer; without one the last number stands, 0 before the first.
+        patience_s: seconds to wait for an answer; without one the last number stands, 0 before the first.
     """
 
     def __init__(
@@ -44,14 +44,18 @@ class Readiness:
         self._lock = asyncio.Lock()
 
     async def ready_replicas(self) -> int:
-        """The number, not older than half a second."""
+        """The number of ready replicas, at most half a second old."""
         async with self._lock:
             if self._asked_at is None or self._clock() - self._asked_at > FRESH_S:
                 try:
                     self._count = await asyncio.wait_for(self._ask(self._deployment_id), self._patience_s)
-                except Exception as error:  # noqa: BLE001  (whatever Serve or Ray raises while it restarts)
+                except Exception as error:  # noqa: BLE001  (Serve and Ray raise many types while they restart)
                     # A controller that is restarting: replicas answer without it, so the last number stands.
-                    logger.warning("Serve's controller does not say what runs: %s: %s", type(error).__name__, error)
+                    logger.warning(
+                        "the number of ready replicas may be old: Serve's controller or Ray failed with %s: %s",
+                        type(error).__name__,
+                        error,
+                    )
                 self._asked_at = self._clock()
             return self._count
 
@@ -68,11 +72,11 @@ async def _living_replicas(deployment_id: Any) -> int:
 
 
 def count_living(details: dict[str, Any], deployment_id: Any, living: set[str]) -> int:
-    """Replicas of a deployment that run and live.
+    """Number of a deployment's replicas that Serve calls running and whose actor lives.
 
     Args:
-        details: as `ray.serve.schema.ServeInstanceDetails` describes; the one answer of Serve's that names actors.
-        deployment_id: with `app_name` and `name`.
+        details: a `ray.serve.schema.ServeInstanceDetails` as a dict; no other answer of Serve names the actors.
+        deployment_id: has `app_name` and `name`.
         living: names of the living actors in Serve's namespace.
     """
     application = details["applications"].get(deployment_id.app_name)

@@ -1,8 +1,8 @@
-"""Lets SGLang's own OpenAI classes run over the generator, in the place of their `TokenizerManager`.
+"""Takes the place of SGLang's `TokenizerManager`, so that SGLang's own OpenAI classes run over replicas.
 
-They stay what they are: templates, tool calls, reasoning, log-probabilities, usage. This gives them what they take from
-a `TokenizerManager` for text models, and nothing of an engine: no scheduler, no sockets. SGLang is imported when a
-manager is made.
+Templates, tool calls, reasoning, log-probabilities and usage stay SGLang's. This adapter has the members that those
+classes use of a `TokenizerManager` for text models, and no engine: no scheduler, no sockets. SGLang is imported when an
+adapter is made.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from workers.http.openai_errors import FAILURES, ServiceError, error_before_firs
 
 logger = logging.getLogger(__name__)
 
-# How often a waiting request looks whether its client is still there, as often as SGLang does.
+# How often a waiting request asks whether its client is still connected; SGLang's own interval.
 DISCONNECT_POLL_S = 4.0
 
 
 class TokenizerManagerAdapter:
-    """What `OpenAIServingChat` and `OpenAIServingCompletion` need, over a generator.
+    """The `TokenizerManager` of `OpenAIServingChat` and `OpenAIServingCompletion`, over a generator.
 
     Args:
         server_args: SGLang's, published in this process. Speculative settings belong to the replicas.
-        generator: answers token requests.
-        tokenizer: the model's; loaded as SGLang does unless given.
+        generator: generates the answers.
+        tokenizer: the model's; loaded as SGLang does it unless given.
         model_config: SGLang's; made from `server_args` unless given.
     """
 
@@ -47,7 +47,9 @@ class TokenizerManagerAdapter:
 
         assert_published(server_args, role="tokenizer")
         if self.config_value("incremental_streaming_output"):
-            raise ValueError("text so far is what this streams; leave out --incremental-streaming-output.")
+            raise ValueError(
+                "--incremental-streaming-output is not supported: answers stream the cumulative text; remove the flag."
+            )
         self.server_args = server_args
         self.model_path: str = self.config_value("model_path")
         self.served_model_name: str = self.config_value("served_model_name")
@@ -67,23 +69,23 @@ class TokenizerManagerAdapter:
         return get_context().config_leaf(name)
 
     def generate_request(self, obj: Any, request: Any = None) -> AsyncGenerator[Any, None]:
-        """Answer a GenerateReqInput: dicts as from `TokenizerManager`, one at the end or, streaming, one per progress.
+        """Answer a GenerateReqInput with dicts as `TokenizerManager` does: one at the end, or one per part of a stream.
 
         Raises (while iterating):
-            ValueError: a request that no engine would take, or whose client went away.
-            HTTPException: before the first token; later failures of a stream are finish reasons.
+            ValueError: an engine would refuse the request, or its client went away.
+            HTTPException: a failure before the first token; later failures of a stream are finish reasons.
         """
         stream = self._generate(obj, request)
         self._streams[id(obj)] = stream
         return stream
 
     def create_abort_task(self, obj: Any) -> Any:
-        """A background task for the end of a response, however it ended: stops the replicas that still run for it."""
+        """A background task that runs after a response, however it ended, and stops replicas that still work for it."""
         from starlette.background import BackgroundTasks
 
         async def abort() -> None:
             stream = self._streams.get(id(obj))
-            # One that is still being read is closed by its reader.
+            # RuntimeError: the stream is still being read, and its reader closes it.
             with suppress(RuntimeError):
                 if stream is not None:
                     await stream.aclose()
@@ -95,7 +97,7 @@ class TokenizerManagerAdapter:
     async def _generate(self, obj: Any, http_request: Any) -> AsyncGenerator[Any, None]:
         parts = split(obj)
         self.request_logger.log_received_request(obj, self.tokenizer, http_request)
-        # In a thread: a long prompt takes long, and every other stream would wait meanwhile.
+        # In a thread: encoding a long prompt takes long, and every other stream would wait meanwhile.
         views = await asyncio.to_thread(lambda: [self._view(part) for part in parts])
         is_disconnected = None if http_request is None or obj.background else http_request.is_disconnected
         self._enter(views)
@@ -128,11 +130,13 @@ class TokenizerManagerAdapter:
         ids = [view.answer.request.request_id for view in views]
         again = self._running.intersection(ids)
         if again:
-            raise ValueError(f"a request id must be used once at a time, got {min(again)!r} again; leave rid out.")
+            raise ValueError(
+                f"a request id may be in use only once at a time, got {min(again)!r} again; leave rid out."
+            )
         self._running.update(ids)
 
     async def _whole(self, view: AnswerView) -> dict[str, Any]:
-        """One answer at once: nothing is sent before its end, so every failure can have a status."""
+        """One answer as a whole. Nothing is sent before its end, so every failure can have a status."""
         try:
             async with aclosing(self._generator.generate(view.answer)) as parts:
                 async for _ in parts:
@@ -143,7 +147,7 @@ class TokenizerManagerAdapter:
         return view.as_dict()
 
     async def _streamed(self, views: Sequence[AnswerView], is_single: bool) -> AsyncGenerator[dict[str, Any], None]:
-        """All answers as they come. Once anything of any of them is out, failures are finish reasons."""
+        """All answers as they come. Once a part of any of them was sent, failures are finish reasons."""
         started = False
 
         async def one(index: int) -> AsyncGenerator[dict[str, Any], None]:
@@ -163,8 +167,8 @@ class TokenizerManagerAdapter:
             except Exception as error:
                 if not started:
                     raise
-                # SGLang's handlers catch ValueError alone; with anything else the stream would break without a word.
-                logger.exception("answer %s ended by an unforeseen error", view.answer.request.request_id)
+                # SGLang's handlers catch ValueError alone; any other exception would cut the stream without an error.
+                logger.exception("answer %s ended with an unexpected error", view.answer.request.request_id)
                 view.fail(error)
                 yield _indexed(view, index, is_single)
 
@@ -178,7 +182,7 @@ def _indexed(view: AnswerView, index: int, is_single: bool) -> dict[str, Any]:
 
 
 def _raise_engine_abort(reason: dict[str, Any] | None) -> None:
-    """An engine's abort with an error status, as `TokenizerManager._handle_abort_finish_reason` turns it."""
+    """Raise an engine's abort that has an error status, as `TokenizerManager._handle_abort_finish_reason` does."""
     if reason is None or reason.get("type") != "abort" or not isinstance(reason.get("status_code"), HTTPStatus):
         return
     message = str(reason.get("message", "Generation aborted."))

@@ -1,9 +1,9 @@
 """A batch of prompts in a JSONL file and its answers in another: each input line is answered exactly once.
 
 An answer is one line, written in one call and flushed to disk before it counts. A job that was killed in the middle of
-a line drops that line when it starts again, reads which inputs have answers, and goes on with the others. Answers come
-in the order in which they were ready and carry the index of their input line, and a digest of it, so that a file of
-answers never goes on with other questions. No Ray in here.
+a line drops that line when it starts again, reads which inputs have answers, and goes on with the others. Answers stand
+in the order in which they were ready. Each carries the index of its input line and a digest of it, so that a file of
+answers is never continued with other questions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class BatchLine:
 
     @property
     def digest(self) -> str:
-        """What the line asks for, whatever its spaces and the order of its fields."""
+        """Hash of the line's content; spaces and the order of fields do not change it."""
         return hashlib.sha256(json.dumps(self.body, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -35,10 +35,11 @@ def read_batch(path: Path) -> list[BatchLine]:
     """Read and check every line.
 
     Raises:
-        ValueError: the file is missing or empty, or a line is no JSON object with "prompt" or "messages"; names it.
+        ValueError: the file is missing or empty, or a line is not a JSON object with "prompt" or "messages"; the
+            message names the line.
     """
     try:
-        # At newlines alone: str.splitlines also cuts at separators that may stand inside a JSON string.
+        # Split at newlines alone: str.splitlines also splits at separators that may stand inside a JSON string.
         texts = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     except OSError as error:
         raise ValueError(f"the input file must be readable, got {error}.") from error
@@ -62,11 +63,11 @@ class AnswerFile:
     """The output file; one writer at a time.
 
     Args:
-        path: made, with its folder, if it is not there.
-        lines: of the input.
+        path: created, with its folder, if it does not exist.
+        lines: the input's.
 
     Raises:
-        ValueError: another job holds the file, a line of it is no answer, or it answers what the input does not ask.
+        ValueError: another job holds the file, a line of it is not an answer, or answers other lines than the input's.
     """
 
     def __init__(self, path: Path, lines: Sequence[BatchLine]) -> None:
@@ -82,7 +83,7 @@ class AnswerFile:
         if others:
             numbers = [index + 1 for index in others[:3]]
             raise ValueError(
-                f"{path} holds answers to lines that the input does not have, or has otherwise now: {numbers}; "
+                f"{path} holds answers to lines that the input does not have, or that have changed: {numbers}; "
                 "name another output."
             )
 
@@ -107,7 +108,7 @@ class AnswerFile:
         self.done.add(index)
 
     def close(self) -> None:
-        """Let another job have the file."""
+        """Close the file, which lets another job write it."""
         self._file.close()
 
     def _lock(self) -> None:
@@ -117,7 +118,9 @@ class AnswerFile:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._file.close()
-            raise ValueError(f"one job at a time may write {self._path}, and one does; wait for it.") from error
+            raise ValueError(
+                f"only one job at a time may write {self._path}, and one does now; wait for it, or name another output."
+            ) from error
 
     def _drop_torn_line(self) -> None:
         self._file.seek(0)

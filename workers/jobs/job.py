@@ -1,9 +1,9 @@
-"""Batch generation: a JSONL file in, a JSONL file out, each line answered exactly once whatever dies.
+"""Batch generation: a JSONL file in, a JSONL file out. Each line is answered exactly once, whichever process dies.
 
     ray job submit -- python -m workers job --input IN.jsonl --output OUT.jsonl --config FILE
 
-Replicas are a Serve application of the job's own, so supervision, restarts and resumption are those of serving. Lines
-are chat ("messages") or text ("prompt") completions in OpenAI's form; an answer line carries its line's index.
+The replicas are a Serve application of the job, so supervision, restarts and resumption are those of serving. A line is
+a chat ("messages") or text ("prompt") completion in OpenAI's form; its answer carries the line's index.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from workers.progress import say, step
 from workers.startup import run_application
 
 PROGRESS_EVERY_S = 5.0
-# Between two tries of a line that found no room or lost its workers.
+# Wait between two tries of a line that found every replica full or lost its replicas.
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 30.0
 
 
 @dataclass
 class JobReport:
-    """What a job did, this run alone.
+    """What this run of a job did.
 
     Attributes:
-        spec_tokens: tokens of the attempts that told how many verifies they took; a lost attempt tells nothing.
-        accept_length: those per verify, bonus included; None without speculation.
+        spec_tokens: tokens of the attempts that reported how many verifications they took; a lost attempt reports none.
+        accept_length: `spec_tokens` per verification, the bonus token included; None without speculation.
     """
 
     lines: int
@@ -66,9 +66,9 @@ async def answer_batch(
 ) -> JobReport:
     """Answer every line that has no answer yet, at most `at_once` at a time.
 
-    A line whose request is refused gets its error as its answer. One that found no room, or whose workers were lost too
-    often, is asked again until no line of the job was answered for `patience_s`; then it gets no answer, and is tried
-    again by the next run.
+    A line whose request is refused gets the error as its answer. A line that found every replica full, or that lost its
+    replicas too often, is asked again. If no line of the job was answered for `patience_s` seconds, it is left without
+    an answer, and the next run tries it again.
     """
     todo = [line for line in lines if line.index not in answers.done]
     report = JobReport(len(lines), len(lines) - len(todo))
@@ -124,7 +124,7 @@ def _is_error(body: dict[str, Any]) -> bool:
 
 
 def _is_retryable(body: dict[str, Any]) -> bool:
-    """Too busy, or workers lost."""
+    """True if a later try may succeed: every replica was full, or replicas were lost."""
     return _is_error(body) and int(body.get("code", 500)) >= 429
 
 
@@ -145,7 +145,7 @@ def _record(report: JobReport, answers: AnswerFile, line: BatchLine, body: dict[
 
 
 def _spec_details(body: dict[str, Any]) -> list[dict[str, Any]]:
-    """One per choice."""
+    """SGLang's details of speculation, one per choice."""
     details = (body.get("sglext") or {}).get("spec_tokens_details") or {}
     return details if isinstance(details, list) else [details]
 
@@ -160,7 +160,7 @@ def run_job(config: WorkerConfig, source: Path, target: Path) -> JobReport:
     """Deploy replicas on the connected cluster, answer the file, take them down again.
 
     Raises:
-        ValueError: an input or output file that cannot be used; nothing was deployed then.
+        ValueError: the input or output file cannot be used; nothing is deployed then.
     """
     lines = read_batch(source)
     answers = AnswerFile(target, lines)
@@ -173,7 +173,7 @@ def run_job(config: WorkerConfig, source: Path, target: Path) -> JobReport:
 
 
 def application_name(target: Path) -> str:
-    """The same for every run of a job: one that was killed left its application, which the next run takes down."""
+    """Depends on the output file alone, so that a run finds and takes down what a killed run of its job left."""
     return f"job-{hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:12]}"
 
 

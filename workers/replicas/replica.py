@@ -90,8 +90,8 @@ class DDTreeServer(SGLangServer):  # type: ignore[misc]
         if attempt.num_emitted and len(attempt.input_ids) > self._max_input_len:
             raise Refused(
                 f"an answer can go on here only if prompt and answer so far fit this engine's longest prompt of "
-                f"{self._max_input_len} tokens, got {len(attempt.input_ids)}; ask for fewer tokens, or give the engine more "
-                "memory for its KV cache."
+                f"{self._max_input_len} tokens, got {len(attempt.input_ids)}; ask for fewer tokens, or give the engine "
+                "more memory for its KV cache."
             )
         yield TokenChunk(attempt.number, attempt.num_emitted, ())
         async for chunk in self._engine_chunks(attempt):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 SUPERVISOR = "supervisor"
 """Name of the actor that keeps a deployment's `Supervisor`."""
-IMPORTING, LOADING = "importing SGLang", "ranks are importing SGLang and loading the model"
+IMPORTING, LOADING = "importing SGLang", "loading the model in its ranks"
 FIRST_TOKEN, READY = "making the first token", "ready"
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 30.0

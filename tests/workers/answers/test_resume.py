@@ -261,7 +261,7 @@ def test_an_answer_that_no_engine_would_take_as_a_prompt_does_not_go_on() -> Non
     answer.accept(TokenChunk(0, 0, (50, 51)))
     answer.require_resumable()
     answer.accept(TokenChunk(0, 2, (52,)))
-    with pytest.raises(NotResumable, match=f"may have {len(PROMPT) + 2} tokens, and these are {len(PROMPT) + 3}"):
+    with pytest.raises(NotResumable, match=f"fit a prompt of {len(PROMPT) + 2} tokens, got {len(PROMPT) + 3}"):
         answer.next_attempt()
 
 

@@ -176,14 +176,14 @@ def test_waits_double_up_to_a_longest_and_spread_by_half() -> None:
 @pytest.mark.parametrize("num_before", [0, 3])
 def test_one_loss_more_than_the_limit_gives_up_with_progress_or_without(num_before: int) -> None:
     source, generator = failed(
-        [Act(num_before, DIED)] * 3, GaveUp, r"lose 2 workers .* lost 3; .*died", migration_limit=2
+        [Act(num_before, DIED)] * 3, GaveUp, r"lose 2 replicas .* lost 3; .*died", migration_limit=2
     )
     assert len(source.attempts) == 3
     assert generator.counters.gave_up == 1
 
 
 def test_no_loss_is_allowed_where_the_limit_is_zero() -> None:
-    failed([Act(1, DIED)], GaveUp, "lose 0 workers", migration_limit=0)
+    failed([Act(1, DIED)], GaveUp, "lose 0 replicas", migration_limit=0)
 
 
 def test_a_total_deadline_ends_the_tries() -> None:

@@ -87,7 +87,7 @@ def test_answers_to_lines_that_read_otherwise_now_are_refused(tmp_path: Path) ->
     first.write(1, {})
     first.close()
     reordered = [BatchLine(0, {"prompt": "1"}), BatchLine(1, {"prompt": "0"}), BatchLine(2, {"prompt": "2"})]
-    with pytest.raises(ValueError, match=r"has otherwise now: \[2\]"):
+    with pytest.raises(ValueError, match=r"that have changed: \[2\]"):
         AnswerFile(path, reordered)
     AnswerFile(path, asking(3)).close()
 

@@ -142,9 +142,9 @@ def _serve(args: argparse.Namespace) -> int:
     config = with_required_api_key(worker_config(args), args.host, os.environ)
     # Ray's LLM package makes SGLang's loggers print JSON; in this process they only tell of plugins.
     logging.getLogger("sglang").setLevel(logging.WARNING)
-    # SIGTERM ends it as Ctrl-C does, also while replicas start.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     is_own = _connect(args)
+    # SIGTERM ends it as Ctrl-C does, also while replicas start. Set here, as Ray's start sets a handler of its own.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with step(f"starting Ray Serve on {args.host}:{args.port}"):
             from ray import serve
@@ -210,10 +210,10 @@ def _shut_down(is_own: bool) -> None:
 
 def _job(args: argparse.Namespace) -> int:
     config = worker_config(args)
+    is_own = _connect(args)
     # `ray job stop` sends SIGTERM, and SIGKILL three seconds later: enough to ask for the end of the replicas.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        is_own = _connect(args)
         with step("starting Ray Serve"):
             from ray import serve
 
@@ -241,7 +241,8 @@ def _status(args: argparse.Namespace) -> int:
         # `serve` starts its Ray on the loopback interface and with a token; without these settings `status` would hang.
         prepare_environment()
     try:
-        connect(address or "auto")
+        with step(f"asking the Ray at {address or 'this machine'}", stream=sys.stderr):
+            connect(address or "auto")
     except ConnectionError as error:
         raise ValueError(f"status needs a running Ray cluster, found none: {error}") from error
     from ray import serve

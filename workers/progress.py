@@ -12,26 +12,28 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 PLAIN_INTERVAL_S = 10.0  # a log file gets a line this often; a terminal redraws its one line every second
 
 
-def say(text: str) -> None:
-    """Print one line at once, also when stdout is a pipe."""
-    print(text, flush=True)
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print one line at once, also into a pipe; to stdout unless given a stream."""
+    print(text, file=stream, flush=True)
 
 
 @contextmanager
-def step(title: str, detail: Callable[[], str] | None = None) -> Iterator[None]:
+def step(title: str, detail: Callable[[], str] | None = None, stream: TextIO | None = None) -> Iterator[None]:
     """Show `title` with the seconds gone by until the block ends.
 
     Args:
         title: what the step does.
         detail: adds how far it is. Called in another thread; an error of it is shown in its place.
+        stream: where to print; stdout unless given.
     """
     started = time.monotonic()
     finished = threading.Event()
-    on_terminal = sys.stdout.isatty()
+    on_terminal = (stream or sys.stdout).isatty()
 
     def line(mark: str, with_detail: bool = True) -> str:
         reached = _described(detail) if with_detail else ""
@@ -41,12 +43,13 @@ def step(title: str, detail: Callable[[], str] | None = None) -> Iterator[None]:
         while not finished.wait(1.0 if on_terminal else PLAIN_INTERVAL_S):
             if on_terminal:
                 # A line that wraps could not be redrawn.
-                print(f"\r\x1b[K{line('...')[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+                shown = line("...")[: shutil.get_terminal_size().columns - 1]
+                print(f"\r\x1b[K{shown}", end="", file=stream, flush=True)
             else:
-                say(line("..."))
+                say(line("..."), stream)
 
     if not on_terminal:
-        say(f"... {title}")
+        say(f"... {title}", stream)
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     mark = "failed:"
@@ -59,7 +62,7 @@ def step(title: str, detail: Callable[[], str] | None = None) -> Iterator[None]:
     finally:
         finished.set()
         thread.join()
-        say(("\r\x1b[K" if on_terminal else "") + line(mark, with_detail=mark == "done:"))
+        say(("\r\x1b[K" if on_terminal else "") + line(mark, with_detail=mark == "done:"), stream)
 
 
 def _described(detail: Callable[[], str] | None) -> str:

@@ -14,7 +14,7 @@ from workers.answers.protocol import TokenRequest
 
 _GRAMMAR = "the grammar would begin anew in the middle of the answer"
 _PENALTY = "the penalty counts the tokens that one replica generated"
-_PER_TOKEN = "it is returned for every token, and a lost worker's part is lost with it"
+_PER_TOKEN = "it is returned for every token, and a lost replica's part is lost with it"
 
 # Sampling parameter -> (values that leave it off, why an answer may not go on).
 STATEFUL_SAMPLING: Mapping[str, tuple[tuple[Any, ...], str]] = {
@@ -27,7 +27,7 @@ STATEFUL_SAMPLING: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "repetition_penalty": ((None, 1), _PENALTY),
     # A match of a regex may begin any number of tokens before the cut; a stop string has a length.
     "stop_regex": ((None, "", [], ()), "a match may straddle the cut"),
-    "beam_width": ((None, 0, 1), "the other beams are lost with the worker"),
+    "beam_width": ((None, 0, 1), "the other beams are lost with the replica"),
     "watermark": ((None, False), "the watermark depends on the tokens that one replica generated"),
 }
 # Field of the request beside the sampling parameters -> (values that leave it off, why an answer may not go on).

@@ -15,7 +15,7 @@ PLACEMENT_TIMEOUT_S = 60.0
 def launch_on_this_platform(original: Callable[..., Any], cls: type, *args: Any, **kwargs: Any) -> Any:
     """AROUND hook on `RayEngine._launch_scheduler_processes`: without a GPU, ranks get bundles of CPUs.
 
-    Without a placement group, stock asks for bundles of GPUs, and on a cluster without GPUs would wait for ever.
+    Without a placement group, stock asks for bundles of GPUs, and on a cluster without GPUs would wait without end.
 
     Raises:
         RuntimeError: no node had the CPUs free within `PLACEMENT_TIMEOUT_S` seconds.

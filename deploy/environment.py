@@ -41,6 +41,18 @@ class SetupError(Exception):
     """The environment could not be built. The message gives the rule, what was found, and what to do."""
 
 
+def hide_checkout(repo: Path = REPO) -> None:
+    """Take the checkout off the front of PYTHONPATH, where the shell scripts put it for this process alone.
+
+    What this process starts finds the installed packages, and none of the checkout's other folders.
+    """
+    first, _, rest = os.environ.get("PYTHONPATH", "").partition(os.pathsep)
+    if first and Path(first).resolve() == repo:
+        os.environ["PYTHONPATH"] = rest
+    if not os.environ.get("PYTHONPATH"):
+        os.environ.pop("PYTHONPATH", None)
+
+
 def requirement_lines(path: Path) -> list[str]:
     """Requirement lines of `path` with its `-r` files read in, comments and blank lines left out."""
     lines: list[str] = []
@@ -232,6 +244,7 @@ def ensure_environment(repo: Path, requirement_files: Sequence[str]) -> Path:
 
 def main(argv: Sequence[str]) -> int:
     """Set up for the requirement files in `argv` (default: serving). Status 0, or 1 with the reason."""
+    hide_checkout()
     try:
         ensure_environment(REPO, list(argv) or [SERVING_REQUIREMENTS])
     except SetupError as error:

@@ -1,4 +1,4 @@
-"""What `deploy/run.sh` does: set up, prepare the model, serve with DDTREE, answer, compare, keep serving.
+"""What `deploy/run.sh` does: set up, prepare the model, serve with DDTREE, answer, compare, serve on.
 
 Runs under the system's Python and needs nothing else; the server runs in `.venv`. Exit status: 0 it worked
 (also after Ctrl-C once it serves), 1 something failed, 2 a bad flag or a port in use, 130 interrupted before
@@ -17,7 +17,7 @@ from types import FrameType
 
 from deploy.chat_client import ChatError, stream_chat
 from deploy.comparison import Comparison, compare, describe_answer
-from deploy.environment import REPO, SERVING_REQUIREMENTS, SetupError, ensure_environment
+from deploy.environment import REPO, SERVING_REQUIREMENTS, SetupError, ensure_environment, hide_checkout
 from deploy.local.pair import Pair, PairError, has_gpu, prepare_pair
 from deploy.local.server_process import ServerError, ServerProcess, ServerSpec, free_port, port_is_free
 from workers.progress import say, step
@@ -143,6 +143,7 @@ def _terminate(_signum: int, _frame: FrameType | None) -> None:
 def main(argv: Sequence[str]) -> int:
     """Run the whole demonstration; returns the exit status given in the module's docstring."""
     args = parse_args(argv)
+    hide_checkout()
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _terminate)
     try:

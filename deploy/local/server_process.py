@@ -64,7 +64,8 @@ class ServerSpec:
 
     def command(self, python: str | Path) -> list[str]:
         """The `sglang.launch_server` command line."""
-        parts = [str(python), "-m", "sglang.launch_server", "--model-path", self.model]
+        # -P: a folder called workers or sglang where the user stands is no part of the server.
+        parts = [str(python), "-P", "-m", "sglang.launch_server", "--model-path", self.model]
         parts += ["--host", self.host, "--port", str(self.port), "--dtype", self.dtype]
         # Without it an idle server keeps one core busy, and the next measurement with it.
         parts += ["--sleep-on-idle"]
@@ -89,7 +90,7 @@ def port_is_free(host: str, port: int) -> bool:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on at this moment."""
+    """A port of `host` that is free at this moment."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
@@ -101,7 +102,7 @@ def die_with_parent() -> None:
 
 
 def http_status(url: str, timeout_s: float = 5.0) -> int | None:
-    """Status code of a GET, None when nobody answers."""
+    """Status code of a GET; None without an answer within `timeout_s`."""
     try:
         with _NO_PROXY.open(url, timeout=timeout_s) as response:
             return int(response.status)

@@ -15,6 +15,7 @@ FAKE_SERVER = Path(__file__).resolve().parent / "fake_server.py"
 FAKE_PYTHON = """#!/usr/bin/env bash
 # Stands in for .venv/bin/python: notes each call, and serves with fake_server.py instead of SGLang.
 echo "$@" >> "{notes}"
+echo "${{PYTHONPATH-unset}}" >> "{notes}.pythonpath"
 if [[ "$*" == *sglang.launch_server* ]]; then exec "{python}" "{server}" "$@"; fi
 echo "{model}"
 """
@@ -53,9 +54,11 @@ class Checkout:
     root: Path
     port: int
     environment: dict[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()  # variables that `run.sh` does not get
 
-    def start(self, *flags: str) -> subprocess.Popen[str]:
-        """Start `run.sh` in a group of its own, as a shell would."""
+    def start(self, *flags: str, folder: Path | None = None) -> subprocess.Popen[str]:
+        """Start `run.sh` from `folder` (default: where the tests run) in a group of its own, as a shell would."""
+        given = {**os.environ, "FAKE_PIDS": str(self.root / "pids"), **self.environment}
         return subprocess.Popen(
             ["bash", str(self.root / "deploy/run.sh"), "--port", str(self.port), *flags],
             stdout=subprocess.PIPE,
@@ -63,12 +66,13 @@ class Checkout:
             text=True,
             start_new_session=True,
             preexec_fn=_listen_to_ctrl_c,
-            env={**os.environ, "FAKE_PIDS": str(self.root / "pids"), **self.environment},
+            cwd=folder,
+            env={key: value for key, value in given.items() if key not in self.without},
         )
 
-    def run(self, *flags: str) -> tuple[int, str]:
+    def run(self, *flags: str, folder: Path | None = None) -> tuple[int, str]:
         """Exit status and output of a run that ends by itself."""
-        process = self.start(*flags)
+        process = self.start(*flags, folder=folder)
         output, _ = process.communicate(timeout=PATIENCE_S)
         return process.returncode, output
 
@@ -77,6 +81,11 @@ class Checkout:
         """What was asked of `.venv/bin/python`, one line a call."""
         notes = self.root / "notes"
         return notes.read_text(encoding="utf-8") if notes.exists() else ""
+
+    @property
+    def python_paths(self) -> set[str]:
+        """PYTHONPATH of each call of `.venv/bin/python`; "unset" where there was none."""
+        return set((self.root / "notes.pythonpath").read_text(encoding="utf-8").splitlines())
 
     @property
     def server_pids(self) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -173,3 +174,18 @@ def test_old_python_is_refused_by_name(tmp_path: Path) -> None:
     )
     assert result.returncode == 1
     assert "Python 3.11 or newer is needed, found Python 3.9.2" in result.stderr
+
+
+def test_setup_from_a_folder_with_a_deploy_of_its_own_keeps_the_checkout_off_its_childrens_path(
+    project: Path, tmp_path: Path
+) -> None:
+    theirs = tmp_path / "theirs/deploy"
+    theirs.mkdir(parents=True)
+    (theirs / "__init__.py").write_text("raise SystemExit('not ours')")
+    uv = project / "uv"
+    uv.write_text(uv.read_text().replace('"$@"', '"path ${PYTHONPATH-unset}"'))
+    command = ["bash", str(project / "deploy/setup.sh")]
+    environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    ended = subprocess.run(command, cwd=theirs.parent, env=environ, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert set(uv_calls(project)) == {"path unset"}

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,36 @@ def test_server_flags_are_the_ones_asked_for(checkout: Checkout) -> None:
         f"--port {checkout.port}",
     ):
         assert part in launches[0]
+
+
+def test_run_from_a_folder_with_a_deploy_of_its_own_takes_paths_relative_to_it(
+    checkout: Checkout, tmp_path: Path
+) -> None:
+    theirs = tmp_path / "theirs"
+    for name in ("deploy", "mine", "drafter"):
+        (theirs / name).mkdir(parents=True)
+    for name in ("deploy/__init__.py", "deploy/serve_demo.py", "argparse.py"):
+        (theirs / name).write_text("raise SystemExit('not ours')")
+    for name in ("mine", "drafter"):
+        (theirs / name / "config.json").write_text("{}")
+    flags = ("--once", "hi", "--no-baseline", "--model", "mine", "--draft", "./drafter")
+    status, output = checkout.run(*flags, folder=theirs)
+    assert status == 0, output
+    (launch,) = [line for line in checkout.calls.splitlines() if "launch_server" in line]
+    assert launch.startswith("-P -m sglang.launch_server "), "nor does the server import from there"
+    assert f"--model-path {theirs}/mine " in launch
+    assert f"--speculative-draft-model-path {theirs}/drafter " in launch
+
+
+@pytest.mark.parametrize(("given", "left"), [(None, "unset"), ("/users/own", "/users/own")])
+def test_checkout_is_on_no_path_of_what_run_sh_starts(checkout: Checkout, given: str | None, left: str) -> None:
+    if given is None:
+        checkout.without = ("PYTHONPATH",)
+    else:
+        checkout.environment["PYTHONPATH"] = given
+    status, output = checkout.run("--once", "hi", "--no-baseline")
+    assert status == 0, output
+    assert checkout.python_paths == {left}
 
 
 @pytest.mark.slow

@@ -12,15 +12,18 @@ from importlib.metadata import PackageNotFoundError, version
 
 from ddtree_sglang import __version__
 from ddtree_sglang.config import CONFIG_ENV, DDTreeConfig
+from ddtree_sglang.contract.check import mismatches
 from ddtree_sglang.contract.cpu_platform import CPU_PLATFORM
 from ddtree_sglang.contract.engine import ENGINE
 from ddtree_sglang.contract.models import MODELS
 from ddtree_sglang.contract.patch import Kind
 from ddtree_sglang.contract.patches import CPU_PLATFORM_PATCHES, ENGINE_PATCHES, WORKER_PATCHES
+from ddtree_sglang.contract.source import engine_at
 from ddtree_sglang.contract.start import require, untested_release
 from ddtree_sglang.contract.workers import WORKERS
 from ddtree_sglang.exceptions import DDTreeConfigError, DDTreeError, DemoNotInstalledError
 
+TABLES = {"engine": ENGINE, "platform": CPU_PLATFORM, "workers": WORKERS}
 PATCHES = {
     "ddtree_sglang.engine": ENGINE_PATCHES,
     "ddtree_sglang.cpu_platform": CPU_PLATFORM_PATCHES,
@@ -41,9 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ddtree", description=__doc__)
     parser.add_argument("--version", action="version", version=f"ddtree-sglang {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("doctor", help="check the installed packages, the platform and the configuration")
-    parser.parse_args(argv)
-    return doctor()
+    checks = commands.add_parser("doctor", help="check the installed packages, the platform and the configuration")
+    checks.add_argument(
+        "--engine",
+        metavar="WHEEL_OR_FOLDER",
+        help="print instead which rows another release of SGLang breaks; it need not be installed",
+    )
+    args = parser.parse_args(argv)
+    return doctor() if args.engine is None else compare_engine(args.engine)
 
 
 def doctor() -> int:
@@ -64,6 +72,23 @@ def doctor() -> int:
             print(f"FAILED  {name}: {error}")
     _print_patches()
     return 1 if failed else 0
+
+
+def compare_engine(place: str) -> int:
+    """Print every row that the SGLang in a wheel or folder breaks; 1 if there is one, or no SGLang."""
+    try:
+        release, source = engine_at(place)
+    except DDTreeError as error:
+        print(f"FAILED  engine: {error}")
+        return 1
+    broken = total = 0
+    for name, table in TABLES.items():
+        rows = [row for row in table if row.module.split(".")[0] == "sglang"]
+        problems = mismatches(rows, source)
+        print("".join(f"BROKEN  {name}: {problem}\n" for problem in problems), end="")
+        broken, total = broken + len(problems), total + len(rows)
+    print(f"{'FAILED' if broken else 'ok':7} sglang {release} in {place}: {broken} of {total} rows break")
+    return 1 if broken else 0
 
 
 def _print_patches() -> None:

@@ -20,7 +20,7 @@ def test_load_keeps_the_batch_within_its_nodes_and_the_request_within_its_budget
     assert num_nodes == 1 or num_nodes * batch_size <= 32
 
 
-def test_budget_that_is_no_step_is_the_widest() -> None:
+def test_budget_that_is_no_step_is_the_largest_count() -> None:
     policy = BudgetPolicy.by_load(12, verify_tokens=100)
     assert policy.node_counts == (1, 2, 3, 5, 9, 12)
     assert policy.num_nodes(1) == 12

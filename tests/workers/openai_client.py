@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import Request
 
 from tests.workers.byte_tokenizer import byte_tokenizer
-from workers.http.frontend import OpenAIServing
+from workers.http.frontend import Frontend
 
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
 
@@ -72,7 +72,7 @@ def http_request(connected: list[bool] | None = None) -> Request:
     return Request({"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""}, receive)
 
 
-async def ask(serving: OpenAIServing, **fields: Any) -> Answer:
+async def ask(serving: Frontend, **fields: Any) -> Answer:
     """Chat where there are messages, else a completion."""
     from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
 

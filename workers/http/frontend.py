@@ -12,7 +12,6 @@ settings and the templates when they are made (sglang/srt/entrypoints/http_serve
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from ddtree_sglang.contract.start import require
@@ -47,14 +46,38 @@ TEXT_ARGS = frozenset(
 
 
 class Frontend:
-    """Chat and text completions of one model; `generator.counters` counts their outcomes."""
+    """Chat and text completions of one model; `generator.counters` counts their outcomes.
 
-    def __init__(
-        self, config: WorkerConfig, source: TokenSource, observe_resume: Callable[[float], None] = lambda seconds: None
-    ) -> None:
-        self.generator = RetryingGenerator(source, resume_policy(config), observe_resume=observe_resume)
-        serving = openai_serving(publish_text_settings(config), self.generator)
-        self.manager, self.chat, self.completion = serving.manager, serving.chat, serving.completion
+    Args:
+        server_args: SGLang's, published in this process by `publish_ingress`.
+        generator: generates the answers.
+        tokenizer: the model's; loaded as SGLang does it unless given.
+    """
+
+    def __init__(self, server_args: Any, generator: RetryingGenerator, tokenizer: Any = None) -> None:
+        from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
+        from sglang.srt.entrypoints.openai.serving_completions import OpenAIServingCompletion
+        from sglang.srt.parser.template_manager import TemplateManager
+
+        self.generator = generator
+        self.manager = TokenizerManagerAdapter(server_args, generator, tokenizer)
+        templates = TemplateManager()
+        templates.initialize_templates(
+            tokenizer_manager=self.manager,
+            model_path=self.manager.model_path,
+            chat_template=self.manager.config_value("chat_template"),
+            completion_template=self.manager.config_value("completion_template"),
+        )
+        self.chat = with_typed_errors(OpenAIServingChat)(self.manager, templates)
+        self.completion = with_typed_errors(OpenAIServingCompletion)(self.manager, templates)
+
+    @classmethod
+    def of(
+        cls, config: WorkerConfig, source: TokenSource, observe_resume: Callable[[float], None] = lambda seconds: None
+    ) -> Frontend:
+        """The endpoints of a configuration over a source; publishes the settings."""
+        generator = RetryingGenerator(source, resume_policy(config), observe_resume=observe_resume)
+        return cls(publish_text_settings(config), generator)
 
     def models(self) -> dict[str, Any]:
         """The body of `/v1/models`, as SGLang's server gives it."""
@@ -90,15 +113,6 @@ def publish_text_settings(config: WorkerConfig) -> Any:
     return server_args
 
 
-@dataclass(frozen=True)
-class OpenAIServing:
-    """The manager and SGLang's two handlers over it."""
-
-    manager: TokenizerManagerAdapter
-    chat: Any  # OpenAIServingChat
-    completion: Any  # OpenAIServingCompletion
-
-
 def publish_ingress(server_args: Any) -> None:
     """Publish the process-wide settings that the handlers read; once, before anything else of SGLang is made.
 
@@ -109,26 +123,3 @@ def publish_ingress(server_args: Any) -> None:
 
     resolve_auto_parsers(server_args)
     publish(server_args, role="tokenizer")
-
-
-def openai_serving(
-    server_args: Any, generator: RetryingGenerator, tokenizer: Any = None, model_config: Any = None
-) -> OpenAIServing:
-    """Make the handlers, after `publish_ingress`. The arguments are those of `TokenizerManagerAdapter`."""
-    from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
-    from sglang.srt.entrypoints.openai.serving_completions import OpenAIServingCompletion
-    from sglang.srt.parser.template_manager import TemplateManager
-
-    manager = TokenizerManagerAdapter(server_args, generator, tokenizer, model_config)
-    templates = TemplateManager()
-    templates.initialize_templates(
-        tokenizer_manager=manager,
-        model_path=manager.model_path,
-        chat_template=manager.config_value("chat_template"),
-        completion_template=manager.config_value("completion_template"),
-    )
-    return OpenAIServing(
-        manager,
-        chat=with_typed_errors(OpenAIServingChat)(manager, templates),
-        completion=with_typed_errors(OpenAIServingCompletion)(manager, templates),
-    )

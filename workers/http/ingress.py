@@ -43,7 +43,7 @@ class Ingress:
         self._key = ApiKey.from_env(config.api_key_env)
         self._metrics = IngressMetrics()
         self._ray_series = RaySeries()
-        self._frontend = Frontend(config, ServeSource(replicas), self._observe_resume)
+        self._frontend = Frontend.of(config, ServeSource(replicas), self._observe_resume)
         self._counters = self._frontend.generator.counters
         self._metrics.count(self._counters)
         self._readiness = Readiness(replicas.deployment_id)

@@ -36,12 +36,9 @@ class TokenizerManagerAdapter:
         server_args: SGLang's, published in this process. Speculative settings belong to the replicas.
         generator: generates the answers.
         tokenizer: the model's; loaded as SGLang does it unless given.
-        model_config: SGLang's; made from `server_args` unless given.
     """
 
-    def __init__(
-        self, server_args: Any, generator: RetryingGenerator, tokenizer: Any = None, model_config: Any = None
-    ) -> None:
+    def __init__(self, server_args: Any, generator: RetryingGenerator, tokenizer: Any = None) -> None:
         from sglang.srt.configs.model_config import ModelConfig
         from sglang.srt.runtime_context import assert_published
 
@@ -53,7 +50,7 @@ class TokenizerManagerAdapter:
         self.server_args = server_args
         self.model_path: str = self.config_value("model_path")
         self.served_model_name: str = self.config_value("served_model_name")
-        self.model_config = model_config if model_config is not None else ModelConfig.from_server_args(server_args)
+        self.model_config = ModelConfig.from_server_args(server_args)
         self.processor = None  # of multimodal models; the templates ask for it
         self.request_logger = _request_logger(self.config_value)
         self._model = ModelTokenizer(self.config_value, self.model_config, tokenizer)

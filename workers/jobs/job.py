@@ -193,7 +193,7 @@ def _with_replicas(config: WorkerConfig, lines: list[BatchLine], answers: Answer
             replicas = build_replicas(config)
         handle = run_application(replicas, name, config, route_prefix=None)
         with step("importing SGLang's OpenAI handlers"):
-            frontend = Frontend(config, ServeSource(handle))
+            frontend = Frontend.of(config, ServeSource(handle))
         at_once = config.max_replicas * config.max_running_requests
         return asyncio.run(answer_batch(frontend, lines, answers, at_once, config.startup_timeout_s))
     finally:

@@ -15,7 +15,7 @@ from tests.workers.fake_source import Act, ScriptedSource
 from tests.workers.openai_client import Answer, ask, http_request, save_model_folder
 from workers.answers.protocol import Busy, Refused, WorkerLost
 from workers.answers.retry import RetryingGenerator, RetryPolicy
-from workers.http.frontend import OpenAIServing, openai_serving, publish_ingress
+from workers.http.frontend import Frontend, publish_ingress
 
 pytestmark = [
     pytest.mark.sglang,
@@ -62,10 +62,10 @@ class Service:
         self._tokenizer = tokenizer
         self.source = ScriptedSource([])
 
-    def serving(self, script: list[Act], tokens: tuple[int, ...] = TOKENS, **policy: Any) -> OpenAIServing:
+    def serving(self, script: list[Act], tokens: tuple[int, ...] = TOKENS, **policy: Any) -> Frontend:
         self.source = ScriptedSource(script, FakeEngine(tokens))
         generator = RetryingGenerator(self.source, RetryPolicy(first_backoff_s=0.001, **policy))
-        return openai_serving(self._server_args, generator, self._tokenizer)
+        return Frontend(self._server_args, generator, self._tokenizer)
 
     def ask(self, script: list[Act], tokens: tuple[int, ...] = TOKENS, **fields: Any) -> Answer:
         async def body() -> Answer:

@@ -1,9 +1,9 @@
-"""What clients notice when workers die: kills and hangs during streamed answers, ten rounds each, on real actors.
+"""What clients notice when workers die or hang during streamed answers: six faults, ten rounds each, real actors.
 
     python -m benchmarks faults [--model M --draft D] [--rounds 10] [--faults prefill ...] [--output FILE.jsonl]
 
 Starts a Ray of its own with two replicas and breaks the one that is answering; once both are ready again, the same
-prompt is answered undisturbed. A token is lost or repeated if the text or the usage is not the undisturbed one's.
+prompt is answered undisturbed. A token is lost or repeated if text or usage differ from the undisturbed answer's.
 Prints a table; a JSON line per round goes to the results folder. With the --output of a run that was broken off, the
 rounds that it holds are not run again.
 """
@@ -45,7 +45,7 @@ LONG = "Summarize this text. " + "The quick brown fox jumps over the lazy dog ne
 
 
 class Fault(NamedTuple):
-    """What happens to whom, and when: in prefill (half a second after sending) or after some chunks."""
+    """`strike` breaks what belongs to a rank, by process id: after `at_chunk` chunks, or in prefill if that is None."""
 
     name: str
     prompt: str
@@ -107,7 +107,7 @@ FAULTS = (
 
 
 def ask(url: str, prompt: str, at_chunk: Callable[[int], None] | None = None) -> tuple[Streamed, float]:
-    """An answer and the longest silence in it."""
+    """A streamed answer, and the longest wait for a chunk of it in seconds."""
     times = [time.monotonic()]
 
     def note(num_chunks: int) -> None:
@@ -121,7 +121,7 @@ def ask(url: str, prompt: str, at_chunk: Callable[[int], None] | None = None) ->
 
 
 def one_round(url: str, fault: Fault, number: int) -> Round:
-    """Break one answer, wait until everything is whole again, and ask for the same answer undisturbed."""
+    """Break one answer, wait until both replicas are ready, and ask for that answer again, undisturbed."""
     struck: list[float] = []
     chunks_before = 0
     # Its beginning is in no replica's prefix cache: not from another round, not from another fault of this one.
@@ -146,6 +146,7 @@ def one_round(url: str, fault: Fault, number: int) -> Round:
         if fault.at_chunk is not None and num_chunks >= fault.at_chunk and not struck:
             strike()
 
+    # Finding the busy rank takes the rest of the half second.
     timer = threading.Timer(0.1, strike)
     if fault.at_chunk is None:
         timer.start()

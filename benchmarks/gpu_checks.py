@@ -75,7 +75,7 @@ def no_sync(args: argparse.Namespace, ids: list[list[int]]) -> dict[str, object]
 
 
 def equality(args: argparse.Namespace, ids: list[list[int]], *other: str) -> dict[str, object]:
-    """The same prompts with further flags and without must give the same tokens, near ties apart."""
+    """Whether a server with further flags and one without give the same tokens for `ids`, near ties apart."""
     usual, changed = answers(args, ids), answers(args, ids, *other)
     pairs = list(zip(ids * len(CONCURRENCY), usual.tokens, changed.tokens, strict=True))
     unequal = [pair for pair in pairs if pair[1] != pair[2]]

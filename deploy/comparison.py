@@ -1,6 +1,6 @@
 """DDTREE beside plain decoding on one prompt: both measured in turns, and their answers compared.
 
-Standard library only. One prompt shows how it works; numbers to rely on are `benchmarks/decode.py`'s.
+Standard library only. One prompt shows how it works; numbers to rely on come from `python -m benchmarks decode`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ WARM_UP_TOKENS = 16
 
 @dataclass(frozen=True)
 class Comparison:
-    """Answers of the plain and of the DDTREE server to the same prompt, `RUNS` each, after a warm-up."""
+    """Answers of the plain and of the DDTREE server to the same prompt, `RUNS` of each server, after a warm-up."""
 
     plain: tuple[ChatAnswer, ...]
     ddtree: tuple[ChatAnswer, ...]

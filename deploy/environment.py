@@ -1,9 +1,9 @@
 """Build the virtual environment: from a machine that has only Python to one that can serve.
 
 Standard library only, because it runs before anything is installed: `bash deploy/setup.sh [FILES]`.
-A stamp with the digest of everything that decides the result makes a second run a matter of milliseconds; a
-lock makes two runs at once safe. The requirement files are complete and are installed without resolving
-(`--no-deps`), so what they name is exactly what is there.
+A stamp holds the digest of everything that decides the result, so a second run takes milliseconds. A lock makes two
+runs at once safe. The requirement files are complete and are installed without resolving (`--no-deps`), so the
+environment holds exactly what they name.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _run(what: str, command: Sequence[str | Path], repo: Path) -> None:
 
 
 def _make_venv(target: Path, repo: Path) -> None:
-    """`python -m venv`, also where the distribution split pip off (then the system's pip fills it)."""
+    """Run `python -m venv`; where the distribution left pip out of it, the system's pip installs one."""
     try:
         _run("python -m venv", [sys.executable, "-m", "venv", target], repo)
     except SetupError:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 SLOW_START_S = 300.0
-"""For a process without an engine to start; seconds on an idle machine."""
+"""Limit for a process without an engine to start, which takes seconds on an idle machine."""
 
 
 def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 120.0) -> None:

@@ -1,4 +1,4 @@
-"""Ranks and what belongs to them on this machine, as the kernel sees it."""
+"""The processes of an engine on this machine: its ranks, their replica, their detokenizers, their shared memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workers.replicas.shared_memory import FOLDER, PREFIXES
 
 
 def ranks() -> dict[int, psutil.Process]:
-    """By process id."""
+    """The processes of rank actors, by process id."""
     found = {}
     for process in psutil.process_iter():
         try:
@@ -23,17 +23,17 @@ def ranks() -> dict[int, psutil.Process]:
 
 
 def detokenizers() -> list[psutil.Process]:
-    """SGLang's process beside each engine."""
+    """SGLang's detokenizer processes, one beside each engine."""
     return [process for process in psutil.process_iter(["name"]) if "detokenizer" in (process.info["name"] or "")]
 
 
 def shared_files() -> set[str]:
-    """What engines and their processes have in shared memory."""
+    """Names of the files that engines have in shared memory."""
     return {path.name for path in FOLDER.iterdir() if path.name.startswith(PREFIXES)}
 
 
 def wait_until_gone(timeout_s: float) -> None:
-    """Return once no rank and no detokenizer is left."""
+    """Return once no rank and no detokenizer is left; AssertionError after `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
     while left := [*ranks().values(), *detokenizers()]:
         assert time.monotonic() < deadline, f"left behind: {left}"
@@ -41,7 +41,7 @@ def wait_until_gone(timeout_s: float) -> None:
 
 
 def wait_until_there(num_ranks: int, num_detokenizers: int) -> None:
-    """Return once there are so many, no fewer and no more: what was killed takes a moment to be gone."""
+    """Return once exactly so many are there; a killed process takes a moment to be gone."""
     wait_for(
         lambda: (len(ranks()), len(detokenizers())) == (num_ranks, num_detokenizers),
         f"{num_ranks} ranks and {num_detokenizers} detokenizers",
@@ -50,7 +50,7 @@ def wait_until_there(num_ranks: int, num_detokenizers: int) -> None:
 
 
 def busy_rank(watch_s: float = 0.4) -> psutil.Process:
-    """The rank that computes right now."""
+    """The rank that used most processor time within the next `watch_s` seconds."""
     before = {pid: _cpu_seconds(process) for pid, process in ranks().items()}
     time.sleep(watch_s)
     return max(ranks().values(), key=lambda process: _cpu_seconds(process) - before.get(process.pid, 0.0))

@@ -19,12 +19,12 @@ from workers.cluster.loopback import is_loopback
 
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 KEY_VARIABLE, KEY = "DDTREE_TEST_API_KEY", "only-for-tests"
-"""Where an ingress that wants a key finds it; every request here carries it unless told otherwise."""
+"""The variable in which a tested ingress finds its key, and the key; every request here carries it by default."""
 
 
 @dataclass
 class Streamed:
-    """A whole streamed answer."""
+    """A whole streamed answer: its text, finish reasons, usage, error events, and number of chunks of text."""
 
     text: str = ""
     finish_reasons: list[str] = field(default_factory=list)
@@ -34,13 +34,13 @@ class Streamed:
 
 
 def post(url: str, body: dict[str, Any], timeout_s: float = 1800.0, key: str = KEY) -> Any:
-    """The open response of a JSON request."""
+    """The open response to a POST of JSON."""
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     return OPENER.open(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=timeout_s)
 
 
 def get(url: str, timeout_s: float = 60.0, key: str = KEY) -> tuple[int, str]:
-    """Status and text."""
+    """Status and text of the answer to a GET."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"})
     try:
         with OPENER.open(request, timeout=timeout_s) as response:
@@ -71,7 +71,7 @@ def stream(url: str, body: dict[str, Any], at_chunk: Callable[[int], None] | Non
 
 
 def completed(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """A whole chat answer."""
+    """The decoded answer to a chat request that is not streamed."""
     with post(f"{url}/v1/chat/completions", body) as response:
         answer: dict[str, Any] = json.load(response)
         return answer
@@ -85,7 +85,7 @@ def same_answer(answer: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def ready_replicas(url: str) -> int | None:
-    """What `/health` counts; None while the ingress does not answer, or Serve's proxy does in its place."""
+    """Ready replicas as `/health` counts them; None while the ingress itself does not answer."""
     try:
         body = json.loads(get(f"{url}/health")[1])
     except (OSError, HTTPException, ValueError):
@@ -99,13 +99,13 @@ def wait_until_ready(url: str, replicas: int, timeout_s: float = 600.0) -> None:
 
 
 def metric(url: str, name: str) -> float:
-    """One of the ingress's own counters."""
+    """The value of one of the ingress's own counters."""
     lines = get(f"{url}/metrics")[1].splitlines()
     return next(float(line.split()[-1]) for line in lines if line.startswith(f"ddtree_ingress_{name} "))
 
 
 def open_to_others() -> set[tuple[str, str]]:
-    """Addresses beyond the loopback interface on which this process's Ray listens, with who does."""
+    """Addresses beyond the loopback interface on which this process's Ray listens, with the process that does."""
     family = {}
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):

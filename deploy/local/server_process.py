@@ -1,7 +1,7 @@
 """One SGLang server as a child: its command line, its start, its readiness, its end.
 
-Standard library only. Callers rely on this: once `stop` has returned, or this process has died in whatever
-way, none of the server's processes is left.
+Standard library only. Callers rely on this: once `stop` has returned, or this process has died, however it died,
+none of the server's processes is left.
 """
 
 from __future__ import annotations

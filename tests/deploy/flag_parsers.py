@@ -60,7 +60,7 @@ def ray_start_problems(flags: Sequence[str]) -> list[str]:
 
 
 def ray_start_params_problems(params: Mapping[str, str]) -> list[str]:
-    """The same for KubeRay's `rayStartParams`, which become `--key=value`."""
+    """What click has against KubeRay's `rayStartParams`, which become `--key=value` of `ray start`."""
     wrong_type = [
         f"rayStartParams.{key} must be a string" for key, value in params.items() if not isinstance(value, str)
     ]

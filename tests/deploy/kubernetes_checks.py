@@ -170,7 +170,7 @@ def agreement_problems(manifests: list[Manifest]) -> list[str]:
 
 
 def crd_problems(manifests: list[Manifest], crd_file: Path) -> list[str]:
-    """The same RayServices against the whole CRD of a KubeRay checkout, with unknown keys forbidden throughout."""
+    """Check the RayServices against the whole CRD of a KubeRay checkout, with unknown keys forbidden throughout."""
     crd = deploy_files.load_yaml(crd_file)
     version = next(entry for entry in crd["spec"]["versions"] if entry["name"] == "v1")
     schema = version["schema"]["openAPIV3Schema"]

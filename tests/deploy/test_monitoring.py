@@ -44,7 +44,7 @@ def selectors(expression: Any) -> Iterator[promql_parser.VectorSelector]:
 
 
 def promql_problems(expression: str) -> list[str]:
-    """Syntax, metrics that nobody exports, and quantiles of something that is no histogram."""
+    """Syntax, metrics that no server exports, and quantiles of something that is no histogram."""
     try:
         parsed = promql_parser.parse(expression)
     except ValueError as error:

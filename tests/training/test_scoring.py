@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from ddtree_sglang.training import __main__ as train_drafter
+from ddtree_sglang.training.__main__ import main
 from ddtree_sglang.training.data.conversations import load_conversations
 from ddtree_sglang.training.data.held_out_prompts import HELD_OUT_PROMPTS
 from ddtree_sglang.training.model.drafter_model import DFlashDrafter
@@ -92,7 +92,7 @@ def test_an_exported_drafter_is_scored_by_kind_from_the_command_line(
     flags = ["--target", str(folder), "--work", str(tmp_path / "work"), "--threads", "1", "--float32"]
     results = tmp_path / "results" / "scores.jsonl"
     flags += ["--draft", str(draft), "--prompts", "by-kind", "--results", str(results)]
-    assert train_drafter.main(["evaluate", *flags]) == 0
+    assert main(["evaluate", *flags]) == 0
     printed = capsys.readouterr().out
     records = {one["kind"]: one for one in map(json.loads, (x for x in printed.splitlines() if x.startswith("{")))}
     assert list(records) == ["short", "long", "all"]
@@ -133,7 +133,7 @@ def test_one_command_goes_from_nothing_to_an_exported_and_scored_drafter(
     flags += ["--conversations", "60", "--generation-batch", "30", "--max-tokens", "90", "--held-out-percent", "30"]
     flags += ["--target-layers", "0,2", "--start-layers", "2,3", "--block-size", "4"]
     flags += ["--steps", "3", "--rows", "2", "--anchors", "4", "--evaluate-every", "100"]
-    assert train_drafter.main(["all", *flags]) == 0
+    assert main(["all", *flags]) == 0
     printed = capsys.readouterr().out
     stages = ["conversations 60", '"step": 3', str(tmp_path / "drafter"), '"kind": "all"']
     places = [printed.index(stage) for stage in stages]

@@ -185,7 +185,7 @@ def test_target_of_another_hidden_size_than_the_features_is_refused(
 
 
 def _grow(data: Path, output: Path) -> Path:
-    """The same conversations and the first ten of them with another last token."""
+    """A copy of the conversations, followed by the first ten of them with another last token."""
     held = load_conversations(data)
     more = held.head(10)
     tokens = more.tokens.clone()

@@ -41,7 +41,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 KILLED_RUN = """
 import os, signal, sys
 from ddtree_sglang.training.fit import checkpoint
-from ddtree_sglang.training import __main__ as train_drafter
+from ddtree_sglang.training.__main__ import main
 from ddtree_sglang.training.fit.loop import Trainer
 moment, at = sys.argv[1], int(sys.argv[2])
 gradient_step, write, evaluate = Trainer._gradient_step, checkpoint._write, Trainer._evaluate_if_due
@@ -68,7 +68,7 @@ def killed_evaluate(trainer, step, curve):
 
 checkpoint._write = killed_write
 Trainer._gradient_step, Trainer._evaluate_if_due = killed_gradient_step, killed_evaluate
-sys.exit(train_drafter.main(sys.argv[3:]))
+sys.exit(main(sys.argv[3:]))
 """
 
 

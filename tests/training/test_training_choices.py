@@ -31,7 +31,7 @@ def _batch(data: tuple[Conversations, FeatureCache], step: int, uncertainty: flo
 
 @pytest.fixture
 def half_sure(data: tuple[Conversations, FeatureCache]) -> tuple[Conversations, FeatureCache]:
-    """The same, as if the target were certain after every other token and clueless after the rest."""
+    """The data, altered so that the target is sure after every other token and unsure after the rest."""
     conversations, cache = data
     altered = copy.copy(cache)
     logprobs = np.array(cache._logprobs)

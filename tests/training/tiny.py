@@ -50,7 +50,7 @@ def tiny_target(hidden_size: int = 48) -> LlamaForCausalLM:
 
 
 def tiny_qwen3() -> Qwen3ForCausalLM:
-    """The same shape with norms on queries and keys, an own head, and two end tokens."""
+    """A Qwen3 of the tiny shape: norms on queries and keys, a head of its own, and two end tokens."""
     torch.manual_seed(1)
     config = Qwen3Config(
         hidden_size=48,

@@ -36,6 +36,17 @@ def test_demo_without_a_gpu_uses_the_tree_that_was_measured_fastest(monkeypatch:
     assert parsed("--demo").ddtree == {}
 
 
+def test_a_demo_that_is_not_installed_ends_with_one_line_and_status_2(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ddtree_sglang.demo.prepare.prepare_model", lambda: Path("m"))
+    monkeypatch.setattr("ddtree_sglang.demo.drafter.DRAFTER_FOLDER", tmp_path)
+    assert cli.main(["serve", "--demo"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: the demo needs the weights of its drafter")
+    assert message.count("\n") == 1
+
+
 def test_bad_values_end_with_one_line_and_status_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main(["serve", "--model", "m"]) == 2
     assert "needs a drafter" in capsys.readouterr().err

@@ -127,6 +127,9 @@ def _demo_values() -> dict[str, Any]:
 
 def _connect(args: argparse.Namespace) -> bool:
     """Start a local Ray or connect to a running one; True if this process started it."""
+    # Ray's LLM package prints SGLang's log as JSON, and these two loggers list plugins that the user did not ask about.
+    for logger in ("sglang.srt.platforms", "sglang.srt.plugins"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
     address = args.address or os.environ.get("RAY_ADDRESS")
     with step(f"connecting to the Ray at {address}" if address else "starting Ray on this machine"):
         from workers.cluster.local import connect, start_local_cluster
@@ -140,8 +143,6 @@ def _connect(args: argparse.Namespace) -> bool:
 
 def _serve(args: argparse.Namespace) -> int:
     config = with_required_api_key(worker_config(args), args.host, os.environ)
-    # Ray's LLM package makes SGLang's loggers print JSON; in this process they only tell of plugins.
-    logging.getLogger("sglang").setLevel(logging.WARNING)
     is_own = _connect(args)
     # SIGTERM ends it as Ctrl-C does, also while replicas start. Set here, as Ray's start sets a handler of its own.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -190,7 +190,7 @@ def test_full_replicas_answer_429_with_a_time_to_come_back(toy: Toy) -> None:
             toy.wait_for_starts(known + number + 1)
         # One by one, as Serve counts a request a moment after it has let it in. What is queued stays silent.
         while not any(one.done() for one in asked):
-            assert len(asked) < 30, "nobody is turned away"
+            assert len(asked) < 30, "no request got a 429"
             asked.append(pool.submit(ask))
             wait([asked[-1]], timeout=2.0)
         # Full, and nothing ends before it may: all others are turned away.
@@ -200,7 +200,7 @@ def test_full_replicas_answer_429_with_a_time_to_come_back(toy: Toy) -> None:
     answers = [one.result() for one in (*asked, *others)]
     statuses = [status for status, _ in answers]
     assert all(int(retry_after or 0) >= 1 for status, retry_after in answers if status == 429)
-    # Nobody gets anything else, and nobody was turned away before all places were taken.
+    # No request got another status, and none got a 429 before all places were taken.
     assert set(statuses) == {200, 429}
     assert statuses.count(200) >= NUM_RUNNING + NUM_QUEUED
     assert toy.metric("rejected_total") == rejected + statuses.count(429)
@@ -215,7 +215,7 @@ def test_client_that_leaves_stops_the_replica(toy: Toy) -> None:
     response.close()
     wait_for(
         lambda: "cancelled" in [note["what"] for note in toy.folder.notes()[known:]],
-        "nobody works for a client that left",
+        "no replica works for a client that left",
     )
 
 
@@ -228,7 +228,7 @@ def test_health_is_503_without_replicas_and_200_once_they_are_back(toy: Toy) -> 
     with toy.folder.closed():
         for replica in replicas():
             replica.kill()
-        wait_for(lambda: get(f"{toy.url}/health")[0] == 503, "somebody notices that all replicas are gone")
+        wait_for(lambda: get(f"{toy.url}/health")[0] == 503, "the ingress notices that all replicas are gone")
         with pytest.raises(urllib.error.HTTPError) as refused:
             post(f"{toy.url}/v1/chat/completions", {**PROMPT, "max_tokens": 4})
     assert refused.value.code == 503

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_status_asks_the_local_cluster_as_that_was_started(
     variables: dict[str, str],
     seen: list[str],
 ) -> None:
-    """Without its settings Ray looks at another address, and without the token it waits for ever."""
+    """Without its settings Ray looks at another address, and without the token it waits without end."""
     done: list[str] = []
 
     def connect(address: str) -> None:
@@ -118,3 +119,12 @@ def test_without_an_address_ray_is_started_here_and_with_one_it_is_not(monkeypat
     monkeypatch.setenv("RAY_ADDRESS", "node:6379")
     assert not cli._connect(parser.parse_args(["serve"]))
     assert seen == [3.0, "auto", "node:6379"]
+
+
+@pytest.mark.parametrize("key_variable", [None, "DDTREE_API_KEY"])
+def test_the_command_that_is_printed_asks_the_server(key_variable: str | None) -> None:
+    config = parsed("--model", "m", "--draft", "d").model_copy(update={"api_key_env": key_variable})
+    words = shlex.split(cli.ready_message(config, "127.0.0.1", 8000).split("\n", 1)[1].replace("\\\n", " "))
+    assert words[:3] == ["curl", "-N", "http://127.0.0.1:8000/v1/chat/completions"]
+    assert json.loads(words[-1])["model"] == "m"
+    assert ("Authorization: Bearer $DDTREE_API_KEY" in words) == (key_variable is not None)

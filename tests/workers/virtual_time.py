@@ -17,7 +17,7 @@ MAX_TURNS = 20_000
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """When nothing is ready, it is the time of the next timer at once.
 
-    A test that would hang fails instead: it waits without a timer, or turns for ever without waiting.
+    A test that would hang fails instead: it waits without a timer, or turns without end and without waiting.
     """
 
     def __init__(self) -> None:

@@ -58,7 +58,7 @@ def test_lost_tree_stops_nothing_else(monkeypatch: pytest.MonkeyPatch, method: s
 
 
 def test_stock_router_takes_the_tree_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise it makes a detached one, which nobody ends with the application."""
+    """The stock router makes a detached one, which outlives the application."""
     monkeypatch.setattr(routing, "tree_on_this_node", lambda: "ours")
     one = object.__new__(AttemptRouter)
     one.initialize_state(imbalanced_threshold=8, do_eviction=True)

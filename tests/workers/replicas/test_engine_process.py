@@ -43,7 +43,7 @@ def rank(pid: int, node_id: str = "here") -> Any:
 
 
 def watchers() -> set[threading.Thread]:
-    """Those of other tests wait for ever."""
+    """Threads that wait for the end of a rank; those of other tests are among them."""
     return {thread for thread in threading.enumerate() if thread.name == "rank-death-watch"}
 
 

@@ -42,7 +42,7 @@ def test_launcher_goes_on_while_ranks_load() -> None:
     assert exits == [1]
 
 
-def test_failed_launch_is_raised_to_whoever_waits() -> None:
+def test_failed_launch_is_raised_where_it_is_waited_for() -> None:
     def launch() -> Any:
         raise RuntimeError("no bundle")
 

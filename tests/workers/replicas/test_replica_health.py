@@ -17,7 +17,7 @@ pytestmark = pytest.mark.sglang
 
 
 class Replica(DDTreeServer):  # type: ignore[misc]
-    """Without an engine: each question gets the script's next answer, the last one for ever."""
+    """Without an engine: each question gets the script's next answer, the last one again and again."""
 
     def __init__(self, script: list[Exception | None], timeout_s: float) -> None:
         self._config = SimpleNamespace(startup_timeout_s=timeout_s, health_check_timeout_s=timeout_s)

@@ -1,4 +1,4 @@
-"""Only what nobody uses is removed, and only of the families that engines leave behind."""
+"""Only unused files are removed, and only of the families that engines leave behind."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_file_that_a_process_has_mapped_stays(tmp_path: Path) -> None:
 
 
 def test_young_files_and_other_families_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old_file(tmp_path, "somebody_elses")
+    old_file(tmp_path, "other_family")
     path = old_file(tmp_path, "sem.mp-x")
     # A clock that stands still: reading /proc, which comes first, makes no file older.
     made = path.stat().st_mtime
@@ -43,7 +43,7 @@ def test_young_files_and_other_families_stay(tmp_path: Path, monkeypatch: pytest
         clock = SimpleNamespace(time=lambda now=made + age_s: now)
         monkeypatch.setattr(shared_memory, "time", clock)
         assert shared_memory.remove_unused(tmp_path) == removed
-    assert [left.name for left in tmp_path.iterdir()] == ["somebody_elses"]
+    assert [left.name for left in tmp_path.iterdir()] == ["other_family"]
 
 
 def test_folder_that_is_missing_and_files_that_are_gone_are_no_error(tmp_path: Path) -> None:

@@ -9,19 +9,19 @@ from ddtree_sglang.contract.check import Row
 
 MODELS: tuple[Row, ...] = (
     Row("transformers", "__version__", "", "smollm2_source"),
-    Row("transformers.generation.configuration_utils", "GenerationConfig", "from_pretrained", "stage_inputs"),
-    Row("transformers.models.auto.configuration_auto", "AutoConfig", "from_pretrained", "stage_inputs, target_check"),
+    Row("transformers.generation.configuration_utils", "GenerationConfig", "from_pretrained", "target"),
+    Row("transformers.models.auto.configuration_auto", "AutoConfig", "from_pretrained", "target, target_check"),
     Row(
         "transformers.models.auto.modeling_auto",
         "AutoModelForCausalLM",
         "from_pretrained",
-        "smollm2_source, stage_inputs, target_check",
+        "smollm2_source, target, target_check",
     ),
     Row(
         "transformers.models.auto.tokenization_auto",
         "AutoTokenizer",
         "from_pretrained",
-        "smollm2_source, stage_inputs",
+        "smollm2_source, target",
     ),
     Row(
         "transformers.tokenization_utils_base",

@@ -156,7 +156,7 @@ WORKERS: tuple[Row, ...] = (
         "config_value create_abort_task generate_request serving_chat_class",
         "tokenizer_manager",
     ),
-    Row(_TOKENIZER_MANAGER, "TokenizerManager._calculate_spec_decoding_metrics", "meta_info recv_obj", "answer_meta"),
+    Row(_TOKENIZER_MANAGER, "TokenizerManager._calculate_spec_decoding_metrics", "meta_info recv_obj", "resume"),
     Row(_TOKENIZER_MANAGER, "TokenizerManager._handle_abort_finish_reason", "", "answer_view"),
     Row(
         _TOKENIZER_MANAGER,

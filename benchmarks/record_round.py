@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness.flags import add_common_flags, end_on_sigterm
+from benchmarks.harness.flags import add_common_flags, exit_status
 from benchmarks.harness.provenance import REPO, collect_provenance
 from benchmarks.harness.systems import Common, System, running
 from benchmarks.stage_times import TraceReader
@@ -25,10 +25,11 @@ from ddtree_sglang.core.acceptance import AcceptedPath
 from ddtree_sglang.core.acceptance_stats import accept_length, chain_commit_lens
 from ddtree_sglang.core.draft_tree import DraftTree
 from ddtree_sglang.training.whole_file import replace_text
-from deploy.local.client import ClientError, generate
-from deploy.local.pair import PairError, prepare_pair
+from deploy.local.client import generate
+from deploy.local.pair import prepare_pair
 from deploy.local.server_process import ServerError
 from deploy.serve_demo import DEFAULT_PROMPT
+from workers.progress import step
 
 Decode = Callable[[list[int]], str]
 
@@ -94,7 +95,7 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
     """Serve, ask, choose.
 
     Raises:
-        RuntimeError: the trace's tokens are not the answer's.
+        ServerError: the trace's tokens are not the answer's.
     """
     from transformers import AutoTokenizer
 
@@ -108,12 +109,13 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
         assert server.trace_path is not None
         trace = TraceReader(server.trace_path)
         trace.mark()
-        answer = generate(server.url, input_ids, args.max_new_tokens, args.client_timeout)
+        with step(f"answering {args.prompt!r}"):
+            answer = generate(server.url, input_ids, args.max_new_tokens, args.client_timeout)
         lines = trace.since_mark()
     traced = [token for line in lines for token in emitted(line)]
     # The last round may emit more than the answer's limit takes.
     if list(answer.output_ids[1:]) != traced[: len(answer.output_ids) - 1]:
-        raise RuntimeError(f"the trace must hold the answer's tokens, got {traced} for {list(answer.output_ids[1:])}")
+        raise ServerError(f"the trace must hold the answer's tokens, got {traced} for {list(answer.output_ids[1:])}")
     decode: Decode = tokenizer.decode
     return round_record(lines, answer.output_ids[0], choose_round(lines), decode, args.prompt)
 
@@ -128,17 +130,16 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Write the record and print its path; what a user can fix is one line on stderr."""
-    end_on_sigterm()
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> int:
+    """Write the record and print its path."""
     output = args.output or REPO / f"benchmarks/results/round-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
-    provenance = collect_provenance()
-    try:
-        found = record(args)
-    except (ClientError, ServerError, PairError, RuntimeError) as error:
-        print(f"record_round: {error}", file=sys.stderr)
-        return 1
-    replace_text(output, json.dumps({**found, "provenance": provenance}, indent=1, ensure_ascii=False) + "\n")
+    found = {**record(args), "provenance": collect_provenance()}
+    replace_text(output, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     print(output)
     return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line entry; what a user can fix is one line on stderr."""
+    args = parse_args(argv)
+    return exit_status("record_round", lambda: run(args))

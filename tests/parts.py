@@ -43,7 +43,7 @@ CHECKS = (
     Part("ruff check", (str(BIN / "ruff"), "check", ".")),
     Part("ruff format", (str(BIN / "ruff"), "format", "--check", ".")),
     Part("mypy", (str(BIN / "mypy"),)),
-    Part("mypy deploy", (str(BIN / "mypy"), "deploy")),
+    Part("mypy deploy, benchmarks", (str(BIN / "mypy"), "deploy", "benchmarks")),
 )
 FAST = (
     *CHECKS,

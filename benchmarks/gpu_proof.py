@@ -139,17 +139,18 @@ def run_section(lab: Lab, section: Section, no_model: str) -> None:
         lab.conclude(Verdict(section.name, "SKIP", 0, NO_PYTEST))
         return
     say(f"== {section.name} (about {section.limit_s} s; {started - lab.started:.0f} s so far)")
-    status = 130
+    status, told = 130, ""
     try:
         with (lab.out / f"{section.name}.log").open("wb") as lab.log:
             status = section.run(lab)
+    except (OSError, ValueError) as error:
+        status, told = 1, f": {error}"
     finally:
         lab.log = None
-        reason = (
-            f"ended early, status {status}; what it measured is kept" if status in ENDED_EARLY else f"status {status}"
-        )
+        kept = "; what it measured is kept" if status in ENDED_EARLY else ""
+        reason = f"{'ended early, ' if kept else ''}status {status}{kept}{told}" if status else ""
         seconds = int(time.monotonic() - started)
-        lab.conclude(Verdict(section.name, "FAIL" if status else "PASS", seconds, reason if status else ""))
+        lab.conclude(Verdict(section.name, "FAIL" if status else "PASS", seconds, " ".join(reason.split())))
         lab.pack()
 
 

@@ -191,6 +191,18 @@ def test_a_failure_is_told_and_the_next_section_runs(machine: Machine, capsys: p
     assert (machine.out / "verdicts.txt").read_text().splitlines() == lines[-2:]
 
 
+def test_a_section_that_cannot_write_its_files_fails_and_the_next_runs(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full() -> tuple[int, str]:
+        raise OSError("No space left\non device")
+
+    machine.actions["no-sync"] = full
+    assert machine.run("nosync", "kernels") == 1
+    assert machine.verdicts() == [("nosync", "FAIL"), ("kernels", "PASS")]
+    assert "FAIL nosync 0 s: status 1: No space left on device\n" in capsys.readouterr().out
+
+
 def test_a_later_run_into_the_same_folder_counts_its_own_verdicts(machine: Machine) -> None:
     machine.actions["no-sync"] = lambda: (3, "")
     assert machine.run("nosync") == 1

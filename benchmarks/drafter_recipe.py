@@ -1,12 +1,12 @@
-"""What each part of the drafter's recipe is worth: short runs that differ in one thing, scored on the same text.
+"""What each part of the drafter's recipe is worth: short runs that differ in one thing, scored on one text.
 
     python -m benchmarks drafter_recipe --target M --data FILE.npz --features DIR --output FOLDER [--steps 300]
 
-Every run starts anew, sees the same conversations in the same order and is cooled down. A short run says which way a
-choice points, not how far it goes after hours. Prints a table; one JSON line per run goes to the results folder.
+All runs start anew, see equal conversations in equal order and are cooled down. A short run shows the direction of a
+choice's effect, not its size after hours. A table is printed; one JSON line per run goes to the results folder.
 
-A run that was stopped goes on when the same command is given again, and its line says so; a folder in `--output` with
-another run in it is refused. Differences are taken from the run named "base": of this command, else the latest one of
+A run that was stopped goes on when its command is given again, and its line says so. A folder in `--output` that holds
+another run is refused. Differences are taken from the run named "base": of this command, else the latest one of
 equal length, seed and held-out conversations in the results.
 """
 

@@ -4,9 +4,9 @@
         --from-step 1500 --cooled 980 4400 7000 --check-step 4400
 
 Writes `drafter-curve.jsonl` (the scored steps alone) and `drafter-curve.png` to the results folder. The line is
-fitted by least squares to accept length over the logarithm of labels; it says where more of the same would lead, not
-that it would: data, a warm restart or a cool-down bend the curve. So several choices of points are fitted and printed,
-and what the line of an earlier step said of the last one.
+fitted by least squares to accept length over the logarithm of labels. It extrapolates a run that goes on unchanged; new
+data, a warm restart or a cool-down bend the curve. So lines through several choices of points are printed, and beside the
+last score what a line through earlier steps predicted for it.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 
 Writes `drafter-curve.jsonl` (the scored steps alone) and `drafter-curve.png` to the results folder. The line is
 fitted by least squares to accept length over the logarithm of labels. It extrapolates a run that goes on unchanged; new
-data, a warm restart or a cool-down bend the curve. So lines through several choices of points are printed, and beside the
-last score what a line through earlier steps predicted for it.
+data, a warm restart or a cool-down bend the curve. So lines through several choices of points are printed, and
+beside the last score what a line through earlier steps predicted for it.
 """
 
 from __future__ import annotations

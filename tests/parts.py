@@ -54,8 +54,8 @@ FAST = (
 UNITS = (*PYTEST, *IN_TWO_PROCESSES, "--ignore=tests/e2e", "--ignore=tests/e2e_ray", "--ignore=tests/kernels")
 FULL = (
     *CHECKS,
-    Part("unit tests", (*UNITS, "-m", "not slow and not e2e and not gpu")),
-    Part("unit tests that take more than ten seconds each", (*UNITS, "-m", "slow and not e2e and not gpu")),
+    # Slow ones too: they wait more than they compute, and each part of its own would import everything again.
+    Part("unit tests", (*UNITS, "-m", "not e2e and not gpu")),
     # Triton chooses its interpreter when it is imported, so these run in a process of their own.
     Part("kernels, interpreted", (*PYTEST, "tests/kernels"), {"TRITON_INTERPRET": "1"}),
     Part("real servers", (*PYTEST, "-m", "e2e and not gpu", "--durations=10", "tests/e2e")),

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
 from ddtree_sglang.contract.check import Row, mismatches
+from ddtree_sglang.contract.source import installed
 from ddtree_sglang.exceptions import EngineContractError
 
 SUPPORTED_SGLANG = "0.5.23"
@@ -19,6 +20,8 @@ def require(rows: Iterable[Row]) -> None:
     """
     table = tuple(rows)
     problems = mismatches(table)
+    # The parsed files are some 200,000 objects, which each full garbage collection of a server would walk.
+    installed.cache_clear()
     if problems:
         packages = sorted({row.module.partition(".")[0] for row in table})
         raise EngineContractError(
@@ -37,11 +40,11 @@ def _version(package: str) -> str:
 
 def untested_release() -> EngineContractError | None:
     """Why the installed SGLang is refused unless the user says otherwise; None for the release that was tested."""
-    installed = version("sglang")
-    if installed == SUPPORTED_SGLANG:
+    release = version("sglang")
+    if release == SUPPORTED_SGLANG:
         return None
     return EngineContractError(
-        f"ddtree_sglang supports sglang=={SUPPORTED_SGLANG}, got {installed}, which has every name that it relies on "
+        f"ddtree_sglang supports sglang=={SUPPORTED_SGLANG}, got {release}, which has every name that it relies on "
         "but was not tested; install the supported version, or start all the same with "
         '--speculative-ddtree-untested-engine (or "untested_engine": true in DDTREE_CONFIG).'
     )

@@ -17,6 +17,8 @@ from ddtree_sglang.exceptions import DDTreeError, EngineContractError
 logger = logging.getLogger(__name__)
 
 _registered = False
+_refusal: DDTreeError | None = None
+"""Why this process must not serve DDTREE; None once the wrappers of its round are installed."""
 
 
 def register() -> None:
@@ -43,21 +45,23 @@ def _register() -> None:
     from ddtree_sglang.contract.patches import FLAG_PATCHES
     from ddtree_sglang.contract.start import require, untested_release
     from ddtree_sglang.cpu_platform import is_active
-    from ddtree_sglang.engine.algorithm import DDTreeSpecAlgo, UntestedSpecAlgo
 
     install(FLAG_PATCHES, HookRegistry, HookType)
     require((*ENGINE, *CPU_PLATFORM) if is_active() else ENGINE)
+    # Only now: a release that lacks what this imports is refused by the rows that name it.
+    from ddtree_sglang.engine.algorithm import DDTreeSpecAlgo, UntestedSpecAlgo
+
     refusal = untested_release()
     if refusal is None:
         install_round()
         _register_algorithm(DDTreeSpecAlgo)
-    elif DDTreeConfig.from_env().untested_engine:
-        # A process that the launcher started, or a launcher without a command line.
+        return
+    _refuse(refusal)
+    if DDTreeConfig.from_env().untested_engine:
+        # A process that the launcher started reads no arguments; the launcher's are still to come, and they decide.
         _start_untested(refusal)
-        _register_algorithm(DDTreeSpecAlgo)
-    else:
-        start = staticmethod(partial(_start_untested, refusal, at_once=True))
-        _register_algorithm(type("Untested", (UntestedSpecAlgo,), {"reason": refusal, "start": start}))
+    start = staticmethod(partial(_start_untested, refusal, at_once=True))
+    _register_algorithm(type("Untested", (UntestedSpecAlgo,), {"reason": refusal, "start": start}))
 
 
 @cache
@@ -75,16 +79,25 @@ def install_round() -> None:
 
 def _start_untested(refusal: DDTreeError, at_once: bool = False) -> None:
     """Go on with a release that was not tested; `at_once` where SGLang has wrapped what its plugins asked for."""
+    global _refusal
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-    logger.warning("Starting on an engine that was not tested, as asked for: %s", refusal)
+    if _refusal is not None:
+        logger.warning("Starting on an engine that was not tested, as asked for: %s", refusal)
     install_round()
+    _refusal = None
     if at_once:
         HookRegistry.apply_hooks()
 
 
 def make_worker_class(server_args: object) -> type:
-    """The factory that SGLang's scheduler calls; importing the worker pulls in the engine, so it waits till here."""
+    """The factory that SGLang's scheduler calls; importing the worker pulls in the engine, so it waits till here.
+
+    Raises:
+        DDTreeError: DDTREE is refused here. A scheduler asks no algorithm about its arguments, so this is its gate.
+    """
+    if _refusal is not None:
+        raise _refusal
     from ddtree_sglang.engine.worker import DDTreeWorker
 
     return DDTreeWorker
@@ -96,7 +109,13 @@ def _register_algorithm(algorithm: type) -> None:
     SpeculativeAlgorithm.register(ALGORITHM, supports_overlap=True, spec_class=algorithm)(make_worker_class)
 
 
+def _refuse(reason: DDTreeError) -> None:
+    global _refusal
+    _refusal = reason
+
+
 def _register_refusal(reason: DDTreeError) -> None:
+    _refuse(reason)
     from ddtree_sglang.engine.algorithm import RefusedSpecAlgo
 
     _register_algorithm(type("Refused", (RefusedSpecAlgo,), {"reason": reason}))

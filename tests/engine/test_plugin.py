@@ -11,6 +11,7 @@ from ddtree_sglang.config import CONFIG_ENV
 from ddtree_sglang.contract import start
 from ddtree_sglang.engine import plugin
 from ddtree_sglang.engine.algorithm import DDTreeSpecAlgo
+from ddtree_sglang.exceptions import EngineContractError
 
 pytestmark = pytest.mark.sglang
 
@@ -79,8 +80,38 @@ def test_a_process_that_was_started_with_the_permission_registers_at_once(
     monkeypatch.setattr(plugin, "install_round", lambda: done.append("round"))
     monkeypatch.setattr(plugin, "_register_algorithm", done.append)
     plugin._register()
-    assert done == ["round", DDTreeSpecAlgo]
+    assert done[0] == "round"
+    assert isinstance(done[1], type)
+    assert issubclass(done[1], DDTreeSpecAlgo)
+    assert plugin._refusal is None
     assert "Starting on an engine that was not tested, as asked for" in caplog.text
+
+
+def test_a_scheduler_that_did_not_inherit_the_permission_makes_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its algorithm is asked for no arguments, so the factory refuses: without its hooks it must not serve."""
+    monkeypatch.setenv(CONFIG_ENV, "")
+    monkeypatch.setattr(start, "version", lambda name: "0.5.99")
+    monkeypatch.setattr(plugin, "_refusal", None)
+    monkeypatch.setattr("ddtree_sglang.contract.patch.install", lambda *_: None)
+    monkeypatch.setattr(plugin, "install_round", lambda: None)
+    monkeypatch.setattr(plugin, "_register_algorithm", lambda algorithm: None)
+    plugin._register()
+    with pytest.raises(EngineContractError, match=r"supports sglang==0\.5\.23, got 0\.5\.99"):
+        plugin.make_worker_class(None)
+
+
+def test_permission_that_the_final_arguments_lack_is_no_permission(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment allowed it when the plugin loaded; a configuration file that replaced it does not."""
+    registered: list[type] = []
+    monkeypatch.setenv(CONFIG_ENV, '{"untested_engine": true}')
+    monkeypatch.setattr(start, "version", lambda name: "0.5.99")
+    monkeypatch.setattr("ddtree_sglang.contract.patch.install", lambda *_: None)
+    monkeypatch.setattr(plugin, "install_round", lambda: None)
+    monkeypatch.setattr(plugin, "_register_algorithm", registered.append)
+    plugin._register()
+    monkeypatch.setenv(CONFIG_ENV, "{}")
+    with pytest.raises(EngineContractError, match="untested-engine"):
+        object.__new__(registered[0]).handle_server_args(None)
 
 
 def test_register_twice_is_harmless() -> None:

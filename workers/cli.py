@@ -96,7 +96,9 @@ def worker_config(args: argparse.Namespace) -> WorkerConfig:
     """
     values: dict[str, Any] = load_worker_config(args.config).model_dump() if args.config else {}
     if args.demo:
-        values = {**_demo_values(), **values}
+        is_tree = (args.algorithm or values.get("algorithm", "DDTREE")) == "DDTREE"
+        is_elsewhere = bool(args.address or os.environ.get("RAY_ADDRESS"))
+        values = {**_demo_values(is_tree and not is_elsewhere), **values}
     names = ("model", "draft", "dtype", "device", "algorithm", "served_model_name", "tp_size")
     for name in (*names, "cpus_per_rank", "max_running_requests"):
         if getattr(args, name) is not None:
@@ -108,7 +110,8 @@ def worker_config(args: argparse.Namespace) -> WorkerConfig:
     return WorkerConfig(**values)
 
 
-def _demo_values() -> dict[str, Any]:
+def _demo_values(choose_budget: bool) -> dict[str, Any]:
+    """The embedded pair; with the tree that was measured fastest on a CPU, where this machine has nothing else."""
     with step("preparing SmolLM2-135M-Instruct"):
         from ddtree_sglang.cpu_platform import activate
         from ddtree_sglang.demo.drafter import CPU_BUDGET, shipped_drafter
@@ -120,7 +123,7 @@ def _demo_values() -> dict[str, Any]:
         "draft": str(shipped_drafter()),
         "served_model_name": "SmolLM2-135M-Instruct",
         "dtype": "float32",
-        "ddtree": {"budget": CPU_BUDGET} if on_cpu else {},
+        "ddtree": {"budget": CPU_BUDGET} if choose_budget and on_cpu else {},
         "engine_args": {"max_total_tokens": 16384},
     }
 
@@ -144,6 +147,7 @@ def _connect(args: argparse.Namespace) -> bool:
 def _serve(args: argparse.Namespace) -> int:
     config = with_required_api_key(worker_config(args), args.host, os.environ)
     is_own = _connect(args)
+    deployed = False
     # SIGTERM ends it as Ctrl-C does, also while replicas start. Set here, as Ray's start sets a handler of its own.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -155,13 +159,14 @@ def _serve(args: argparse.Namespace) -> int:
             from workers.app import build_app
 
             application = build_app(config.model_dump())
+        deployed = True
         run_application(application, APPLICATION, config)
         say(ready_message(config, args.host, args.port))
         threading.Event().wait()
     except KeyboardInterrupt:
         say("stopping")
     finally:
-        _shut_down(is_own)
+        _shut_down(is_own, deployed)
     return 0
 
 
@@ -196,15 +201,15 @@ def with_required_api_key(config: WorkerConfig, host: str, environment: Mapping[
     return config
 
 
-def _shut_down(is_own: bool) -> None:
-    """Take down the application, and the whole of Serve on a Ray that this process started."""
+def _shut_down(is_own: bool, deployed: bool) -> None:
+    """Take down the application if this process deployed it, and all of Serve on a Ray that this process started."""
     import ray
     from ray import serve
 
     with step("ending replicas"):
         if is_own:
             serve.shutdown()
-        else:
+        elif deployed:
             serve.delete(APPLICATION)
         ray.shutdown()
 

@@ -11,15 +11,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 PLAIN_INTERVAL_S = 10.0  # a log file gets a line this often; a terminal redraws its one line every second
+LONGEST_JOIN_S = 0.5
 
 
-def say(text: str, stream: TextIO | None = None) -> None:
-    """Print one line at once, also into a pipe; to stdout unless given a stream."""
-    print(text, file=stream, flush=True)
+def say(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
+    """Print one line at once, also into a pipe; to stdout unless given a stream.
+
+    A reader that has gone away, or a full disk, ends no step: what a step does must not depend on who watches.
+    """
+    with suppress(OSError):
+        print(text, end=end, file=stream, flush=True)
 
 
 @contextmanager
@@ -44,16 +49,16 @@ def step(title: str, detail: Callable[[], str] | None = None, stream: TextIO | N
             if on_terminal:
                 # A line that wraps could not be redrawn.
                 shown = line("...")[: shutil.get_terminal_size().columns - 1]
-                print(f"\r\x1b[K{shown}", end="", file=stream, flush=True)
+                say(f"\r\x1b[K{shown}", stream, end="")
             else:
                 say(line("..."), stream)
 
     if not on_terminal:
         say(f"... {title}", stream)
     thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
     mark = "failed:"
     try:
+        thread.start()
         yield
         mark = "done:"
     except KeyboardInterrupt:
@@ -61,7 +66,8 @@ def step(title: str, detail: Callable[[], str] | None = None, stream: TextIO | N
         raise
     finally:
         finished.set()
-        thread.join()
+        # It may sit in `detail`, for which a stop does not wait.
+        thread.join(timeout=LONGEST_JOIN_S)
         say(("\r\x1b[K" if on_terminal else "") + line(mark, with_detail=mark == "done:"), stream)
 
 

@@ -33,6 +33,9 @@ def test_demo_without_a_gpu_uses_the_tree_that_was_measured_fastest(monkeypatch:
     assert parsed("--demo").ddtree == {"budget": CPU_BUDGET}
     assert CPU_BUDGET == BUDGET_OF_RUN_SH
     assert parsed("--demo", "--budget", "3").ddtree == {"budget": 3}
+    # A chain has no budget, and the nodes of another cluster are not this machine.
+    assert parsed("--demo", "--algorithm", "DFLASH").ddtree == {}
+    assert parsed("--demo", "--address", "cluster:6379").ddtree == {}
     monkeypatch.setattr("ddtree_sglang.cpu_platform.activate", lambda: None)
     assert parsed("--demo").ddtree == {}
 
@@ -102,10 +105,13 @@ def test_other_peoples_applications_survive_the_end_of_ours(monkeypatch: pytest.
     monkeypatch.setattr("ray.serve.shutdown", lambda: done.append("shutdown"))
     monkeypatch.setattr("ray.serve.delete", lambda name: done.append(f"delete {name}"))
     monkeypatch.setattr("ray.shutdown", lambda: done.append("disconnect"))
-    cli._shut_down(is_own=False)
+    cli._shut_down(is_own=False, deployed=True)
     assert done == ["delete ddtree", "disconnect"]
-    cli._shut_down(is_own=True)
+    cli._shut_down(is_own=True, deployed=True)
     assert done[2:] == ["shutdown", "disconnect"]
+    # Stopped before anything was deployed: the application of that name is an earlier one's.
+    cli._shut_down(is_own=False, deployed=False)
+    assert done[4:] == ["disconnect"]
 
 
 def test_without_an_address_ray_is_started_here_and_with_one_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

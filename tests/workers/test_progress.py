@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import threading
 import time
 
 import pytest
@@ -67,3 +69,37 @@ def test_a_terminal_redraws_one_line_that_fits_in_it(
     assert "\n" not in seen
     assert all(len(part) < 20 for part in seen.split("\r\x1b[K"))
     assert capsys.readouterr().out.endswith("done: a title that is much longer than that (1 s)\n")
+
+
+class NobodyReads(io.StringIO):
+    """A pipe whose reader has gone away."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_step_is_done_though_nobody_reads_of_it() -> None:
+    done = []
+    with step("ending replicas", stream=NobodyReads()):
+        done.append("ended")
+    assert done == ["ended"]
+
+
+def test_a_stop_does_not_wait_for_the_detail_that_is_being_asked_for() -> None:
+    asked, may_answer, answers = threading.Event(), threading.Event(), list[str]()
+
+    def detail() -> str:
+        asked.set()
+        may_answer.wait(30)
+        answers.append("3 of 4")
+        return answers[-1]
+
+    def stopped() -> None:
+        with step("loading", detail):
+            assert asked.wait(60)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert answers == []
+    may_answer.set()

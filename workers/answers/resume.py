@@ -209,7 +209,7 @@ class ResumableAnswer:
 
     def _take(self, chunk: TokenChunk, num_known: int) -> int:
         """Emit the new tokens up to the one that ends the answer; returns the number of tokens after that one."""
-        end = num_known
+        end = num_known = min(num_known, len(chunk.token_ids))
         while end < len(chunk.token_ids) and self._ending is None:
             self._emit(chunk.token_ids[end])
             end += 1

@@ -273,6 +273,14 @@ def test_nothing_to_generate_is_complete_when_its_worker_is_lost() -> None:
     assert last.finish_reason == {"type": "length", "length": 0}
 
 
+def test_a_chunk_of_older_tokens_does_not_end_an_answer_that_waits_for_its_counters() -> None:
+    answer = ResumableAnswer(request(), LIMITS)
+    answer.next_attempt()
+    answer.accept(TokenChunk(0, 0, (7, 8, next(iter(EOS)))))
+    answer.accept(TokenChunk(0, 0, (7,)))
+    assert answer.finish_reason is None
+
+
 def test_a_closing_chunk_after_the_last_token_brings_its_counters() -> None:
     answer = answer_after(2, request(max_new_tokens=2))
     last = answer.accept(

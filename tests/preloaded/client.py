@@ -25,6 +25,10 @@ ENGINE = (
 )
 
 
+# The name of the test that runs; a folder that transformers, once a test imports it, lets torch name.
+SET_BY_TEST_RUN = frozenset({"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"})
+
+
 class Preloaded:
     """A process that has imported `modules`; `start` takes the place of `ServerProcess`'s own way to start one."""
 
@@ -50,7 +54,7 @@ class Preloaded:
 
     def start(self, command: Sequence[str], log: IO[bytes], environment: Mapping[str, str]) -> ForkedServer:
         """Start `PYTHON -m MODULE ARGUMENTS` as a fork."""
-        changed = _without_test(environment).items() ^ _without_test(self._environment).items()
+        changed = _of_user(environment).items() ^ _of_user(self._environment).items()
         if changed:
             raise ValueError(
                 "a server that is forked has the environment that the preloaded process was started with, "
@@ -90,9 +94,9 @@ class Preloaded:
         self._process.wait()
 
 
-def _without_test(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment without the name of the test that runs, which pytest puts there."""
-    return {name: value for name, value in environment.items() if name != "PYTEST_CURRENT_TEST"}
+def _of_user(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what a test run itself puts there."""
+    return {name: value for name, value in environment.items() if name not in SET_BY_TEST_RUN}
 
 
 class ForkedServer:

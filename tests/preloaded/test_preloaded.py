@@ -102,6 +102,14 @@ def test_other_environment_is_refused(preloaded: Preloaded, tmp_path: Path) -> N
         process.start()
 
 
+def test_what_a_test_run_itself_sets_is_not_another_environment(preloaded: Preloaded, tmp_path: Path) -> None:
+    """A test that imports transformers changed it, and no server could be forked in that run any more."""
+    process = toy(tmp_path / "log", "0", "end")
+    process.starter, process.environment = preloaded.start, {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    with process:
+        assert report(process)["server"]["argv"] == ["0", "end"]
+
+
 def test_failed_import_is_told_with_its_output(tmp_path: Path) -> None:
     with Preloaded(tmp_path / "preloaded.log", ("tests.preloaded.no_such_module",)) as preloaded:
         process = toy(tmp_path / "log", "0", "end")

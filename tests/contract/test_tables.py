@@ -14,6 +14,7 @@ from ddtree_sglang.contract.check import Row, mismatches
 from ddtree_sglang.contract.cpu_platform import CPU_PLATFORM
 from ddtree_sglang.contract.engine import ENGINE
 from ddtree_sglang.contract.models import MODELS
+from ddtree_sglang.contract.source import installed
 from ddtree_sglang.contract.start import require, untested_release
 from ddtree_sglang.contract.workers import WORKERS
 from ddtree_sglang.exceptions import EngineContractError
@@ -70,6 +71,12 @@ print(time.process_time() - started, {"sglang", "ray", "torch", "transformers"} 
     assert imported.strip() == "set()"
     # Each of a server's three processes checks; 0.7 s of a core when this was written.
     assert float(seconds) < 3
+
+
+def test_a_check_leaves_no_parsed_file_behind() -> None:
+    """They are hundreds of thousands of objects, which each full garbage collection of a server would walk."""
+    require(ENGINE[:3])
+    assert installed.cache_info().currsize == 0
 
 
 def test_every_mismatch_is_named_and_what_to_install() -> None:

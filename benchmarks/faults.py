@@ -26,14 +26,13 @@ from typing import Any, NamedTuple
 import psutil
 
 from benchmarks.harness.flags import end_on_sigterm
-from benchmarks.harness.provenance import collect_provenance
+from benchmarks.harness.provenance import REPO, collect_provenance
 from deploy.local.rank_processes import busy_rank, group, owner
 from deploy.local.ray_client import Streamed, stream, wait_until_ready
 from deploy.local.server_process import free_port
 from workers.cluster.local import prepare_environment
 from workers.progress import say, step
 
-REPO = Path(__file__).resolve().parents[1]
 # Before anything imports Ray.
 prepare_environment()
 

@@ -22,7 +22,8 @@ from typing import Any
 
 from benchmarks.gpu_sections import SECTIONS, Section
 from benchmarks.harness.flags import end_on_sigterm
-from benchmarks.harness.gpu_lab import REPO, TIMED_OUT, Lab, Verdict, output_of
+from benchmarks.harness.gpu_lab import TIMED_OUT, Lab, Verdict, output_of
+from benchmarks.harness.provenance import REPO
 from benchmarks.register_checkout import write_metadata
 from workers.progress import say, step
 

@@ -10,8 +10,8 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.harness.gpu_lab import REPO, Lab, Verdict, output_of
-from benchmarks.harness.provenance import collect_provenance
+from benchmarks.harness.gpu_lab import Lab, Verdict, output_of
+from benchmarks.harness.provenance import REPO, collect_provenance
 from benchmarks.round_cost import cost_table, round_costs
 
 # float32 as it is written: sgl_kernel's norms know half precision alone, and Triton's products would be TF32.

@@ -18,7 +18,8 @@ from pathlib import Path
 from threading import Timer
 from typing import BinaryIO, Literal
 
-REPO = Path(__file__).resolve().parents[2]
+from benchmarks.harness.provenance import REPO
+
 KILL_AFTER_S = 20.0
 """Seconds between SIGTERM and SIGKILL for a command that is over the time limit; servers end in them."""
 TIMED_OUT = 124  # the status that coreutils' `timeout` gives

@@ -14,11 +14,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.harness.provenance import REPO
 from deploy.local.pair import has_gpu
 from deploy.local.server_process import START_TIMEOUT_S, ServerError, ServerProcess, ServerSpec, free_port, log_tail
 from workers.progress import say, step
-
-REPO = Path(__file__).resolve().parents[2]
 
 # Two runs at once must not write into each other's logs and traces.
 LOG_FOLDER = REPO / f".cache/benchmarks/{os.getpid()}"

@@ -192,6 +192,8 @@ ENGINE: tuple[Row, ...] = (
         "num_tokens",
         "target",
     ),
+    Row("sglang.srt.platforms", "current_platform", "", "device_path"),
+    Row("sglang.srt.platforms.interface", "PlatformCapabilities", "supports_triton", "device_path"),
     Row("sglang.srt.plugins.hook_registry", "HookRegistry.apply_hooks", "", "plugin"),
     Row("sglang.srt.plugins.hook_registry", "HookRegistry.register", "target hook hook_type", "plugin"),
     Row("sglang.srt.plugins.hook_registry", "HookType", "AFTER AROUND", "plugin"),

@@ -32,6 +32,7 @@ from ddtree_sglang.engine.admission.target_checks import check_loaded_target
 from ddtree_sglang.engine.debug.rank_check import require_equal_trees
 from ddtree_sglang.engine.debug.sync_check import forbid_sync
 from ddtree_sglang.engine.debug.trace import RoundTrace
+from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.graphs.drafter_tail import DraftGraphTail, GraphTrees
 from ddtree_sglang.engine.graphs.node_counts import NodeCountStates
 from ddtree_sglang.engine.graphs.target import install_tree_graph_runner
@@ -85,7 +86,7 @@ class DDTreeWorker(DFlashWorkerV2):
             self._draft_block_spec_info,
         )
         self.ranking = self._make_ranking()
-        self.trees = make_trees(self.ranking, self.device)
+        self.trees = make_trees(self.ranking)
         self.node_counts = NodeCountStates(runner, {})
 
     def _make_ranking(self) -> CandidateRanking:
@@ -117,7 +118,7 @@ class DDTreeWorker(DFlashWorkerV2):
     def init_cuda_graphs(self) -> None:
         """Capture the drafter's graph, with the tree at its end; the target's is captured by now, its buffer there."""
         batch_sizes = get_exec().graph.cuda_graph_config.decode.bs
-        if str(self.device).startswith("cuda") and batch_sizes:
+        if is_device_path() and batch_sizes:
             self._use_graphs(batch_sizes)
         with self._draft_scope():
             super().init_cuda_graphs()
@@ -196,9 +197,9 @@ class DDTreeWorker(DFlashWorkerV2):
         if not isinstance(state, DDTreeDraftInput):
             raise TypeError(f"a decode batch carries DDTreeDraftInput between rounds, got {type(state).__name__}")
         prefix_lens = batch.seq_lens
-        if prefix_lens.is_cuda:
+        if is_device_path():
             # Made by the previous round on another stream.
-            prefix_lens.record_stream(torch.cuda.current_stream())
+            prefix_lens.record_stream(torch.get_device_module(self.device).current_stream())
         runner = self.model_runner
         slots = window_slots(runner.req_to_token_pool.req_to_token, batch.req_pool_indices, prefix_lens, window_len())
         host_lens = batch.seq_lens_cpu if batch.seq_lens_cpu is not None else state.nxt_kv_lens_cpu

@@ -187,6 +187,7 @@ def test_the_drafters_graph_keeps_candidates_only_where_rounds_have_several_node
     monkeypatch.setattr(module, "get_exec", lambda: SimpleNamespace(graph=graph))
     monkeypatch.setattr(module.NodeCountStates, "capture", lambda *_: states)
     monkeypatch.setattr(module, "DraftGraphTail", lambda *_, **given: given)
+    monkeypatch.setattr(module, "is_device_path", lambda: True)
     monkeypatch.setattr(module.DDTreeWorker, "_draft_scope", lambda _: nullcontext())
     monkeypatch.setattr(module.DFlashWorkerV2, "init_cuda_graphs", events.returning("draft graph captured"))
     worker.init_cuda_graphs()

@@ -22,6 +22,7 @@ import torch
 from ddtree_sglang.core.acceptance import AcceptedPath, walk_tree
 from ddtree_sglang.core.built_tree import BuiltTree, complete_tree
 from ddtree_sglang.core.tree_builder import build_draft_tree
+from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.stages.candidates import CandidateRanking, DraftCandidates
 from ddtree_sglang.engine.stages.kv_window import KVMoves, committed_moves
 from ddtree_sglang.engine.stages.verify_input import VerifyMask
@@ -145,6 +146,6 @@ class DeviceTrees(RoundTrees):
         return committed_moves(slots, accepted)
 
 
-def make_trees(ranking: CandidateRanking, device: str) -> RoundTrees:
-    """The implementation for the device that holds the target."""
-    return HostTrees(ranking) if torch.device(device).type == "cpu" else DeviceTrees(ranking, {})
+def make_trees(ranking: CandidateRanking) -> RoundTrees:
+    """The implementation for the platform that serves."""
+    return DeviceTrees(ranking, {}) if is_device_path() else HostTrees(ranking)

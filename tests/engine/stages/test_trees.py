@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,11 +58,24 @@ def test_on_the_host_a_round_is_cores_tree() -> None:
     assert torch.equal(built.mask.cells, expected.mask.cells)
 
 
-@pytest.mark.parametrize(("device", "kind"), [("cpu", "HostTrees"), ("cuda", "DeviceTrees"), ("cuda:1", "DeviceTrees")])
-def test_the_device_chooses_the_trees(device: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("platform", "kind"), [("cuda.CudaSRTPlatform", "DeviceTrees"), ("cpu.CpuSRTPlatform", "HostTrees")]
+)
+def test_the_platform_chooses_the_trees(platform: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt import platforms
+
     from ddtree_sglang.engine.stages.trees import make_trees
 
-    assert type(make_trees(FixedRanking(), device)).__name__ == kind
+    module, name = platform.split(".")
+    chosen = getattr(importlib.import_module(f"sglang.srt.platforms.{module}"), name)()
+    monkeypatch.setattr(platforms, "_current_platform", chosen)
+    assert type(make_trees(FixedRanking())).__name__ == kind
+
+
+def test_the_embedded_platform_of_a_cpu_is_no_device() -> None:
+    from ddtree_sglang.cpu_platform.platform import DDTreeCpuPlatform
+
+    assert not DDTreeCpuPlatform.capabilities.supports_triton
 
 
 def test_buffer_of_a_backend_is_taken_as_bool_and_only_up_to_its_batch() -> None:

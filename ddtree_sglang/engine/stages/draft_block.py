@@ -33,9 +33,7 @@ class DraftBlock:
         block_ids = window.root_ids.new_full((len(window.root_ids), block_size), self.mask_token_id)
         block_ids[:, 0] = window.root_ids
         embeds = self._embed(block_ids)
-        host_lens = window.host_lens if window.host_lens is not None else window.prefix_lens.cpu()
-        # Backends plan for an upper bound: the committed length and one window.
-        host_lens = (host_lens + window.slots.shape[1]).to(torch.int32)
+        host_lens = self._host_lens(batch, window)
         slots = window.slots[:, :block_size].reshape(-1)
         forward_batch = ForwardBatch(
             forward_mode=ForwardMode.TARGET_VERIFY,
@@ -58,12 +56,25 @@ class DraftBlock:
         plan = translator.plan(
             req_pool_indices=batch.req_pool_indices,
             seq_lens=window.prefix_lens,
-            seq_lens_cpu=host_lens,
+            seq_lens_cpu=window.host_lens,
             write_virtual=slots,
             read_extent=block_size,
         )
         plan.bind(forward_batch, translator)
         return forward_batch
+
+    def _host_lens(self, batch: ScheduleBatch, window: RoundWindow) -> torch.Tensor:
+        """`[B]` int32 on the host: the lengths that the drafter's attention reads, prefix and block.
+
+        They are exact wherever the host knows the prefix. FlashInfer lays out its split-KV partials by them
+        (layers/attention/flashinfer_backend.py, fast_prefill_plan) and its kernel by the device's lengths; where the
+        two differ, partials are merged wrongly and a round's drafts are noise, without an error. A backend that
+        declares no need of host lengths gets what the scheduler reserved, which is past prefix and block.
+        """
+        if batch.seq_lens_cpu is None and window.host_lens is not None:
+            return window.host_lens.to(torch.int32)
+        prefix_lens = window.prefix_lens.cpu() if batch.seq_lens_cpu is None else batch.seq_lens_cpu
+        return (prefix_lens + len(self.offsets)).to(torch.int32)
 
     def _embed(self, block_ids: torch.Tensor) -> torch.Tensor:
         """`[B, P]` int64 to `[B, P, H]`."""

@@ -61,7 +61,7 @@ class RoundWindow:
     root_ids: torch.Tensor  # [B] int64
     slots: torch.Tensor  # [B, W] int64
     num_nodes: int  # N of this round
-    host_lens: torch.Tensor | None  # [B] on the host, an upper bound of the lengths that attention reads
+    host_lens: torch.Tensor | None  # [B] on the host: prefix_lens or, where the scheduler does not keep them, a bound
     plan: KVLocPlan  # SGLang's translation of the slots, made once for all forwards of the round
 
     @property

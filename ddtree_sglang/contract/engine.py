@@ -17,6 +17,13 @@ ENGINE: tuple[Row, ...] = (
         "custom_mask mask_indptr skip_prefix_custom_mask",
         "trees",
     ),
+    # What deterministic inference attends with: no way to leave the prefix columns of a mask unread.
+    Row(
+        "sglang.kernels.ops.attention.extend_attention",
+        "extend_attention_fwd_unified",
+        "custom_mask mask_indptr",
+        "trees",
+    ),
     Row("sglang.kernels.ops.speculative.spec_tree", "TreeMaskMode", "FULL_MASK", "trees"),
     Row(
         "sglang.kernels.ops.speculative.spec_tree",
@@ -27,7 +34,7 @@ ENGINE: tuple[Row, ...] = (
     ),
     Row("sglang.srt.arg_groups.fields.device", "Device", "device", "server_args"),
     Row("sglang.srt.arg_groups.fields.disagg", "Disagg", "disaggregation_mode enable_pdmux", "server_args"),
-    Row(_EXEC, "ExecDeterministic", "enable_deterministic_inference", "request_rules"),
+    Row(_EXEC, "ExecDeterministic", "enable_deterministic_inference", "request_rules, worker"),
     Row(
         _EXEC,
         "ExecFeatures",

@@ -127,7 +127,10 @@ class DDTreeWorker(DFlashWorkerV2):
         """Make what rounds need of graphs; `batch_sizes` are those that the server was asked to capture."""
         counts = self.policy.node_counts
         self.node_counts = NodeCountStates.capture(self.model_runner, counts)
-        buffers = mask_buffers({num_nodes: self.node_counts.backend(num_nodes) for num_nodes in counts})
+        buffers = mask_buffers(
+            {num_nodes: self.node_counts.backend(num_nodes) for num_nodes in counts},
+            deterministic=bool(get_exec().deterministic.enable_deterministic_inference),
+        )
         max_batch = self.node_counts.max_batch(batch_sizes)
         tail = DraftGraphTail(
             self.ranking,

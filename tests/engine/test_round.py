@@ -167,10 +167,16 @@ def test_a_round_of_one_node_drafts_nothing(round_of_fakes: tuple[Any, Any, Even
     assert result.next_token_ids.shape == (REQUESTS * BLOCK,)
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("verify_tokens", [None, 40])
-def test_the_drafters_graph_keeps_candidates_only_where_rounds_have_several_node_counts(
-    round_of_fakes: tuple[Any, Any, Events], monkeypatch: pytest.MonkeyPatch, verify_tokens: int | None
+def test_the_drafters_graph_is_given_the_masks_buffer_and_keeps_candidates_only_where_rounds_need_them(
+    round_of_fakes: tuple[Any, Any, Events],
+    monkeypatch: pytest.MonkeyPatch,
+    verify_tokens: int | None,
+    deterministic: bool,
 ) -> None:
+    from sglang.srt.speculative.eagle_utils import TreeMaskMode
+
     from ddtree_sglang.engine import worker as module
     from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
 
@@ -181,10 +187,13 @@ def test_the_drafters_graph_keeps_candidates_only_where_rounds_have_several_node
     decode = SimpleNamespace(bs=[1, 2, 256])
     graph = SimpleNamespace(cuda_graph_config=SimpleNamespace(decode=decode))
     # The mask's buffer has room for what the target's runner captured, fewer than configured: so must the trees.
+    cells = torch.zeros(2 * NODES * (100 + NODES), dtype=torch.uint8)
+    held = SimpleNamespace(buffer=cells, mode=TreeMaskMode.FULL_MASK, max_bs=2, is_read=True)
     states = SimpleNamespace(
-        backend=lambda _: SimpleNamespace(verify_mask=None), max_batch=lambda sizes: min(2, max(sizes))
+        backend=lambda _: SimpleNamespace(verify_mask=held), max_batch=lambda sizes: min(2, max(sizes))
     )
-    monkeypatch.setattr(module, "get_exec", lambda: SimpleNamespace(graph=graph))
+    mode = SimpleNamespace(enable_deterministic_inference=deterministic)
+    monkeypatch.setattr(module, "get_exec", lambda: SimpleNamespace(graph=graph, deterministic=mode))
     monkeypatch.setattr(module.NodeCountStates, "capture", lambda *_: states)
     monkeypatch.setattr(module, "DraftGraphTail", lambda *_, **given: given)
     monkeypatch.setattr(module, "is_device_path", lambda: True)
@@ -194,4 +203,6 @@ def test_the_drafters_graph_keeps_candidates_only_where_rounds_have_several_node
     (hook,) = worker.draft_model_runner.capture_tail_hooks
     assert (hook["keep_candidates"], hook["max_batch"]) == (verify_tokens is not None, 2)
     assert worker.trees.tail is hook
+    # Deterministic inference reads a mask's prefix columns, which the builder would not write.
+    assert (hook["flat_mask"] is None) == deterministic
     assert events == ["draft graph captured"]

@@ -7,6 +7,8 @@ nothing is read back. `engine.graphs.drafter_tail.GraphTrees` takes over from `D
 Where the mask of a device goes depends on the backend that reads it. SGLang's FA3 and Triton backends read only the
 tree cells of a buffer of theirs (layers/attention/verify_mask.py), so for those the kernel writes the cells in place:
 no memory is set, no prefix copied. FlashInfer packs the whole mask, prefix columns included, and gets one filled anew.
+So does every backend under deterministic inference, where Triton attends with a kernel that reads prefix columns too
+(kernels/ops/attention/extend_attention.py, extend_attention_fwd_unified).
 """
 
 from __future__ import annotations
@@ -93,19 +95,27 @@ class HostTrees(RoundTrees):
 
 @dataclass(frozen=True)
 class MaskBuffer:
-    """A backend's buffer of flat bool cells, and how many requests it has room for."""
+    """A backend's buffer of flat bool cells, how many requests it has room for, and whether masks are made in it."""
 
     cells: torch.Tensor
     max_batch: int
+    in_place: bool  # False: the prefix columns are read, so each mask is made anew and the backend copies it in
+
+    def prefix_room(self, batch_size: int, num_nodes: int) -> int:
+        """Most prefix tokens that a mask for so many requests can cover: Triton copies a mask of this size at most."""
+        return self.cells.numel() // num_nodes - batch_size * num_nodes
 
 
-def mask_buffers(backends: Mapping[int, Any]) -> dict[int, MaskBuffer]:
-    """By N, the buffer of each attention backend that reads tree cells alone; other backends are left out."""
+def mask_buffers(backends: Mapping[int, Any], *, deterministic: bool) -> dict[int, MaskBuffer]:
+    """By N, the buffer of each attention backend that has one for the flat layout; other backends are left out.
+
+    Under `deterministic` inference no mask is made in place, whatever the backend.
+    """
     from sglang.srt.speculative.eagle_utils import TreeMaskMode
 
     held = {num_nodes: backend.verify_mask for num_nodes, backend in backends.items()}
     return {
-        num_nodes: MaskBuffer(mask.buffer.view(torch.bool), int(mask.max_bs))
+        num_nodes: MaskBuffer(mask.buffer.view(torch.bool), int(mask.max_bs), in_place=not deterministic)
         for num_nodes, mask in held.items()
         if mask is not None and mask.is_read and mask.mode == TreeMaskMode.FULL_MASK
     }
@@ -115,13 +125,17 @@ def mask_buffers(backends: Mapping[int, Any]) -> dict[int, MaskBuffer]:
 class DeviceTrees(RoundTrees):
     """Trees in an accelerator's memory, which the host never waits for."""
 
-    # By N, where masks are written; for any other N, and for more requests, masks are [B, N, N] tensors.
+    # By N, the target's buffers; for any other N, and for more requests, masks are [B, N, N] tensors.
     buffers: Mapping[int, MaskBuffer]
 
     def flat_mask_for(self, batch_size: int, num_nodes: int) -> torch.Tensor | None:
-        """The buffer for N, if there is one and it has room for so many requests."""
+        """The buffer for N, if there is one that masks are made in and it has room for so many requests."""
+        buffer = self._buffer(batch_size, num_nodes)
+        return buffer.cells if buffer is not None and buffer.in_place else None
+
+    def _buffer(self, batch_size: int, num_nodes: int) -> MaskBuffer | None:
         buffer = self.buffers.get(num_nodes)
-        return buffer.cells if buffer is not None and batch_size <= buffer.max_batch else None
+        return buffer if buffer is not None and batch_size <= buffer.max_batch else None
 
     def _build(
         self, ranked: DraftCandidates, num_nodes: int, root_ids: torch.Tensor, prefix_lens: torch.Tensor
@@ -135,7 +149,14 @@ class DeviceTrees(RoundTrees):
 
     def verify_mask(self, built: BuiltTree, prefix_lens: torch.Tensor, total_prefix_len: int | None) -> VerifyMask:
         """The flat layout; for a chain, none is filled."""
-        return VerifyMask(built.mask.flat(prefix_lens, total_prefix_len) if built.tree.num_nodes > 1 else None, None)
+        num_nodes = built.tree.num_nodes
+        if num_nodes == 1:
+            return VerifyMask(None, None)
+        buffer = self._buffer(len(prefix_lens), num_nodes)
+        if buffer is not None and total_prefix_len is not None:
+            # A bound may be past what the buffer was sized for, the lengths themselves are not.
+            total_prefix_len = min(total_prefix_len, buffer.prefix_room(len(prefix_lens), num_nodes))
+        return VerifyMask(built.mask.flat(prefix_lens, total_prefix_len), None)
 
     def walk(self, built: BuiltTree, target_ids: torch.Tensor) -> AcceptedPath:
         """SGLang's own tree kernel."""

@@ -83,7 +83,7 @@ def test_buffer_of_a_backend_is_taken_as_bool_and_only_up_to_its_batch() -> None
 
     target = backend()
     assert DeviceTrees(FixedRanking(), {}).flat_mask_for(1, NUM_NODES) is None
-    trees = DeviceTrees(FixedRanking(), mask_buffers({NUM_NODES: target}))
+    trees = DeviceTrees(FixedRanking(), mask_buffers({NUM_NODES: target}, deterministic=False))
     taken = trees.flat_mask_for(3, NUM_NODES)
     assert taken is not None
     assert taken.dtype == torch.bool
@@ -103,7 +103,7 @@ def test_buffers_of_another_form_are_left_alone(change: str) -> None:
         "unread": backend(is_read=False),
         "without prefix": backend(mode=TreeMaskMode.QLEN_ONLY),
     }[change]
-    assert mask_buffers({NUM_NODES: target}) == {}
+    assert mask_buffers({NUM_NODES: target}, deterministic=False) == {}
 
 
 def device_mask(built: BuiltTree, total_prefix_len: int | None) -> torch.Tensor | None:
@@ -124,6 +124,51 @@ def test_flat_buffer_is_handed_on_as_far_as_it_is_used() -> None:
     # A host that knows only an upper bound gives more, one that knows nothing gives all.
     assert device_mask(built, 10).numel() == NUM_NODES * 18
     assert device_mask(built, None).numel() == 100
+
+
+CONTEXT_LEN = 9
+
+
+def engine_triton_backend(max_batch: int) -> Any:
+    """SGLang's Triton backend with the buffers of a verify graph, and none that need a model."""
+    from sglang.srt.layers.attention.triton_backend import TritonAttnBackend
+    from sglang.srt.layers.attention.verify_mask import VerifyMask
+    from sglang.srt.speculative.eagle_utils import TreeMaskMode
+
+    target = object.__new__(TritonAttnBackend)
+    cells = torch.ones(max_batch * NUM_NODES * (CONTEXT_LEN + NUM_NODES), dtype=torch.uint8)
+    target._verify_mask = VerifyMask(cells, TreeMaskMode.FULL_MASK, max_batch)
+    target.device, target.sliding_window_size = torch.device("cpu"), None
+    target.qo_indptr, target.kv_indptr, target.mask_indptr = (torch.zeros(9, dtype=torch.int64) for _ in range(3))
+    target.cuda_graph_kv_indices = target.window_kv_indptr = None
+    target.kv_index_translator = SimpleNamespace(pack_read_stream=lambda *_, **__: None)
+    return target
+
+
+def replayed_mask(target: Any, built: BuiltTree, custom_mask: torch.Tensor) -> torch.Tensor:
+    """The flat layout as a replay's kernel finds it in the buffer, with what lies behind it."""
+    spec_info = SimpleNamespace(custom_mask=custom_mask, num_tokens_per_req=NUM_NODES)
+    batch_size = len(built.tree.token_ids)
+    mask = target._update_target_verify_buffers(
+        None, batch_size, PREFIX_LENS[:batch_size], spec_info, torch.arange(batch_size)
+    )[2]
+    return mask.view(torch.bool)
+
+
+@pytest.mark.parametrize("max_batch", [2, 3])
+@pytest.mark.parametrize("total_prefix_len", [8, 40])
+def test_under_deterministic_inference_a_replay_finds_the_whole_mask(max_batch: int, total_prefix_len: int) -> None:
+    """Triton's kernel reads the prefix columns there; a bound past the buffer's size must not break the copy."""
+    from ddtree_sglang.engine.stages.trees import DeviceTrees, mask_buffers
+
+    target, built = engine_triton_backend(max_batch), expected_trees()
+    trees = DeviceTrees(FixedRanking(), mask_buffers({NUM_NODES: target}, deterministic=True))
+    assert trees.flat_mask_for(2, NUM_NODES) is None
+    mask = trees.verify_mask(built, PREFIX_LENS, total_prefix_len).custom_mask
+    assert mask is not None
+    target._verify_mask.buffer.zero_()
+    expected = built.mask.flat(PREFIX_LENS)
+    assert torch.equal(replayed_mask(target, built, mask)[: len(expected)], expected)
 
 
 def test_filled_mask_has_true_prefix_columns() -> None:

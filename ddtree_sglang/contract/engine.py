@@ -25,13 +25,6 @@ ENGINE: tuple[Row, ...] = (
         "trees",
     ),
     Row("sglang.kernels.ops.speculative.spec_tree", "TreeMaskMode", "FULL_MASK", "trees"),
-    Row(
-        "sglang.kernels.ops.speculative.spec_tree",
-        "verify_tree_greedy_func",
-        "predicts accept_index accept_token_num candidates retrieve_index retrieve_next_token "
-        "retrieve_next_sibling target_predict topk",
-        "walk",
-    ),
     Row("sglang.srt.arg_groups.fields.device", "Device", "device", "server_args"),
     Row("sglang.srt.arg_groups.fields.disagg", "Disagg", "disaggregation_mode enable_pdmux", "server_args"),
     Row(_EXEC, "ExecDeterministic", "enable_deterministic_inference", "request_rules, worker"),

@@ -10,6 +10,7 @@ from ddtree_sglang.core.acceptance_stats import accept_length, chain_commit_lens
 from ddtree_sglang.core.built_tree import BuiltTree, complete_tree, root_trees
 from ddtree_sglang.core.draft_tree import DraftTree
 from ddtree_sglang.core.kv_commit import CommitPlan, commit_plan
+from ddtree_sglang.core.round_commit import RoundCommit, commit_round
 from ddtree_sglang.core.tree_builder import build_draft_tree, build_draft_tree_heap
 from ddtree_sglang.core.tree_layout import TreeLayout, layout_draft_tree
 from ddtree_sglang.core.tree_mask import (
@@ -28,6 +29,7 @@ __all__ = [
     "CommitPlan",
     "DraftTree",
     "FlatMask",
+    "RoundCommit",
     "TreeLayout",
     "TreeMask",
     "accept_length",
@@ -37,6 +39,7 @@ __all__ = [
     "chain_commit_lens",
     "chain_nodes",
     "commit_plan",
+    "commit_round",
     "complete_tree",
     "count_rounds",
     "flat_tree_mask",

@@ -39,7 +39,7 @@ def walk_tree(
     Raises:
         ValueError: `target_ids` is not `[B, N]` int64 on the tree's device, or `max_path_len` is below 1.
     """
-    _check_walk(tree, target_ids, max_path_len)
+    check_walk(tree, target_ids, max_path_len)
     path = _path_nodes(tree, target_ids, max_path_len)
     stopped = path == tree.num_nodes
     commit_lens = max_path_len - stopped.sum(1)
@@ -73,7 +73,7 @@ def _path_nodes(tree: DraftTree, target_ids: torch.Tensor, max_path_len: int) ->
     return torch.cat(path, dim=1)
 
 
-def _check_walk(tree: DraftTree, target_ids: torch.Tensor, max_path_len: int) -> None:
+def check_walk(tree: DraftTree, target_ids: torch.Tensor, max_path_len: int) -> None:
     """Check shape, dtype and device of the target's choices; never their values."""
     if target_ids.shape != tree.token_ids.shape:
         raise ValueError(

@@ -27,7 +27,7 @@ from sglang.srt.speculative.spec_utils import draft_tp_context
 from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.core.acceptance import AcceptedPath
 from ddtree_sglang.core.built_tree import BuiltTree, root_trees
-from ddtree_sglang.core.tree_layout import TreeLayout
+from ddtree_sglang.core.round_commit import RoundCommit
 from ddtree_sglang.engine.admission.target_checks import check_loaded_target
 from ddtree_sglang.engine.debug.rank_check import require_equal_trees
 from ddtree_sglang.engine.debug.sync_check import forbid_sync
@@ -185,15 +185,14 @@ class DDTreeWorker(DFlashWorkerV2):
         with stage("verify"), self.node_counts.active(window.num_nodes):
             target_out = self._verify(batch, verify_input, window)
         with stage("accept"):
-            accepted, target_ids = self._accept(batch, built, target_out.logits_output)
-            new_seq_lens = window.prefix_lens + accepted.commit_lens
-            on_publish(new_seq_lens)
+            commit, target_ids = self._accept(batch, built, window, target_out.logits_output)
+            on_publish(commit.new_seq_lens)
         with stage("commit"):
-            self._commit(accepted, window)
+            self._commit(commit.path, window)
         with stage("context"):
-            self._extend_draft_context(accepted, built.layout, window, target_out.logits_output)
-        self._trace_round(batch, built, accepted)
-        return self._result(target_out, accepted, new_seq_lens, keep_alive=[window, built, verify_input, target_ids])
+            self._extend_draft_context(commit, window, target_out.logits_output)
+        self._trace_round(batch, built, commit.path)
+        return self._result(target_out, commit, keep_alive=[window, built, verify_input, target_ids])
 
     def _open_window(self, batch: ScheduleBatch) -> RoundWindow:
         state = batch.spec_info
@@ -249,7 +248,9 @@ class DDTreeWorker(DFlashWorkerV2):
         batch.seq_lens_cpu, batch.seq_lens_sum = saved
         return self.target_worker.forward_batch_generation(batch=None, forward_batch=forward_batch, is_verify=True)
 
-    def _accept(self, batch: ScheduleBatch, built: BuiltTree, logits_output: Any) -> tuple[AcceptedPath, torch.Tensor]:
+    def _accept(
+        self, batch: ScheduleBatch, built: BuiltTree, window: RoundWindow, logits_output: Any
+    ) -> tuple[RoundCommit, torch.Tensor]:
         """Let the target choose at every node, and follow its choices from the root."""
         target_ids = choose_target_tokens(
             logits_output.next_token_logits,
@@ -262,16 +263,16 @@ class DDTreeWorker(DFlashWorkerV2):
         if batch.sampling_info is None or batch.sampling_info.is_all_greedy:
             site = SpecTpSyncSite.DFLASH_ACCEPT_GREEDY
         self._tp_sync.sync(site, target_ids)
-        accepted = self.trees.walk(built, target_ids)
+        commit = self.trees.walk(built, target_ids, window.prefix_lens)
         if batch.return_logprob:
-            index = accepted.accept_index
+            index = commit.path.accept_index
             compute_spec_logprobs(
                 batch,
                 logits_output,
                 target_ids.reshape(-1),
                 accept_index=torch.where(index >= 0, index + built.layout.root_rows, index),
             )
-        return accepted, target_ids
+        return commit, target_ids
 
     def _commit(self, accepted: AcceptedPath, window: RoundWindow) -> None:
         """Move the target's KV rows of the accepted nodes to the front of the window."""
@@ -279,20 +280,16 @@ class DDTreeWorker(DFlashWorkerV2):
         if moves.targets.numel():
             self.model_runner.token_to_kv_pool.move_kv_cache(moves.targets, moves.sources)
 
-    def _extend_draft_context(
-        self, accepted: AcceptedPath, layout: TreeLayout, window: RoundWindow, logits_output: Any
-    ) -> None:
+    def _extend_draft_context(self, commit: RoundCommit, window: RoundWindow, logits_output: Any) -> None:
         """Give the drafter the target's hidden states of the accepted nodes, as DFLASH does for its chain."""
-        path_len = min(self.max_path_len, window.num_nodes)
-        # P rows per request; where the path has ended, the root's again, which `commit_lens` leaves out.
-        rows = layout.root_rows + accepted.accept_index[:, :path_len].clamp(min=0)
-        slots = window.slots[:, :path_len].contiguous()
+        rows = commit.context_rows
+        slots = window.slots[:, : rows.shape[1]].contiguous()
         self._append_target_hidden_to_draft_kv_by_loc(
             target_hidden=logits_output.hidden_states.index_select(0, rows.flatten()),
             cache_loc=slots.reshape(-1),
             cache_loc_2d=slots,
-            positions=(window.prefix_lens.unsqueeze(1) + self.draft_block.offsets[:path_len]).flatten(),
-            commit_lens=accepted.commit_lens,
+            positions=commit.context_positions.flatten(),
+            commit_lens=commit.accept_lens,
         )
         # The scheduler copies what is left here to the host.
         logits_output.hidden_states = None
@@ -314,17 +311,15 @@ class DDTreeWorker(DFlashWorkerV2):
             free_slots=self.model_runner.token_to_kv_pool_allocator.available_size(),
         )
 
-    def _result(
-        self, target_out: Any, accepted: AcceptedPath, new_seq_lens: torch.Tensor, keep_alive: list[Any]
-    ) -> GenerationBatchResult:
+    def _result(self, target_out: Any, commit: RoundCommit, keep_alive: list[Any]) -> GenerationBatchResult:
         return GenerationBatchResult(
             logits_output=target_out.logits_output,
-            next_token_ids=accepted.token_ids.reshape(-1),
-            accept_lens=accepted.commit_lens.to(torch.int32),
+            next_token_ids=commit.path.token_ids.reshape(-1),
+            accept_lens=commit.accept_lens,
             can_run_cuda_graph=target_out.can_run_cuda_graph,
-            next_draft_input=DDTreeDraftInput.carry(accepted.bonus_ids, new_seq_lens),
+            next_draft_input=DDTreeDraftInput.carry(commit.path.bonus_ids, commit.new_seq_lens),
             speculative_num_draft_tokens=self.num_nodes,
             speculative_output_stride=self.max_path_len,
-            new_seq_lens=new_seq_lens,
+            new_seq_lens=commit.new_seq_lens,
             extra_keep_alive_refs=keep_alive,
         )

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ddtree_sglang.config import DDTreeConfig
-from ddtree_sglang.core import BuiltTree, walk_tree
+from ddtree_sglang.core import BuiltTree, commit_round
 
 pytestmark = pytest.mark.sglang
 
@@ -73,11 +73,11 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
     from ddtree_sglang.engine.debug.trace import RoundTrace
     from ddtree_sglang.engine.graphs.drafter_tail import GraphTrees
     from ddtree_sglang.engine.graphs.node_counts import NodeCountStates
-    from ddtree_sglang.engine.stages import trees
     from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
     from ddtree_sglang.engine.stages.candidates import CandidateRanking
     from ddtree_sglang.engine.stages.draft_block import DraftBlock
     from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput
+    from ddtree_sglang.kernels import round_commit_triton
 
     events = Events()
 
@@ -110,7 +110,7 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
     monkeypatch.setattr(worker, "draft_tp_context", lambda _: nullcontext())
     monkeypatch.setattr(worker, "window_len", lambda: NODES)
     monkeypatch.setattr(worker, "eagle_prepare_for_verify", lambda *_: (SimpleNamespace(), True))
-    monkeypatch.setattr(trees, "walk_with_engine_kernel", lambda made, ids, longest: walk_tree(made.tree, ids, longest))
+    monkeypatch.setattr(round_commit_triton, "commit_round_triton", commit_round)
     batch = SimpleNamespace(
         spec_info=DDTreeDraftInput.carry(empty(REQUESTS), empty(REQUESTS)),
         seq_lens=empty(REQUESTS),

@@ -21,14 +21,14 @@ from typing import Any
 
 import torch
 
-from ddtree_sglang.core.acceptance import AcceptedPath, walk_tree
+from ddtree_sglang.core.acceptance import AcceptedPath
 from ddtree_sglang.core.built_tree import BuiltTree, complete_tree
+from ddtree_sglang.core.round_commit import RoundCommit, commit_round
 from ddtree_sglang.core.tree_builder import build_draft_tree
 from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.stages.candidates import CandidateRanking, DraftCandidates
 from ddtree_sglang.engine.stages.kv_window import KVMoves, committed_moves
 from ddtree_sglang.engine.stages.verify_input import VerifyMask
-from ddtree_sglang.engine.stages.walk import walk_with_engine_kernel
 
 TreeBuild = Callable[[torch.Tensor, torch.Tensor], BuiltTree]
 """What is left to do after a draft: trees from the roots `[B]` int64 and the prefix lengths `[B]` int64. A round that
@@ -60,8 +60,12 @@ class RoundTrees(ABC):
         """
 
     @abstractmethod
-    def walk(self, built: BuiltTree, target_ids: torch.Tensor) -> AcceptedPath:
-        """Follow the target's choices `target_ids [B, N]` int64 from the root, for at most P nodes."""
+    def walk(self, built: BuiltTree, target_ids: torch.Tensor, prefix_lens: torch.Tensor) -> RoundCommit:
+        """Follow the target's choices `target_ids [B, N]` int64 from the root, for at most P nodes.
+
+        Args:
+            prefix_lens: `[B]` int64, committed lengths before the round.
+        """
 
     @abstractmethod
     def moves(self, slots: torch.Tensor, accepted: AcceptedPath) -> KVMoves:
@@ -82,9 +86,9 @@ class HostTrees(RoundTrees):
         ancestors = built.mask.cells
         return VerifyMask(ancestors.flatten() if built.tree.num_nodes > 1 else None, ancestors)
 
-    def walk(self, built: BuiltTree, target_ids: torch.Tensor) -> AcceptedPath:
+    def walk(self, built: BuiltTree, target_ids: torch.Tensor, prefix_lens: torch.Tensor) -> RoundCommit:
         """Core's walk."""
-        return walk_tree(built.tree, target_ids, self.ranking.block_size)
+        return commit_round(built.tree, target_ids, prefix_lens, self.ranking.block_size)
 
     def moves(self, slots: torch.Tensor, accepted: AcceptedPath) -> KVMoves:
         """Only rows that move: most stay where they are, and finding those that do not costs less than copying all."""
@@ -158,9 +162,11 @@ class DeviceTrees(RoundTrees):
             total_prefix_len = min(total_prefix_len, buffer.prefix_room(len(prefix_lens), num_nodes))
         return VerifyMask(built.mask.flat(prefix_lens, total_prefix_len), None)
 
-    def walk(self, built: BuiltTree, target_ids: torch.Tensor) -> AcceptedPath:
-        """SGLang's own tree kernel."""
-        return walk_with_engine_kernel(built, target_ids, self.ranking.block_size)
+    def walk(self, built: BuiltTree, target_ids: torch.Tensor, prefix_lens: torch.Tensor) -> RoundCommit:
+        """The same in one launch."""
+        from ddtree_sglang.kernels.round_commit_triton import commit_round_triton
+
+        return commit_round_triton(built.tree, target_ids, prefix_lens, self.ranking.block_size)
 
     def moves(self, slots: torch.Tensor, accepted: AcceptedPath) -> KVMoves:
         """All rows of the path, those that stay included: which of them move is not known to the host."""

@@ -12,6 +12,8 @@ in tests/kernels, under Triton's interpreter where there is no GPU.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
@@ -19,6 +21,7 @@ import triton.language as tl
 from ddtree_sglang.core.built_tree import BuiltTree
 from ddtree_sglang.core.tree_builder import check_builder_inputs
 from ddtree_sglang.core.tree_layout import check_prefix_lens
+from ddtree_sglang.kernels.compile_case import Argument, CompileCase
 
 MAX_NODES = 256
 MAX_DEPTH = 31
@@ -230,3 +233,19 @@ def build_into(
         REQUESTS=triton.next_power_of_2(batch_size),
         num_warps=1,
     )
+
+
+def compile_cases() -> Iterator[CompileCase]:
+    """Each number of lanes with both layouts, for one request and for as many as a server takes by default."""
+    integers, sizes = torch.int64, {"batch_size": 32, "draft_depth": 15, "num_candidates": 64, "num_nodes": 65}
+    outputs = ("token_ids", "parents", "depths", "positions", "next_tokens", "next_siblings")
+    arguments: dict[str, Argument] = {
+        **dict.fromkeys(("topk_ids", "root_ids", "prefix_lens", *outputs), integers),
+        **dict.fromkeys(("topk_logprobs", "path_logprobs"), torch.float32),
+        "mask": torch.bool,
+        **sizes,
+    }
+    for lanes in (32, 64, 128, 256):
+        for is_flat, requests in ((False, 1), (True, 1), (True, 64)):
+            constants = {"IS_FLAT": is_flat, "LANES": lanes, "REQUESTS": requests}
+            yield CompileCase(_build_tree_kernel, arguments, constants, num_warps=1)

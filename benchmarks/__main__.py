@@ -18,6 +18,7 @@ COMMANDS = {
     "plot_round": ("picture of a round that `record_round` recorded", "seconds"),
     "plot_drafter_curve": ("the drafter's learning curve", "seconds"),
     "round_cost": ("what a round costs in plain decoding steps, from `decode` results", "seconds"),
+    "kernel_facts": ("registers, spills and shared memory of every kernel, without a GPU", "half a minute"),
     "gpu_proof": ("every section of the GPU proof, each with a verdict", "an hour, by estimate"),
     "gpu_kernels": ("the tree builder's time on a GPU", "a minute, by estimate"),
     "gpu_checks": ("a GPU server: no host waits, graphs equal eager, widths agree", "minutes, by estimate"),

@@ -30,7 +30,10 @@ _WORDS_PER_THREAD = 16
 _WORD_TYPES = {1: tl.uint8, 2: tl.uint16, 4: tl.uint32, 8: tl.uint64}
 
 
-@triton.jit(do_not_specialize=["num_slots", "max_path_len"])
+@triton.jit(
+    do_not_specialize=["num_slots", "max_path_len"],
+    do_not_specialize_on_alignment=["data_ptrs", "row_bytes", "slots", "accept_index"],
+)
 def _move_rows_kernel(  # type: ignore[no-untyped-def]
     data_ptrs,  # [M] uint64
     row_bytes,  # [M] int64

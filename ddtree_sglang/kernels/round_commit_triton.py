@@ -9,6 +9,8 @@ Oracle: `core.round_commit.commit_round`; parity, bit for bit, in tests/kernels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
@@ -17,6 +19,7 @@ from ddtree_sglang.core.acceptance import AcceptedPath, check_walk
 from ddtree_sglang.core.draft_tree import DraftTree
 from ddtree_sglang.core.round_commit import RoundCommit
 from ddtree_sglang.core.tree_layout import check_prefix_lens
+from ddtree_sglang.kernels.compile_case import Argument, CompileCase
 
 _POINTERS = range(13)
 """The kernel's first arguments. No two launches differ in what is known of addresses, so none compiles it anew."""
@@ -140,3 +143,18 @@ def _empty(batch_size: int, max_path_len: int, context_len: int, device: torch.d
         context_rows=empty(batch_size, context_len),
         context_positions=empty(batch_size, context_len),
     )
+
+
+def compile_cases() -> Iterator[CompileCase]:
+    """Each number of lanes, with paths of 8 and of 32 nodes."""
+    pointers = _commit_round_kernel.arg_names[: len(_POINTERS)]
+    arguments: dict[str, Argument] = {
+        **dict.fromkeys(pointers, torch.int64),
+        "accept_lens": torch.int32,
+        "num_nodes": 65,
+        "max_path_len": 16,
+        "context_len": 16,
+    }
+    for lanes in (32, 64, 128, 256):
+        for path in (8, 32):
+            yield CompileCase(_commit_round_kernel, arguments, {"LANES": lanes, "PATH": path}, num_warps=1)

@@ -88,6 +88,16 @@ ENGINE: tuple[Row, ...] = (
     Row("sglang.srt.distributed.parallel_state", "GroupCoordinator", "world_size", "candidates, rank_check"),
     Row("sglang.srt.distributed.parallel_state", "GroupCoordinator.all_gather", "dim", "candidates, rank_check"),
     Row("sglang.srt.layers.attention.base_attn_backend", "AttentionBackend.verify_mask", "", "trees"),
+    Row(
+        "sglang.srt.layers.attention.hybrid_attn_backend", "HybridAttnBackend._select_backend", "forward_mode", "trees"
+    ),
+    # It copies `custom_mask` onto its own buffer, as far as it is handed, and reads the buffer.
+    Row(
+        "sglang.srt.layers.attention.triton_backend",
+        "TritonAttnBackend._update_target_verify_buffers",
+        "spec_info",
+        "trees",
+    ),
     Row("sglang.srt.layers.attention.verify_mask", "VerifyMask", "buffer is_read max_bs mode", "trees"),
     Row(
         "sglang.srt.layers.logits_processor",

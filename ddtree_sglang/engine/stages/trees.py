@@ -99,11 +99,12 @@ class HostTrees(RoundTrees):
 
 @dataclass(frozen=True)
 class MaskBuffer:
-    """A backend's buffer of flat bool cells, how many requests it has room for, and whether masks are made in it."""
+    """A backend's buffer of flat bool cells, the requests it has room for, and what the backend reads of a mask."""
 
     cells: torch.Tensor
     max_batch: int
     in_place: bool  # False: the prefix columns are read, so each mask is made anew and the backend copies it in
+    by_address: bool  # of a mask made in place, the backend reads no size
 
     def prefix_room(self, batch_size: int, num_nodes: int) -> int:
         """Most prefix tokens that a mask for so many requests can cover: Triton copies a mask of this size at most."""
@@ -115,14 +116,30 @@ def mask_buffers(backends: Mapping[int, Any], *, deterministic: bool) -> dict[in
 
     Under `deterministic` inference no mask is made in place, whatever the backend.
     """
+    from sglang.srt.layers.attention.triton_backend import TritonAttnBackend
     from sglang.srt.speculative.eagle_utils import TreeMaskMode
 
-    held = {num_nodes: backend.verify_mask for num_nodes, backend in backends.items()}
+    held = {num_nodes: (backend.verify_mask, _verifying(backend)) for num_nodes, backend in backends.items()}
     return {
-        num_nodes: MaskBuffer(mask.buffer.view(torch.bool), int(mask.max_bs), in_place=not deterministic)
-        for num_nodes, mask in held.items()
+        num_nodes: MaskBuffer(
+            mask.buffer.view(torch.bool),
+            int(mask.max_bs),
+            in_place=not deterministic,
+            by_address=isinstance(backend, TritonAttnBackend),
+        )
+        for num_nodes, (mask, backend) in held.items()
         if mask is not None and mask.is_read and mask.mode == TreeMaskMode.FULL_MASK
     }
+
+
+def _verifying(backend: Any) -> Any:
+    """The backend that verifies, of a pair for prefill and decode (layers/attention/hybrid_attn_backend.py)."""
+    from sglang.srt.layers.attention.hybrid_attn_backend import HybridAttnBackend
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    if isinstance(backend, HybridAttnBackend):
+        return backend._select_backend(ForwardMode.TARGET_VERIFY)
+    return backend
 
 
 @dataclass(frozen=True)
@@ -157,7 +174,14 @@ class DeviceTrees(RoundTrees):
         if num_nodes == 1:
             return VerifyMask(None, None)
         buffer = self._buffer(len(prefix_lens), num_nodes)
-        if buffer is not None and total_prefix_len is not None:
+        if buffer is None:
+            return VerifyMask(built.mask.flat(prefix_lens, total_prefix_len), None)
+        if built.mask.is_flat and buffer.by_address:
+            # Outside a graph Triton's kernel gets the address. A graph has it already, and what is handed on here is
+            # copied onto itself (triton_backend.py, _update_target_verify_buffers): the whole of it would be a pass
+            # over N times all prefixes.
+            return VerifyMask(built.mask.cells[:1], None)
+        if total_prefix_len is not None:
             # A bound may be past what the buffer was sized for, the lengths themselves are not.
             total_prefix_len = min(total_prefix_len, buffer.prefix_room(len(prefix_lens), num_nodes))
         return VerifyMask(built.mask.flat(prefix_lens, total_prefix_len), None)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ddtree_sglang.core import AcceptedPath, BuiltTree, build_draft_tree, complete_tree, root_trees
+from ddtree_sglang.core.tree_mask import FlatMask
 
 pytestmark = pytest.mark.sglang
 
@@ -42,6 +43,7 @@ def drafter_out() -> SimpleNamespace:
 
 
 def backend(**changes: Any) -> SimpleNamespace:
+    """A backend with a mask of the flat layout, whose kind is not known: FA3's module needs a GPU's libraries."""
     from sglang.srt.speculative.eagle_utils import TreeMaskMode
 
     held = {"buffer": torch.zeros(100, dtype=torch.uint8), "mode": TreeMaskMode.FULL_MASK, "max_bs": 3, "is_read": True}
@@ -169,6 +171,59 @@ def test_under_deterministic_inference_a_replay_finds_the_whole_mask(max_batch: 
     target._verify_mask.buffer.zero_()
     expected = built.mask.flat(PREFIX_LENS)
     assert torch.equal(replayed_mask(target, built, mask)[: len(expected)], expected)
+
+
+def tail_written(target: Any, built: BuiltTree) -> tuple[BuiltTree, torch.Tensor]:
+    """Trees whose mask is the backend's buffer, its tree cells written, and what the buffer then holds."""
+    from ddtree_sglang.core import tree_cell_index
+
+    buffer = target._verify_mask.buffer.view(torch.bool)
+    buffer[tree_cell_index(PREFIX_LENS, NUM_NODES).flatten()] = built.mask.cells.flatten()
+    return BuiltTree(built.tree, built.layout, FlatMask(buffer, NUM_NODES)), buffer.clone()
+
+
+@pytest.mark.parametrize("of_a_pair", [False, True])
+def test_triton_is_handed_no_more_of_its_own_buffer_than_its_address(of_a_pair: bool) -> None:
+    """A replay copies what it is handed onto itself, and reads the buffer as it is."""
+    from sglang.srt.layers.attention.hybrid_attn_backend import HybridAttnBackend
+
+    from ddtree_sglang.engine.stages.trees import DeviceTrees, mask_buffers
+
+    target = engine_triton_backend(3)
+    backend = target
+    if of_a_pair:
+        backend = object.__new__(HybridAttnBackend)
+        backend.spec_attn_is_decode, backend.prefill_backend, backend.decode_backend = False, target, None
+    trees = DeviceTrees(FixedRanking(), mask_buffers({NUM_NODES: backend}, deterministic=False))
+    built, cells = tail_written(target, expected_trees())
+    mask = trees.verify_mask(built, PREFIX_LENS, 8).custom_mask
+    assert mask is not None
+    assert len(mask) == 1
+    assert mask.data_ptr() == target._verify_mask.buffer.data_ptr()
+    assert torch.equal(replayed_mask(target, built, mask), cells)
+
+
+def test_a_backend_that_indexes_the_mask_is_handed_all_of_it() -> None:
+    """FA3 takes each tree cell of `spec_info.custom_mask` by its index, in a graph round and outside."""
+    from ddtree_sglang.engine.stages.trees import DeviceTrees, mask_buffers
+
+    fa3 = backend(buffer=torch.zeros(3 * NUM_NODES * (CONTEXT_LEN + NUM_NODES), dtype=torch.bool))
+    trees = DeviceTrees(FixedRanking(), mask_buffers({NUM_NODES: fa3}, deterministic=False))
+    buffer = trees.flat_mask_for(2, NUM_NODES)
+    assert buffer is not None
+    mask = trees.verify_mask(BuiltTree.empty(2, NUM_NODES, torch.device("cpu"), buffer), PREFIX_LENS, 8).custom_mask
+    assert mask is not None
+    assert len(mask) == NUM_NODES * (8 + 2 * NUM_NODES)
+
+
+def test_more_requests_than_the_buffer_has_room_for_get_a_whole_mask() -> None:
+    from ddtree_sglang.engine.stages.trees import DeviceTrees, mask_buffers
+
+    target, built = engine_triton_backend(1), expected_trees()
+    trees = DeviceTrees(FixedRanking(), mask_buffers({NUM_NODES: target}, deterministic=False))
+    mask = trees.verify_mask(built, PREFIX_LENS, 8).custom_mask
+    assert mask is not None
+    assert torch.equal(mask, built.mask.flat(PREFIX_LENS))
 
 
 def test_filled_mask_has_true_prefix_columns() -> None:

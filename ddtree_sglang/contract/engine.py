@@ -81,8 +81,8 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.configs.model_config",
         "ModelConfig",
-        "attention_arch attention_chunk_size hf_config is_hybrid_swa sliding_window_size",
-        "server_args, target_checks, worker",
+        "attention_arch attention_chunk_size context_len hf_config is_hybrid_swa sliding_window_size",
+        "context_limit, server_args, target_checks, worker",
     ),
     Row("sglang.srt.configs.model_config", "ModelConfig.get_default_sampling_params", "", "target_checks"),
     Row("sglang.srt.distributed.parallel_state", "GroupCoordinator", "world_size", "candidates, rank_check"),
@@ -139,6 +139,13 @@ ENGINE: tuple[Row, ...] = (
         "sampling_info seq_lens seq_lens_cpu seq_lens_sum spec_info",
         "kv_window, worker",
     ),
+    Row(
+        "sglang.srt.managers.scheduler",
+        "Scheduler",
+        "init_req_max_new_tokens max_req_input_len max_req_len model_config",
+        "context_limit",
+    ),
+    Row("sglang.srt.managers.scheduler", "Scheduler.init_model_worker", "", "context_limit"),
     Row("sglang.srt.managers.tp_worker", "TpModelWorker", "model_runner", "worker"),
     Row(
         "sglang.srt.managers.tp_worker",

@@ -8,6 +8,7 @@ _ARGS = "sglang.srt.server_args.ServerArgs"
 _RUNNER = "sglang.srt.model_executor.model_runner.ModelRunner"
 _HOOKS = "ddtree_sglang.engine.hooks"
 _FLAGS = "ddtree_sglang.engine.cli_flags"
+_LIMIT = "ddtree_sglang.engine.admission.context_limit"
 
 FLAG_PATCHES = (
     Patch(f"{_ARGS}.add_cli_args", "after", f"{_FLAGS}:add_ddtree_flags", "the parser knows our flags"),
@@ -39,6 +40,12 @@ ROUND_PATCHES = (
         "around",
         "ddtree_sglang.engine.stages.kv_window:row_headroom",
         "a request near the context limit would write into the next one's row",
+    ),
+    Patch(
+        "sglang.srt.managers.scheduler.Scheduler.init_model_worker",
+        "after",
+        f"{_LIMIT}:leave_room_for_rounds",
+        "a request at the context limit would have its neighbour read its keys",
     ),
     Patch(
         "sglang.srt.speculative.spec_info.create_dummy_verify_input",
@@ -99,6 +106,13 @@ ENGINE_PATCHES = (
         "ddtree_sglang.engine.worker:DDTreeWorker._use_graphs",
         "the drafter's graph ends with the tree (appended to)",
         "capture_tail_hooks",
+    ),
+    Patch(
+        "sglang.srt.managers.scheduler.Scheduler",
+        "object",
+        f"{_LIMIT}:leave_room_for_rounds",
+        "what a request is admitted by",
+        "max_req_len max_req_input_len",
     ),
     Patch(
         "sglang.srt.managers.schedule_batch.ScheduleBatch",

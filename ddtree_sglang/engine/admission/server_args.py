@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
+from ddtree_sglang.engine.admission.context_limit import check_context_len
 from ddtree_sglang.engine.admission.drafter_checks import (
     DrafterShape,
     check_checkpoint_folder,
@@ -148,8 +149,8 @@ def check_attention_backend(cfg: Any) -> None:
 def check_resolved_target(server_args: Any) -> None:
     """Under DDTREE, refuse a target on which a tree is not exact, or whose defaults make every request a refused one.
 
-    After resolution, which chooses the attention backend. A window that only the loaded model knows of is checked by
-    the worker.
+    So is a context without room for a request. After resolution, which chooses the attention backend. A window that
+    only the loaded model knows of is checked by the worker.
     """
     if not is_ddtree(server_args.speculative_algorithm):
         return
@@ -159,6 +160,7 @@ def check_resolved_target(server_args: Any) -> None:
     window = model_config.sliding_window_size if model_config.is_hybrid_swa else None
     check_target(model_config, window, attention_backends_of(cfg))
     check_sampling_defaults(model_config, cfg.preferred_sampling_params)
+    check_context_len(int(model_config.context_len), int(cfg.speculative_dflash_block_size))
 
 
 def check_checkpoints(server_args: Any) -> None:

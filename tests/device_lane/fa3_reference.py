@@ -9,14 +9,22 @@ kernels take 16 and 8 bits only, the lane compares tokens.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from tests.device_lane.doors import kernel_door
-from tests.device_lane.paged_attention import Attended, Requests, Scores, attend, require_indptr, require_slots, window
+from tests.device_lane.paged_attention import (
+    Attended,
+    Requests,
+    Scores,
+    attend,
+    merged,
+    require_indptr,
+    require_slots,
+    window,
+)
 from tests.device_lane.violations import require
 
 FP8 = (torch.float8_e4m3fn,)
@@ -219,15 +227,8 @@ def merge_state_v2(
         require(lse.shape == v_a.shape[:2], f"{name} is [rows, heads] of the state", tuple(lse.shape))
     strides = [tensor.stride() for tensor in (v_a, s_a, v_b, s_b)]
     require(all(tensor.is_contiguous() for tensor in (v_a, s_a, v_b, s_b)), "states are contiguous", strides)
-    # The kernel takes +inf, FlashAttention 2's sign of an empty row, for -inf.
-    lse_a = s_a.float().masked_fill(s_a == math.inf, -math.inf)
-    lse_b = s_b.float().masked_fill(s_b == math.inf, -math.inf)
-    top = torch.maximum(lse_a, lse_b)
-    weight_a, weight_b = torch.exp(lse_a - top), torch.exp(lse_b - top)
-    total = weight_a + weight_b
-    merged = v_a.float() * (weight_a / total).unsqueeze(-1) + v_b.float() * (weight_b / total).unsqueeze(-1)
-    lse = torch.log(total) + top
-    return _into(v_merged, merged.to(v_a.dtype)), _into(s_merged, lse)
+    out, lse = merged(v_a, s_a, v_b, s_b)
+    return _into(v_merged, out), _into(s_merged, lse)
 
 
 def strict_page_table_builder(build: Callable[..., None]) -> Callable[..., None]:

@@ -102,26 +102,44 @@ def replace(module: ModuleType, name: str, value: object, parameters: Sequence[s
     setattr(module, name, value)
 
 
+def require_parameters(source: Path, qualified_name: str, expected: Sequence[str]) -> None:
+    """The first parameters of a function are these. The file is read, not imported: it may need a GPU.
+
+    Raises:
+        PinnedNameError: the file has no such function, or its first parameters differ.
+    """
+    found = parameters_in(source, qualified_name)[: len(expected)]
+    if found != list(expected):
+        raise PinnedNameError(
+            f"{qualified_name} in {source} takes {found}; the lane's reference takes {list(expected)}"
+        )
+
+
 def require_signature(source: Path, qualified_name: str, reference: Callable[..., object]) -> None:
-    """A reference takes what the original takes, in its order. The original is read, not imported: it may need a GPU.
+    """A reference takes what the original takes, in its order.
 
     Raises:
         PinnedNameError: the file has no such function, or the parameters differ.
     """
-    original = _parameters_in(source, qualified_name)
     ours = list(inspect.signature(reference).parameters)
+    original = parameters_in(source, qualified_name)
     if original != ours:
         raise PinnedNameError(f"{qualified_name} in {source} takes {original}; the lane's reference takes {ours}")
 
 
-def _parameters_in(source: Path, qualified_name: str) -> list[str]:
+def parameters_in(source: Path, qualified_name: str) -> list[str]:
+    """The names of a function's parameters, `outer.inner` for a method or an inner function.
+
+    Raises:
+        PinnedNameError: the file has no such function.
+    """
     body: Sequence[ast.stmt] = ast.parse(source.read_text()).body
-    *classes, function = qualified_name.split(".")
-    for name in classes:
-        found = [node for node in body if isinstance(node, ast.ClassDef) and node.name == name]
+    *outer, function = qualified_name.split(".")
+    for name in outer:
+        found = [node for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name]
         if not found:
-            raise PinnedNameError(f"{source} has no class {name}")
-        body = found[0].body
+            raise PinnedNameError(f"{source} has no {name}")
+        body = found[-1].body
     functions = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == function]
     if not functions:
         raise PinnedNameError(f"{source} has no {qualified_name}")

@@ -76,6 +76,22 @@ def attend(
     return _scattered(q, out, lse, rows, is_row)
 
 
+def merged(
+    out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention over two disjoint sets of keys from that over each: out [..., E], lse [...] of natural logarithms.
+
+    NaN where both sets are empty, as in the kernels. +inf, FlashAttention 2's sign of an empty row, is taken for -inf.
+    """
+    lse_a = lse_a.float().masked_fill(lse_a == math.inf, -math.inf)
+    lse_b = lse_b.float().masked_fill(lse_b == math.inf, -math.inf)
+    top = torch.maximum(lse_a, lse_b)
+    weight_a, weight_b = torch.exp(lse_a - top), torch.exp(lse_b - top)
+    total = weight_a + weight_b
+    out = out_a.float() * (weight_a / total).unsqueeze(-1) + out_b.float() * (weight_b / total).unsqueeze(-1)
+    return out.to(out_a.dtype), torch.log(total) + top
+
+
 def _gathered(pool: torch.Tensor, slots: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
     """[B, K, G, D] float32; 0 where no row attends, so that nothing of an unowned slot reaches a product."""
     return pool[slots].float().masked_fill(~attended[..., None, None], 0.0)

@@ -1,0 +1,192 @@
+"""Device tensors: host tensors with a mark, which every operator hands on.
+
+The mark makes a tensor say `cpu:0` where a host tensor says `cpu`, so what the engine asks of a device has the answers
+of a GPU. It also makes countable what costs time there: launches, copies between host and device, reads by the host.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_iter
+
+from tests.device_lane import streams
+
+DEVICE = torch.device("cpu", 0)
+HOST = torch.device("cpu")
+
+_MARK = "_lane_device"
+_HOST_READS = frozenset({"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"})
+_ALLOCATIONS = frozenset(
+    {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"}
+)
+
+Operator = Callable[..., Any]
+
+
+@dataclass
+class Counts:
+    """What a stretch of work costs on a device, from its first operator on."""
+
+    launches: Counter[str] = field(default_factory=Counter)  # by operator or kernel, outside graph replays
+    host_reads: Counter[str] = field(default_factory=Counter)  # values that the host waited for
+    copies: Counter[str] = field(default_factory=Counter)  # "to device", "to host"
+    allocated_bytes: int = 0  # by operators, outside graphs
+    replays: int = 0
+
+    def take(self) -> Counts:
+        """What was counted so far; counting starts anew."""
+        taken = Counts(**vars(self))
+        self.__init__()  # type: ignore[misc]
+        return taken
+
+
+counts = Counts()
+
+
+def is_device(tensor: Any) -> bool:
+    """Whether a tensor is the device's."""
+    return getattr(tensor, _MARK, False)
+
+
+def mark(tensor: torch.Tensor) -> torch.Tensor:
+    """Make a tensor the device's; it stays where it is."""
+    setattr(tensor, _MARK, True)
+    return tensor
+
+
+def is_device_place(place: Any) -> bool:
+    """Whether a `device` argument means the device; an index tells, as the host has none."""
+    if place is None or isinstance(place, int):
+        return False
+    return torch.device(place).index is not None
+
+
+def _is_device_work(tensors: list[torch.Tensor], place: Any) -> bool:
+    """Whether an operator runs on the device: where it is told to, else where its tensors are."""
+    return any(map(is_device, tensors)) if place is None else is_device_place(place)
+
+
+class Recorder:
+    """What a graph capture installs to see all that is launched."""
+
+    def operator(self, func: Operator, args: Any, kwargs: Any, result: Any) -> None:
+        """Called after an operator ran."""
+
+    def allocation(self, result: torch.Tensor) -> None:
+        """Called after memory was allocated that no operator wrote."""
+
+    def kernel(self, launch: Callable[[], None], name: str) -> None:
+        """Called after a kernel ran; `launch()` runs it again."""
+
+    def host_read(self, what: str) -> None:
+        """Called before the host reads a value."""
+
+
+class DeviceMode(TorchDispatchMode):
+    """Sees every operator of the process: marks results, counts launches, feeds a capture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recorder: Recorder | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name
+        tensors = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if name == "aten::copy_" and is_device(args[0]) != is_device(args[1]):
+            return self._copy_across(*args, **kwargs)
+        if not _is_device_work(tensors, kwargs.get("device")):
+            return func(*args, **kwargs)
+        if self._reads(name, args):
+            self.host_read(name)
+        result = func(*args, **kwargs)
+        for leaf in tree_iter(result):
+            if isinstance(leaf, torch.Tensor):
+                mark(leaf)
+        self._count(func, args, kwargs, result, tensors)
+        return result
+
+    def _count(self, func: Any, args: Any, kwargs: Any, result: Any, inputs: list[torch.Tensor]) -> None:
+        name = func._schema.name
+        works = is_launch(func, result, inputs)
+        if works:
+            counts.launches[name] += 1
+        if works or name in _ALLOCATIONS:
+            counts.allocated_bytes += allocated_bytes(result, inputs)
+        if self.recorder is not None and works:
+            self.recorder.operator(func, args, kwargs, result)
+        elif self.recorder is not None and name in _ALLOCATIONS:
+            self.recorder.allocation(result)
+
+    def _copy_across(self, target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+        """A copy between host and device; the host waits for one to it, unless it says that it does not."""
+        if is_device(target):
+            counts.copies["to device"] += 1
+            if self.recorder is not None and source.numel() > 1:
+                self.recorder.host_read("copy from the host")
+            return target.copy_(source)
+        counts.copies["to host"] += 1
+        if not non_blocking:
+            self.host_read("copy to host")
+        return streams.copy_to_host(source, target, non_blocking)
+
+    def host_read(self, what: str) -> None:
+        """The host waits for a value of the device."""
+        counts.host_reads[what] += 1
+        if self.recorder is not None:
+            self.recorder.host_read(what)
+
+    @staticmethod
+    def _reads(name: str, args: Any) -> bool:
+        if name in _HOST_READS:
+            return True
+        # An index by a mask looks for its true cells, and the size of the result is known on the host.
+        masks = (torch.bool, torch.uint8)
+        return name in ("aten::index", "aten::index_put_") and any(
+            isinstance(one, torch.Tensor) and one.dtype in masks for one in tree_iter(args[1])
+        )
+
+
+mode = DeviceMode()
+
+
+def storage_of(tensor: torch.Tensor) -> int:
+    """Address that all views of a tensor share."""
+    return int(tensor.untyped_storage().data_ptr())
+
+
+def is_launch(func: Any, result: Any, inputs: list[torch.Tensor]) -> bool:
+    """Whether an operator does work on the device; views and allocations do not."""
+    if func._schema.name in _ALLOCATIONS or func._schema.name in _HOST_READS - {"aten::nonzero"}:
+        return False
+    if any(argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments):
+        return True
+    outputs = [leaf for leaf in tree_iter(result) if isinstance(leaf, torch.Tensor)]
+    held = {storage_of(tensor) for tensor in inputs}
+    return any(storage_of(output) not in held and output.numel() for output in outputs)
+
+
+def allocated_bytes(result: Any, inputs: list[torch.Tensor]) -> int:
+    """Bytes of new storage that an operator's results hold."""
+    held = {storage_of(tensor) for tensor in inputs}
+    new = {
+        storage_of(leaf): leaf.untyped_storage().nbytes()
+        for leaf in tree_iter(result)
+        if isinstance(leaf, torch.Tensor)
+    }
+    return sum(size for address, size in new.items() if address not in held)
+
+
+@contextmanager
+def one_launch(name: str) -> Iterator[None]:
+    """What runs within is one kernel: its operators are neither seen nor counted."""
+    counts.launches[name] += 1
+    with _disable_current_modes():
+        yield

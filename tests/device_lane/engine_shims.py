@@ -1,0 +1,64 @@
+"""What a process needs before it computes: the device, and stand-ins where SGLang asks CUDA itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tests.device_lane import door_launches, graphs, streams, tensors, triton_launches
+from tests.device_lane.device import mode
+from tests.device_lane.settings import LaneSettings
+
+_installed = False
+
+
+def install_device() -> None:
+    """Make this process one of the lane. Harmless when called again."""
+    global _installed
+    if _installed:
+        return
+    _installed = True
+    settings = LaneSettings.from_environment()
+    streams.install()
+    streams.late = settings.late
+    _install_memory_queries()
+    _install_tree_walk()
+    tensors.install()
+    triton_launches.install()
+    door_launches.install()
+    mode.__enter__()
+    if settings.mutation:
+        from tests.device_lane.mutations import MUTATIONS
+
+        MUTATIONS[settings.mutation]()
+
+
+def _install_memory_queries() -> None:
+    for module in (torch.cpu, torch.cuda):
+        answers: dict[str, Any] = {
+            "is_current_stream_capturing": graphs.is_capturing,
+            "graph_pool_handle": lambda: (0, 0),
+            "empty_cache": lambda: None,
+            "mem_get_info": lambda _=None: (1 << 30, 1 << 30),
+            "memory_allocated": lambda _=None: 0,
+            "max_memory_allocated": lambda _=None: 0,
+            "memory_reserved": lambda _=None: 0,
+            "reset_peak_memory_stats": lambda _=None: None,
+            "current_device": lambda: 0,
+            "set_device": lambda _: None,
+        }
+        for name, answer in answers.items():
+            setattr(module, name, answer)
+
+
+def _install_tree_walk() -> None:
+    """SGLang's walk knows CUDA and a few others by name; its form in Triton is right for any."""
+    from sglang.kernels.ops.speculative import spec_tree
+
+    def walk(**arguments: Any) -> Any:
+        arguments.pop("topk", None)
+        spec_tree.verify_tree_greedy_triton(**arguments)
+        return arguments["predicts"], arguments["accept_index"], arguments["accept_token_num"]
+
+    spec_tree.verify_tree_greedy_func = walk

@@ -1,0 +1,25 @@
+"""`sglang.launch_server` in the lane: `python -m tests.device_lane.launch [--lane-...] FLAGS`."""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import sys
+
+from tests.device_lane.settings import LaneSettings
+
+
+def main() -> None:
+    """Take the lane's options and hand the rest on."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--lane-mutation", default="")
+    parser.add_argument("--lane-report", default="")
+    parser.add_argument("--lane-late", action="store_true")
+    lane, rest = parser.parse_known_args()
+    LaneSettings(lane.lane_mutation, lane.lane_report, lane.lane_late).to_environment()
+    sys.argv[1:] = rest
+    runpy.run_module("sglang.launch_server", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

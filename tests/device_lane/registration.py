@@ -1,0 +1,50 @@
+"""The lane as a distribution that SGLang's plugin discovery finds: a folder of metadata on the path, nothing installed.
+
+SGLang leaves out the plugins of a distribution whose platform was not chosen, so this one names DDTREE's plugin too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+NAME = "ddtree-device-lane"
+PLATFORM = "device_lane"
+
+ENTRY_POINTS = f"""\
+[sglang.srt.platforms]
+{PLATFORM} = tests.device_lane.registration:activate
+
+[sglang.srt.plugins]
+ddtree = ddtree_sglang.engine.plugin:register
+{PLATFORM} = tests.device_lane.plugin:register
+"""
+
+
+def activate() -> str:
+    """The platform's class, for SGLang; what stands in for kernels has to be there before the backends are imported."""
+    from tests.device_lane.install import install_fa3
+
+    install_fa3()
+    return "tests.device_lane.platform:LanePlatform"
+
+
+def write_distribution(folder: Path) -> Path:
+    """Write the metadata; the folder goes on PYTHONPATH."""
+    info = folder / f"{NAME.replace('-', '_')}-0.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text(ENTRY_POINTS, encoding="utf-8")
+    return folder
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What a process of the lane needs in its environment, besides the path to the checkout."""
+    return {
+        "PYTHONPATH": str(write_distribution(folder)),
+        "SGLANG_PLATFORM": PLATFORM,
+        "TRITON_INTERPRET": "1",
+        # The C++ core of the prefix cache refuses a device with an index.
+        "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": "python",
+        # SGLang orders the scheduler's writes behind a forward's reads on CUDA alone, unless asked.
+        "SGLANG_ENABLE_WAR_BARRIER": "1",
+    }

@@ -1,0 +1,34 @@
+"""One line per batch that the scheduler runs: launches outside graphs, host reads, bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tests.device_lane.device import counts
+from tests.device_lane.settings import LaneSettings
+
+
+@cache
+def _file(rank: int) -> Path | None:
+    return LaneSettings.from_environment().report_of_rank(rank)
+
+
+def report_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run the batch and write its line."""
+    from sglang.srt.runtime_context import get_parallel
+
+    counts.take()
+    kind, size = batch.forward_mode.name, len(batch.reqs)
+    result = original(scheduler, batch, *args, **kwargs)
+    path = _file(int(get_parallel().tp_rank))
+    if path is not None:
+        taken = counts.take()
+        line = {"mode": kind, "batch_size": size, **vars(taken), "launches": sum(taken.launches.values())}
+        line["by_name"] = dict(taken.launches)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    return result

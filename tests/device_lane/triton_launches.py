@@ -1,0 +1,40 @@
+"""Every launch of a Triton kernel passes through one door of the interpreter, which is watched here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils._python_dispatch import _disable_current_modes
+
+from tests.device_lane.device import counts, mode
+from tests.device_lane.doors import inside_door
+
+
+def install() -> None:
+    """Count launches and hand them to a capture.
+
+    Raises:
+        RuntimeError: Triton was imported without its interpreter.
+    """
+    from triton.runtime import interpreter
+
+    if not __import__("triton").knobs.runtime.interpret:
+        raise RuntimeError("the lane interprets Triton kernels: start the process with TRITON_INTERPRET=1")
+    executor = interpreter.GridExecutor
+    execute = executor.__call__
+
+    def launch(self: Any, *args: Any, **kwargs: Any) -> None:
+        name = getattr(self.fn, "__name__", str(self.fn))
+
+        def run() -> None:
+            with _disable_current_modes():
+                execute(self, *args, **kwargs)
+
+        run()
+        if inside_door():
+            return
+        counts.launches[name] += 1
+        if mode.recorder is not None:
+            mode.recorder.kernel(run, name)
+
+    executor.__call__ = launch

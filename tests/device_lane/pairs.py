@@ -1,0 +1,184 @@
+"""Tiny pairs for the device lane: a random target whose answers hang on every token before, and a drafter for it.
+
+A fault in a mask, a length or a slot must change a token, so the target's weights are random and large: its next token
+depends on far context, and no answer runs in a short circle. The drafter is trained for seconds on the target's own
+greedy answers. It hits now and then, often with a token that was not its first choice, so accepted nodes have to move.
+
+Everything comes from a seed. Two layers, two heads of 16, one KV head: the interpreter's time goes by launches and
+programs, and this is the least that has several of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from ddtree_sglang.training.model.drafter_config import drafter_config_for
+from ddtree_sglang.training.model.drafter_model import DFlashDrafter
+from ddtree_sglang.training.model.export import export_drafter
+
+VOCABULARY = 32
+EOS_TOKEN = 2
+MASK_TOKEN = VOCABULARY - 1
+NUM_WORDS = VOCABULARY - 2  # what prompts are made of; the mask token and its neighbour are left out
+MAX_POSITIONS = 512
+FEATURE_LAYERS = (0,)  # the last layer of a target is never a feature
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "max_position_embeddings": MAX_POSITIONS,
+    "tie_word_embeddings": False,
+    "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+    "bos_token_id": 1,
+    "eos_token_id": EOS_TOKEN,
+}
+# Standard deviation of a matrix's outputs for inputs of unit variance. Attention that weighs more than the residual
+# stream is what makes far tokens count.
+_GAINS = {
+    "embed_tokens": _SHAPE["hidden_size"] ** 0.5,
+    "q_proj": 1.5,
+    "k_proj": 1.5,
+    "o_proj": 2.0,
+    "down_proj": 2.0,
+    "lm_head": 3.0,
+}
+# Their features are of one layer, so more steps help little: acceptance at 17 nodes is between two and three.
+_TRAINING_STEPS = 300
+_TRAINING_ANSWERS = 256
+_ANSWER_LEN = 32
+
+Architecture = Literal["qwen3", "llama"]
+
+
+@dataclass(frozen=True)
+class TinyPair:
+    """A pair in memory and on disk, in the folders that a server loads."""
+
+    target: Any  # a Hugging Face causal language model, float32
+    drafter: DFlashDrafter
+    model: str
+    draft: str
+
+    @property
+    def block_size(self) -> int:
+        """P, the bonus token and the D drafts."""
+        return self.drafter.config.block_size
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch with one thread within: on a busy machine, threads for products this small wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def make_pair(folder: Path, architecture: Architecture, block_size: int, seed: int = 0) -> TinyPair:
+    """Make a pair and write it to `folder`; takes a few seconds."""
+    with one_thread():
+        target = make_target(architecture, seed)
+        drafter = train_drafter(target, block_size, seed)
+    target.save_pretrained(folder / "target")
+    _save_tokenizer(folder / "target")
+    export_drafter(drafter, folder / "draft", torch.float32)
+    return TinyPair(target, drafter.eval(), str(folder / "target"), str(folder / "draft"))
+
+
+def make_target(architecture: Architecture, seed: int) -> Any:
+    """A random target whose matrices have the gains above."""
+    target: Any = (
+        Qwen3ForCausalLM(Qwen3Config(**_SHAPE)) if architecture == "qwen3" else LlamaForCausalLM(LlamaConfig(**_SHAPE))
+    )
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in target.named_parameters():
+            if parameter.dim() == 1:
+                # Norms on queries and keys take away the gain of what they are applied to.
+                parameter.fill_(_GAINS["q_proj"] if name.endswith("q_norm.weight") else 1.0)
+                continue
+            gain = next((gain for part, gain in _GAINS.items() if part in name), 1.0)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * gain / parameter.shape[1] ** 0.5)
+    return target.eval()
+
+
+def random_prompts(count: int, length: int, seed: int) -> torch.Tensor:
+    """`[count, length]` int64 of words."""
+    return torch.randint(0, NUM_WORDS, (count, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def greedy(target: Any, prompts: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """Prompts of one length `[C, T]` and their greedy answers, `[C, T + num_tokens]`."""
+    rows = prompts
+    for _ in range(num_tokens):
+        rows = torch.cat([rows, target(rows, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
+    return rows
+
+
+def train_drafter(target: Any, block_size: int, seed: int) -> DFlashDrafter:
+    """One layer, trained on greedy answers alone."""
+    torch.manual_seed(seed)
+    drafter = DFlashDrafter(
+        drafter_config_for(
+            target.config,
+            mask_token_id=MASK_TOKEN,
+            mask_token=f"w{MASK_TOKEN}",
+            target_layer_ids=FEATURE_LAYERS,
+            num_layers=1,
+            block_size=block_size,
+        )
+    )
+    prompt_len = 6
+    rows = greedy(target, random_prompts(_TRAINING_ANSWERS, prompt_len, seed + 1), _ANSWER_LEN)
+    with torch.no_grad():
+        features = target(rows, output_hidden_states=True).hidden_states[FEATURE_LAYERS[0] + 1]
+        embedding, head = target.model.embed_tokens.weight.detach(), target.lm_head.weight.detach()
+    generator = torch.Generator().manual_seed(seed + 2)
+    optimizer = torch.optim.AdamW(drafter.parameters(), lr=5e-3, weight_decay=0.0)
+    last_anchor = rows.shape[1] - block_size
+    for _ in range(_TRAINING_STEPS):
+        chosen = torch.randint(0, len(rows), (32,), generator=generator)
+        anchors = torch.randint(prompt_len, last_anchor + 1, (32, 6), generator=generator)
+        blocks = (
+            rows[chosen].gather(1, (anchors[..., None] + torch.arange(block_size)).flatten(1)).view(32, 6, block_size)
+        )
+        block_embeds = embedding[drafter.block_token_ids(blocks[..., 0])]
+        hidden = drafter(block_embeds, features[chosen], anchors)
+        logits = hidden[:, :, 1:] @ head.T
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 2), blocks[..., 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return drafter
+
+
+def _save_tokenizer(folder: Path) -> None:
+    """Words w0, w1, ...; requests are given as ids, and a server wants a tokenizer all the same."""
+    tokenizer = Tokenizer(WordLevel({f"w{index}": index for index in range(VOCABULARY)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=f"w{EOS_TOKEN}", bos_token="w1")
+    wrapped.save_pretrained(folder)

@@ -1,0 +1,235 @@
+"""What a server must answer, computed by plain torch: Hugging Face's forward for tokens, `core` for trees and walks.
+
+Nothing here batches, caches, pads or places keys and values anywhere, so a fault in those cannot be on both sides. The
+drafter is the training package's, the tree `core.tree_builder`'s, the walk `core.acceptance`'s. Per-request draws are
+SGLang's own function of seed and position, so that a request's tokens are fixed when they are sampled, too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ddtree_sglang.core.acceptance import walk_tree
+from ddtree_sglang.core.tree_builder import build_draft_tree
+from tests.device_lane.pairs import EOS_TOKEN, TinyPair
+
+MIN_MARGIN = 1e-3
+"""Least lead of a chosen token, in logits. Rounding of float32 moves these logits by some 1e-5."""
+NOISE = 1e-4
+"""What the drafter's log-probabilities are moved by to see whether rounding could change a tree's use."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request. Greedy at temperature 0; else `seed` and `top_k` decide its draws.
+
+    A draw depends on `top_k` being set or not: SGLang draws from the sorted or the unsorted distribution, for the whole
+    batch. So sampled requests always set it, and a greedy one among them is sorted as well.
+    """
+
+    prompt: tuple[int, ...]
+    max_new_tokens: int = 8
+    temperature: float = 0.0
+    top_k: int = 8
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = True
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """Tokens that end the answer."""
+        return frozenset(self.stop_token_ids) if self.ignore_eos else frozenset((*self.stop_token_ids, EOS_TOKEN))
+
+    def body(self) -> dict[str, Any]:
+        """As `/generate` takes it."""
+        sampling: dict[str, Any] = {
+            "temperature": self.temperature,
+            "max_new_tokens": self.max_new_tokens,
+            "ignore_eos": self.ignore_eos,
+        }
+        if self.temperature > 0:
+            sampling |= {"top_k": self.top_k, "sampling_seed": self.seed}
+        if self.stop_token_ids:
+            sampling["stop_token_ids"] = list(self.stop_token_ids)
+        return {"input_ids": list(self.prompt), "sampling_params": sampling}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A request's answer, and what its rounds accept at some number of nodes."""
+
+    output_ids: tuple[int, ...]
+    finish_reason: str  # "length" or "stop"
+    logprobs: tuple[float, ...]  # of the tokens, at temperature 1
+    margin: float  # least lead of a chosen token over the next one, in logits or, for draws, perturbed logits
+    continuation: tuple[int, ...]  # the answer as if nothing had ended it, a block longer
+
+
+@dataclass(frozen=True)
+class Round:
+    """One verify round of a request."""
+
+    commit_len: int  # tokens that it emits, the bonus included
+    path: tuple[int, ...]  # nodes accepted, root first
+
+    @property
+    def moves(self) -> bool:
+        """Whether an accepted node's keys and values have to move: it is not the node of its depth's index."""
+        return any(node != depth for depth, node in enumerate(self.path))
+
+
+def histogram(rounds: Sequence[Round]) -> list[int]:
+    """Rounds by number of correct drafts, as SGLang reports it (`spec_correct_drafts_histogram`)."""
+    counts = Counter(one.commit_len - 1 for one in rounds)
+    return [counts[length] for length in range(max(counts, default=-1) + 1)]
+
+
+@dataclass
+class Reference:
+    """The answers of one pair. Remembers them: the same request is asked of many servers."""
+
+    pair: TinyPair
+    _known: dict[Asked, Expected] = field(default_factory=dict)
+
+    def expect(self, asked: Asked) -> Expected:
+        """The answer of plain decoding."""
+        if asked not in self._known:
+            self._known[asked] = self._decode(asked)
+        return self._known[asked]
+
+    @torch.inference_mode()
+    def _decode(self, asked: Asked) -> Expected:
+        row, margins, logprobs = list(asked.prompt), [], []
+        for _ in range(asked.max_new_tokens + self.pair.block_size):
+            logits = self.pair.target(torch.tensor([row]), use_cache=False).logits[0, -1]
+            token, margin = choose(logits, asked, position=len(row) - 1)
+            row.append(token)
+            margins.append(margin)
+            logprobs.append(float(logits.log_softmax(-1)[token]))
+        tokens = tuple(row[len(asked.prompt) :])
+        output = tokens[: asked.max_new_tokens]
+        ends = [index for index, token in enumerate(output) if token in asked.stops]
+        length = ends[0] + 1 if ends else asked.max_new_tokens
+        reason = "stop" if ends else "length"
+        return Expected(output[:length], reason, tuple(logprobs[:length]), min(margins[:length]), tokens)
+
+    @torch.inference_mode()
+    def rounds(self, asked: Asked, num_nodes: int, noise: torch.Generator | None = None) -> list[Round]:
+        """The rounds that DDTREE needs for a request at N = `num_nodes`; the first token is the prefill's.
+
+        `noise` moves each of the drafter's log-probabilities by up to NOISE, as rounding might.
+        """
+        expected = self.expect(asked)
+        rounds, done = [], 1
+        while done < len(expected.output_ids):
+            ids, logprobs = self._candidates(asked.prompt, expected.continuation, done)
+            if noise is not None:
+                logprobs = logprobs + NOISE * (2 * torch.rand(logprobs.shape, generator=noise) - 1)
+                logprobs, order = logprobs.sort(dim=-1, descending=True)
+                ids = ids.gather(-1, order)
+            top_k = min(max(num_nodes - 1, 1), ids.shape[-1])
+            root = torch.tensor([expected.continuation[done - 1]])
+            tree = build_draft_tree(ids[:, :, :top_k], logprobs[:, :, :top_k], root, num_nodes)
+            target_ids = follow(tree, expected.continuation[done - 1 :])
+            accepted = walk_tree(tree, target_ids, self.pair.block_size)
+            commit_len = int(accepted.commit_lens)
+            rounds.append(Round(commit_len, tuple(accepted.accept_index[0, :commit_len].tolist())))
+            done += commit_len
+        return rounds
+
+    def is_clear(self, asked: Asked, node_counts: Sequence[int]) -> bool:
+        """Whether rounding can change neither the tokens nor what is accepted at these numbers of nodes."""
+        if self.expect(asked).margin < MIN_MARGIN:
+            return False
+        noise = torch.Generator().manual_seed(0)
+        return all(
+            histogram(self.rounds(asked, nodes, noise)) == histogram(self.rounds(asked, nodes))
+            for nodes in node_counts
+            for _ in range(2)
+        )
+
+    @torch.inference_mode()
+    def chain_rounds(self, asked: Asked) -> list[Round]:
+        """The rounds that stock DFLASH needs: the drafter's first choice at each depth."""
+        expected = self.expect(asked)
+        rounds, done = [], 1
+        while done < len(expected.output_ids):
+            ids, _ = self._candidates(asked.prompt, expected.continuation, done)
+            target = expected.continuation[done : done + self.pair.block_size - 1]
+            hits = [draft == token for draft, token in zip(ids[0, :, 0].tolist(), target, strict=True)]
+            commit_len = 1 + (hits.index(False) if False in hits else len(hits))
+            rounds.append(Round(commit_len, tuple(range(commit_len))))
+            done += commit_len
+        return rounds
+
+    def _candidates(self, prompt: Sequence[int], tokens: Sequence[int], done: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ranked ids and log-probabilities `[1, D, V]` of the block whose root is the last of `done` tokens."""
+        target, drafter = self.pair.target, self.pair.drafter
+        committed = torch.tensor([[*prompt, *tokens[: done - 1]]])
+        hidden = target(committed, output_hidden_states=True, use_cache=False).hidden_states
+        features = torch.cat([hidden[layer + 1] for layer in drafter.config.target_layer_ids], dim=-1)
+        blocks = drafter.block_token_ids(torch.tensor([[tokens[done - 1]]]))
+        block_embeds = target.model.embed_tokens(blocks)
+        states = drafter(block_embeds, features, torch.tensor([[committed.shape[1]]]))[:, 0, 1:]
+        logprobs, ids = (states @ target.lm_head.weight.T).log_softmax(-1).sort(stable=True, dim=-1, descending=True)
+        return ids, logprobs
+
+
+def follow(tree: Any, tokens: Sequence[int]) -> torch.Tensor:
+    """The target's choices `[1, N]` at the nodes of one tree whose root is `tokens[0]`; 0 off the path of `tokens`."""
+    parents, depths, ids = tree.parents[0].tolist(), tree.depths[0].tolist(), tree.token_ids[0].tolist()
+    on_path = [False] * len(ids)
+    choices = [0] * len(ids)
+    for node, (parent, depth, token) in enumerate(zip(parents, depths, ids, strict=True)):
+        is_root = node == 0
+        on_path[node] = is_root or (parent >= 0 and on_path[parent] and token == tokens[depth])
+        if on_path[node]:
+            choices[node] = tokens[depth + 1]
+    return torch.tensor([choices])
+
+
+def choose(logits: torch.Tensor, asked: Asked, position: int) -> tuple[int, float]:
+    """The token that follows, and its lead; `position` is that of the last token that was read.
+
+    A draw is SGLang's `top_k_top_p_min_p_sampling_from_probs_torch` with a seed (layers/sampler.py): Gumbel noise,
+    hashed from seed, position and rank. So the ranks must be certain as well, and the lead is the least of both.
+    """
+    if asked.temperature == 0.0 or asked.top_k == 1:
+        best = logits.topk(2)
+        return int(best.indices[0]), float(best.values[0] - best.values[1])
+    scaled, ids = (logits / asked.temperature).sort(descending=True)
+    noise = seeded_noise(asked.seed, position, len(logits))
+    best = (scaled.log_softmax(-1).double() + noise)[: asked.top_k].topk(2)
+    between_ranks = (scaled[: asked.top_k] - scaled[1 : asked.top_k + 1]).min()
+    return int(ids[best.indices[0]]), float(torch.minimum(best.values[0] - best.values[1], between_ranks))
+
+
+def seeded_noise(seed: int, position: int, count: int) -> torch.Tensor:
+    """Gumbel noise `[count]` float64 of SGLang's `multinomial_with_seed` (layers/sampler.py)."""
+    words = (seed & _WORD, seed >> 32 & _WORD, position)
+    hashed = torch.tensor([_murmur3(*words, column) for column in range(count)], dtype=torch.float64)
+    return -(-(hashed / _WORD).log().clamp(max=-(2.0**-32))).log()
+
+
+_WORD = 0xFFFFFFFF
+
+
+def _murmur3(*words: int) -> int:
+    """MurmurHash3 of 32-bit words, seed 0; SGLang says 16 bytes (kernels/ops/sampling/murmur_hash.py)."""
+    state = 0
+    for word in words:
+        word = _rotate(word * 0xCC9E2D51 & _WORD, 15) * 0x1B873593 & _WORD
+        state = _rotate(state ^ word, 13) * 5 + 0xE6546B64 & _WORD
+    state ^= 16
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        state = (state ^ state >> shift) * factor & _WORD
+    return state ^ state >> 16
+
+
+def _rotate(word: int, bits: int) -> int:
+    return (word << bits | word >> 32 - bits) & _WORD

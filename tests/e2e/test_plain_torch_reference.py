@@ -1,0 +1,47 @@
+"""The device lane's reference and the CPU platform agree: the same tokens, and the same number accepted round by round.
+
+The reference is plain torch without batches or a cache (tests/device_lane/references.py). What it expects of a server
+here, the lane expects of the device path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from deploy.local.client import post
+from tests.device_lane.pairs import make_pair, one_thread, random_prompts
+from tests.device_lane.references import Asked, Reference, histogram
+from tests.e2e.servers import Pair
+
+NUM_NODES = 17
+NUM_REQUESTS = 10
+
+
+@pytest.mark.parametrize(("algorithm", "block_size"), [("DDTREE", 4), ("DFLASH", 8)])
+def test_rounds_of_a_tiny_pair(
+    algorithm: str, block_size: int, serve: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pair = make_pair(tmp_path_factory.mktemp("tiny"), "qwen3", block_size)
+    reference = Reference(pair)
+    with one_thread():
+        candidates = [Asked(tuple(random_prompts(1, 3 + i % 10, i)[0].tolist()), 14) for i in range(2 * NUM_REQUESTS)]
+        requests = [asked for asked in candidates if reference.is_clear(asked, (NUM_NODES,))][:NUM_REQUESTS]
+        rounds = [
+            reference.rounds(asked, NUM_NODES) if algorithm == "DDTREE" else reference.chain_rounds(asked)
+            for asked in requests
+        ]
+    assert len(requests) == NUM_REQUESTS
+    budget = NUM_NODES - 1 if algorithm == "DDTREE" else None
+    with (
+        serve(algorithm, budget, pair=Pair(pair.model, pair.draft)) as server,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        answers = list(pool.map(lambda asked: post(server.url, "/generate", asked.body()), requests))
+    for asked, expected, answer in zip(requests, rounds, answers, strict=True):
+        assert answer["output_ids"] == list(reference.expect(asked).output_ids)
+        assert answer["meta_info"]["spec_verify_ct"] == len(expected)
+        assert answer["meta_info"]["spec_correct_drafts_histogram"] == histogram(expected)

@@ -49,12 +49,14 @@ def segment_packbits(
     Raises:
         LaneViolation: the segments are not the whole of `x`.
     """
+    from sglang.srt.model_executor.runner_utils.capture_mode import get_is_capture_mode
+
     starts = require_indptr(indptr, indptr.numel() - 1, "the mask's indptr")
     bytes_from = require_indptr(indptr_new, indptr.numel() - 1, "the packed mask's indptr")
     size = (int(starts[-1]), x.numel())
-    require(
-        size[0] == size[1], "a mask has a cell for each row and key of the batch", f"needed {size[0]}, has {size[1]}"
-    )
+    # While SGLang captures, its plans are for the whole buffer of masks, whose rest belongs to larger batches.
+    fits = size[0] <= size[1] if get_is_capture_mode() else size[0] == size[1]
+    require(fits, "a mask has a cell for each row and key of the batch", f"needed {size[0]}, has {size[1]}")
     for segment in range(indptr.numel() - 1):
         bits = x[starts[segment] : starts[segment + 1]]
         packbits(bits, bitorder, y[bytes_from[segment] : bytes_from[segment + 1]])

@@ -22,9 +22,10 @@ ddtree = ddtree_sglang.engine.plugin:register
 
 def activate() -> str:
     """The platform's class, for SGLang; what stands in for kernels has to be there before the backends are imported."""
-    from tests.device_lane.install import install_fa3
+    from tests.device_lane.install import install_fa3, install_flashinfer
 
     install_fa3()
+    install_flashinfer()
     return "tests.device_lane.platform:LanePlatform"
 
 

@@ -35,15 +35,20 @@ ENGINE: tuple[Row, ...] = (
         "server_args",
     ),
     Row(_EXEC, "ExecGraph", "cuda_graph_config", "worker"),
-    Row(_EXEC, "ExecKernel", "attention_backend decode_attention_backend prefill_attention_backend", "server_args"),
+    Row(
+        _EXEC,
+        "ExecKernel",
+        "attention_backend decode_attention_backend prefill_attention_backend",
+        "attention_default, server_args",
+    ),
     Row(_EXEC, "ExecOverlap", "enable_two_batch_overlap", "server_args"),
     Row("sglang.srt.arg_groups.fields.lora", "Lora", "enable_lora lora_paths", "server_args"),
     Row("sglang.srt.arg_groups.fields.memory", "Memory", "enable_hierarchical_cache", "server_args"),
     Row(
         "sglang.srt.arg_groups.fields.model",
         "Model",
-        "load_format model_path revision trust_remote_code",
-        "server_args",
+        "dtype load_format model_path revision trust_remote_code",
+        "attention_default, server_args",
     ),
     Row(
         "sglang.srt.arg_groups.fields.parallel",
@@ -210,6 +215,7 @@ ENGINE: tuple[Row, ...] = (
         "target",
     ),
     Row("sglang.srt.platforms", "current_platform", "", "device_path"),
+    Row("sglang.srt.platforms.interface", "SRTPlatform", "is_out_of_tree", "attention_default"),
     Row("sglang.srt.platforms.interface", "PlatformCapabilities", "supports_triton", "device_path"),
     Row("sglang.srt.plugins.hook_registry", "HookRegistry.apply_hooks", "", "plugin"),
     Row("sglang.srt.plugins.hook_registry", "HookRegistry.register", "target hook hook_type", "plugin"),
@@ -217,6 +223,7 @@ ENGINE: tuple[Row, ...] = (
     Row(_RUNTIME_CONTEXT, "_ConfigBag", "override", "kv_window, node_counts, worker"),
     Row(_RUNTIME_CONTEXT, "attention_backends", "", "target_checks"),
     Row(_RUNTIME_CONTEXT, "get_exec", "", "request_rules, worker"),
+    Row(_RUNTIME_CONTEXT, "get_platform", "", "attention_default"),
     Row(_RUNTIME_CONTEXT, "get_parallel", "", "worker"),
     Row(_RUNTIME_CONTEXT, "get_spec", "", "algorithm, hooks, kv_window, node_counts, target, worker"),
     Row(
@@ -231,6 +238,7 @@ ENGINE: tuple[Row, ...] = (
         "ebnf json_schema min_new_tokens min_p regex structural_tag",
         "request_rules",
     ),
+    Row(_SERVER_ARGS, "ServerArgs", "_resolution_finished", "attention_default"),
     Row(_SERVER_ARGS, "ServerArgs.add_cli_args", "parser", "cli_flags"),
     Row(_SERVER_ARGS, "ServerArgs.from_cli_args", "args", "cli_flags"),
     Row(_SERVER_ARGS, "ServerArgs.resolve_once", "", "hooks"),
@@ -326,5 +334,8 @@ ENGINE: tuple[Row, ...] = (
     Row("sglang.srt.speculative.spec_tp_sync", "SpecTpSync", "sync", "worker"),
     Row("sglang.srt.speculative.spec_tp_sync", "SpecTpSyncSite", "DFLASH_ACCEPT_GREEDY DFLASH_ACCEPT_SAMPLE", "worker"),
     Row("sglang.srt.speculative.spec_utils", "draft_tp_context", "", "worker"),
+    # What `get_platform()` asks, by these names (runtime_context.py, _PLATFORM_PROBES).
+    Row("sglang.srt.utils.common", "is_cuda", "", "attention_default"),
+    Row("sglang.srt.utils.common", "is_hopper_with_cuda_12_3", "", "attention_default"),
     Row("sglang.srt.utils.hf_transformers_utils", "get_config", "", "server_args"),
 )

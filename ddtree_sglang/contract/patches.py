@@ -75,6 +75,13 @@ ENGINE_PATCHES = (
     Patch(
         _ARGS,
         "object",
+        "ddtree_sglang.engine.admission.attention_default:_choose_attention_backend",
+        "on an NVIDIA GPU SGLang's choice for a tree waits for the device in each round",
+        "attention_backend",
+    ),
+    Patch(
+        _ARGS,
+        "object",
         "ddtree_sglang.engine.admission.server_args:resolve_server_args",
         "what SGLang infers for DFLASH alone",
         "disable_overlap_schedule speculative_dflash_block_size speculative_num_steps max_running_requests",

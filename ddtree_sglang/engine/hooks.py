@@ -24,8 +24,10 @@ def exit_on_bad_flag(original: Callable[..., Any], argv: list[str]) -> Any:
 def exit_on_bad_arguments(original: Callable[..., None], server_args: Any) -> None:
     """AROUND hook on `ServerArgs.resolve_once`: what resolution refuses is one line, too, missing files first.
 
-    SGLang marks the arguments that came from a command line; `Engine(...)` keeps the exception.
+    What resolution must know of DDTREE is written into the arguments before: command lines and `Engine(...)` both come
+    here. SGLang marks the arguments that came from a command line; `Engine(...)` keeps the exception.
     """
+    from ddtree_sglang.engine.admission.attention_default import complete_raw_arguments
     from ddtree_sglang.engine.admission.server_args import check_checkpoints, check_port_is_free, check_resolved_target
 
     from_command_line = hasattr(server_args, "_launch_command")
@@ -35,6 +37,7 @@ def exit_on_bad_arguments(original: Callable[..., None], server_args: Any) -> No
         # A child of the server resolves its copy again under Ray, when the server listens already.
         if from_command_line and multiprocessing.parent_process() is None:
             check_port_is_free(server_args)
+        complete_raw_arguments(server_args)
         original(server_args)
         check_resolved_target(server_args)
     except DDTreeError as error:

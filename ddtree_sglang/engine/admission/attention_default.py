@@ -1,0 +1,67 @@
+"""The attention backend where the user names none: on an NVIDIA GPU FA3 on Hopper, Triton on any other.
+
+SGLang's own choice for a tree is FlashInfer on every generation (arg_groups/model_override_base.py,
+get_default_attn_backend), whose plan of a masked verify waits for the GPU three times a round and packs the whole mask
+anew. The choice is made before SGLang resolves its arguments: page size, memory and graphs follow from the backend.
+Other platforms name their own.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ddtree_sglang.config import DDTreeConfig
+from ddtree_sglang.engine.cli_flags import apply_config
+from ddtree_sglang.engine.spec import ALGORITHM, is_ddtree
+
+logger = logging.getLogger(__name__)
+
+FLOAT32 = ("float32", "float")
+"""`--dtype` of a target that FA3's kernels do not take: they have half and 8-bit types only."""
+
+
+def complete_raw_arguments(server_args: Any) -> None:
+    """Under DDTREE, write into arguments that are not resolved yet what their resolution has to know.
+
+    These are the tree's size, which a command line has in them already and `Engine(...)` has not, and the backend.
+
+    Raises:
+        DDTreeConfigError: as `apply_config`.
+    """
+    if not is_ddtree(server_args.speculative_algorithm) or getattr(server_args, "_resolution_finished", False):
+        return
+    # With no tree flag SGLang forces pages of 128 tokens on FA4 (arg_groups/overrides.py, _fa4_page_constraint).
+    apply_config(server_args, DDTreeConfig.from_env())
+    _choose_attention_backend(server_args)
+
+
+def _choose_attention_backend(server_args: Any) -> None:
+    """Name a backend for each of prefill and decode that has none; a verify runs on prefill's."""
+    from sglang.srt.platforms import current_platform
+    from sglang.srt.runtime_context import get_platform
+
+    if server_args.attention_backend is not None or current_platform.is_out_of_tree():
+        return
+    if None not in (server_args.prefill_attention_backend, server_args.decode_attention_backend):
+        return
+    if not get_platform().is_cuda or not str(server_args.device or "cuda").startswith("cuda"):
+        return
+    backend, why = default_backend(get_platform().is_hopper_with_cuda_12_3, server_args.dtype)
+    server_args.attention_backend = backend
+    logger.info(
+        "%s attends with %s: --attention-backend names none, and %s. FlashInfer, SGLang's choice for a tree, waits for "
+        "the GPU in each round.",
+        ALGORITHM,
+        backend,
+        why,
+    )
+
+
+def default_backend(is_hopper: bool, dtype: Any) -> tuple[str, str]:
+    """The backend, and why: `is_hopper` says that the GPU is one and CUDA is 12.3 or later; `dtype` as in the flag."""
+    if not is_hopper:
+        return "triton", "this GPU is no Hopper with CUDA 12.3 or later, which fa3 is for"
+    if str(dtype).lower().removeprefix("torch.") in FLOAT32:
+        return "triton", "fa3 takes no float32"
+    return "fa3", "this GPU is a Hopper"

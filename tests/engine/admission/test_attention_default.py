@@ -1,0 +1,194 @@
+"""The backend that SGLang resolves to under DDTREE: its real pipeline, told that it is on one GPU or another."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddtree_sglang.config import CONFIG_ENV
+from ddtree_sglang.engine.admission import attention_default
+from tests.engine.admission.test_server_args import DRAFTER, TARGET, write_checkpoint
+
+pytestmark = pytest.mark.sglang
+
+AMPERE: dict[str, Any] = {
+    **dict.fromkeys(("is_hip", "is_npu", "is_xpu", "is_musa", "is_mps"), False),
+    **dict.fromkeys(("is_sm90", "is_sm100", "is_sm100_or_sm110", "is_sm110", "is_sm120", "is_blackwell"), False),
+    "is_hopper_with_cuda_12_3": False,
+    "is_cuda": True,
+    "has_flashinfer": True,
+    "device_sm": 80,
+}
+HOPPER = {**AMPERE, "is_sm90": True, "is_hopper_with_cuda_12_3": True, "device_sm": 90}
+OLD_CUDA_HOPPER = {**HOPPER, "is_hopper_with_cuda_12_3": False}
+BLACKWELL = {**AMPERE, "is_sm100": True, "is_blackwell": True, "is_sm100_or_sm110": True, "device_sm": 100}
+
+WAYS = ("command line", "Engine")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _plugins() -> None:
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Resolution sets variables for the processes that it would start."""
+    monkeypatch.setenv(CONFIG_ENV, "")
+    before = dict(os.environ)
+    yield
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[str, str]:
+    return write_checkpoint(tmp_path / "target", TARGET), write_checkpoint(tmp_path / "drafter", DRAFTER)
+
+
+@contextmanager
+def platform(facts: dict[str, Any]) -> Iterator[None]:
+    """SGLang's own platform for CUDA, on a machine of these facts."""
+    from sglang.srt import platforms
+    from sglang.srt.arg_groups import model_override_base
+    from sglang.srt.platforms.cuda import CudaSRTPlatform
+    from sglang.srt.runtime_context import override_platform
+
+    with pytest.MonkeyPatch.context() as patch, override_platform(**facts):
+        patch.setattr(platforms, "_current_platform", CudaSRTPlatform())
+        # Where SGLang chooses a backend itself, it has the platform by this name.
+        patch.setattr(model_override_base, "current_platform", platforms.current_platform)
+        yield
+
+
+def resolved(way: str, pair: tuple[str, str], facts: dict[str, Any], **given: Any) -> Any:
+    """The resolved arguments of a server with the arguments `given`, started one way or the other."""
+    from sglang.srt.arg_groups.overrides import resolving_view
+    from sglang.srt.server_args import ServerArgs, prepare_server_args
+
+    arguments = {
+        "model_path": pair[0],
+        "speculative_draft_model_path": pair[1],
+        "speculative_algorithm": "DDTREE",
+        "device": "cuda",
+        "dtype": "bfloat16",
+        "skip_tokenizer_init": True,
+        **given,
+    }
+    with platform(facts):
+        if way == "Engine":
+            server_args = ServerArgs(**arguments)
+        else:
+            flags = [
+                part
+                for name, value in arguments.items()
+                for part in (f"--{name.replace('_', '-')}", *(() if value is True else (str(value),)))
+                if value is not None
+            ]
+            server_args = prepare_server_args(flags)
+        server_args.resolve_once()
+        return resolving_view(server_args)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("facts", "given", "backend"),
+    [
+        (HOPPER, {}, "fa3"),
+        (HOPPER, {"dtype": "float16"}, "fa3"),
+        (HOPPER, {"dtype": "float32"}, "triton"),
+        (HOPPER, {"device": None}, "fa3"),
+        (HOPPER, {"enable_deterministic_inference": True}, "fa3"),
+        (HOPPER, {"kv_cache_dtype": "fp8_e5m2"}, "triton"),  # SGLang's own fall-back
+        (OLD_CUDA_HOPPER, {}, "triton"),
+        (AMPERE, {}, "triton"),
+        (AMPERE, {"enable_deterministic_inference": True}, "triton"),
+        (BLACKWELL, {}, "triton"),
+        (BLACKWELL, {"enable_deterministic_inference": True}, "triton"),
+    ],
+)
+def test_the_backend_that_nobody_named(
+    pair: tuple[str, str], way: str, facts: dict[str, Any], given: dict[str, Any], backend: str
+) -> None:
+    cfg = resolved(way, pair, facts, **given)
+    assert cfg.attention_backend == backend
+    assert (cfg.prefill_attention_backend, cfg.decode_attention_backend) == (None, None)
+    assert (cfg.page_size, cfg.speculative_num_draft_tokens, cfg.speculative_eagle_topk) == (1, 17, 2)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("facts", [HOPPER, BLACKWELL])
+@pytest.mark.parametrize("named", ["flashinfer", "triton"])
+def test_a_named_backend_is_kept(pair: tuple[str, str], way: str, facts: dict[str, Any], named: str) -> None:
+    assert resolved(way, pair, facts, attention_backend=named).attention_backend == named
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_of_a_pair_is_kept_and_the_other_chosen(pair: tuple[str, str], way: str) -> None:
+    """A verify runs on prefill's backend, which SGLang would have made FlashInfer."""
+    cfg = resolved(way, pair, HOPPER, decode_attention_backend="triton")
+    assert (cfg.attention_backend, cfg.decode_attention_backend) == ("fa3", "triton")
+    cfg = resolved(way, pair, HOPPER, prefill_attention_backend="flashinfer", decode_attention_backend="triton")
+    assert (cfg.prefill_attention_backend, cfg.decode_attention_backend) == ("flashinfer", "triton")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_fa4_keeps_pages_of_one_token_on_blackwell(pair: tuple[str, str], way: str) -> None:
+    """With no tree flag in time SGLang forces pages of 128, and DDTREE would refuse a size that nobody named."""
+    cfg = resolved(way, pair, BLACKWELL, attention_backend="fa4")
+    assert (cfg.attention_backend, cfg.page_size) == ("fa4", 1)
+
+
+def test_other_algorithms_and_other_platforms_choose_their_own(pair: tuple[str, str]) -> None:
+    """Of this very pipeline, which without us makes a tree's backend FlashInfer."""
+    from sglang.srt.server_args import ServerArgs
+
+    plain = resolved("Engine", pair, BLACKWELL, speculative_algorithm=None, speculative_draft_model_path=None)
+    assert plain.attention_backend == "trtllm_mha"
+    args = ServerArgs(model_path=pair[0], speculative_algorithm="DDTREE", speculative_draft_model_path=pair[1])
+    attention_default.complete_raw_arguments(args)  # where these tests run: an out-of-tree platform, or none
+    assert args.attention_backend is None
+    assert args.speculative_num_draft_tokens == 17
+
+
+def test_one_line_says_which_and_why(pair: tuple[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    for facts, given, words in (
+        (HOPPER, {}, "DDTREE attends with fa3: --attention-backend names none, and this GPU is a Hopper."),
+        (HOPPER, {"dtype": "float32"}, "DDTREE attends with triton: --attention-backend names none, and fa3 takes no"),
+        (AMPERE, {}, "and this GPU is no Hopper"),
+        (AMPERE, {"attention_backend": "triton"}, None),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, attention_default.logger.name):
+            resolved("Engine", pair, facts, **given)
+        said = [message for message in caplog.messages if "attends with" in message]
+        assert len(said) == (words is not None)
+        assert all(words in message for message in said if words)
+
+
+def test_arguments_that_are_resolved_already_are_left_alone(pair: tuple[str, str]) -> None:
+    """A child process gets them so, and SGLang seals them."""
+    from sglang.srt.server_args import ServerArgs
+
+    with platform(AMPERE):
+        args = ServerArgs(
+            model_path=pair[0],
+            speculative_algorithm="DDTREE",
+            speculative_draft_model_path=pair[1],
+            skip_tokenizer_init=True,
+            device="cuda",
+        )
+        args.resolve_once()
+    with platform(HOPPER):
+        args.resolve_once()
+        attention_default.complete_raw_arguments(args)
+    assert args.attention_backend == "triton"

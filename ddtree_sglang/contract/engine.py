@@ -267,7 +267,7 @@ ENGINE: tuple[Row, ...] = (
     Row(
         _DFLASH_WORKER_V2,
         "DFlashWorkerV2",
-        "_block_pos_offsets _draft_block_spec_info _full_embed_gpu _is_domino _mask_token_id "
+        "_draft_block_spec_info _full_embed_gpu _is_domino _mask_token_id "
         "_noise_embed_scale _tp_sync alloc_memory_pool block_size device draft_model draft_model_runner "
         "draft_parallel_layout init_attention_backends init_cuda_graphs lilicorr model_runner "
         "prewarm_sampling selector speculative_num_draft_tokens",

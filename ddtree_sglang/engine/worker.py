@@ -39,7 +39,7 @@ from ddtree_sglang.engine.graphs.target import install_tree_graph_runner
 from ddtree_sglang.engine.stages.budget_policy import make_policy
 from ddtree_sglang.engine.stages.candidates import CandidateRanking, VocabShard
 from ddtree_sglang.engine.stages.draft_block import DraftBlock
-from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput, RoundWindow, window_len, window_slots
+from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput, RoundWindow
 from ddtree_sglang.engine.stages.target_choice import choose_target_tokens
 from ddtree_sglang.engine.stages.trees import DeviceTrees, TreeBuild, make_trees, mask_buffers
 from ddtree_sglang.engine.stages.verify_input import DDTreeVerifyInput, make_verify_input
@@ -82,7 +82,6 @@ class DDTreeWorker(DFlashWorkerV2):
             self._full_embed_gpu,
             self._noise_embed_scale,
             int(self._mask_token_id),
-            self._block_pos_offsets,
             self._draft_block_spec_info,
         )
         self.ranking = self._make_ranking()
@@ -203,17 +202,25 @@ class DDTreeWorker(DFlashWorkerV2):
             # Made by the previous round on another stream.
             prefix_lens.record_stream(torch.get_device_module(self.device).current_stream())
         runner = self.model_runner
-        slots = window_slots(runner.req_to_token_pool.req_to_token, batch.req_pool_indices, prefix_lens, window_len())
+        root_ids = state.bonus_tokens.to(torch.int64)
+        inputs = self.trees.inputs(
+            runner.req_to_token_pool.req_to_token,
+            batch.req_pool_indices,
+            prefix_lens,
+            root_ids,
+            mask_token_id=self.draft_block.mask_token_id,
+            num_nodes=self.policy.num_nodes(len(batch.reqs)),
+            block_size=self.max_path_len,
+        )
         host_lens = batch.seq_lens_cpu if batch.seq_lens_cpu is not None else state.nxt_kv_lens_cpu
-        num_nodes = self.policy.num_nodes(len(batch.reqs))
         plan = runner.kv_index_translator.plan(
             req_pool_indices=batch.req_pool_indices,
             seq_lens=prefix_lens,
             seq_lens_cpu=host_lens,
-            write_virtual=slots[:, :num_nodes].reshape(-1),
-            read_extent=slots.shape[1],
+            write_virtual=inputs.node_slots.view(-1),
+            read_extent=max(inputs.node_slots.shape[1], inputs.block_slots.shape[1]),
         )
-        return RoundWindow(prefix_lens, state.bonus_tokens.to(torch.int64), slots, num_nodes, host_lens, plan)
+        return RoundWindow(prefix_lens, root_ids, inputs, host_lens, plan)
 
     def _draft(self, batch: ScheduleBatch, window: RoundWindow) -> TreeBuild:
         """Run the drafter and rank what it proposes per position; a round of one node drafts nothing."""
@@ -234,7 +241,7 @@ class DDTreeWorker(DFlashWorkerV2):
 
     def _verify_input(self, built: BuiltTree, window: RoundWindow) -> DDTreeVerifyInput:
         mask = self.trees.verify_mask(built, window.prefix_lens, window.total_prefix_len)
-        return make_verify_input(built, self.max_path_len, mask, window.node_slots, window.plan)
+        return make_verify_input(built, self.max_path_len, mask, window.inputs.node_slots.view(-1), window.plan)
 
     def _verify(self, batch: ScheduleBatch, verify_input: DDTreeVerifyInput, window: RoundWindow) -> Any:
         """One target forward over all nodes of all requests."""
@@ -282,13 +289,12 @@ class DDTreeWorker(DFlashWorkerV2):
 
     def _extend_draft_context(self, commit: RoundCommit, window: RoundWindow, logits_output: Any) -> None:
         """Give the drafter the target's hidden states of the accepted nodes, as DFLASH does for its chain."""
-        rows = commit.context_rows
-        slots = window.slots[:, : rows.shape[1]].contiguous()
+        slots = window.context_slots
         self._append_target_hidden_to_draft_kv_by_loc(
-            target_hidden=logits_output.hidden_states.index_select(0, rows.flatten()),
-            cache_loc=slots.reshape(-1),
+            target_hidden=logits_output.hidden_states.index_select(0, commit.context_rows.view(-1)),
+            cache_loc=slots.view(-1),
             cache_loc_2d=slots,
-            positions=commit.context_positions.flatten(),
+            positions=commit.context_positions.view(-1),
             commit_lens=commit.accept_lens,
         )
         # The scheduler copies what is left here to the host.

@@ -16,6 +16,7 @@ import torch
 
 from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.core import BuiltTree, commit_round
+from ddtree_sglang.core.round_inputs import round_inputs
 
 pytestmark = pytest.mark.sglang
 
@@ -77,7 +78,7 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
     from ddtree_sglang.engine.stages.candidates import CandidateRanking
     from ddtree_sglang.engine.stages.draft_block import DraftBlock
     from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput
-    from ddtree_sglang.kernels import round_commit_triton
+    from ddtree_sglang.kernels import round_commit_triton, round_inputs_triton
 
     events = Events()
 
@@ -96,8 +97,7 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
             self.trace = RoundTrace(None, "meta")
             self.model_runner, self._target_worker = fake_target(events)
             self.draft_model_runner = fake_drafter(events)
-            offsets = torch.arange(BLOCK, device=META)
-            self.draft_block = DraftBlock(self.draft_model_runner, embed, None, 1.0, 4, offsets, spec_info=None)
+            self.draft_block = DraftBlock(self.draft_model_runner, embed, None, 1.0, 4, spec_info=None)
             self.ranking = CandidateRanking(None, NODES - 1, BLOCK)
             tail = SimpleNamespace(num_nodes=NODES, trees=lambda count: BuiltTree.empty(count, NODES, META))
             self.trees = GraphTrees(self.ranking, {}, tail)
@@ -108,8 +108,8 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
             assert arguments["target_hidden"].shape == (REQUESTS * BLOCK, 5 * HIDDEN)
 
     monkeypatch.setattr(worker, "draft_tp_context", lambda _: nullcontext())
-    monkeypatch.setattr(worker, "window_len", lambda: NODES)
     monkeypatch.setattr(worker, "eagle_prepare_for_verify", lambda *_: (SimpleNamespace(), True))
+    monkeypatch.setattr(round_inputs_triton, "round_inputs_triton", round_inputs)
     monkeypatch.setattr(round_commit_triton, "commit_round_triton", commit_round)
     batch = SimpleNamespace(
         spec_info=DDTreeDraftInput.carry(empty(REQUESTS), empty(REQUESTS)),

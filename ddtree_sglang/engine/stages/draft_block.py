@@ -24,32 +24,30 @@ class DraftBlock:
     full_embedding: torch.Tensor | None  # [V, H], the whole table where data-parallel attention has split the module's
     embedding_scale: float  # multiplies the embeddings, 1.0 for none
     mask_token_id: int  # the token of the D positions to draft
-    offsets: torch.Tensor  # [P] int64, positions of the block from its root's
     spec_info: Any  # the shape of the block, as SGLang's drafter takes it
 
     def forward_batch(self, batch: ScheduleBatch, window: RoundWindow) -> ForwardBatch:
         """The blocks of a round, ready for the drafter's forward; they write the first P slots of each window."""
-        block_size = len(self.offsets)
-        block_ids = window.root_ids.new_full((len(window.root_ids), block_size), self.mask_token_id)
-        block_ids[:, 0] = window.root_ids
-        embeds = self._embed(block_ids)
+        inputs = window.inputs
+        batch_size, block_size = inputs.block_ids.shape
+        embeds = self._embed(inputs.block_ids)
         host_lens = self._host_lens(batch, window)
-        slots = window.slots[:, :block_size].reshape(-1)
+        slots = inputs.block_slots.view(-1)
         forward_batch = ForwardBatch(
             forward_mode=ForwardMode.TARGET_VERIFY,
-            batch_size=block_ids.shape[0],
-            input_ids=block_ids.flatten(),
+            batch_size=batch_size,
+            input_ids=inputs.block_ids.view(-1),
             req_pool_indices=batch.req_pool_indices,
             seq_lens=window.prefix_lens,
             out_cache_loc=slots,
             seq_lens_sum=int(host_lens.sum()),
             seq_lens_cpu=host_lens,
-            positions=(window.prefix_lens.unsqueeze(1) + self.offsets).flatten(),
+            positions=inputs.block_positions.view(-1),
             input_embeds=embeds.view(-1, embeds.shape[-1]),
             spec_algorithm=SpeculativeAlgorithm.DFLASH,
             spec_info=self.spec_info,
             capture_hidden_mode=CaptureHiddenMode.NULL,
-            global_num_token_non_padded_cpu=block_ids.numel(),
+            global_num_token_non_padded_cpu=batch_size * block_size,
             can_run_decode_cuda_graph=batch.can_run_decode_cuda_graph,
         )
         translator = self.runner.kv_index_translator
@@ -74,7 +72,7 @@ class DraftBlock:
         if batch.seq_lens_cpu is None and window.host_lens is not None:
             return window.host_lens.to(torch.int32)
         prefix_lens = window.prefix_lens.cpu() if batch.seq_lens_cpu is None else batch.seq_lens_cpu
-        return (prefix_lens + len(self.offsets)).to(torch.int32)
+        return (prefix_lens + window.inputs.block_slots.shape[1]).to(torch.int32)
 
     def _embed(self, block_ids: torch.Tensor) -> torch.Tensor:
         """`[B, P]` int64 to `[B, P, H]`."""

@@ -17,6 +17,7 @@ from sglang.srt.speculative.dflash_info_v2 import DFlashDraftInputV2
 
 from ddtree_sglang.core.acceptance import AcceptedPath
 from ddtree_sglang.core.kv_commit import commit_plan
+from ddtree_sglang.core.round_inputs import RoundInputs
 from ddtree_sglang.engine.spec import is_ddtree
 
 if TYPE_CHECKING:
@@ -42,25 +43,13 @@ def row_headroom(original: Callable[[], int]) -> int:
     return max(extra, 2 * window_len())
 
 
-def window_slots(
-    req_to_token: torch.Tensor,  # [rows, row_len] int32, slot of each position
-    req_pool_indices: torch.Tensor,  # [B], row of each request
-    prefix_lens: torch.Tensor,  # [B] int64
-    num_slots: int,
-) -> torch.Tensor:
-    """`[B, num_slots]` int64: the slots of positions prefix_len, prefix_len + 1, ... of each request."""
-    columns = prefix_lens.unsqueeze(1) + torch.arange(num_slots, device=prefix_lens.device)
-    return req_to_token[req_pool_indices.to(torch.int64).unsqueeze(1), columns].to(torch.int64)
-
-
 @dataclass(frozen=True, slots=True)
 class RoundWindow:
     """Where a round of B requests reads and writes."""
 
     prefix_lens: torch.Tensor  # [B] int64, committed lengths, without the root
     root_ids: torch.Tensor  # [B] int64
-    slots: torch.Tensor  # [B, W] int64
-    num_nodes: int  # N of this round
+    inputs: RoundInputs  # slots of the nodes and of the block, and the block itself
     host_lens: torch.Tensor | None  # [B] on the host: prefix_lens or, where the scheduler does not keep them, a bound
     plan: KVLocPlan  # SGLang's translation of the slots, made once for all forwards of the round
 
@@ -70,9 +59,19 @@ class RoundWindow:
         return None if self.host_lens is None else int(self.host_lens.sum())
 
     @property
-    def node_slots(self) -> torch.Tensor:
-        """`[B * N]` int64: the slots that the nodes' keys and values are written to."""
-        return self.slots[:, : self.num_nodes].reshape(-1)
+    def num_nodes(self) -> int:
+        """N of this round."""
+        return self.inputs.node_slots.shape[1]
+
+    @property
+    def slots(self) -> torch.Tensor:
+        """`[B, W]` int64: all slots of the window, those of the nodes or, where they are more, of the block."""
+        return max(self.inputs.node_slots, self.inputs.block_slots, key=torch.Tensor.numel)
+
+    @property
+    def context_slots(self) -> torch.Tensor:
+        """`[B, L]` int64, L = min(P, N): the slots of the longest path, to which the drafter's context is written."""
+        return min(self.inputs.node_slots, self.inputs.block_slots, key=torch.Tensor.numel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +100,11 @@ class DDTreeDraftInput(DFlashDraftInputV2):
     @classmethod
     def carry(cls, bonus_tokens: torch.Tensor, new_seq_lens: torch.Tensor) -> DDTreeDraftInput:
         """The state after a round: the next root of each request and its committed length."""
-        empty = torch.empty((bonus_tokens.shape[0], 0), device=bonus_tokens.device)
+        shape, device = (bonus_tokens.shape[0], 0), bonus_tokens.device
+        empty = torch.empty(shape, device=device)
         return cls(
             topk_p=empty,
-            topk_index=empty.to(torch.int64),
+            topk_index=torch.empty(shape, dtype=torch.int64, device=device),
             bonus_tokens=bonus_tokens,
             new_seq_lens=new_seq_lens,
             hidden_states=empty,

@@ -1,8 +1,9 @@
-"""What a round asks of its trees: draft them, mask them, walk them, move what was accepted.
+"""What a round asks of its trees: their inputs, draft them, mask them, walk them, move what was accepted.
 
 Two implementations, one of which is chosen when the worker is built. `HostTrees`: core's tensor operations, the
-ancestor mask itself for attention, and moves of the rows that move. `DeviceTrees`: one kernel builds, one walks, and
-nothing is read back. `engine.graphs.drafter_tail.GraphTrees` takes over from `DeviceTrees` once the drafter has graphs.
+ancestor mask itself for attention, and moves of the rows that move. `DeviceTrees`: one kernel makes the inputs, one
+builds, one walks, and nothing is read back. `engine.graphs.drafter_tail.GraphTrees` takes over from `DeviceTrees` once
+the drafter has graphs.
 
 Where the mask of a device goes depends on the backend that reads it. SGLang's FA3 and Triton backends read only the
 tree cells of a buffer of theirs (layers/attention/verify_mask.py), so for those the kernel writes the cells in place:
@@ -24,6 +25,7 @@ import torch
 from ddtree_sglang.core.acceptance import AcceptedPath
 from ddtree_sglang.core.built_tree import BuiltTree, complete_tree
 from ddtree_sglang.core.round_commit import RoundCommit, commit_round
+from ddtree_sglang.core.round_inputs import RoundInputs, round_inputs
 from ddtree_sglang.core.tree_builder import build_draft_tree
 from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.stages.candidates import CandidateRanking, DraftCandidates
@@ -40,6 +42,11 @@ class RoundTrees(ABC):
     """The trees' part of a round of B requests, on one kind of device."""
 
     ranking: CandidateRanking
+
+    @staticmethod
+    @abstractmethod
+    def inputs(*tensors: Any, **sizes: Any) -> RoundInputs:
+        """The round's slots and its draft block; arguments are those of `core.round_inputs`."""
 
     def draft(self, drafter_out: Any, batch_size: int, num_nodes: int) -> TreeBuild:
         """Rank now what the drafter's forward proposes, and build trees of N = `num_nodes` later."""
@@ -74,6 +81,11 @@ class RoundTrees(ABC):
 
 class HostTrees(RoundTrees):
     """Trees in the host's memory, where reading a value costs nothing."""
+
+    @staticmethod
+    def inputs(*tensors: Any, **sizes: Any) -> RoundInputs:
+        """Core's."""
+        return round_inputs(*tensors, **sizes)
 
     def _build(
         self, ranked: DraftCandidates, num_nodes: int, root_ids: torch.Tensor, prefix_lens: torch.Tensor
@@ -148,6 +160,13 @@ class DeviceTrees(RoundTrees):
 
     # By N, the target's buffers; for any other N, and for more requests, masks are [B, N, N] tensors.
     buffers: Mapping[int, MaskBuffer]
+
+    @staticmethod
+    def inputs(*tensors: Any, **sizes: Any) -> RoundInputs:
+        """The same in one launch."""
+        from ddtree_sglang.kernels.round_inputs_triton import round_inputs_triton
+
+        return round_inputs_triton(*tensors, **sizes)
 
     def flat_mask_for(self, batch_size: int, num_nodes: int) -> torch.Tensor | None:
         """The buffer for N, if there is one that masks are made in and it has room for so many requests."""

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from ddtree_sglang.core.round_inputs import round_inputs
+
 pytestmark = pytest.mark.sglang
 
 BLOCK, NODES, HIDDEN = 4, 9, 2
@@ -26,13 +28,13 @@ def drafter_batch(seq_lens_cpu: torch.Tensor | None, host_lens: torch.Tensor | N
         lambda ids: torch.zeros(*ids.shape, HIDDEN),
         None,
         1.0,
-        0,
-        torch.arange(BLOCK),
+        mask_token_id=0,
         spec_info=None,
     )
     batch = SimpleNamespace(seq_lens_cpu=seq_lens_cpu, req_pool_indices=torch.arange(3), can_run_decode_cuda_graph=True)
-    slots = torch.arange(3 * NODES).view(3, NODES)
-    return block.forward_batch(batch, RoundWindow(PREFIX_LENS, torch.arange(3), slots, NODES, host_lens, plan=None))
+    rows, table = torch.arange(3), torch.arange(3 * 200).view(3, 200)
+    inputs = round_inputs(table, rows, PREFIX_LENS, rows, mask_token_id=0, num_nodes=NODES, block_size=BLOCK)
+    return block.forward_batch(batch, RoundWindow(PREFIX_LENS, rows, inputs, host_lens, plan=None))
 
 
 @pytest.mark.parametrize("host_lens", [PREFIX_LENS, None], ids=["kept by the scheduler", "read from the device"])

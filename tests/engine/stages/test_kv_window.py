@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from ddtree_sglang.core.round_inputs import round_inputs
 from ddtree_sglang.engine.stages import kv_window
 
 pytestmark = pytest.mark.sglang
@@ -31,11 +32,16 @@ def spec(monkeypatch: pytest.MonkeyPatch) -> FakeSpec:
     return fake
 
 
-def test_window_slots_start_at_the_committed_length_of_each_request() -> None:
-    table = torch.arange(3 * 10, dtype=torch.int32).view(3, 10)
-    got = kv_window.window_slots(table, torch.tensor([2, 0]), torch.tensor([4, 1]), 3)
-    assert got.tolist() == [[24, 25, 26], [1, 2, 3]]
-    assert got.dtype == torch.int64
+@pytest.mark.parametrize(("num_nodes", "block_size"), [(9, 4), (4, 4), (2, 4)])
+def test_the_context_is_written_to_the_slots_of_the_longest_path(num_nodes: int, block_size: int) -> None:
+    table = torch.arange(20).view(1, 20)
+    ids = torch.tensor([3])
+    sizes = {"mask_token_id": 0, "num_nodes": num_nodes, "block_size": block_size}
+    inputs = round_inputs(table, torch.tensor([0]), torch.tensor([5]), ids, **sizes)
+    window = kv_window.RoundWindow(torch.tensor([5]), ids, inputs, None, None)
+    assert window.num_nodes == num_nodes
+    assert window.slots.tolist() == [list(range(5, 5 + max(num_nodes, block_size)))]
+    assert window.context_slots.tolist() == [list(range(5, 5 + min(num_nodes, block_size)))]
 
 
 def test_window_is_as_long_as_the_longer_of_block_and_tree(spec: FakeSpec) -> None:

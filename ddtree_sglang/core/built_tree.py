@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from ddtree_sglang.core.draft_tree import DraftTree
-from ddtree_sglang.core.tree_layout import TreeLayout, layout_draft_tree, node_rows
+from ddtree_sglang.core.tree_layout import TreeLayout, layout_draft_tree
 from ddtree_sglang.core.tree_mask import AncestorMask, FlatMask, TreeMask, ancestor_mask
 
 Rows = TypeVar("Rows", DraftTree, TreeLayout)
@@ -26,7 +26,7 @@ class BuiltTree:
     def empty(
         cls, batch_size: int, num_nodes: int, device: torch.device, flat_mask: torch.Tensor | None = None
     ) -> BuiltTree:
-        """Tensors for a builder to fill; the row indices, which no tree changes, are already there.
+        """Tensors for a builder to fill.
 
         With `flat_mask`, 1-D bool, that buffer is the mask, else a new `[B, N, N]` bool tensor.
 
@@ -34,13 +34,13 @@ class BuiltTree:
             ValueError: `flat_mask` is not 1-D bool.
         """
         shape = (batch_size, num_nodes)
-        token_ids, parents, depths, positions, next_tokens, next_siblings = (
-            torch.empty(shape, dtype=torch.int64, device=device) for _ in range(6)
+        token_ids, parents, depths, positions, rows, next_tokens, next_siblings = (
+            torch.empty(shape, dtype=torch.int64, device=device) for _ in range(7)
         )
         logprobs = torch.empty(shape, dtype=torch.float32, device=device)
         return cls(
             DraftTree(token_ids, parents, depths, logprobs),
-            TreeLayout(positions, node_rows(*shape, device), next_tokens, next_siblings),
+            TreeLayout(positions, rows, next_tokens, next_siblings),
             AncestorMask(torch.empty(*shape, num_nodes, dtype=torch.bool, device=device))
             if flat_mask is None
             else FlatMask(flat_mask, num_nodes),

@@ -26,6 +26,9 @@ from ddtree_sglang.kernels.compile_case import Argument, CompileCase
 MAX_NODES = 256
 MAX_DEPTH = 31
 
+_POINTERS = range(13)
+"""The kernel's first arguments. No two launches differ in what is known of addresses, so none compiles it anew."""
+
 # Key of a lane that has no candidate; below that of any score. As an annotated constant a kernel may read it.
 _NOTHING: tl.constexpr = tl.constexpr(-(2**63) + 1)
 # Depth, parent and rank take 5 + 8 + 8 bits; they are subtracted from this, so that smaller ones win.
@@ -49,27 +52,39 @@ def _key(score, depth, parent, rank):  # type: ignore[no-untyped-def]
     return tl.where(score > float("-inf"), key, _NOTHING)
 
 
-@triton.jit(do_not_specialize=["batch_size", "draft_depth", "num_candidates", "num_nodes"])
+@triton.jit(
+    do_not_specialize=[
+        "root_stride",
+        "prefix_stride",
+        "draft_depth",
+        "num_candidates",
+        "num_used",
+        "num_nodes",
+    ],
+    do_not_specialize_on_alignment=_POINTERS,
+)
 def _build_tree_kernel(  # type: ignore[no-untyped-def]
     topk_ids,  # [B, D, K] int64
     topk_logprobs,  # [B, D, K] float32
-    root_ids,  # [B] int64
-    prefix_lens,  # [B] int64
-    token_ids,  # [B, N] int64, and so are the next six but path_logprobs, float32
+    root_ids,  # [B] int64, root_stride apart
+    prefix_lens,  # [B] int64, prefix_stride apart
+    token_ids,  # [B, N] int64, and so are the next seven but path_logprobs, float32
     parents,
     depths,
     path_logprobs,
     positions,
+    node_rows,
     next_tokens,
     next_siblings,
     mask,  # bool cells
-    batch_size,
+    root_stride,
+    prefix_stride,
     draft_depth,
     num_candidates,
+    num_used,  # candidates per position that are looked at: those past N - 1 are never reached, and not in the key
     num_nodes,
     IS_FLAT: tl.constexpr,
     LANES: tl.constexpr,  # power of two, at least N
-    REQUESTS: tl.constexpr,  # power of two, at least B
 ):
     # One function of some ninety lines: all of it shares the lane table, which lives in registers.
     request = tl.program_id(0)
@@ -77,21 +92,27 @@ def _build_tree_kernel(  # type: ignore[no-untyped-def]
     in_row = lanes < num_nodes
     row = request.to(tl.int64) * num_nodes
     block = request.to(tl.int64) * draft_depth * num_candidates
-    prefix_len = tl.load(prefix_lens + request)
+    prefix_len = tl.load(prefix_lens + request * prefix_stride)
     if IS_FLAT:
-        before = tl.arange(0, REQUESTS)
-        lens = tl.load(prefix_lens + before, mask=before < request, other=-num_nodes)
+        # Tokens and nodes of the requests before, 32 requests at a time: their number is no part of the code.
+        chunk = tl.arange(0, 32)
+        before = tl.zeros([32], tl.int64)
+        for start in range(0, request, 32):
+            earlier = start + chunk < request
+            lens = tl.load(prefix_lens + (start + chunk) * prefix_stride, mask=earlier, other=-num_nodes)
+            before += lens + num_nodes
         row_len = prefix_len + num_nodes
-        cells = mask + tl.sum(lens + num_nodes, axis=0) * num_nodes + prefix_len
+        cells = mask + tl.sum(before, axis=0) * num_nodes + prefix_len
     else:
         row_len = num_nodes.to(tl.int64)
         cells = mask + row * num_nodes
 
-    # The root, and what links hold where there is none.
+    # The root, what links hold where there is none, and the rows of the flat verify batch.
+    tl.store(node_rows + row + lanes, row + lanes, mask=in_row)
     tl.store(next_tokens + row + lanes, tl.full([LANES], -1, tl.int64), mask=in_row)
     tl.store(next_siblings + row + lanes, tl.full([LANES], -1, tl.int64), mask=in_row)
     tl.debug_barrier()  # links are stored one at a time below, by another thread
-    tl.store(token_ids + row, tl.load(root_ids + request))
+    tl.store(token_ids + row, tl.load(root_ids + request * root_stride))
     tl.store(parents + row, -1)
     tl.store(depths + row, 0)
     tl.store(path_logprobs + row, 0.0)
@@ -136,7 +157,7 @@ def _build_tree_kernel(  # type: ignore[no-untyped-def]
         tl.store(cells + node * row_len + lanes, above | (lanes == node), mask=in_row)
 
         # The next sibling waits in the parent's lane, the first child in the new node's.
-        has_next = found & (node_rank + 1 < num_candidates)
+        has_next = found & (node_rank + 1 < num_used)
         step = tl.load(topk_logprobs + candidate + 1, mask=has_next, other=float("-inf"))
         next_key = _key(parent_score + _usable(step), node_depth, parent, node_rank + 1)
         key = tl.where(here, next_key, key)
@@ -180,11 +201,11 @@ def build_draft_tree_triton(
 
 
 def build_into(
-    built: BuiltTree,  # of B requests (of a larger one, `first(B)`); its row indices are already right
+    built: BuiltTree,  # of B requests (of a larger one, `first(B)`)
     topk_ids: torch.Tensor,  # [B, D, K] int64, best first
     topk_logprobs: torch.Tensor,  # [B, D, K] float32, descending along K
-    root_ids: torch.Tensor,  # [B] int64
-    prefix_lens: torch.Tensor,  # [B] int64
+    root_ids: torch.Tensor,  # [B] int64, of any stride
+    prefix_lens: torch.Tensor,  # [B] int64, of any stride
 ) -> None:
     """Build, lay out and mask a batch's trees into tensors that exist, as a CUDA graph needs: results keep their place.
 
@@ -203,6 +224,7 @@ def build_into(
         tree.depths,
         tree.logprobs,
         layout.positions,
+        layout.retrieve_index,
         layout.retrieve_next_token,
         layout.retrieve_next_sibling,
         built.mask.cells,
@@ -212,40 +234,36 @@ def build_into(
             f"the kernel writes contiguous rows of exactly {batch_size} requests, got {tree.batch_size}; pass "
             "BuiltTree.first(B)"
         )
-    if not batch_size:
-        return
-    # More candidates than drafted nodes are never reached, and would not fit the key.
-    num_used = min(num_candidates, max(1, num_nodes - 1))
-    if num_used < num_candidates:
-        topk_ids, topk_logprobs = topk_ids[..., :num_used], topk_logprobs[..., :num_used]
     _build_tree_kernel[(batch_size,)](
         topk_ids.contiguous(),
         topk_logprobs.contiguous(),
-        root_ids.contiguous(),
-        prefix_lens.contiguous(),
+        root_ids,
+        prefix_lens,
         *outputs,
-        batch_size,
+        root_ids.stride(0),
+        prefix_lens.stride(0),
         draft_depth,
-        num_used,
+        num_candidates,
+        min(num_candidates, max(1, num_nodes - 1)),
         num_nodes,
         IS_FLAT=built.mask.is_flat,
         LANES=max(32, triton.next_power_of_2(num_nodes)),
-        REQUESTS=triton.next_power_of_2(batch_size),
         num_warps=1,
     )
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    """Each number of lanes with both layouts, for one request and for as many as a server takes by default."""
-    integers, sizes = torch.int64, {"batch_size": 32, "draft_depth": 15, "num_candidates": 64, "num_nodes": 65}
-    outputs = ("token_ids", "parents", "depths", "positions", "next_tokens", "next_siblings")
+    """Each number of lanes with both layouts."""
+    sizes = {"draft_depth": 15, "num_candidates": 64, "num_used": 64, "num_nodes": 65}
+    pointers = _build_tree_kernel.arg_names[: len(_POINTERS)]
     arguments: dict[str, Argument] = {
-        **dict.fromkeys(("topk_ids", "root_ids", "prefix_lens", *outputs), integers),
+        **dict.fromkeys(pointers, torch.int64),
         **dict.fromkeys(("topk_logprobs", "path_logprobs"), torch.float32),
         "mask": torch.bool,
+        **dict.fromkeys(("root_stride", "prefix_stride"), 1),
         **sizes,
     }
     for lanes in (32, 64, 128, 256):
-        for is_flat, requests in ((False, 1), (True, 1), (True, 64)):
-            constants = {"IS_FLAT": is_flat, "LANES": lanes, "REQUESTS": requests}
+        for is_flat in (False, True):
+            constants = {"IS_FLAT": is_flat, "LANES": lanes}
             yield CompileCase(_build_tree_kernel, arguments, constants, num_warps=1)

@@ -108,6 +108,28 @@ def test_flat_layout_gets_its_tail_cells_and_nothing_else(device: torch.device, 
     assert not bool(buffer[-1])
 
 
+@pytest.mark.parametrize("batch_size", [33, 64, 70])
+def test_the_flat_layout_of_more_requests_than_a_warp_has_lanes(device: torch.device, batch_size: int) -> None:
+    candidates = random_candidates(6, batch_size, 2, 5, 3)
+    built = _build(candidates, 3, device, flat=True)
+    parents = build_draft_tree(candidates.ids, candidates.logprobs, candidates.root_ids, 3).parents
+    assert torch.equal(built.mask.cells.cpu()[:-1], flat_tree_mask(ancestor_mask(parents), _prefix_lens(batch_size)))
+
+
+def test_columns_are_read_where_they_stand_and_candidates_past_the_budget_are_not_reached(device: torch.device) -> None:
+    """In a graph, roots and prefix lengths are columns of the block's inputs."""
+    candidates = random_candidates(7, 3, 4, 60, 40)
+    roots = torch.stack([candidates.root_ids, candidates.root_ids + 1], dim=1).to(device)
+    prefix_lens = torch.stack([_prefix_lens(3), _prefix_lens(3) + 9], dim=1).to(device)
+    buffer = torch.ones(int((_prefix_lens(3) + 9).sum()) * 9, dtype=torch.bool, device=device)
+    ids, logprobs = candidates.ids.to(device), candidates.logprobs.to(device)
+    built = build_draft_tree_triton(ids, logprobs, roots[:, 0], prefix_lens[:, 0], 9, buffer)
+    expected = build_draft_tree(candidates.ids, candidates.logprobs, candidates.root_ids, 9)
+    assert_same_tree(_on_host(built), expected)
+    assert torch.equal(built.layout.positions.cpu(), layout_draft_tree(expected, _prefix_lens(3)).positions)
+    assert torch.equal(buffer.cpu(), flat_tree_mask(ancestor_mask(expected.parents), _prefix_lens(3)))
+
+
 @pytest.mark.parametrize(("depth", "num_nodes"), [(32, 8), (4, 257)])
 def test_sizes_beyond_the_key_are_refused(device: torch.device, depth: int, num_nodes: int) -> None:
     candidates = random_candidates(0, 1, depth, 10, 4)

@@ -65,8 +65,8 @@ class DraftGraphTail:
             self._built.first(batch_size),
             ranked.topk_ids,
             ranked.topk_logprobs,
-            root_ids.to(torch.int64).contiguous(),
-            prefix_lens.to(torch.int64).contiguous(),
+            root_ids.to(torch.int64),
+            prefix_lens.to(torch.int64),
         )
 
     def candidates(self, batch_size: int) -> DraftCandidates:

@@ -33,6 +33,8 @@ from tests.device_lane.module_patches import (
     require_signature,
 )
 
+# The index tells the lane's device from the host.
+DEVICE = torch.device("cpu", 0)
 # Hopper: what FA3 is made for.
 CAPABILITY = (9, 0)
 FA3_FUNCTIONS = ("flash_attn_with_kvcache", "flash_attn_varlen_func", "get_scheduler_metadata")
@@ -162,7 +164,7 @@ def _on_cpu(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def made(*args: Any, **kwargs: Any) -> torch.Tensor:
         kwargs.pop("pin_memory", None)
         if "device" in kwargs and str(kwargs["device"]).startswith("cuda"):
-            kwargs["device"] = "cpu"
+            kwargs["device"] = DEVICE
         return make(*args, **kwargs)
 
     return made

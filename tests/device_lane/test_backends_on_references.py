@@ -1,0 +1,220 @@
+"""SGLang's own FA3 and FlashInfer backends over the references: metadata, eager and of graphs, then attention."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.device_lane import backend_case as case
+from tests.device_lane.dense import ancestors, causal
+from tests.device_lane.install import install_fa3, install_flashinfer
+from tests.device_lane.violations import LaneViolation
+
+pytestmark = [
+    pytest.mark.sglang,
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") != "1",
+        reason="the backends' index kernels need Triton's interpreter: start pytest with TRITON_INTERPRET=1",
+    ),
+]
+
+CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
+#      0
+#     / \
+#    1   2
+#    |
+#    3
+TREE = ancestors([-1, 0, 0, 1])
+NUM_NODES = len(TREE)
+PREFIX_LENS = [5, 11, 1]
+MAX_BATCH = 4
+
+
+@pytest.fixture(scope="module")
+def modules() -> dict[str, ModuleType]:
+    """Both backends' modules with the references under them."""
+    install_fa3()
+    install_flashinfer()
+    from sglang.srt.layers.attention import flashattention_backend, flashinfer_backend
+
+    return {"fa3": flashattention_backend, "flashinfer": flashinfer_backend}
+
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture(params=["fa3", "flashinfer"])
+def make(request: pytest.FixtureRequest, modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Makes one of the backends for some requests, with buffers for graphs."""
+    return maker(request.param, modules, monkeypatch)
+
+
+def maker(name: str, modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> Make:
+    """The same, by name."""
+    classes = {"fa3": "FlashAttentionBackend", "flashinfer": "FlashInferAttnBackend"}
+
+    def made(requests: case.Requests, is_draft: bool = False) -> Any:
+        case.settle(monkeypatch, modules[name], NUM_NODES)
+        monkeypatch.setattr("sglang.srt.mem_cache.kv_index_translator.get_parallel", modules[name].get_parallel)
+        backend = getattr(modules[name], classes[name])(case.runner(requests, is_draft))
+        backend.init_cuda_graph_state(MAX_BATCH, MAX_BATCH * NUM_NODES)
+        return backend
+
+    return made
+
+
+def verify_input(mask: torch.Tensor | None, num_rows: int, topk: int = 2) -> Any:
+    """SGLang's own input of a verify forward."""
+    from sglang.srt.speculative.dflash_info import DFlashVerifyInput
+
+    rows = torch.arange(num_rows)
+    return DFlashVerifyInput(rows, rows, draft_token_num=NUM_NODES, topk=topk, custom_mask=mask)
+
+
+def verify_batch(requests: case.Requests, seq_lens: Sequence[int], mask: torch.Tensor | None) -> SimpleNamespace:
+    """A verify forward of the requests at these lengths, and of padded rows behind them."""
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    num_real = len(requests.prefix_lens) * NUM_NODES
+    return case.batch(requests, ForwardMode.TARGET_VERIFY, seq_lens, NUM_NODES, verify_input(mask, num_real))
+
+
+def forward(backend: Any, forward_batch: SimpleNamespace, layer: SimpleNamespace | None = None) -> torch.Tensor:
+    """Attention of all rows, padded ones too."""
+    q, k, v = case.projections(len(forward_batch.out_cache_loc))
+    return backend.forward_extend(q, k, v, layer or case.layer(), forward_batch)
+
+
+def check_verify(requests: case.Requests, out: torch.Tensor) -> None:
+    """Equal to dense attention under the ancestor mask."""
+    masks = [
+        torch.cat([torch.ones(NUM_NODES, length, dtype=torch.bool), TREE], dim=1) for length in requests.prefix_lens
+    ]
+    q = case.projections(len(out))[0][: len(masks) * NUM_NODES]
+    lens = [length + NUM_NODES for length in requests.prefix_lens]
+    torch.testing.assert_close(out[: len(q)], case.expected(requests, q, lens, masks), **CLOSE)
+
+
+def capture(backend: Any, requests: case.Requests, mask: torch.Tensor | None) -> None:
+    """What the runner does with a batch of fill values before it records the forward."""
+    fill = backend.get_cuda_graph_seq_len_fill_value()
+    dummy = case.Requests([])
+    forward_batch = verify_batch(dummy, [fill] * MAX_BATCH, mask)
+    backend.init_forward_metadata_out_graph(forward_batch, in_capture=True)
+    backend.init_forward_metadata_in_graph(forward_batch)
+
+
+def test_eager_tree_verify_equals_dense(make: Make) -> None:
+    requests = case.Requests(PREFIX_LENS)
+    backend = make(requests)
+    forward_batch = verify_batch(requests, PREFIX_LENS, case.tree_mask(TREE, PREFIX_LENS))
+    backend.init_forward_metadata(forward_batch)
+    check_verify(requests, forward(backend, forward_batch))
+
+
+def test_tree_verify_of_a_padded_graph_batch_equals_dense(make: Make) -> None:
+    requests = case.Requests(PREFIX_LENS)
+    backend = make(requests)
+    fill = backend.get_cuda_graph_seq_len_fill_value()
+    capture(backend, requests, torch.ones(MAX_BATCH * NUM_NODES * (fill + NUM_NODES), dtype=torch.bool))
+    seq_lens = [*PREFIX_LENS, fill]
+    # The engine pads the mask itself; the padded request's cells are behind those of the real ones.
+    mask = case.tree_mask(TREE, seq_lens)
+    for _ in range(2):
+        forward_batch = verify_batch(requests, seq_lens, mask)
+        backend.init_forward_metadata_out_graph(forward_batch)
+        check_verify(requests, forward(backend, forward_batch))
+
+
+def test_extend_over_a_cached_prefix_equals_dense(make: Make) -> None:
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    requests = case.Requests([6, 0, 9])
+    backend = make(requests)
+    seq_lens = [8, 5, 12]
+    forward_batch = case.batch(requests, ForwardMode.EXTEND, seq_lens, 0, prefix_lens=requests.prefix_lens)
+    backend.init_forward_metadata(forward_batch)
+    out = forward(backend, forward_batch)
+    masks = [causal(end - start, end) for start, end in zip(requests.prefix_lens, seq_lens, strict=True)]
+    q = case.projections(len(out))[0]
+    torch.testing.assert_close(out, case.expected(requests, q, seq_lens, masks), **CLOSE)
+
+
+def test_decode_equals_dense(make: Make) -> None:
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    requests = case.Requests(PREFIX_LENS)
+    backend = make(requests)
+    ends = [length + 1 for length in PREFIX_LENS]
+    forward_batch = case.batch(requests, ForwardMode.DECODE, ends, 0, prefix_lens=PREFIX_LENS)
+    backend.init_forward_metadata(forward_batch)
+    q, k, v = case.projections(len(ends))
+    out = backend.forward_decode(q, k, v, case.layer(), forward_batch)
+    masks = [torch.ones(1, length, dtype=torch.bool) for length in ends]
+    torch.testing.assert_close(out, case.expected(requests, q, ends, masks), **CLOSE)
+
+
+def test_cell_of_a_mask_that_hides_an_ancestor_changes_the_rows(make: Make) -> None:
+    """The tests above would not see a mask that nobody reads if attention did not depend on it."""
+    requests = case.Requests(PREFIX_LENS)
+    backend = make(requests)
+    mask = case.tree_mask(TREE, PREFIX_LENS)
+    mask[3 * (PREFIX_LENS[0] + NUM_NODES) + PREFIX_LENS[0]] = False  # node 3 no longer sees the root
+    forward_batch = verify_batch(requests, PREFIX_LENS, mask)
+    backend.init_forward_metadata(forward_batch)
+    with pytest.raises(AssertionError, match="Mismatched elements"):
+        check_verify(requests, forward(backend, forward_batch))
+
+
+def test_fa3_page_table_past_its_row_is_a_violation(
+    modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request past the context length: its stores would land in the next request's row."""
+    requests = case.Requests([case.CONTEXT_LEN, 5])
+    backend = maker("fa3", modules, monkeypatch)(requests)
+    capture(backend, requests, None)
+    seq_lens = [*requests.prefix_lens, 1, 1]
+    backend.init_forward_metadata_out_graph(verify_batch(requests, seq_lens, case.tree_mask(TREE, seq_lens)))
+    seq_lens[0] += 1
+    with pytest.raises(LaneViolation, match=f"stores end within their row of {case.CONTEXT_LEN} tokens"):
+        backend.init_forward_metadata_out_graph(verify_batch(requests, seq_lens, case.tree_mask(TREE, seq_lens)))
+
+
+@pytest.mark.parametrize("host_error", [0, 2])
+def test_flashinfer_fast_plan_demands_exact_host_lengths(
+    modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, host_error: int
+) -> None:
+    """A drafter's block is planned from host lengths alone: prefix plus block, exactly."""
+    requests = case.Requests(PREFIX_LENS)
+    backend = maker("flashinfer", modules, monkeypatch)(requests, is_draft=True)
+    capture(backend, requests, None)
+    forward_batch = verify_batch(requests, [*PREFIX_LENS, 1], None)
+    forward_batch.seq_lens_cpu = forward_batch.seq_lens + NUM_NODES
+    forward_batch.seq_lens_cpu[1] += host_error
+    (wrapper,) = backend.prefill_cuda_graph_metadata[MAX_BATCH]
+    assert wrapper.begin_forward.func is modules["flashinfer"].fast_prefill_plan
+    backend.init_forward_metadata_out_graph(forward_batch)
+    if host_error:
+        with pytest.raises(LaneViolation, match="the kv lengths that the host planned with are the device's"):
+            forward(backend, forward_batch, case.layer(is_causal=False))
+        return
+    out = forward(backend, forward_batch, case.layer(is_causal=False))
+    lens = [length + NUM_NODES for length in PREFIX_LENS]
+    masks = [torch.ones(NUM_NODES, length, dtype=torch.bool) for length in lens]
+    q = case.projections(len(out))[0][: 3 * NUM_NODES]
+    torch.testing.assert_close(out[: len(q)], case.expected(requests, q, lens, masks), **CLOSE)
+
+
+def test_unwritten_slot_under_a_backend_is_a_violation(make: Make) -> None:
+    requests = case.Requests(PREFIX_LENS)
+    backend = make(requests)
+    forward_batch = verify_batch(requests, PREFIX_LENS, case.tree_mask(TREE, PREFIX_LENS))
+    backend.init_forward_metadata(forward_batch)
+    requests.pool.keys[requests.slots(1, 3, 4)] = torch.nan
+    with pytest.raises(LaneViolation, match="written by their owner"):
+        forward(backend, forward_batch)

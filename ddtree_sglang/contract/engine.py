@@ -86,9 +86,10 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.configs.model_config",
         "ModelConfig",
-        "attention_arch attention_chunk_size context_len hf_config is_hybrid_swa sliding_window_size",
+        "attention_arch attention_chunk_size context_len dtype hf_config is_hybrid_swa sliding_window_size",
         "context_limit, server_args, target_checks, worker",
     ),
+    Row("sglang.srt.configs.model_config", "_get_and_verify_dtype", "config dtype", "server_args"),
     Row("sglang.srt.configs.model_config", "ModelConfig.get_default_sampling_params", "", "target_checks"),
     Row("sglang.srt.distributed.parallel_state", "GroupCoordinator", "world_size", "candidates, rank_check"),
     Row("sglang.srt.distributed.parallel_state", "GroupCoordinator.all_gather", "dim", "candidates, rank_check"),

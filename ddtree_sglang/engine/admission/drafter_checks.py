@@ -83,6 +83,19 @@ def check_drafter_fits_target(drafter: Mapping[str, Any], target: Mapping[str, A
     return DrafterShape(block_size=block_size)
 
 
+def check_same_dtype(target: str, drafter: str) -> None:
+    """Refuse a pair that `--dtype auto` loads in two types: the drafter's first product takes the target's states.
+
+    Raises:
+        DDTreeConfigError: they differ.
+    """
+    if target != drafter:
+        raise DDTreeConfigError(
+            f"target and drafter must be loaded in one dtype, got {target} and {drafter} with --dtype auto; add "
+            f"--dtype {target} or --dtype {drafter}, which is then both models'."
+        )
+
+
 def _check_architecture(drafter: Mapping[str, Any]) -> None:
     architectures = list(drafter.get("architectures") or [])
     if PLAIN_ARCHITECTURE not in architectures:

@@ -18,6 +18,7 @@ from ddtree_sglang.engine.admission.drafter_checks import (
     DrafterShape,
     check_checkpoint_folder,
     check_drafter_fits_target,
+    check_same_dtype,
 )
 from ddtree_sglang.engine.admission.target_checks import check_sampling_defaults, check_target
 from ddtree_sglang.engine.cli_flags import apply_config
@@ -149,8 +150,8 @@ def check_attention_backend(cfg: Any) -> None:
 def check_resolved_target(server_args: Any) -> None:
     """Under DDTREE, refuse a target on which a tree is not exact, or whose defaults make every request a refused one.
 
-    So is a context without room for a request. After resolution, which chooses the attention backend. A window that
-    only the loaded model knows of is checked by the worker.
+    So are a context without room for a request, and a pair of two dtypes. After resolution, which chooses the attention
+    backend. A window that only the loaded model knows of is checked by the worker.
     """
     if not is_ddtree(server_args.speculative_algorithm):
         return
@@ -161,6 +162,16 @@ def check_resolved_target(server_args: Any) -> None:
     check_target(model_config, window, attention_backends_of(cfg))
     check_sampling_defaults(model_config, cfg.preferred_sampling_params)
     check_context_len(int(model_config.context_len), int(cfg.speculative_dflash_block_size))
+    if str(cfg.dtype) == "auto":
+        _check_auto_dtype(cfg, model_config)
+
+
+def _check_auto_dtype(cfg: Any, model_config: Any) -> None:
+    """SGLang takes each model's dtype from its own checkpoint, and float16 for a float32 one."""
+    from sglang.srt.configs.model_config import _get_and_verify_dtype
+
+    drafter = _get_and_verify_dtype(_config_of_drafter(cfg), "auto")
+    check_same_dtype(*(str(dtype).removeprefix("torch.") for dtype in (model_config.dtype, drafter)))
 
 
 def check_checkpoints(server_args: Any) -> None:
@@ -196,12 +207,18 @@ def read_drafter_shape(cfg: Any) -> DrafterShape:
     """Read both configurations and check that the drafter fits; nothing of the weights is read."""
     from sglang.srt.utils.hf_transformers_utils import get_config
 
-    trust = cfg.trust_remote_code
-    drafter = get_config(
-        cfg.speculative_draft_model_path, trust_remote_code=trust, revision=cfg.speculative_draft_model_revision
+    target = get_config(cfg.model_path, trust_remote_code=cfg.trust_remote_code, revision=cfg.revision)
+    return check_drafter_fits_target(_config_of_drafter(cfg).to_dict(), target.to_dict())
+
+
+def _config_of_drafter(cfg: Any) -> Any:
+    from sglang.srt.utils.hf_transformers_utils import get_config
+
+    return get_config(
+        cfg.speculative_draft_model_path,
+        trust_remote_code=cfg.trust_remote_code,
+        revision=cfg.speculative_draft_model_revision,
     )
-    target = get_config(cfg.model_path, trust_remote_code=trust, revision=cfg.revision)
-    return check_drafter_fits_target(drafter.to_dict(), target.to_dict())
 
 
 def _check_block_size(cfg: Any, shape: DrafterShape) -> None:

@@ -26,10 +26,20 @@ _CHAIN = "use --speculative-algorithm DFLASH, whose chain SGLang supports there"
 
 
 def check_loaded_target(runner: Any) -> None:
-    """`check_target` of a loaded model's runner: only the model knows for certain whether a layer has a window."""
+    """`check_target` of a loaded model's runner: only the model knows for certain whether a layer has a window.
+
+    Raises:
+        DDTreeConfigError: as `check_target`; or the model keeps no LM head where SGLang's DFLASH looks for it.
+    """
     from sglang.srt.runtime_context import attention_backends
 
     check_target(runner.model_config, runner.sliding_window_size, attention_backends())
+    if getattr(runner.model, "lm_head", None) is None:
+        raise DDTreeConfigError(
+            f"{ALGORITHM} drafts through the target's LM head, got {type(runner.model).__name__}, which has none at "
+            "its top (`model.lm_head`); use a target whose class in SGLang keeps it there, or a server without "
+            f"{ALGORITHM}."
+        )
 
 
 def check_target(model_config: Any, sliding_window: int | None, backends: tuple[Any, ...]) -> None:

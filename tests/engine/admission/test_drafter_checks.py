@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 
-from ddtree_sglang.engine.admission.drafter_checks import check_checkpoint_folder, check_drafter_fits_target
+from ddtree_sglang.engine.admission.drafter_checks import (
+    check_checkpoint_folder,
+    check_drafter_fits_target,
+    check_same_dtype,
+)
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 TARGET: dict[str, Any] = {"hidden_size": 64, "vocab_size": 100, "num_hidden_layers": 10}
@@ -87,3 +91,9 @@ def test_made_up_weights_need_a_configuration_only(tmp_path: Path) -> None:
 
 def test_hub_name_is_left_to_the_loader() -> None:
     assert check_checkpoint_folder("some-org/some-drafter", "the drafter", "--x") is None
+
+
+def test_a_pair_of_two_dtypes_is_told_which_flag_makes_them_one() -> None:
+    check_same_dtype("bfloat16", "bfloat16")
+    with pytest.raises(DDTreeConfigError, match=r"got float16 and bfloat16 .* --dtype float16 or --dtype bfloat16"):
+        check_same_dtype("float16", "bfloat16")

@@ -188,6 +188,15 @@ def test_target_whose_own_defaults_are_penalties_is_refused_unless_they_are_left
     resolve(*ddtree(target, drafter, "--sampling-defaults", "openai"))
 
 
+def test_a_pair_that_auto_would_load_in_two_dtypes_is_refused_unless_one_is_named(tmp_path: Path, target: str) -> None:
+    """As the embedded pair: SGLang makes float16 of the float32 target, the drafter is bfloat16."""
+    drafter = write_checkpoint(tmp_path / "half", {**DRAFTER, "torch_dtype": "bfloat16"})
+    with pytest.raises(SystemExit, match="one dtype, got float16 and bfloat16 with --dtype auto; add --dtype float16"):
+        resolve(*ddtree(target, drafter))
+    for dtype in ("float32", "bfloat16"):
+        resolve(*ddtree(target, drafter, "--dtype", dtype))
+
+
 def test_target_with_recurrent_layers_is_refused_before_it_loads(tmp_path: Path, drafter: str) -> None:
     from sglang.srt.configs import Lfm2Config
 

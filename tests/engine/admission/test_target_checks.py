@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
-from ddtree_sglang.engine.admission.target_checks import WINDOW_BACKENDS, check_sampling_defaults, check_target
+from ddtree_sglang.engine.admission.target_checks import (
+    WINDOW_BACKENDS,
+    check_loaded_target,
+    check_sampling_defaults,
+    check_target,
+)
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 pytestmark = pytest.mark.sglang
@@ -41,6 +46,22 @@ def hybrid_config(name: str) -> Any:
 def test_plain_attention_is_served_by_every_tree_backend() -> None:
     for backend in ("flashinfer", "triton", "fa3", "fa4", "ddtree_cpu"):
         check_target(target(), None, (backend, backend))
+
+
+def test_a_loaded_target_without_a_head_at_its_top_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGLang loads it, and the attribute would be missing when the worker is built."""
+    from sglang.srt import runtime_context
+
+    monkeypatch.setattr(runtime_context, "attention_backends", lambda: ("fa3", "fa3"))
+
+    class WrappedTarget:
+        language_model = SimpleNamespace(lm_head=object())
+
+    runner = SimpleNamespace(model_config=target(), sliding_window_size=None, model=WrappedTarget())
+    with pytest.raises(DDTreeConfigError, match="got WrappedTarget, which has none at its top"):
+        check_loaded_target(runner)
+    runner.model.lm_head = object()
+    check_loaded_target(runner)
 
 
 @pytest.mark.parametrize("name", ["Qwen3NextConfig", "NemotronHConfig", "KimiLinearConfig"])

@@ -56,22 +56,18 @@ class KernelFacts:
 
 
 def compile_for(case: CompileCase, capability: int) -> KernelFacts:
-    """Compile as a launch on a GPU of that capability (90 for sm_90) would.
+    """What a kernel that was compiled for a GPU of that capability (90 for sm_90) needs of it.
 
     Raises:
         ValueError: the case's names are not the kernel's parameters.
         RuntimeError: Triton is in its interpreter.
     """
-    if not isinstance(case.kernel, JITFunction):
-        raise RuntimeError("Triton compiles nothing in its interpreter; start Python without TRITON_INTERPRET")
-    target = GPUTarget("cuda", capability, 32)
-    source, options = _source(case, make_backend(target))
     log = StringIO()
     with triton.knobs.compilation.scope(), triton.knobs.nvidia.scope(), redirect_stdout(log):
         # From the cache it would come without the assembler's words.
         triton.knobs.compilation.always_compile = True
         triton.knobs.nvidia.dump_ptxas_log = True
-        compiled = triton.compile(source, target=target, options=options)
+        compiled = compile_kernel(case, capability)
     return KernelFacts(
         kernel=case.kernel.fn.__name__,
         specialization=case.name,
@@ -81,6 +77,20 @@ def compile_for(case: CompileCase, capability: int) -> KernelFacts:
         shared_bytes=int(compiled.metadata.shared),
         ptx=compiled.asm["ptx"],
     )
+
+
+def compile_kernel(case: CompileCase, capability: int) -> Any:
+    """Triton's compiled kernel, every form of it in `asm`, as a launch on a GPU of that capability would make it.
+
+    Raises:
+        ValueError: the case's names are not the kernel's parameters.
+        RuntimeError: Triton is in its interpreter.
+    """
+    if not isinstance(case.kernel, JITFunction):
+        raise RuntimeError("Triton compiles nothing in its interpreter; start Python without TRITON_INTERPRET")
+    target = GPUTarget("cuda", capability, 32)
+    source, options = _source(case, make_backend(target))
+    return triton.compile(source, target=target, options=options)
 
 
 def _source(case: CompileCase, backend: Any) -> tuple[ASTSource, dict[str, Any]]:

@@ -175,7 +175,13 @@ ENGINE: tuple[Row, ...] = (
         "worker",
     ),
     Row("sglang.srt.mem_cache.kv_loc_plan", "KVLocPlan", "", "verify_input, worker"),
-    Row("sglang.srt.mem_cache.memory_pool", "MHATokenToKVPool.move_kv_cache", "tgt_loc src_loc", "worker"),
+    Row(
+        "sglang.srt.mem_cache.memory_pool",
+        "MHATokenToKVPool",
+        "is_quantized_kv_cache k_buffer kv_cache_layout layer_num use_native_move_kv_cache v_buffer",
+        "kv_moves",
+    ),
+    Row("sglang.srt.mem_cache.memory_pool", "MHATokenToKVPool.move_kv_cache", "tgt_loc src_loc", "kv_moves"),
     Row("sglang.srt.mem_cache.memory_pool", "ReqToTokenPool", "req_to_token", "worker"),
     Row(
         "sglang.srt.model_executor.forward_batch_info",

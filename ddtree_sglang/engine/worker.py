@@ -39,6 +39,7 @@ from ddtree_sglang.engine.graphs.target import install_tree_graph_runner
 from ddtree_sglang.engine.stages.budget_policy import make_policy
 from ddtree_sglang.engine.stages.candidates import CandidateRanking, VocabShard
 from ddtree_sglang.engine.stages.draft_block import DraftBlock
+from ddtree_sglang.engine.stages.kv_moves import make_mover
 from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput, RoundWindow
 from ddtree_sglang.engine.stages.target_choice import choose_target_tokens
 from ddtree_sglang.engine.stages.trees import DeviceTrees, TreeBuild, make_trees, mask_buffers
@@ -110,9 +111,11 @@ class DDTreeWorker(DFlashWorkerV2):
             super().alloc_memory_pool(*args, **kwargs)
 
     def init_attention_backends(self) -> None:
-        """Build the drafter's attention backend."""
+        """Build the drafter's attention backend; the target's pool, whose rows a round moves, is there by now."""
         with self._draft_scope():
             super().init_attention_backends()
+        self.mover = make_mover(self.model_runner.token_to_kv_pool)
+        self.mover.warm_up(self.max_path_len)
 
     def init_cuda_graphs(self) -> None:
         """Capture the drafter's graph, with the tree at its end; the target's is captured by now, its buffer there."""
@@ -283,9 +286,7 @@ class DDTreeWorker(DFlashWorkerV2):
 
     def _commit(self, accepted: AcceptedPath, window: RoundWindow) -> None:
         """Move the target's KV rows of the accepted nodes to the front of the window."""
-        moves = self.trees.moves(window.slots, accepted)
-        if moves.targets.numel():
-            self.model_runner.token_to_kv_pool.move_kv_cache(moves.targets, moves.sources)
+        self.mover.move(window.inputs.node_slots, accepted)
 
     def _extend_draft_context(self, commit: RoundCommit, window: RoundWindow, logits_output: Any) -> None:
         """Give the drafter the target's hidden states of the accepted nodes, as DFLASH does for its chain."""

@@ -109,10 +109,10 @@ def _check_path(slots: torch.Tensor, accept_index: torch.Tensor) -> None:
                 f"{name} must be 2-D int64 and contiguous, got {tuple(tensor.shape)} {tensor.dtype} with strides "
                 f"{tensor.stride()}"
             )
-    (batch_size, path_len), (num_windows, num_slots) = accept_index.shape, slots.shape
-    if num_windows != batch_size or not 1 <= path_len <= min(num_slots, MAX_PATH_LEN):
+    (batch_size, path_len), num_windows = accept_index.shape, len(slots)
+    if num_windows != batch_size or not 1 <= path_len <= MAX_PATH_LEN:
         raise ValueError(
-            f"accept_index must be [B, P] with P from 1 to {MAX_PATH_LEN} and at most W for slots [B, W], got "
+            f"accept_index must be [B, P] with P from 1 to {MAX_PATH_LEN} for slots [B, W], got "
             f"{tuple(accept_index.shape)} for slots {tuple(slots.shape)}"
         )
 
@@ -120,7 +120,7 @@ def _check_path(slots: torch.Tensor, accept_index: torch.Tensor) -> None:
 def move_accepted_rows(
     rows: KVRows,
     slots: torch.Tensor,  # [B, W] int64, slot of each place of a window; no slot is in two of a batch
-    accept_index: torch.Tensor,  # [B, P] int64, places whose rows become final, in order; then -1
+    accept_index: torch.Tensor,  # [B, P] int64, places whose rows become final, in order, at most W of them; then -1
 ) -> None:
     """Copy, in every buffer, row `slots[b, accept_index[b, j]]` to row `slots[b, j]`: all at once, whatever the order.
 
@@ -129,7 +129,7 @@ def move_accepted_rows(
     """
     _check_path(slots, accept_index)
     batch_size, path_len = accept_index.shape
-    if batch_size == 0 or path_len == 1:
+    if batch_size == 0 or min(path_len, slots.shape[1]) <= 1:
         return  # the root stays
     constants = _constants(rows.alignment, rows.widest_row_bytes, path_len)
     row_words = rows.widest_row_bytes // constants["WORD_BYTES"]

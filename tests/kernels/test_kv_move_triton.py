@@ -113,6 +113,13 @@ def test_many_layers(device: torch.device) -> None:
     _assert_moves_as_planned(device, buffers, _windows(1, 12, 30), _index([[0, 2, 3, 5]], 4))
 
 
+def test_paths_are_padded_beyond_a_short_window(device: torch.device) -> None:
+    """A round of fewer nodes than the drafter's block has positions."""
+    buffers = _buffers(2, 20, (1, 8), torch.bfloat16)
+    _assert_moves_as_planned(device, buffers, _windows(2, 3, 20), _index([[0, 2], [0]], 8))
+    _assert_moves_as_planned(device, buffers, _windows(2, 1, 20), _index([[0], [0]], 8))
+
+
 def test_buffers_that_start_at_an_odd_address(device: torch.device) -> None:
     whole = torch.randint(256, (40 * 32 + 3,), dtype=torch.uint8).to(device)
     buffer = whole[3:].view(40, 32)
@@ -161,7 +168,6 @@ def test_an_empty_batch_launches_nothing(device: torch.device) -> None:
             torch.zeros(2, 4, dtype=torch.int64),
             r"for slots \(3, 8\)",
         ),
-        (torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 4, dtype=torch.int64), "at most W"),
         (torch.zeros(2, 40, dtype=torch.int64), torch.zeros(2, 33, dtype=torch.int64), "P from 1 to 32"),
     ],
 )
@@ -175,3 +181,35 @@ def test_buffers_without_contiguous_rows_are_refused() -> None:
         KVRows.of([torch.zeros(4, 8)[:, ::2]])
     with pytest.raises(ValueError, match="at least one buffer"):
         KVRows.of([])
+
+
+@pytest.mark.sglang
+@pytest.mark.parametrize("path_len", [1, 4, 16])
+def test_engines_pool_is_moved_as_by_itself(device: torch.device, path_len: int) -> None:
+    """`KernelMover` on one pool of SGLang's, `PoolMover` on another that moves row by row."""
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+    from ddtree_sglang.engine.stages.kv_moves import KernelMover, PoolMover
+
+    index = _index([path[:path_len] for path in PATHS.values()], path_len)
+    slots = _windows(len(index), 17, 120).to(device)
+    lens = (index >= 0).sum(1)
+    path = AcceptedPath(index.to(device), lens - 1, lens, index, lens)
+    by_kernel, by_pool = (
+        MHATokenToKVPool(120, 1, torch.bfloat16, 2, 24, 3, str(device), enable_memory_saver=False, v_head_dim=16)
+        for _ in range(2)
+    )
+    by_pool.use_native_move_kv_cache = True
+    buffers = [[*pool.k_buffer, *pool.v_buffer] for pool in (by_kernel, by_pool)]
+    for one, other in zip(*buffers, strict=True):
+        one.copy_(torch.randn(one.shape))
+        other.copy_(one)
+    before = by_kernel.k_buffer[0].clone()
+    mover = KernelMover(KVRows.of(buffers[0]))
+    mover.warm_up(path_len)
+    assert torch.equal(by_kernel.k_buffer[0], before)
+    mover.move(slots, path)
+    PoolMover(by_pool).move(slots, path)
+    assert torch.equal(by_kernel.k_buffer[0], before) == (path_len == 1)
+    for one, other in zip(*buffers, strict=True):
+        assert torch.equal(one, other)

@@ -1,4 +1,4 @@
-"""The KV window of a round: its slots, the room that a request's row must leave for it, and what becomes final in it.
+"""The KV window of a round: its slots, and the room that a request's row must leave for it.
 
 A request's window is the W = max(N, P) slots from its committed length on: the drafter's block writes the first P, the
 target's tree the first N. Overlap scheduling reserves two windows, because the committed length that the host knows is
@@ -15,8 +15,6 @@ import torch
 from sglang.srt.runtime_context import get_spec
 from sglang.srt.speculative.dflash_info_v2 import DFlashDraftInputV2
 
-from ddtree_sglang.core.acceptance import AcceptedPath
-from ddtree_sglang.core.kv_commit import commit_plan
 from ddtree_sglang.core.round_inputs import RoundInputs
 from ddtree_sglang.engine.spec import is_ddtree
 
@@ -64,28 +62,9 @@ class RoundWindow:
         return self.inputs.node_slots.shape[1]
 
     @property
-    def slots(self) -> torch.Tensor:
-        """`[B, W]` int64: all slots of the window, those of the nodes or, where they are more, of the block."""
-        return max(self.inputs.node_slots, self.inputs.block_slots, key=torch.Tensor.numel)
-
-    @property
     def context_slots(self) -> torch.Tensor:
         """`[B, L]` int64, L = min(P, N): the slots of the longest path, to which the drafter's context is written."""
         return min(self.inputs.node_slots, self.inputs.block_slots, key=torch.Tensor.numel)
-
-
-@dataclass(frozen=True, slots=True)
-class KVMoves:
-    """M rows of the KV pool to copy, all read before any is written."""
-
-    sources: torch.Tensor  # [M] int64, slots
-    targets: torch.Tensor  # [M] int64, slots
-
-
-def committed_moves(slots: torch.Tensor, accepted: AcceptedPath) -> KVMoves:
-    """The moves of `core.kv_commit.commit_plan` in windows of `slots [B, W]` int64: M = B * P, no-ops included."""
-    plan = commit_plan(accepted)
-    return KVMoves(slots.gather(1, plan.source_slots).flatten(), slots.gather(1, plan.target_slots).flatten())
 
 
 @dataclass

@@ -1,9 +1,8 @@
-"""What a round asks of its trees: their inputs, draft them, mask them, walk them, move what was accepted.
+"""What a round asks of its trees: their inputs, draft them, mask them, walk them.
 
-Two implementations, one of which is chosen when the worker is built. `HostTrees`: core's tensor operations, the
-ancestor mask itself for attention, and moves of the rows that move. `DeviceTrees`: one kernel makes the inputs, one
-builds, one walks, and nothing is read back. `engine.graphs.drafter_tail.GraphTrees` takes over from `DeviceTrees` once
-the drafter has graphs.
+Two implementations, one of which is chosen when the worker is built. `HostTrees`: core's tensor operations, and the
+ancestor mask itself for attention. `DeviceTrees`: one kernel makes the inputs, one builds, one walks, and nothing is
+read back. `engine.graphs.drafter_tail.GraphTrees` takes over from `DeviceTrees` once the drafter has graphs.
 
 Where the mask of a device goes depends on the backend that reads it. SGLang's FA3 and Triton backends read only the
 tree cells of a buffer of theirs (layers/attention/verify_mask.py), so for those the kernel writes the cells in place:
@@ -22,14 +21,12 @@ from typing import Any
 
 import torch
 
-from ddtree_sglang.core.acceptance import AcceptedPath
 from ddtree_sglang.core.built_tree import BuiltTree, complete_tree
 from ddtree_sglang.core.round_commit import RoundCommit, commit_round
 from ddtree_sglang.core.round_inputs import RoundInputs, round_inputs
 from ddtree_sglang.core.tree_builder import build_draft_tree
 from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.stages.candidates import CandidateRanking, DraftCandidates
-from ddtree_sglang.engine.stages.kv_window import KVMoves, committed_moves
 from ddtree_sglang.engine.stages.verify_input import VerifyMask
 
 TreeBuild = Callable[[torch.Tensor, torch.Tensor], BuiltTree]
@@ -74,10 +71,6 @@ class RoundTrees(ABC):
             prefix_lens: `[B]` int64, committed lengths before the round.
         """
 
-    @abstractmethod
-    def moves(self, slots: torch.Tensor, accepted: AcceptedPath) -> KVMoves:
-        """The moves that make the accepted rows final, in windows of `slots [B, W]` int64."""
-
 
 class HostTrees(RoundTrees):
     """Trees in the host's memory, where reading a value costs nothing."""
@@ -101,12 +94,6 @@ class HostTrees(RoundTrees):
     def walk(self, built: BuiltTree, target_ids: torch.Tensor, prefix_lens: torch.Tensor) -> RoundCommit:
         """Core's walk."""
         return commit_round(built.tree, target_ids, prefix_lens, self.ranking.block_size)
-
-    def moves(self, slots: torch.Tensor, accepted: AcceptedPath) -> KVMoves:
-        """Only rows that move: most stay where they are, and finding those that do not costs less than copying all."""
-        every = committed_moves(slots, accepted)
-        moved = every.sources != every.targets
-        return KVMoves(every.sources[moved], every.targets[moved])
 
 
 @dataclass(frozen=True)
@@ -210,10 +197,6 @@ class DeviceTrees(RoundTrees):
         from ddtree_sglang.kernels.round_commit_triton import commit_round_triton
 
         return commit_round_triton(built.tree, target_ids, prefix_lens, self.ranking.block_size)
-
-    def moves(self, slots: torch.Tensor, accepted: AcceptedPath) -> KVMoves:
-        """All rows of the path, those that stay included: which of them move is not known to the host."""
-        return committed_moves(slots, accepted)
 
 
 def make_trees(ranking: CandidateRanking) -> RoundTrees:

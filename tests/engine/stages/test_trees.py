@@ -1,4 +1,4 @@
-"""The two kinds of trees: what they build, where their masks go, which rows they move."""
+"""The two kinds of trees: what they build, and where their masks go."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddtree_sglang.core import AcceptedPath, BuiltTree, build_draft_tree, complete_tree, root_trees
+from ddtree_sglang.core import BuiltTree, build_draft_tree, complete_tree, root_trees
 from ddtree_sglang.core.tree_mask import FlatMask
 
 pytestmark = pytest.mark.sglang
@@ -246,20 +246,6 @@ def test_a_root_alone_is_verified_without_a_mask() -> None:
     assert on_host.custom_mask is None
     # The CPU's backend reads this one: each root sees itself, as in a causal window.
     assert on_host.ancestor_mask.tolist() == [[[True]], [[True]]]
-
-
-def test_host_moves_the_rows_that_move_and_a_device_all() -> None:
-    """Window slots 10, 11, 12 of the first request and 20, 21, 22 of the second."""
-    from ddtree_sglang.engine.stages.trees import DeviceTrees, HostTrees
-
-    slots = torch.tensor([[10, 11, 12], [20, 21, 22]])
-    index = torch.tensor([[0, 2, -1], [0, 1, -1]])
-    ones = torch.ones(2, dtype=torch.int64)
-    accepted = AcceptedPath(index, ones, ones + 1, torch.zeros_like(index), ones)
-    moves = HostTrees(FixedRanking()).moves(slots, accepted)
-    assert (moves.sources.tolist(), moves.targets.tolist()) == ([12], [11])
-    moves = DeviceTrees(FixedRanking(), {}).moves(slots, accepted)
-    assert (moves.sources.tolist(), moves.targets.tolist()) == ([10, 12, 10, 20, 21, 20], [10, 11, 10, 20, 21, 20])
 
 
 def test_flat_mask_of_another_type_is_refused() -> None:

@@ -1,0 +1,170 @@
+"""Which rows move and who moves them; that SGLang's own move is right for a slot that is both source and target."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.harness.kernel_compiler import compile_kernel
+from ddtree_sglang.core import AcceptedPath
+from ddtree_sglang.engine.stages import kv_moves
+from ddtree_sglang.kernels.compile_case import CompileCase
+
+pytestmark = pytest.mark.sglang
+
+# Window slots of two requests; the first one's third node is accepted, and the second one's second, which stays.
+SLOTS = torch.tensor([[10, 11, 12], [20, 21, 22]])
+INDEX = torch.tensor([[0, 2, -1], [0, 1, -1]])
+
+
+def accepted(index: torch.Tensor = INDEX) -> AcceptedPath:
+    lens = (index >= 0).sum(1)
+    return AcceptedPath(index, lens - 1, lens, index, lens)
+
+
+class NotedPool:
+    """Keeps the targets and the sources of each move."""
+
+    def __init__(self) -> None:
+        self.moves: list[tuple[list[int], list[int]]] = []
+
+    def move_kv_cache(self, tgt_loc: torch.Tensor, src_loc: torch.Tensor) -> None:
+        self.moves.append((tgt_loc.tolist(), src_loc.tolist()))
+
+
+def plain_pool(dtype: torch.dtype = torch.bfloat16, head_dim: int = 8, **changes: Any) -> Any:
+    """SGLang's pool of two layers, on the host."""
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+    given = {"size": 30, "page_size": 1, "dtype": dtype, "head_num": 2, "head_dim": head_dim, "layer_num": 2}
+    return MHATokenToKVPool(**given | changes, device="cpu", enable_memory_saver=False)
+
+
+@pytest.fixture
+def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_moves, "is_device_path", lambda: True)
+
+
+def test_on_the_host_only_rows_that_move_are_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_moves, "is_device_path", lambda: False)
+    pool = NotedPool()
+    mover = kv_moves.make_mover(pool)
+    mover.move(SLOTS, accepted())
+    mover.move(SLOTS, accepted(torch.tensor([[0, 1, 2], [0, -1, -1]])))
+    assert pool.moves == [([11], [12])]
+
+
+@pytest.mark.usefixtures("on_device")
+def test_another_pool_on_a_device_moves_all_rows_of_the_paths() -> None:
+    """The host does not know which of them move; past the end of a path the root's moves onto itself."""
+    pool = NotedPool()
+    mover = kv_moves.make_mover(pool)
+    mover.move(SLOTS, accepted())
+    mover.move(SLOTS[:, :1], accepted())  # the root alone was verified
+    assert pool.moves == [([10, 11, 10, 20, 21, 20], [10, 12, 10, 20, 21, 20])]
+
+
+@pytest.mark.usefixtures("on_device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_plain_pool_on_a_device_is_moved_by_the_kernel(dtype: torch.dtype) -> None:
+    pool = plain_pool(dtype)
+    mover = kv_moves.make_mover(pool)
+    assert isinstance(mover, kv_moves.KernelMover)
+    rows = mover.rows
+    assert rows.data_ptrs.tolist() == pool.data_ptrs.tolist()
+    assert rows.row_bytes.tolist() == pool.data_strides.tolist()
+
+
+@pytest.mark.usefixtures("on_device")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kv_cache_layout": "hnd"},
+        {"kv_cache_layout": "vectorized_5d"},
+        {"quant_method": object()},
+        {"use_native_move_kv_cache": True},
+        {"layer_num": 0},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_pool_of_another_form_moves_its_rows_itself(change: dict[str, Any]) -> None:
+    pool = plain_pool()
+    assert kv_moves.has_plain_rows(pool)
+    for name, value in change.items():
+        setattr(pool, name, value)
+    assert isinstance(kv_moves.make_mover(pool), kv_moves.PoolMover)
+
+
+@pytest.mark.usefixtures("on_device")
+def test_pool_of_another_class_moves_its_rows_itself() -> None:
+    """As those with sliding windows, latent keys or scales: they keep more per slot, or translate slots."""
+    from ddtree_sglang.cpu_platform.kv_pool import CpuMHATokenToKVPool
+
+    pool = object.__new__(CpuMHATokenToKVPool)
+    pool.__dict__.update(plain_pool().__dict__)
+    assert isinstance(kv_moves.make_mover(pool), kv_moves.PoolMover)
+
+
+# -- SGLang's own launch -------------------------------------------------------------------------------------------
+
+
+def engine_launches(monkeypatch: pytest.MonkeyPatch, row_bytes: int) -> list[tuple[int, int, int]]:
+    """Tile in bytes, warps and most rows of the launches by which a pool of such rows moves 256 of them and 16."""
+    from sglang.srt.mem_cache import memory_pool
+
+    launches: list[tuple[int, int, int]] = []
+
+    def note(_ptrs: Any, _strides: Any, _to: Any, _from: Any, _count: int, most: int, config: dict[str, int]) -> None:
+        launches.append((config["bytes_per_tile"], config["num_warps"], most))
+
+    monkeypatch.setattr(memory_pool, "copy_all_layer_kv_cache_func", note)
+    pool = plain_pool(head_dim=row_bytes // 4, size=300, enable_kv_cache_copy=True)
+    for count in (256, 16):
+        slots = torch.arange(count)
+        pool.move_kv_cache(slots, slots)
+    return launches
+
+
+def has_each_byte_column_in_one_thread(ttgir: str) -> bool:
+    """Whether the launch loads and stores rows in one layout that spreads threads along a row only, none twice."""
+    tiles = re.findall(r"tt\.(load|store) .*tensor<(\d+)x(\d+)x!tt\.ptr<i8>, (#\w+)>", ttgir)
+    assert [kind for kind, *_ in tiles] == ["load", "store"]
+    ((_, _, columns, layout),) = {("", *tile[1:]) for tile in tiles}
+    fields = re.search(rf"^{layout} = #ttg\.blocked<{{(.*)}}>$", ttgir, re.MULTILINE)
+    assert fields is not None
+    spread = {name: (int(row), int(column)) for name, row, column in re.findall(r"(\w+) = \[(\d+), (\d+)\]", fields[1])}
+    per_thread, lanes, warps = (spread[name] for name in ("sizePerThread", "threadsPerWarp", "warpsPerCTA"))
+    return lanes[0] == warps[0] == 1 and int(columns) >= per_thread[1] * lanes[1] * warps[1]
+
+
+def engine_case(tile: int, num_warps: int, most: int) -> CompileCase:
+    from sglang.kernels.ops.kvcache.cache_move import copy_all_layer_kv_cache_tiled
+
+    arguments = {
+        "data_ptrs": torch.uint64,
+        "strides": torch.int64,
+        "tgt_loc_ptr": torch.int64,
+        "src_loc_ptr": torch.int64,
+        "num_locs": most,
+    }
+    constants = {"num_locs_upper": most, "BYTES_PER_TILE": tile}
+    return CompileCase(copy_all_layer_kv_cache_tiled, arguments, constants, num_warps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row_bytes", [256, 4096, 8192])
+@pytest.mark.parametrize("capability", [80, 90])
+def test_engines_move_keeps_every_byte_column_in_one_thread(
+    monkeypatch: pytest.MonkeyPatch, row_bytes: int, capability: int
+) -> None:
+    """So a thread's own loads come before its own stores, and no other thread stores what it loads: no race."""
+    for launch in set(engine_launches(monkeypatch, row_bytes)):
+        assert has_each_byte_column_in_one_thread(compile_kernel(engine_case(*launch), capability).asm["ttgir"]), launch
+
+
+def test_narrower_tile_would_race() -> None:
+    """What the check above would notice: with 64 bytes for four warps, two threads hold each byte."""
+    assert not has_each_byte_column_in_one_thread(compile_kernel(engine_case(64, 4, 16), 90).asm["ttgir"])

@@ -5,9 +5,12 @@ holds the next child of node p that is not yet in the tree, so the frontier is a
 and the best one is a maximum over lanes. After a pop, lane p moves on to the next sibling, and the lane of the new node
 opens with its first child. A launch of N - 1 such steps does no sort, no barrier and reads nothing back.
 
-The order of ties is core's: score descending, then depth, then parent, then candidate rank, packed with the score into
-one 64-bit key. Oracle: `core.tree_builder.build_draft_tree`, `core.tree_layout`, `core.tree_mask`; parity, bit for bit,
-in tests/kernels, under Triton's interpreter where there is no GPU.
+The order of ties is core's: score descending, then depth, then parent, then candidate rank, the last three packed into
+one number. Scores are compared as 32-bit integers in the order of the floats, because a warp's maximum or sum of those
+is one instruction from sm_80 on; of floats it is a chain of five shuffles, of 64-bit numbers one of ten.
+
+Oracle: `core.tree_builder.build_draft_tree`, `core.tree_layout`, `core.tree_mask`; parity, bit for bit, in
+tests/kernels, under Triton's interpreter where there is no GPU.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ _POINTERS = range(13)
 """The kernel's first arguments. No two launches differ in what is known of addresses, so none compiles it anew."""
 
 # Key of a lane that has no candidate; below that of any score. As an annotated constant a kernel may read it.
-_NOTHING: tl.constexpr = tl.constexpr(-(2**63) + 1)
+_NOTHING: tl.constexpr = tl.constexpr(-(2**31))
 # Depth, parent and rank take 5 + 8 + 8 bits; they are subtracted from this, so that smaller ones win.
 _TIE_BITS: tl.constexpr = tl.constexpr(2**21 - 1)
 
@@ -42,14 +45,17 @@ def _usable(logprob):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _key(score, depth, parent, rank):  # type: ignore[no-untyped-def]
-    """Key [lanes] int64 that is larger for candidates that come earlier; `_NOTHING` for an impossible one."""
+def _ordered(score):  # type: ignore[no-untyped-def]
+    """Scores as int32 in the same order; that of an impossible candidate, -inf, is `_NOTHING`."""
     bits = score.to(tl.int32, bitcast=True)
     # Two's complement in the order of the floats: negative ones have their other bits turned around.
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    tie = _TIE_BITS - ((depth << 16) | (parent << 8) | rank)
-    key = (ordered.to(tl.int64) << 32) | tie.to(tl.int64)
-    return tl.where(score > float("-inf"), key, _NOTHING)
+    return tl.where(score > float("-inf"), bits ^ ((bits >> 31) & 0x7FFFFFFF), _NOTHING)
+
+
+@triton.jit
+def _tie(depth, parent, rank):  # type: ignore[no-untyped-def]
+    """Larger for those that come earlier among candidates of equal score."""
+    return _TIE_BITS - ((depth << 16) | (parent << 8) | rank)
 
 
 @triton.jit(
@@ -119,26 +125,28 @@ def _build_tree_kernel(  # type: ignore[no-untyped-def]
     tl.store(positions + row, prefix_len)
     tl.store(cells + lanes, lanes == 0, mask=in_row)
 
-    # Lane p: the score and depth of node p, and its child in waiting: rank, key, and the node of the rank before.
+    # Lane p: the score and depth of node p, and its child in waiting: rank, key, tie, and the node of the rank before.
     score = tl.zeros([LANES], tl.float32)
     depth = tl.zeros([LANES], tl.int32)
     rank = tl.zeros([LANES], tl.int32)
     previous = tl.full([LANES], -1, tl.int32)
     first = _usable(tl.load(topk_logprobs + block)) + score
-    key = tl.where(lanes == 0, _key(first, depth + 1, lanes, rank), _NOTHING)
+    key = tl.where(lanes == 0, _ordered(first), _NOTHING)
+    tie = tl.where(lanes == 0, _tie(depth + 1, lanes, rank), 0)
 
     for node in range(1, num_nodes):
         best = tl.max(key, axis=0)
         found = best > _NOTHING
-        here = (key == best) & found  # keys differ, so one lane or none
-        tie = _TIE_BITS - (best & _TIE_BITS).to(tl.int32)
-        node_depth = tl.where(found, tie >> 16, 0)
-        parent = tl.where(found, (tie >> 8) & 255, -1)
-        node_rank = tie & 255
-        ordered = (best >> 32).to(tl.int32)
-        bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
+        best_tie = tl.max(tl.where(key == best, tie, -1), axis=0)
+        here = (key == best) & (tie == best_tie) & found  # ties differ, so one lane or none
+        place = _TIE_BITS - best_tie
+        node_depth = tl.where(found, place >> 16, 0)
+        parent = tl.where(found, (place >> 8) & 255, -1)
+        node_rank = place & 255
+        bits = best ^ ((best >> 31) & 0x7FFFFFFF)
         node_score = tl.where(found, bits.to(tl.float32, bitcast=True), float("-inf"))
-        parent_score = tl.sum(tl.where(here, score, 0.0), axis=0)
+        score_bits = tl.sum(tl.where(here, score.to(tl.int32, bitcast=True), 0), axis=0)
+        parent_score = score_bits.to(tl.float32, bitcast=True)
         sibling = tl.sum(tl.where(here, previous, 0), axis=0)
 
         candidate = block + (node_depth - 1) * num_candidates + node_rank
@@ -159,14 +167,15 @@ def _build_tree_kernel(  # type: ignore[no-untyped-def]
         # The next sibling waits in the parent's lane, the first child in the new node's.
         has_next = found & (node_rank + 1 < num_used)
         step = tl.load(topk_logprobs + candidate + 1, mask=has_next, other=float("-inf"))
-        next_key = _key(parent_score + _usable(step), node_depth, parent, node_rank + 1)
-        key = tl.where(here, next_key, key)
+        key = tl.where(here, _ordered(parent_score + _usable(step)), key)
+        tie = tl.where(here, _tie(node_depth, parent, node_rank + 1), tie)
         rank = tl.where(here, node_rank + 1, rank)
         previous = tl.where(here, node, previous)
         has_child = found & (node_depth < draft_depth)
         step = tl.load(topk_logprobs + block + node_depth * num_candidates, mask=has_child, other=float("-inf"))
-        child_key = _key(node_score + _usable(step), node_depth + 1, node, 0)
-        key = tl.where((lanes == node) & has_child, child_key, key)
+        opens = (lanes == node) & has_child
+        key = tl.where(opens, _ordered(node_score + _usable(step)), key)
+        tie = tl.where(opens, _tie(node_depth + 1, node, 0), tie)
         score = tl.where(lanes == node, node_score, score)
 
 

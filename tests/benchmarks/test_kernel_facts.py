@@ -18,7 +18,7 @@ import triton.language as tl
 from benchmarks import kernel_facts
 from benchmarks.harness import kernel_compiler
 from benchmarks.harness.kernel_compiler import KernelFacts, cases_of, compile_for, kernels_without_case
-from ddtree_sglang.kernels import kv_move_triton
+from ddtree_sglang.kernels import kv_move_triton, tree_builder_triton
 from ddtree_sglang.kernels.compile_case import CompileCase
 
 BARRIER = "    tl.debug_barrier()  # every warp has its rows before any stores\n"
@@ -162,6 +162,15 @@ def test_no_warp_stores_a_moved_row_before_all_have_loaded_theirs(
     assert source.count(BARRIER) == 1
     racing = _module_of(source.replace(BARRIER, ""), tmp_path, monkeypatch)
     assert not _has_barrier_between_loads_and_stores(compile_for(cases_of(racing)[0], capability).ptx)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_builder_finds_the_best_candidate_without_shuffles(capability: int) -> None:
+    """Each redux is one instruction for a chain of five shuffles, or of ten for 64-bit numbers."""
+    for case in cases_of(tree_builder_triton):
+        if not case.constants["IS_FLAT"]:  # the flat layout adds up 64-bit lengths, once
+            ptx = compile_for(case, capability).ptx
+            assert (ptx.count("shfl.sync"), ptx.count("redux.sync")) == (0, 4), case.name
 
 
 def test_modules_of_the_package_are_found() -> None:

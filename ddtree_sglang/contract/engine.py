@@ -183,6 +183,13 @@ ENGINE: tuple[Row, ...] = (
     ),
     Row("sglang.srt.mem_cache.memory_pool", "MHATokenToKVPool.move_kv_cache", "tgt_loc src_loc", "kv_moves"),
     Row("sglang.srt.mem_cache.memory_pool", "ReqToTokenPool", "req_to_token", "worker"),
+    Row("sglang.srt.mem_cache.swa_memory_pool", "SWAKVPool", "full_kv_pool swa_kv_pool", "kv_moves"),
+    Row(
+        "sglang.srt.mem_cache.swa_memory_pool",
+        "SWAKVPool.translate_loc_from_full_to_swa",
+        "kv_indices",
+        "kv_moves",
+    ),
     Row(
         "sglang.srt.model_executor.forward_batch_info",
         "CaptureHiddenMode",

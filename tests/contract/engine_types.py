@@ -77,6 +77,7 @@ VARIABLES: dict[str, Type] = {
     "sampling_params": types_of("sglang.srt.sampling.sampling_params:SamplingParams"),
     "token_to_kv_pool": KV_POOL,
     "pool": (*KV_POOL, ("", "write_rows")),
+    "pools": types_of("sglang.srt.mem_cache.swa_memory_pool:SWAKVPool"),
     "token_to_kv_pool_allocator": types_of("sglang.srt.mem_cache.allocator:TokenToKVPoolAllocator"),
     "req_to_token_pool": types_of("sglang.srt.mem_cache.memory_pool:ReqToTokenPool"),
     "kv_index_translator": types_of("sglang.srt.mem_cache.kv_index_translator:KVIndexTranslator"),

@@ -213,3 +213,43 @@ def test_engines_pool_is_moved_as_by_itself(device: torch.device, path_len: int)
     assert torch.equal(by_kernel.k_buffer[0], before) == (path_len == 1)
     for one, other in zip(*buffers, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.sglang
+def test_engines_pools_for_sliding_windows_are_moved_as_by_themselves(device: torch.device) -> None:
+    from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+
+    from ddtree_sglang.engine.stages import kv_moves
+
+    slots, index = _windows(2, 17, 60).to(device), _index([[0, 2, 3, 5], [0, 1]], 8)
+    lens = (index >= 0).sum(1)
+    path = AcceptedPath(index.to(device), lens - 1, lens, index, lens)
+    mapping = torch.cat([torch.zeros(1, dtype=torch.int64), torch.randperm(59) + 1]).to(device)
+    by_kernel, by_pool = (
+        SWAKVPool(
+            60,
+            60,
+            1,
+            torch.bfloat16,
+            2,
+            24,
+            swa_attention_layer_ids=[0, 2],
+            full_attention_layer_ids=[1],
+            device=str(device),
+        )
+        for _ in range(2)
+    )
+    pools = [(pool.full_kv_pool, pool.swa_kv_pool) for pool in (by_kernel, by_pool)]
+    for one, other in zip(*pools, strict=True):
+        other.use_native_move_kv_cache = True
+        for held, same in zip([*one.k_buffer, *one.v_buffer], [*other.k_buffer, *other.v_buffer], strict=True):
+            held.copy_(torch.randn(held.shape))
+            same.copy_(held)
+    for pool in (by_kernel, by_pool):
+        pool.register_mapping(mapping)
+    full, sliding = (kv_moves.KernelMover(KVRows.of([*one.k_buffer, *one.v_buffer])) for one in pools[0])
+    kv_moves.WindowedMover(full, sliding, by_kernel.translate_loc_from_full_to_swa).move(slots, path)
+    kv_moves.PoolMover(by_pool).move(slots, path)
+    for one, other in zip(*pools, strict=True):
+        for held, same in zip([*one.k_buffer, *one.v_buffer], [*other.k_buffer, *other.v_buffer], strict=True):
+            assert torch.equal(held, same)

@@ -1,8 +1,9 @@
 """Accepted rows become final: they move to the front of each request's window in the target's KV pool.
 
-Three ways to do it, of which the platform and the pool choose one when the server starts. `HostMover` lets the pool
-move the rows that move. `KernelMover`, for SGLang's plain pool on a device: one launch for all layers, right for any
-path. `PoolMover`, for every other pool on a device, lets the pool move all rows of the paths.
+The platform and the pool choose how when the server starts. `HostMover` lets the pool move the rows that move. On a
+device, `KernelMover` moves the rows of SGLang's plain pool: one launch for all layers, right for any path. A model with
+sliding windows has two such pools, and `WindowedMover` one launch for each. `PoolMover`, for every other pool on a
+device, lets the pool move all rows of the paths.
 
 SGLang's own launch (kernels/ops/kvcache/cache_move.py) loads and stores bytes without a barrier between the two. It is
 right for a slot that is both source and target because Triton lays out its tiles with each byte column in one thread;
@@ -12,6 +13,7 @@ tests/engine/stages/test_kv_moves.py compiles it and looks.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +72,7 @@ class HostMover(KVMover):
 
 @dataclass(frozen=True)
 class PoolMover(KVMover):
-    """Rows of a pool of any layout on a device: sliding windows, latent keys, scales beside the rows."""
+    """Rows of a pool of any layout on a device: latent keys, pages with heads first, scales beside the rows."""
 
     pool: Any
 
@@ -104,15 +106,50 @@ class KernelMover(KVMover):
         move_accepted_rows(self.rows, nowhere, nowhere)
 
 
+@dataclass(frozen=True)
+class WindowedMover(KVMover):
+    """Rows of a pool for the layers that attend to everything, and of one for those with a sliding window."""
+
+    full: KernelMover
+    sliding: KernelMover
+    translate: Callable[[torch.Tensor], torch.Tensor]  # slots of the first to slots of the second, int64 to int64
+
+    def move(self, slots: torch.Tensor, accepted: AcceptedPath) -> None:
+        """Move what moves in both."""
+        if slots.shape[1] > 1:
+            self.full.move(slots, accepted)
+            self.sliding.move(self.translate(slots), accepted)
+
+    def warm_up(self, max_path_len: int) -> None:
+        """Rows of the two may differ in size."""
+        self.full.warm_up(max_path_len)
+        self.sliding.warm_up(max_path_len)
+
+
 def make_mover(pool: Any) -> KVMover:
     """The way for the platform that serves and the target's pool, whose buffers exist by now."""
     if not is_device_path():
         return HostMover(pool)
-    if not has_plain_rows(pool):
-        return PoolMover(pool)
+    if has_plain_rows(pool):
+        return _kernel_mover(pool)
+    return _windowed_mover(pool) or PoolMover(pool)
+
+
+def _kernel_mover(pool: Any) -> KernelMover:
     from ddtree_sglang.kernels.kv_move_triton import KVRows
 
     return KernelMover(KVRows.of([*pool.k_buffer, *pool.v_buffer]))
+
+
+def _windowed_mover(pools: Any) -> WindowedMover | None:
+    """For SGLang's pair of pools for sliding windows (mem_cache/swa_memory_pool.py), if both are plain."""
+    from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+
+    if type(pools) is not SWAKVPool or not (has_plain_rows(pools.full_kv_pool) and has_plain_rows(pools.swa_kv_pool)):
+        return None
+    return WindowedMover(
+        _kernel_mover(pools.full_kv_pool), _kernel_mover(pools.swa_kv_pool), pools.translate_loc_from_full_to_swa
+    )
 
 
 def has_plain_rows(pool: Any) -> bool:

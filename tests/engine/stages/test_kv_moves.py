@@ -108,6 +108,41 @@ def test_pool_of_another_class_moves_its_rows_itself() -> None:
     assert isinstance(kv_moves.make_mover(pool), kv_moves.PoolMover)
 
 
+def windowed_pool(full_layers: int = 1) -> Any:
+    """SGLang's pair of pools for a model with sliding windows, on the host."""
+    from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+
+    return SWAKVPool(
+        size=30,
+        size_swa=20,
+        page_size=1,
+        dtype=torch.bfloat16,
+        head_num=2,
+        head_dim=8,
+        swa_head_num=1,
+        swa_attention_layer_ids=[0, 2],
+        full_attention_layer_ids=list(range(1, 2 * full_layers, 2)),
+        device="cpu",
+    )
+
+
+@pytest.mark.usefixtures("on_device")
+def test_pools_of_a_model_with_sliding_windows_are_moved_by_a_kernel_each() -> None:
+    pool = windowed_pool()
+    mover = kv_moves.make_mover(pool)
+    assert isinstance(mover, kv_moves.WindowedMover)
+    for part, held in ((mover.full, pool.full_kv_pool), (mover.sliding, pool.swa_kv_pool)):
+        assert part.rows.data_ptrs.tolist() == held.data_ptrs.tolist()
+    pool.register_mapping(torch.arange(31) % 20)
+    assert torch.equal(mover.translate(SLOTS), SLOTS % 20)
+
+
+@pytest.mark.usefixtures("on_device")
+def test_pair_of_pools_with_one_that_is_not_plain_moves_its_rows_itself() -> None:
+    """As where all layers have a sliding window, and the other pool has no buffer."""
+    assert isinstance(kv_moves.make_mover(windowed_pool(full_layers=0)), kv_moves.PoolMover)
+
+
 # -- SGLang's own launch -------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ device, lets the pool move all rows of the paths.
 
 SGLang's own launch (kernels/ops/kvcache/cache_move.py) loads and stores bytes without a barrier between the two. It is
 right for a slot that is both source and target because Triton lays out its tiles with each byte column in one thread;
-tests/engine/stages/test_kv_moves.py compiles it and looks.
+tests/benchmarks/test_engine_kv_move.py compiles it and looks.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from ddtree_sglang.engine.debug.trace import RoundTrace
 from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.graphs.drafter_tail import DraftGraphTail, GraphTrees
 from ddtree_sglang.engine.graphs.node_counts import NodeCountStates
+from ddtree_sglang.engine.graphs.rehearsal import rehearse_rounds
 from ddtree_sglang.engine.graphs.target import install_tree_graph_runner
 from ddtree_sglang.engine.stages.budget_policy import make_policy
 from ddtree_sglang.engine.stages.candidates import CandidateRanking, VocabShard
@@ -120,8 +121,11 @@ class DDTreeWorker(DFlashWorkerV2):
     def init_cuda_graphs(self) -> None:
         """Capture the drafter's graph, with the tree at its end; the target's is captured by now, its buffer there."""
         batch_sizes = get_exec().graph.cuda_graph_config.decode.bs
-        if is_device_path() and batch_sizes:
-            self._use_graphs(batch_sizes)
+        if is_device_path():
+            with draft_tp_context(self.draft_parallel_layout):
+                rehearse_rounds(self.ranking, self.policy.node_counts, self.model_runner.req_to_token_pool.req_to_token)
+            if batch_sizes:
+                self._use_graphs(batch_sizes)
         with self._draft_scope():
             super().init_cuda_graphs()
 

@@ -199,6 +199,7 @@ def test_the_drafters_graph_is_given_the_masks_buffer_and_keeps_candidates_only_
     monkeypatch.setattr(module.NodeCountStates, "capture", lambda *_: states)
     monkeypatch.setattr(module, "DraftGraphTail", lambda *_, **given: given)
     monkeypatch.setattr(module, "is_device_path", lambda: True)
+    monkeypatch.setattr(module, "rehearse_rounds", events.returning("rehearsal"))
     monkeypatch.setattr(module.DDTreeWorker, "_draft_scope", lambda _: nullcontext())
     monkeypatch.setattr(module.DFlashWorkerV2, "init_cuda_graphs", events.returning("draft graph captured"))
     worker.init_cuda_graphs()
@@ -207,4 +208,4 @@ def test_the_drafters_graph_is_given_the_masks_buffer_and_keeps_candidates_only_
     assert worker.trees.tail is hook
     # Deterministic inference reads a mask's prefix columns, which the builder would not write.
     assert (hook["flat_mask"] is None) == deterministic
-    assert events == ["draft graph captured"]
+    assert events == ["rehearsal", "draft graph captured"]

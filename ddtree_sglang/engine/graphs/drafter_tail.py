@@ -92,4 +92,4 @@ class GraphTrees(DeviceTrees):
             return super().draft(drafter_out, batch_size, num_nodes)
         if num_nodes == self.tail.num_nodes:
             return lambda _root_ids, _prefix_lens: self.tail.trees(batch_size)
-        return partial(self._build, self.tail.candidates(batch_size), num_nodes)
+        return partial(self.build, self.tail.candidates(batch_size), num_nodes)

@@ -47,12 +47,13 @@ class RoundTrees(ABC):
 
     def draft(self, drafter_out: Any, batch_size: int, num_nodes: int) -> TreeBuild:
         """Rank now what the drafter's forward proposes, and build trees of N = `num_nodes` later."""
-        return partial(self._build, self.ranking.rank(drafter_out.logits_output.hidden_states, batch_size), num_nodes)
+        return partial(self.build, self.ranking.rank(drafter_out.logits_output.hidden_states, batch_size), num_nodes)
 
     @abstractmethod
-    def _build(
+    def build(
         self, ranked: DraftCandidates, num_nodes: int, root_ids: torch.Tensor, prefix_lens: torch.Tensor
-    ) -> BuiltTree: ...
+    ) -> BuiltTree:
+        """Trees of N = `num_nodes` from roots `[B]` int64, after prefixes of `[B]` int64 tokens."""
 
     @abstractmethod
     def verify_mask(self, built: BuiltTree, prefix_lens: torch.Tensor, total_prefix_len: int | None) -> VerifyMask:
@@ -80,9 +81,10 @@ class HostTrees(RoundTrees):
         """Core's."""
         return round_inputs(*tensors, **sizes)
 
-    def _build(
+    def build(
         self, ranked: DraftCandidates, num_nodes: int, root_ids: torch.Tensor, prefix_lens: torch.Tensor
     ) -> BuiltTree:
+        """Core's tree, completed."""
         tree = build_draft_tree(ranked.topk_ids, ranked.topk_logprobs, root_ids, num_nodes)
         return complete_tree(tree, prefix_lens, self.ranking.block_size - 1)
 
@@ -164,9 +166,10 @@ class DeviceTrees(RoundTrees):
         buffer = self.buffers.get(num_nodes)
         return buffer if buffer is not None and batch_size <= buffer.max_batch else None
 
-    def _build(
+    def build(
         self, ranked: DraftCandidates, num_nodes: int, root_ids: torch.Tensor, prefix_lens: torch.Tensor
     ) -> BuiltTree:
+        """The same in one launch, its mask in the backend's buffer where there is one."""
         from ddtree_sglang.kernels.tree_builder_triton import build_draft_tree_triton
 
         flat_mask = self.flat_mask_for(len(root_ids), num_nodes)

@@ -1,0 +1,40 @@
+"""At start-up every kernel of a round is compiled and loaded, so that no round waits for a compiler.
+
+Triton compiles a kernel for its constants and the types of its arguments. Between the rounds of one server only the
+number of nodes varies, and whether a mask is made in the attention backend's buffer or in a tensor of its own: sizes,
+strides and addresses are no part of the code. A launch for no request compiles and loads, and runs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ddtree_sglang.core.built_tree import root_trees
+from ddtree_sglang.engine.stages.candidates import CandidateRanking, DraftCandidates
+from ddtree_sglang.engine.stages.trees import DeviceTrees, MaskBuffer
+
+
+def rehearse_rounds(ranking: CandidateRanking, node_counts: Sequence[int], req_to_token: torch.Tensor) -> None:
+    """Launch what rounds of these numbers of nodes launch; `req_to_token` is the target's table of slots.
+
+    The ranking has tensor-parallel collectives, so every rank takes part.
+    """
+    device, head = req_to_token.device, ranking.shard.lm_head.weight
+    block = torch.zeros(ranking.block_size, head.shape[1], dtype=head.dtype, device=device)
+    ranked = ranking.rank(block, 1)
+    nothing = DraftCandidates(ranked.topk_ids[:0], ranked.topk_logprobs[:0])
+    for num_nodes in node_counts:
+        no_cells = MaskBuffer(torch.empty(0, dtype=torch.bool, device=device), 0, in_place=True, by_address=True)
+        for buffers in ({}, {num_nodes: no_cells}):
+            _rehearse(DeviceTrees(ranking, buffers), nothing, num_nodes, req_to_token)
+
+
+def _rehearse(trees: DeviceTrees, nothing: DraftCandidates, num_nodes: int, req_to_token: torch.Tensor) -> None:
+    """One round of no request."""
+    none = torch.empty(0, dtype=torch.int64, device=req_to_token.device)
+    block_size = trees.ranking.block_size
+    trees.inputs(req_to_token, none, none, none, mask_token_id=0, num_nodes=num_nodes, block_size=block_size)
+    built = root_trees(none, none) if num_nodes == 1 else trees.build(nothing, num_nodes, none, none)
+    trees.walk(built, built.tree.token_ids, none)

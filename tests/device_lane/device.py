@@ -6,10 +6,12 @@ of a GPU. It also makes countable what costs time there: launches, copies betwee
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -139,7 +141,7 @@ class DeviceMode(TorchDispatchMode):
 
     def host_read(self, what: str) -> None:
         """The host waits for a value of the device."""
-        counts.host_reads[what] += 1
+        counts.host_reads[f"{what}, {_caller()}"] += 1
         if self.recorder is not None:
             self.recorder.host_read(what)
 
@@ -152,6 +154,14 @@ class DeviceMode(TorchDispatchMode):
         return name in ("aten::index", "aten::index_put_") and any(
             isinstance(one, torch.Tensor) and one.dtype in masks for one in tree_iter(args[1])
         )
+
+
+def _caller() -> str:
+    """Where the engine or the product called: file and line of the first frame that is neither torch's nor the lane's."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and any(part in frame.f_code.co_filename for part in ("/torch/", "device_lane")):
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
 mode = DeviceMode()

@@ -24,6 +24,7 @@ def install_device() -> None:
     streams.late = settings.late
     _install_memory_queries()
     _install_tree_walk()
+    _take_cuda_branches()
     tensors.install()
     triton_launches.install()
     door_launches.install()
@@ -62,3 +63,21 @@ def _install_tree_walk() -> None:
         return arguments["predicts"], arguments["accept_index"], arguments["accept_token_num"]
 
     spec_tree.verify_tree_greedy_func = walk
+
+
+def _take_cuda_branches() -> None:
+    """Where SGLang asks for CUDA by name and then launches Triton kernels, the lane does as CUDA does."""
+    from sglang.kernels.ops.speculative import cache_locs
+    from sglang.srt.mem_cache import memory_pool
+    from sglang.srt.speculative import dflash_worker_v2
+
+    for module, name, answer in (
+        (cache_locs, "_is_cuda", True),
+        (dflash_worker_v2, "is_cuda", lambda: True),
+        (memory_pool, "_is_cuda", True),
+        # Storing a token's keys and values has a kernel in CUDA, which the same branch asks for.
+        (memory_pool, "can_use_store_cache", lambda *_: False),
+    ):
+        if not hasattr(module, name):
+            raise RuntimeError(f"{module.__name__} has no {name} any more: look at what it asks before a launch")
+        setattr(module, name, answer)

@@ -271,6 +271,7 @@ class DDTreeWorker(DFlashWorkerV2):
             batch.sampling_info,
             built.layout.positions,
             self.model_runner.sampler,
+            keep_logits=batch.return_logprob,
         )
         # Ranks must agree on what was drawn; a no-op on one rank, and for greedy unless asked for.
         site = SpecTpSyncSite.DFLASH_ACCEPT_SAMPLE

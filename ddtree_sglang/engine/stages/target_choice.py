@@ -41,10 +41,14 @@ def choose_target_tokens(
     sampling_info: SamplingBatchInfo | None,  # the batch's parameters, None for greedy
     positions: torch.Tensor,  # [B, N] int64, what a seed is mixed with, as in plain decoding (layers/sampler.py)
     sampler: Sampler,  # the target model runner's
+    *,
+    keep_logits: bool,
 ) -> torch.Tensor:
     """`[B, N]` int64: one token of the target's for each node.
 
-    A request's bias is added to `logits` in place, as plain decoding does.
+    A request's bias is added to `logits` in place, as plain decoding does. The sampler then turns them into
+    probabilities in place (layers/sampler.py), unless `keep_logits`, which costs a copy of `[B * N, V]`: only
+    `compute_spec_logprobs` reads them afterwards, for a batch that asks for log-probabilities.
     """
     batch_size, num_nodes = positions.shape
     if sampling_info is not None and sampling_info.logit_bias is not None:
@@ -54,8 +58,7 @@ def choose_target_tokens(
     from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 
     chosen = sampler(
-        # The sampler turns its logits into probabilities in place; the log-probabilities are still to be read.
-        LogitsProcessorOutput(next_token_logits=logits.clone()),
+        LogitsProcessorOutput(next_token_logits=logits.clone() if keep_logits else logits),
         repeat_for_nodes(sampling_info, num_nodes),
         return_logprob=False,
         top_logprobs_nums=[],

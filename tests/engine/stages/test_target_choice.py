@@ -50,12 +50,13 @@ def test_greedy_batch_takes_the_argmax_and_never_asks_the_sampler() -> None:
     def sampler(*args: Any, **kwargs: Any) -> torch.Tensor:
         raise AssertionError("greedy needs no sampler")
 
-    got = choose_target_tokens(logits, sampling_info(is_all_greedy=True), positions, sampler)
+    got = choose_target_tokens(logits, sampling_info(is_all_greedy=True), positions, sampler, keep_logits=True)
     assert torch.equal(got, logits.argmax(-1).view(B, N))
-    assert torch.equal(choose_target_tokens(logits, None, positions, sampler), got)
+    assert torch.equal(choose_target_tokens(logits, None, positions, sampler, keep_logits=False), got)
 
 
-def test_sampler_gets_each_nodes_position_and_a_copy_of_the_logits() -> None:
+@pytest.mark.parametrize("keep_logits", [True, False])
+def test_sampler_gets_each_nodes_position_and_a_copy_of_logits_that_are_read_later(keep_logits: bool) -> None:
     logits = torch.randn(B * N, V)
     before = logits.clone()
     seen = SimpleNamespace()
@@ -66,19 +67,21 @@ def test_sampler_gets_each_nodes_position_and_a_copy_of_the_logits() -> None:
         return torch.arange(B * N, dtype=torch.int32)
 
     positions = torch.tensor([[10, 11, 11], [20, 21, 22]])
-    got = choose_target_tokens(logits, sampling_info(), positions, sampler)
+    got = choose_target_tokens(logits, sampling_info(), positions, sampler, keep_logits=keep_logits)
     assert seen.positions.tolist() == [10, 11, 11, 20, 21, 22]
     assert got.tolist() == [[0, 1, 2], [3, 4, 5]]
     assert got.dtype == torch.int64
-    # Log-probabilities are read from the logits afterwards.
-    assert torch.equal(logits, before)
+    # Log-probabilities are read from the logits afterwards; without them a copy would be made for nobody.
+    assert torch.equal(logits, before) == keep_logits
+    assert bool((logits == 0).all()) != keep_logits
 
 
 def test_logit_bias_of_a_request_counts_at_all_of_its_nodes() -> None:
     bias = torch.zeros(B, V)
     bias[0, 5], bias[1, 0] = 100.0, 100.0
     info = sampling_info(is_all_greedy=True, logit_bias=bias)
-    got = choose_target_tokens(torch.randn(B * N, V), info, torch.zeros(B, N, dtype=torch.int64), lambda: None)
+    positions = torch.zeros(B, N, dtype=torch.int64)
+    got = choose_target_tokens(torch.randn(B * N, V), info, positions, lambda: None, keep_logits=False)
     assert got.tolist() == [[5] * N, [0] * N]
 
 
@@ -110,7 +113,7 @@ def test_draws_follow_the_adjusted_distribution_of_plain_decoding() -> None:
         )
 
     positions = torch.zeros(1, num_nodes, dtype=torch.int64)
-    drawn = choose_target_tokens(row.repeat(num_nodes, 1), info, positions, sampler)
+    drawn = choose_target_tokens(row.repeat(num_nodes, 1), info, positions, sampler, keep_logits=False)
     counts = torch.bincount(drawn.flatten(), minlength=V).double()
     expected = torch.softmax(row[:3] / 2.0, -1).double() * num_nodes
     assert counts[3:].sum() == 0

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ddtree_sglang.core import BuiltTree, build_draft_tree, complete_tree
+from ddtree_sglang.core.candidates import LogitTransform
 from ddtree_sglang.core.tree_mask import flat_tree_mask, tree_cell_index
 from ddtree_sglang.engine.graphs.drafter_tail import DraftGraphTail, GraphTrees
 from ddtree_sglang.engine.stages.candidates import CandidateRanking, VocabShard
@@ -28,7 +29,7 @@ class Head:
 
 
 def ranking(device: torch.device) -> CandidateRanking:
-    return CandidateRanking(VocabShard(Head(device), VOCABULARY, 0, 1.0, None, None), TOP_K, BLOCK)
+    return CandidateRanking(VocabShard(Head(device), VOCABULARY, 0, LogitTransform(), None), TOP_K, BLOCK)
 
 
 def block(batch_size: int, seed: int, device: torch.device) -> tuple[SimpleNamespace, SimpleNamespace]:

@@ -22,7 +22,7 @@ class DraftGraphTail:
     """Capture hook; after a replay `trees(B)` are the batch's trees of N nodes, and `candidates(B)` what they are of.
 
     Both are overwritten by the next replay, which is ordered after this round's verify on the same stream. Candidates
-    are kept only if asked for, where rounds of fewer nodes build trees of them: keeping is two launches a replay.
+    are kept only if asked for, where rounds of fewer nodes build trees of them; else they lie in the graph's own pool.
     """
 
     def __init__(
@@ -52,11 +52,8 @@ class DraftGraphTail:
 
         block_size = self._ranking.block_size
         batch_size = num_tokens // block_size
-        ranked = self._ranking.rank(out.hidden_states, batch_size)
-        if self._candidates is not None:
-            kept = self.candidates(batch_size)
-            kept.topk_ids.copy_(ranked.topk_ids)
-            kept.topk_logprobs.copy_(ranked.topk_logprobs)
+        kept = None if self._candidates is None else self.candidates(batch_size)
+        ranked = self._ranking.rank(out.hidden_states, batch_size, kept)
         # The block starts at the root, which stands where the committed tokens end; with a windowed drafter the
         # lengths in the graph would be the window's.
         root_ids = forward_batch.input_ids.view(batch_size, block_size)[:, 0]

@@ -1,8 +1,11 @@
 """From the drafter's hidden states to ranked candidates: top-K ids and their log-probabilities per position.
 
 The LM head is the target's, split over the vocabulary between tensor-parallel ranks. Each rank keeps its K best
-logits and its log-sum-exp; only those are gathered, never a dense `[B, D, V]` tensor. Every rank then holds the
-same numbers and so builds the same tree.
+logits and its log-sum-exp; only those are gathered, in one tensor, never a dense `[B, D, V]` one. Every rank then holds
+the same numbers and so builds the same tree.
+
+On a device the kernels of `kernels.candidates_triton` read the head's output as it is. On a host torch ranks a float32
+copy; there, equal logits come in torch's order, not in core's.
 
 Temperature stays 1 whatever the request asks for: the distributions rank nodes, and the target decides (paper, 4.3).
 """
@@ -13,16 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional
 
+from ddtree_sglang.core.candidates import DraftCandidates, LogitTransform
+from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.exceptions import DDTreeConfigError
 
-
-@dataclass(frozen=True, slots=True)
-class DraftCandidates:
-    """What the tree builder needs of a draft block."""
-
-    topk_ids: torch.Tensor  # [B, D, K] int64, best first, ids of the whole vocabulary
-    topk_logprobs: torch.Tensor  # [B, D, K] float32, log-softmax over the whole vocabulary, descending along K
+__all__ = ["CandidateRanking", "DraftCandidates", "VocabShard", "rank_candidates", "rank_candidates_on_device"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +33,14 @@ class VocabShard:
         lm_head: SGLang's `ParallelLMHead`; its `quant_method` makes the product, so that a platform's version is used.
         num_rows: V_local, the rows of real tokens; the head may be padded past them.
         vocab_start: id of its first row.
-        logit_scale: multiplies the logits (checkpoints with an output multiplier), 1.0 for none.
-        softcap: logits are `softcap * tanh(logits / softcap)`, None for none.
+        transform: the checkpoint's output multiplier and softcap.
         tp_group: SGLang's group coordinator, None on a single rank.
     """
 
     lm_head: Any
     num_rows: int
     vocab_start: int
-    logit_scale: float
-    softcap: float | None
+    transform: LogitTransform
     tp_group: Any
 
     @classmethod
@@ -69,20 +67,17 @@ class VocabShard:
             lm_head=lm_head,
             num_rows=rows,
             vocab_start=int(shard.org_vocab_start_index) if shard is not None else 0,
-            logit_scale=float(getattr(draft_config, "output_multiplier", 1.0)),
-            softcap=getattr(draft_config, "final_logit_softcapping", None),
+            transform=LogitTransform(
+                scale=float(getattr(draft_config, "output_multiplier", 1.0)),
+                softcap=getattr(draft_config, "final_logit_softcapping", None),
+            ),
             tp_group=tp_group if int(tp_group.world_size) > 1 else None,
         )
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """`[rows, hidden]` -> `[rows, V_local]` float32."""
+        """`[rows, hidden]` -> `[rows, V_local]` in the head's dtype, rows as far apart as the head is padded."""
         hidden = hidden.to(self.lm_head.weight.dtype)
-        logits = self.lm_head.quant_method.apply(self.lm_head, hidden, None)[:, : self.num_rows].float()
-        if self.logit_scale != 1.0:
-            logits = logits * self.logit_scale
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits
+        return self.lm_head.quant_method.apply(self.lm_head, hidden, None)[:, : self.num_rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +94,45 @@ class CandidateRanking:
     top_k: int
     block_size: int
 
-    def rank(self, hidden: torch.Tensor, batch_size: int) -> DraftCandidates:
-        """Rank the D masked positions of B blocks; `hidden` is `[B * P, H]`, the drafter's states."""
-        return rank_candidates(hidden.view(batch_size, self.block_size, -1)[:, 1:], self.shard, self.top_k)
+    def rank(self, hidden: torch.Tensor, batch_size: int, out: DraftCandidates | None = None) -> DraftCandidates:
+        """Rank the D masked positions of B blocks; `hidden` is `[B * P, H]`, the drafter's states.
+
+        `out`, contiguous `[B, D, K]`, is where results go if given: a CUDA graph needs them to keep their place. On a
+        device results have K = `top_k` columns whatever the vocabulary's size, what is missing with log-probability
+        -inf.
+        """
+        blocks = hidden.view(batch_size, self.block_size, -1)[:, 1:]
+        if is_device_path():
+            return rank_candidates_on_device(blocks, self.shard, self.top_k, out)
+        ranked = rank_candidates(blocks, self.shard, self.top_k)
+        if out is None:
+            return ranked
+        out.topk_ids.copy_(ranked.topk_ids)
+        out.topk_logprobs.copy_(ranked.topk_logprobs)
+        return out
+
+
+def rank_candidates_on_device(
+    hidden: torch.Tensor,  # [B, D, H] the drafter's states of the masked positions
+    shard: VocabShard,
+    top_k: int,
+    out: DraftCandidates | None = None,
+) -> DraftCandidates:
+    """Rank each drafted position's tokens: K = top_k candidates, identical on every rank, in core's order.
+
+    Two launches after the LM head's; under tensor parallelism one all-gather and one launch more.
+    """
+    from ddtree_sglang.kernels.candidates_triton import merge_shards_triton, rank_logits_triton, rank_shard_triton
+
+    batch_size, depth = hidden.shape[:2]
+    logits = shard.logits(hidden.reshape(batch_size * depth, -1))
+    if shard.tp_group is None:
+        ranked = rank_logits_triton(logits, top_k, shard.transform, out)
+    else:
+        packed = rank_shard_triton(logits, top_k, shard.transform, shard.vocab_start)
+        ranked = merge_shards_triton(_gather(packed, shard.tp_group), shard.transform, out)
+    shape = (batch_size, depth, top_k)
+    return DraftCandidates(ranked.topk_ids.view(shape), ranked.topk_logprobs.view(shape))
 
 
 def rank_candidates(
@@ -109,9 +140,9 @@ def rank_candidates(
     shard: VocabShard,
     top_k: int,
 ) -> DraftCandidates:
-    """Rank each drafted position's tokens: K = min(top_k, V) candidates, identical on every rank."""
+    """Rank each drafted position's tokens with torch: min(top_k, V) candidates, identical on every rank."""
     batch_size, depth = hidden.shape[:2]
-    logits = shard.logits(hidden.reshape(batch_size * depth, -1))
+    logits = shard.transform(shard.logits(hidden.reshape(batch_size * depth, -1)))
     values, ids = torch.topk(logits, min(top_k, logits.shape[-1]), dim=-1)
     log_partition = torch.logsumexp(logits, dim=-1, keepdim=True)
     ids = ids + shard.vocab_start
@@ -123,12 +154,28 @@ def rank_candidates(
     )
 
 
+def _gather(packed: torch.Tensor, tp_group: Any) -> torch.Tensor:
+    """`[rows, words]` int32 of this rank -> `[ranks, rows, words]`, in rank order.
+
+    The words travel as float32, whose bits nothing reads on the way: SGLang's shared-memory gather on CPUs takes no
+    integers. Along dimension 0 the gathered tensor is as it arrives, without a copy.
+    """
+    gathered = tp_group.all_gather(packed.view(torch.float32), dim=0)
+    return gathered.view(torch.int32).view(int(tp_group.world_size), *packed.shape)
+
+
 def _merge_shards(
     values: torch.Tensor, ids: torch.Tensor, log_partition: torch.Tensor, tp_group: Any, top_k: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `rank_candidates` has of every shard, merged; a shard of fewer than K tokens fills up with -inf."""
+    missing = (0, top_k - values.shape[-1])
+    values, ids = functional.pad(values, missing, value=-torch.inf), functional.pad(ids, missing)
+    words = [values.view(torch.int32), ids.to(torch.int32), log_partition.view(torch.int32)]
+    gathered = _gather(torch.cat(words, dim=-1), tp_group)
     # Shards come in rank order, so equal scores keep the order of their ids, as on a single rank.
-    values = tp_group.all_gather(values, dim=-1)
-    ids = tp_group.all_gather(ids, dim=-1)
-    log_partition = torch.logsumexp(tp_group.all_gather(log_partition, dim=-1), dim=-1, keepdim=True)
+    by_row = gathered.movedim(0, 1)
+    values, ids = (by_row[..., begin : begin + top_k].flatten(1).contiguous() for begin in (0, top_k))
+    values = values.view(torch.float32)
+    log_partition = torch.logsumexp(by_row[..., -1].contiguous().view(torch.float32), dim=-1, keepdim=True)
     order = torch.sort(values, dim=-1, descending=True, stable=True).indices[:, :top_k]
-    return values.gather(-1, order), ids.gather(-1, order), log_partition
+    return values.gather(-1, order), ids.to(torch.int64).gather(-1, order), log_partition

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from ddtree_sglang.engine.stages.candidates import VocabShard, rank_candidates
+from ddtree_sglang.engine.stages.candidates import DraftCandidates, VocabShard, rank_candidates
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 B, D, HIDDEN, V = 2, 3, 8, 40
 
 
 class FakeGroup:
-    """Every rank's value at once: `all_gather` returns the concatenation in rank order, as the real group does."""
+    """Of several ranks in turn: a first pass records what each sends, a second returns all of it, in rank order."""
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
-        self.calls: list[list[torch.Tensor]] = []
+        self.sent: list[torch.Tensor] = []
+        self.complete = False
 
-    def play(self, per_rank: list[list[torch.Tensor]]) -> None:
-        self._queue = [torch.cat(tensors, dim=-1) for tensors in zip(*per_rank, strict=True)]
+    def all_gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        if not self.complete:
+            self.sent.append(tensor.clone())
+            return torch.cat([tensor] * self.world_size, dim)
+        return torch.cat(self.sent, dim)
 
-    def all_gather(self, tensor: torch.Tensor, dim: int = -1) -> torch.Tensor:
-        gathered = self._queue.pop(0)
-        assert gathered.shape[0] == tensor.shape[0]
-        return gathered
+
+def on_every_rank(rank: Callable[[VocabShard], DraftCandidates], shards: list[VocabShard]) -> list[DraftCandidates]:
+    """What each rank gets once all have sent; they gather exactly once."""
+    group = shards[0].tp_group
+    for one in shards:
+        rank(one)
+    assert len(group.sent) == len(shards)
+    group.complete = True
+    return [rank(one) for one in shards]
 
 
 def head(weight: torch.Tensor, start: int = 0, rows: int | None = None, added: int = 0) -> Any:
@@ -37,8 +47,18 @@ def head(weight: torch.Tensor, start: int = 0, rows: int | None = None, added: i
     return SimpleNamespace(weight=weight, shard_indices=indices, quant_method=method)
 
 
-def shard(lm_head: Any, world_size: int = 1, **draft_config: Any) -> VocabShard:
-    return VocabShard.from_lm_head(lm_head, SimpleNamespace(**draft_config), FakeGroup(world_size))
+def shard(lm_head: Any, group: FakeGroup | None = None, **draft_config: Any) -> VocabShard:
+    return VocabShard.from_lm_head(lm_head, SimpleNamespace(**draft_config), group or FakeGroup(1))
+
+
+def shards_of(weight: torch.Tensor, num_ranks: int, rows: int) -> list[VocabShard]:
+    """Heads of `rows` tokens each, as SGLang pads and splits a vocabulary: the last may have fewer, or none."""
+    group = FakeGroup(num_ranks)
+    return [
+        shard(head(torch.cat([part, weight.new_full((rows - len(part), HIDDEN), 9.0)]), r * rows, len(part)), group)
+        for r in range(num_ranks)
+        for part in [weight[r * rows : (r + 1) * rows]]
+    ]
 
 
 @pytest.fixture
@@ -70,24 +90,28 @@ def test_top_k_larger_than_the_vocabulary_is_cut(hidden: torch.Tensor, weight: t
     assert rank_candidates(hidden, shard(head(weight)), top_k=100).topk_ids.shape == (B, D, V)
 
 
-@pytest.mark.parametrize("num_ranks", [2, 4])
+@pytest.mark.parametrize(("num_ranks", "rows"), [(2, 20), (4, 10), (3, 16), (2, 40)])
 def test_sharded_head_gives_the_candidates_of_one_rank(
-    num_ranks: int, hidden: torch.Tensor, weight: torch.Tensor
+    num_ranks: int, rows: int, hidden: torch.Tensor, weight: torch.Tensor
 ) -> None:
     whole = rank_candidates(hidden, shard(head(weight)), top_k=6)
-    rows = V // num_ranks
-    shards = [shard(head(weight[r * rows : (r + 1) * rows], start=r * rows), num_ranks) for r in range(num_ranks)]
-    flat = hidden.reshape(B * D, HIDDEN)
-    per_rank = []
-    for one in shards:
-        logits = one.logits(flat)
-        values, ids = logits.topk(6, dim=-1)
-        per_rank.append([values, ids + one.vocab_start, logits.logsumexp(-1, keepdim=True)])
-    for one in shards:
-        one.tp_group.play(per_rank)
-        got = rank_candidates(hidden, one, top_k=6)
+    for got in on_every_rank(lambda one: rank_candidates(hidden, one, 6), shards_of(weight, num_ranks, rows)):
         assert torch.equal(got.topk_ids, whole.topk_ids)
         torch.testing.assert_close(got.topk_logprobs, whole.topk_logprobs)
+
+
+def test_shards_of_fewer_tokens_than_candidates_fill_up(hidden: torch.Tensor, weight: torch.Tensor) -> None:
+    whole = rank_candidates(hidden, shard(head(weight)), top_k=V)
+    for got in on_every_rank(lambda one: rank_candidates(hidden, one, V + 2), shards_of(weight, 2, 32)):
+        assert torch.equal(got.topk_ids[..., :V], whole.topk_ids)
+        torch.testing.assert_close(got.topk_logprobs[..., :V], whole.topk_logprobs)
+        assert (got.topk_logprobs[..., V:] == -torch.inf).all()
+
+
+def test_tied_scores_of_shards_keep_the_order_of_their_ids(hidden: torch.Tensor, weight: torch.Tensor) -> None:
+    twice = torch.cat([weight[: V // 2], weight[: V // 2]])
+    for got in on_every_rank(lambda one: rank_candidates(hidden, one, 6), shards_of(twice, 2, V // 2)):
+        assert torch.equal(got.topk_ids[..., 1::2], got.topk_ids[..., ::2] + V // 2)
 
 
 def test_logit_scale_and_softcap_of_the_checkpoint_are_applied(hidden: torch.Tensor, weight: torch.Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from ddtree_sglang.core.draft_tree import DraftTree
-from ddtree_sglang.core.tree_layout import TreeLayout, layout_draft_tree
+from ddtree_sglang.core.tree_layout import TreeLayout, check_prefix_lens, layout_draft_tree, node_rows
 from ddtree_sglang.core.tree_mask import AncestorMask, FlatMask, TreeMask, ancestor_mask
 
 Rows = TypeVar("Rows", DraftTree, TreeLayout)
@@ -69,7 +69,12 @@ def complete_tree(tree: DraftTree, prefix_lens: torch.Tensor, max_depth: int | N
 
 def root_trees(root_ids: torch.Tensor, prefix_lens: torch.Tensor) -> BuiltTree:
     """Trees of one node, the root `[B]` int64, after prefixes of `[B]` int64 tokens: a round that drafts nothing."""
-    nothing = torch.full_like(root_ids, -1).unsqueeze(1)
-    zeros = torch.zeros_like(nothing)
-    tree = DraftTree(root_ids.unsqueeze(1), nothing, zeros, zeros.to(torch.float32))
-    return complete_tree(tree, prefix_lens)
+    batch_size, device = len(root_ids), root_ids.device
+    check_prefix_lens(prefix_lens, batch_size, device)
+    none = torch.full((batch_size, 1), -1, device=device)
+    zeros = torch.zeros((batch_size, 1), dtype=torch.int64, device=device)
+    return BuiltTree(
+        DraftTree(root_ids.unsqueeze(1), none, zeros, torch.zeros((batch_size, 1), device=device)),
+        TreeLayout(prefix_lens.unsqueeze(1), node_rows(batch_size, 1, device), none, none),
+        AncestorMask(torch.ones((batch_size, 1, 1), dtype=torch.bool, device=device)),
+    )

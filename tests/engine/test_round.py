@@ -7,12 +7,15 @@ kernel are fakes; the rest is the round's own.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.core import BuiltTree, commit_round
@@ -39,6 +42,36 @@ class Events(list[str]):
 
 def empty(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device=META)
+
+
+class Launches(TorchDispatchMode):
+    """Operators that launch something, in order; views and allocations do not. What kernels do inside is not theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self._in_kernel = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        is_free = func.is_view or name.startswith(("empty", "new_empty", "_unsafe_view"))
+        on_device = isinstance(out, torch.Tensor) and out.device == META
+        if on_device and not is_free and not self._in_kernel:
+            self.names.append(name)
+        return out
+
+    def kernel(self, name: str, oracle: Callable[..., Any]) -> Callable[..., Any]:
+        """One launch of that name, whose result is the oracle's."""
+
+        def launch(*args: Any, **kwargs: Any) -> Any:
+            self.names.append(name)
+            self._in_kernel = True
+            made = oracle(*args, **kwargs)
+            self._in_kernel = False
+            return made
+
+        return launch
 
 
 TRANSLATOR = SimpleNamespace(plan=lambda **_: SimpleNamespace(bind=lambda *_: None))
@@ -154,6 +187,33 @@ def test_a_read_of_a_value_would_have_been_noticed(round_of_fakes: tuple[Any, An
 
     with pytest.raises((NotImplementedError, RuntimeError)):
         worker._decode_round(batch, publish)
+
+
+def test_a_round_launches_six_kernels_outside_its_graphs(
+    round_of_fakes: tuple[Any, Any, Events], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as stock DFLASH's chain: prepare, embedding, two copies into its block, argmax, accept.
+
+    Both have these in common, which are not counted: what a replay copies into its graph, the metadata of an attention
+    backend, the projection of the hidden states, the scheduler.
+    """
+    from ddtree_sglang.engine.graphs.drafter_tail import GraphTrees
+    from ddtree_sglang.engine.stages.trees import MaskBuffer
+    from ddtree_sglang.kernels import round_commit_triton, round_inputs_triton
+
+    worker, batch, events = round_of_fakes
+    launches = Launches()
+    monkeypatch.setattr(round_inputs_triton, "round_inputs_triton", launches.kernel("inputs", round_inputs))
+    monkeypatch.setattr(round_commit_triton, "commit_round_triton", launches.kernel("walk", commit_round))
+    worker.mover = SimpleNamespace(move=launches.kernel("move rows", lambda *_: None))
+    table = empty(VOCABULARY, HIDDEN, dtype=torch.float32)
+    worker.draft_block = dataclasses.replace(worker.draft_block, full_embedding=table)
+    cells = empty(10_000, dtype=torch.bool)
+    tail = SimpleNamespace(num_nodes=NODES, trees=lambda count: BuiltTree.empty(count, NODES, META, cells))
+    worker.trees = GraphTrees(worker.ranking, {NODES: MaskBuffer(cells, 9, in_place=True, by_address=True)}, tail)
+    with launches:
+        worker._decode_round(batch, events.returning("publish"))
+    assert launches.names == ["inputs", "embedding", "argmax", "walk", "move rows", "index_select"]
 
 
 def test_a_round_of_one_node_drafts_nothing(round_of_fakes: tuple[Any, Any, Events]) -> None:

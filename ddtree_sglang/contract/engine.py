@@ -34,12 +34,12 @@ ENGINE: tuple[Row, ...] = (
         "enable_return_indexer_topk enable_return_routed_experts enable_watermark",
         "server_args",
     ),
-    Row(_EXEC, "ExecGraph", "cuda_graph_config", "worker"),
+    Row(_EXEC, "ExecGraph", "cuda_graph_config", "graph_memory, worker"),
     Row(
         _EXEC,
         "ExecKernel",
-        "attention_backend decode_attention_backend prefill_attention_backend",
-        "attention_default, server_args",
+        "attention_backend decode_attention_backend prefill_attention_backend triton_attention_num_kv_splits",
+        "attention_default, graph_memory, server_args",
     ),
     Row(_EXEC, "ExecOverlap", "enable_two_batch_overlap", "server_args"),
     Row("sglang.srt.arg_groups.fields.lora", "Lora", "enable_lora lora_paths", "server_args"),
@@ -53,14 +53,14 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.arg_groups.fields.parallel",
         "Parallel",
-        "attn_dp_size enable_dp_attention pp_size tp_group tp_rank",
-        "server_args, worker",
+        "attn_dp_size enable_dp_attention pp_size tp_group tp_rank tp_size",
+        "graph_memory, server_args, worker",
     ),
     Row(
         "sglang.srt.arg_groups.fields.schedule",
         "Schedule",
-        "disable_overlap_schedule enable_mixed_chunk max_running_requests page_size",
-        "server_args",
+        "disable_overlap_schedule enable_mixed_chunk max_running_requests mem_fraction_static page_size",
+        "graph_memory, server_args",
     ),
     Row(
         "sglang.srt.arg_groups.fields.serving",
@@ -86,8 +86,9 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.configs.model_config",
         "ModelConfig",
-        "attention_arch attention_chunk_size context_len dtype hf_config is_hybrid_swa sliding_window_size",
-        "context_limit, server_args, target_checks, worker",
+        "attention_arch attention_chunk_size context_len dtype hf_config is_hybrid_swa num_attention_heads "
+        "sliding_window_size v_head_dim vocab_size",
+        "context_limit, graph_memory, server_args, target_checks, worker",
     ),
     Row("sglang.srt.configs.model_config", "_get_and_verify_dtype", "config dtype", "server_args"),
     Row("sglang.srt.configs.model_config", "ModelConfig.get_default_sampling_params", "", "target_checks"),
@@ -205,6 +206,9 @@ ENGINE: tuple[Row, ...] = (
         "drafter_tail, hooks, worker",
     ),
     Row("sglang.srt.model_executor.forward_batch_info", "ForwardMode", "TARGET_VERIFY is_extend is_idle", "worker"),
+    Row("sglang.srt.model_executor.cuda_graph_config", "CudaGraphConfig", "decode", "graph_memory, worker"),
+    Row("sglang.srt.model_executor.cuda_graph_config", "PhaseConfig", "backend bs", "graph_memory, worker"),
+    Row("sglang.srt.model_executor.cuda_graph_config", "Backend", "DISABLED", "graph_memory"),
     Row(
         _MODEL_RUNNER,
         "ModelRunner",
@@ -252,7 +256,7 @@ ENGINE: tuple[Row, ...] = (
         "ebnf json_schema min_new_tokens min_p regex structural_tag",
         "request_rules",
     ),
-    Row(_SERVER_ARGS, "ServerArgs", "_resolution_finished", "attention_default"),
+    Row(_SERVER_ARGS, "ServerArgs", "_resolution_finished", "hooks"),
     Row(_SERVER_ARGS, "ServerArgs.add_cli_args", "parser", "cli_flags"),
     Row(_SERVER_ARGS, "ServerArgs.from_cli_args", "args", "cli_flags"),
     Row(_SERVER_ARGS, "ServerArgs.resolve_once", "", "hooks"),
@@ -349,6 +353,7 @@ ENGINE: tuple[Row, ...] = (
     Row("sglang.srt.speculative.spec_tp_sync", "SpecTpSyncSite", "DFLASH_ACCEPT_GREEDY DFLASH_ACCEPT_SAMPLE", "worker"),
     Row("sglang.srt.speculative.spec_utils", "draft_tp_context", "", "worker"),
     # What `get_platform()` asks, by these names (runtime_context.py, _PLATFORM_PROBES).
+    Row("sglang.srt.utils.common", "get_device_memory_capacity", "device", "graph_memory"),
     Row("sglang.srt.utils.common", "is_cuda", "", "attention_default"),
     Row("sglang.srt.utils.common", "is_hopper_with_cuda_12_3", "", "attention_default"),
     Row("sglang.srt.utils.hf_transformers_utils", "get_config", "", "server_args"),

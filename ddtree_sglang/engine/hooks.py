@@ -37,13 +37,29 @@ def exit_on_bad_arguments(original: Callable[..., None], server_args: Any) -> No
         # A child of the server resolves its copy again under Ray, when the server listens already.
         if from_command_line and multiprocessing.parent_process() is None:
             check_port_is_free(server_args)
-        complete_raw_arguments(server_args)
+        # Child processes get resolved arguments, sealed, and come here again.
+        is_first = not getattr(server_args, "_resolution_finished", False)
+        if is_first:
+            complete_raw_arguments(server_args)
         original(server_args)
         check_resolved_target(server_args)
+        if is_first and is_ddtree(server_args.speculative_algorithm):
+            _say_what_graphs_take(server_args)
     except DDTreeError as error:
         if not from_command_line:
             raise
         raise SystemExit(f"error: {error}") from error
+
+
+def _say_what_graphs_take(server_args: Any) -> None:
+    from sglang.srt.arg_groups.overrides import resolving_view
+
+    from ddtree_sglang.config import DDTreeConfig
+    from ddtree_sglang.engine.admission.graph_memory import log_graph_memory
+    from ddtree_sglang.engine.stages.budget_policy import make_policy
+
+    num_nodes = int(resolving_view(server_args).speculative_num_draft_tokens)
+    log_graph_memory(server_args, make_policy(DDTreeConfig.from_env(), num_nodes).node_counts)
 
 
 def refuse_unsupported_request(original: Callable[..., str | None], req: Req, enable_overlap: bool) -> str | None:

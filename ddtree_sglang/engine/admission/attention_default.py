@@ -29,7 +29,7 @@ def complete_raw_arguments(server_args: Any) -> None:
     Raises:
         DDTreeConfigError: as `apply_config`.
     """
-    if not is_ddtree(server_args.speculative_algorithm) or getattr(server_args, "_resolution_finished", False):
+    if not is_ddtree(server_args.speculative_algorithm):
         return
     # With no tree flag SGLang forces pages of 128 tokens on FA4 (arg_groups/overrides.py, _fa4_page_constraint).
     apply_config(server_args, DDTreeConfig.from_env())

@@ -79,6 +79,10 @@ def result_lines(
             **_summary(group, repeats),
             "ratio_to_plain": _ratio(rates, group, "plain"),
             "ratio_to_chain": _ratio(rates, group, "dflash"),
+            "ratios_of_turns": {
+                "plain": _of_turns(groups, group, "plain"),
+                "chain": _of_turns(groups, group, "dflash"),
+            },
             "up_together": together,
             "prompts_unlike_plain": mismatches.get(group[0], 0),
             "provenance": provenance,
@@ -90,6 +94,13 @@ def result_lines(
 def _ratio(rates: dict[Group, float], group: Group, baseline: str) -> float | None:
     reference = rates.get((baseline, *group[1:]))
     return rates[group] / reference if reference else None
+
+
+def _of_turns(groups: dict[Group, list[Measurement]], group: Group, baseline: str) -> dict[str, float] | None:
+    """Spread of the ratios to the baseline, each of two measurements of one turn."""
+    of_turn = {one.repeat: one.decode_tokens_per_s for one in groups.get((baseline, *group[1:]), [])}
+    shared = [one for one in groups[group] if of_turn.get(one.repeat)]
+    return spread([one.decode_tokens_per_s / of_turn[one.repeat] for one in shared]) if shared else None
 
 
 def _summary(group: Group, repeats: Sequence[Measurement]) -> dict[str, Any]:

@@ -61,3 +61,18 @@ def test_table_shows_share_of_tree_work() -> None:
     stages = StageSummary(1, 4, 50.0, {"draft": 10.0, "verify": 38.0, "build": 2.0}, tree_share=0.04)
     one = Measurement("ddtree-4", "gsm8k", 1, 0, Batch((generation(5, 1.0, 2),), 2.0), stages, 0.0)
     assert "4.0 %" in table(result_lines([one], {}, {}))
+
+
+def test_ratios_of_turns_pair_each_turn_with_its_own_baseline() -> None:
+    """A machine that slows down between turns changes both sides: the spread is of ratios, not of rates."""
+    rates = {"plain": (10.0, 5.0), "dflash": (20.0, 15.0), "ddtree-8": (30.0, 20.0)}
+    measurements = [
+        measurement(system, generation(13, decode_s=12 / rate, num_rounds=3), repeat=repeat)
+        for system, values in rates.items()
+        for repeat, rate in enumerate(values)
+    ]
+    lines = {line["system"]: line["ratios_of_turns"] for line in result_lines(measurements, {}, {})}
+    assert lines["ddtree-8"]["plain"] == pytest.approx({"median": 3.5, "min": 3.0, "max": 4.0, "n": 2})
+    assert lines["ddtree-8"]["chain"] == pytest.approx({"median": 17 / 12, "min": 4 / 3, "max": 1.5, "n": 2})
+    alone = result_lines([one for one in measurements if one.system == "plain"], {}, {})
+    assert alone[0]["ratios_of_turns"]["chain"] is None

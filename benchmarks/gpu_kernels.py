@@ -1,14 +1,15 @@
-"""Time of the one-launch tree builder on an NVIDIA GPU, against the bytes that it must move.
+"""Every kernel checked against its oracle and timed on an NVIDIA GPU, against the bytes that it must move.
 
-    python -m benchmarks gpu_kernels [--output benchmarks/results/gpu-kernels.jsonl]
+    python -m benchmarks gpu_kernels [--output benchmarks/results/kernel-times.jsonl]
+    python -m benchmarks gpu_kernels --check-only [--small]
 
-For each batch B, depth D and node count N (K = N - 1): the kernel's tree is checked equal to the heap oracle's, then
-timed inside a CUDA graph of many launches, so that launching costs nothing and clocks are warm. The floor is the time
-of its reads and writes at the memory's measured bandwidth; for these sizes it is far below the time of any kernel.
-core's batched builder, the tensor operations that the kernel replaces, is timed in a graph too.
+Rows are those of `gpu_kernel_rows`, at each batch size, number of nodes and, where logits are read, vocabulary. A
+kernel is timed inside a CUDA graph of many launches, so that launching costs nothing and clocks are warm; so are the
+tensor operations that it replaces. The floor is the time of its reads and writes at the memory's measured bandwidth.
 
-One JSON line per row; the last line of stdout is one JSON object. Exit status 1 when a tree differs or a row is above
-`--limit-us` at B = 32, D = 15, N = 65.
+Without a GPU, under TRITON_INTERPRET=1, the rows are checked and timed in the interpreter; those times say nothing.
+One JSON line per row in --output; the last line of stdout is one JSON object. Exit status 1 when a kernel differs from
+its oracle, does not launch, or the builder is above `--limit-us` at B = 32, D = 15, N = 65.
 """
 
 from __future__ import annotations
@@ -16,23 +17,27 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.gpu_kernel_rows import DEPENDS_ON_VOCABULARY, ROWS, DifferentError, Row, Size, builder
 from benchmarks.harness.provenance import collect_provenance
-from ddtree_sglang.core import BuiltTree, ancestor_mask, build_draft_tree, build_draft_tree_heap, layout_draft_tree
 
 LAUNCHES_PER_GRAPH = 50
-PREFIX_LEN = 2048
+GOAL = ("tree_builder", Size(32, 65))
 
 
 def time_in_graph(call: Callable[[], object], repeats: int) -> list[float]:
-    """Microseconds of one call, per repeat, each the mean over a graph of many."""
+    """Microseconds of one call, per repeat, each the mean over a graph of many; plain calls where no GPU is."""
+    if not torch.cuda.is_available():
+        return [_time_plainly(call) for _ in range(repeats)]
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -55,54 +60,48 @@ def time_in_graph(call: Callable[[], object], repeats: int) -> list[float]:
     return times
 
 
-def measured_bandwidth() -> float:
+def _time_plainly(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return 1e6 * (time.perf_counter() - started)
+
+
+def measured_bandwidth(device: torch.device) -> float:
     """Bytes per microsecond of a large copy, read and write counted."""
-    source = torch.empty(2**28, dtype=torch.uint8, device="cuda")
+    source = torch.empty(2**28 if device.type == "cuda" else 2**22, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * source.numel() / statistics.median(time_in_graph(lambda: target.copy_(source), 5))
 
 
-def candidates(batch_size: int, depth: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """[B, D, K] ids and log-probabilities on the host, and roots; wide and narrow distributions mixed."""
-    generator = torch.Generator().manual_seed(batch_size * 1000 + depth)
-    logits = torch.randn(batch_size, depth, 1000, generator=generator)
-    logits = logits * (0.5 + 4 * torch.rand(batch_size, depth, 1, generator=generator))
-    logprobs, ids = torch.log_softmax(logits, -1).topk(count, dim=-1)
-    return ids, logprobs, torch.zeros(batch_size, dtype=torch.int64)
+def check_builder(batch_size: int, depth: int, num_nodes: int, device: torch.device) -> str:
+    """That the tree kernel launches and is right at one size; raises DifferentError."""
+    return builder(Size(batch_size, num_nodes, depth), device).check()
 
 
-def measure(batch_size: int, depth: int, num_nodes: int, repeats: int, bandwidth: float) -> dict[str, Any]:
-    """One row; raises SystemExit when the trees differ."""
-    from ddtree_sglang.kernels.tree_builder_triton import build_into
+def sizes(args: argparse.Namespace) -> Iterator[tuple[str, Size]]:
+    """(module, size) of every row, kernels that read logits at every vocabulary."""
+    for module in ROWS:
+        vocabularies = args.vocabularies if module in DEPENDS_ON_VOCABULARY else args.vocabularies[:1]
+        for batch, nodes, vocabulary in itertools.product(args.batch_sizes, args.num_nodes, vocabularies):
+            yield module, Size(batch, nodes, args.depth, vocabulary)
 
-    on_host = candidates(batch_size, depth, num_nodes - 1)
-    ids, logprobs, roots = (tensor.cuda() for tensor in on_host)
-    prefix_lens = torch.full((batch_size,), PREFIX_LEN, device="cuda")
-    flat = torch.zeros(batch_size * num_nodes * (PREFIX_LEN + num_nodes), dtype=torch.bool, device="cuda")
-    built = BuiltTree.empty(batch_size, num_nodes, ids.device, flat)
-    build_into(built, ids, logprobs, roots, prefix_lens)
-    oracle = build_draft_tree_heap(*on_host, num_nodes)
-    for name in ("token_ids", "parents", "depths", "logprobs"):
-        if not torch.equal(getattr(built.tree, name).cpu(), getattr(oracle, name)):
-            raise SystemExit(f"the kernel's tree differs from the heap's in {name}; nothing was timed")
 
-    def tensor_operations() -> object:
-        tree = build_draft_tree(ids, logprobs, roots, num_nodes)
-        return layout_draft_tree(tree, prefix_lens), ancestor_mask(tree.parents, depth)
-
-    kernel = time_in_graph(lambda: build_into(built, ids, logprobs, roots, prefix_lens), repeats)
-    core = time_in_graph(tensor_operations, repeats)
-    written = built.tree.token_ids.numel() * (6 * 8 + 4) + batch_size * num_nodes * num_nodes
-    moved = ids.numel() * 8 + logprobs.numel() * 4 + written
+def measure(row: Row, repeats: int, bandwidth: float) -> dict[str, Any]:
+    """Times of a row that was checked, JSON-ready."""
+    replaced = None
+    if row.replaced is not None:
+        replaced = summary(time_in_graph(row.replaced, repeats))
     return {
-        "bench": "gpu_tree_builder",
-        "batch_size": batch_size,
-        "depth": depth,
-        "num_nodes": num_nodes,
-        "kernel_us": summary(kernel),
-        "tensor_operations_us": summary(core),
-        "bytes_moved": moved,
-        "floor_us": round(moved / bandwidth, 3),
+        "bench": "gpu_kernels",
+        "kernel": row.kernel,
+        "batch_size": row.size.batch_size,
+        "num_nodes": row.size.num_nodes,
+        "depth": row.size.depth,
+        "vocabulary": row.size.vocabulary,
+        "kernel_us": summary(time_in_graph(row.run, repeats)),
+        "tensor_operations_us": replaced,
+        "bytes_moved": row.moved_bytes,
+        "floor_us": round(row.moved_bytes / bandwidth, 3),
     }
 
 
@@ -116,38 +115,74 @@ def summary(times: Sequence[float]) -> dict[str, float]:
     }
 
 
-def main(argv: Sequence[str]) -> int:
-    """Measure every combination of sizes."""
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Flags; `--small` is for the interpreter."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--num-nodes", type=int, nargs="+", default=[17, 33, 65, 129])
-    parser.add_argument("--depths", type=int, nargs="+", default=[7, 15])
+    parser.add_argument("--num-nodes", type=int, nargs="+", default=[17, 65])
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=[32768, 151936])
+    parser.add_argument("--depth", type=int, default=15)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--limit-us", type=float, default=100.0, help="goal at B = 32, D = 15, N = 65")
+    parser.add_argument("--limit-us", type=float, default=100.0, help="goal of the builder at B = 32, D = 15, N = 65")
+    parser.add_argument("--check-only", action="store_true", help="compare with the oracles, time nothing")
+    parser.add_argument("--small", action="store_true", help="one request and three, 17 nodes, 3 positions")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(argv)
-    if not torch.cuda.is_available():
-        print("gpu_kernels: an NVIDIA GPU is needed, torch sees none", file=sys.stderr)
-        return 2
-    origin, bandwidth = collect_provenance(), measured_bandwidth()
-    print(
-        f"memory: {bandwidth / 1e6:.2f} TB/s\n   B   D    N    kernel us (range)      tensor operations us    floor us"
-    )
-    goal = None
-    for batch_size, depth, nodes in itertools.product(args.batch_sizes, args.depths, args.num_nodes):
-        row = measure(batch_size, depth, nodes, args.repeats, bandwidth) | {"provenance": origin}
-        kernel, core = row["kernel_us"], row["tensor_operations_us"]
-        spread = f"{kernel['median']:8.1f} ({kernel['min']:.1f}-{kernel['max']:.1f})"
-        print(
-            f"{batch_size:4d}{depth:4d}{nodes:5d}  {spread:24s}{core['median']:14.1f}{row['floor_us']:16.2f}",
-            flush=True,
-        )
-        if (batch_size, depth, nodes) == (32, 15, 65):
-            goal = kernel["median"]
+    if args.small:
+        args.batch_sizes, args.num_nodes, args.vocabularies, args.depth, args.repeats = [1, 3], [17], [4096], 3, 1
+    return args
+
+
+def run(args: argparse.Namespace, device: torch.device) -> int:
+    """Check every row, time it unless told otherwise; a kernel that fails does not stop the next."""
+    origin, bandwidth = collect_provenance(), 0.0
+    if not args.check_only:
+        bandwidth = measured_bandwidth(device)
+        print(f"memory: {bandwidth / 1e6:.2f} TB/s")
+    failed, goal, checked = 0, None, 0
+    for module, size in sizes(args):
+        where = f"{module:22}B {size.batch_size:3d}  N {size.num_nodes:4d}  V {size.vocabulary:7d}  "
+        try:
+            row = ROWS[module](size, device)
+            print(where + row.check(), flush=True)
+        except (DifferentError, RuntimeError, ValueError, ImportError) as error:
+            failed += 1
+            print(f"{where}FAIL {type(error).__name__}: {error}", flush=True)
+            continue
+        checked += 1
+        if args.check_only:
+            continue
+        line = measure(row, args.repeats, bandwidth) | {"provenance": origin}
+        show(line)
+        if (row.kernel, size) == GOAL:
+            goal = line["kernel_us"]["median"]
         if args.output:
             args.output.parent.mkdir(parents=True, exist_ok=True)
-            with args.output.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            with args.output.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
     met = goal is None or goal <= args.limit_us
-    print(json.dumps({"goal_row_us": goal, "limit_us": args.limit_us, "met": met, "bytes_per_us": round(bandwidth)}))
-    return 0 if met else 1
+    print(
+        json.dumps({"checked": checked, "failed": failed, "goal_row_us": goal, "limit_us": args.limit_us, "met": met})
+    )
+    return 0 if met and checked and not failed else 1
+
+
+def show(line: dict[str, Any]) -> None:
+    """A row for a person."""
+    kernel, replaced = line["kernel_us"], line["tensor_operations_us"]
+    spread = f"{kernel['median']:.1f} us ({kernel['min']:.1f}-{kernel['max']:.1f})"
+    instead = f", tensor operations {replaced['median']:.1f} us" if replaced else ""
+    print(f"{'':22}{spread}{instead}, floor {line['floor_us']:.2f} us", flush=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure every combination of sizes."""
+    args = parse_args(argv)
+    if torch.cuda.is_available():
+        return run(args, torch.device("cuda"))
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        print(
+            "gpu_kernels: an NVIDIA GPU is needed, torch sees none; TRITON_INTERPRET=1 checks without", file=sys.stderr
+        )
+        return 2
+    return run(args, torch.device("cpu"))

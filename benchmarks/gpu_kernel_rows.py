@@ -1,0 +1,220 @@
+"""A row for every kernel of `ddtree_sglang.kernels`: inputs of a serving size, its oracle, what it must move.
+
+A plain list of functions: it needs neither pytest nor hypothesis, and works in Triton's interpreter on tensors of the
+CPU. Whoever adds a kernel adds its row; tests/benchmarks says which module has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+
+from ddtree_sglang.core import (
+    AcceptedPath,
+    BuiltTree,
+    DraftTree,
+    ancestor_mask,
+    build_draft_tree,
+    build_draft_tree_heap,
+    commit_plan,
+    commit_round,
+    layout_draft_tree,
+)
+from ddtree_sglang.core.round_inputs import round_inputs
+
+PREFIX_LEN = 2048
+LAYERS, KV_HEADS, HEAD_DIM = 36, 8, 128
+"""Of the KV rows that are moved: the shape of Qwen3-8B."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a row is measured at: B requests, N nodes, D drafted positions, a vocabulary of V."""
+
+    batch_size: int
+    num_nodes: int
+    depth: int = 15
+    vocabulary: int = 32768
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel at one size. `run` launches it; `check` raises DifferentError unless its result is the oracle's.
+
+    `replaced` is what does the same in tensor operations, None where nothing does it without a copy to the host.
+    """
+
+    kernel: str
+    size: Size
+    run: Callable[[], object]
+    check: Callable[[], str]
+    moved_bytes: int
+    replaced: Callable[[], object] | None = None
+
+
+class DifferentError(Exception):
+    """A kernel's result is not its oracle's; the message says where."""
+
+
+def candidates(size: Size) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """[B, D, K] ids and log-probabilities on the host, and roots; wide and narrow distributions mixed."""
+    generator = torch.Generator().manual_seed(size.batch_size * 1000 + size.depth)
+    logits = torch.randn(size.batch_size, size.depth, 1000, generator=generator)
+    logits = logits * (0.5 + 4 * torch.rand(size.batch_size, size.depth, 1, generator=generator))
+    logprobs, ids = torch.log_softmax(logits, -1).topk(max(1, size.num_nodes - 1), dim=-1)
+    return ids, logprobs, torch.zeros(size.batch_size, dtype=torch.int64)
+
+
+def builder(size: Size, device: torch.device) -> Row:
+    """The tree of a batch, its links, positions and mask in one launch; oracle: the heap."""
+    from ddtree_sglang.kernels.tree_builder_triton import build_into
+
+    on_host = candidates(size)
+    ids, logprobs, roots = (tensor.to(device) for tensor in on_host)
+    prefix_lens = torch.full((size.batch_size,), PREFIX_LEN, device=device)
+    cells = size.batch_size * size.num_nodes * (PREFIX_LEN + size.num_nodes)
+    flat = torch.zeros(cells, dtype=torch.bool, device=device)
+    built = BuiltTree.empty(size.batch_size, size.num_nodes, device, flat)
+
+    def run() -> None:
+        build_into(built, ids, logprobs, roots, prefix_lens)
+
+    def check() -> str:
+        run()
+        oracle = build_draft_tree_heap(*on_host, size.num_nodes)
+        for name in ("token_ids", "parents", "depths", "logprobs"):
+            _assert_equal(f"tree.{name}", getattr(built.tree, name), getattr(oracle, name))
+        return "tree equals the heap's"
+
+    def replaced() -> object:
+        tree = build_draft_tree(ids, logprobs, roots, size.num_nodes)
+        return layout_draft_tree(tree, prefix_lens), ancestor_mask(tree.parents, size.depth)
+
+    nodes = size.batch_size * size.num_nodes
+    moved = ids.numel() * 12 + nodes * (6 * 8 + 4) + nodes * size.num_nodes
+    return Row("tree_builder", size, run, check, moved, replaced)
+
+
+def round_commit(size: Size, device: torch.device) -> Row:
+    """Walk, lengths, emitted tokens and rows of the context in one launch; oracle: core's `commit_round`."""
+    from ddtree_sglang.kernels.round_commit_triton import commit_round_triton
+
+    tree = build_draft_tree(*candidates(size), size.num_nodes)
+    target_ids = _chosen(tree)
+    prefix_lens = torch.full((size.batch_size,), PREFIX_LEN)
+    moved = DraftTree(*(one.to(device) for one in (tree.token_ids, tree.parents, tree.depths, tree.logprobs)))
+    ids, lens, path_len = target_ids.to(device), prefix_lens.to(device), size.depth + 1
+
+    def run() -> Any:
+        return commit_round_triton(moved, ids, lens, path_len)
+
+    def check() -> str:
+        expected = commit_round(tree, target_ids, prefix_lens, path_len)
+        for (name, found), (_, wanted) in zip(_tensors(run()), _tensors(expected), strict=True):
+            _assert_equal(name, found, wanted)
+        return f"commit equals core's, the longest of {int(expected.path.commit_lens.max())} tokens"
+
+    written = size.batch_size * (4 * path_len * 8 + 5 * 8)
+    replaced = lambda: commit_round(moved, ids, lens, path_len)  # noqa: E731
+    return Row("round_commit", size, run, check, target_ids.numel() * 24 + written, replaced)
+
+
+def round_inputs_row(size: Size, device: torch.device) -> Row:
+    """Slots of tree and block, the block's tokens and positions in one launch; oracle: core's `round_inputs`."""
+    from ddtree_sglang.kernels.round_inputs_triton import round_inputs_triton
+
+    generator = torch.Generator().manual_seed(size.batch_size)
+    row_len, rows = PREFIX_LEN + 2 * max(size.num_nodes, size.depth + 1), size.batch_size + 3
+    table = torch.randperm(rows * row_len, generator=generator).to(torch.int32).view(rows, row_len)
+    requests = (
+        torch.randperm(rows, generator=generator)[: size.batch_size],
+        torch.randint(0, PREFIX_LEN, (size.batch_size,), generator=generator),
+        torch.randint(0, size.vocabulary, (size.batch_size,), generator=generator),
+    )
+    sizes: dict[str, Any] = {"mask_token_id": size.vocabulary - 1, "num_nodes": size.num_nodes}
+    sizes["block_size"] = size.depth + 1
+    on_device = (table.to(device), *(one.to(device) for one in requests))
+
+    def run() -> Any:
+        return round_inputs_triton(*on_device, **sizes)
+
+    def check() -> str:
+        expected = round_inputs(table, *requests, **sizes)
+        for (name, found), (_, wanted) in zip(_tensors(run()), _tensors(expected), strict=True):
+            _assert_equal(name, found, wanted)
+        return "slots, block and positions equal core's"
+
+    moved = size.batch_size * (size.num_nodes * 12 + (size.depth + 1) * (12 + 3 * 8))
+    return Row("round_inputs", size, run, check, moved, lambda: round_inputs(*on_device, **sizes))
+
+
+def kv_move(size: Size, device: torch.device) -> Row:
+    """Accepted rows of all layers in one launch; oracle: core's plan carried out by torch, byte for byte."""
+    from ddtree_sglang.kernels.kv_move_triton import KVRows, move_accepted_rows
+
+    path_len, pool = min(size.depth + 1, size.num_nodes), size.batch_size * size.num_nodes + 1
+    generator = torch.Generator().manual_seed(size.num_nodes)
+    layers, width = (LAYERS, KV_HEADS * HEAD_DIM) if device.type != "cpu" else (2, HEAD_DIM)
+    buffers = [torch.randn(pool, width, generator=generator).to(torch.bfloat16).to(device) for _ in range(2 * layers)]
+    order = torch.randperm(pool - 1, generator=generator) + 1
+    slots = order.view(size.batch_size, size.num_nodes).to(device)
+    index = torch.zeros(size.batch_size, path_len, dtype=torch.int64)
+    for row in index:
+        row[1:] = torch.randperm(size.num_nodes - 1, generator=generator)[: path_len - 1].sort().values + 1
+    index = index.to(device)
+    rows = KVRows.of(buffers)
+
+    def check() -> str:
+        lens = (index >= 0).sum(1)
+        plan = commit_plan(AcceptedPath(index, lens - 1, lens, index, lens))
+        source, target = (slots.gather(1, one).flatten() for one in (plan.source_slots, plan.target_slots))
+        expected = [buffer.clone() for buffer in buffers]
+        for buffer in expected:
+            buffer[target] = buffer[source]
+        move_accepted_rows(rows, slots, index)
+        for number, (found, wanted) in enumerate(zip(buffers, expected, strict=True)):
+            _assert_equal(f"buffer {number}", found.view(torch.int16), wanted.view(torch.int16))
+        return f"{2 * layers} buffers equal core's plan"
+
+    moved = 2 * 2 * layers * size.batch_size * (path_len - 1) * width * 2
+    return Row("kv_move", size, lambda: move_accepted_rows(rows, slots, index), check, moved)
+
+
+def _chosen(tree: DraftTree) -> torch.Tensor:
+    """`[B, N]` target choices: at nine of ten nodes the most probable child, so that paths have a length."""
+    chosen = torch.full_like(tree.token_ids, -7)
+    generator = torch.Generator().manual_seed(tree.num_nodes)
+    for request, parents in enumerate(tree.parents.tolist()):
+        for node, parent in reversed(list(enumerate(parents))):
+            if parent >= 0 and torch.rand((), generator=generator) < 0.9:
+                chosen[request, parent] = tree.token_ids[request, node]
+    return chosen
+
+
+def _tensors(value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    for field in fields(value):
+        held = getattr(value, field.name)
+        if is_dataclass(held):
+            yield from _tensors(held)
+        else:
+            yield field.name, held
+
+
+def _assert_equal(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+    if found.dtype != expected.dtype or not torch.equal(found.cpu(), expected.cpu()):
+        wrong = (found.cpu() != expected.cpu()).sum() if found.shape == expected.shape else "all"
+        raise DifferentError(f"{name} differs from the oracle's in {wrong} of {expected.numel()} places")
+
+
+ROWS: dict[str, Callable[[Size, torch.device], Row]] = {
+    "tree_builder_triton": builder,
+    "round_commit_triton": round_commit,
+    "round_inputs_triton": round_inputs_row,
+    "kv_move_triton": kv_move,
+}
+"""Module of `ddtree_sglang.kernels` -> its row."""
+DEPENDS_ON_VOCABULARY = frozenset[str]()
+"""Modules whose kernels read logits: measured at every vocabulary, the others at one."""

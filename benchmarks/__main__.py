@@ -20,8 +20,11 @@ COMMANDS = {
     "round_cost": ("what a round costs in plain decoding steps, from `decode` results", "seconds"),
     "kernel_facts": ("registers, spills and shared memory of every kernel, without a GPU", "half a minute"),
     "gpu_proof": ("every section of the GPU proof, each with a verdict", "an hour, by estimate"),
-    "gpu_kernels": ("the tree builder's time on a GPU", "a minute, by estimate"),
-    "gpu_checks": ("a GPU server: no host waits, graphs equal eager, widths agree", "minutes, by estimate"),
+    "gpu_facts": ("one thing that works or does not: a package, a kernel", "seconds"),
+    "gpu_record": ("what the servers of some cases of the GPU proof answer", "a minute a case, by estimate"),
+    "gpu_prompts": ("token ids of prompts for a carried pair of the GPU proof", "seconds"),
+    "gpu_kernels": ("every kernel against its oracle, and its time on a GPU", "a minute, by estimate"),
+    "tiny_pair": ("write a tiny target and a drafter that knows something of it", "seconds"),
     "dummy_pair": ("write a target and a drafter of a real shape without weights", "seconds"),
     "register_checkout": ("make a checkout on PYTHONPATH known to SGLang as a plugin", "seconds"),
 }

@@ -23,11 +23,15 @@ from ddtree_sglang.core import (
     commit_round,
     layout_draft_tree,
 )
+from ddtree_sglang.core.candidates import LogitTransform, rank_logits
 from ddtree_sglang.core.round_inputs import round_inputs
 
 PREFIX_LEN = 2048
 LAYERS, KV_HEADS, HEAD_DIM = 36, 8, 128
 """Of the KV rows that are moved: the shape of Qwen3-8B."""
+
+LOGPROB_TOLERANCE = 5e-5
+"""The kernel's exponentials are approximate, and a log-partition sums some hundred thousand of them."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,35 @@ def kv_move(size: Size, device: torch.device) -> Row:
     return Row("kv_move", size, lambda: move_accepted_rows(rows, slots, index), check, moved)
 
 
+def ranking(size: Size, device: torch.device) -> Row:
+    """Candidates and log-partition from the LM head's own logits; oracle: core's `rank_logits`, ids exactly."""
+    from ddtree_sglang.kernels.candidates_triton import rank_logits_triton
+
+    rows, top_k, transform = size.batch_size * size.depth, size.num_nodes - 1, LogitTransform()
+    generator = torch.Generator(device=device).manual_seed(size.vocabulary)
+    logits = (4 * torch.randn(rows, size.vocabulary, generator=generator, device=device)).to(torch.bfloat16)
+
+    def run() -> Any:
+        return rank_logits_triton(logits, top_k, transform)
+
+    def check() -> str:
+        found, expected = run(), rank_logits(logits, top_k, transform)
+        _assert_equal("topk_ids", found.topk_ids, expected.topk_ids)
+        error = float((found.topk_logprobs - expected.topk_logprobs).abs().max())
+        if not error <= LOGPROB_TOLERANCE:
+            raise DifferentError(f"topk_logprobs differ from the oracle's by {error:.2g}")
+        return f"candidates equal core's, log-probabilities to {error:.1e}"
+
+    moved = logits.nbytes + rows * top_k * 12
+    return Row("candidates", size, run, check, moved, lambda: _tensor_ranking(logits, top_k))
+
+
+def _tensor_ranking(logits: torch.Tensor, top_k: int) -> object:
+    """What ranks in tensor operations: float32 logits, their log-partition, a top-k."""
+    values = logits.float()
+    return values.topk(top_k, dim=-1), torch.logsumexp(values, dim=-1)
+
+
 def _chosen(tree: DraftTree) -> torch.Tensor:
     """`[B, N]` target choices: at nine of ten nodes the most probable child, so that paths have a length."""
     chosen = torch.full_like(tree.token_ids, -7)
@@ -213,8 +246,9 @@ ROWS: dict[str, Callable[[Size, torch.device], Row]] = {
     "tree_builder_triton": builder,
     "round_commit_triton": round_commit,
     "round_inputs_triton": round_inputs_row,
+    "candidates_triton": ranking,
     "kv_move_triton": kv_move,
 }
 """Module of `ddtree_sglang.kernels` -> its row."""
-DEPENDS_ON_VOCABULARY = frozenset[str]()
+DEPENDS_ON_VOCABULARY = frozenset({"candidates_triton"})
 """Modules whose kernels read logits: measured at every vocabulary, the others at one."""

@@ -1,35 +1,51 @@
-"""Prove the GPU path on a machine with one NVIDIA GPU and SGLang, no network needed: a verdict for each section.
+"""Prove the GPU path on a machine with SGLang and an NVIDIA GPU, no network needed: a verdict for each step.
 
-    bash benchmarks/gpu_proof.sh [FLAG...] [SECTION...]
+    bash benchmarks/gpu_proof.sh --out FOLDER [--time-limit SECONDS] [FLAG...] [SECTION...]
 
-A failure does not stop the next section. Results and server logs are in --out; summary.jsonl there has the verdicts,
-and one archive of all of it is made anew after each section. Exit status 0 when a section passed and none failed,
-1 when one failed or none passed, 2 when nothing could be run, 130 when interrupted.
+Sections stand in the order of what they decide. A failure does not stop the next step. Call it again with the same
+--out, or with --resume and the archive of an earlier call, until nothing is LATER: a step that passed for the same
+code, machine and pair is kept, and servers that had answered are not started again. Most sections serve a tiny pair
+that is made on the spot; those that need a trained model say SKIP without --model and --draft.
+
+--device cpu runs the same program on SGLang's CPU platform: a rehearsal without a GPU, with every attention backend
+replaced by the processor's.
+
+Exit status 0 when every chosen step passed or was skipped and one passed, 1 when one failed or none passed, 2 when
+nothing could be run, 3 when steps are left for a later call, 130 when interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_sections import SECTIONS, Section
+from benchmarks.gpu_cases import CASES
+from benchmarks.gpu_judge import Finding
+from benchmarks.gpu_sections import SECTIONS, Section, Step
 from benchmarks.harness.flags import end_on_sigterm
-from benchmarks.harness.gpu_lab import TIMED_OUT, Lab, Verdict, output_of
-from benchmarks.harness.provenance import REPO
+from benchmarks.harness.gpu_lab import CutOffError, Lab, Verdict, output_of, unpack
+from benchmarks.harness.gpu_machine import Machine, found_gpu, this_processor
+from benchmarks.harness.gpu_pairs import prepare
+from benchmarks.harness.gpu_setting import SMALL, Scale, Setting, code_digest
+from benchmarks.harness.provenance import REPO, collect_provenance
 from benchmarks.register_checkout import write_metadata
 from workers.progress import say, step
 
 BY_NAME = {section.name: section for section in SECTIONS}
-ENDED_EARLY = (TIMED_OUT, 130, 137, 143)
-NO_PYTEST = "pytest and hypothesis are needed, of the versions in benchmarks/requirements.txt"
+LEAST_TO_RECORD_S = 45
+"""With less left no server is started: it would be cut off before it answers."""
 
 
 class RefusedError(Exception):
@@ -54,7 +70,7 @@ def _sections(names: str) -> list[Section]:
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Flags; argparse itself exits with 2 on a bad one."""
-    sections = "\n".join(f"  {one.name:12}{one.what} (about {one.limit_s} s)" for one in SECTIONS)
+    sections = "\n".join(f"  {one.name:15}{one.what} (about {one.limit_s} s)" for one in SECTIONS)
     parser = argparse.ArgumentParser(
         prog="bash benchmarks/gpu_proof.sh",
         description=__doc__,
@@ -64,42 +80,95 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     seconds: dict[str, Any] = {"type": _seconds, "metavar": "SECONDS"}
     several: dict[str, Any] = {"type": _sections, "action": "extend", "metavar": "A,B,C", "default": []}
-    parser.add_argument("--model", help="another target than the embedded one, whose package must else be installed")
-    parser.add_argument("--draft", help="the drafter of --model")
-    parser.add_argument("--out", type=Path, help="results and logs (default: benchmarks/results/gpu-DATE)")
+    parser.add_argument("--out", type=Path, help="results and state (default: benchmarks/results/gpu-DATE)")
+    parser.add_argument("--resume", type=Path, metavar="ARCHIVE", help="proof.tar.gz of an earlier call, to go on from")
     parser.add_argument("--tar", type=Path, help="one file with all of --out (default: OUT/proof.tar.gz)")
+    parser.add_argument("--model", help="a trained target, for the sections real and speed")
+    parser.add_argument("--draft", help="the drafter of --model")
     parser.add_argument("--sections", help="sections to run, in this order", **several)
     parser.add_argument("chosen", metavar="SECTION", nargs="*", type=_section, help="more of them, after those")
-    parser.add_argument("--time-limit", default=0, help="skip what no longer fits, end what takes longer", **seconds)
+    parser.add_argument("--again", action="store_true", help="run the chosen sections anew, whatever is recorded")
+    parser.add_argument("--time-limit", default=0, help="end in time, the next call goes on", **seconds)
     parser.add_argument("--start-timeout", default=150, help="of a server, in float32 twice (default 150)", **seconds)
     parser.add_argument("--client-timeout", default=60, help="of an answer (default 60)", **seconds)
-    parser.add_argument("--backend", default="triton", help="attention backend where a section names none (triton)")
+    parser.add_argument(
+        "--at-once", type=int, help="tiny servers at once (default: one for every four cores, at most 4)"
+    )
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal without a GPU")
+    parser.add_argument(
+        "--speed-backend", default="", help="attention backend of the speed sections (default: fa3 or triton)"
+    )
+    parser.add_argument("--prompts", type=int, help="of each comparison (default 64; 12 on the CPU)")
+    parser.add_argument("--server-flag", action="append", default=[], help="further flag for every server")
     return parser.parse_intermixed_args(argv)
 
 
+def find_machine(device: str) -> Machine:
+    """The machine; raises RefusedError when it has no GPU that torch can use."""
+    if device == "cpu":
+        return this_processor()
+    machine = found_gpu(output_of, os.environ)
+    if machine is None:
+        raise RefusedError("an NVIDIA GPU is needed, nvidia-smi shows none; --device cpu rehearses without one")
+    # Servers would run on the processor: all would pass, and nothing be shown.
+    with step("importing torch"):
+        code = "import torch; assert torch.cuda.is_available(), torch.__version__"
+        ended = output_of([sys.executable, "-c", code], os.environ)
+    if ended.returncode:
+        told = (ended.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RefusedError(f"nvidia-smi shows a GPU, but torch sees none: {told}")
+    return machine
+
+
 def prepare_lab(args: argparse.Namespace) -> Lab:
-    """Check the flags and the machine; raises RefusedError before anything is run."""
+    """Check flags and machine, take up earlier results; raises RefusedError before anything is run."""
     if bool(args.model) != bool(args.draft):
         raise RefusedError("--model and --draft go together: a drafter is trained for one target and fits no other")
-    model, draft = (str(Path(path).resolve()) if path else "" for path in (args.model, args.draft))
-    for path in filter(None, (model, draft)):
+    real = tuple(str(Path(path).resolve()) for path in (args.model, args.draft) if path)
+    for path in real:
         if not (Path(path) / "config.json").is_file():
             raise RefusedError(f"a model is a folder with a config.json, got {path}")
+    if args.resume and not args.resume.is_file():
+        raise RefusedError(f"--resume takes the proof.tar.gz of an earlier call, there is no {args.resume}")
+    machine = find_machine(args.device)
     out = (args.out or REPO / f"benchmarks/results/gpu-{datetime.now(UTC):%Y%m%dT%H%M%SZ}").resolve()
     tar = (args.tar or out / "proof.tar.gz").resolve()
-    limits = (args.start_timeout, args.client_timeout, args.time_limit)
-    lab = Lab(out, tar, model, draft, args.backend, *limits)
-    if "GPU" not in output_of(["nvidia-smi", "-L"], lab.environment).stdout:
-        raise RefusedError("an NVIDIA GPU is needed, nvidia-smi shows none; everything else is in tests/run.sh")
-    # Kernel tests would be skipped and servers would run on the processor: all would pass, and nothing be shown.
-    with step("importing torch"):
-        error = lab.why_not("import torch; assert torch.cuda.is_available(), torch.__version__")
-    if error:
-        raise RefusedError(f"nvidia-smi shows a GPU, but torch sees none: {error}")
     for folder in (out, tar.parent):
         folder.mkdir(parents=True, exist_ok=True)
+    if args.resume:
+        unpack(args.resume, out)
+    pair_of = {name: case.pair for name, case in CASES.items()}
+    lab = Lab(_setting(args, machine, out), tar, pair_of, args.time_limit, _at_once(args, machine))
     lab.environment |= child_environment()
+    lab.speed_backend = args.speed_backend or ("triton" if lab.lacks("fa3") else "fa3")
+    if len(real) == 2:
+        lab.setting.pairs["real"] = (real[0], real[1])
     return lab
+
+
+def _setting(args: argparse.Namespace, machine: Machine, out: Path) -> Setting:
+    scale = Scale() if machine.kind == "cuda" else SMALL
+    return Setting(
+        out=out,
+        machine=machine,
+        run=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}",
+        scale=replace(scale, prompts=args.prompts or scale.prompts),
+        start_timeout_s=args.start_timeout,
+        client_timeout_s=args.client_timeout,
+        server_flags=tuple(args.server_flag),
+        provenance=origin(machine),
+    )
+
+
+def origin(machine: Machine) -> dict[str, Any]:
+    """Where a result line comes from: machine, packages, commit, and a digest of the code where there is no git."""
+    found = collect_provenance()
+    kept = ("date", "git_sha", "dirty", "python", "packages", "gpu", "cpu_model", "cpu_cores")
+    return {"machine": machine.name, "code": code_digest(), "system": platform.platform()} | {k: found[k] for k in kept}
+
+
+def _at_once(args: argparse.Namespace, machine: Machine) -> int:
+    return args.at_once or (max(1, min(4, len(os.sched_getaffinity(0)) // 4)) if machine.kind == "cuda" else 1)
 
 
 def child_environment() -> dict[str, str]:
@@ -114,54 +183,121 @@ def child_environment() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "SGLANG_FLASHINFER_USE_PAGED": paged}
 
 
-def prepare_model(lab: Lab) -> str:
-    """Make the embedded target the one that is served; empty, or why there is none."""
-    with step("preparing the embedded model"):
-        ended = output_of([sys.executable, "-m", "ddtree_sglang.demo.prepare"], lab.environment)
-    (lab.out / "prepare.log").write_text(ended.stderr, encoding="utf-8")
-    told = (ended.stdout if ended.returncode == 0 else ended.stderr).strip().splitlines() or [""]
-    if ended.returncode:
-        return f"no model: {told[-1]} Or pass --model M --draft D."
-    lab.model = told[-1]
+def why_skipped(lab: Lab, one: Step) -> str:
+    """What the machine or the call lacks for a step; empty when it can run."""
+    machine, reasons = lab.setting.machine, []
+    for need in one.needs:
+        if need == "cuda" and machine.kind != "cuda":
+            reasons.append("only a GPU has it")
+        elif need == "real" and "real" not in lab.setting.pairs:
+            reasons.append("needs a trained pair: --model and --draft")
+        elif need == "two gpus" and machine.kind == "cuda" and machine.gpus < 2:
+            reasons.append(f"needs two GPUs, {machine.gpus} is here")
+        elif need == "pytest" and (error := lab.why_not("import hypothesis, pytest")):
+            reasons.append(f"{error}; kernels/rows checks the same kernels without it")
+        elif need in ("fa3", "flashinfer"):
+            reasons += filter(None, [lab.lacks(need)])
+    if one.is_across and len(cases_of(lab, one)) < 2:
+        reasons.append("needs two attention backends")
+    return "; ".join(reasons)
+
+
+def cases_of(lab: Lab, one: Step) -> tuple[str, ...]:
+    """The cases that a step compares here."""
+    return tuple(case for case in one.cases if not (one.is_across and lab.lacks(CASES[case].backend)))
+
+
+def run_section(lab: Lab, section: Section) -> None:
+    """Skip what cannot run, keep what passed before, record the servers of the rest together, then judge each step."""
+    say(f"== {section.name} (about {section.limit_s} s; {time.monotonic() - lab.started:.0f} s so far)")
+    steps = []
+    for one in section.steps:
+        reason = why_skipped(lab, one)
+        if not reason:
+            prepare(lab, one.pair)
+        if reason:
+            lab.conclude(Verdict(one.name, "SKIP", 0, reason))
+        elif earlier := lab.earlier(one.name, lab.setting.identity_of(one.pair)):
+            lab.conclude(earlier)
+        else:
+            steps.append(one)
+    try:
+        with (lab.out / f"{section.name}.log").open("ab") as lab.log:
+            for one in (one for one in steps if one.run):
+                conclude_step(lab, one, partial(run_step, lab, one))
+            late = record_servers(lab, [one for one in steps if one.cases])
+            for one in (one for one in steps if one.cases):
+                conclude_step(lab, one, partial(judge_step, lab, one, late))
+    finally:
+        lab.log = None
+        lab.pack()
+
+
+def conclude_step(lab: Lab, one: Step, run: Callable[[], Finding]) -> None:
+    """Run one step and give its verdict, whatever happens in it."""
+    started, verdict, reason = time.monotonic(), "FAIL", "interrupted"
+    try:
+        found = run()
+        verdict, reason = ("PASS" if found.passed else "FAIL"), found.reason
+    except CutOffError as error:
+        verdict, reason = "LATER", str(error)
+    except (OSError, ValueError, KeyError, LookupError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    except KeyboardInterrupt:
+        verdict = "LATER"
+        raise
+    finally:
+        seconds = int(time.monotonic() - started)
+        lab.conclude(Verdict(one.name, verdict, seconds, " ".join(reason.split())), lab.setting.identity_of(one.pair))  # type: ignore[arg-type]
+
+
+def run_step(lab: Lab, one: Step) -> Finding:
+    """Run a step's command, if it fits into what is left."""
+    assert one.run is not None
+    if one.limit_s > lab.left_s():
+        raise CutOffError(f"needs about {one.limit_s} s, {lab.left_s():.0f} s are left of {lab.time_limit_s} s")
+    return one.run(lab)
+
+
+def record_servers(lab: Lab, steps: Sequence[Step]) -> str:
+    """Have all servers of `steps` recorded; empty, or why some are not."""
+    cases = list(dict.fromkeys(case for one in steps for case in cases_of(lab, one)))
+    if all(lab.record_of(case) is not None for case in cases):
+        return ""
+    if lab.left_s() < LEAST_TO_RECORD_S:
+        return f"{lab.left_s():.0f} s are left of {lab.time_limit_s} s"
+    try:
+        lab.record(cases)
+    except (CutOffError, OSError, ValueError) as error:
+        return str(error)
     return ""
 
 
-def run_section(lab: Lab, section: Section, no_model: str) -> None:
-    """Run one section, unless it does not fit or misses what it needs, and conclude with its verdict."""
-    started = time.monotonic()
-    if lab.time_limit_s and section.limit_s > lab.time_limit_s - (started - lab.started):
-        left = f"{lab.left_s():.0f} s are left of {lab.time_limit_s} s"
-        lab.conclude(Verdict(section.name, "SKIP", 0, f"needs about {section.limit_s} s, {left}"))
-        return
-    if section.needs == "model" and no_model:
-        lab.conclude(Verdict(section.name, "FAIL", 0, no_model))
-        return
-    if section.needs == "pytest" and lab.why_not("import hypothesis, pytest"):
-        lab.conclude(Verdict(section.name, "SKIP", 0, NO_PYTEST))
-        return
-    say(f"== {section.name} (about {section.limit_s} s; {started - lab.started:.0f} s so far)")
-    status, told = 130, ""
-    try:
-        with (lab.out / f"{section.name}.log").open("wb") as lab.log:
-            status = section.run(lab)
-    except (OSError, ValueError) as error:
-        status, told = 1, f": {error}"
-    finally:
-        lab.log = None
-        kept = "; what it measured is kept" if status in ENDED_EARLY else ""
-        reason = f"{'ended early, ' if kept else ''}status {status}{kept}{told}" if status else ""
-        seconds = int(time.monotonic() - started)
-        lab.conclude(Verdict(section.name, "FAIL" if status else "PASS", seconds, " ".join(reason.split())))
-        lab.pack()
+def judge_step(lab: Lab, one: Step, late: str) -> Finding:
+    """Judge a step by its records."""
+    assert one.judge is not None
+    records = {case: lab.record_of(case) for case in cases_of(lab, one)}
+    missing = [case for case, record in records.items() if record is None]
+    if missing and late:
+        raise CutOffError(f"{late}; to be recorded: {', '.join(missing)}")
+    if missing:
+        return Finding(False, f"no record of {', '.join(missing)}: see the log of its section")
+    return one.judge(lab, records)  # type: ignore[arg-type]
 
 
 def conclude(lab: Lab) -> int:
     """Show all verdicts of this run; its exit status."""
     count = Counter(one.verdict for one in lab.verdicts)
-    say(f"== verdicts: {count['PASS']} PASS, {count['FAIL']} FAIL, {count['SKIP']} SKIP ({lab.out})")
+    told = ", ".join(f"{count[name]} {name}" for name in ("PASS", "FAIL", "SKIP", "LATER"))
+    say(f"== verdicts: {told} ({lab.out})")
     say("\n".join(map(str, lab.verdicts)))
     lab.pack()
-    return 0 if count["PASS"] and not count["FAIL"] else 1
+    print(json.dumps({"out": lab.out.name, **count}))
+    if count["FAIL"]:
+        return 1
+    if count["LATER"]:
+        return 3
+    return 0 if count["PASS"] else 1
 
 
 def main(argv: Sequence[str]) -> int:
@@ -171,12 +307,13 @@ def main(argv: Sequence[str]) -> int:
     sections = [*args.sections, *args.chosen] or list(SECTIONS)
     try:
         lab = prepare_lab(args)
-        no_model = ""
-        if not lab.model and any(section.needs == "model" for section in sections):
-            no_model = prepare_model(lab)
+        prepare(lab, "tiny")
+        if args.again:
+            steps = [one for section in sections for one in section.steps]
+            lab.forget([one.name for one in steps], [case for one in steps for case in one.cases])
         for section in sections:
-            run_section(lab, section, no_model)
-    except RefusedError as error:
+            run_section(lab, section)
+    except (RefusedError, CutOffError, OSError) as error:
         print(f"gpu_proof: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,195 +1,287 @@
-"""The sections of `python -m benchmarks gpu_proof`: what each runs, what it needs, about how long it takes.
+"""The sections of `python -m benchmarks gpu_proof`, in the order of what they decide: what each runs and what it needs.
 
-A section's function returns the status of what it ran; 0 is a pass. Servers get graphs for the batch sizes that their
-section measures and for no others.
+A step is the unit of a verdict. It either compares recorded answers of servers (`cases`, `judge`) or runs a command
+(`run`). The servers of a section are recorded together, several at once; its steps are judged one by one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from benchmarks.harness.gpu_lab import Lab, Verdict, output_of
-from benchmarks.harness.provenance import REPO, collect_provenance
-from benchmarks.round_cost import cost_table, round_costs
+from benchmarks import gpu_judge as judge
+from benchmarks.gpu_cases import BACKENDS, BUDGETS, CASES, Pair
+from benchmarks.gpu_judge import Finding
+from benchmarks.gpu_speed import pair_speed
+from benchmarks.harness.gpu_lab import Lab
 
-# float32 as it is written: sgl_kernel's norms know half precision alone, and Triton's products would be TF32.
-AS_WRITTEN = {"SGLANG_FORCE_FUSED_OP_BACKEND": "torch", "TRITON_F32_DEFAULT": "ieee"}
-HALF = ("--dtype", "bfloat16")
-# A mask that is ignored shows every node its siblings: then most answers differ, by far more than this tie.
-HALF_TIES = (*HALF, "--near-tie", "0.25")
-MODULES = {
-    "flashinfer": "flashinfer",
-    "fa3": "sgl_kernel.flash_attn",
-    "fa4": "sglang.kernels.ops.attention.flash_attention_v4",
-}
-"""Attention backend -> the module that it cannot do without; Triton is always there."""
-# SGLang's FlashAttention builds, by the major version of the GPU's compute capability: Hopper, Blackwell.
-FLASH_ATTENTION = {"9": "fa3", "10": "fa4"}
+Records = Mapping[str, Mapping[str, Any]]
+Judge = Callable[[Lab, Records], Finding]
+FEWEST_TINY = judge.LEAST_TINY_ACCEPTANCE
+TESTS = ("tests/kernels", "tests/core/test_cuda_graph.py", "tests/engine/debug/test_sync_check.py")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One verdict. `needs`: what is missing makes it a SKIP (gpu_proof, `why_skipped`). `cases`: what `judge` compares.
+
+    With `is_across` it compares the backends that are there, two at least, and leaves out cases on others.
+    `limit_s`: seconds that a `run` takes on a fast GPU, an estimate; with less left it waits for the next call.
+    """
+
+    name: str
+    needs: tuple[str, ...] = ()
+    cases: tuple[str, ...] = ()
+    judge: Judge | None = None
+    run: Callable[[Lab], Finding] | None = None
+    limit_s: int = 30
+    pair: Pair = "tiny"
+    is_across: bool = False
 
 
 @dataclass(frozen=True)
 class Section:
-    """One proof. `needs` is "model" (a pair to serve), "pytest", or "" for nothing.
-
-    `limit_s`: seconds on a fast GPU, an estimate. With fewer left the section is skipped; a longer run is ended at the
-    time limit.
-    """
+    """Steps that decide one thing, `what`; `limit_s` is an estimate for all of them on a fast GPU."""
 
     name: str
     what: str
-    needs: str
     limit_s: int
-    run: Callable[[Lab], int]
+    steps: tuple[Step, ...]
 
 
-def servers(lab: Lab, logs: str, *batch_sizes: int, start_factor: int = 1) -> list[str]:
-    """Flags of a benchmark that serves the pair, whatever the systems; logs go to `servers/<logs>`."""
-    of_servers = (f"--attention-backend={lab.backend}", "--mem-fraction-static=0.5", "--disable-prefill-cuda-graph")
-    graphs = ("--cuda-graph-bs-decode", *map(str, batch_sizes))
+def _command(lab: Lab, *arguments: str, **environment: str) -> Finding:
+    status = lab.python(*arguments, **environment)
+    return Finding(not status, f"status {status}" if status else "")
+
+
+def _fact(lab: Lab, name: str) -> Finding:
+    return _command(lab, "-m", "benchmarks", "gpu_facts", name, **_interpreted(lab))
+
+
+def _machine(lab: Lab) -> Finding:
+    machine = lab.setting.machine
+    lab.say(json.dumps(lab.setting.provenance, indent=1))
+    return Finding(True, f"{machine.gpus} x {machine.name}, {machine.memory_gib:.0f} GiB")
+
+
+def _interpreted(lab: Lab) -> dict[str, str]:
+    """What runs Triton's kernels where no GPU is."""
+    return {} if lab.setting.machine.kind == "cuda" else {"TRITON_INTERPRET": "1"}
+
+
+def _kernel_tests(lab: Lab) -> Finding:
+    ieee = {"TRITON_F32_DEFAULT": "ieee"}
+    return _command(lab, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS, **ieee, **_interpreted(lab))
+
+
+def _kernel_rows(lab: Lab, check_only: bool) -> Finding:
+    flags = ["--check-only"] if check_only else ["--output", str(lab.out / "kernel-times.jsonl")]
+    if lab.setting.machine.kind == "cpu":
+        flags.append("--small")
+    return _command(lab, "-m", "benchmarks", "gpu_kernels", *flags, **_interpreted(lab))
+
+
+def _served(lab: Lab, records: Records, *names: str) -> list[Finding]:
+    """That each server answered and was what its case says; later findings need not repeat it."""
+    machine = lab.setting.machine
     return [
-        *("--model", lab.model, *(("--draft", lab.draft) if lab.draft else ())),
-        *("--datasets", "held-out", "--start-timeout", str(start_factor * lab.start_timeout_s)),
-        *("--client-timeout", str(lab.client_timeout_s), "--server-logs", str(lab.out / "servers" / logs)),
-        *(f"--server-flag={flag}" for flag in (*of_servers, *graphs)),
+        judge.all_of(judge.answered(records[name]), judge.served_as_asked(records[name], CASES[name], machine))
+        for name in names
     ]
 
 
-def in_float32(lab: Lab, *arguments: str, section: str) -> int:
-    """Run a benchmark on float32 servers for one and eight requests.
-
-    Attention without tensor cores takes Triton a quarter of a minute a kernel to compile, hence the longer start.
-    """
-    flags = servers(lab, section, 1, 8, start_factor=2)
-    return lab.python("-m", "benchmarks", *arguments, *flags, "--max-new-tokens", "64", **AS_WRITTEN)
-
-
-def is_installed(lab: Lab, case: str, backend: str) -> bool:
-    """Whether an attention backend can be imported; if not, `case` gets the verdict SKIP."""
-    module = MODULES.get(backend)
-    error = lab.why_not(f"import {module}") if module else ""
-    if error:
-        lab.conclude(Verdict(case, "SKIP", 0, f"import {module} fails here: {error}"))
-    return not error
+def _judged(lab: Lab, records: Records, names: Sequence[str], *checks: Callable[[], Finding]) -> Finding:
+    """The checks, once every server answered as what it was asked to be."""
+    served = judge.all_of(*_served(lab, records, *names))
+    if not all(judge.answered(records[name]).passed for name in names):
+        return served
+    return judge.all_of(served, *(check() for check in checks))
 
 
-def compare_backend(lab: Lab, case: str, backend: str, *flags: str) -> int:
-    """bfloat16 tokens on an attention backend against plain decoding's, ties apart."""
-    of_servers = (*servers(lab, case, 1, 4), f"--server-flag=--attention-backend={backend}")
-    output = ("--output", str(lab.out / f"{case}.json"))
-    return lab.python(
-        "-m", "benchmarks", "lossless", *of_servers, *HALF_TIES, "--concurrency", "1", "4", *flags, *output
+def _tokens(lab: Lab, records: Records, plain: str, *names: str, least: float = FEWEST_TINY) -> Finding:
+    """Tokens are plain decoding's and the drafter is accepted, for each of `names`."""
+    checks: list[Callable[[], Finding]] = []
+    for name in names:
+        checks.append(partial(judge.same_tokens, records[name], records[plain], judge.tolerance_of(CASES[name])))
+        checks.append(partial(judge.accepts, records[name], least))
+    return _judged(lab, records, (plain, *names), *checks)
+
+
+def _acceptance(lab: Lab, records: Records) -> Finding:
+    """Every backend that answered takes as many rounds for the same answers."""
+    found = [record for record in records.values() if judge.answered(record).passed]
+    return judge.same_acceptance(found)
+
+
+def _limit(lab: Lab, records: Records, name: str) -> Finding:
+    tie = judge.tolerance_of(CASES[name])
+    check = partial(judge.ends_at_the_limit, records[name], records["limit/plain"], tie)
+    return _judged(lab, records, ("limit/plain", name), check)
+
+
+def _deterministic(lab: Lab, records: Records, name: str) -> Finding:
+    return judge.all_of(
+        _tokens(lab, records, "plain/triton", name),
+        _judged(lab, records, (name,), partial(judge.same_at_any_batch, records[name])),
     )
 
 
-def machine(lab: Lab) -> int:
-    found = collect_provenance()
-    lab.say(json.dumps(found, indent=1))
-    return 0 if found["gpu"] else 1
+def _sampled(lab: Lab, records: Records, name: str) -> Finding:
+    plain, tie = records["sampled/plain"], judge.tolerance_of(CASES[name])
+    law = partial(judge.same_law, records[name], plain)
+    beside = partial(judge.greedy_beside_sampled, records[name], plain, tie)
+    return _judged(lab, records, ("sampled/plain", name), law, beside)
 
 
-def kernels(lab: Lab) -> int:
-    tests = ("tests/kernels", "tests/core/test_cuda_graph.py", "tests/engine/debug/test_sync_check.py")
-    return lab.python("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, TRITON_F32_DEFAULT="ieee")
+def _memory(lab: Lab, records: Records) -> Finding:
+    record = records["memory"]
+    told = Finding(True, " | ".join(line[-160:] for line in record["memory_lines"][-2:]))
+    return _judged(lab, records, ("memory",), lambda: told)
 
 
-def builder(lab: Lab) -> int:
-    return lab.python("-m", "benchmarks", "gpu_kernels", "--output", str(lab.out / "builder.jsonl"))
+def _token_step(
+    name: str, plain: str, *cases: str, needs: tuple[str, ...] = (), pair: Pair = "tiny", least: float = FEWEST_TINY
+) -> Step:
+    """Tokens of `cases` against those of the case `plain`."""
+
+    def check(lab: Lab, records: Records) -> Finding:
+        return _tokens(lab, records, plain, *cases, least=least)
+
+    return Step(name, needs, (plain, *cases), check, pair=pair)
 
 
-def nosync(lab: Lab) -> int:
-    flags = (*servers(lab, "nosync", 1, 8), *HALF, "--max-new-tokens", "64")
-    return lab.python("-m", "benchmarks", "gpu_checks", "no-sync", *flags)
+def _needs(backend: str) -> tuple[str, ...]:
+    return () if backend == "triton" else (backend,)
 
 
-def smoke(lab: Lab) -> int:
-    few = ("--prompts", "4", "--max-new-tokens", "24", "--budgets", "16")
-    return compare_backend(lab, "smoke", lab.backend, *few)
+def _works() -> tuple[Step, ...]:
+    facts: dict[str, tuple[str, ...]] = {
+        "sglang": (),
+        "tree-kernel": (),
+        "sgl-kernel": ("cuda",),
+        "flashinfer-kernel": ("cuda", "flashinfer"),
+        "fa3-kernel": ("cuda", "fa3"),
+    }
+    found = [Step(f"works/{name}", needs, run=partial(_fact, name=name), limit_s=15) for name, needs in facts.items()]
+    served = [_token_step(f"works/{b}", "works/plain", f"works/{b}", needs=_needs(b)) for b in BACKENDS]
+    return (Step("works/machine", run=_machine, limit_s=1), *found, *served)
 
 
-def lossless(lab: Lab) -> int:
-    what = ("--prompts", "24", "--budgets", "16", "63", "--output", str(lab.out / "lossless.json"))
-    return in_float32(lab, "lossless", *what, section="lossless")
+def _lossless(name: str, prefix: str, pair: Pair, *needs: str) -> tuple[Step, ...]:
+    """Tokens on each backend, then acceptance across them for each budget."""
+    least = FEWEST_TINY if pair == "tiny" else 1.0
+    steps = []
+    for backend in BACKENDS:
+        cases = [f"{prefix}ddtree-{budget}/{backend}" for budget in BUDGETS]
+        of_step = (*needs, *_needs(backend))
+        steps.append(
+            _token_step(f"{name}/{backend}", f"{prefix}plain/triton", *cases, needs=of_step, pair=pair, least=least)
+        )
+    for budget in BUDGETS:
+        across = tuple(f"{prefix}ddtree-{budget}/{backend}" for backend in BACKENDS)
+        steps.append(Step(f"{name}/acceptance-{budget}", needs, across, _acceptance, pair=pair, is_across=True))
+    return tuple(steps)
 
 
-def graphs(lab: Lab) -> int:
-    return in_float32(lab, "gpu_checks", "graph-equality", section="graphs")
+def _each(section: str, check: Callable[..., Finding], plain: str, *backends: str, needs: str = "") -> tuple[Step, ...]:
+    """A step for each backend: its case `section/backend`, judged beside the case `plain`."""
+    also = (needs,) if needs else ()
+    return tuple(
+        Step(f"{section}/{b}", (*also, *_needs(b)), (plain, f"{section}/{b}"), partial(check, name=f"{section}/{b}"))
+        for b in backends
+    )
 
 
-def widths(lab: Lab) -> int:
-    status = in_float32(lab, "gpu_checks", "width-equality", section="widths")
-    if not is_installed(lab, "widths/flashinfer", "flashinfer"):
-        return status
-    lab.say("-- flashinfer")
-    flags = (*servers(lab, "widths-flashinfer", 1, 8), "--server-flag=--attention-backend=flashinfer", *HALF_TIES)
-    return lab.python("-m", "benchmarks", "gpu_checks", "width-equality", *flags, "--max-new-tokens", "64") or status
+def _with_tokens(section: str, *backends: str, needs: str = "", least: float = FEWEST_TINY) -> tuple[Step, ...]:
+    also = (needs,) if needs else ()
+    return tuple(
+        _token_step(f"{section}/{b}", "plain/triton", f"{section}/{b}", needs=(*also, *_needs(b)), least=least)
+        for b in backends
+    )
 
 
-def backends(lab: Lab) -> int:
-    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    major = output_of(query, lab.environment).stdout.partition(".")[0].strip()
-    status = 0
-    for name in ("triton", "flashinfer", *([FLASH_ATTENTION[major]] if major in FLASH_ATTENTION else [])):
-        lab.say(f"-- {name}")
-        if is_installed(lab, f"backends/{name}", name):
-            flags = ("--prompts", "12", "--max-new-tokens", "48", "--budgets", "31")
-            status = compare_backend(lab, f"backend-{name}", name, *flags) or status
-    return status
+def _float32() -> Step:
+    trees = [f"float32/ddtree-{budget}/triton" for budget in BUDGETS]
+    return _token_step("float32/triton", "float32/plain/triton", *trees)
 
 
-def speed(lab: Lab) -> int:
-    sizes = ("--prompts", "8", "--max-new-tokens", "64", "--budgets", "8", "16", "32", "64")
-    return decode(lab, "speed", (1, 4, 8), *servers(lab, "speed", 1, 4, 8), *sizes)
+def _speed() -> tuple[Step, ...]:
+    chosen: tuple[tuple[Pair, tuple[str, ...]], ...] = (("real", ("real",)), ("shape", ()))
+    return tuple(
+        Step(f"speed/{p}-{n}", needs, run=partial(pair_speed, pair=p, budget=n), limit_s=240, pair=p)
+        for p, needs in chosen
+        for n in BUDGETS
+    )
 
 
-def speed_large(lab: Lab) -> int:
-    # The KV pool holds 32 requests with two windows of 65 nodes each: retracting requests would be timed with the rest.
-    sizes = ("--prompts", "32", "--max-new-tokens", "64", "--max-total-tokens", "32768", "--budgets", "16", "64")
-    return decode(lab, "speed-large", (16, 32), *servers(lab, "speed-large", 16, 32), *sizes, "--repeats", "2")
-
-
-def rounds(lab: Lab) -> int:
-    pair = REPO / ".cache/dummy-pair"
-    status = lab.python("-m", "benchmarks", "dummy_pair", str(pair), "--tokenizer", lab.model)
-    if status:
-        return status
-    made_up = ("--model", str(pair / "target"), "--draft", str(pair / "draft"), "--server-flag=--load-format=dummy")
-    sizes = ("--max-total-tokens", "24576", "--prompts", "32", "--max-new-tokens", "32", "--budgets", "16", "64")
-    more = ("--server-flag=--skip-tokenizer-init", "--servers-at-once", "4", "--repeats", "2")
-    status = decode(lab, "rounds", (1, 8, 32), *servers(lab, "rounds", 1, 8, 32), *made_up, *more, *sizes)
-    lines = lab.out / "rounds.jsonl"
-    if lines.exists():  # of a run that was ended early, too
-        costs = round_costs(map(json.loads, lines.read_text(encoding="utf-8").splitlines()))
-        lab.say(cost_table(costs))
-        (lab.out / "rounds.md").write_text(cost_table(costs) + "\n", encoding="utf-8")
-    return status
-
-
-def decode(lab: Lab, name: str, batch_sizes: tuple[int, ...], *flags: str) -> int:
-    """Run the benchmark of decoding speed in bfloat16; result lines go to `<name>.jsonl`."""
-    sizes = ("--batch-sizes", *map(str, batch_sizes), "--output", str(lab.out / f"{name}.jsonl"))
-    return lab.python("-m", "benchmarks", "decode", *flags, *HALF, "--allow-mismatch", "--no-trace", *sizes)
-
+_KERNELS = (
+    Step("kernels/rows", run=partial(_kernel_rows, check_only=True), limit_s=40),
+    Step("kernels/tests", ("pytest",), run=_kernel_tests, limit_s=90),
+)
+_TIMES = (Step("kernel-times/rows", run=partial(_kernel_rows, check_only=False), limit_s=60),)
+_TP = (_token_step("tp/triton", "tp/plain", "tp/triton", needs=("two gpus",)),)
 
 SECTIONS = (
-    Section("machine", "what this is: GPU, driver, packages", "", 5, machine),
-    Section("kernels", "tree builder, draft graph tail and walk against core, random shapes", "pytest", 90, kernels),
-    Section("nosync", "a decode round never waits for the device", "model", 45, nosync),
-    Section("smoke", "four prompts, bfloat16: tokens are plain decoding's, ties apart", "model", 60, smoke),
-    Section("lossless", "greedy tokens are plain decoding's, float32, one and eight at once", "model", 180, lossless),
-    Section("graphs", "CUDA graphs and eager choose the same tokens", "model", 75, graphs),
+    Section("works", "what works at all: packages, kernels, a tree on each attention backend", 180, _works()),
+    Section("kernels", "every kernel against its oracle, random shapes", 120, _KERNELS),
     Section(
-        "widths",
-        "other tree widths and rounds without a draft choose the same tokens, on FlashInfer too",
-        "model",
-        150,
-        widths,
+        "lossless",
+        "tokens are plain decoding's with 17 and 65 nodes, acceptance is the same on every backend",
+        240,
+        _lossless("lossless", "", "tiny"),
     ),
-    Section("backends", "each attention backend honours the tree's mask, ties apart", "model", 200, backends),
-    Section("builder", "the builder's time against its memory floor", "", 45, builder),
-    Section("speed", "plain, DFLASH chain, DDTREE at batch 1, 4, 8", "model", 300, speed),
-    Section("rounds", "a round's cost in plain steps, the size of Qwen3-8B, no weights", "model", 330, rounds),
-    Section("speed-large", "the same three systems as in speed at batch 16 and 32", "model", 240, speed_large),
+    Section(
+        "limit",
+        "requests that end at the context limit harm nobody beside them",
+        90,
+        _each("limit", _limit, "limit/plain", *BACKENDS),
+    ),
+    Section(
+        "deterministic",
+        "deterministic inference: tokens, and the same ones at any batch size",
+        60,
+        _each("deterministic", _deterministic, "plain/triton", "triton", "fa3", needs="cuda"),
+    ),
+    Section(
+        "prefill-graphs", "prefill in CUDA graphs", 60, _with_tokens("prefill-graphs", "triton", "fa3", needs="cuda")
+    ),
+    Section("eager", "without CUDA graphs the same tokens", 45, _with_tokens("eager", "triton", needs="cuda")),
+    Section(
+        "policy",
+        "policy load: other tree widths, rounds without a draft",
+        60,
+        _with_tokens("policy", "triton", "flashinfer", least=1.0),
+    ),
+    Section(
+        "sampled",
+        "sampled answers follow the target's law, greedy ones beside them are plain decoding's",
+        90,
+        _each("sampled", _sampled, "sampled/plain", *BACKENDS),
+    ),
+    Section("tp", "two ranks build the same trees", 60, _TP),
+    Section(
+        "no-sync",
+        "a decode round never waits for the device",
+        45,
+        _with_tokens("no-sync", "triton", "fa3", needs="cuda"),
+    ),
+    Section("float32", "in float32 tokens are plain decoding's to 1e-4", 150, (_float32(),)),
+    Section(
+        "real",
+        "the carried pair: tokens and acceptance on each backend",
+        400,
+        _lossless("real", "real/", "real", "real"),
+    ),
+    Section("kernel-times", "each kernel's time at batch 1, 8, 32, with 17 and 65 nodes", 60, _TIMES),
+    Section("speed", "plain, stock chain and DDTREE in turns: ratios with their spread", 960, _speed()),
+    Section(
+        "memory",
+        "65 nodes, 32 requests at once, half of them sampled, SGLang's own memory fraction",
+        120,
+        (Step("memory/shape", (), ("memory",), _memory, pair="shape"),),
+    ),
 )
 """The most decisive first."""

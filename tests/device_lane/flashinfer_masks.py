@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -36,6 +37,12 @@ def unpacked_mask(
     return inside & ((byte >> (bit % 8).to(torch.uint8)) & 1).bool()
 
 
+def _sglang_captures() -> bool:
+    """Whether SGLang is capturing; no process captures that has not imported what does."""
+    module = sys.modules.get("sglang.srt.model_executor.runner_utils.capture_mode")
+    return module is not None and bool(module.get_is_capture_mode())
+
+
 @kernel_door
 def segment_packbits(
     x: torch.Tensor,  # [bits] bool or uint8
@@ -49,13 +56,11 @@ def segment_packbits(
     Raises:
         LaneViolation: the segments are not the whole of `x`.
     """
-    from sglang.srt.model_executor.runner_utils.capture_mode import get_is_capture_mode
-
     starts = require_indptr(indptr, indptr.numel() - 1, "the mask's indptr")
     bytes_from = require_indptr(indptr_new, indptr.numel() - 1, "the packed mask's indptr")
     size = (int(starts[-1]), x.numel())
     # While SGLang captures, its plans are for the whole buffer of masks, whose rest belongs to larger batches.
-    fits = size[0] <= size[1] if get_is_capture_mode() else size[0] == size[1]
+    fits = size[0] <= size[1] if _sglang_captures() else size[0] == size[1]
     require(fits, "a mask has a cell for each row and key of the batch", f"needed {size[0]}, has {size[1]}")
     for segment in range(indptr.numel() - 1):
         bits = x[starts[segment] : starts[segment + 1]]

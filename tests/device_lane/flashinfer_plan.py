@@ -139,16 +139,27 @@ IDLE_LEN = 1
 """FlashInfer's fill value for the length of an idle row (layers/attention/flashinfer_backend.py)."""
 
 
-def require_planned(side: str, on_device: torch.Tensor, planned: torch.Tensor) -> None:
-    """Raise LaneViolation when the lengths [B] on the device are not those [B] of the plan.
+def require_query_lens(on_device: torch.Tensor, plan: Plan) -> None:
+    """Raise LaneViolation when the rows [B] of the requests on the device are not those of the plan."""
+    _require_planned("query", on_device.tolist(), plan.q_lens.tolist())
 
-    Idle rows behind a batch are left out: SGLang plans them with one key, and nobody reads what they give.
+
+def require_kv_lens(on_device: torch.Tensor, plan: Plan) -> None:
+    """Raise LaneViolation when the keys [B] of the requests on the device are not those of the plan.
+
+    SGLang plans the idle rows behind a drafter's batch with one key, where the device has the row's block too. Nobody
+    reads what such a row gives.
     """
-    found, expected = on_device.tolist(), planned.tolist()
-    while expected and expected[-1] == IDLE_LEN:
-        expected.pop()
+    found, planned, rows = on_device.tolist(), plan.kv_lens.tolist(), plan.q_lens.tolist()
+    last = len(planned)
+    while last and planned[last - 1] == IDLE_LEN and found[last - 1] == IDLE_LEN + rows[last - 1]:
+        last -= 1
+    _require_planned("kv", found[:last], planned[:last])
+
+
+def _require_planned(side: str, found: list[int], planned: list[int]) -> None:
     require(
-        found[: len(expected)] == expected,
+        found == planned,
         f"the {side} lengths that the host planned with are the device's",
-        f"planned {planned.tolist()}, on the device {found}",
+        f"planned {planned}, on the device {found}",
     )

@@ -22,7 +22,14 @@ import torch
 
 from tests.device_lane.doors import kernel_door
 from tests.device_lane.flashinfer_masks import packbits, segment_packbits, unpacked_mask
-from tests.device_lane.flashinfer_plan import Plan, plan_decode, plan_prefill, read_plan, require_planned
+from tests.device_lane.flashinfer_plan import (
+    Plan,
+    plan_decode,
+    plan_prefill,
+    read_plan,
+    require_kv_lens,
+    require_query_lens,
+)
 from tests.device_lane.paged_attention import Requests, Scores, attend, merged, require_indptr, require_slots, window
 from tests.device_lane.violations import require
 
@@ -158,7 +165,7 @@ def ragged_run(
     kv_starts = require_indptr(kv_indptr, plan.kv_lens.numel(), "kv_indptr")
     kv_lens = kv_starts.diff()
     require(int(kv_starts[-1]) <= k.shape[0], "kv_indptr ends within the keys", (int(kv_starts[-1]), k.shape[0]))
-    require_planned("kv", kv_lens, plan.kv_lens)
+    require_kv_lens(kv_lens, plan)
     rows = _Rows(q, o, maybe_lse, qo_indptr, plan)
     allowed = _allowed(plan, rows.q_lens, kv_lens, mask_mode, window_left, maybe_custom_mask, maybe_mask_indptr)
     key = torch.arange(allowed.shape[2])
@@ -242,7 +249,7 @@ class _Rows:
     ) -> None:
         self.starts = require_indptr(qo_indptr, plan.q_lens.numel(), "qo_indptr")
         self.q_lens = self.starts.diff()
-        require_planned("query", self.q_lens, plan.q_lens)
+        require_query_lens(self.q_lens, plan)
         last = int(self.starts[-1])
         require(
             last == q.shape[0] or (plan.for_graphs and last < q.shape[0]), "qo_indptr ends at q", (last, q.shape[0])
@@ -285,7 +292,7 @@ def paged_slots(
     full = bool(((last >= 1) & (last <= page_size)).all())
     require(full, f"paged_kv_last_page_len is 1 to {page_size}", last.tolist())
     kv_lens = torch.where(pages == 0, 0, (pages - 1) * page_size + last)
-    require_planned("kv", pages if planned_pages else kv_lens, plan.kv_lens)
+    require_kv_lens(pages if planned_pages else kv_lens, plan)
     token = torch.arange(int(kv_lens.max()) if kv_lens.numel() else 0)
     used = token < kv_lens[:, None]
     cells = torch.where(used, starts[:-1, None] + token // page_size, 0)

@@ -40,9 +40,9 @@ class Seen(TorchDispatchMode):
 def calls() -> Iterator[list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]]]:
     """What the hook was told, in order."""
     told: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]] = []
-    doors.on_call = lambda *call: told.append(call)
+    before, doors.on_call = doors.on_call, lambda *call: told.append(call)
     yield told
-    doors.on_call = None
+    doors.on_call = before
 
 
 def test_door_hides_its_operators_from_a_recorder() -> None:

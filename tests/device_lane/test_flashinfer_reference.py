@@ -12,6 +12,7 @@ import torch
 
 from tests.device_lane import doors, flashinfer_masks
 from tests.device_lane.dense import HEAD_SIZE, HEADS, KV_HEADS, Paged, ancestors, causal, dense, indptr, paged, queries
+from tests.device_lane.flashinfer_plan import HEADER
 from tests.device_lane.install import install_flashinfer
 from tests.device_lane.violations import LaneViolation
 
@@ -189,9 +190,10 @@ class Graph:
 
 
 @pytest.fixture(autouse=True)
-def _no_recorder() -> Iterator[None]:
+def _recorder_of_before() -> Iterator[None]:
+    before = doors.on_call
     yield
-    doors.on_call = None
+    doors.on_call = before
 
 
 def test_replayed_run_reads_the_plan_and_the_buffers_of_now(flashinfer: ModuleType) -> None:
@@ -219,6 +221,23 @@ def test_replay_after_a_plan_from_other_host_lengths_is_a_violation(flashinfer: 
     graph.wrapper._paged_kv_indptr_buf.copy_(indptr([9, 17]))
     graph.wrapper._qo_indptr_buf.copy_(indptr([2, 3]))
     with pytest.raises(LaneViolation, match=r"query lengths .* planned \[3, 3\], on the device \[2, 3\]"):
+        replay()
+
+
+def test_idle_rows_behind_a_batch_may_be_planned_with_one_key(flashinfer: ModuleType) -> None:
+    """SGLang's fill value, to which a drafter's block is added on the device alone."""
+    batch = paged([9, 4], 1)
+    graph = Graph(flashinfer, 3, has_mask=False)
+    graph.plan(batch)
+    _, replay = graph.capture(batch)
+    planned = graph.wrapper._int_workspace_buffer.view(torch.int32)[HEADER + 2 :]
+    planned[1] = 1
+    replay()
+    planned[1] = 2
+    with pytest.raises(LaneViolation, match=r"planned \[9, 2\], on the device \[9, 4\]"):
+        replay()
+    planned[:2] = torch.tensor([6, 1])
+    with pytest.raises(LaneViolation, match=r"planned \[6\], on the device \[9\]"):
         replay()
 
 

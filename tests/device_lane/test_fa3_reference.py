@@ -231,12 +231,57 @@ def cell(row: int, column: int, value: int) -> Any:
         "descale": ("8-bit", {"k_descale": torch.ones(2, 2)}),
         "sinks": ("one value for each query head", {"sinks": torch.zeros(2)}),
         "version": ("version 3", {"ver": 4}),
+        "head size": ("head size of the keys", {"q": lambda q: q[..., :4]}),
+        "head counts": ("multiple of KV heads", {"q": lambda q: q[:, :3]}),
+        "pools": ("have one pool", {"v_cache": lambda pool: pool[:-1]}),
+        "strides": ("last dimension is contiguous", {"q": lambda q: q.repeat_interleave(2, dim=2)[..., ::2]}),
+        "no max": ("max_seqlen_q is given", {"max_seqlen_q": None}),
         "out": ("out is", {"out": torch.empty(1, batches.HEADS, batches.HEAD_SIZE)}),
     }.values(),
 )
 def test_broken_contract_is_a_violation(rule: str, changes: dict[str, Any]) -> None:
     with pytest.raises(LaneViolation, match=rule):
         flash_attn_with_kvcache(**broken(**changes))
+
+
+@pytest.mark.parametrize("descale", [torch.ones(1, 2), torch.tensor([[1.0, 1.0], [2.0, 1.0]])])
+def test_descale_that_is_no_layers_is_a_violation(descale: torch.Tensor) -> None:
+    call = broken()
+    for name in ("q", "k_cache", "v_cache"):
+        call[name] = call[name].nan_to_num().to(torch.float8_e4m3fn)
+    with pytest.raises(LaneViolation, match="descale"):
+        flash_attn_with_kvcache(**call, k_descale=descale)
+
+
+@pytest.mark.parametrize(
+    ("rule", "changes"),
+    {
+        "q": ("ends at the last row of q", {"q": queries(10)}),
+        "keys": ("ends at the last key", {"cu_seqlens_k": indptr([3, 5])}),
+        "no max": ("max_seqlen_k is given", {"max_seqlen_k": None}),
+        "max": ("max_seqlen_k covers", {"max_seqlen_k": 5}),
+    }.values(),
+)
+def test_broken_ragged_call_is_a_violation(rule: str, changes: dict[str, Any]) -> None:
+    call: dict[str, Any] = {"q": queries(9), "k": queries(9)[:, :2], "v": queries(9)[:, :2], "max_seqlen_q": 6}
+    call |= {"cu_seqlens_q": indptr([3, 6]), "cu_seqlens_k": indptr([3, 6]), "max_seqlen_k": 6}
+    flash_attn_varlen_func(**call)
+    with pytest.raises(LaneViolation, match=rule):
+        flash_attn_varlen_func(**(call | changes))
+
+
+@pytest.mark.parametrize(
+    ("rule", "changes"),
+    [
+        ("cache_seqlens is int32", {"cache_seqlens": torch.tensor([6, 9])}),
+        ("cache_seqlens has 2 entries", {"cache_seqlens": torch.tensor([6], dtype=torch.int32)}),
+        ("max_seqlen_q covers", {"cu_seqlens_q": indptr([1, 2])}),
+    ],
+)
+def test_schedule_from_broken_lengths_is_a_violation(rule: str, changes: dict[str, Any]) -> None:
+    call = {"cache_seqlens": torch.tensor([6, 9], dtype=torch.int32), "cu_seqlens_q": indptr([1, 1])} | changes
+    with pytest.raises(LaneViolation, match=rule):
+        get_scheduler_metadata(2, 1, 64, 4, 2, 8, **call)
 
 
 def test_argument_that_no_backend_passes_is_refused() -> None:
@@ -260,6 +305,8 @@ def test_merge_of_states_that_do_not_fit_is_a_violation() -> None:
     state, lse = torch.ones(3, 4, 8), torch.zeros(3, 4)
     with pytest.raises(LaneViolation, match="contiguous"):
         merge_state_v2(state, torch.zeros(4, 3).T, state, lse)
+    with pytest.raises(LaneViolation, match="one shape"):
+        merge_state_v2(state, lse, state[:2], lse[:2])
     with pytest.raises(LaneViolation, match="s_b is"):
         merge_state_v2(state, lse, state, lse.T.contiguous())
     with pytest.raises(LaneViolation, match="one dtype"):

@@ -22,6 +22,7 @@ from ddtree_sglang.engine.admission.drafter_checks import (
 )
 from ddtree_sglang.engine.admission.target_checks import check_sampling_defaults, check_target
 from ddtree_sglang.engine.cli_flags import apply_config
+from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.spec import ALGORITHM, is_ddtree
 from ddtree_sglang.exceptions import DDTreeConfigError
 
@@ -122,7 +123,7 @@ def resolve_server_args(cfg: Any) -> None:
             f"--speculative-num-steps is no knob of {ALGORITHM}: the drafter's block gives {shape.draft_depth}, got "
             f"{cfg.speculative_num_steps}; remove it."
         )
-    if str(cfg.device).startswith("cpu"):
+    if not is_device_path():
         # Nothing to overlap with; also when SGLang's own CPU engine serves.
         cfg.disable_overlap_schedule = True
     cfg.speculative_dflash_block_size = shape.block_size

@@ -27,6 +27,7 @@ def exit_on_bad_arguments(original: Callable[..., None], server_args: Any) -> No
     What resolution must know of DDTREE is written into the arguments before: command lines and `Engine(...)` both come
     here. SGLang marks the arguments that came from a command line; `Engine(...)` keeps the exception.
     """
+    from ddtree_sglang.engine import plugin
     from ddtree_sglang.engine.admission.attention_default import complete_raw_arguments
     from ddtree_sglang.engine.admission.server_args import check_checkpoints, check_port_is_free, check_resolved_target
 
@@ -39,7 +40,7 @@ def exit_on_bad_arguments(original: Callable[..., None], server_args: Any) -> No
             check_port_is_free(server_args)
         # Child processes get resolved arguments, sealed, and come here again.
         is_first = not getattr(server_args, "_resolution_finished", False)
-        if is_first:
+        if is_first and not plugin.is_refused():
             complete_raw_arguments(server_args)
         original(server_args)
         check_resolved_target(server_args)

@@ -90,6 +90,11 @@ def _start_untested(refusal: DDTreeError, at_once: bool = False) -> None:
         HookRegistry.apply_hooks()
 
 
+def is_refused() -> bool:
+    """Whether this process must not serve DDTREE, so that no name of its engine may be relied on."""
+    return _refusal is not None
+
+
 def make_worker_class(server_args: object) -> type:
     """The factory that SGLang's scheduler calls; importing the worker pulls in the engine, so it waits till here.
 

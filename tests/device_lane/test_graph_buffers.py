@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -51,7 +51,9 @@ def held(backend: Any) -> dict[int, int]:
     return {one.data_ptr(): one.untyped_storage().nbytes() for one in tensors(vars(backend)) if one.numel()}
 
 
-def new_backend(name: str, module: ModuleType, width: int, is_draft: bool, patch: pytest.MonkeyPatch) -> Any:
+def new_backend(
+    name: str, module: ModuleType, width: int, is_draft: bool, patch: pytest.MonkeyPatch, window: int | None = None
+) -> Any:
     """A backend of a server whose verify, or whose drafter, has `width` tokens a request."""
     from sglang.srt.mem_cache import kv_index_translator
     from sglang.srt.speculative import spec_utils
@@ -66,7 +68,7 @@ def new_backend(name: str, module: ModuleType, width: int, is_draft: bool, patch
         patch.setattr(place, "get_spec", lambda: spec, raising=False)
     patch.setattr(kv_index_translator, "get_parallel", lambda: SimpleNamespace(attn_dcp_size=1))
     runner = case.runner(case.Requests([3]), is_draft)
-    runner.model_config.context_len = SHAPE.context_len
+    runner.model_config.context_len, runner.sliding_window_size = SHAPE.context_len, window
     if name != "triton":
         classes = {"fa3": "FlashAttentionBackend", "flashinfer": "FlashInferAttnBackend"}
         return getattr(module, classes[name])(runner)
@@ -86,9 +88,19 @@ def test_buffers_of_a_backend_are_what_the_formula_says(
     modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, name: str, width: int, is_draft: bool
 ) -> None:
     backend = new_backend(name, modules[name], width, is_draft, monkeypatch)
+    assert_allocates(backend, width, SHAPE.backend(name, width, is_draft).total)
+
+
+def test_a_window_gives_each_node_a_page_table_of_its_own(
+    modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = new_backend("fa3", modules["fa3"], 17, False, monkeypatch, window=128)
+    assert_allocates(backend, 17, replace(SHAPE, has_window=True).backend("fa3", 17).total)
+
+
+def assert_allocates(backend: Any, width: int, said: int) -> None:
+    """The buffers of its graphs are `said` bytes, and little more: lengths, indptr and the like."""
     before = held(backend)
     backend.init_cuda_graph_state(SHAPE.max_batch, SHAPE.max_batch * width)
     allocated = sum(size for address, size in held(backend).items() if address not in before)
-    said = SHAPE.backend(name, width, is_draft).total
-    # Lengths, indptr and the like are a few numbers a token.
     assert said <= allocated <= said + 64 * SHAPE.max_batch * width + 32 * SHAPE.context_len + 4096

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from ddtree_sglang.engine.hooks import keep_model_dtype
+from ddtree_sglang.engine.hooks import exit_on_bad_arguments, keep_model_dtype
+from ddtree_sglang.exceptions import EngineContractError
 
 
 @pytest.mark.parametrize("is_draft_worker", [True, False])
@@ -29,3 +30,26 @@ def test_input_embeddings_get_the_dtype_of_their_model(dtype: torch.dtype, is_dr
 def test_a_batch_without_embeddings_is_left_alone() -> None:
     runner, batch = SimpleNamespace(dtype=torch.float32), SimpleNamespace(input_embeds=None)
     assert keep_model_dtype(lambda *_: {"other": 1}, runner, batch, None) == {"other": 1}
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_on_a_refused_engine_resolution_begins_at_once_and_says_why(
+    refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What completes arguments asks names of the engine, and those may be what is missing."""
+    from ddtree_sglang.engine import plugin
+    from ddtree_sglang.engine.admission import attention_default, server_args
+
+    reason = EngineContractError("another release")
+
+    def original(_: Any) -> None:
+        raise reason
+
+    def complete(_: Any) -> None:
+        raise ImportError("cannot import name 'get_platform'")
+
+    monkeypatch.setattr(plugin, "_refusal", reason if refused else None)
+    monkeypatch.setattr(attention_default, "complete_raw_arguments", complete)
+    monkeypatch.setattr(server_args, "check_checkpoints", lambda _: None)
+    with pytest.raises(EngineContractError if refused else ImportError):
+        exit_on_bad_arguments(original, SimpleNamespace())

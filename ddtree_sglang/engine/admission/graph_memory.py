@@ -55,6 +55,7 @@ class GraphShape:
     num_heads: int  # query heads of one rank
     head_dim: int
     kv_splits: int  # --triton-attention-num-kv-splits
+    has_window: bool = False  # some of the target's layers have a sliding window; FA3 alone serves those
 
     def backend(self, name: str, width: int, is_draft: bool = False) -> BufferSizes:
         """Buffers of one attention backend whose graphs have `width` tokens a request."""
@@ -68,7 +69,9 @@ class GraphShape:
         # chain.
         if is_draft or width == 1:
             return BufferSizes(indices=16 * self.max_batch * self.context_len)
-        return BufferSizes(cells, 24 * self.max_batch * self.context_len + 4 * tokens * width)
+        indices = 24 * self.max_batch * self.context_len + 4 * tokens * width
+        # A window is placed by each node's position, so each node has a page table of the whole context.
+        return BufferSizes(cells, indices + 4 * cells if self.has_window else indices)
 
 
 def graph_buffers(
@@ -111,6 +114,7 @@ def log_graph_memory(server_args: Any, node_counts: tuple[int, ...]) -> None:
         num_heads=max(1, int(model_config.num_attention_heads) // int(cfg.tp_size)),
         head_dim=int(model_config.v_head_dim),
         kv_splits=int(cfg.triton_attention_num_kv_splits),
+        has_window=bool(model_config.is_hybrid_swa),
     )
     backends = attention_backends_of(cfg)
     sizes = graph_buffers(

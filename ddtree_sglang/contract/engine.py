@@ -24,6 +24,12 @@ ENGINE: tuple[Row, ...] = (
         "custom_mask mask_indptr",
         "trees",
     ),
+    Row(
+        "sglang.kernels.ops.attention.trtllm_mha_page_table",
+        "build_trtllm_mha_page_table",
+        "req_to_token req_pool_indices cache_seqlens page_table page_size",
+        "fa3_metadata",
+    ),
     Row("sglang.kernels.ops.speculative.spec_tree", "TreeMaskMode", "FULL_MASK", "trees"),
     Row("sglang.srt.arg_groups.fields.device", "Device", "device", "server_args"),
     Row("sglang.srt.arg_groups.fields.disagg", "Disagg", "disaggregation_mode enable_pdmux", "server_args"),
@@ -95,6 +101,26 @@ ENGINE: tuple[Row, ...] = (
     Row("sglang.srt.distributed.parallel_state", "GroupCoordinator", "world_size", "candidates, rank_check"),
     Row("sglang.srt.distributed.parallel_state", "GroupCoordinator.all_gather", "dim", "candidates, rank_check"),
     Row("sglang.srt.layers.attention.base_attn_backend", "AttentionBackend.verify_mask", "", "trees"),
+    # What it makes of a tree before each replay, by this name, our verify graph makes itself.
+    Row(
+        "sglang.srt.layers.attention.flashattention_backend",
+        "FlashAttentionBackend._apply_cuda_graph_metadata",
+        "req_pool_indices seq_lens spec_info",
+        "fa3_metadata",
+    ),
+    Row(
+        "sglang.srt.layers.attention.flashattention_backend",
+        "FlashAttentionBackend",
+        "has_swa kv_index_translator page_size req_to_token target_verify_metadata_topk_expand "
+        "target_verify_metadata_topk_normal topk use_sliding_window_kv_pool verify_mask",
+        "fa3_metadata",
+    ),
+    Row(
+        "sglang.srt.layers.attention.flashattention_backend",
+        "FlashAttentionMetadata",
+        "cache_seqlens_int32 cu_seqlens_k page_table",
+        "fa3_metadata",
+    ),
     Row(
         "sglang.srt.layers.attention.hybrid_attn_backend", "HybridAttnBackend._select_backend", "forward_mode", "trees"
     ),
@@ -169,6 +195,7 @@ ENGINE: tuple[Row, ...] = (
     ),
     Row("sglang.srt.mem_cache.allocation_sizing", "get_req_to_token_extra_context_len", "", "kv_window"),
     Row("sglang.srt.mem_cache.allocator", "TokenToKVPoolAllocator", "available_size", "worker"),
+    Row("sglang.srt.mem_cache.kv_index_translator", "KVIndexTranslator", "reads_are_translated", "fa3_metadata"),
     Row(
         "sglang.srt.mem_cache.kv_index_translator",
         "KVIndexTranslator.plan",
@@ -225,6 +252,24 @@ ENGINE: tuple[Row, ...] = (
         "DecodeCudaGraphRunner",
         "buffers max_bs",
         "node_counts, target",
+    ),
+    Row(
+        "sglang.srt.model_executor.runner.decode_cuda_graph_runner",
+        "DecodeCudaGraphRunner._init_replay_attn_metadata",
+        "forward_batch",
+        "target",
+    ),
+    Row(
+        "sglang.srt.model_executor.runner.decode_cuda_graph_runner",
+        "DecodeCudaGraphRunner._replay_attn_backend",
+        "",
+        "target",
+    ),
+    Row(
+        "sglang.srt.model_executor.runner.decode_cuda_graph_runner",
+        "DecodeCudaGraphRunner._run_in_graph_metadata_prep",
+        "attn_backend forward_batch",
+        "target",
     ),
     Row(
         "sglang.srt.model_executor.runner.decode_cuda_graph_runner",

@@ -15,6 +15,7 @@ import torch
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
 from sglang.srt.runtime_context import get_spec
 
+from ddtree_sglang.engine.graphs.fa3_metadata import TreeMetadata
 from ddtree_sglang.engine.spec import ALGORITHM, verify_topk
 from ddtree_sglang.engine.stages.verify_input import DDTreeVerifyInput
 
@@ -48,11 +49,27 @@ def tree_graph_runner_class() -> type:
     from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCudaGraphRunner
 
     class DDTreeTargetGraphRunner(DecodeCudaGraphRunner):
-        """Captures the target's verify as a tree."""
+        """Captures the target's verify as a tree, and FA3's metadata of it as well."""
 
         def get_spec_info(self, num_tokens: int) -> DDTreeVerifyInput:
             """The verify input that the graph is captured with."""
             return shape_only_verify_input(self.buffers.custom_mask)
+
+        def _run_in_graph_metadata_prep(self, attn_backend: Any, forward_batch: Any) -> None:
+            """Called at the start of what is captured."""
+            metadata = TreeMetadata.of(attn_backend)
+            if metadata is not None:
+                metadata.make(forward_batch)
+            # Last, for it ends with the mark after which the scheduler may write to the table of slots again.
+            super()._run_in_graph_metadata_prep(attn_backend, forward_batch)
+
+        def _init_replay_attn_metadata(self, forward_batch: Any, **sizes: Any) -> None:
+            """Called before each replay."""
+            metadata = TreeMetadata.of(self._replay_attn_backend())
+            if metadata is None:
+                super()._init_replay_attn_metadata(forward_batch, **sizes)
+            else:
+                metadata.take_mask(forward_batch.spec_info.custom_mask)
 
     return DDTreeTargetGraphRunner
 

@@ -120,7 +120,7 @@ def mask_buffers(backends: Mapping[int, Any], *, deterministic: bool) -> dict[in
     from sglang.srt.layers.attention.triton_backend import TritonAttnBackend
     from sglang.srt.speculative.eagle_utils import TreeMaskMode
 
-    held = {num_nodes: (backend.verify_mask, _verifying(backend)) for num_nodes, backend in backends.items()}
+    held = {num_nodes: (backend.verify_mask, verifying_backend(backend)) for num_nodes, backend in backends.items()}
     return {
         num_nodes: MaskBuffer(
             mask.buffer.view(torch.bool),
@@ -133,7 +133,7 @@ def mask_buffers(backends: Mapping[int, Any], *, deterministic: bool) -> dict[in
     }
 
 
-def _verifying(backend: Any) -> Any:
+def verifying_backend(backend: Any) -> Any:
     """The backend that verifies, of a pair for prefill and decode (layers/attention/hybrid_attn_backend.py)."""
     from sglang.srt.layers.attention.hybrid_attn_backend import HybridAttnBackend
     from sglang.srt.model_executor.forward_batch_info import ForwardMode

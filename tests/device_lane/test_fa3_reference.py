@@ -137,12 +137,13 @@ def test_rows_of_no_request_are_not_written() -> None:
 
 def test_masked_poison_is_not_read() -> None:
     call = arguments([8], [1], window_size=(2, 0))
-    call["k_cache"][call["page_table"][0, 1].long()] = torch.nan
+    for pool in ("k_cache", "v_cache"):
+        call[pool][call["page_table"][0, 1].long()] = torch.nan
     assert flash_attn_with_kvcache(**call)[0].isfinite().all()
 
 
 def test_padded_rows_read_the_padding_slot_whatever_it_holds() -> None:
-    call = arguments([4, 1], [1, 1])
+    call = arguments([4, 3], [1, 1])
     call["page_table"][1] = 0
     call["k_cache"][0] = torch.nan
     out, _ = flash_attn_with_kvcache(**call)

@@ -83,6 +83,13 @@ def test_window_that_was_compiled_in_equals_dense(flashinfer: ModuleType) -> Non
     check(out, None, batch, [3], [causal(3, 20) & ~too_far(3, 20, 4)])
 
 
+def test_window_holds_under_a_custom_mask(flashinfer: ModuleType) -> None:
+    batch = paged([20], 1)
+    wrapper = prefill(flashinfer, batch, [3], window_left=4, custom_mask=torch.ones(60, dtype=torch.bool))
+    out = wrapper.forward(queries(3), (batch.keys, batch.values), causal=True, window_left=4)
+    check(out, None, batch, [3], [~too_far(3, 20, 4)])
+
+
 def too_far(rows: int, keys: int, left: int) -> torch.Tensor:
     """[rows, keys] bool: the key lies more than `left` before the row."""
     return torch.arange(keys) < torch.arange(rows)[:, None] + keys - rows - left

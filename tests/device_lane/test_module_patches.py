@@ -83,3 +83,13 @@ def test_page_table_builder_that_passes_its_row_is_a_violation() -> None:
         build(req_to_token, rows, torch.tensor([8, 9], dtype=torch.int32), table, 1)
     with pytest.raises(LaneViolation, match="loads end within a request's row of 40"):
         build(req_to_token, rows, torch.tensor([8, 41], dtype=torch.int32), table, 16)
+
+
+def test_function_inside_a_function_is_read_up_to_what_the_reference_reads(tmp_path: Path) -> None:
+    source = tmp_path / "prefill.py"
+    source.write_text("def make(backend):\n    def run(q, k, v, sinks=None): ...\n    return run\n")
+    module_patches.require_parameters(source, "make.run", ["q", "k"])
+    with pytest.raises(PinnedNameError, match=r"takes \['q', 'k'\]"):
+        module_patches.require_parameters(source, "make.run", ["q", "v"])
+    with pytest.raises(PinnedNameError, match="has no wake"):
+        module_patches.require_parameters(source, "wake.run", ["q"])

@@ -21,8 +21,10 @@ from ddtree_sglang.core import (
     build_draft_tree_heap,
     commit_plan,
     commit_round,
+    flat_tree_mask,
     layout_draft_tree,
 )
+from ddtree_sglang.core.ancestor_pages import AncestorPages, ancestor_pages
 from ddtree_sglang.core.candidates import LogitTransform, rank_logits
 from ddtree_sglang.core.round_inputs import round_inputs
 
@@ -155,6 +157,35 @@ def round_inputs_row(size: Size, device: torch.device) -> Row:
     return Row("round_inputs", size, run, check, moved, lambda: round_inputs(*on_device, **sizes))
 
 
+def pages_of_ancestors(size: Size, device: torch.device) -> Row:
+    """Page tables of a tree's nodes for FA3 in one launch; oracle: core's `ancestor_pages`."""
+    from ddtree_sglang.kernels.ancestor_pages_triton import ancestor_pages_into
+
+    generator = torch.Generator().manual_seed(size.batch_size)
+    batch_size, num_nodes, rows = size.batch_size, size.num_nodes, size.batch_size + 3
+    ancestors = ancestor_mask(build_draft_tree(*candidates(size), num_nodes).parents)
+    row_len = PREFIX_LEN + 2 * num_nodes
+    table = torch.randperm(rows * row_len, generator=generator).to(torch.int32).view(rows, row_len)
+    indices = torch.randperm(rows, generator=generator)[:batch_size]
+    prefix_lens = torch.randint(0, PREFIX_LEN, (batch_size,), generator=generator)
+    flat = flat_tree_mask(ancestors, prefix_lens).to(device)
+    on_device = (flat, table.to(device), indices.to(device), prefix_lens.to(device))
+    nodes = batch_size * num_nodes
+    made = AncestorPages(
+        torch.empty(nodes, dtype=torch.int32, device=device),
+        torch.empty((nodes, num_nodes), dtype=torch.int32, device=device),
+    )
+
+    def check() -> str:
+        ancestor_pages_into(made, *on_device)
+        slots = table[indices.unsqueeze(1), prefix_lens.unsqueeze(1) + torch.arange(num_nodes)]
+        for (name, found), (_, wanted) in zip(_tensors(made), _tensors(ancestor_pages(ancestors, slots)), strict=True):
+            _assert_equal(name, found, wanted)
+        return "page tables equal core's"
+
+    return Row("ancestor_pages", size, lambda: ancestor_pages_into(made, *on_device), check, nodes * num_nodes * 9)
+
+
 def kv_move(size: Size, device: torch.device) -> Row:
     """Accepted rows of all layers in one launch; oracle: core's plan carried out by torch, byte for byte."""
     from ddtree_sglang.kernels.kv_move_triton import KVRows, move_accepted_rows
@@ -247,6 +278,7 @@ ROWS: dict[str, Callable[[Size, torch.device], Row]] = {
     "round_commit_triton": round_commit,
     "round_inputs_triton": round_inputs_row,
     "candidates_triton": ranking,
+    "ancestor_pages_triton": pages_of_ancestors,
     "kv_move_triton": kv_move,
 }
 """Module of `ddtree_sglang.kernels` -> its row."""

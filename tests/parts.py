@@ -58,7 +58,7 @@ FULL = (
     Part("unit tests", (*UNITS, "-m", "not e2e and not gpu")),
     # Triton chooses its interpreter when it is imported, so these run in a process of their own.
     Part("kernels, interpreted", (*PYTEST, "tests/kernels"), {"TRITON_INTERPRET": "1"}),
-    Part("real servers", (*PYTEST, "-m", "e2e and not gpu", "--durations=10", "tests/e2e")),
+    Part("real servers", (*PYTEST, "-m", "e2e and not gpu", "--durations=10", "tests/e2e", "tests/benchmarks")),
     # A part of its own: what runs before it has freed its memory. Slow: minutes each; bash tests/run.sh tests/e2e_ray
     Part("real actors", (*PYTEST, "-m", "e2e and not gpu and not slow", "--durations=10", "tests/e2e_ray")),
 )

@@ -7,7 +7,7 @@ server answers, that the tiny pair is served, and that its drafter is accepted.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +24,15 @@ from benchmarks.tiny_pair import write_pair
 from deploy.local.server_process import ServerProcess
 from tests.preloaded.client import Preloaded
 
+pytestmark = [pytest.mark.e2e, pytest.mark.sglang]
 STEPS = {step.name: step for section in SECTIONS for step in section.steps}
+
+
+@pytest.fixture(scope="module")
+def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preloaded]:
+    """A process that has imported the engine, from which servers are forked."""
+    with Preloaded(tmp_path_factory.mktemp("preloaded") / "preloaded.log") as process:
+        yield process
 
 
 @pytest.fixture(scope="module")

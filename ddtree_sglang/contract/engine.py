@@ -113,13 +113,22 @@ ENGINE: tuple[Row, ...] = (
         "FlashAttentionBackend",
         "has_swa kv_index_translator page_size req_to_token target_verify_metadata_topk_expand "
         "target_verify_metadata_topk_normal topk use_sliding_window_kv_pool verify_mask",
-        "fa3_metadata",
+        "fa3_metadata, target_checks",
     ),
     Row(
         "sglang.srt.layers.attention.flashattention_backend",
         "FlashAttentionMetadata",
         "cache_seqlens_int32 cu_seqlens_k page_table",
         "fa3_metadata",
+    ),
+    # By these names the target's backend is told from a wrapper of some model's.
+    Row("sglang.srt.layers.attention.flashinfer_backend", "FlashInferAttnBackend", "", "target_checks"),
+    Row("sglang.srt.layers.attention.triton_backend", "TritonAttnBackend", "", "target_checks, trees"),
+    Row(
+        "sglang.srt.layers.attention.hybrid_attn_backend",
+        "HybridAttnBackend",
+        "decode_backend prefill_backend",
+        "target_checks, trees",
     ),
     Row(
         "sglang.srt.layers.attention.hybrid_attn_backend", "HybridAttnBackend._select_backend", "forward_mode", "trees"

@@ -28,7 +28,7 @@ from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.core.acceptance import AcceptedPath
 from ddtree_sglang.core.built_tree import BuiltTree, root_trees
 from ddtree_sglang.core.round_commit import RoundCommit
-from ddtree_sglang.engine.admission.target_checks import check_loaded_target
+from ddtree_sglang.engine.admission.target_checks import check_loaded_target, check_target_backend
 from ddtree_sglang.engine.debug.rank_check import require_equal_trees
 from ddtree_sglang.engine.debug.sync_check import forbid_sync
 from ddtree_sglang.engine.debug.trace import RoundTrace
@@ -113,6 +113,7 @@ class DDTreeWorker(DFlashWorkerV2):
 
     def init_attention_backends(self) -> None:
         """Build the drafter's attention backend; the target's pool, whose rows a round moves, is there by now."""
+        check_target_backend(self.model_runner)
         with self._draft_scope():
             super().init_attention_backends()
         self.mover = make_mover(self.model_runner.token_to_kv_pool)

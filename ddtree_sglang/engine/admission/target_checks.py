@@ -22,6 +22,11 @@ WINDOW_BACKENDS = ("fa3", ATTENTION_BACKEND)
 (kernels/ops/attention/extend_attention.py), FlashInfer drops the window's start for tree inputs
 (flashinfer_backend.py, `update_sliding_window`)."""
 
+BACKEND_CLASSES = ("DDTreeCpuAttnBackend", "FlashAttentionBackend", "FlashInferAttnBackend", "TritonAttnBackend")
+"""Of a target whose layers all attend in the same way. For others SGLang puts a backend of its own around these
+(layers/attention/attention_registry.py, `attn_backend_wrapper`), such as MiniMax-M3's for its sparse layers. By name,
+because a module of a backend needs the libraries of its GPU."""
+
 _CHAIN = "use --speculative-algorithm DFLASH, whose chain SGLang supports there"
 
 
@@ -82,6 +87,31 @@ def check_target(model_config: Any, sliding_window: int | None, backends: tuple[
             f"{list(WINDOW_BACKENDS)}, got {', '.join(wrong)} for {name} with a window of {sliding_window}; set "
             "--attention-backend fa3 on a GPU that has it."
         )
+
+
+def check_target_backend(runner: Any) -> None:
+    """Refuse a target some of whose layers attend elsewhere than in a backend that honours a tree's mask.
+
+    Args:
+        runner: the target's model runner, its attention backend built.
+
+    Raises:
+        DDTreeConfigError: the class of the backend is not one of `BACKEND_CLASSES`, nor a pair of those.
+    """
+    for one in _parts(runner.attn_backend):
+        if type(one).__name__ not in BACKEND_CLASSES:
+            name = (runner.model_config.hf_config.architectures or ["this target"])[0]
+            raise DDTreeConfigError(
+                f"{ALGORITHM} needs a target whose layers all use one attention backend with tree masks, got {name}, "
+                f"for which SGLang builds {type(one).__name__}; {_CHAIN}."
+            )
+
+
+def _parts(backend: Any) -> tuple[Any, ...]:
+    """The two of a pair for prefill and decode (layers/attention/hybrid_attn_backend.py), or the one."""
+    if type(backend).__name__ != "HybridAttnBackend":
+        return (backend,)
+    return (backend.prefill_backend, backend.decode_backend)
 
 
 def check_sampling_defaults(model_config: Any, preferred: str | Mapping[str, Any] | None) -> None:

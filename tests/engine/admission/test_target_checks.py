@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from ddtree_sglang.engine.admission.target_checks import (
+    BACKEND_CLASSES,
     WINDOW_BACKENDS,
     check_loaded_target,
     check_sampling_defaults,
     check_target,
+    check_target_backend,
 )
 from ddtree_sglang.exceptions import DDTreeConfigError
 
@@ -120,3 +122,31 @@ def test_defaults_that_would_have_every_request_refused_end_the_start(
 
 def test_other_defaults_stand() -> None:
     check_sampling_defaults(target(repetition_penalty=1.0, temperature=0.6, top_p=0.95), '{"presence_penalty": 0}')
+
+
+def named(name: str, **parts: Any) -> Any:
+    """An object of a class of that name."""
+    made = type(name, (), {})()
+    vars(made).update(parts)
+    return made
+
+
+@pytest.mark.parametrize("name", BACKEND_CLASSES)
+def test_backends_that_honour_a_mask_are_taken_alone_and_in_pairs(name: str) -> None:
+    runner = SimpleNamespace(model_config=target(), attn_backend=named(name))
+    check_target_backend(runner)
+    runner.attn_backend = named("HybridAttnBackend", prefill_backend=named(name), decode_backend=named(name))
+    check_target_backend(runner)
+
+
+@pytest.mark.parametrize("wrapper", ["MiniMaxHybridAttnBackend", "HybridLinearAttnBackend", "TRTLLMHAAttnBackend"])
+def test_a_target_for_which_sglang_builds_another_backend_is_refused(wrapper: str) -> None:
+    """MiniMax-M3's sparse layers attend in a backend that takes no mask, while `--attention-backend` says fa3."""
+    wrapped = named(wrapper, full_attn_backend=named("FlashAttentionBackend"))
+    for backend in (
+        wrapped,
+        named("HybridAttnBackend", prefill_backend=wrapped, decode_backend=named("TritonAttnBackend")),
+        named("HybridAttnBackend", prefill_backend=named("TritonAttnBackend"), decode_backend=wrapped),
+    ):
+        with pytest.raises(DDTreeConfigError, match=f"got TestForCausalLM, for which SGLang builds {wrapper}; use"):
+            check_target_backend(SimpleNamespace(model_config=target(), attn_backend=backend))

@@ -42,9 +42,8 @@ COLUMNS = ("registers", "stack_bytes", "spill_store_bytes", "spill_load_bytes", 
 
 def row_of(facts: KernelFacts, broken: list[str]) -> dict[str, Any]:
     """One result line, without the PTX."""
-    return {"bench": "kernel_facts", **{name: value for name, value in asdict(facts).items() if name != "ptx"}} | {
-        "broken_limits": broken
-    }
+    numbers = {name: value for name, value in asdict(facts).items() if name != "ptx"}
+    return {"bench": "kernel_facts", **numbers, "broken_limits": broken}
 
 
 def summary_table(rows: Sequence[dict[str, Any]]) -> str:

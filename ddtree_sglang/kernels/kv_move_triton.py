@@ -3,8 +3,8 @@
 A program has a byte range of one buffer and all rows of one request in it. It loads every row that moves, waits for all
 its warps, then stores. A slot may be both a source and a target, as in the path [0, 2, 3, 5], whose moves are 2 -> 1,
 3 -> 2 and 5 -> 3: without the barrier a warp could store slot 2 before another has read it. Windows of different
-requests share no slot, so programs need no order among themselves. Rows that stay are neither read nor written, and
-nothing is read back: no mask, no list of moves.
+requests share no slot but the padding slot, whose row nobody needs, so programs need no order among themselves. Rows
+that stay are neither read nor written, and nothing is read back: no mask, no list of moves.
 
 Oracle: `core.kv_commit.commit_plan`; parity, byte for byte, in tests/kernels. It knows neither the pool nor pages.
 """
@@ -119,7 +119,7 @@ def _check_path(slots: torch.Tensor, accept_index: torch.Tensor) -> None:
 
 def move_accepted_rows(
     rows: KVRows,
-    slots: torch.Tensor,  # [B, W] int64, slot of each place of a window; no slot is in two of a batch
+    slots: torch.Tensor,  # [B, W] int64, slot of each place of a window; none but the padding slot is in two
     accept_index: torch.Tensor,  # [B, P] int64, places whose rows become final, in order, at most W of them; then -1
 ) -> None:
     """Copy, in every buffer, row `slots[b, accept_index[b, j]]` to row `slots[b, j]`: all at once, whatever the order.

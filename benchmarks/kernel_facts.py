@@ -1,6 +1,6 @@
 """What every Triton kernel of the project costs a GPU's registers and memory, from its compiler: no GPU is needed.
 
-    python -m benchmarks kernel_facts [--targets 80 90 100] [--output benchmarks/results/kernel_facts.jsonl]
+    python -m benchmarks kernel_facts [--targets 80 90 100] [--only NAME] [--output results.jsonl]
 
 Each module of `ddtree_sglang.kernels` lists the specializations that serving launches (`compile_cases`, see
 kernels/compile_case.py). They are compiled for each target, and ptxas says registers, stack and spills. Limits: nothing
@@ -64,11 +64,12 @@ def summary_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def compile_all(targets: Sequence[int], output: Path | None) -> list[dict[str, Any]]:
-    """Compile, print and write every case for every target, as it comes."""
+def compile_all(targets: Sequence[int], only: str, output: Path | None) -> list[dict[str, Any]]:
+    """Compile, print and write the cases of kernels that have `only` in their name, for every target, as it comes."""
     modules, origin = kernel_modules(ddtree_sglang.kernels), collect_provenance()
     rows = []
-    for case in (case for module in modules for case in cases_of(module)):
+    cases = (case for module in modules for case in cases_of(module))
+    for case in (case for case in cases if only in case.kernel.fn.__name__):
         for target in targets:
             facts = compile_for(case, target)
             row = row_of(facts, facts.broken_limits(case.shared_reason))
@@ -83,9 +84,10 @@ def compile_all(targets: Sequence[int], output: Path | None) -> list[dict[str, A
 
 
 def main(argv: Sequence[str]) -> int:
-    """Compile everything; 1 when a limit is broken or a kernel has no case, 2 in Triton's interpreter."""
+    """Compile everything; 1 when a limit is broken or a kernel has no case, 2 when there is nothing to compile."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--targets", type=int, nargs="+", default=list(TARGETS), help="compute capabilities, as 90")
+    parser.add_argument("--only", default="", help="kernels with this in their name")
     parser.add_argument("--output", type=Path, help="append one JSON line per kernel, specialization and target")
     args = parser.parse_args(argv)
     if triton.knobs.runtime.interpret:
@@ -95,7 +97,10 @@ def main(argv: Sequence[str]) -> int:
         args.output.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     print(f"{'kernel':28}{'target':8}    regs   stack  stores   loads  shared  specialization")
-    rows = compile_all(args.targets, args.output)
+    rows = compile_all(args.targets, args.only, args.output)
+    if not rows:
+        print(f"kernel_facts: no kernel with a case has {args.only!r} in its name")
+        return 2
     forgotten = kernels_without_case(kernel_modules(ddtree_sglang.kernels))
     for name in forgotten:
         print(f"{name} is in no compile_cases(); see ddtree_sglang/kernels/compile_case.py")

@@ -78,6 +78,13 @@ def test_benchmark_fails_when_a_kernel_spills(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["broken"] == ["_hold_all_rows sm_90 ROWS=256"]
 
 
+def test_kernels_are_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert kernel_facts.main(["--targets", "90", "--only", "round_inputs"]) == 0
+    assert "| `_round_inputs_kernel` | sm_90 | 4 |" in capsys.readouterr().out
+    assert kernel_facts.main(["--only", "no_such_kernel"]) == 2
+    assert "no kernel with a case has 'no_such_kernel' in its name" in capsys.readouterr().out
+
+
 def test_benchmark_fails_when_a_kernel_has_no_case(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

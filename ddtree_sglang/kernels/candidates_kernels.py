@@ -133,7 +133,7 @@ def scan_kernel(  # type: ignore[no-untyped-def]
         raw = tile.to(tl.float32)
         # The next tile is under way while this one is worked on; behind the chunk's end nothing is read.
         tile = _load_tile(row_logits, tokens, start + TILE, end, TILE)
-        best = tl.max(tl.where(raw == raw, raw, float("-inf")), axis=1)
+        best = tl.max(raw, axis=1)  # a NaN gives way to any number
         tl.store(row_max + start // GROUP + groups, best, mask=start // GROUP + groups < num_groups)
         values = _transformed(raw, scale, softcap, HAS_SOFTCAP)
         if HAS_SOFTCAP:

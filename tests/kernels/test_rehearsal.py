@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ddtree_sglang.core import root_trees
+from ddtree_sglang.core.candidates import LogitTransform
 from ddtree_sglang.engine.graphs.drafter_tail import DraftGraphTail, GraphTrees
 from ddtree_sglang.engine.graphs.rehearsal import rehearse_rounds
 from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
@@ -31,7 +32,7 @@ def ranking() -> CandidateRanking:
     weight = torch.randn(VOCABULARY, HIDDEN, generator=torch.Generator().manual_seed(0))
     head = SimpleNamespace(weight=weight)
     head.quant_method = SimpleNamespace(apply=lambda head, hidden, bias: hidden @ head.weight.T)
-    return CandidateRanking(VocabShard(head, VOCABULARY, 0, 1.0, None, None), NODES - 1, BLOCK)
+    return CandidateRanking(VocabShard(head, VOCABULARY, 0, LogitTransform(), None), NODES - 1, BLOCK)
 
 
 def shifted(tensor: torch.Tensor, by: int) -> torch.Tensor:

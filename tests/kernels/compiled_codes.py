@@ -10,10 +10,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from ddtree_sglang.kernels import round_commit_triton, round_inputs_triton, tree_builder_triton
+from ddtree_sglang.kernels import candidates_triton, round_commit_triton, round_inputs_triton, tree_builder_triton
 
 BACKEND = make_backend(GPUTarget("cuda", 90, 32))
 KERNELS = (
+    (candidates_triton, "scan_kernel"),
+    (candidates_triton, "select_kernel"),
     (round_inputs_triton, "_round_inputs_kernel"),
     (tree_builder_triton, "_build_tree_kernel"),
     (round_commit_triton, "_commit_round_kernel"),

@@ -44,7 +44,8 @@ SHARPNESS = 16.0  # weight of a query's norm times a key's: the next token's sha
 BIAS, CODE, OUT = 0, slice(64, 128), slice(128, 256)
 """Residual stream: a constant, the token's code (64 signs), what the layers say about the next token."""
 FAR_WEIGHTS = (1.0, 0.86)
-NEAR_WEIGHT = 0.7
+NEAR_WEIGHTS = (0.4, 0.95)
+"""Of the current token and of its parent: the larger the second, the more a wrong mask changes."""
 RANDOM_WEIGHT = 1.5
 DRAFT_WEIGHTS = (1.0, 0.9)
 TARGET_SCALE, DRAFT_SCALE = 0.3, 0.35
@@ -160,7 +161,11 @@ def target_weights(seed: int = 0) -> dict[str, torch.Tensor]:
     eye = torch.eye(HEAD_DIM)
     # The next token is one ahead of the token that asks: FAR tokens before it are FAR - 1 back.
     heads = (FAR[0] - 1, FAR[1] - 1, 0, 1)
-    maps = [eye * FAR_WEIGHTS[0], eye * FAR_WEIGHTS[1], *(NEAR_WEIGHT * made.orthogonal(HEAD_DIM) for _ in range(2))]
+    maps = [
+        eye * FAR_WEIGHTS[0],
+        eye * FAR_WEIGHTS[1],
+        *(weight * made.orthogonal(HEAD_DIM) for weight in NEAR_WEIGHTS),
+    ]
     for index in range(LAYERS):
         name = f"model.layers.{index}"
         if index == 0:

@@ -76,6 +76,25 @@ def test_a_token_depends_on_the_prefix_and_on_its_parent(target: Any) -> None:
     assert share_of_changed_choices(target, 2) > 0.15, "its parent"
 
 
+def test_a_node_that_sees_its_parents_sibling_chooses_another_token(target: Any) -> None:
+    """Two tokens at one position, as siblings of a tree have: only a mask tells a child which one is its parent."""
+    prefixes = torch.tensor(tiny_measure.random_prompts(64, 48, 8))
+    nodes = torch.tensor(tiny_measure.random_prompts(64, 3, 9))  # sibling, parent, child
+    rows = torch.cat([prefixes, nodes], 1)
+    positions = torch.cat([torch.arange(48), torch.tensor([48, 48, 49])]).expand(64, -1)
+    sees_all = torch.ones(51, 51).tril().bool()
+    honoured = sees_all.clone()
+    honoured[[49, 50], [48, 48]] = False
+    chosen = []
+    with torch.inference_mode():
+        for mask in (honoured, sees_all):
+            bias = torch.zeros(51, 51).masked_fill(~mask, torch.finfo(torch.float32).min).expand(64, 1, 51, 51)
+            chosen.append(target(rows, attention_mask=bias, position_ids=positions).logits[:, -1].argmax(-1))
+        alone = target(torch.cat([prefixes, nodes[:, 1:2], nodes[:, 2:]], 1)).logits[:, -1].argmax(-1)
+    assert torch.equal(chosen[0], alone), "an honoured mask is decoding the path alone"
+    assert float((chosen[1] != chosen[0]).float().mean()) > 0.15
+
+
 def test_the_drafter_is_often_right_and_a_tree_more_often(folders: tuple[Path, Path]) -> None:
     found = tiny_measure.measure(*folders, num_prompts=8, new_tokens=32, budgets=(16, 64))
     lengths = found["accept_length"]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -214,6 +215,7 @@ def test_no_server_outlives_a_call_that_was_cut_off(rig: Rig, monkeypatch: pytes
     assert rig.main("--time-limit", "3", "eager") == 3
     ports = [line.split("--port ")[1].split()[0] for line in rig.started()]
     assert len(ports) == 2
+    time.sleep(1.0)
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert not [port for port in ports if f"--port {port} " in running]
 

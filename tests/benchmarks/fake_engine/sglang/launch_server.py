@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -122,7 +123,10 @@ if __name__ == "__main__":
     if "dies" in FAULTS:
         raise SystemExit("RuntimeError: CUDA error: an illegal memory access was encountered")
     if "hangs" in FAULTS:
-        time.sleep(600)
+        # A process of its own, as a scheduler is: it does not end because the server does.
+        subprocess.run(
+            [sys.executable, "-c", "import time; time.sleep(600)", "--port", str(ARGS.port), "child"], check=False
+        )
     role = "decode" if IS_PLAIN else "verify"
     if not ARGS.disable_decode_cuda_graph and "eager" not in FAULTS:
         print(f"Capture target {role} CUDA graph begin. backend=full, avail mem=70.00 GB", flush=True)

@@ -37,7 +37,7 @@ from benchmarks.gpu_sections import SECTIONS, Section, Step
 from benchmarks.harness.flags import end_on_sigterm
 from benchmarks.harness.gpu_lab import CutOffError, Lab, Verdict, output_of, unpack
 from benchmarks.harness.gpu_machine import Machine, found_gpu, this_processor
-from benchmarks.harness.gpu_pairs import prepare
+from benchmarks.harness.gpu_pairs import prepare, servers_at_once
 from benchmarks.harness.gpu_setting import SMALL, Scale, Setting, code_digest
 from benchmarks.harness.provenance import REPO, collect_provenance
 from benchmarks.register_checkout import write_metadata
@@ -267,7 +267,7 @@ def record_servers(lab: Lab, steps: Sequence[Step]) -> str:
     if lab.left_s() < LEAST_TO_RECORD_S:
         return f"{lab.left_s():.0f} s are left of {lab.time_limit_s} s"
     try:
-        lab.record(cases)
+        lab.record(cases, servers_at_once(lab, {lab.pair_of[case] for case in cases}))
     except (CutOffError, OSError, ValueError) as error:
         return str(error)
     return ""

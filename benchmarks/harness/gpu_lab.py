@@ -162,15 +162,15 @@ class Lab:
             self._lacking[backend] = self.setting.machine.lacks(backend, self.why_not)
         return self._lacking[backend]
 
-    def record(self, cases: Sequence[str]) -> None:
-        """Have the servers of `cases` recorded, several at once, but those that were recorded before.
+    def record(self, cases: Sequence[str], at_once: int) -> None:
+        """Have the servers of `cases` recorded, `at_once` of them together, but those that were recorded before.
 
         Raises:
             CutOffError: the time is up; cases that had answered by then are recorded.
         """
         missing = [name for name in cases if self.record_of(name) is None]
         if missing:
-            where = ("--out", str(self.out), "--at-once", str(self.at_once))
+            where = ("--out", str(self.out), "--at-once", str(at_once))
             self.python("-m", "benchmarks", "gpu_record", *missing, *where)
 
     def record_of(self, case: str) -> dict[str, Any] | None:

@@ -1,16 +1,19 @@
-"""The pairs that a GPU proof serves: a tiny one made on the spot, one of a real size without weights, a carried one.
-
-python -m benchmarks.harness.gpu_pairs MODEL COUNT FILE      token ids of COUNT held-out prompts, for a carried pair
-"""
+"""The pairs that a GPU proof serves: a tiny one made on the spot, one of a real size without weights, a carried one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 from benchmarks.harness.gpu_lab import Lab
+from benchmarks.harness.gpu_machine import GIB
 from benchmarks.harness.gpu_setting import pair_digest
 
 GIB_OF_SHAPE = {"qwen3-8b": 24.0, "qwen3-0.6b": 5.0}
 """Of a server with bfloat16 weights, its drafter, 32k tokens of KV cache and captured graphs; the largest first."""
 SERVERS_OF_SHAPE = 3
+REST_OF_SERVER_GIB = 6.0
+"""Beside its weights: a CUDA context, 16k tokens of KV cache, captured graphs, activations."""
 
 
 def prepare(lab: Lab, name: str) -> None:
@@ -35,6 +38,20 @@ def prepare(lab: Lab, name: str) -> None:
     parts = (setting.provenance["code"], setting.machine.name, digest, *setting.scale.parts(), *setting.server_flags)
     setting.identity[name] = " ".join(map(str, parts))
     setting.save()
+
+
+def servers_at_once(lab: Lab, names: Iterable[str]) -> int:
+    """How many servers of these pairs the card holds at once: as many as the cores start, but for a large target."""
+    machine, most = lab.setting.machine, lab.at_once
+    if machine.kind == "cpu":
+        return most
+    largest = max(_weights_gib(lab.setting.pair(name)) for name in names)
+    return max(1, machine.fits(largest + REST_OF_SERVER_GIB, most))
+
+
+def _weights_gib(folders: tuple[str, str]) -> float:
+    files = (path for folder in folders for path in Path(folder).glob("*.safetensors"))
+    return sum(path.stat().st_size for path in files) / GIB
 
 
 def _shape(lab: Lab) -> tuple[str, str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.gpu_speed import SYSTEMS, ratios
 from benchmarks.harness import gpu_pairs
+from benchmarks.harness.gpu_lab import Lab
 from benchmarks.harness.gpu_machine import GIB, Machine, found_gpu
+from benchmarks.harness.gpu_setting import Setting
 
 H100 = Machine("cuda", "NVIDIA H100 80GB HBM3", 79.6, 1, 9)
 H200 = Machine("cuda", "NVIDIA H200", 140.4, 1, 9)
@@ -78,6 +81,17 @@ def test_the_shape_is_one_of_which_three_servers_fit(
 )
 def test_a_backend_is_there_or_it_is_said_why_not(machine: Machine, backend: str, error: str, told: str) -> None:
     assert machine.lacks(backend, lambda _code: error) == told
+
+
+@pytest.mark.parametrize(
+    ("weights_gib", "machine", "fit"), [(0.0, H100, 4), (17.0, H100, 3), (17.0, H200, 4), (70.0, H100, 1)]
+)
+def test_large_targets_are_served_fewer_at_once(tmp_path: Path, weights_gib: float, machine: Machine, fit: int) -> None:
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(int(weights_gib * GIB))  # a hole: it takes no room on the disk
+    setting = Setting(tmp_path, machine, "run", {"real": (str(tmp_path), str(tmp_path / "none"))})
+    lab = Lab(setting, tmp_path / "proof.tar.gz", {}, at_once=4)
+    assert gpu_pairs.servers_at_once(lab, ["real"]) == fit
 
 
 def test_memory_shares_leave_room() -> None:

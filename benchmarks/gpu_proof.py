@@ -38,7 +38,7 @@ from benchmarks.harness.flags import end_on_sigterm
 from benchmarks.harness.gpu_lab import CutOffError, Lab, Verdict, output_of, unpack
 from benchmarks.harness.gpu_machine import Machine, found_gpu, this_processor
 from benchmarks.harness.gpu_pairs import prepare, servers_at_once
-from benchmarks.harness.gpu_setting import SMALL, Scale, Setting, code_digest
+from benchmarks.harness.gpu_setting import JUDGES, SMALL, Scale, Setting, code_digest
 from benchmarks.harness.provenance import REPO, collect_provenance
 from benchmarks.register_checkout import write_metadata
 from workers.progress import say, step
@@ -164,7 +164,12 @@ def origin(machine: Machine) -> dict[str, Any]:
     """Where a result line comes from: machine, packages, commit, and a digest of the code where there is no git."""
     found = collect_provenance()
     kept = ("date", "git_sha", "dirty", "python", "packages", "gpu", "cpu_model", "cpu_cores")
-    return {"machine": machine.name, "code": code_digest(), "system": platform.platform()} | {k: found[k] for k in kept}
+    return {
+        "machine": machine.name,
+        "code": code_digest(),
+        "judges": code_digest(JUDGES),
+        "system": platform.platform(),
+    } | {k: found[k] for k in kept}
 
 
 def _at_once(args: argparse.Namespace, machine: Machine) -> int:
@@ -217,7 +222,7 @@ def run_section(lab: Lab, section: Section) -> None:
             prepare(lab, one.pair)
         if reason:
             lab.conclude(Verdict(one.name, "SKIP", 0, reason))
-        elif earlier := lab.earlier(one.name, lab.setting.identity_of(one.pair)):
+        elif earlier := lab.earlier(one.name, verdict_identity(lab, one)):
             lab.conclude(earlier)
         else:
             steps.append(one)
@@ -231,6 +236,11 @@ def run_section(lab: Lab, section: Section) -> None:
     finally:
         lab.log = None
         lab.pack()
+
+
+def verdict_identity(lab: Lab, one: Step) -> str:
+    """What a verdict counts for: what its answers depend on, and what judges them."""
+    return f"{lab.setting.identity_of(one.pair)} {lab.setting.provenance['judges']}"
 
 
 def conclude_step(lab: Lab, one: Step, run: Callable[[], Finding]) -> None:
@@ -248,7 +258,7 @@ def conclude_step(lab: Lab, one: Step, run: Callable[[], Finding]) -> None:
         raise
     finally:
         seconds = int(time.monotonic() - started)
-        lab.conclude(Verdict(one.name, verdict, seconds, " ".join(reason.split())), lab.setting.identity_of(one.pair))  # type: ignore[arg-type]
+        lab.conclude(Verdict(one.name, verdict, seconds, " ".join(reason.split())), verdict_identity(lab, one))  # type: ignore[arg-type]
 
 
 def run_step(lab: Lab, one: Step) -> Finding:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from benchmarks.harness.provenance import REPO
 FILE = "setting.json"
 CODE = ("ddtree_sglang", "benchmarks/gpu_cases.py", "benchmarks/gpu_questions.py", "benchmarks/tiny_pair.py")
 """What a recorded answer depends on: after a change there, it is recorded anew."""
+JUDGES = ("benchmarks/gpu_judge.py", "benchmarks/gpu_sections.py", "benchmarks/gpu_kernel_rows.py", "tests/kernels")
+"""What a verdict depends on besides: after a change there, it is given anew, from the records that there are."""
 
 
 @dataclass(frozen=True)
@@ -94,17 +96,17 @@ class Setting:
         return cls(**content)
 
 
-def code_digest(repo: Path = REPO) -> str:
-    """Digest of the sources that answers depend on; a checkout without git has one, too."""
+def code_digest(names: Sequence[str] = CODE) -> str:
+    """Digest of sources, of those that answers depend on unless told otherwise; a checkout without git has one, too."""
     digest = hashlib.sha256()
-    for path in _sources(repo):
-        digest.update(str(path.relative_to(repo)).encode() + b"\0" + path.read_bytes())
+    for path in _sources(names):
+        digest.update(str(path.relative_to(REPO)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _sources(repo: Path) -> Iterator[Path]:
-    for name in CODE:
-        where = repo / name
+def _sources(names: Sequence[str]) -> Iterator[Path]:
+    for name in names:
+        where = REPO / name
         yield from sorted(where.rglob("*.py")) if where.is_dir() else [where]
 
 

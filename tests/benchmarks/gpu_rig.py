@@ -30,6 +30,7 @@ class Rig:
     lacking: dict[str, str] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
     code: str = "code-1"
+    judges: str = "judges-1"
 
     @property
     def out(self) -> Path:
@@ -44,7 +45,7 @@ class Rig:
         patch = self.monkeypatch.setattr
         patch(gpu_proof, "find_machine", lambda _device: self.machine)
         patch(gpu_proof, "end_on_sigterm", lambda: None)
-        patch(gpu_proof, "code_digest", lambda: self.code)
+        patch(gpu_proof, "code_digest", lambda *names: self.judges if names else self.code)
         patch(gpu_proof, "Scale", lambda: Scale(prompts=48, new_tokens=24, samples=240))
         patch(gpu_proof, "child_environment", self.environment)
         patch(gpu_lab.Lab, "lacks", lambda _lab, backend: self.lacking.get(backend, ""))

@@ -193,6 +193,17 @@ def test_a_verdict_counts_for_its_code_card_and_scale_alone(
     assert len(rig.started()) == 2 * before
 
 
+def test_other_judges_judge_the_same_records_anew(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "eager", "eager/triton")
+    assert rig.main("eager") == 0
+    rig.judges = "judges-2"
+    assert rig.main("eager") == 0
+    assert [line["verdict"] for line in rig.summary()] == ["PASS", "PASS"], "given twice, not kept"
+    assert len(rig.started()) == 2, "nothing was asked again"
+    assert rig.main("eager") == 0
+    assert len(rig.summary()) == 2, "kept"
+
+
 def test_a_section_that_is_cut_off_goes_on_in_the_next_call(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """One server answers, the other is too slow for the limit: the next call starts the slow one alone."""
     monkeypatch.setattr(gpu_proof, "LEAST_TO_RECORD_S", 1)

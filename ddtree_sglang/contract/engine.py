@@ -406,6 +406,7 @@ ENGINE: tuple[Row, ...] = (
     Row("sglang.srt.speculative.spec_tp_sync", "SpecTpSync", "sync", "worker"),
     Row("sglang.srt.speculative.spec_tp_sync", "SpecTpSyncSite", "DFLASH_ACCEPT_GREEDY DFLASH_ACCEPT_SAMPLE", "worker"),
     Row("sglang.srt.speculative.spec_utils", "draft_tp_context", "", "worker"),
+    Row("sglang.srt.speculative.spec_utils", "spec_need_hidden_states", "", "hooks"),
     # What `get_platform()` asks, by these names (runtime_context.py, _PLATFORM_PROBES).
     Row("sglang.srt.utils.common", "get_device_memory_capacity", "device", "graph_memory"),
     Row("sglang.srt.utils.common", "is_cuda", "", "attention_default"),

@@ -54,6 +54,12 @@ ROUND_PATCHES = (
         "warm-up forwards of the target are trees too",
     ),
     Patch(
+        "sglang.srt.speculative.spec_utils.spec_need_hidden_states",
+        "around",
+        f"{_HOOKS}:carry_no_hidden_states",
+        "overlap scheduling would store and gather hidden states of no width",
+    ),
+    Patch(
         f"{_RUNNER}._extend_forward_kwargs",
         "around",
         f"{_HOOKS}:keep_model_dtype",

@@ -74,6 +74,13 @@ def refuse_unsupported_request(original: Callable[..., str | None], req: Req, en
     return refusal(req)
 
 
+def carry_no_hidden_states(original: Callable[[], bool]) -> bool:
+    """AROUND hook on `spec_need_hidden_states`, which knows DFLASH by name: a round's hidden states stay in it."""
+    from sglang.srt.runtime_context import get_spec
+
+    return original() and not is_ddtree(get_spec().speculative_algorithm)
+
+
 def keep_model_dtype(
     original: Callable[..., dict[str, Any]], runner: Any, forward_batch: Any, proxy: Any
 ) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddtree_sglang.engine.hooks import exit_on_bad_arguments, keep_model_dtype
+from ddtree_sglang.engine.hooks import carry_no_hidden_states, exit_on_bad_arguments, keep_model_dtype
 from ddtree_sglang.exceptions import EngineContractError
 
 
@@ -25,6 +25,17 @@ def test_input_embeddings_get_the_dtype_of_their_model(dtype: torch.dtype, is_dr
     given = keep_model_dtype(original, runner, batch, None)["input_embeds"]
     assert given.dtype == dtype
     assert torch.equal(given, batch.input_embeds.to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "stock", "expected"), [("DDTREE", True, False), ("EAGLE", True, True), ("DFLASH", False, False)]
+)
+def test_overlap_scheduling_carries_no_hidden_states_of_ours(
+    algorithm: str, stock: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = SimpleNamespace(speculative_algorithm=algorithm)
+    monkeypatch.setattr("sglang.srt.runtime_context.get_spec", lambda: spec)
+    assert carry_no_hidden_states(lambda: stock) is expected
 
 
 def test_a_batch_without_embeddings_is_left_alone() -> None:

@@ -40,6 +40,7 @@ class Counts:
     launches: Counter[str] = field(default_factory=Counter)  # by operator or kernel, outside graph replays
     host_reads: Counter[str] = field(default_factory=Counter)  # values that the host waited for
     copies: Counter[str] = field(default_factory=Counter)  # "to device", "to host"
+    new_variants: Counter[str] = field(default_factory=Counter)  # kernels with compile-time values not seen before
     allocated_bytes: int = 0  # by operators, outside graphs
     replays: int = 0
 
@@ -152,11 +153,13 @@ class DeviceMode(TorchDispatchMode):
     def _reads(name: str, args: Any) -> bool:
         if name in _HOST_READS:
             return True
+        if name not in ("aten::index", "aten::index_put_"):
+            return False
+        if name == "aten::index_put_" and args[2].numel() == 1 and not is_device(args[2]):
+            return False  # one value of the host for all cells of a mask is filled in without looking for them
         # An index by a mask looks for its true cells, and the size of the result is known on the host.
         masks = (torch.bool, torch.uint8)
-        return name in ("aten::index", "aten::index_put_") and any(
-            isinstance(one, torch.Tensor) and one.dtype in masks for one in tree_iter(args[1])
-        )
+        return any(isinstance(one, torch.Tensor) and one.dtype in masks for one in tree_iter(args[1]))
 
 
 def _caller() -> str:
@@ -177,6 +180,8 @@ def storage_of(tensor: torch.Tensor) -> int:
 
 def is_launch(func: Any, result: Any, inputs: list[torch.Tensor]) -> bool:
     """Whether an operator does work on the device; views and allocations do not."""
+    if func.namespace == "c10d":
+        return True  # collectives write their arguments without saying so in their schemas
     if func._schema.name in _ALLOCATIONS or func._schema.name in _HOST_READS - {"aten::nonzero"}:
         return False
     if any(argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments):

@@ -46,10 +46,11 @@ class Graph(Recorder):
                 self.owned[storage_of(output)] = output
 
         def run() -> None:
-            again = [leaf for leaf in tree_iter(func(*args, **kwargs)) if isinstance(leaf, torch.Tensor)]
-            for kept, made, is_new in zip(outputs, again, fresh, strict=True):
+            made = tree_iter(func(*args, **kwargs))
+            again = [leaf for leaf in map(_finished, made) if isinstance(leaf, torch.Tensor)]
+            for kept, new, is_new in zip(outputs, again, fresh, strict=True):
                 if is_new:
-                    kept.copy_(made)
+                    kept.copy_(new)
 
         self._add(run, func._schema.name)
 
@@ -88,6 +89,13 @@ class Graph(Recorder):
             for address, tensor in self.owned.items():
                 if results or address not in self.results:
                     tensor.fill_(GARBAGE.get(tensor.dtype, 3.0e4 if tensor.is_floating_point() else 1))
+
+
+def _finished(value: Any) -> Any:
+    """A collective's handle is waited for by the caller, whom a replay does not run."""
+    if isinstance(value, torch.ScriptObject) and hasattr(value, "wait"):
+        value.wait()
+    return value
 
 
 def _freeze(value: Any) -> Any:

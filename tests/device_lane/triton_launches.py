@@ -34,7 +34,20 @@ def install() -> None:
         if inside_door():
             return
         counts.launches[name] += 1
+        _note_variant(self, name, args, kwargs)
         if mode.recorder is not None:
             mode.recorder.kernel(run, name)
 
     executor.__call__ = launch
+
+
+_variants: set[tuple[Any, ...]] = set()
+
+
+def _note_variant(executor: Any, name: str, args: Any, kwargs: Any) -> None:
+    """On a GPU each set of compile-time values is compiled when it is first launched."""
+    values = {**dict(zip(executor.arg_names, args, strict=False)), **kwargs}
+    variant = (name, *((constant, str(values.get(constant))) for constant in executor.constexprs))
+    if variant not in _variants:
+        _variants.add(variant)
+        counts.new_variants[name] += 1

@@ -184,9 +184,9 @@ def is_launch(func: Any, result: Any, inputs: list[torch.Tensor]) -> bool:
         return True  # collectives write their arguments without saying so in their schemas
     if func._schema.name in _ALLOCATIONS or func._schema.name in _HOST_READS - {"aten::nonzero"}:
         return False
-    if any(argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments):
-        return True
     outputs = [leaf for leaf in tree_iter(result) if isinstance(leaf, torch.Tensor)]
+    if any(argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments):
+        return any(output.numel() for output in outputs) or not outputs
     held = {storage_of(tensor) for tensor in inputs}
     return any(storage_of(output) not in held and output.numel() for output in outputs)
 

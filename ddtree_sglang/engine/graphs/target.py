@@ -65,11 +65,15 @@ def tree_graph_runner_class() -> type:
 
         def _init_replay_attn_metadata(self, forward_batch: Any, **sizes: Any) -> None:
             """Called before each replay."""
-            metadata = TreeMetadata.of(self._replay_attn_backend())
-            if metadata is None:
-                super()._init_replay_attn_metadata(forward_batch, **sizes)
-            else:
-                metadata.take_mask(forward_batch.spec_info.custom_mask)
+            metadata, spec_info = TreeMetadata.of(self._replay_attn_backend()), forward_batch.spec_info
+            if metadata is not None:
+                metadata.take_mask(spec_info.custom_mask)
+                return
+            if spec_info.custom_mask is not None and spec_info.custom_mask.numel() == 1:
+                # A mask that was made in place, handed on by its address: the graph has that, and the backend would
+                # copy the cell onto itself (triton_backend.py, _update_target_verify_buffers).
+                spec_info.custom_mask = spec_info.custom_mask[:0]
+            super()._init_replay_attn_metadata(forward_batch, **sizes)
 
     return DDTreeTargetGraphRunner
 

@@ -100,3 +100,16 @@ def test_metadata_is_recorded_before_the_mark_that_lets_the_scheduler_write(
     forward_batch = SimpleNamespace(spec_info=SimpleNamespace(custom_mask=None))
     made._init_replay_attn_metadata(forward_batch, raw_bs=1)
     assert events == replayed
+
+
+@pytest.mark.parametrize(
+    ("cells", "handed_on"), [(1, 0), (4, 4), (None, None)], ids=["an address", "a mask", "a chain"]
+)
+def test_a_graph_copies_no_mask_that_was_made_in_place(
+    events: list[str], cells: int | None, handed_on: int | None
+) -> None:
+    mask = None if cells is None else torch.ones(cells, dtype=torch.bool)
+    spec_info = SimpleNamespace(custom_mask=mask)
+    runner(SimpleNamespace())._init_replay_attn_metadata(SimpleNamespace(spec_info=spec_info), raw_bs=1)
+    assert events == ["SGLang's"]
+    assert (None if spec_info.custom_mask is None else len(spec_info.custom_mask)) == handed_on

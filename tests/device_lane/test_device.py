@@ -152,4 +152,5 @@ def test_device(name: str) -> None:
     os.close(theirs)
     with os.fdopen(ours) as report:
         text = report.read()
-    assert os.waitpid(pid, 0)[1] == 0 and not text, text
+    status = os.waitpid(pid, 0)[1]
+    assert (status, text) == (0, "")

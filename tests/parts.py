@@ -51,13 +51,20 @@ FAST = (
         "core, engine, workers", (*PYTEST, *IN_TWO_PROCESSES, "-m", "not slow and not e2e and not gpu", *FAST_FOLDERS)
     ),
 )
-UNITS = (*PYTEST, *IN_TWO_PROCESSES, "--ignore=tests/e2e", "--ignore=tests/e2e_ray", "--ignore=tests/kernels")
+OWN_PARTS = ("tests/e2e", "tests/e2e_ray", "tests/kernels", "tests/device_lane")
+UNITS = (*PYTEST, *IN_TWO_PROCESSES, *(f"--ignore={folder}" for folder in OWN_PARTS))
 FULL = (
     *CHECKS,
     # Slow ones too: they wait more than they compute, and each part of its own would import everything again.
     Part("unit tests", (*UNITS, "-m", "not e2e and not gpu")),
     # Triton chooses its interpreter when it is imported, so these run in a process of their own.
     Part("kernels, interpreted", (*PYTEST, "tests/kernels"), {"TRITON_INTERPRET": "1"}),
+    # One process: it keeps two servers busy, and one thread each is enough for their sizes.
+    Part(
+        "device lane",
+        (*PYTEST, "-m", "not slow and not gpu", "--durations=10", "tests/device_lane"),
+        {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+    ),
     Part("real servers", (*PYTEST, "-m", "e2e and not gpu", "--durations=10", "tests/e2e", "tests/benchmarks")),
     # A part of its own: what runs before it has freed its memory. Slow: minutes each; bash tests/run.sh tests/e2e_ray
     Part("real actors", (*PYTEST, "-m", "e2e and not gpu and not slow", "--durations=10", "tests/e2e_ray")),

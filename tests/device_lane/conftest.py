@@ -1,15 +1,64 @@
-"""What tests of the device lane share."""
+"""What tests of the device lane share: the lane, its pairs, and outcomes of scenes that run two at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import pytest
 
-from tests.device_lane.pairs import one_thread
+from tests.device_lane.asking import Lane, open_lane
+from tests.device_lane.pairs import make_pair, one_thread
+from tests.device_lane.references import Reference
+from tests.device_lane.scenes import Outcome, Scene, play
+
+SERVERS_AT_ONCE = 2
+PAIRS = {"qwen3": ("qwen3", 4, 32), "llama": ("llama", 8, 32), "wide": ("qwen3", 4, 80)}
+"""Architecture, block size and vocabulary."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
     with one_thread():
         yield
+
+
+@pytest.fixture(scope="session")
+def lane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lane]:
+    with open_lane(tmp_path_factory.mktemp("lane")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def references(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Reference]:
+    """By the name of a pair; made when first asked for."""
+
+    @cache
+    def make(name: str) -> Reference:
+        architecture, block_size, vocabulary = PAIRS[name]
+        folder = tmp_path_factory.mktemp(name)
+        return Reference(make_pair(folder, architecture, block_size, vocabulary=vocabulary))  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def outcomes(
+    request: pytest.FixtureRequest, lane: Lane, references: Callable[[str], Reference]
+) -> Iterator[Callable[[Scene, str], Outcome]]:
+    """The outcome of a scene, with a mutation or "" for none. All that this run will ask for begin in its order."""
+    asked_for = [
+        item.callspec.params["play"]  # type: ignore[attr-defined]
+        for item in request.session.items
+        if "play" in getattr(getattr(item, "callspec", None), "params", {})
+    ]
+    for name in {scene.pair for scene, _ in asked_for}:
+        references(name)
+    pool = ThreadPoolExecutor(SERVERS_AT_ONCE)
+    running = {
+        key: pool.submit(play, scene, lane, references(scene.pair), key[1])
+        for key, scene in {(scene.name, mutation): scene for scene, mutation in asked_for}.items()
+    }
+    yield lambda scene, mutation: running[scene.name, mutation].result()
+    pool.shutdown(cancel_futures=True)

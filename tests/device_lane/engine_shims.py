@@ -24,6 +24,7 @@ def install_device() -> None:
     streams.late = settings.late
     _install_memory_queries()
     _install_tree_walk()
+    _install_seeded_noise()
     _take_cuda_branches()
     tensors.install()
     triton_launches.install()
@@ -81,3 +82,23 @@ def _take_cuda_branches() -> None:
         if not hasattr(module, name):
             raise RuntimeError(f"{module.__name__} has no {name} any more: look at what it asks before a launch")
         setattr(module, name, answer)
+
+
+def _install_seeded_noise() -> None:
+    """SGLang hashes on a CPU with a compiled operator, elsewhere with this kernel."""
+    from sglang.kernels.ops.sampling import murmur_hash
+    from sglang.srt.layers import sampler
+
+    def murmur_hash32(seed: torch.Tensor, positions: torch.Tensor, col_indices: torch.Tensor) -> torch.Tensor:
+        num_rows, num_columns = len(seed), len(col_indices)
+        hashed = torch.empty((num_rows, num_columns), dtype=torch.uint32, device=seed.device)
+        block = 1024
+        grid = (num_rows, -(-num_columns // block))
+        murmur_hash.murmur_hash32_kernel[grid](
+            seed, positions, col_indices, hashed, num_rows, num_columns, BLOCK_SIZE=block
+        )
+        return hashed
+
+    sampler.murmur_hash32 = murmur_hash32
+    # Compiled by torch on a GPU; its compiler cannot look into an interpreted kernel.
+    sampler.multinomial_with_seed = sampler.multinomial_with_seed._torchdynamo_orig_callable

@@ -40,7 +40,6 @@ MAX_POSITIONS = 512
 FEATURE_LAYERS = (0,)  # the last layer of a target is never a feature
 
 _SHAPE: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
@@ -97,21 +96,28 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def make_pair(folder: Path, architecture: Architecture, block_size: int, seed: int = 0) -> TinyPair:
-    """Make a pair and write it to `folder`; takes a few seconds."""
+def make_pair(
+    folder: Path, architecture: Architecture, block_size: int, seed: int = 0, vocabulary: int = VOCABULARY
+) -> TinyPair:
+    """Make a pair and write it to `folder`; takes a few seconds.
+
+    A larger vocabulary than the usual one is for tensor parallelism: SGLang pads it to a multiple of 64, and with less
+    than that a second rank would have none of it. Acceptance is lower then.
+    """
     with one_thread():
-        target = make_target(architecture, seed)
+        target = make_target(architecture, seed, vocabulary)
         drafter = train_drafter(target, block_size, seed)
     target.save_pretrained(folder / "target")
-    _save_tokenizer(folder / "target")
+    _save_tokenizer(folder / "target", vocabulary)
     export_drafter(drafter, folder / "draft", torch.float32)
     return TinyPair(target, drafter.eval(), str(folder / "target"), str(folder / "draft"))
 
 
-def make_target(architecture: Architecture, seed: int) -> Any:
+def make_target(architecture: Architecture, seed: int, vocabulary: int = VOCABULARY) -> Any:
     """A random target whose matrices have the gains above."""
+    shape = _SHAPE | {"vocab_size": vocabulary}
     target: Any = (
-        Qwen3ForCausalLM(Qwen3Config(**_SHAPE)) if architecture == "qwen3" else LlamaForCausalLM(LlamaConfig(**_SHAPE))
+        Qwen3ForCausalLM(Qwen3Config(**shape)) if architecture == "qwen3" else LlamaForCausalLM(LlamaConfig(**shape))
     )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -122,7 +128,18 @@ def make_target(architecture: Architecture, seed: int) -> Any:
                 continue
             gain = next((gain for part, gain in _GAINS.items() if part in name), 1.0)
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * gain / parameter.shape[1] ** 0.5)
-    return target.eval()
+    target.eval()
+    _name_most_frequent_token(target, EOS_TOKEN)
+    return target
+
+
+@torch.no_grad()
+def _name_most_frequent_token(target: Any, name: int) -> None:
+    """Swap two tokens of the vocabulary, so that the one that answers hold most often is `name`."""
+    prompts = random_prompts(64, 6, 0)
+    frequent = int(greedy(target, prompts, 12)[:, prompts.shape[1] :].flatten().mode().values)
+    for table in (target.model.embed_tokens.weight, target.lm_head.weight):
+        table[[name, frequent]] = table[[frequent, name]]
 
 
 def random_prompts(count: int, length: int, seed: int) -> torch.Tensor:
@@ -176,9 +193,9 @@ def train_drafter(target: Any, block_size: int, seed: int) -> DFlashDrafter:
     return drafter
 
 
-def _save_tokenizer(folder: Path) -> None:
+def _save_tokenizer(folder: Path, vocabulary: int) -> None:
     """Words w0, w1, ...; requests are given as ids, and a server wants a tokenizer all the same."""
-    tokenizer = Tokenizer(WordLevel({f"w{index}": index for index in range(VOCABULARY)}, unk_token="w0"))
+    tokenizer = Tokenizer(WordLevel({f"w{index}": index for index in range(vocabulary)}, unk_token="w0"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=f"w{EOS_TOKEN}", bos_token="w1")
     wrapped.save_pretrained(folder)

@@ -42,8 +42,8 @@ class Asked:
 
     @property
     def stops(self) -> frozenset[int]:
-        """Tokens that end the answer."""
-        return frozenset(self.stop_token_ids) if self.ignore_eos else frozenset((*self.stop_token_ids, EOS_TOKEN))
+        """Tokens that end the answer; a request that ignores the end token ignores its own stops as well."""
+        return frozenset() if self.ignore_eos else frozenset((*self.stop_token_ids, EOS_TOKEN))
 
     def body(self) -> dict[str, Any]:
         """As `/generate` takes it."""

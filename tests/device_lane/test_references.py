@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.device_lane.pairs import TinyPair, make_pair, one_thread, random_prompts
+from tests.device_lane.pairs import EOS_TOKEN, TinyPair, make_pair, one_thread, random_prompts
 from tests.device_lane.references import MIN_MARGIN, Asked, Reference, Round, follow, histogram, seeded_noise
 
 
@@ -45,8 +45,8 @@ def test_draws_follow_the_seed_and_the_restricted_distribution(reference: Refere
 def test_answer_ends_at_the_first_stop(reference: Reference) -> None:
     asked = Asked(tuple(random_prompts(1, 5, 1)[0].tolist()), 10)
     full = reference.expect(asked)
-    token = next(token for token in full.output_ids[3:] if token not in full.output_ids[:3])
-    stopped = reference.expect(replace(asked, stop_token_ids=(token,)))
+    token = next(token for token in full.output_ids[3:] if token not in (*full.output_ids[:3], EOS_TOKEN))
+    stopped = reference.expect(replace(asked, stop_token_ids=(token,), ignore_eos=False))
     length = full.output_ids.index(token) + 1
     assert stopped.output_ids == full.output_ids[:length]
     assert stopped.finish_reason == "stop"

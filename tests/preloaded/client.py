@@ -30,16 +30,21 @@ SET_BY_TEST_RUN = frozenset({"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"})
 
 
 class Preloaded:
-    """A process that has imported `modules`; `start` takes the place of `ServerProcess`'s own way to start one."""
+    """A process that has imported `modules`; `start` takes the place of `ServerProcess`'s own way to start one.
 
-    def __init__(self, log_path: Path, modules: Sequence[str] = ENGINE) -> None:
+    `environment` is added to this process's own, and a server that is forked has to have it too.
+    """
+
+    def __init__(
+        self, log_path: Path, modules: Sequence[str] = ENGINE, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._log_path = log_path
         self._end, theirs = socket_pair()
         self._lock = threading.Lock()
         self._is_ready = False
         command = [sys.executable, "-m", "tests.preloaded.process", str(theirs.fileno()), *modules]
         # What the modules read of it when they are imported counts for every server.
-        self._environment = dict(os.environ)
+        self._environment = {**os.environ, **(environment or {})}
         with log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
@@ -49,6 +54,7 @@ class Preloaded:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
                 preexec_fn=die_with_parent,
+                env=self._environment,
             )
         theirs.close()
 

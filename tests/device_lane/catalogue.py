@@ -1,0 +1,62 @@
+"""The scenes of the lane, by name."""
+
+from __future__ import annotations
+
+from tests.device_lane.scenes import (
+    CONTEXT_LIMIT,
+    Scene,
+    aborted,
+    changing_widths,
+    chunked,
+    ends,
+    few,
+    greedy_by_top_k,
+    more_than_the_pool,
+    one,
+    pair_of_requests,
+    prefix_hit,
+    seeded,
+    staggered,
+    to_the_context_limit,
+)
+
+_CHUNKS = ("--chunked-prefill-size", "8")
+_DETERMINISTIC = ("--enable-deterministic-inference",)
+_LIMIT = ("--context-length", str(CONTEXT_LIMIT))
+_WIDTHS = ("--speculative-ddtree-policy", "load", "--speculative-ddtree-verify-tokens", "8")
+# Less than four requests of some twenty tokens and two windows each; all are admitted at once.
+_SMALL_POOL = ("--max-total-tokens", "100", "--schedule-conservativeness", "0")
+
+SMALL_TRITON = Scene("small-triton", "triton", (pair_of_requests,), budget=7, captured=(2,))
+SMALL_FA3 = Scene("small-fa3", "fa3", (few,), budget=7, captured=(4,))
+SMALL_FLASHINFER = Scene("small-flashinfer", "flashinfer", (pair_of_requests,), budget=16, captured=(2,))
+TRITON_DETERMINISTIC = Scene(
+    "triton-deterministic", "triton", (seeded,), pair="llama", budget=7, flags=_DETERMINISTIC, captured=(4,)
+)
+FA3_DETERMINISTIC = Scene(
+    "fa3-deterministic", "fa3", (seeded, ends), pair="llama", budget=7, flags=_DETERMINISTIC, captured=(4,)
+)
+CONTEXT_END = Scene("context-end", "fa3", (to_the_context_limit,), budget=7, flags=_LIMIT, captured=(4,))
+WIDTHS = Scene("widths", "fa3", (changing_widths,), budget=4, flags=_WIDTHS, captured=(1, 2))
+TRITON_WIDTHS = Scene("triton-widths", "triton", (changing_widths,), budget=4, flags=_WIDTHS, captured=(1, 2))
+
+SMALL = (SMALL_TRITON, SMALL_FA3, SMALL_FLASHINFER)
+SCENES = (
+    Scene("triton", "triton", (staggered, prefix_hit, chunked), budget=16, flags=_CHUNKS),
+    Scene("fa3", "fa3", (staggered, prefix_hit, chunked, greedy_by_top_k, ends, aborted), budget=16, flags=_CHUNKS),
+    Scene("flashinfer", "flashinfer", (staggered, prefix_hit, chunked, ends, aborted), budget=16, flags=_CHUNKS),
+    TRITON_DETERMINISTIC,
+    FA3_DETERMINISTIC,
+    CONTEXT_END,
+    WIDTHS,
+    TRITON_WIDTHS,
+    Scene("triton-3", "triton", (greedy_by_top_k, aborted), budget=3, captured=(4,)),
+    Scene("retraction", "fa3", (more_than_the_pool,), budget=7, flags=_SMALL_POOL, must_log=("Retract requests",)),
+    Scene("triton-64", "triton", (one,), budget=64, captured=(1,)),
+    Scene("flashinfer-64", "flashinfer", (pair_of_requests,), budget=64, captured=(2,)),
+    Scene("fa3-64", "fa3", (pair_of_requests,), budget=64, captured=(2,)),
+    Scene("late", "fa3", (staggered, aborted), pair="llama", budget=3, late=True, captured=(1, 4)),
+    Scene("two-ranks", "fa3", (few,), pair="wide", budget=7, flags=("--tp-size", "2"), captured=(4,)),
+    Scene("stock-chain", "triton", (few,), algorithm="DFLASH", captured=(4,)),
+    Scene("plain", "triton", (pair_of_requests,), algorithm=None, captured=(2,)),
+)

@@ -1,0 +1,254 @@
+"""Faults to put back, by name: what the lane has to notice. Each is applied in a process of a server before it serves.
+
+A fault is a monkeypatch of product code, as small as the mistake that it stands for. Some give wrong tokens, some only
+cost acceptance, some break a rule of a kernel or of a capture; `test_mutations.py` says which scene sees which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def tail_mask_in_deterministic_mode() -> None:
+    """Deterministic inference reads a mask's prefix columns, and gets a mask of tree cells alone."""
+    from ddtree_sglang.engine import worker
+
+    original = worker.mask_buffers
+    _set(worker, "mask_buffers", lambda backends, *, deterministic: original(backends, deterministic=False))
+
+
+def requests_as_long_as_the_context() -> None:
+    """The longest request is what SGLang allows, so that a round near the context limit reads past it."""
+    from ddtree_sglang.engine.admission import context_limit
+
+    _set(context_limit, "reserved_tokens", lambda block_size: 0)
+
+
+def drafter_planned_for_the_window() -> None:
+    """The host's lengths for the drafter's attention count the window, the device's its block."""
+    from ddtree_sglang.engine.stages.draft_block import DraftBlock
+
+    def host_lens(block: Any, batch: Any, window: Any) -> torch.Tensor:
+        prefix_lens = window.prefix_lens.cpu() if batch.seq_lens_cpu is None else batch.seq_lens_cpu
+        window_len = max(window.inputs.node_slots.shape[1], window.inputs.block_slots.shape[1])
+        return (prefix_lens + window_len).to(torch.int32)
+
+    _set(DraftBlock, "_host_lens", host_lens)
+
+
+def causal_verify_graph() -> None:
+    """The target's graphs are those that SGLang captures for a chain."""
+    from ddtree_sglang.engine import worker
+
+    _set(worker, "install_tree_graph_runner", lambda runner: None)
+
+
+def mask_keeps_old_cells() -> None:
+    """The builder adds the cells that may attend and clears none."""
+
+    def build(original: Callable[..., None], built: Any, *args: Any) -> None:
+        cells = built.mask.cells
+        before = cells.clone()
+        original(built, *args)
+        cells.logical_or_(before)
+
+    _around_builder(build)
+
+
+def positions_off_by_one() -> None:
+    """Nodes below the root stand one position too far."""
+
+    def build(original: Callable[..., None], built: Any, *args: Any) -> None:
+        original(built, *args)
+        built.layout.positions[:, 1:].add_(1)
+
+    _around_builder(build)
+
+
+def host_value_in_a_graph() -> None:
+    """The end of the draft graph reads prefix lengths on the host, which a capture does not permit."""
+
+    def build(original: Callable[..., None], built: Any, ids: Any, logprobs: Any, roots: Any, prefix_lens: Any) -> None:
+        original(built, ids, logprobs, roots, torch.full_like(prefix_lens, int(prefix_lens.sum())))
+
+    _around_builder(build)
+
+
+def lengths_published_before_acceptance() -> None:
+    """The next round is told the lengths that this one began with."""
+    from ddtree_sglang.engine.worker import DDTreeWorker
+
+    original = DDTreeWorker._decode_round
+
+    def decode_round(worker: Any, batch: Any, on_publish: Callable[[torch.Tensor], None]) -> Any:
+        begun_with = batch.seq_lens
+        return original(worker, batch, lambda _new_seq_lens: on_publish(begun_with))
+
+    _set(DDTreeWorker, "_decode_round", decode_round)
+
+
+def drafter_writes_to_its_neighbours_window() -> None:
+    """Each block's keys and values go to the slots of the request before it."""
+    from ddtree_sglang.engine.stages.trees import DeviceTrees
+
+    original = DeviceTrees.inputs
+
+    def inputs(*tensors: Any, **sizes: Any) -> Any:
+        made = original(*tensors, **sizes)
+        made.block_slots.copy_(made.block_slots.roll(1, dims=0))
+        return made
+
+    _set(DeviceTrees, "inputs", staticmethod(inputs))
+
+
+def nodes_written_to_their_neighbours_window() -> None:
+    """Each tree's keys and values go to the slots of the request before it."""
+    from ddtree_sglang.engine.stages.trees import DeviceTrees
+
+    original = DeviceTrees.inputs
+
+    def inputs(*tensors: Any, **sizes: Any) -> Any:
+        made = original(*tensors, **sizes)
+        made.node_slots.copy_(made.node_slots.roll(1, dims=0))
+        return made
+
+    _set(DeviceTrees, "inputs", staticmethod(inputs))
+
+
+def widths_share_the_widest_mask() -> None:
+    """Backend and graphs are swapped for fewer nodes, the buffer that masks are made in is not."""
+    from ddtree_sglang.engine import worker
+
+    original = worker.mask_buffers
+
+    def buffers(backends: Any, *, deterministic: bool) -> Any:
+        made = original(backends, deterministic=deterministic)
+        return {num_nodes: made[max(made)] for num_nodes in made}
+
+    _set(worker, "mask_buffers", buffers)
+
+
+def accepted_rows_stay_where_they_are() -> None:
+    """No key and no value of an accepted node is moved to the front of the window."""
+    from ddtree_sglang.engine.worker import DDTreeWorker
+
+    _set(DDTreeWorker, "_commit", lambda worker, accepted, window: None)
+
+
+def drafter_is_told_nothing() -> None:
+    """The target's hidden states of accepted nodes do not reach the drafter's cache."""
+    from ddtree_sglang.engine.worker import DDTreeWorker
+
+    def extend(worker: Any, commit: Any, window: Any, logits_output: Any) -> None:
+        logits_output.hidden_states = None
+
+    _set(DDTreeWorker, "_extend_draft_context", extend)
+
+
+def trees_of_the_round_before() -> None:
+    """The draft graph is replayed in every other round, and its trees are taken in each."""
+    from ddtree_sglang.engine.graphs.drafter_tail import GraphTrees
+    from ddtree_sglang.engine.worker import DDTreeWorker
+
+    original = DDTreeWorker._draft
+    rounds = {"count": 0}
+
+    def draft(worker: Any, batch: Any, window: Any) -> Any:
+        rounds["count"] += 1
+        if rounds["count"] % 2 or not isinstance(worker.trees, GraphTrees):
+            return original(worker, batch, window)
+        return lambda root_ids, _prefix_lens: worker.trees.tail.trees(len(root_ids))
+
+    _set(DDTreeWorker, "_draft", draft)
+
+
+def root_is_another_token() -> None:
+    """The next round's root is not the token that the target chose last."""
+    from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput
+
+    original = DDTreeDraftInput.carry.__func__  # type: ignore[attr-defined]
+
+    def carry(cls: type, bonus_tokens: torch.Tensor, new_seq_lens: torch.Tensor) -> Any:
+        return original(cls, bonus_tokens.bitwise_xor(1), new_seq_lens)
+
+    _set(DDTreeDraftInput, "carry", classmethod(carry))
+
+
+def draws_at_the_roots_position() -> None:
+    """A node's draw uses its root's position with the seed, instead of its own."""
+    from ddtree_sglang.engine import worker
+
+    original = worker.choose_target_tokens
+
+    def choose(logits: Any, sampling_info: Any, positions: torch.Tensor, sampler: Any) -> torch.Tensor:
+        return original(logits, sampling_info, positions[:, :1].expand_as(positions).contiguous(), sampler)
+
+    _set(worker, "choose_target_tokens", choose)
+
+
+def parameters_of_another_request() -> None:
+    """Sampling parameters are tiled over the nodes, not repeated for each request's own."""
+    from ddtree_sglang.engine.stages import target_choice
+
+    def tiled(values: torch.Tensor, repeats: int, dim: int = 0) -> torch.Tensor:
+        return values.repeat(repeats, *[1] * (values.dim() - 1))
+
+    class Torch:
+        def __getattr__(self, name: str) -> Any:
+            return tiled if name == "repeat_interleave" else getattr(torch, name)
+
+    _set(target_choice, "torch", Torch())
+
+
+def path_of_the_widest_tree() -> None:
+    """With several widths, the trees of the configured one are verified at the width of the round."""
+    from ddtree_sglang.engine.graphs.drafter_tail import GraphTrees
+
+    def draft(trees: Any, drafter_out: Any, batch_size: int, num_nodes: int) -> Any:
+        return lambda _root_ids, _prefix_lens: trees.tail.trees(batch_size)
+
+    _set(GraphTrees, "draft", draft)
+
+
+def _around_builder(build: Callable[..., None]) -> None:
+    """`build(original, built, ...)` in the place of the kernel's door, in graphs and outside."""
+    from ddtree_sglang.kernels import tree_builder_triton
+
+    original = tree_builder_triton.build_into
+    _set(tree_builder_triton, "build_into", lambda *arguments: build(original, *arguments))
+
+
+def _set(owner: Any, name: str, value: Any) -> None:
+    if not hasattr(owner, name):
+        raise AttributeError(
+            f"a mutation replaces what is there, found no {name} in {owner}; follow the product's name"
+        )
+    setattr(owner, name, value)
+
+
+MUTATIONS: dict[str, Callable[[], None]] = {
+    mutation.__name__: mutation
+    for mutation in (
+        tail_mask_in_deterministic_mode,
+        requests_as_long_as_the_context,
+        drafter_planned_for_the_window,
+        causal_verify_graph,
+        mask_keeps_old_cells,
+        lengths_published_before_acceptance,
+        drafter_writes_to_its_neighbours_window,
+        widths_share_the_widest_mask,
+        positions_off_by_one,
+        host_value_in_a_graph,
+        nodes_written_to_their_neighbours_window,
+        accepted_rows_stay_where_they_are,
+        drafter_is_told_nothing,
+        trees_of_the_round_before,
+        root_is_another_token,
+        draws_at_the_roots_position,
+        parameters_of_another_request,
+        path_of_the_widest_tree,
+    )
+}

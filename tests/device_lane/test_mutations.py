@@ -1,0 +1,102 @@
+"""The lane notices: each fault that is put back makes a scene fail that passes without it (here, or in test_scenes).
+
+A server and a few requests each. `symptom` is what must be found among the scene's problems: a wrong token, other
+numbers accepted, a rule of a kernel or of a capture that is broken. A server that dies counts by what its log says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from tests.device_lane.catalogue import (
+    CONTEXT_END,
+    FA3_DETERMINISTIC,
+    SMALL,
+    SMALL_FA3,
+    SMALL_FLASHINFER,
+    SMALL_TRITON,
+    TRITON_DETERMINISTIC,
+    TRITON_WIDTHS,
+    WIDTHS,
+)
+from tests.device_lane.mutations import MUTATIONS
+from tests.device_lane.references import Reference
+from tests.device_lane.scenes import Outcome, Scene, problems
+
+TOKENS = "tokens .* expected"
+ROUNDS = "rounds by correct drafts .* expected"
+VIOLATION = "LaneViolation"
+CAPTURE = "not permitted when stream is capturing"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A mutation, the scene that notices it, and by what. `slow`: not run in each CI run, for its time."""
+
+    mutation: str
+    scene: Scene
+    symptom: str
+    slow: bool = False
+
+
+FAULTS = (
+    Fault("tail_mask_in_deterministic_mode", TRITON_DETERMINISTIC, TOKENS),
+    Fault("requests_as_long_as_the_context", CONTEXT_END, VIOLATION),
+    Fault("drafter_planned_for_the_window", SMALL_FLASHINFER, VIOLATION),
+    Fault("causal_verify_graph", SMALL_TRITON, TOKENS),
+    Fault("mask_keeps_old_cells", SMALL_FA3, TOKENS),
+    Fault("lengths_published_before_acceptance", SMALL_FA3, TOKENS),
+    Fault("drafter_writes_to_its_neighbours_window", SMALL_FA3, ROUNDS),
+    # FA3 is handed its mask; only a backend that reads its own buffer notices.
+    Fault("widths_share_the_widest_mask", TRITON_WIDTHS, TOKENS),
+    Fault("positions_off_by_one", SMALL_FA3, TOKENS, slow=True),
+    Fault("host_value_in_a_graph", SMALL_FA3, CAPTURE, slow=True),
+    Fault("nodes_written_to_their_neighbours_window", SMALL_FA3, TOKENS, slow=True),
+    Fault("accepted_rows_stay_where_they_are", SMALL_FA3, TOKENS, slow=True),
+    Fault("drafter_is_told_nothing", SMALL_FA3, ROUNDS, slow=True),
+    Fault("trees_of_the_round_before", SMALL_FA3, TOKENS, slow=True),
+    Fault("root_is_another_token", SMALL_FA3, TOKENS, slow=True),
+    Fault("draws_at_the_roots_position", FA3_DETERMINISTIC, TOKENS, slow=True),
+    Fault("parameters_of_another_request", FA3_DETERMINISTIC, TOKENS, slow=True),
+    Fault("path_of_the_widest_tree", WIDTHS, f"{TOKENS}|ended|{VIOLATION}", slow=True),
+)
+
+
+@pytest.mark.parametrize("play", [(scene, "") for scene in SMALL], ids=[scene.name for scene in SMALL])
+def test_scene_passes_without_a_fault(
+    play: tuple[Scene, str], outcomes: Callable[[Scene, str], Outcome], references: Callable[[str], Reference]
+) -> None:
+    scene, _ = play
+    assert problems(scene, outcomes(scene, ""), references(scene.pair)) == []
+
+
+@pytest.mark.parametrize(
+    ("play", "symptom"),
+    [
+        pytest.param(
+            (fault.scene, fault.mutation),
+            fault.symptom,
+            id=fault.mutation,
+            marks=[pytest.mark.slow] if fault.slow else [],
+        )
+        for fault in FAULTS
+    ],
+)
+def test_fault_is_noticed(
+    play: tuple[Scene, str],
+    symptom: str,
+    outcomes: Callable[[Scene, str], Outcome],
+    references: Callable[[str], Reference],
+) -> None:
+    scene, mutation = play
+    outcome = outcomes(scene, mutation)
+    found = problems(scene, outcome, references(scene.pair))
+    assert re.search(symptom, "\n".join(found)), found
+
+
+def test_every_mutation_has_a_scene() -> None:
+    assert {fault.mutation for fault in FAULTS} == set(MUTATIONS)

@@ -1,0 +1,23 @@
+"""Every scene answers as plain decoding does, accepts what core's trees accept, and gives every slot back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.device_lane.catalogue import SCENES
+from tests.device_lane.references import Reference
+from tests.device_lane.scenes import Outcome, Scene, problems
+
+
+@pytest.mark.parametrize("play", [(scene, "") for scene in SCENES], ids=[scene.name for scene in SCENES])
+def test_scene(
+    play: tuple[Scene, str],
+    outcomes: Callable[[Scene, str], Outcome],
+    references: Callable[[str], Reference],
+) -> None:
+    scene, mutation = play
+    outcome = outcomes(scene, mutation)
+    assert problems(scene, outcome, references(scene.pair)) == []
+    assert len(outcome.answered) > 0

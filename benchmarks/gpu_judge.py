@@ -131,7 +131,9 @@ def acceptance_of(record: Record) -> float:
 
 
 def accepts(record: Record, least: float) -> Finding:
-    """The drafter is accepted for at least `least` tokens a round."""
+    """The drafter is accepted for at least `least` tokens a round, of rounds that there were."""
+    if not any(one["rounds"] for one in _answers(record)):
+        return Finding(False, f"{record['case']} counted no round: nothing was verified")
     found = acceptance_of(record)
     told = f"accept length {found:.3f}"
     return Finding(found >= least, told if found >= least else f"{told}, at least {least} expected")

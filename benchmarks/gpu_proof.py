@@ -217,11 +217,10 @@ def run_section(lab: Lab, section: Section) -> None:
     say(f"== {section.name} (about {section.limit_s} s; {time.monotonic() - lab.started:.0f} s so far)")
     steps = []
     for one in section.steps:
-        reason = why_skipped(lab, one)
-        if not reason:
-            prepare(lab, one.pair)
-        if reason:
+        if reason := why_skipped(lab, one):
             lab.conclude(Verdict(one.name, "SKIP", 0, reason))
+        elif unprepared := why_unprepared(lab, one):
+            lab.conclude(unprepared)
         elif earlier := lab.earlier(one.name, verdict_identity(lab, one)):
             lab.conclude(earlier)
         else:
@@ -236,6 +235,19 @@ def run_section(lab: Lab, section: Section) -> None:
     finally:
         lab.log = None
         lab.pack()
+
+
+def why_unprepared(lab: Lab, one: Step) -> Verdict | None:
+    """The verdict of a step whose pair could not be made; None when it is there."""
+    started = time.monotonic()
+    try:
+        prepare(lab, one.pair)
+    except CutOffError as error:
+        return Verdict(one.name, "LATER", int(time.monotonic() - started), str(error))
+    except (OSError, ValueError) as error:
+        told = f"the pair {one.pair} could not be made: {error}"
+        return Verdict(one.name, "FAIL", int(time.monotonic() - started), told)
+    return None
 
 
 def verdict_identity(lab: Lab, one: Step) -> str:

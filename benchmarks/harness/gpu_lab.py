@@ -5,6 +5,7 @@ Standard library only: it must be able to say what a machine lacks.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -70,7 +71,8 @@ def execute(
 
 
 def _signal_group(process: subprocess.Popen[bytes], signum: int) -> None:
-    if process.poll() is None:
+    """Signal all that the command started: its children may hold its output open after it has ended."""
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signum)
 
 

@@ -92,6 +92,13 @@ def test_one_backend_of_three_that_differs_fails() -> None:
     assert found.reason.startswith("right takes 1.05")
 
 
+def test_a_server_that_counts_no_round_did_not_speculate() -> None:
+    assert judge.accepts(record([answer("a", [1] * 30, 30)]), 1.0).passed
+    found = judge.accepts(record([answer("a", [1] * 30)]), 1.0)
+    assert not found.passed
+    assert "counted no round" in found.reason
+
+
 def test_least_acceptance_counts_the_bonus() -> None:
     assert judge.accepts(record([answer("a", [1] * 30, 20)]), 1.5).passed
     assert not judge.accepts(record([answer("a", [1] * 30, 21)]), 1.5).passed

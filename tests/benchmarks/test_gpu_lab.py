@@ -44,6 +44,13 @@ def test_a_command_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatc
     assert seconds < 30
 
 
+def test_what_a_command_left_running_holds_nothing_up() -> None:
+    code = "import subprocess; subprocess.Popen(['sleep', '60']); print('gone')"
+    status, output, seconds = run_really(code, 1.0)
+    assert (status, output) == (gpu_lab.TIMED_OUT, "gone\n")
+    assert seconds < 30
+
+
 def test_an_interrupt_ends_the_command_too(tmp_path: Path) -> None:
     code = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); print('up'); time.sleep(60)"
 

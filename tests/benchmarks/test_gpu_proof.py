@@ -16,7 +16,7 @@ import pytest
 from benchmarks import gpu_proof, gpu_sections
 from benchmarks.gpu_cases import CASES
 from benchmarks.gpu_judge import Finding
-from benchmarks.harness import gpu_lab
+from benchmarks.harness import gpu_lab, gpu_pairs
 from benchmarks.harness.gpu_machine import Machine
 from tests.benchmarks.gpu_rig import REPO, Rig, rig
 
@@ -281,6 +281,25 @@ def test_a_full_disk_fails_a_step_and_the_next_runs(rig: Rig, monkeypatch: pytes
     assert rig.main("kernel-times", "eager") == 1
     assert rig.verdicts() == {"kernel-times/rows": "FAIL", "eager/triton": "PASS"}
     assert rig.reason("kernel-times/rows") == "OSError: No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict", "status"), [(OSError("disk full"), "FAIL", 1), (gpu_lab.CutOffError("time is up"), "LATER", 3)]
+)
+def test_a_pair_that_cannot_be_made_costs_its_own_steps_alone(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception, verdict: str, status: int
+) -> None:
+    """Neither the sections before, whose verdicts are to be told, nor those behind."""
+
+    def made(lab: gpu_lab.Lab, name: str, program: str, *flags: str) -> tuple[str, str]:
+        if name == "shape":
+            raise error
+        return rig.made(lab, name, program, *flags)
+
+    monkeypatch.setattr(gpu_pairs, "_made", made)
+    assert rig.main("memory", "eager") == status
+    assert rig.verdicts() == {"memory/shape": verdict, "eager/triton": "PASS"}
+    assert str(error) in rig.reason("memory/shape")
 
 
 def test_on_the_processor_the_same_cases_are_served_without_gpu_flags(rig: Rig) -> None:

@@ -4,8 +4,8 @@
 
 Sections stand in the order of what they decide. A failure does not stop the next step. Call it again with the same
 --out, or with --resume and the archive of an earlier call, until nothing is LATER: a step that passed for the same
-code, machine and pair is kept, and servers that had answered are not started again. Most sections serve a tiny pair
-that is made on the spot; those that need a trained model say SKIP without --model and --draft.
+code, machine, packages and pair is kept, and servers that had answered are not started again. Most sections serve a
+tiny pair that is made on the spot; those that need a trained model say SKIP without --model and --draft.
 
 --device cpu runs the same program on SGLang's CPU platform: a rehearsal without a GPU, with every attention backend
 replaced by the processor's.
@@ -251,8 +251,9 @@ def why_unprepared(lab: Lab, one: Step) -> Verdict | None:
 
 
 def verdict_identity(lab: Lab, one: Step) -> str:
-    """What a verdict counts for: what its answers depend on, and what judges them."""
-    return f"{lab.setting.identity_of(one.pair)} {lab.setting.provenance['judges']}"
+    """What a verdict counts for: what its answers depend on, and what judges or measures them."""
+    measured_on = "" if one.cases else f" {lab.speed_backend}"
+    return f"{lab.setting.identity_of(one.pair)} {lab.setting.provenance['judges']}{measured_on}"
 
 
 def conclude_step(lab: Lab, one: Step, run: Callable[[], Finding]) -> None:

@@ -35,7 +35,9 @@ def prepare(lab: Lab, name: str) -> None:
             model, count = setting.pair(name)[0], str(setting.scale.prompts)
             _run(lab, "gpu_prompts", model, count, str(file))
     digest = pair_digest(setting.pairs[name])
-    parts = (setting.provenance["code"], setting.machine.name, digest, *setting.scale.parts(), *setting.server_flags)
+    packages = (f"{name}={version}" for name, version in setting.provenance["packages"].items())
+    of_machine = (setting.machine.name, *packages)
+    parts = (setting.provenance["code"], *of_machine, digest, *setting.scale.parts(), *setting.server_flags)
     setting.identity[name] = " ".join(map(str, parts))
     setting.save()
 

@@ -19,8 +19,23 @@ from benchmarks.harness.provenance import REPO
 FILE = "setting.json"
 CODE = ("ddtree_sglang", "benchmarks/gpu_cases.py", "benchmarks/gpu_questions.py", "benchmarks/tiny_pair.py")
 """What a recorded answer depends on: after a change there, it is recorded anew."""
-JUDGES = ("benchmarks/gpu_judge.py", "benchmarks/gpu_sections.py", "benchmarks/gpu_kernel_rows.py", "tests/kernels")
+JUDGES = (
+    "benchmarks/gpu_judge.py",
+    "benchmarks/gpu_sections.py",
+    "benchmarks/gpu_facts.py",
+    "benchmarks/gpu_kernels.py",
+    "benchmarks/gpu_kernel_rows.py",
+    "benchmarks/gpu_speed.py",
+    "benchmarks/decode.py",
+    "deploy/local/divergence.py",
+    "tests/kernels",
+    "tests/core/test_cuda_graph.py",
+    "tests/engine/debug/test_sync_check.py",
+)
 """What a verdict depends on besides: after a change there, it is given anew, from the records that there are."""
+
+SAMPLES, SAMPLE_BYTES = 64, 4096
+"""Of a file of weights."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +80,7 @@ class Setting:
         return self.pairs[name]
 
     def identity_of(self, name: str) -> str:
-        """What answers of this pair depend on: code, machine, weights, scale."""
+        """What answers of this pair depend on: code, machine, packages, weights, scale, flags."""
         return self.identity.get(name, "")
 
     def prompts(self, name: str) -> list[list[int]] | None:
@@ -111,11 +126,25 @@ def _sources(names: Sequence[str]) -> Iterator[Path]:
 
 
 def pair_digest(folders: tuple[str, str]) -> str:
-    """Digest of the configs and of the names and sizes of the weights: cheap also for a large model."""
+    """Digest of the configs, and of names, sizes and a sample of the weights: cheap also for a large model.
+
+    A drafter that was trained further differs from itself in its values alone.
+    """
     digest = hashlib.sha256()
     for folder in map(Path, folders):
         config = folder / "config.json"
         digest.update(config.read_bytes() if config.exists() else b"")
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in sorted(one for kind in ("*.safetensors", "*.bin") for one in folder.glob(kind)):
             digest.update(f"{path.name} {path.stat().st_size}".encode())
+            for block in _sample(path):
+                digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def _sample(path: Path) -> Iterator[bytes]:
+    """Blocks from the beginning of a file to its end, at equal distances."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for index in range(SAMPLES):
+            file.seek(max(0, size - SAMPLE_BYTES) * index // (SAMPLES - 1))
+            yield file.read(SAMPLE_BYTES)

@@ -16,7 +16,7 @@ import pytest
 from benchmarks import gpu_proof, gpu_sections
 from benchmarks.gpu_cases import CASES
 from benchmarks.gpu_judge import Finding
-from benchmarks.harness import gpu_lab, gpu_pairs
+from benchmarks.harness import gpu_lab, gpu_pairs, gpu_setting
 from benchmarks.harness.gpu_machine import Machine
 from tests.benchmarks.gpu_rig import REPO, Rig, rig
 
@@ -175,8 +175,8 @@ def test_what_passed_is_kept_and_what_failed_is_run_again(rig: Rig, monkeypatch:
     assert len(rig.started()) == before + 2, "all of it was kept"
 
 
-@pytest.mark.parametrize("change", ["code", "card", "prompts", "again"])
-def test_a_verdict_counts_for_its_code_card_and_scale_alone(
+@pytest.mark.parametrize("change", ["code", "card", "packages", "prompts", "again"])
+def test_a_verdict_counts_for_its_code_card_packages_and_scale_alone(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     only(monkeypatch, "eager", "eager/triton")
@@ -187,6 +187,10 @@ def test_a_verdict_counts_for_its_code_card_and_scale_alone(
         rig.code = "code-2"
     elif change == "card":
         rig.machine = replace(rig.machine, name="NVIDIA H200")
+    elif change == "packages":
+        found = gpu_proof.collect_provenance()
+        found["packages"] = found["packages"] | {"flashinfer-python": "0.0.1"}
+        monkeypatch.setattr(gpu_proof, "collect_provenance", lambda: found)
     else:
         flags = ["--prompts", "24"] if change == "prompts" else ["--again"]
     assert rig.main("eager", *flags) == 0
@@ -202,6 +206,39 @@ def test_other_judges_judge_the_same_records_anew(rig: Rig, monkeypatch: pytest.
     assert len(rig.started()) == 2, "nothing was asked again"
     assert rig.main("eager") == 0
     assert len(rig.summary()) == 2, "kept"
+
+
+def test_a_speed_counts_for_its_backend_alone(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    step = replace(
+        gpu_proof.BY_NAME["speed"].steps[2], run=lambda lab: ran.append(lab.speed_backend) or Finding(True, "")
+    )
+    monkeypatch.setitem(gpu_proof.BY_NAME, "speed", replace(gpu_proof.BY_NAME["speed"], steps=(step,)))
+    for backend in ("fa3", "triton", "triton"):
+        assert rig.main("--speed-backend", backend, "speed") == 0
+    assert ran == ["fa3", "triton"]
+
+
+def test_what_a_fact_or_a_test_checks_is_a_part_of_its_verdict() -> None:
+    judges = [REPO / one for one in gpu_setting.JUDGES]
+    assert all(one.exists() for one in judges)
+    modules = ("gpu_judge", "gpu_sections", "gpu_facts", "gpu_kernels", "gpu_kernel_rows", "gpu_speed")
+    commands = [REPO / f"benchmarks/{name}.py" for name in modules]
+    for path in (*commands, *(REPO / one for one in gpu_sections.TESTS)):
+        assert path in judges, path
+
+
+def test_a_drafter_that_was_trained_further_is_another_pair(tmp_path: Path) -> None:
+    folders = (folder_with_config(tmp_path, "target"), folder_with_config(tmp_path, "draft"))
+    weights = Path(folders[1]) / "model.safetensors"
+    found = set()
+    for value in (b"\0", b"\1"):
+        weights.write_bytes(value * 10_000_000)
+        found.add(gpu_setting.pair_digest(folders))
+        assert gpu_setting.pair_digest(folders) in found
+    weights.write_bytes(b"small")
+    found.add(gpu_setting.pair_digest(folders))
+    assert len(found) == 3
 
 
 def test_a_section_that_is_cut_off_goes_on_in_the_next_call(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

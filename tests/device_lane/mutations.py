@@ -131,13 +131,6 @@ def widths_share_the_widest_mask() -> None:
     _set(worker, "mask_buffers", buffers)
 
 
-def accepted_rows_stay_where_they_are() -> None:
-    """No key and no value of an accepted node is moved to the front of the window."""
-    from ddtree_sglang.engine.worker import DDTreeWorker
-
-    _set(DDTreeWorker, "_commit", lambda worker, accepted, window: None)
-
-
 def drafter_is_told_nothing() -> None:
     """The target's hidden states of accepted nodes do not reach the drafter's cache."""
     from ddtree_sglang.engine.worker import DDTreeWorker
@@ -183,8 +176,9 @@ def draws_at_the_roots_position() -> None:
 
     original = worker.choose_target_tokens
 
-    def choose(logits: Any, sampling_info: Any, positions: torch.Tensor, sampler: Any) -> torch.Tensor:
-        return original(logits, sampling_info, positions[:, :1].expand_as(positions).contiguous(), sampler)
+    def choose(logits: Any, sampling_info: Any, positions: torch.Tensor, *others: Any, **options: Any) -> torch.Tensor:
+        roots = positions[:, :1].expand_as(positions).contiguous()
+        return original(logits, sampling_info, roots, *others, **options)
 
     _set(worker, "choose_target_tokens", choose)
 
@@ -243,7 +237,6 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         positions_off_by_one,
         host_value_in_a_graph,
         nodes_written_to_their_neighbours_window,
-        accepted_rows_stay_where_they_are,
         drafter_is_told_nothing,
         trees_of_the_round_before,
         root_is_another_token,

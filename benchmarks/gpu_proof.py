@@ -122,6 +122,7 @@ def find_machine(device: str) -> Machine:
 
 def prepare_lab(args: argparse.Namespace) -> Lab:
     """Check flags and machine, take up earlier results; raises RefusedError before anything is run."""
+    started = time.monotonic()  # looking at the machine imports torch: a minute where nothing is cached yet
     if bool(args.model) != bool(args.draft):
         raise RefusedError("--model and --draft go together: a drafter is trained for one target and fits no other")
     real = tuple(str(Path(path).resolve()) for path in (args.model, args.draft) if path)
@@ -139,6 +140,7 @@ def prepare_lab(args: argparse.Namespace) -> Lab:
         unpack(args.resume, out)
     pair_of = {name: case.pair for name, case in CASES.items()}
     lab = Lab(_setting(args, machine, out), tar, pair_of, args.time_limit, _at_once(args, machine))
+    lab.started = started
     lab.environment |= child_environment()
     lab.speed_backend = args.speed_backend or ("triton" if lab.lacks("fa3") else "fa3")
     if len(real) == 2:

@@ -64,14 +64,28 @@ class Machine:
 
 
 def found_gpu(ask: Query, environment: Mapping[str, str]) -> Machine | None:
-    """What nvidia-smi says of the first GPU; None without one."""
+    """What nvidia-smi says of the first GPU that CUDA_VISIBLE_DEVICES leaves; None without one."""
     fields = "name,memory.total,compute_cap"
     told = ask(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"], environment)
     lines = [line for line in told.stdout.splitlines() if line.count(",") == 2]
     if told.returncode or not lines:
         return None
+    lines = _visible(lines, environment)
+    if not lines:
+        return None
     name, memory_mib, compute = (part.strip() for part in lines[0].split(","))
     return Machine("cuda", name, float(memory_mib) / 1024, len(lines), int(compute.partition(".")[0] or 0))
+
+
+def _visible(lines: list[str], environment: Mapping[str, str]) -> list[str]:
+    """Those that CUDA shows to a process, in its order; nvidia-smi shows all. Names such as UUIDs are only counted."""
+    chosen = environment.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return lines
+    names = [one.strip() for one in chosen.split(",") if one.strip()]
+    if all(one.isascii() and one.isdigit() and int(one) < len(lines) for one in names):
+        return [lines[int(one)] for one in names]
+    return lines[: len(names)]
 
 
 def this_processor() -> Machine:

@@ -30,6 +30,19 @@ def test_the_card_is_what_the_driver_says() -> None:
     assert (two.gpus, two.compute) == (2, 8)
 
 
+@pytest.mark.parametrize(
+    ("visible", "found"),
+    [("1", (1, 8)), ("1,0", (2, 8)), ("0", (1, 9)), ("GPU-5f2c", (1, 9)), ("", None), ("0,1", (2, 9))],
+)
+def test_what_cuda_does_not_show_to_a_process_is_not_there(visible: str, found: tuple[int, int] | None) -> None:
+    """With one of two cards shown, two ranks have no room: nvidia-smi shows both all the same."""
+    told = "NVIDIA H100, 81559, 9.0\nNVIDIA L4, 23034, 8.9\n"
+    machine = found_gpu(
+        lambda command, _env: subprocess.CompletedProcess(command, 0, told, ""), {"CUDA_VISIBLE_DEVICES": visible}
+    )
+    assert (machine and (machine.gpus, machine.compute)) == found
+
+
 @pytest.mark.parametrize(("output", "status"), [("", 127), ("No devices were found\n", 0), ("a, 1, 9.0", 9)])
 def test_no_card_is_no_machine(output: str, status: int) -> None:
     assert smi(output, status) is None

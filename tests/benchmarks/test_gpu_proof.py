@@ -282,6 +282,16 @@ def test_a_step_that_no_longer_fits_waits_for_the_next_call(rig: Rig, monkeypatc
     assert ran == ["x"]
 
 
+def test_looking_at_the_machine_counts_towards_the_limit(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(_device: str) -> Machine:
+        time.sleep(0.5)
+        return rig.machine
+
+    monkeypatch.setattr(gpu_proof, "find_machine", slow)
+    lab = gpu_proof.prepare_lab(gpu_proof.parse_args(["--out", str(rig.out), "--time-limit", "60"]))
+    assert 58 < lab.left_s() < 59.5
+
+
 def test_the_archive_of_one_call_is_taken_up_in_another_folder(rig: Rig, tmp_path: Path) -> None:
     assert rig.main("--tar", str(tmp_path / "back/proof.tar.gz"), "eager") == 0
     before = len(rig.started())

@@ -26,6 +26,8 @@ HOST = torch.device("cpu")
 
 _MARK = "_lane_device"
 _HOST_READS = frozenset({"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"})
+_SIZED_BY_VALUES = frozenset({"aten::_unique2", "aten::unique_consecutive", "aten::unique_dim", "aten::bincount"})
+"""Kernels whose results are as long as the values say: the host waits to allocate them, as for a mask's true cells."""
 _ALLOCATIONS = frozenset(
     {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"}
 )
@@ -108,7 +110,7 @@ class DeviceMode(TorchDispatchMode):
             return self._copy_across(*args, **kwargs)
         if not _is_device_work(tensors, kwargs.get("device")):
             return func(*args, **kwargs)
-        if self._reads(name, args):
+        if self._reads(name, args, kwargs):
             self.host_read(name)
         result = func(*args, **kwargs)
         for leaf in tree_iter(result):
@@ -135,7 +137,11 @@ class DeviceMode(TorchDispatchMode):
             counts.copies["to device"] += 1
             if self.recorder is not None and source.numel() > 1:
                 self.recorder.host_read("copy from the host")
-            return target.copy_(source)
+            target.copy_(source)
+            if self.recorder is not None and source.numel():
+                # One value, such as that of `x[0] = 5`, is filled in: again at each replay, as it is now.
+                self.recorder.operator(torch.ops.aten.copy_.default, (target, source.clone()), {}, target)
+            return target
         counts.copies["to host"] += 1
         if not non_blocking:
             self.host_read("copy to host")
@@ -150,9 +156,11 @@ class DeviceMode(TorchDispatchMode):
             self.recorder.host_read(what)
 
     @staticmethod
-    def _reads(name: str, args: Any) -> bool:
-        if name in _HOST_READS:
+    def _reads(name: str, args: Any, kwargs: Any) -> bool:
+        if name in _HOST_READS or name in _SIZED_BY_VALUES:
             return True
+        if name == "aten::repeat_interleave":  # of a tensor of counts, whose sum nobody said
+            return kwargs.get("output_size") is None
         if name not in ("aten::index", "aten::index_put_"):
             return False
         if name == "aten::index_put_" and args[2].numel() == 1 and not is_device(args[2]):

@@ -21,7 +21,7 @@ def report_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args
     """Run the batch and write its line."""
     from sglang.srt.runtime_context import get_parallel
 
-    counts.take()
+    between = counts.take()
     kind, size = batch.forward_mode.name, len(batch.reqs)
     result = original(scheduler, batch, *args, **kwargs)
     path = _file(int(get_parallel().tp_rank))
@@ -29,6 +29,8 @@ def report_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args
         taken = counts.take()
         line = {"mode": kind, "batch_size": size, **vars(taken), "launches": sum(taken.launches.values())}
         line["by_name"] = dict(taken.launches)
+        # What the scheduler did since the last batch: its results looked at, this batch's slots reserved.
+        line["between"] = vars(between)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     return result

@@ -55,6 +55,36 @@ x[x > 0] = 2.0
 assert sum(counts.host_reads.values()) == 5, counts.host_reads
 assert all("<case>" in place for place in counts.host_reads)
 """,
+    "kernels whose results are as long as the values say make the host wait": """
+x = torch.tensor([1, 1, 2], device=dev)
+waits = (
+    lambda: torch.unique(x), lambda: torch.unique_consecutive(x), lambda: torch.unique(x.view(1, 3), dim=1),
+    lambda: torch.bincount(x), lambda: torch.repeat_interleave(x, x),
+)
+for call in waits:
+    counts.take(); call()
+    assert sum(counts.host_reads.values()) == 1, counts.host_reads
+    try:
+        graphs.capture(call)
+    except RuntimeError as error:
+        assert "capturing" in str(error)
+    else:
+        raise AssertionError("a read went through")
+counts.take()
+torch.repeat_interleave(x, x, output_size=4); torch.repeat_interleave(x, 2); torch.unique(torch.ones(3))
+assert not counts.host_reads
+""",
+    "one value of the host is written at each replay": """
+buffer, value = torch.zeros(3, device=dev), torch.tensor(6.0)
+def forward():
+    buffer[0] = 5
+    buffer[1].copy_(value)
+    return buffer + 0
+graph, out = graphs.capture(forward)
+buffer.zero_(); value.fill_(9)
+graphs.replay(graph)
+assert out.tolist() == [5.0, 6.0, 0.0], out
+""",
     "a replay keeps the host's values of the capture and reads the buffers of today": """
 buffer, step = torch.zeros(3, device=dev), 1
 def forward():

@@ -111,8 +111,9 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.layers.attention.flashattention_backend",
         "FlashAttentionBackend",
-        "has_swa kv_index_translator page_size req_to_token target_verify_metadata_topk_expand "
-        "target_verify_metadata_topk_normal topk use_sliding_window_kv_pool verify_mask",
+        "forward_metadata forward_metadata_spec_decode_expand has_swa kv_index_translator page_size req_to_token "
+        "target_verify_metadata_topk_expand target_verify_metadata_topk_normal topk use_sliding_window_kv_pool "
+        "verify_mask",
         "fa3_metadata, target_checks",
     ),
     Row(

@@ -107,6 +107,13 @@ ENGINE_PATCHES = (
         "attn_backend decode_cuda_graph_runner",
     ),
     Patch(
+        "sglang.srt.layers.attention.flashattention_backend.FlashAttentionBackend",
+        "object",
+        "ddtree_sglang.engine.graphs.fa3_metadata:TreeMetadata.make",
+        "with --debug-cuda-graph the verify would attend by the last prefill's metadata",
+        "forward_metadata forward_metadata_spec_decode_expand",
+    ),
+    Patch(
         _RUNNER,
         "object",
         "ddtree_sglang.engine.graphs.node_counts:_capture",

@@ -73,6 +73,8 @@ def test_the_graphs_metadata_is_sglangs(
 
     metadata = TreeMetadata.of(backend)
     assert metadata is not None
+    # As a prefill may leave them: with --debug-cuda-graph the captured function runs anew, and reads them from here.
+    backend.forward_metadata = backend.forward_metadata_spec_decode_expand = None
     metadata.take_mask(mask)
     metadata.make(forward_batch)
     found = metadata_of(backend)

@@ -47,7 +47,10 @@ class TreeMetadata:
             buffer[: len(custom_mask)].copy_(custom_mask)
 
     def make(self, forward_batch: Any) -> None:
-        """Fill the backend's buffers for a batch of the graph's own inputs; called while it is captured."""
+        """Fill the backend's buffers for a batch of the graph's own inputs; called while it is captured.
+
+        The forward that follows reads these buffers.
+        """
         from sglang.kernels.ops.attention.trtllm_mha_page_table import build_trtllm_mha_page_table
 
         from ddtree_sglang.kernels.ancestor_pages_triton import ancestor_pages_into
@@ -68,3 +71,6 @@ class TreeMetadata:
         made = AncestorPages(nodes.cache_seqlens_int32, nodes.page_table)
         ancestor_pages_into(made, backend.verify_mask.buffer, backend.req_to_token, rows, prefix_lens)
         torch.cumsum(made.counts, 0, dtype=torch.int32, out=nodes.cu_seqlens_k[1:])
+        # A graph has both by address. With --debug-cuda-graph SGLang runs this function and the forward anew instead,
+        # and the backend would still hold what the last prefill left here.
+        backend.forward_metadata, backend.forward_metadata_spec_decode_expand = prefixes, nodes

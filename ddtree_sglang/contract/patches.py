@@ -107,6 +107,13 @@ ENGINE_PATCHES = (
         "attn_backend decode_cuda_graph_runner",
     ),
     Patch(
+        "sglang.srt.speculative.eagle_info.EagleVerifyInput",
+        "object",
+        "ddtree_sglang.engine.graphs.target:tree_graph_runner_class.DDTreeTargetGraphRunner",
+        "a replay on Triton would copy a cell of the mask onto itself",
+        "custom_mask",
+    ),
+    Patch(
         "sglang.srt.layers.attention.flashattention_backend.FlashAttentionBackend",
         "object",
         "ddtree_sglang.engine.graphs.fa3_metadata:TreeMetadata.make",

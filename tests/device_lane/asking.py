@@ -64,6 +64,13 @@ class LaneServer:
         answer: dict[str, Any] = post(self.url, "/generate", {**asked.body(), **body})
         return answer
 
+    def decode_rounds(self) -> list[dict[str, Any]]:
+        """What the lane reported of each decode round so far."""
+        if not self.report.exists():
+            return []
+        lines = [json.loads(line) for line in self.report.read_text(encoding="utf-8").splitlines()]
+        return [line for line in lines if line["mode"] == "DECODE"]
+
     def used_slots(self) -> int:
         """Slots of the KV pool that are taken once the prefix cache is empty; fails on a server that is not idle."""
         flush_cache(self.url)

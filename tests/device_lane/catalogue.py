@@ -40,6 +40,9 @@ CONTEXT_END = Scene("context-end", "fa3", (to_the_context_limit,), budget=7, fla
 WIDTHS = Scene("widths", "fa3", (changing_widths,), budget=4, flags=_WIDTHS, captured=(1, 2))
 TRITON_WIDTHS = Scene("triton-widths", "triton", (changing_widths,), budget=4, flags=_WIDTHS, captured=(1, 2))
 
+STOCK_TRITON = Scene("stock-triton", "triton", (few,), algorithm="DFLASH", captured=(4,))
+STOCK_FA3 = Scene("stock-fa3", "fa3", (few,), algorithm="DFLASH", captured=(4,))
+
 SMALL = (SMALL_TRITON, SMALL_FA3, SMALL_FLASHINFER)
 SCENES = (
     Scene("triton", "triton", (staggered, prefix_hit, chunked), budget=16, flags=_CHUNKS),
@@ -57,6 +60,7 @@ SCENES = (
     Scene("fa3-64", "fa3", (pair_of_requests,), budget=64, captured=(2,)),
     Scene("late", "fa3", (staggered, aborted), pair="llama", budget=3, late=True, captured=(1, 4)),
     Scene("two-ranks", "fa3", (few,), pair="wide", budget=7, flags=("--tp-size", "2"), captured=(4,)),
-    Scene("stock-chain", "triton", (few,), algorithm="DFLASH", captured=(4,)),
+    STOCK_TRITON,
+    STOCK_FA3,
     Scene("plain", "triton", (pair_of_requests,), algorithm=None, captured=(2,)),
 )

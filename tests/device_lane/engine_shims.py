@@ -23,7 +23,6 @@ def install_device() -> None:
     streams.install()
     streams.late = settings.late
     _install_memory_queries()
-    _install_tree_walk()
     _install_seeded_noise()
     _take_cuda_branches()
     tensors.install()
@@ -52,18 +51,6 @@ def _install_memory_queries() -> None:
         }
         for name, answer in answers.items():
             setattr(module, name, answer)
-
-
-def _install_tree_walk() -> None:
-    """SGLang's walk knows CUDA and a few others by name; its form in Triton is right for any."""
-    from sglang.kernels.ops.speculative import spec_tree
-
-    def walk(**arguments: Any) -> Any:
-        arguments.pop("topk", None)
-        spec_tree.verify_tree_greedy_triton(**arguments)
-        return arguments["predicts"], arguments["accept_index"], arguments["accept_token_num"]
-
-    spec_tree.verify_tree_greedy_func = walk
 
 
 def _take_cuda_branches() -> None:

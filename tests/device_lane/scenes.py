@@ -244,6 +244,7 @@ class Outcome:
     used_slots: int | None
     log: str
     failure: str | None
+    decode_rounds: tuple[dict[str, Any], ...] = ()  # lines of the lane's report (report.py)
 
 
 def play(scene: Scene, lane: Lane, reference: Reference, mutation: str = "") -> Outcome:
@@ -271,7 +272,7 @@ def play(scene: Scene, lane: Lane, reference: Reference, mutation: str = "") -> 
             server.process.check_alive()
     except (ServerError, ClientError, OSError) as error:
         return Outcome(tuple(answered), None, log.read_text(errors="replace"), f"{type(error).__name__}: {error}")
-    return Outcome(tuple(answered), used, log.read_text(errors="replace"), None)
+    return Outcome(tuple(answered), used, log.read_text(errors="replace"), None, tuple(server.decode_rounds()))
 
 
 def _keep(answered: Sequence[Answered], log: Path) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ddtree_sglang.training.provenance import source_record
 from deploy.local.client import ClientError
 from deploy.local.server_process import ServerError
 from tests.device_lane.asking import Lane, LaneServer, open_lane
@@ -140,14 +141,12 @@ def table(costs: Sequence[RoundCost]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Measure all servers, print the table, append the lines."""
-    from benchmarks.harness.provenance import collect_provenance
-
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("output", type=Path)
     parser.add_argument("--label", default="", help="what the code is, in the lines")
     parser.add_argument("--logs", type=Path, help="a new folder for the servers' logs; they are removed without it")
     arguments = parser.parse_args(argv)
-    provenance = collect_provenance()
+    provenance = source_record(Path(__file__).resolve(), ("sglang", "torch", "triton", "flashinfer-python"))
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.logs or Path(temporary)
         folder.mkdir(exist_ok=True)

@@ -27,6 +27,14 @@ BACKEND_CLASSES = ("DDTreeCpuAttnBackend", "FlashAttentionBackend", "FlashInferA
 (layers/attention/attention_registry.py, `attn_backend_wrapper`), such as MiniMax-M3's for its sparse layers. By name,
 because a module of a backend needs the libraries of its GPU."""
 
+CASCADE_BACKENDS = ("fa3", "fa4")
+"""Those that attend to a tree's prefix and to its nodes apart and merge the two (flashattention_backend.py,
+`use_cascade_attn`): both calls get the layer's sinks, which are then in the denominator twice. Layers with a sliding
+window attend at once."""
+
+SINKS = ("sinks", "attention_sink_bias")
+"""Names that SGLang's models keep a layer's attention sinks under (gpt_oss, granite, granitemoe; mimo_v2)."""
+
 _CHAIN = "use --speculative-algorithm DFLASH, whose chain SGLang supports there"
 
 
@@ -34,7 +42,8 @@ def check_loaded_target(runner: Any) -> None:
     """`check_target` of a loaded model's runner: only the model knows for certain whether a layer has a window.
 
     Raises:
-        DDTreeConfigError: as `check_target`; or the model keeps no LM head where SGLang's DFLASH looks for it.
+        DDTreeConfigError: as `check_target`; the model keeps no LM head where SGLang's DFLASH looks for it; or it has
+            attention sinks that a backend would count twice.
     """
     from sglang.srt.runtime_context import attention_backends
 
@@ -45,6 +54,24 @@ def check_loaded_target(runner: Any) -> None:
             "its top (`model.lm_head`); use a target whose class in SGLang keeps it there, or a server without "
             f"{ALGORITHM}."
         )
+    _check_sinks(runner.model, attention_backends())
+
+
+def _check_sinks(model: Any, backends: tuple[Any, ...]) -> None:
+    counting_twice = sorted({str(one) for one in backends if one in CASCADE_BACKENDS})
+    if counting_twice and any(map(_has_sinks_without_window, model.modules())):
+        raise DDTreeConfigError(
+            f"{ALGORITHM} needs attention sinks counted once, got {type(model).__name__} with sinks in layers without "
+            f"a window, which {', '.join(counting_twice)} counts for a tree's prefix and again for its nodes; {_CHAIN}."
+        )
+
+
+def _has_sinks_without_window(module: Any) -> bool:
+    if all(getattr(module, name, None) is None for name in SINKS):
+        return False
+    # RadixAttention: -1 where a layer sees everything (layers/radix_attention.py).
+    window = getattr(getattr(module, "attn", None), "sliding_window_size", None)
+    return window is None or int(window) < 0
 
 
 def check_target(model_config: Any, sliding_window: int | None, backends: tuple[Any, ...]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from ddtree_sglang.engine.admission.target_checks import (
     BACKEND_CLASSES,
@@ -56,7 +58,7 @@ def test_a_loaded_target_without_a_head_at_its_top_is_refused(monkeypatch: pytes
 
     monkeypatch.setattr(runtime_context, "attention_backends", lambda: ("fa3", "fa3"))
 
-    class WrappedTarget:
+    class WrappedTarget(torch.nn.Module):
         language_model = SimpleNamespace(lm_head=object())
 
     runner = SimpleNamespace(model_config=target(), sliding_window_size=None, model=WrappedTarget())
@@ -64,6 +66,45 @@ def test_a_loaded_target_without_a_head_at_its_top_is_refused(monkeypatch: pytes
         check_loaded_target(runner)
     runner.model.lm_head = object()
     check_loaded_target(runner)
+
+
+class Layer(torch.nn.Module):
+    """A layer's attention as SGLang's models have it: sinks under a name of the model, the window in `attn`."""
+
+    def __init__(self, name: str, sinks: Any, window: int) -> None:
+        super().__init__()
+        setattr(self, name, sinks)
+        self.attn = SimpleNamespace(sliding_window_size=window)
+
+
+@pytest.mark.parametrize("name", ["sinks", "attention_sink_bias"])
+@pytest.mark.parametrize(
+    ("windows", "has_sinks", "backends", "is_served"),
+    [
+        ((127, -1), True, ("fa3", "fa3"), False),  # gpt-oss
+        ((-1, -1), True, ("triton", "fa4"), False),
+        ((127, 127), True, ("fa3", "fa3"), True),
+        ((127, -1), False, ("fa3", "fa3"), True),
+        ((-1, -1), True, ("triton", "triton"), True),
+    ],
+)
+def test_sinks_that_a_backend_counts_twice_are_refused(
+    name: str,
+    windows: tuple[int, int],
+    has_sinks: bool,
+    backends: tuple[str, str],
+    is_served: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sglang.srt import runtime_context
+
+    monkeypatch.setattr(runtime_context, "attention_backends", lambda: backends)
+    sinks = torch.nn.Parameter(torch.zeros(4)) if has_sinks else None
+    model = torch.nn.Sequential(*(Layer(name, sinks, window) for window in windows))
+    model.lm_head = torch.nn.Identity()
+    runner = SimpleNamespace(model_config=target(), sliding_window_size=None, model=model)
+    with nullcontext() if is_served else pytest.raises(DDTreeConfigError, match="got Sequential with sinks in layers"):
+        check_loaded_target(runner)
 
 
 @pytest.mark.parametrize("name", ["Qwen3NextConfig", "NemotronHConfig", "KimiLinearConfig"])

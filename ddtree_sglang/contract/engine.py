@@ -53,7 +53,7 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.arg_groups.fields.model",
         "Model",
-        "dtype load_format model_path revision trust_remote_code",
+        "dtype kv_cache_dtype load_format model_path revision trust_remote_code",
         "attention_default, server_args",
     ),
     Row(

@@ -47,7 +47,9 @@ def _choose_attention_backend(server_args: Any) -> None:
         return
     if not get_platform().is_cuda or not str(server_args.device or "cuda").startswith("cuda"):
         return
-    backend, why = default_backend(get_platform().is_hopper_with_cuda_12_3, server_args.dtype)
+    backend, why = default_backend(
+        get_platform().is_hopper_with_cuda_12_3, server_args.dtype, server_args.kv_cache_dtype
+    )
     server_args.attention_backend = backend
     logger.info(
         "%s attends with %s: --attention-backend names none, and %s. FlashInfer, SGLang's choice for a tree, waits for "
@@ -58,10 +60,17 @@ def _choose_attention_backend(server_args: Any) -> None:
     )
 
 
-def default_backend(is_hopper: bool, dtype: Any) -> tuple[str, str]:
-    """The backend, and why: `is_hopper` says that the GPU is one and CUDA is 12.3 or later; `dtype` as in the flag."""
+def default_backend(is_hopper: bool, dtype: Any, kv_cache_dtype: Any) -> tuple[str, str]:
+    """The backend, and why: `is_hopper` says that the GPU is one and CUDA is 12.3 or later; dtypes as in the flags.
+
+    Where a checkpoint has scales of keys and values, as FP8 ones do, SGLang hands FA3 one for each request, also in the
+    call over a tree's nodes, in which each node is a request of its own: FA3 refuses the shape, and the server does not
+    start (flashattention_backend.py, `prepare_paged_mha_query`). Without a KV dtype of its own there are none.
+    """
     if not is_hopper:
         return "triton", "this GPU is no Hopper with CUDA 12.3 or later, which fa3 is for"
     if str(dtype).lower().removeprefix("torch.") in FLOAT32:
         return "triton", "fa3 takes no float32"
+    if kv_cache_dtype not in (None, "auto"):
+        return "triton", f"fa3 takes no scales of a tree's nodes, which --kv-cache-dtype {kv_cache_dtype} may bring"
     return "fa3", "this GPU is a Hopper"

@@ -44,7 +44,8 @@ def pair(tmp_path: Path) -> tuple[str, str]:
         (HOPPER, {"dtype": "float32"}, "triton"),
         (HOPPER, {"device": None}, "fa3"),
         (HOPPER, {"enable_deterministic_inference": True}, "fa3"),
-        (HOPPER, {"kv_cache_dtype": "fp8_e5m2"}, "triton"),  # SGLang's own fall-back
+        (HOPPER, {"kv_cache_dtype": "fp8_e5m2"}, "triton"),
+        (HOPPER, {"kv_cache_dtype": "fp8_e4m3"}, "triton"),
         (OLD_CUDA_HOPPER, {}, "triton"),
         (AMPERE, {}, "triton"),
         (AMPERE, {"enable_deterministic_inference": True}, "triton"),

@@ -184,6 +184,9 @@ def _plan_and_run_prefill(module: ModuleType) -> None:
 
 def _plan_and_run_decode(module: ModuleType) -> None:
     replace(module, "get_batch_decode_module", flashinfer_reference.decode_module, ("args",))
+    # Where both modules were imported before this, it has the compiled one by a name of its own. Its parameters were
+    # checked in the module that it is from.
+    replace(module, "get_batch_prefill_module", flashinfer_reference.prefill_module)
     replace(module, "torch", LaneTorch())
 
 

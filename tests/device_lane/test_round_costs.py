@@ -8,6 +8,7 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Callable
 from statistics import median
+from typing import Any
 
 import pytest
 
@@ -26,11 +27,17 @@ def launches(outcome: Outcome) -> dict[int, float]:
     return {size: median(line["launches"] for line in rounds if line["batch_size"] == size) for size in sizes}
 
 
+def waits(line: dict[str, Any]) -> set[str]:
+    """Reads by the host in a round and since the one before, but for SGLang's own accounting, which tests turn on."""
+    reads = {*line["host_reads"], *line["between"]["host_reads"]}
+    return {place for place in reads if "invariant_checker.py" not in place}
+
+
 @pytest.mark.parametrize("play", [(scene, "") for scene in SCENES], ids=[scene.name for scene in SCENES])
 def test_no_round_waits_for_the_device(play: tuple[Scene, str], outcomes: Callable[[Scene, str], Outcome]) -> None:
     rounds = outcomes(*play).decode_rounds
     assert rounds
-    assert [line["host_reads"] for line in rounds if line["host_reads"]] == []
+    assert set().union(*map(waits, rounds)) == set()
 
 
 @pytest.mark.parametrize(("ours", "stock"), [(SMALL_TRITON, STOCK_TRITON), (SMALL_FA3, STOCK_FA3)])
@@ -48,7 +55,8 @@ def test_no_kernel_of_ours_is_compiled_while_serving(scene: Scene, outcomes: Cal
     modules = [module.name for module in pkgutil.iter_modules(ddtree_sglang.kernels.__path__)]
     ours = {name for module in modules for name in vars(_module(module)) if name.endswith("kernel")}
     assert ours
-    late = {name for line in outcomes(scene, "").decode_rounds for name in line["new_variants"]}
+    rounds = outcomes(scene, "").decode_rounds
+    late = {name for line in rounds for name in (*line["new_variants"], *line["between"]["new_variants"])}
     assert late & ours == set()
 
 

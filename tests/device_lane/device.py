@@ -160,7 +160,7 @@ class DeviceMode(TorchDispatchMode):
         if name in _HOST_READS or name in _SIZED_BY_VALUES:
             return True
         if name == "aten::repeat_interleave":  # of a tensor of counts, whose sum nobody said
-            return kwargs.get("output_size") is None
+            return kwargs.get("output_size") is None and isinstance(args[min(1, len(args) - 1)], torch.Tensor)
         if name not in ("aten::index", "aten::index_put_"):
             return False
         if name == "aten::index_put_" and args[2].numel() == 1 and not is_device(args[2]):

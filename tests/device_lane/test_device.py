@@ -72,6 +72,8 @@ for call in waits:
         raise AssertionError("a read went through")
 counts.take()
 torch.repeat_interleave(x, x, output_size=4); torch.repeat_interleave(x, 2); torch.unique(torch.ones(3))
+with torch.inference_mode():
+    torch.repeat_interleave(x, 2, dim=0)
 assert not counts.host_reads
 """,
     "one value of the host is written at each replay": """

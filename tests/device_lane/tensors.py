@@ -29,8 +29,10 @@ def to_host(tensor: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
 
 
 def to_device(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in device memory."""
+    """A copy in device memory; a capture permits none from ordinary memory."""
     counts.copies["to device"] += 1
+    if mode.recorder is not None:
+        mode.recorder.host_read("copy to the device")
     with _disable_current_modes():
         return mark(tensor.clone())
 
@@ -66,6 +68,8 @@ def _made_of_data(maker: Any) -> Any:
         made = maker(*args, **kwargs)
         if is_device_place(kwargs.get("device")) and not is_device(made):
             counts.copies["to device"] += 1
+            if mode.recorder is not None:
+                mode.recorder.host_read("copy to the device")
             mark(made)
         return made
 

@@ -105,7 +105,9 @@ assert out.values.tolist() == [7, 8, 9] and out.indices.tolist() == [1, 2, 0]
 """,
     "the host cannot read while capturing": """
 x = torch.ones(3, device=dev)
-for read in (lambda: x.sum().item(), lambda: x.tolist(), lambda: x[x > 0], lambda: x.cpu(), lambda: bool(x[0] > 0)):
+moves = (lambda: torch.ones(3).to(dev), lambda: torch.tensor([1, 2], device=dev))
+reads = (lambda: x.sum().item(), lambda: x.tolist(), lambda: x[x > 0], lambda: x.cpu(), lambda: bool(x[0] > 0))
+for read in (*reads, *moves):
     try:
         graphs.capture(read)
     except RuntimeError as error:

@@ -131,6 +131,13 @@ def widths_share_the_widest_mask() -> None:
     _set(worker, "mask_buffers", buffers)
 
 
+def accepted_rows_stay_where_they_are() -> None:
+    """No key and no value of an accepted node is moved to the front of the window."""
+    from ddtree_sglang.engine.worker import DDTreeWorker
+
+    _set(DDTreeWorker, "_commit", lambda worker, accepted, window: None)
+
+
 def drafter_is_told_nothing() -> None:
     """The target's hidden states of accepted nodes do not reach the drafter's cache."""
     from ddtree_sglang.engine.worker import DDTreeWorker
@@ -237,6 +244,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         positions_off_by_one,
         host_value_in_a_graph,
         nodes_written_to_their_neighbours_window,
+        accepted_rows_stay_where_they_are,
         drafter_is_told_nothing,
         trees_of_the_round_before,
         root_is_another_token,

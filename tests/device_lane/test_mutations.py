@@ -14,6 +14,7 @@ import pytest
 
 from tests.device_lane.catalogue import (
     CONTEXT_END,
+    FA3,
     FA3_DETERMINISTIC,
     SMALL,
     SMALL_FA3,
@@ -56,6 +57,7 @@ FAULTS = (
     Fault("positions_off_by_one", SMALL_FA3, TOKENS, slow=True),
     Fault("host_value_in_a_graph", SMALL_FA3, CAPTURE, slow=True),
     Fault("nodes_written_to_their_neighbours_window", SMALL_FA3, TOKENS, slow=True),
+    Fault("accepted_rows_stay_where_they_are", FA3, TOKENS, slow=True),
     Fault("drafter_is_told_nothing", SMALL_FA3, ROUNDS, slow=True),
     Fault("trees_of_the_round_before", SMALL_FA3, TOKENS, slow=True),
     Fault("root_is_another_token", SMALL_FA3, TOKENS, slow=True),

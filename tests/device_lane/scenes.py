@@ -7,6 +7,7 @@ after the other, so that one wave sees batches above the captured sizes, at them
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -301,9 +302,15 @@ def _ask(server: LaneServer, wave: Sequence[Sent]) -> list[Answered]:
         return [Answered(sent, future.result()) for sent, future in zip(wave, answers, strict=True)]
 
 
+def _last_error(log: str) -> list[str]:
+    """What a server died of, as its log has it; nothing if it does not say."""
+    errors = [line for line in log.splitlines() if re.match(r"[\w.]*(Error|Violation): ", line)]
+    return [f"the log's last error is {errors[-1]!r}"] if errors else []
+
+
 def problems(scene: Scene, outcome: Outcome, reference: Reference) -> list[str]:
     """What is wrong with a scene's outcome; empty when all is as plain torch says."""
-    found = [outcome.failure] if outcome.failure else []
+    found = [outcome.failure, *_last_error(outcome.log)] if outcome.failure else []
     for one_answer in outcome.answered:
         found += _of_answer(scene, one_answer, reference)
     if outcome.used_slots:

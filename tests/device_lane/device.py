@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from tests.device_lane import streams
@@ -208,11 +207,3 @@ def allocated_bytes(result: Any, inputs: list[torch.Tensor]) -> int:
         if isinstance(leaf, torch.Tensor)
     }
     return sum(size for address, size in new.items() if address not in held)
-
-
-@contextmanager
-def one_launch(name: str) -> Iterator[None]:
-    """What runs within is one kernel: its operators are neither seen nor counted."""
-    counts.launches[name] += 1
-    with _disable_current_modes():
-        yield

@@ -92,30 +92,12 @@ def lengths_published_before_acceptance() -> None:
 
 def drafter_writes_to_its_neighbours_window() -> None:
     """Each block's keys and values go to the slots of the request before it."""
-    from ddtree_sglang.engine.stages.trees import DeviceTrees
-
-    original = DeviceTrees.inputs
-
-    def inputs(*tensors: Any, **sizes: Any) -> Any:
-        made = original(*tensors, **sizes)
-        made.block_slots.copy_(made.block_slots.roll(1, dims=0))
-        return made
-
-    _set(DeviceTrees, "inputs", staticmethod(inputs))
+    _roll_over_requests("block_slots")
 
 
 def nodes_written_to_their_neighbours_window() -> None:
     """Each tree's keys and values go to the slots of the request before it."""
-    from ddtree_sglang.engine.stages.trees import DeviceTrees
-
-    original = DeviceTrees.inputs
-
-    def inputs(*tensors: Any, **sizes: Any) -> Any:
-        made = original(*tensors, **sizes)
-        made.node_slots.copy_(made.node_slots.roll(1, dims=0))
-        return made
-
-    _set(DeviceTrees, "inputs", staticmethod(inputs))
+    _roll_over_requests("node_slots")
 
 
 def widths_share_the_widest_mask() -> None:
@@ -212,6 +194,21 @@ def path_of_the_widest_tree() -> None:
         return lambda _root_ids, _prefix_lens: trees.tail.trees(batch_size)
 
     _set(GraphTrees, "draft", draft)
+
+
+def _roll_over_requests(slots: str) -> None:
+    """A round's inputs with each request's `slots` taken from the request before it."""
+    from ddtree_sglang.engine.stages.trees import DeviceTrees
+
+    original = DeviceTrees.inputs
+
+    def inputs(*tensors: Any, **sizes: Any) -> Any:
+        made = original(*tensors, **sizes)
+        rows = getattr(made, slots)
+        rows.copy_(rows.roll(1, dims=0))
+        return made
+
+    _set(DeviceTrees, "inputs", staticmethod(inputs))
 
 
 def _around_builder(build: Callable[..., None]) -> None:

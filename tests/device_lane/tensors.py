@@ -29,12 +29,17 @@ def to_host(tensor: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
 
 
 def to_device(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in device memory; a capture permits none from ordinary memory."""
+    """A copy in device memory."""
+    _count_copy_to_device()
+    with _disable_current_modes():
+        return mark(tensor.clone())
+
+
+def _count_copy_to_device() -> None:
+    """A capture permits none from ordinary memory."""
     counts.copies["to device"] += 1
     if mode.recorder is not None:
         mode.recorder.host_read("copy to the device")
-    with _disable_current_modes():
-        return mark(tensor.clone())
 
 
 def move(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -67,9 +72,7 @@ def _made_of_data(maker: Any) -> Any:
     def make(*args: Any, **kwargs: Any) -> torch.Tensor:
         made = maker(*args, **kwargs)
         if is_device_place(kwargs.get("device")) and not is_device(made):
-            counts.copies["to device"] += 1
-            if mode.recorder is not None:
-                mode.recorder.host_read("copy to the device")
+            _count_copy_to_device()
             mark(made)
         return made
 

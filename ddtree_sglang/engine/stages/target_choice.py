@@ -9,6 +9,8 @@ a draw's randomness only when at most one of them can be on the accepted path.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +18,25 @@ import torch
 if TYPE_CHECKING:
     from sglang.srt.layers.sampler import Sampler
     from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
+
+
+LogitsChange = Callable[[torch.Tensor], None]
+"""Changes the verify forward's logits `[B * N, V]` in place, each node's row by what is before that node."""
+
+
+@dataclass(frozen=True)
+class NodeAdjustments:
+    """What a batch's requests ask of their logits; None for what no request asks for, which then costs nothing.
+
+    They are applied in plain decoding's order (sampling_batch_info.py, `apply_logits_bias`; layers/sampler.py).
+    """
+
+    penalties: LogitsChange | None = None
+    grammar: LogitsChange | None = None
+    processors: LogitsChange | None = None  # after the bias
+
+
+NO_ADJUSTMENTS = NodeAdjustments()
 
 
 def repeat_for_nodes(sampling_info: SamplingBatchInfo, num_nodes: int) -> SamplingBatchInfo:
@@ -43,16 +64,16 @@ def choose_target_tokens(
     sampler: Sampler,  # the target model runner's
     *,
     keep_logits: bool,
+    adjustments: NodeAdjustments = NO_ADJUSTMENTS,
 ) -> torch.Tensor:
     """`[B, N]` int64: one token of the target's for each node.
 
-    A request's bias is added to `logits` in place, as plain decoding does. The sampler then turns them into
-    probabilities in place (layers/sampler.py), unless `keep_logits`, which costs a copy of `[B * N, V]`: only
+    The adjustments and a request's bias change `logits` in place, as in plain decoding. The sampler then turns them
+    into probabilities in place (layers/sampler.py), unless `keep_logits`, which costs a copy of `[B * N, V]`: only
     `compute_spec_logprobs` reads them afterwards, for a batch that asks for log-probabilities.
     """
     batch_size, num_nodes = positions.shape
-    if sampling_info is not None and sampling_info.logit_bias is not None:
-        logits.add_(torch.repeat_interleave(sampling_info.logit_bias, num_nodes, dim=0))
+    _adjust(logits, sampling_info, num_nodes, adjustments)
     if sampling_info is None or sampling_info.is_all_greedy:
         return torch.argmax(logits, dim=-1).view(batch_size, num_nodes)
     from sglang.srt.layers.logits_processor import LogitsProcessorOutput
@@ -66,3 +87,15 @@ def choose_target_tokens(
         positions=positions.reshape(-1),
     )
     return chosen.to(torch.int64).view(batch_size, num_nodes)
+
+
+def _adjust(
+    logits: torch.Tensor, sampling_info: SamplingBatchInfo | None, num_nodes: int, adjustments: NodeAdjustments
+) -> None:
+    for change in (adjustments.penalties, adjustments.grammar):
+        if change is not None:
+            change(logits)
+    if sampling_info is not None and sampling_info.logit_bias is not None:
+        logits.add_(torch.repeat_interleave(sampling_info.logit_bias, num_nodes, dim=0))
+    if adjustments.processors is not None:
+        adjustments.processors(logits)

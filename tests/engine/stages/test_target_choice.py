@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddtree_sglang.engine.stages.target_choice import choose_target_tokens, repeat_for_nodes
+from ddtree_sglang.engine.stages.target_choice import NodeAdjustments, choose_target_tokens, repeat_for_nodes
 
 pytestmark = pytest.mark.sglang
 
@@ -83,6 +83,29 @@ def test_logit_bias_of_a_request_counts_at_all_of_its_nodes() -> None:
     positions = torch.zeros(B, N, dtype=torch.int64)
     got = choose_target_tokens(torch.randn(B * N, V), info, positions, lambda: None, keep_logits=False)
     assert got.tolist() == [[5] * N, [0] * N]
+
+
+def test_adjustments_come_in_plain_decodings_order() -> None:
+    """Penalties, grammar, the request's bias, processors (sampling_batch_info.py, `apply_logits_bias`)."""
+    seen: list[tuple[str, float]] = []
+
+    def change(name: str) -> Any:
+        def apply(logits: torch.Tensor) -> None:
+            seen.append((name, float(logits[0, 5])))
+            logits.mul_(2.0)
+
+        return apply
+
+    info = sampling_info(is_all_greedy=True, logit_bias=torch.ones(B, V))
+    choose_target_tokens(
+        torch.ones(B * N, V),
+        info,
+        torch.zeros(B, N, dtype=torch.int64),
+        lambda: None,
+        keep_logits=False,
+        adjustments=NodeAdjustments(change("penalties"), change("grammar"), change("processors")),
+    )
+    assert seen == [("penalties", 1.0), ("grammar", 2.0), ("processors", 5.0)]
 
 
 def test_draws_follow_the_adjusted_distribution_of_plain_decoding() -> None:

@@ -16,6 +16,7 @@ from ddtree_sglang.core import (
     AcceptedPath,
     BuiltTree,
     DraftTree,
+    RoundEnds,
     ancestor_mask,
     build_draft_tree,
     build_draft_tree_heap,
@@ -113,18 +114,23 @@ def round_commit(size: Size, device: torch.device) -> Row:
     prefix_lens = torch.full((size.batch_size,), PREFIX_LEN)
     moved = DraftTree(*(one.to(device) for one in (tree.token_ids, tree.parents, tree.depths, tree.logprobs)))
     ids, lens, path_len = target_ids.to(device), prefix_lens.to(device), size.depth + 1
+    # Two end tokens a request, of which few paths have one.
+    end_ids = target_ids[:, -2:]
+    limits = RoundEnds.none(size.batch_size, prefix_lens.device)
+    ends = RoundEnds(end_ids, limits.limit_lens, limits.node_limits)
+    there = RoundEnds(*(one.to(device) for one in (ends.end_ids, ends.limit_lens, ends.node_limits)))
 
     def run() -> Any:
-        return commit_round_triton(moved, ids, lens, path_len)
+        return commit_round_triton(moved, ids, lens, path_len, there)
 
     def check() -> str:
-        expected = commit_round(tree, target_ids, prefix_lens, path_len)
+        expected = commit_round(tree, target_ids, prefix_lens, path_len, ends)
         for (name, found), (_, wanted) in zip(_tensors(run()), _tensors(expected), strict=True):
             _assert_equal(name, found, wanted)
         return f"commit equals core's, the longest of {int(expected.path.commit_lens.max())} tokens"
 
-    written = size.batch_size * (4 * path_len * 8 + 5 * 8)
-    replaced = lambda: commit_round(moved, ids, lens, path_len)  # noqa: E731
+    written = size.batch_size * (4 * path_len * 8 + 9 * 8)
+    replaced = lambda: commit_round(moved, ids, lens, path_len, there)  # noqa: E731
     return Row("round_commit", size, run, check, target_ids.numel() * 24 + written, replaced)
 
 

@@ -7,6 +7,8 @@ nothing is lost and nothing is biased, whatever the drafter proposed (arXiv 2604
 verification).
 
 Choices at nodes off the path are thrown away; draws must be independent between nodes given the tree.
+
+A path is cut where plain decoding would have ended the request, and at the nodes that a request allows itself.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from ddtree_sglang.core.draft_tree import DraftTree
+from ddtree_sglang.core.round_ends import RoundEnds, check_ends
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,26 @@ def walk_tree(
     tree: DraftTree,
     target_ids: torch.Tensor,  # [B, N] int64, the target's choice of the token after each node
     max_path_len: int,  # P
+    ends: RoundEnds | None = None,  # None: nothing ends a request
+    prefix_lens: torch.Tensor | None = None,  # [B] int64, committed lengths before the round; None: all 0
 ) -> AcceptedPath:
-    """Follow the target's choices from the root, for at most P nodes.
+    """Follow the target's choices from the root, for at most P nodes, to the first token that ends the request.
+
+    A tree's nodes come in order of descending path probability, parents first, so a request that allows itself n nodes
+    is walked in the best tree of n.
 
     Raises:
-        ValueError: `target_ids` is not `[B, N]` int64 on the tree's device, or `max_path_len` is below 1.
+        ValueError: `target_ids` is not `[B, N]` int64 on the tree's device, `max_path_len` is below 1, or `ends` are
+            those of another batch.
     """
     check_walk(tree, target_ids, max_path_len)
-    path = _path_nodes(tree, target_ids, max_path_len)
+    ends = RoundEnds.none(tree.batch_size, tree.device) if ends is None else ends
+    check_ends(ends, tree.batch_size, tree.device)
+    path = _path_nodes(tree, target_ids, max_path_len, ends)
+    tokens_left = ends.limit_lens if prefix_lens is None else ends.limit_lens - prefix_lens
+    # A round of a request that has ended, which overlap scheduling starts before it knows, keeps its root.
+    depth = torch.arange(max_path_len, device=tree.device)
+    path = path.masked_fill((depth >= tokens_left.unsqueeze(1)) & (depth > 0), tree.num_nodes)
     stopped = path == tree.num_nodes
     commit_lens = max_path_len - stopped.sum(1)
     safe_path = path.masked_fill(stopped, 0)
@@ -55,13 +70,15 @@ def walk_tree(
     )
 
 
-def _path_nodes(tree: DraftTree, target_ids: torch.Tensor, max_path_len: int) -> torch.Tensor:
+def _path_nodes(tree: DraftTree, target_ids: torch.Tensor, max_path_len: int, ends: RoundEnds) -> torch.Tensor:
     """`[B, P]` int64: the walk's node at each depth, N once it has stopped."""
     batch_size, num_nodes = target_ids.shape
     has_parent = tree.parents >= 0
     parent = tree.parents.clamp(min=0)
     chosen = has_parent & (target_ids.gather(1, parent) == tree.token_ids)
     index = torch.arange(num_nodes, device=tree.device)
+    is_end = (tree.token_ids.unsqueeze(2) == ends.end_ids.unsqueeze(1)).any(2)
+    chosen = chosen & ~is_end & (index < ends.node_limits.unsqueeze(1))
     # next_node[b, n] is the child that the target chose at n, or N; N leads to itself. With siblings of equal
     # token, which a valid tree lacks, the first is taken.
     next_node = torch.full((batch_size, num_nodes + 1), num_nodes, dtype=torch.int64, device=tree.device)

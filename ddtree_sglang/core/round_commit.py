@@ -13,6 +13,7 @@ import torch
 
 from ddtree_sglang.core.acceptance import AcceptedPath, walk_tree
 from ddtree_sglang.core.draft_tree import DraftTree
+from ddtree_sglang.core.round_ends import RoundEnds
 from ddtree_sglang.core.tree_layout import check_prefix_lens
 
 
@@ -32,6 +33,7 @@ def commit_round(
     target_ids: torch.Tensor,  # [B, N] int64, the target's choice of the token after each node
     prefix_lens: torch.Tensor,  # [B] int64, committed lengths before the round
     max_path_len: int,  # P
+    ends: RoundEnds | None = None,  # None: nothing ends a request
 ) -> RoundCommit:
     """Walk the trees and say what the round makes final.
 
@@ -39,7 +41,7 @@ def commit_round(
         ValueError: an argument has another shape, dtype or device, or `max_path_len` is below 1.
     """
     check_prefix_lens(prefix_lens, tree.batch_size, tree.device)
-    path = walk_tree(tree, target_ids, max_path_len)
+    path = walk_tree(tree, target_ids, max_path_len, ends, prefix_lens)
     context_len = min(max_path_len, tree.num_nodes)
     root_rows = torch.arange(tree.batch_size, device=tree.device).unsqueeze(1) * tree.num_nodes
     return RoundCommit(

@@ -18,15 +18,16 @@ import triton.language as tl
 from ddtree_sglang.core.acceptance import AcceptedPath, check_walk
 from ddtree_sglang.core.draft_tree import DraftTree
 from ddtree_sglang.core.round_commit import RoundCommit
+from ddtree_sglang.core.round_ends import RoundEnds, check_ends
 from ddtree_sglang.core.tree_layout import check_prefix_lens
 from ddtree_sglang.kernels.compile_case import Argument, CompileCase
 
-_POINTERS = range(13)
+_POINTERS = range(16)
 """The kernel's first arguments. No two launches differ in what is known of addresses, so none compiles it anew."""
 
 
 @triton.jit(
-    do_not_specialize=["num_nodes", "max_path_len", "context_len"],
+    do_not_specialize=["num_nodes", "max_path_len", "context_len", "num_ends"],
     do_not_specialize_on_alignment=_POINTERS,
 )
 def _commit_round_kernel(  # type: ignore[no-untyped-def]
@@ -34,6 +35,9 @@ def _commit_round_kernel(  # type: ignore[no-untyped-def]
     parents,
     target_ids,
     prefix_lens,  # [B] int64
+    end_ids,  # [B, E] int64
+    limit_lens,  # [B] int64, and so is the next
+    node_limits,
     accept_index,  # [B, P] int64, and so is the next
     emitted_ids,
     num_correct_drafts,  # [B] int64, and so are the next four but accept_lens, int32
@@ -46,6 +50,7 @@ def _commit_round_kernel(  # type: ignore[no-untyped-def]
     num_nodes,
     max_path_len,
     context_len,
+    num_ends,  # E
     LANES: tl.constexpr,  # power of two, at least N
     PATH: tl.constexpr,  # power of two, at least P
 ):
@@ -57,19 +62,24 @@ def _commit_round_kernel(  # type: ignore[no-untyped-def]
     has_parent = parent >= 0
     token = tl.load(token_ids + row + lanes, mask=in_row, other=0)
     chosen = has_parent & (tl.load(target_ids + row + parent, mask=has_parent, other=0) == token)
+    chosen = chosen & (lanes < tl.load(node_limits + request))
+    # A token that ends the request is emitted by its parent; the node that carries it is not entered.
+    for end in range(num_ends):
+        chosen = chosen & (token != tl.load(end_ids + request * num_ends + end))
+    prefix_len = tl.load(prefix_lens + request).to(tl.int64)
+    tokens_left = tl.load(limit_lens + request) - prefix_len
 
     # Column j: the walk's node at depth j, -1 once it has stopped. A stopped walk stands on N, which has no children.
     columns = tl.arange(0, PATH)
     path = tl.where(columns == 0, 0, -1)
     node = tl.full((), 0, tl.int32)
     for depth in range(1, max_path_len):
-        node = tl.min(tl.where(chosen & (parent == node), lanes, num_nodes), axis=0)
+        node = tl.min(tl.where(chosen & (parent == node) & (depth < tokens_left), lanes, num_nodes), axis=0)
         path = tl.where((columns == depth) & (node < num_nodes), node, path)
 
     on_path = path >= 0
     num_drafts = tl.sum(on_path.to(tl.int32), axis=0) - 1
     emitted = tl.load(target_ids + row + path, mask=on_path, other=0)
-    prefix_len = tl.load(prefix_lens + request).to(tl.int64)
     tl.store(num_correct_drafts + request, num_drafts.to(tl.int64))
     tl.store(commit_lens + request, num_drafts.to(tl.int64) + 1)
     tl.store(accept_lens + request, num_drafts + 1)
@@ -89,6 +99,7 @@ def commit_round_triton(
     target_ids: torch.Tensor,  # [B, N] int64, the target's choice of the token after each node
     prefix_lens: torch.Tensor,  # [B] int64, committed lengths before the round
     max_path_len: int,  # P
+    ends: RoundEnds | None = None,  # None: nothing ends a request
 ) -> RoundCommit:
     """Walk the trees and say what the round makes final, in one launch; equal to `core.commit_round`.
 
@@ -98,6 +109,8 @@ def commit_round_triton(
     check_walk(tree, target_ids, max_path_len)
     batch_size, num_nodes = target_ids.shape
     check_prefix_lens(prefix_lens, batch_size, tree.device)
+    ends = RoundEnds.none(batch_size, tree.device) if ends is None else ends
+    check_ends(ends, batch_size, tree.device)
     made = _empty(batch_size, max_path_len, min(max_path_len, num_nodes), target_ids.device)
     path = made.path
     _commit_round_kernel[(batch_size,)](
@@ -105,6 +118,9 @@ def commit_round_triton(
         tree.parents.contiguous(),
         target_ids.contiguous(),
         prefix_lens.contiguous(),
+        ends.end_ids.contiguous(),
+        ends.limit_lens.contiguous(),
+        ends.node_limits.contiguous(),
         path.accept_index,
         path.token_ids,
         path.num_correct_drafts,
@@ -117,6 +133,7 @@ def commit_round_triton(
         num_nodes,
         max_path_len,
         made.context_rows.shape[1],
+        ends.end_ids.shape[1],
         LANES=max(32, triton.next_power_of_2(num_nodes)),
         PATH=triton.next_power_of_2(max_path_len),
         num_warps=1,
@@ -154,6 +171,7 @@ def compile_cases() -> Iterator[CompileCase]:
         "num_nodes": 65,
         "max_path_len": 16,
         "context_len": 16,
+        "num_ends": 2,
     }
     for lanes in (32, 64, 128, 256):
         for path in (8, 32):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from hypothesis import strategies as st
 
-from ddtree_sglang.core import DraftTree
+from ddtree_sglang.core import DraftTree, RoundEnds
 
 FIELDS = ("token_ids", "parents", "depths", "logprobs")
 
@@ -156,3 +156,16 @@ def ancestors_of(tree: DraftTree, node: int, b: int = 0) -> set[int]:
 
 def batch_of(*trees: DraftTree) -> DraftTree:
     return DraftTree(*(torch.cat([getattr(tree, field) for tree in trees]) for field in FIELDS))
+
+
+def random_ends(seed: int, batch_size: int, vocab: int, depth: int, num_nodes: int) -> tuple[RoundEnds, torch.Tensor]:
+    """Ends that cut about half of the paths, and prefix lengths that go with them."""
+    generator = torch.Generator().manual_seed(seed)
+    width = int(torch.randint(0, 4, (), generator=generator))
+    prefix_lens = torch.randint(0, 50, (batch_size,), generator=generator)
+    end_ids = torch.randint(-1, vocab, (batch_size, width), generator=generator)
+    end_ids = torch.where(torch.rand(end_ids.shape, generator=generator) < 0.5, -1, end_ids)
+    # Below 1 where overlap scheduling goes on with a request that has ended.
+    left = torch.randint(-1, 2 * depth + 2, (batch_size,), generator=generator)
+    node_limits = torch.randint(1, 2 * num_nodes + 1, (batch_size,), generator=generator)
+    return RoundEnds(end_ids, prefix_lens + left, node_limits), prefix_lens

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from ddtree_sglang.core import DraftTree, RoundCommit, build_draft_tree, commit_round, layout_draft_tree
+from ddtree_sglang.core import DraftTree, RoundCommit, RoundEnds, build_draft_tree, commit_round, layout_draft_tree
+from ddtree_sglang.core.round_ends import NO_LIMIT
 from ddtree_sglang.kernels.round_commit_triton import commit_round_triton
-from tests.core.tree_cases import batch_of, chain_tree, make_tree, random_candidates
+from tests.core.tree_cases import batch_of, chain_tree, make_tree, random_candidates, random_ends
 
 
 def tensors(value: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -24,10 +25,13 @@ def tensors(value: Any) -> Iterator[tuple[str, torch.Tensor]]:
             yield field.name, held
 
 
-def commit_on(device: torch.device, tree: DraftTree, target_ids: torch.Tensor, max_path_len: int) -> RoundCommit:
+def commit_on(
+    device: torch.device, tree: DraftTree, target_ids: torch.Tensor, max_path_len: int, ends: RoundEnds | None = None
+) -> RoundCommit:
     """What the kernel makes of a round, after prefixes of 0, 5, 10, ... tokens."""
     moved = DraftTree(*(tensor.to(device) for _, tensor in tensors(tree)))
-    return commit_round_triton(moved, target_ids.to(device), prefix_lens(tree).to(device), max_path_len)
+    there = None if ends is None else RoundEnds(*(tensor.to(device) for _, tensor in tensors(ends)))
+    return commit_round_triton(moved, target_ids.to(device), prefix_lens(tree).to(device), max_path_len, there)
 
 
 def prefix_lens(tree: DraftTree) -> torch.Tensor:
@@ -35,10 +39,10 @@ def prefix_lens(tree: DraftTree) -> torch.Tensor:
 
 
 def assert_equals_core(
-    device: torch.device, tree: DraftTree, target_ids: torch.Tensor, max_path_len: int
+    device: torch.device, tree: DraftTree, target_ids: torch.Tensor, max_path_len: int, ends: RoundEnds | None = None
 ) -> RoundCommit:
-    found = commit_on(device, tree, target_ids, max_path_len)
-    expected = commit_round(tree, target_ids, prefix_lens(tree), max_path_len)
+    found = commit_on(device, tree, target_ids, max_path_len, ends)
+    expected = commit_round(tree, target_ids, prefix_lens(tree), max_path_len, ends)
     for (name, got), (_, wanted) in zip(tensors(found), tensors(expected), strict=True):
         assert got.dtype == wanted.dtype, name
         assert torch.equal(got.cpu(), wanted), name
@@ -79,6 +83,41 @@ def test_random_rounds(device: torch.device, batch_size: int, depth: int, num_no
         made = assert_equals_core(device, tree, choices(tree, seed), depth + 1)
         longest = max(longest, int(made.path.commit_lens.max()))
     assert longest > 1
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "depth", "num_nodes"), [(1, 1, 2), (6, 7, 17), (40, 15, 33), (5, 31, 65), (2, 31, 256)]
+)
+def test_random_ends(device: torch.device, batch_size: int, depth: int, num_nodes: int) -> None:
+    cut = 0
+    for seed in range(6):
+        block = random_candidates(seed, batch_size, depth, 12, 6, scale=1.0)
+        tree = build_draft_tree(block.ids, block.logprobs, block.root_ids, num_nodes)
+        ends, lens = random_ends(seed, batch_size, 12, depth, num_nodes)
+        ends = RoundEnds(ends.end_ids, ends.limit_lens - lens + prefix_lens(tree), ends.node_limits)
+        made = assert_equals_core(device, tree, choices(tree, seed), depth + 1, ends)
+        whole = commit_round(tree, choices(tree, seed), prefix_lens(tree), depth + 1)
+        cut += int((made.accept_lens < whole.accept_lens).sum())
+    assert cut > 0
+
+
+@pytest.mark.parametrize("end", [1, 3, 88, 2**33 + 1])
+def test_an_end_token_is_emitted_and_no_node_with_it_entered(device: torch.device, end: int) -> None:
+    """The chain's second node carries a token of more than 32 bits, whose low half is another end's."""
+    tree = make_tree([0, 2**33 + 1, 3, 4], [-1, 0, 1, 2])
+    target_ids = torch.tensor([[2**33 + 1, 3, 4, 88]])
+    ends = RoundEnds(torch.tensor([[-1, end]]), torch.tensor([NO_LIMIT]), torch.tensor([NO_LIMIT]))
+    made = assert_equals_core(device, tree, target_ids, 4, ends)
+    assert made.accept_lens.tolist() == [{1: 4, 3: 2, 88: 4, 2**33 + 1: 1}[end]]
+
+
+@pytest.mark.parametrize("left", [-3, 0, 1, 2, 3, 4, 5])
+def test_a_path_of_the_tokens_that_are_left(device: torch.device, left: int) -> None:
+    tree = batch_of(chain_tree(4), chain_tree(4))
+    ends = RoundEnds.none(2, torch.device("cpu"))
+    ends = RoundEnds(ends.end_ids[:, :0], torch.tensor([NO_LIMIT, 5 + left]), ends.node_limits)
+    made = assert_equals_core(device, tree, torch.tensor([[1, 2, 3, 9], [1, 2, 3, 9]]), 4, ends)
+    assert made.accept_lens.tolist() == [4, max(1, min(left, 4))]
 
 
 @pytest.mark.parametrize("depth", [1, 7, 31])

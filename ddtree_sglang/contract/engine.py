@@ -174,11 +174,19 @@ ENGINE: tuple[Row, ...] = (
         "device spec_algo req_to_token_pool needs_cpu_seq_lens needs_confidence_relay",
         "algorithm",
     ),
-    Row("sglang.srt.managers.schedule_batch", "Req", "sampling_params", "hooks, request_rules"),
+    Row("sglang.srt.managers.schedule_batch", "FINISH_MATCHED_TOKEN", "matched", "run_ends"),
+    Row(
+        "sglang.srt.managers.schedule_batch",
+        "Req",
+        "eos_token_ids finished finished_len finished_reason grammar is_prefill_only is_retracted origin_input_ids "
+        "output_ids sampling_params to_finish tokenizer",
+        "hooks, request_options, request_rules, round_ends, run_ends",
+    ),
+    Row("sglang.srt.managers.schedule_batch", "Req.update_finish_state", "new_accepted_len", "run_ends"),
     Row(
         "sglang.srt.managers.schedule_batch",
         "ScheduleBatch",
-        "can_run_decode_cuda_graph forward_mode is_extend_in_batch req_pool_indices reqs return_logprob "
+        "can_run_decode_cuda_graph forward_mode has_grammar is_extend_in_batch req_pool_indices reqs return_logprob "
         "sampling_info seq_lens seq_lens_cpu seq_lens_sum spec_info",
         "kv_window, worker",
     ),
@@ -189,6 +197,18 @@ ENGINE: tuple[Row, ...] = (
         "context_limit",
     ),
     Row("sglang.srt.managers.scheduler", "Scheduler.init_model_worker", "", "context_limit"),
+    Row(
+        "sglang.srt.managers.scheduler_components.batch_result_processor",
+        "SchedulerBatchResultProcessor._resolve_spec_v2_tokens",
+        "result batch",
+        "run_ends",
+    ),
+    Row(
+        "sglang.srt.managers.scheduler_components.batch_result_processor",
+        "SchedulerBatchResultProcessor.advance_grammar_fsm",
+        "result batch",
+        "run_ends",
+    ),
     Row("sglang.srt.managers.tp_worker", "TpModelWorker", "model_runner", "worker"),
     Row(
         "sglang.srt.managers.tp_worker",
@@ -199,9 +219,10 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.managers.utils",
         "GenerationBatchResult",
-        "accept_lens can_run_cuda_graph extra_keep_alive_refs logits_output new_seq_lens next_draft_input "
-        "next_token_ids speculative_num_draft_tokens speculative_output_stride",
-        "worker",
+        "accept_lens can_run_cuda_graph copy_done extra_keep_alive_refs grammar_advanced grammar_retained_tokens "
+        "logits_output new_seq_lens next_draft_input next_token_ids speculative_num_draft_tokens "
+        "speculative_output_stride",
+        "run_ends, worker",
     ),
     Row("sglang.srt.mem_cache.allocation_sizing", "get_req_to_token_extra_context_len", "", "kv_window"),
     Row("sglang.srt.mem_cache.allocator", "TokenToKVPoolAllocator", "available_size", "worker"),
@@ -308,8 +329,9 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.sampling.sampling_params",
         "SamplingParams",
-        "ebnf json_schema min_new_tokens min_p regex structural_tag",
-        "request_rules",
+        "custom_params ebnf ignore_eos json_schema max_new_tokens min_new_tokens min_p regex stop_regex_strs "
+        "stop_strs stop_token_ids structural_tag",
+        "request_options, request_rules, round_ends, run_ends",
     ),
     Row(_SERVER_ARGS, "ServerArgs", "_resolution_finished", "hooks"),
     Row(_SERVER_ARGS, "ServerArgs.add_cli_args", "parser", "cli_flags"),
@@ -409,6 +431,7 @@ ENGINE: tuple[Row, ...] = (
     Row("sglang.srt.speculative.spec_utils", "draft_tp_context", "", "worker"),
     Row("sglang.srt.speculative.spec_utils", "spec_need_hidden_states", "", "hooks"),
     # What `get_platform()` asks, by these names (runtime_context.py, _PLATFORM_PROBES).
+    Row("sglang.srt.utils.common", "async_h2d", "args dtype device", "round_ends"),
     Row("sglang.srt.utils.common", "get_device_memory_capacity", "device", "graph_memory"),
     Row("sglang.srt.utils.common", "is_cuda", "", "attention_default"),
     Row("sglang.srt.utils.common", "is_hopper_with_cuda_12_3", "", "attention_default"),

@@ -8,6 +8,9 @@ _ARGS = "sglang.srt.server_args.ServerArgs"
 _RUNNER = "sglang.srt.model_executor.model_runner.ModelRunner"
 _HOOKS = "ddtree_sglang.engine.hooks"
 _FLAGS = "ddtree_sglang.engine.cli_flags"
+_RUN_ENDS = "ddtree_sglang.engine.run_ends"
+_REQ = "sglang.srt.managers.schedule_batch.Req"
+_RESULTS = "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
 _LIMIT = "ddtree_sglang.engine.admission.context_limit"
 
 FLAG_PATCHES = (
@@ -65,12 +68,62 @@ ROUND_PATCHES = (
         f"{_HOOKS}:keep_model_dtype",
         "input embeddings keep the model's dtype, where stock makes them bfloat16",
     ),
+    Patch(
+        f"{_RESULTS}._resolve_spec_v2_tokens",
+        "around",
+        f"{_RUN_ENDS}:cut_before_tokens_are_resolved",
+        "tokens past the one that ends a request would be counted, cached and answered",
+    ),
+    Patch(
+        f"{_RESULTS}.advance_grammar_fsm",
+        "around",
+        f"{_RUN_ENDS}:cut_before_grammars_advance",
+        "a grammar would take in tokens past the end of its request",
+    ),
+    Patch(
+        f"{_REQ}.update_finish_state",
+        "around",
+        f"{_RUN_ENDS}:end_as_judged",
+        "a run would be judged at once, and its end be another than plain decoding's",
+    ),
 )
 """Each but `keep_model_dtype` passes through under any other algorithm."""
+
+SCHEDULER_PATCHES = (
+    Patch(
+        f"{_REQ}.is_prefill_only",
+        "assign",
+        f"{_RUN_ENDS}:prefill_only_at_no_tokens",
+        "a request for no token would be answered with the log-probability of one",
+    ),
+)
+"""Installed when a scheduler makes its worker: before, the request's module cannot be imported."""
 
 ENGINE_PATCHES = (
     *FLAG_PATCHES,
     *ROUND_PATCHES,
+    *SCHEDULER_PATCHES,
+    Patch(
+        _REQ,
+        "object",
+        f"{_RUN_ENDS}:judge",
+        "put back after a run was judged",
+        "finished_reason finished_len to_finish",
+    ),
+    Patch(
+        _REQ,
+        "object",
+        f"{_RUN_ENDS}:end_as_judged",
+        "the end that was found",
+        "finished_reason finished_len",
+    ),
+    Patch(
+        "sglang.srt.managers.utils.GenerationBatchResult",
+        "object",
+        f"{_RUN_ENDS}:cut_runs",
+        "the runs' lengths up to the ends of their requests",
+        "accept_lens",
+    ),
     Patch(
         _ARGS,
         "object",

@@ -103,8 +103,12 @@ def make_worker_class(server_args: object) -> type:
     """
     if _refusal is not None:
         raise _refusal
+    from ddtree_sglang.contract.patch import assign
+    from ddtree_sglang.contract.patches import SCHEDULER_PATCHES
     from ddtree_sglang.engine.worker import DDTreeWorker
 
+    for patch in SCHEDULER_PATCHES:
+        assign(patch)
     return DDTreeWorker
 
 

@@ -42,6 +42,7 @@ from ddtree_sglang.engine.stages.candidates import CandidateRanking, VocabShard
 from ddtree_sglang.engine.stages.draft_block import DraftBlock
 from ddtree_sglang.engine.stages.kv_moves import make_mover
 from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput, RoundWindow
+from ddtree_sglang.engine.stages.round_ends import EndsOfBatches
 from ddtree_sglang.engine.stages.target_choice import choose_target_tokens
 from ddtree_sglang.engine.stages.trees import DeviceTrees, TreeBuild, make_trees, mask_buffers
 from ddtree_sglang.engine.stages.verify_input import DDTreeVerifyInput, make_verify_input
@@ -63,7 +64,7 @@ class DDTreeWorker(DFlashWorkerV2):
     def __init__(self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: Any) -> None:
         self.config = DDTreeConfig.from_env()
         self.num_nodes = int(get_spec().speculative_num_draft_tokens)
-        self.policy = make_policy(self.config, self.num_nodes)
+        self.policy = make_policy(self.config, self.num_nodes, any_width=not is_device_path())
         runner = target_worker.model_runner
         check_loaded_target(runner)
         install_tree_graph_runner(runner)
@@ -88,6 +89,7 @@ class DDTreeWorker(DFlashWorkerV2):
         )
         self.ranking = self._make_ranking()
         self.trees = make_trees(self.ranking)
+        self.ends = EndsOfBatches(self.num_nodes, self.device)
         self.node_counts = NodeCountStates(runner, {})
 
     def _make_ranking(self) -> CandidateRanking:
@@ -211,13 +213,14 @@ class DDTreeWorker(DFlashWorkerV2):
             prefix_lens.record_stream(torch.get_device_module(self.device).current_stream())
         runner = self.model_runner
         root_ids = state.bonus_tokens.to(torch.int64)
+        ends = self.ends.of(batch.reqs)
         inputs = self.trees.inputs(
             runner.req_to_token_pool.req_to_token,
             batch.req_pool_indices,
             prefix_lens,
             root_ids,
             mask_token_id=self.draft_block.mask_token_id,
-            num_nodes=self.policy.num_nodes(len(batch.reqs)),
+            num_nodes=self.policy.num_nodes(len(batch.reqs), ends.most_nodes),
             block_size=self.max_path_len,
         )
         host_lens = batch.seq_lens_cpu if batch.seq_lens_cpu is not None else state.nxt_kv_lens_cpu
@@ -228,7 +231,7 @@ class DDTreeWorker(DFlashWorkerV2):
             write_virtual=inputs.node_slots.view(-1),
             read_extent=max(inputs.node_slots.shape[1], inputs.block_slots.shape[1]),
         )
-        return RoundWindow(prefix_lens, root_ids, inputs, host_lens, plan)
+        return RoundWindow(prefix_lens, root_ids, inputs, host_lens, plan, ends.ends)
 
     def _draft(self, batch: ScheduleBatch, window: RoundWindow) -> TreeBuild:
         """Run the drafter and rank what it proposes per position; a round of one node drafts nothing."""
@@ -279,7 +282,7 @@ class DDTreeWorker(DFlashWorkerV2):
         if batch.sampling_info is None or batch.sampling_info.is_all_greedy:
             site = SpecTpSyncSite.DFLASH_ACCEPT_GREEDY
         self._tp_sync.sync(site, target_ids)
-        commit = self.trees.walk(built, target_ids, window.prefix_lens)
+        commit = self.trees.walk(built, target_ids, window.prefix_lens, window.ends)
         if batch.return_logprob:
             index = commit.path.accept_index
             compute_spec_logprobs(

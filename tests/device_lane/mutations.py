@@ -7,6 +7,7 @@ cost acceptance, some break a rule of a kernel or of a capture; `test_mutations.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -196,6 +197,34 @@ def path_of_the_widest_tree() -> None:
     _set(GraphTrees, "draft", draft)
 
 
+def end_tokens_are_not_known() -> None:
+    """A path goes on behind the token that ends its request."""
+    _change_ends(lambda ends: replace(ends, end_ids=torch.full_like(ends.end_ids, -1)))
+
+
+def limit_one_token_too_far() -> None:
+    """A request may commit one token more than it asked for."""
+    _change_ends(lambda ends: replace(ends, limit_lens=ends.limit_lens + 1))
+
+
+def budgets_of_one_node_more() -> None:
+    """A request's walk may enter one node more than it allows itself."""
+    _change_ends(lambda ends: replace(ends, node_limits=ends.node_limits + 1))
+
+
+def _change_ends(change: Callable[[Any], Any]) -> None:
+    """What stops the walks of each new batch is `change` of what should."""
+    from ddtree_sglang.engine.stages.round_ends import BatchEnds
+
+    original = BatchEnds.of
+
+    def of(cls: type, *arguments: Any) -> Any:
+        made = original(*arguments)
+        return replace(made, ends=change(made.ends))
+
+    _set(BatchEnds, "of", classmethod(of))
+
+
 def _roll_over_requests(slots: str) -> None:
     """A round's inputs with each request's `slots` taken from the request before it."""
     from ddtree_sglang.engine.stages.trees import DeviceTrees
@@ -248,5 +277,8 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         draws_at_the_roots_position,
         parameters_of_another_request,
         path_of_the_widest_tree,
+        end_tokens_are_not_known,
+        limit_one_token_too_far,
+        budgets_of_one_node_more,
     )
 }

@@ -39,6 +39,7 @@ class Asked:
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = True
+    budget: int | None = None  # nodes besides the root that it allows itself
 
     @property
     def stops(self) -> frozenset[int]:
@@ -56,6 +57,8 @@ class Asked:
             sampling |= {"top_k": self.top_k, "sampling_seed": self.seed}
         if self.stop_token_ids:
             sampling["stop_token_ids"] = list(self.stop_token_ids)
+        if self.budget is not None:
+            sampling["custom_params"] = {"ddtree": {"budget": self.budget}}
         return {"input_ids": list(self.prompt), "sampling_params": sampling}
 
 
@@ -119,12 +122,16 @@ class Reference:
         return Expected(output[:length], reason, tuple(logprobs[:length]), min(margins[:length]), tokens)
 
     @torch.inference_mode()
-    def rounds(self, asked: Asked, num_nodes: int, noise: torch.Generator | None = None) -> list[Round]:
+    def rounds(
+        self, asked: Asked, num_nodes: int, noise: torch.Generator | None = None, *, past_the_end: bool = False
+    ) -> list[Round]:
         """The rounds that DDTREE needs for a request at N = `num_nodes`; the first token is the prefill's.
 
-        `noise` moves each of the drafter's log-probabilities by up to NOISE, as rounding might.
+        `noise` moves each of the drafter's log-probabilities by up to NOISE, as rounding might. The last round ends
+        with the answer; `past_the_end`: with the path that the target would have accepted.
         """
         expected = self.expect(asked)
+        num_nodes = num_nodes if asked.budget is None else min(asked.budget + 1, num_nodes)
         rounds, done = [], 1
         while done < len(expected.output_ids):
             ids, logprobs = self._candidates(asked.prompt, expected.continuation, done)
@@ -137,7 +144,8 @@ class Reference:
             tree = build_draft_tree(ids[:, :, :top_k], logprobs[:, :, :top_k], root, num_nodes)
             target_ids = follow(tree, expected.continuation[done - 1 :])
             accepted = walk_tree(tree, target_ids, self.pair.block_size)
-            commit_len = int(accepted.commit_lens)
+            left = expected.continuation if past_the_end else expected.output_ids
+            commit_len = min(int(accepted.commit_lens), len(left) - done)
             rounds.append(Round(commit_len, tuple(accepted.accept_index[0, :commit_len].tolist())))
             done += commit_len
         return rounds

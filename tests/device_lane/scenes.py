@@ -113,11 +113,33 @@ class Chooser:
         return self.find(length, 14, wanted)
 
     def _ends_inside(self, asked: Asked) -> bool:
-        expected, rounds = self.reference.expect(asked), self.rounds(asked)
-        if expected.finish_reason != "stop" or not rounds:
+        if self.reference.expect(asked).finish_reason != "stop":
             return False
-        emitted_before = 1 + sum(one.commit_len for one in rounds[:-1])
-        return emitted_before <= len(expected.output_ids) - 1 < emitted_before + rounds[-1].commit_len - 1
+        return self._last_round_goes_on(asked)
+
+    def _last_round_goes_on(self, asked: Asked) -> bool:
+        """Whether the target accepts more tokens behind the answer's last one, in the same round."""
+        *_, last = [None, *self.rounds(asked)]
+        *_, longer = [None, *self.reference.rounds(asked, self.scene.num_nodes, past_the_end=True)]
+        return last is not None and longer is not None and longer.commit_len > last.commit_len
+
+    def limited_inside_a_path(self, length: int, budget: int) -> Asked:
+        """One with a budget of its own, whose last round accepts more tokens than it may have."""
+
+        def wanted(asked: Asked) -> Asked | None:
+            for limit in range(3, 9):
+                limited = replace(asked, max_new_tokens=limit, budget=budget)
+                if self._last_round_goes_on(limited) and self._feels_its_budget(limited):
+                    return limited
+            return None
+
+        return self.find(length, 8, wanted)
+
+    def _feels_its_budget(self, asked: Asked) -> bool:
+        """Whether one node more, or one less, would give other rounds."""
+        assert asked.budget is not None
+        found = {tuple(self.rounds(replace(asked, budget=budget))) for budget in (asked.budget, asked.budget + 1)}
+        return len(found) == 2
 
 
 def staggered(chooser: Chooser) -> list[Sent]:
@@ -160,11 +182,15 @@ def seeded(chooser: Chooser) -> list[Sent]:
 
 
 def ends(chooser: Chooser) -> list[Sent]:
-    """Ends in the middle of an accepted path, by a stop token and by the end token, beside one that goes on."""
+    """Ends in the middle of an accepted path, by a stop token, the end token and the limit, in a tree of three nodes.
+
+    The last one decodes without a tree, until after the others have ended.
+    """
     return [
         Sent(chooser.ending_inside_a_path(5)),
         Sent(chooser.ending_inside_a_path(7, with_eos=True)),
-        Sent(chooser.find(6, 9)),
+        Sent(chooser.limited_inside_a_path(6, budget=2)),
+        Sent(chooser.find(6, 7, lambda asked: replace(asked, budget=0))),
     ]
 
 

@@ -65,6 +65,9 @@ FAULTS = (
     Fault("draws_at_the_roots_position", FA3_DETERMINISTIC, TOKENS, slow=True),
     Fault("parameters_of_another_request", FA3_DETERMINISTIC, TOKENS, slow=True),
     Fault("path_of_the_widest_tree", WIDTHS, SIZES, slow=True),
+    Fault("end_tokens_are_not_known", FA3_DETERMINISTIC, ROUNDS, slow=True),
+    Fault("limit_one_token_too_far", FA3_DETERMINISTIC, ROUNDS, slow=True),
+    Fault("budgets_of_one_node_more", FA3_DETERMINISTIC, ROUNDS, slow=True),
 )
 
 

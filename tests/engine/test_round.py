@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.core import BuiltTree, commit_round
 from ddtree_sglang.core.round_inputs import round_inputs
+from tests.engine.requests import request_of
 
 pytestmark = pytest.mark.sglang
 
@@ -112,6 +113,7 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
     from ddtree_sglang.engine.stages.draft_block import DraftBlock
     from ddtree_sglang.engine.stages.kv_moves import PoolMover
     from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput
+    from ddtree_sglang.engine.stages.round_ends import EndsOfBatches
     from ddtree_sglang.kernels import round_commit_triton, round_inputs_triton
 
     events = Events()
@@ -137,6 +139,7 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
             self.mover = PoolMover(self.model_runner.token_to_kv_pool)
             self.trees = GraphTrees(self.ranking, {}, tail)
             self.node_counts = NodeCountStates(self.model_runner, {})
+            self.ends = EndsOfBatches(NODES, META)
 
         def _append_target_hidden_to_draft_kv_by_loc(self, **arguments: Any) -> None:
             events.append("draft context")
@@ -152,7 +155,7 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
         seq_lens_cpu=torch.tensor([5, 9, 2]),
         seq_lens_sum=16,
         req_pool_indices=empty(REQUESTS),
-        reqs=[object()] * REQUESTS,
+        reqs=[request_of() for _ in range(REQUESTS)],
         sampling_info=None,
         return_logprob=False,
         can_run_decode_cuda_graph=True,
@@ -211,6 +214,7 @@ def test_a_round_launches_six_kernels_outside_its_graphs(
     cells = empty(10_000, dtype=torch.bool)
     tail = SimpleNamespace(num_nodes=NODES, trees=lambda count: BuiltTree.empty(count, NODES, META, cells))
     worker.trees = GraphTrees(worker.ranking, {NODES: MaskBuffer(cells, 9, in_place=True, by_address=True)}, tail)
+    worker.ends.of(batch.reqs)  # what a round of new requests copies to the device, the next one has
     with launches:
         worker._decode_round(batch, events.returning("publish"))
     assert launches.names == ["inputs", "embedding", "argmax", "walk", "move rows", "index_select"]

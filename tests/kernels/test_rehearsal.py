@@ -13,6 +13,7 @@ import torch
 
 from ddtree_sglang.core import root_trees
 from ddtree_sglang.core.candidates import LogitTransform
+from ddtree_sglang.core.round_ends import RoundEnds
 from ddtree_sglang.engine.graphs.drafter_tail import DraftGraphTail, GraphTrees
 from ddtree_sglang.engine.graphs.rehearsal import rehearse_rounds
 from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
@@ -54,7 +55,11 @@ def run_round(trees: DeviceTrees, num_nodes: int, batch_size: int, offset: int, 
     trees.inputs(TABLE, rows, prefix_lens, roots, mask_token_id=1, num_nodes=num_nodes, block_size=BLOCK)
     build = root_trees if num_nodes == 1 else trees.draft(drafter_out, batch_size, num_nodes)
     built = build(roots, prefix_lens)
-    trees.walk(built, shifted(torch.zeros(batch_size, num_nodes, dtype=torch.int64), offset), prefix_lens)
+    target_ids = shifted(torch.zeros(batch_size, num_nodes, dtype=torch.int64), offset)
+    ends = RoundEnds.none(batch_size, target_ids.device)
+    two = RoundEnds(ends.end_ids.repeat(1, 2), shifted(ends.limit_lens, offset), ends.node_limits)
+    for one in (ends, two, RoundEnds(ends.end_ids[:, :0], ends.limit_lens, ends.node_limits)):
+        trees.walk(built, target_ids, prefix_lens, one)
 
 
 def drafter_out(batch_size: int, can_run_graph: bool) -> SimpleNamespace:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from ddtree_sglang.engine.request_options import has_bad_options
+
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
 
@@ -54,6 +56,11 @@ REQUEST_RULES: tuple[RequestRule, ...] = (
     RequestRule("structural_tag", lambda req: req.sampling_params.structural_tag is not None, _WITHOUT),
     RequestRule("custom_logit_processor", lambda req: req.custom_logit_processor is not None, _WITHOUT),
     RequestRule("return_hidden_states", lambda req: bool(req.return_hidden_states), _WITHOUT),
+    RequestRule(
+        'custom_params.ddtree of another form than {"budget": 8}',
+        has_bad_options,
+        "give a budget of 0 or more, or leave it out",
+    ),
     RequestRule("return_sampling_mask", lambda req: bool(req.return_sampling_mask), _WITHOUT),
 )
 

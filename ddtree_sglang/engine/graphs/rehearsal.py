@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from ddtree_sglang.core.built_tree import root_trees
+from ddtree_sglang.core.round_ends import RoundEnds
 from ddtree_sglang.engine.stages.candidates import CandidateRanking, DraftCandidates
 from ddtree_sglang.engine.stages.trees import DeviceTrees, MaskBuffer
 
@@ -37,4 +38,4 @@ def _rehearse(trees: DeviceTrees, nothing: DraftCandidates, num_nodes: int, req_
     block_size = trees.ranking.block_size
     trees.inputs(req_to_token, none, none, none, mask_token_id=0, num_nodes=num_nodes, block_size=block_size)
     built = root_trees(none, none) if num_nodes == 1 else trees.build(nothing, num_nodes, none, none)
-    trees.walk(built, built.tree.token_ids, none)
+    trees.walk(built, built.tree.token_ids, none, RoundEnds.none(0, req_to_token.device))

@@ -21,33 +21,45 @@ class BudgetPolicy:
 
     Attributes:
         node_counts: N (root included) of the rounds that may occur, ascending; the last is the configured one.
-        verify_tokens: most nodes of a batch, or None: every round has the configured N.
+        verify_tokens: most nodes of a batch, or None: as many as the requests want.
     """
 
     node_counts: tuple[int, ...]
     verify_tokens: int | None
 
     @classmethod
-    def fixed(cls, num_nodes: int) -> BudgetPolicy:
-        """Every round verifies `num_nodes` a request."""
-        return cls((num_nodes,), None)
+    def fixed(cls, num_nodes: int, *, any_width: bool = False) -> BudgetPolicy:
+        """Every round verifies `num_nodes` a request; with `any_width` fewer where none of its requests wants as many.
+
+        A width of its own costs memory and start-up time where forwards are captured, and nothing elsewhere.
+        """
+        return cls((*_steps_below(num_nodes), num_nodes) if any_width else (num_nodes,), None)
 
     @classmethod
     def by_load(cls, num_nodes: int, verify_tokens: int) -> BudgetPolicy:
         """At most `num_nodes` a request and, if even one node each is not too many, `verify_tokens` in all."""
-        below = tuple(step + 1 for step in BUDGET_STEPS if step + 1 < num_nodes)
-        return cls((*below, num_nodes), verify_tokens)
+        return cls((*_steps_below(num_nodes), num_nodes), verify_tokens)
 
-    def num_nodes(self, batch_size: int) -> int:
-        """N of a round of `batch_size` requests; 1 means that nothing is drafted."""
+    def num_nodes(self, batch_size: int, most_wanted: int | None = None) -> int:
+        """N of a round of `batch_size` requests, of which none wants more than `most_wanted`; 1: nothing is drafted."""
+        wanted = [count for count in self.node_counts if most_wanted is None or count < most_wanted]
+        enough = self.node_counts[min(len(wanted), len(self.node_counts) - 1)]
         if self.verify_tokens is None:
-            return self.node_counts[-1]
+            return enough
         fitting = [count for count in self.node_counts if count * batch_size <= self.verify_tokens]
-        return fitting[-1] if fitting else self.node_counts[0]
+        return min(enough, fitting[-1] if fitting else self.node_counts[0])
 
 
-def make_policy(config: DDTreeConfig, num_nodes: int) -> BudgetPolicy:
-    """The policy that the configuration names, for trees of at most `num_nodes`."""
+def _steps_below(num_nodes: int) -> tuple[int, ...]:
+    return tuple(step + 1 for step in BUDGET_STEPS if step + 1 < num_nodes)
+
+
+def make_policy(config: DDTreeConfig, num_nodes: int, *, any_width: bool = False) -> BudgetPolicy:
+    """The policy that the configuration names, for trees of at most `num_nodes`.
+
+    Args:
+        any_width: a forward of another number of nodes needs nothing of its own, as on the CPU platform.
+    """
     if config.policy == "fixed":
-        return BudgetPolicy.fixed(num_nodes)
+        return BudgetPolicy.fixed(num_nodes, any_width=any_width)
     return BudgetPolicy.by_load(num_nodes, config.verify_tokens or DEFAULT_VERIFY_TOKENS)

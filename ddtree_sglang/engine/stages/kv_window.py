@@ -15,6 +15,7 @@ import torch
 from sglang.srt.runtime_context import get_spec
 from sglang.srt.speculative.dflash_info_v2 import DFlashDraftInputV2
 
+from ddtree_sglang.core.round_ends import RoundEnds
 from ddtree_sglang.core.round_inputs import RoundInputs
 from ddtree_sglang.engine.spec import is_ddtree
 
@@ -50,6 +51,7 @@ class RoundWindow:
     inputs: RoundInputs  # slots of the nodes and of the block, and the block itself
     host_lens: torch.Tensor | None  # [B] on the host: prefix_lens or, where the scheduler does not keep them, a bound
     plan: KVLocPlan  # SGLang's translation of the slots, made once for all forwards of the round
+    ends: RoundEnds  # what stops the requests' paths
 
     @property
     def total_prefix_len(self) -> int | None:

@@ -23,6 +23,7 @@ import torch
 
 from ddtree_sglang.core.built_tree import BuiltTree, complete_tree
 from ddtree_sglang.core.round_commit import RoundCommit, commit_round
+from ddtree_sglang.core.round_ends import RoundEnds
 from ddtree_sglang.core.round_inputs import RoundInputs, round_inputs
 from ddtree_sglang.core.tree_builder import build_draft_tree
 from ddtree_sglang.engine.device_path import is_device_path
@@ -65,11 +66,14 @@ class RoundTrees(ABC):
         """
 
     @abstractmethod
-    def walk(self, built: BuiltTree, target_ids: torch.Tensor, prefix_lens: torch.Tensor) -> RoundCommit:
+    def walk(
+        self, built: BuiltTree, target_ids: torch.Tensor, prefix_lens: torch.Tensor, ends: RoundEnds
+    ) -> RoundCommit:
         """Follow the target's choices `target_ids [B, N]` int64 from the root, for at most P nodes.
 
         Args:
             prefix_lens: `[B]` int64, committed lengths before the round.
+            ends: where each request's path stops.
         """
 
 
@@ -93,9 +97,11 @@ class HostTrees(RoundTrees):
         ancestors = built.mask.cells
         return VerifyMask(ancestors.flatten() if built.tree.num_nodes > 1 else None, ancestors)
 
-    def walk(self, built: BuiltTree, target_ids: torch.Tensor, prefix_lens: torch.Tensor) -> RoundCommit:
+    def walk(
+        self, built: BuiltTree, target_ids: torch.Tensor, prefix_lens: torch.Tensor, ends: RoundEnds
+    ) -> RoundCommit:
         """Core's walk."""
-        return commit_round(built.tree, target_ids, prefix_lens, self.ranking.block_size)
+        return commit_round(built.tree, target_ids, prefix_lens, self.ranking.block_size, ends)
 
 
 @dataclass(frozen=True)
@@ -195,11 +201,13 @@ class DeviceTrees(RoundTrees):
             total_prefix_len = min(total_prefix_len, buffer.prefix_room(len(prefix_lens), num_nodes))
         return VerifyMask(built.mask.flat(prefix_lens, total_prefix_len), None)
 
-    def walk(self, built: BuiltTree, target_ids: torch.Tensor, prefix_lens: torch.Tensor) -> RoundCommit:
+    def walk(
+        self, built: BuiltTree, target_ids: torch.Tensor, prefix_lens: torch.Tensor, ends: RoundEnds
+    ) -> RoundCommit:
         """The same in one launch."""
         from ddtree_sglang.kernels.round_commit_triton import commit_round_triton
 
-        return commit_round_triton(built.tree, target_ids, prefix_lens, self.ranking.block_size)
+        return commit_round_triton(built.tree, target_ids, prefix_lens, self.ranking.block_size, ends)
 
 
 def make_trees(ranking: CandidateRanking) -> RoundTrees:

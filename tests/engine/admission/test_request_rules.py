@@ -25,6 +25,7 @@ PLAIN = {
     "min_p": 0.1,
     "logit_bias": {"5": 1.0},
     "sampling_seed": None,
+    "custom_params": None,
 }
 
 
@@ -63,6 +64,23 @@ def test_unsupported_parameter_is_refused_by_name(asked: Any, name: str) -> None
     assert message is not None
     assert name in message
     assert "server without" in message
+
+
+@pytest.mark.parametrize(
+    "options", [8, None, [], {}, {"budget": -1}, {"budget": 2.5}, {"budget": "3"}, {"budget": True}, {"budget": None}]
+)
+def test_a_budget_that_is_no_number_of_nodes_is_refused(options: Any) -> None:
+    assert "custom_params.ddtree" in str(refusal(request({"custom_params": {"ddtree": options}})))
+
+
+def test_an_unknown_option_is_refused() -> None:
+    """A misspelt one would change nothing, silently."""
+    assert refusal(request({"custom_params": {"ddtree": {"budget": 3, "top_k": 2}}})) is not None
+
+
+@pytest.mark.parametrize("given", [{}, {"thinking_budget": 5}, {"ddtree": {"budget": 0}}, {"ddtree": {"budget": 9999}}])
+def test_a_budget_of_the_request_and_options_of_others_pass(given: dict[str, Any]) -> None:
+    assert refusal(request({"custom_params": given})) is None
 
 
 def test_min_p_is_refused_where_every_draw_is_seeded(monkeypatch: pytest.MonkeyPatch) -> None:

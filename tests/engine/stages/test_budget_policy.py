@@ -37,3 +37,20 @@ def test_configuration_names_the_policy() -> None:
     assert make_policy(DDTreeConfig(), 17).num_nodes(1000) == 17
     assert make_policy(DDTreeConfig(policy="load"), 17).verify_tokens == DEFAULT_VERIFY_TOKENS
     assert make_policy(DDTreeConfig(policy="load", verify_tokens=40), 17).num_nodes(8) == 5
+
+
+@pytest.mark.parametrize(("wanted", "num_nodes"), [(1, 1), (2, 2), (4, 5), (9, 9), (10, 17), (17, 17)])
+def test_no_more_nodes_are_verified_than_a_request_of_the_batch_wants(wanted: int, num_nodes: int) -> None:
+    assert BudgetPolicy.fixed(17, any_width=True).num_nodes(3, wanted) == num_nodes
+    assert BudgetPolicy.by_load(17, verify_tokens=1000).num_nodes(3, wanted) == num_nodes
+
+
+def test_the_load_still_limits_what_requests_want() -> None:
+    assert BudgetPolicy.by_load(17, verify_tokens=32).num_nodes(4, 9) == 5
+    assert BudgetPolicy.by_load(17, verify_tokens=32).num_nodes(4, 2) == 2
+
+
+def test_a_policy_of_one_width_keeps_it_whatever_requests_want() -> None:
+    """On a GPU another width would need a backend and graphs of its own."""
+    assert BudgetPolicy.fixed(17).num_nodes(3, 1) == 17
+    assert make_policy(DDTreeConfig(), 17, any_width=True).num_nodes(3, 1) == 1

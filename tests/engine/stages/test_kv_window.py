@@ -38,7 +38,7 @@ def test_the_context_is_written_to_the_slots_of_the_longest_path(num_nodes: int,
     ids = torch.tensor([3])
     sizes = {"mask_token_id": 0, "num_nodes": num_nodes, "block_size": block_size}
     inputs = round_inputs(table, torch.tensor([0]), torch.tensor([5]), ids, **sizes)
-    window = kv_window.RoundWindow(torch.tensor([5]), ids, inputs, None, None)
+    window = kv_window.RoundWindow(torch.tensor([5]), ids, inputs, None, None, None)
     assert window.num_nodes == num_nodes
     assert window.context_slots.tolist() == [list(range(5, 5 + min(num_nodes, block_size)))]
 

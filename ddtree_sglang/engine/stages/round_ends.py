@@ -1,0 +1,81 @@
+"""What ends each request of a batch, as the walk takes it: made when the batch's requests change, not in each round.
+
+The values are those that plain decoding judges its one new token by (managers/schedule_batch.py, `_check_token_based_
+finish` and `update_finish_state`). Stop strings and patterns need text, which the host has: `engine.run_ends`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from sglang.srt.utils.common import async_h2d
+
+from ddtree_sglang.core.round_ends import RoundEnds
+from ddtree_sglang.engine.request_options import requested_budget
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+
+
+def end_token_ids(req: Req) -> list[int]:
+    """Tokens that end the request, in ascending order."""
+    if req.sampling_params.ignore_eos:
+        return []
+    ids = {*(req.sampling_params.stop_token_ids or ()), *(req.eos_token_ids or ())}
+    if req.tokenizer is not None:
+        ids.update(req.tokenizer.additional_stop_token_ids or ())
+        ids.add(req.tokenizer.eos_token_id)
+    return sorted(ids - {None})
+
+
+def limit_len(req: Req) -> int:
+    """Committed length at which the request has all tokens that it may have; its newest is not committed yet."""
+    return len(req.origin_input_ids) + int(req.sampling_params.max_new_tokens) - 1
+
+
+def node_limit(req: Req, num_nodes: int) -> int:
+    """Nodes of its tree that the request allows itself, root included, at most the server's `num_nodes`."""
+    budget = requested_budget(req)
+    return num_nodes if budget is None else min(budget + 1, num_nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEnds:
+    """The ends of a batch, and the most nodes that one of its requests allows itself."""
+
+    ends: RoundEnds
+    most_nodes: int
+
+    @classmethod
+    def of(cls, reqs: Sequence[Req], num_nodes: int, device: torch.device | str) -> BatchEnds:
+        """One copy to the device, which nothing waits for."""
+        limits = [node_limit(req, num_nodes) for req in reqs]
+        end_ids = [end_token_ids(req) for req in reqs]
+        width = max(map(len, end_ids), default=0)
+        rows = [token for ids in end_ids for token in (*ids, *[-1] * (width - len(ids)))]
+        packed = async_h2d([*map(limit_len, reqs), *limits, *rows], dtype=torch.int64, device=device)
+        size = len(reqs)
+        ends = RoundEnds(packed[2 * size :].view(size, width), packed[:size], packed[size : 2 * size])
+        return cls(ends, max(limits, default=1))
+
+
+class EndsOfBatches:
+    """The ends of the batch that was asked for last, kept while the same requests come in the same order."""
+
+    def __init__(self, num_nodes: int, device: torch.device | str) -> None:
+        self._num_nodes = num_nodes
+        self._device = device
+        self._reqs: list[weakref.ref[Req]] = []
+        self._made: BatchEnds | None = None
+
+    def of(self, reqs: Sequence[Req]) -> BatchEnds:
+        """Ends of these requests."""
+        same = len(reqs) == len(self._reqs) and all(kept() is req for kept, req in zip(self._reqs, reqs, strict=True))
+        if self._made is None or not same:
+            self._made = BatchEnds.of(reqs, self._num_nodes, self._device)
+            self._reqs = [weakref.ref(req) for req in reqs]
+        return self._made

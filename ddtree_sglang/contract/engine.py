@@ -174,7 +174,6 @@ ENGINE: tuple[Row, ...] = (
         "device spec_algo req_to_token_pool needs_cpu_seq_lens needs_confidence_relay",
         "algorithm",
     ),
-    Row("sglang.srt.managers.schedule_batch", "FINISH_MATCHED_TOKEN", "matched", "run_ends"),
     Row(
         "sglang.srt.managers.schedule_batch",
         "Req",
@@ -219,7 +218,7 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.managers.utils",
         "GenerationBatchResult",
-        "accept_lens can_run_cuda_graph copy_done extra_keep_alive_refs grammar_advanced grammar_retained_tokens "
+        "accept_lens can_run_cuda_graph copy_done extra_keep_alive_refs grammar_advanced "
         "logits_output new_seq_lens next_draft_input next_token_ids speculative_num_draft_tokens "
         "speculative_output_stride",
         "run_ends, worker",

@@ -71,8 +71,9 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.arg_groups.fields.serving",
         "Serving",
-        "enable_streaming_session enable_strict_thinking host port preferred_sampling_params",
-        "server_args",
+        "enable_streaming_session enable_strict_thinking host port preferred_sampling_params reasoning_parser "
+        "tool_call_parser",
+        "server_args, token_outputs",
     ),
     Row(
         "sglang.srt.arg_groups.fields.spec",
@@ -160,7 +161,10 @@ ENGINE: tuple[Row, ...] = (
         "sglang.srt.layers.sampler",
         "Sampler.forward",
         "logits_output sampling_info return_logprob top_logprobs_nums token_ids_logprobs positions",
-        "target_choice",
+        "node_processors, target_choice",
+    ),
+    Row(
+        "sglang.srt.layers.sampler", "Sampler._preprocess_logits", "logits sampling_info", "node_processors", exact=True
     ),
     Row(
         "sglang.srt.layers.vocab_parallel_embedding",
@@ -174,12 +178,14 @@ ENGINE: tuple[Row, ...] = (
         "device spec_algo req_to_token_pool needs_cpu_seq_lens needs_confidence_relay",
         "algorithm",
     ),
+    Row("sglang.srt.managers.schedule_batch", "FINISH_MATCHED_TOKEN", "matched", "run_ends"),
     Row(
         "sglang.srt.managers.schedule_batch",
         "Req",
-        "eos_token_ids finished finished_len finished_reason grammar is_prefill_only is_retracted origin_input_ids "
-        "output_ids sampling_params to_finish tokenizer",
-        "hooks, request_options, request_rules, round_ends, run_ends",
+        "beam_group custom_logit_processor eos_token_ids finished finished_len finished_output finished_reason grammar "
+        "is_prefill_only is_retracted origin_input_ids output_ids output_ids_through_stop reasoning_tokens "
+        "return_sampling_mask sampling_params send_token_offset stream to_finish tokenizer",
+        "hooks, node_processors, request_options, request_rules, round_ends, run_ends, token_outputs",
     ),
     Row("sglang.srt.managers.schedule_batch", "Req.update_finish_state", "new_accepted_len", "run_ends"),
     Row(
@@ -192,8 +198,15 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.managers.scheduler",
         "Scheduler",
-        "init_req_max_new_tokens max_req_input_len max_req_len model_config",
-        "context_limit",
+        "init_req_max_new_tokens max_req_input_len max_req_len model_config result_queue",
+        "context_limit, node_processors",
+    ),
+    Row(
+        "sglang.srt.managers.scheduler",
+        "Scheduler.is_disable_overlap_for_batch",
+        "batch last_batch",
+        "node_processors",
+        exact=True,
     ),
     Row("sglang.srt.managers.scheduler", "Scheduler.init_model_worker", "", "context_limit"),
     Row(
@@ -208,6 +221,32 @@ ENGINE: tuple[Row, ...] = (
         "result batch",
         "run_ends",
     ),
+    Row(
+        "sglang.srt.managers.scheduler_components.output_streamer",
+        "SchedulerOutputStreamer",
+        "is_generation",
+        "token_outputs",
+    ),
+    Row(
+        "sglang.srt.managers.scheduler_components.output_streamer",
+        "SchedulerOutputStreamer.stream_output",
+        "reqs return_logprob skip_req",
+        "token_outputs",
+        exact=True,
+    ),
+    Row(
+        "sglang.srt.managers.tokenizer_manager",
+        "ReqState",
+        "event finished get_text out_list",
+        "one_at_a_time",
+    ),
+    Row(
+        "sglang.srt.managers.tokenizer_manager",
+        "TokenizerManager._stream_one_response",
+        "obj state request",
+        "one_at_a_time",
+        exact=True,
+    ),
     Row("sglang.srt.managers.tp_worker", "TpModelWorker", "model_runner", "worker"),
     Row(
         "sglang.srt.managers.tp_worker",
@@ -218,7 +257,7 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.managers.utils",
         "GenerationBatchResult",
-        "accept_lens can_run_cuda_graph copy_done extra_keep_alive_refs grammar_advanced "
+        "accept_lens can_run_cuda_graph copy_done extra_keep_alive_refs grammar_advanced grammar_retained_tokens "
         "logits_output new_seq_lens next_draft_input next_token_ids speculative_num_draft_tokens "
         "speculative_output_stride",
         "run_ends, worker",
@@ -318,12 +357,26 @@ ENGINE: tuple[Row, ...] = (
     Row(_RUNTIME_CONTEXT, "get_exec", "", "request_rules, worker"),
     Row(_RUNTIME_CONTEXT, "get_platform", "", "attention_default"),
     Row(_RUNTIME_CONTEXT, "get_parallel", "", "worker"),
-    Row(_RUNTIME_CONTEXT, "get_spec", "", "algorithm, hooks, kv_window, node_counts, target, worker"),
+    Row(_RUNTIME_CONTEXT, "get_serving", "", "token_outputs"),
+    Row(
+        _RUNTIME_CONTEXT,
+        "get_spec",
+        "",
+        "algorithm, hooks, kv_window, node_counts, node_processors, one_at_a_time, target, token_outputs, worker",
+    ),
     Row(
         "sglang.srt.sampling.sampling_batch_info",
         "SamplingBatchInfo",
-        "is_all_greedy logit_bias min_ps sampling_seed temperatures top_ks top_ps",
-        "target_choice, worker",
+        "grammar_mask grammars has_custom_logit_processor is_all_greedy logit_bias min_ps penalizer_orchestrator "
+        "return_sampling_masks sampling_mask_batch_indices sampling_seed temperatures top_ks top_ps",
+        "node_processors, target_choice, worker",
+    ),
+    Row(
+        "sglang.srt.sampling.sampling_batch_info",
+        "SamplingBatchInfo.filter_batch",
+        "keep_indices keep_indices_device",
+        "node_processors",
+        exact=True,
     ),
     Row(
         "sglang.srt.sampling.sampling_params",

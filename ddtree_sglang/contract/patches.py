@@ -63,6 +63,12 @@ ROUND_PATCHES = (
         "overlap scheduling would store and gather hidden states of no width",
     ),
     Patch(
+        "sglang.srt.managers.scheduler.Scheduler.is_disable_overlap_for_batch",
+        "around",
+        "ddtree_sglang.engine.stages.node_processors:finish_the_round_before",
+        "a custom logit processor would not see the last round's tokens",
+    ),
+    Patch(
         f"{_RUNNER}._extend_forward_kwargs",
         "around",
         f"{_HOOKS}:keep_model_dtype",

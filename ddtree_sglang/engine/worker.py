@@ -12,6 +12,7 @@ final for exactly its committed tokens.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,8 +43,9 @@ from ddtree_sglang.engine.stages.candidates import CandidateRanking, VocabShard
 from ddtree_sglang.engine.stages.draft_block import DraftBlock
 from ddtree_sglang.engine.stages.kv_moves import make_mover
 from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput, RoundWindow
+from ddtree_sglang.engine.stages.node_processors import choice_by_processors
 from ddtree_sglang.engine.stages.round_ends import EndsOfBatches
-from ddtree_sglang.engine.stages.target_choice import choose_target_tokens
+from ddtree_sglang.engine.stages.target_choice import NodeAdjustments, choose_target_tokens
 from ddtree_sglang.engine.stages.trees import DeviceTrees, TreeBuild, make_trees, mask_buffers
 from ddtree_sglang.engine.stages.verify_input import DDTreeVerifyInput, make_verify_input
 from ddtree_sglang.exceptions import DDTreeConfigError
@@ -270,18 +272,21 @@ class DDTreeWorker(DFlashWorkerV2):
         self, batch: ScheduleBatch, built: BuiltTree, window: RoundWindow, logits_output: Any
     ) -> tuple[RoundCommit, torch.Tensor]:
         """Let the target choose at every node, and follow its choices from the root."""
-        target_ids = choose_target_tokens(
-            logits_output.next_token_logits,
-            batch.sampling_info,
-            built.layout.positions,
-            self.model_runner.sampler,
-            keep_logits=batch.return_logprob,
-        )
         # Ranks must agree on what was drawn; a no-op on one rank, and for greedy unless asked for.
         site = SpecTpSyncSite.DFLASH_ACCEPT_SAMPLE
         if batch.sampling_info is None or batch.sampling_info.is_all_greedy:
             site = SpecTpSyncSite.DFLASH_ACCEPT_GREEDY
-        self._tp_sync.sync(site, target_ids)
+        agree = partial(self._tp_sync.sync, site)
+        sampler = self.model_runner.sampler
+        target_ids = choose_target_tokens(
+            logits_output.next_token_logits,
+            batch.sampling_info,
+            built.layout.positions,
+            sampler,
+            keep_logits=batch.return_logprob,
+            adjustments=NodeAdjustments(processors=choice_by_processors(batch, built, window.ends, sampler, agree)),
+        )
+        agree(target_ids)
         commit = self.trees.walk(built, target_ids, window.prefix_lens, window.ends)
         if batch.return_logprob:
             index = commit.path.accept_index

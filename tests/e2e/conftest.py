@@ -18,6 +18,8 @@ from tests.e2e.servers import Pair, Server
 from tests.preloaded.client import Preloaded
 
 KV_POOL_TOKENS = 16384
+ASKED_OF_BOTH = ("--enable-custom-logit-processor",)
+"""Flags of the two servers that answers are compared of; what no request asks for costs them nothing."""
 
 
 @pytest.fixture(scope="session")
@@ -73,12 +75,12 @@ def serve(pair: Pair, preloaded: Preloaded, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="session")
 def plain(serve: Callable[..., object]) -> Iterator[Server]:
     """Plain decoding: the reference of everything."""
-    with serve(None) as server:  # type: ignore[attr-defined]
+    with serve(None, None, *ASKED_OF_BOTH) as server:  # type: ignore[attr-defined]
         yield server
 
 
 @pytest.fixture(scope="session")
 def ddtree(serve: Callable[..., object]) -> Iterator[Server]:
     """DDTREE at the default budget, 16 nodes besides the root."""
-    with serve("DDTREE", 16, as_users_do=True) as server:  # type: ignore[attr-defined]
+    with serve("DDTREE", 16, *ASKED_OF_BOTH, as_users_do=True) as server:  # type: ignore[attr-defined]
         yield server

@@ -54,7 +54,6 @@ REQUEST_RULES: tuple[RequestRule, ...] = (
     RequestRule("regex", lambda req: req.sampling_params.regex is not None, _WITHOUT),
     RequestRule("ebnf", lambda req: req.sampling_params.ebnf is not None, _WITHOUT),
     RequestRule("structural_tag", lambda req: req.sampling_params.structural_tag is not None, _WITHOUT),
-    RequestRule("custom_logit_processor", lambda req: req.custom_logit_processor is not None, _WITHOUT),
     RequestRule("return_hidden_states", lambda req: bool(req.return_hidden_states), _WITHOUT),
     RequestRule(
         'custom_params.ddtree of another form than {"budget": 8}',

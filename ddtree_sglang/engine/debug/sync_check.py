@@ -19,7 +19,26 @@ def forbid_sync(active: bool) -> Iterator[None]:
         return
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
+    _forbidden.append(before)
     try:
         yield
     finally:
+        _forbidden.pop()
         torch.cuda.set_sync_debug_mode(before)
+
+
+_forbidden: list[int] = []
+"""The modes that `forbid_sync` will put back, innermost last."""
+
+
+@contextmanager
+def permit_sync() -> Iterator[None]:
+    """Within `forbid_sync`, a stretch that has to wait, because what a request asks for runs on the host."""
+    if not _forbidden:
+        yield
+        return
+    torch.cuda.set_sync_debug_mode(_forbidden[-1])
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("error")

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 LogitsChange = Callable[[torch.Tensor], None]
 """Changes the verify forward's logits `[B * N, V]` in place, each node's row by what is before that node."""
 
+PathChoice = Callable[[torch.Tensor], torch.Tensor]
+"""Chooses along each request's path from adjusted logits `[B * N, V]`, which it changes in place at the path's nodes.
+Gives the tokens `[B, N]` int64; those of nodes off the path are read by nobody."""
+
 
 @dataclass(frozen=True)
 class NodeAdjustments:
@@ -33,7 +37,7 @@ class NodeAdjustments:
 
     penalties: LogitsChange | None = None
     grammar: LogitsChange | None = None
-    processors: LogitsChange | None = None  # after the bias
+    processors: PathChoice | None = None  # after the bias; chooses, too, as what follows hangs on the choice
 
 
 NO_ADJUSTMENTS = NodeAdjustments()
@@ -70,10 +74,13 @@ def choose_target_tokens(
 
     The adjustments and a request's bias change `logits` in place, as in plain decoding. The sampler then turns them
     into probabilities in place (layers/sampler.py), unless `keep_logits`, which costs a copy of `[B * N, V]`: only
-    `compute_spec_logprobs` reads them afterwards, for a batch that asks for log-probabilities.
+    `compute_spec_logprobs` reads them afterwards, for a batch that asks for log-probabilities. With processors the
+    choice is theirs (`node_processors`), and the logits stay logits.
     """
     batch_size, num_nodes = positions.shape
     _adjust(logits, sampling_info, num_nodes, adjustments)
+    if adjustments.processors is not None:
+        return adjustments.processors(logits)
     if sampling_info is None or sampling_info.is_all_greedy:
         return torch.argmax(logits, dim=-1).view(batch_size, num_nodes)
     from sglang.srt.layers.logits_processor import LogitsProcessorOutput
@@ -97,5 +104,3 @@ def _adjust(
             change(logits)
     if sampling_info is not None and sampling_info.logit_bias is not None:
         logits.add_(torch.repeat_interleave(sampling_info.logit_bias, num_nodes, dim=0))
-    if adjustments.processors is not None:
-        adjustments.processors(logits)

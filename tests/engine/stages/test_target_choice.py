@@ -96,16 +96,21 @@ def test_adjustments_come_in_plain_decodings_order() -> None:
 
         return apply
 
+    def processors(logits: torch.Tensor) -> torch.Tensor:
+        change("processors")(logits)
+        return torch.full((B, N), 4)
+
     info = sampling_info(is_all_greedy=True, logit_bias=torch.ones(B, V))
-    choose_target_tokens(
+    got = choose_target_tokens(
         torch.ones(B * N, V),
         info,
         torch.zeros(B, N, dtype=torch.int64),
         lambda: None,
         keep_logits=False,
-        adjustments=NodeAdjustments(change("penalties"), change("grammar"), change("processors")),
+        adjustments=NodeAdjustments(change("penalties"), change("grammar"), processors),
     )
     assert seen == [("penalties", 1.0), ("grammar", 2.0), ("processors", 5.0)]
+    assert got.tolist() == [[4] * N] * B
 
 
 def test_draws_follow_the_adjusted_distribution_of_plain_decoding() -> None:

@@ -69,6 +69,18 @@ ROUND_PATCHES = (
         "a custom logit processor would not see the last round's tokens",
     ),
     Patch(
+        "sglang.srt.managers.scheduler_components.output_streamer.SchedulerOutputStreamer.stream_output",
+        "around",
+        "ddtree_sglang.engine.streaming.token_outputs:output_token_by_token",
+        "parsers of tool calls lose what follows in a piece of several tokens",
+    ),
+    Patch(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager._stream_one_response",
+        "around",
+        "ddtree_sglang.engine.streaming.one_at_a_time:read_one_at_a_time",
+        "pieces that arrive together would be joined again",
+    ),
+    Patch(
         f"{_RUNNER}._extend_forward_kwargs",
         "around",
         f"{_HOOKS}:keep_model_dtype",
@@ -199,6 +211,34 @@ ENGINE_PATCHES = (
         f"{_LIMIT}:leave_room_for_rounds",
         "what a request is admitted by",
         "max_req_len max_req_input_len",
+    ),
+    Patch(
+        "sglang.srt.managers.schedule_batch.Req",
+        "object",
+        "ddtree_sglang.engine.streaming.token_outputs:_growing",
+        "the streamer sees the request as it was before its newest tokens; put back",
+        "finished_len finished_reason reasoning_tokens",
+    ),
+    Patch(
+        "sglang.srt.managers.schedule_batch.Req",
+        "object",
+        "ddtree_sglang.engine.streaming.token_outputs:_Growing.grow",
+        "as it was when this token was its last",
+        "finished_len",
+    ),
+    Patch(
+        "sglang.srt.managers.schedule_batch.Req",
+        "object",
+        "ddtree_sglang.engine.streaming.token_outputs:_output_all_but_the_last",
+        "the same for what is counted as reasoning",
+        "reasoning_tokens",
+    ),
+    Patch(
+        "sglang.srt.managers.tokenizer_manager.ReqState",
+        "object",
+        "ddtree_sglang.engine.streaming.one_at_a_time:ReaderState",
+        "its outputs go to a reader that gets one at a time",
+        "event out_list",
     ),
     Patch(
         "sglang.srt.managers.schedule_batch.ScheduleBatch",

@@ -59,6 +59,13 @@ def add_ddtree_flags(_result: None, parser: argparse.ArgumentParser) -> None:
         help="Debugging, NVIDIA GPUs: a decode round that waits for the device ends the server with the place.",
     )
     group.add_argument(
+        "--speculative-ddtree-stream-tokens",
+        action="store_const",
+        const=True,
+        help="Deliver streams token by token, as plain decoding does. Default: so where a parser of tool calls or "
+        "reasoning reads them, else a round's tokens together.",
+    )
+    group.add_argument(
         "--speculative-ddtree-untested-engine",
         action="store_const",
         const=True,
@@ -68,7 +75,7 @@ def add_ddtree_flags(_result: None, parser: argparse.ArgumentParser) -> None:
         "--speculative-ddtree-config",
         type=str,
         help="JSON file with any of budget, top_k, policy, verify_tokens, trace, check_ranks, check_sync, "
-        f"untested_engine; flags win over it. Also in the environment: {CONFIG_ENV}.",
+        f"stream_tokens, untested_engine; flags win over it. Also in the environment: {CONFIG_ENV}.",
     )
 
 

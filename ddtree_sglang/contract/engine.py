@@ -5,6 +5,7 @@ from __future__ import annotations
 from ddtree_sglang.contract.check import Row
 
 _EXEC = "sglang.srt.arg_groups.fields.exec_"
+_GRAMMAR = "sglang.srt.constrained.base_grammar_backend"
 _MODEL_RUNNER = "sglang.srt.model_executor.model_runner"
 _RUNTIME_CONTEXT = "sglang.srt.runtime_context"
 _SERVER_ARGS = "sglang.srt.server_args"
@@ -44,7 +45,8 @@ ENGINE: tuple[Row, ...] = (
     Row(
         _EXEC,
         "ExecKernel",
-        "attention_backend decode_attention_backend prefill_attention_backend triton_attention_num_kv_splits",
+        "attention_backend decode_attention_backend grammar_backend prefill_attention_backend "
+        "triton_attention_num_kv_splits",
         "attention_default, graph_memory, server_args",
     ),
     Row(_EXEC, "ExecOverlap", "enable_two_batch_overlap", "server_args"),
@@ -88,6 +90,13 @@ ENGINE: tuple[Row, ...] = (
     Row("sglang.srt.arg_groups.overrides", "attention_backends_of", "cfg", "server_args"),
     Row("sglang.srt.arg_groups.overrides", "model_config_of", "server_args", "server_args"),
     Row("sglang.srt.arg_groups.overrides", "resolving_view", "", "server_args"),
+    Row(_GRAMMAR, "BaseGrammarObject", "finished is_terminated", "grammar_ends, node_masks"),
+    Row(_GRAMMAR, "BaseGrammarObject.accept_token", "token", "node_masks"),
+    Row(_GRAMMAR, "BaseGrammarObject.allocate_vocab_mask", "vocab_size batch_size device", "node_grammar"),
+    Row(_GRAMMAR, "BaseGrammarObject.fill_vocab_mask", "vocab_mask idx", "node_masks"),
+    Row(_GRAMMAR, "BaseGrammarObject.rollback", "k", "node_masks"),
+    Row(_GRAMMAR, "GrammarMask", "grammar vocab_mask", "node_grammar"),
+    Row(_GRAMMAR, "GrammarMask.apply", "logits", "node_grammar"),
     Row("sglang.srt.configs.hybrid_arch", "mambaish_config", "model_config", "target_checks"),
     Row("sglang.srt.configs.model_config", "AttentionArch", "MHA SSM", "target_checks"),
     Row(
@@ -184,16 +193,17 @@ ENGINE: tuple[Row, ...] = (
         "Req",
         "beam_group custom_logit_processor eos_token_ids finished finished_len finished_output finished_reason grammar "
         "is_prefill_only is_retracted origin_input_ids output_ids output_ids_through_stop reasoning_tokens "
-        "return_sampling_mask sampling_params send_token_offset stream to_finish tokenizer",
-        "hooks, node_processors, request_options, request_rules, round_ends, run_ends, token_outputs",
+        "return_sampling_mask rid sampling_params send_token_offset stream to_finish tokenizer",
+        "grammar_ends, hooks, node_grammar, node_processors, request_options, request_rules, round_ends, run_ends, token_outputs",
     ),
-    Row("sglang.srt.managers.schedule_batch", "Req.update_finish_state", "new_accepted_len", "run_ends"),
+    Row("sglang.srt.managers.schedule_batch", "Req.update_finish_state", "new_accepted_len", "grammar_ends, run_ends"),
+    Row("sglang.srt.managers.schedule_batch", "FINISH_ABORT", "message status_code err_type", "node_grammar"),
     Row(
         "sglang.srt.managers.schedule_batch",
         "ScheduleBatch",
         "can_run_decode_cuda_graph forward_mode has_grammar is_extend_in_batch req_pool_indices reqs return_logprob "
         "sampling_info seq_lens seq_lens_cpu seq_lens_sum spec_info",
-        "kv_window, worker",
+        "kv_window, node_grammar, worker",
     ),
     Row(
         "sglang.srt.managers.scheduler",
@@ -246,6 +256,12 @@ ENGINE: tuple[Row, ...] = (
         "obj state request",
         "one_at_a_time",
         exact=True,
+    ),
+    Row(
+        "sglang.srt.managers.scheduler_components.batch_result_processor",
+        "SchedulerBatchResultProcessor._accept_grammar_tokens",
+        "req tokens",
+        "grammar_ends",
     ),
     Row("sglang.srt.managers.tp_worker", "TpModelWorker", "model_runner", "worker"),
     Row(
@@ -368,8 +384,9 @@ ENGINE: tuple[Row, ...] = (
         "sglang.srt.sampling.sampling_batch_info",
         "SamplingBatchInfo",
         "grammar_mask grammars has_custom_logit_processor is_all_greedy logit_bias min_ps penalizer_orchestrator "
-        "return_sampling_masks sampling_mask_batch_indices sampling_seed temperatures top_ks top_ps",
-        "node_processors, target_choice, worker",
+        "return_sampling_masks sampling_mask_batch_indices sampling_seed temperatures top_ks top_ps "
+        "vocab_size",
+        "node_grammar, node_processors, target_choice, worker",
     ),
     Row(
         "sglang.srt.sampling.sampling_batch_info",
@@ -381,8 +398,7 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.sampling.sampling_params",
         "SamplingParams",
-        "custom_params ebnf ignore_eos json_schema max_new_tokens min_new_tokens min_p regex stop_regex_strs "
-        "stop_strs stop_token_ids structural_tag",
+        "custom_params ignore_eos max_new_tokens min_new_tokens min_p stop_regex_strs stop_strs stop_token_ids",
         "request_options, request_rules, round_ends, run_ends",
     ),
     Row(_SERVER_ARGS, "ServerArgs", "_resolution_finished", "hooks"),
@@ -475,7 +491,7 @@ ENGINE: tuple[Row, ...] = (
         "sglang.srt.speculative.spec_registry",
         "CustomSpecAlgo",
         "get_num_tokens_per_req_for_target_verify handle_server_args has_draft_kv is_dflash is_dflash_family "
-        "supports_prefill_shared_read_done supports_target_verify_for_draft",
+        "supports_grammar_overlap supports_prefill_shared_read_done supports_target_verify_for_draft",
         "algorithm",
     ),
     Row("sglang.srt.speculative.spec_tp_sync", "SpecTpSync", "sync", "worker"),

@@ -104,6 +104,18 @@ ROUND_PATCHES = (
         f"{_RUN_ENDS}:end_as_judged",
         "a run would be judged at once, and its end be another than plain decoding's",
     ),
+    Patch(
+        f"{_RESULTS}._accept_grammar_tokens",
+        "around",
+        "ddtree_sglang.engine.grammar_ends:accept_run",
+        "a grammar that takes an end token which the request ignores would be in another state than plain decoding's",
+    ),
+    Patch(
+        f"{_REQ}.update_finish_state",
+        "around",
+        "ddtree_sglang.engine.grammar_ends:finish_as_plain",
+        "under overlap a first token that ends the grammar would end the request, as it does not in plain decoding",
+    ),
 )
 """Each but `keep_model_dtype` passes through under any other algorithm."""
 
@@ -116,6 +128,7 @@ SCHEDULER_PATCHES = (
     ),
 )
 """Installed when a scheduler makes its worker: before, the request's module cannot be imported."""
+_GRAMMAR = "sglang.srt.constrained.base_grammar_backend.BaseGrammarObject"
 
 ENGINE_PATCHES = (
     *FLAG_PATCHES,
@@ -141,6 +154,34 @@ ENGINE_PATCHES = (
         f"{_RUN_ENDS}:cut_runs",
         "the runs' lengths up to the ends of their requests",
         "accept_lens",
+    ),
+    Patch(
+        _GRAMMAR,
+        "object",
+        "ddtree_sglang.core.node_masks:GrammarWalk",
+        "what a grammar notes of an end token is undone as plain decoding undoes it, and taken back with the token",
+        "finished",
+    ),
+    Patch(
+        _GRAMMAR,
+        "object",
+        "ddtree_sglang.core.node_masks:accept_as_plain",
+        "what a grammar notes of an end token is undone as plain decoding undoes it",
+        "finished",
+    ),
+    Patch(
+        _REQ,
+        "object",
+        "ddtree_sglang.engine.grammar_ends:finish_as_plain",
+        "SGLang asks whether the grammar has ended when it has been advanced too far for the question",
+        "grammar",
+    ),
+    Patch(
+        _REQ,
+        "object",
+        "ddtree_sglang.engine.stages.node_grammar:_give_up",
+        "a grammar that gives up ends its request, not the server",
+        "to_finish",
     ),
     Patch(
         _ARGS,

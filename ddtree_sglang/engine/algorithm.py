@@ -35,6 +35,10 @@ class DDTreeSpecAlgo(CustomSpecAlgo):
         """Nothing reads the shared buffers after the target's prefill."""
         return True
 
+    def supports_grammar_overlap(self) -> bool:
+        """A round takes the scheduler's barrier, and advances the grammars behind its verify (node_grammar.py)."""
+        return True
+
     def has_draft_kv(self) -> bool:
         """No per-branch draft KV: the drafter writes one block, whatever the tree."""
         return False

@@ -43,6 +43,7 @@ from ddtree_sglang.engine.stages.candidates import CandidateRanking, VocabShard
 from ddtree_sglang.engine.stages.draft_block import DraftBlock
 from ddtree_sglang.engine.stages.kv_moves import make_mover
 from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput, RoundWindow
+from ddtree_sglang.engine.stages.node_grammar import BatchGrammars
 from ddtree_sglang.engine.stages.node_processors import choice_by_processors
 from ddtree_sglang.engine.stages.round_ends import EndsOfBatches
 from ddtree_sglang.engine.stages.target_choice import NodeAdjustments, choose_target_tokens
@@ -148,7 +149,6 @@ class DDTreeWorker(DFlashWorkerV2):
             num_nodes=self.num_nodes,
             max_batch=max_batch,
             flat_mask=DeviceTrees(self.ranking, buffers).flat_mask_for(max_batch, self.num_nodes),
-            keep_candidates=len(counts) > 1,
             device=self.device,
         )
         self.trees = GraphTrees(self.ranking, buffers, tail)
@@ -183,20 +183,28 @@ class DDTreeWorker(DFlashWorkerV2):
         if batch.forward_mode.is_extend() or batch.is_extend_in_batch or batch.forward_mode.is_idle():
             return super().forward_batch_generation(batch, on_publish, grammar_barrier, pp_proxy_tensors)
         with torch.inference_mode(), forbid_sync(self.config.check_sync and batch.seq_lens.is_cuda):
-            return self._decode_round(batch, on_publish or _publish_nothing)
+            return self._decode_round(batch, on_publish or _publish_nothing, grammar_barrier)
 
-    def _decode_round(self, batch: ScheduleBatch, on_publish: Callable[[torch.Tensor], None]) -> GenerationBatchResult:
+    def _decode_round(
+        self,
+        batch: ScheduleBatch,
+        on_publish: Callable[[torch.Tensor], None],
+        grammar_barrier: Callable[[], None] | None = None,
+    ) -> GenerationBatchResult:
         stage = self.trace.stage
         with stage("prepare"):
             window = self._open_window(batch)
-        build = self._draft(batch, window)
+        grammars = BatchGrammars.of(batch, grammar_barrier)
+        build = self._draft(batch, window, grammars)
         with stage("build"):
             built = self._build(build, window)
             verify_input = self._verify_input(built, window)
+            if grammars is not None:
+                grammars.follow(built)
         with stage("verify"), self.node_counts.active(window.num_nodes):
             target_out = self._verify(batch, verify_input, window)
         with stage("accept"):
-            commit, target_ids = self._accept(batch, built, window, target_out.logits_output)
+            commit, target_ids = self._accept(batch, built, window, target_out.logits_output, grammars)
             on_publish(commit.new_seq_lens)
         with stage("commit"):
             self._commit(commit.path, window)
@@ -235,7 +243,7 @@ class DDTreeWorker(DFlashWorkerV2):
         )
         return RoundWindow(prefix_lens, root_ids, inputs, host_lens, plan, ends.ends)
 
-    def _draft(self, batch: ScheduleBatch, window: RoundWindow) -> TreeBuild:
+    def _draft(self, batch: ScheduleBatch, window: RoundWindow, grammars: BatchGrammars | None) -> TreeBuild:
         """Run the drafter and rank what it proposes per position; a round of one node drafts nothing."""
         if window.num_nodes == 1:
             return root_trees
@@ -243,7 +251,7 @@ class DDTreeWorker(DFlashWorkerV2):
             forward_batch = self.draft_block.forward_batch(batch, window)
             with draft_tp_context(self.draft_parallel_layout):
                 out = self.draft_model_runner.forward(forward_batch)
-                return self.trees.draft(out, len(window.root_ids), window.num_nodes)
+                return self.trees.draft(out, len(window.root_ids), window.num_nodes, grammars)
 
     def _build(self, build: TreeBuild, window: RoundWindow) -> BuiltTree:
         """Keep the N - 1 most probable prefixes as a tree, laid out and masked."""
@@ -269,7 +277,12 @@ class DDTreeWorker(DFlashWorkerV2):
         return self.target_worker.forward_batch_generation(batch=None, forward_batch=forward_batch, is_verify=True)
 
     def _accept(
-        self, batch: ScheduleBatch, built: BuiltTree, window: RoundWindow, logits_output: Any
+        self,
+        batch: ScheduleBatch,
+        built: BuiltTree,
+        window: RoundWindow,
+        logits_output: Any,
+        grammars: BatchGrammars | None,
     ) -> tuple[RoundCommit, torch.Tensor]:
         """Let the target choose at every node, and follow its choices from the root."""
         # Ranks must agree on what was drawn; a no-op on one rank, and for greedy unless asked for.
@@ -278,13 +291,17 @@ class DDTreeWorker(DFlashWorkerV2):
             site = SpecTpSyncSite.DFLASH_ACCEPT_GREEDY
         agree = partial(self._tp_sync.sync, site)
         sampler = self.model_runner.sampler
+        logits = logits_output.next_token_logits
         target_ids = choose_target_tokens(
-            logits_output.next_token_logits,
+            logits,
             batch.sampling_info,
             built.layout.positions,
             sampler,
             keep_logits=batch.return_logprob,
-            adjustments=NodeAdjustments(processors=choice_by_processors(batch, built, window.ends, sampler, agree)),
+            adjustments=NodeAdjustments(
+                grammar=None if grammars is None else grammars.masking(logits),
+                processors=choice_by_processors(batch, built, window.ends, sampler, agree),
+            ),
         )
         agree(target_ids)
         commit = self.trees.walk(built, target_ids, window.prefix_lens, window.ends)

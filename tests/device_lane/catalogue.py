@@ -18,6 +18,7 @@ from tests.device_lane.scenes import (
     seeded,
     staggered,
     to_the_context_limit,
+    under_grammars,
 )
 
 _CHUNKS = ("--chunked-prefill-size", "8")
@@ -40,6 +41,8 @@ CONTEXT_END = Scene("context-end", "fa3", (to_the_context_limit,), budget=7, fla
 WIDTHS = Scene("widths", "fa3", (changing_widths,), budget=4, flags=_WIDTHS, captured=(1, 2))
 TRITON_WIDTHS = Scene("triton-widths", "triton", (changing_widths,), budget=4, flags=_WIDTHS, captured=(1, 2))
 
+GRAMMARS = Scene("grammars", "fa3", (under_grammars,), budget=7, late=True, captured=(4,))
+
 # What these are asked is what the small scenes are, so that their rounds can be compared.
 STOCK_TRITON = Scene("stock-triton", "triton", (pair_of_requests,), algorithm="DFLASH", captured=(2,))
 STOCK_FA3 = Scene("stock-fa3", "fa3", (few,), algorithm="DFLASH", captured=(4,))
@@ -57,6 +60,7 @@ SCENES = (
     CONTEXT_END,
     WIDTHS,
     TRITON_WIDTHS,
+    GRAMMARS,
     Scene("triton-3", "triton", (greedy_by_top_k, aborted), budget=3, captured=(4,)),
     Scene("retraction", "fa3", (more_than_the_pool,), budget=7, flags=_SMALL_POOL, must_log=("Retract requests",)),
     Scene("triton-64", "triton", (one,), budget=64, captured=(1,)),

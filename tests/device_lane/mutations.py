@@ -84,9 +84,9 @@ def lengths_published_before_acceptance() -> None:
 
     original = DDTreeWorker._decode_round
 
-    def decode_round(worker: Any, batch: Any, on_publish: Callable[[torch.Tensor], None]) -> Any:
+    def decode_round(worker: Any, batch: Any, on_publish: Callable[[torch.Tensor], None], *others: Any) -> Any:
         begun_with = batch.seq_lens
-        return original(worker, batch, lambda _new_seq_lens: on_publish(begun_with))
+        return original(worker, batch, lambda _new_seq_lens: on_publish(begun_with), *others)
 
     _set(DDTreeWorker, "_decode_round", decode_round)
 
@@ -187,6 +187,41 @@ def parameters_of_another_request() -> None:
     _set(target_choice, "torch", Torch())
 
 
+def grammars_of_the_round_before() -> None:
+    """Under overlap the grammars are not advanced by the tokens of the round before."""
+    from ddtree_sglang.engine.stages.node_grammar import BatchGrammars
+
+    original = BatchGrammars.of
+    _set(BatchGrammars, "of", lambda batch, barrier: original(batch, None))
+
+
+def grammars_along_the_flat_order() -> None:
+    """One state is advanced from node to node in the order of their numbers."""
+    from ddtree_sglang.engine.stages import node_grammar
+
+    original = node_grammar.fill_node_masks
+
+    def fill(grammar: Any, parents: Any, token_ids: Any, mask: Any, first_row: int) -> Any:
+        chain = [node - 1 if node == 0 or parent >= 0 else -1 for node, parent in enumerate(parents)]
+        return original(grammar, chain, token_ids, mask, first_row)
+
+    _set(node_grammar, "fill_node_masks", fill)
+
+
+def roots_children_whatever_the_grammar() -> None:
+    """Tokens that cannot follow a root stay in the trees."""
+    from ddtree_sglang.engine.stages.node_grammar import BatchGrammars
+
+    _set(BatchGrammars, "prune_roots", lambda grammars, ranked: ranked)
+
+
+def trees_read_before_they_arrive() -> None:
+    """The host walks the grammars along copies that it did not wait for."""
+    from ddtree_sglang.engine.stages.node_grammar import CopiedTrees
+
+    _set(CopiedTrees, "lists", lambda trees: (trees.parents.tolist(), trees.token_ids.tolist()))
+
+
 def path_of_the_widest_tree() -> None:
     """With several widths, the trees of the configured one are verified at the width of the round."""
     from ddtree_sglang.engine.graphs.drafter_tail import GraphTrees
@@ -280,5 +315,9 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         end_tokens_are_not_known,
         limit_one_token_too_far,
         budgets_of_one_node_more,
+        grammars_of_the_round_before,
+        grammars_along_the_flat_order,
+        roots_children_whatever_the_grammar,
+        trees_read_before_they_arrive,
     )
 }

@@ -16,8 +16,10 @@ import torch
 
 from ddtree_sglang.core.acceptance import walk_tree
 from ddtree_sglang.core.tree_builder import build_draft_tree
-from tests.device_lane.pairs import EOS_TOKEN, TinyPair
+from tests.device_lane.pairs import EOS_TOKEN, VOCABULARY, TinyPair
 
+EVEN_TOKENS, ODD_TOKENS = list(range(4, 30, 2)), list(range(3, 30, 2))
+"""What a grammar of the lane is made of; words that are special to the tokenizer are left out."""
 MIN_MARGIN = 1e-3
 """Least lead of a chosen token, in logits. Rounding of float32 moves these logits by some 1e-5."""
 NOISE = 1e-4
@@ -40,6 +42,7 @@ class Asked:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = True
     budget: int | None = None  # nodes besides the root that it allows itself
+    pairs: bool = False  # under a grammar: an even token, an odd one, an even one ... up to an end behind an odd one
 
     @property
     def stops(self) -> frozenset[int]:
@@ -59,6 +62,9 @@ class Asked:
             sampling["stop_token_ids"] = list(self.stop_token_ids)
         if self.budget is not None:
             sampling["custom_params"] = {"ddtree": {"budget": self.budget}}
+        if self.pairs:
+            even, odd = ("|".join(f"w{token}" for token in tokens) for tokens in (EVEN_TOKENS, ODD_TOKENS))
+            sampling["regex"] = f"(({even})({odd}))*"
         return {"input_ids": list(self.prompt), "sampling_params": sampling}
 
 
@@ -110,6 +116,8 @@ class Reference:
         row, margins, logprobs = list(asked.prompt), [], []
         for _ in range(asked.max_new_tokens + self.pair.block_size):
             logits = self.pair.target(torch.tensor([row]), use_cache=False).logits[0, -1]
+            if asked.pairs:
+                logits = of_pairs(logits, row[len(asked.prompt) :])
             token, margin = choose(logits, asked, position=len(row) - 1)
             row.append(token)
             margins.append(margin)
@@ -117,6 +125,8 @@ class Reference:
         tokens = tuple(row[len(asked.prompt) :])
         output = tokens[: asked.max_new_tokens]
         ends = [index for index, token in enumerate(output) if token in asked.stops]
+        if asked.pairs and asked.ignore_eos and EOS_TOKEN in output[:-1]:
+            ends = [output.index(EOS_TOKEN) + 1]  # plain decoding ends with the token behind the grammar's end
         length = ends[0] + 1 if ends else asked.max_new_tokens
         reason = "stop" if ends else "length"
         return Expected(output[:length], reason, tuple(logprobs[:length]), min(margins[:length]), tokens)
@@ -140,8 +150,11 @@ class Reference:
                 logprobs, order = logprobs.sort(dim=-1, descending=True)
                 ids = ids.gather(-1, order)
             top_k = min(max(num_nodes - 1, 1), ids.shape[-1])
+            ids, logprobs = ids[:, :, :top_k].clone(), logprobs[:, :, :top_k].clone()
+            if asked.pairs:
+                keep_what_may_follow(ids[0, 0], logprobs[0, 0], expected.continuation[:done])
             root = torch.tensor([expected.continuation[done - 1]])
-            tree = build_draft_tree(ids[:, :, :top_k], logprobs[:, :, :top_k], root, num_nodes)
+            tree = build_draft_tree(ids, logprobs, root, num_nodes)
             target_ids = follow(tree, expected.continuation[done - 1 :])
             accepted = walk_tree(tree, target_ids, self.pair.block_size)
             left = expected.continuation if past_the_end else expected.output_ids
@@ -199,6 +212,27 @@ def follow(tree: Any, tokens: Sequence[int]) -> torch.Tensor:
         if on_path[node]:
             choices[node] = tokens[depth + 1]
     return torch.tensor([choices])
+
+
+def keep_what_may_follow(ids: torch.Tensor, logprobs: torch.Tensor, tokens: Sequence[int]) -> None:
+    """Of the candidates `[K]` of a first position, give those that the grammar of pairs forbids -inf, at the end."""
+    allowed = of_pairs(torch.zeros(VOCABULARY), tokens)[ids].isfinite()
+    ordered, order = logprobs.masked_fill(~allowed, -torch.inf).sort(descending=True, stable=True)
+    ids.copy_(ids[order])
+    logprobs.copy_(ordered)
+
+
+def of_pairs(logits: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
+    """Logits `[V]` with those at -inf that the grammar of pairs forbids after these tokens of the answer.
+
+    After an end token that was ignored anything may follow.
+    """
+    if EOS_TOKEN in tokens:
+        return logits
+    allowed = [*EVEN_TOKENS, EOS_TOKEN] if len(tokens) % 2 == 0 else ODD_TOKENS
+    masked = torch.full_like(logits, -torch.inf)
+    masked[allowed] = logits[allowed]
+    return masked
 
 
 def choose(logits: torch.Tensor, asked: Asked, position: int) -> tuple[int, float]:

@@ -205,6 +205,28 @@ def prefix_hit(chooser: Chooser) -> list[Sent]:
     return [Sent(first), Sent(chooser.find(3, 6, longer), after_s=WAVE_APART_S)]
 
 
+def under_grammars(chooser: Chooser) -> list[Sent]:
+    """Two under a grammar, one of them to its end, and two without, with log-probabilities."""
+
+    def in_pairs(asked: Asked) -> Asked:
+        return replace(asked, pairs=True)
+
+    def to_its_end(asked: Asked) -> Asked | None:
+        asked = replace(asked, pairs=True, ignore_eos=False)
+        return asked if 6 <= len(chooser.reference.expect(asked).output_ids) < asked.max_new_tokens else None
+
+    def behind_its_end(asked: Asked) -> Asked | None:
+        asked = replace(asked, pairs=True)
+        return asked if 4 <= len(chooser.reference.expect(asked).output_ids) < asked.max_new_tokens else None
+
+    return [
+        Sent(chooser.find(5, 12, in_pairs), logprobs=True),
+        Sent(chooser.find(7, 14, to_its_end)),
+        Sent(chooser.find(4, 8)),
+        Sent(chooser.find(6, 14, behind_its_end)),
+    ]
+
+
 def chunked(chooser: Chooser) -> list[Sent]:
     """Prompts of several chunks, beside one that decodes meanwhile."""
     return [Sent(chooser.find(4, 9)), Sent(chooser.find(21, 6)), Sent(chooser.find(13, 5))]

@@ -132,8 +132,6 @@ def test_logit_bias_is_honoured_at_every_node(plain: Server, ddtree: Server) -> 
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"repetition_penalty": 1.2}, "repetition_penalty"),
         ({"min_new_tokens": 4}, "min_new_tokens"),
-        ({"regex": "[0-9]+"}, "regex"),
-        ({"json_schema": '{"type": "object"}'}, "json_schema"),
     ],
 )
 def test_unsupported_request_is_a_400_that_says_so(sampling: dict[str, Any], name: str, ddtree: Server) -> None:

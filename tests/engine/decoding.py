@@ -37,13 +37,13 @@ class Ended:
 
 
 class Decoding:
-    """SGLang's processing of decode results, with the hooks of `engine.run_ends` around it."""
+    """SGLang's processing of decode results, with the hooks of `run_ends` and `grammar_ends` around it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from sglang.srt.managers import schedule_batch
         from sglang.srt.managers.scheduler_components import batch_result_processor as module
 
-        from ddtree_sglang.engine import run_ends
+        from ddtree_sglang.engine import grammar_ends, run_ends
 
         self._class = module.SchedulerBatchResultProcessor
         self._req = schedule_batch.Req
@@ -56,7 +56,9 @@ class Decoding:
         for owner, name, hook in (
             (self._class, "_resolve_spec_v2_tokens", run_ends.cut_before_tokens_are_resolved),
             (self._class, "advance_grammar_fsm", run_ends.cut_before_grammars_advance),
+            (self._class, "_accept_grammar_tokens", grammar_ends.accept_run),
             (self._req, "update_finish_state", run_ends.end_as_judged),
+            (self._req, "update_finish_state", grammar_ends.finish_as_plain),
         ):
             monkeypatch.setattr(owner, name, _around(getattr(owner, name), hook))
 
@@ -80,7 +82,18 @@ class Decoding:
         return req
 
     def decode(self, req: Any, script: Sequence[int], runs: Sequence[int] | None) -> Ended:
-        """Decode to the end: a token a step where `runs` is None, else runs of at most those lengths in turn."""
+        """Decode to the end: a token a step on a plain server where `runs` is None, else runs of those lengths in turn.
+
+        A run that the device cuts is shorter.
+        """
+        serving = self._spec.speculative_algorithm
+        self._spec.speculative_algorithm = None if runs is None else serving
+        try:
+            return self._decode(req, script, runs)
+        finally:
+            self._spec.speculative_algorithm = serving
+
+    def _decode(self, req: Any, script: Sequence[int], runs: Sequence[int] | None) -> Ended:
         processor = self.processor()
         req.output_ids.append(script[0])
         processor._maybe_update_reasoning_tokens(req, script[0])

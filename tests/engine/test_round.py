@@ -156,6 +156,7 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
         seq_lens_sum=16,
         req_pool_indices=empty(REQUESTS),
         reqs=[request_of() for _ in range(REQUESTS)],
+        has_grammar=False,
         sampling_info=None,
         return_logprob=False,
         can_run_decode_cuda_graph=True,
@@ -235,7 +236,7 @@ def test_a_round_of_one_node_drafts_nothing(round_of_fakes: tuple[Any, Any, Even
 
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("verify_tokens", [None, 40])
-def test_the_drafters_graph_is_given_the_masks_buffer_and_keeps_candidates_only_where_rounds_need_them(
+def test_the_drafters_graph_is_given_the_masks_buffer(
     round_of_fakes: tuple[Any, Any, Events],
     monkeypatch: pytest.MonkeyPatch,
     verify_tokens: int | None,
@@ -268,7 +269,7 @@ def test_the_drafters_graph_is_given_the_masks_buffer_and_keeps_candidates_only_
     monkeypatch.setattr(module.DFlashWorkerV2, "init_cuda_graphs", events.returning("draft graph captured"))
     worker.init_cuda_graphs()
     (hook,) = worker.draft_model_runner.capture_tail_hooks
-    assert (hook["keep_candidates"], hook["max_batch"]) == (verify_tokens is not None, 2)
+    assert hook["max_batch"] == 2
     assert worker.trees.tail is hook
     # Deterministic inference reads a mask's prefix columns, which the builder would not write.
     assert (hook["flat_mask"] is None) == deterministic

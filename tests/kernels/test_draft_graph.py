@@ -52,13 +52,12 @@ def eager(out: SimpleNamespace, batch: SimpleNamespace, device: torch.device, nu
     return complete_tree(tree, prefix_lens)
 
 
-def tail(device: torch.device, flat_mask: torch.Tensor | None = None, keep_candidates: bool = False) -> DraftGraphTail:
+def tail(device: torch.device, flat_mask: torch.Tensor | None = None) -> DraftGraphTail:
     return DraftGraphTail(
         ranking(device),
         num_nodes=NODES,
         max_batch=MAX_BATCH,
         flat_mask=flat_mask,
-        keep_candidates=keep_candidates,
         device=device,
     )
 
@@ -108,7 +107,7 @@ def test_a_padded_replay_gives_the_real_requests_their_trees_and_mask_cells(devi
 @pytest.mark.parametrize("num_nodes", [NODES, 4])
 def test_a_round_after_a_replay_has_the_trees_that_an_eager_round_builds(device: torch.device, num_nodes: int) -> None:
     """Of the configured N the replay built them; of fewer nodes they are built of its candidates."""
-    hook = tail(device, keep_candidates=True)
+    hook = tail(device)
     out, batch = block(3, 7, device)
     hook(None, out, batch, 3 * BLOCK)
     trees = GraphTrees(ranking(device), {}, hook)
@@ -127,8 +126,3 @@ def test_a_block_outside_a_graph_is_ranked_and_built_anew(device: torch.device) 
     roots, prefix_lens = batch.input_ids.view(2, BLOCK)[:, 0], batch.positions.view(2, BLOCK)[:, 0]
     found = build(roots.contiguous(), prefix_lens.contiguous())
     assert torch.equal(found.tree.token_ids.cpu(), eager(out, batch, device).tree.token_ids)
-
-
-def test_candidates_that_were_not_kept_are_not_handed_out(device: torch.device) -> None:
-    with pytest.raises(AssertionError, match="without keep_candidates"):
-        tail(device).candidates(1)

@@ -95,7 +95,6 @@ def test_capturing_and_rounds_after_a_replay_compile_nothing(
         num_nodes=NODES,
         max_batch=48,
         flat_mask=DeviceTrees(ranking, buffers).flat_mask_for(48, NODES),
-        keep_candidates=True,
         device=torch.device("cpu"),
     )
     trees = GraphTrees(ranking, buffers, tail)

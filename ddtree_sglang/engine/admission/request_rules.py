@@ -1,7 +1,7 @@
 """Which requests DDTREE answers, and what it tells the others.
 
 A verify forward scores every node of a tree at once, so anything that changes the target's distribution depending
-on the tokens before it (penalties, grammars, custom processors) needs a state per node. Until that is built and
+on the tokens before it (penalties, custom processors) needs a state per node. Until that is built and
 proven the request is refused with a 400: silently ignoring it would change the distribution.
 """
 
@@ -50,10 +50,6 @@ REQUEST_RULES: tuple[RequestRule, ...] = (
         lambda req: req.sampling_params.min_p > 0 and _is_deterministic(),
         "leave it out, or use a server without --enable-deterministic-inference",
     ),
-    RequestRule("json_schema", lambda req: req.sampling_params.json_schema is not None, _WITHOUT),
-    RequestRule("regex", lambda req: req.sampling_params.regex is not None, _WITHOUT),
-    RequestRule("ebnf", lambda req: req.sampling_params.ebnf is not None, _WITHOUT),
-    RequestRule("structural_tag", lambda req: req.sampling_params.structural_tag is not None, _WITHOUT),
     RequestRule("return_hidden_states", lambda req: bool(req.return_hidden_states), _WITHOUT),
     RequestRule(
         'custom_params.ddtree of another form than {"budget": 8}',

@@ -28,6 +28,8 @@ from ddtree_sglang.exceptions import DDTreeConfigError
 
 TREE_BACKENDS = ("flashinfer", "triton", "fa3", "fa4", ATTENTION_BACKEND)
 """Attention backends that honour an ancestor-only mask in TARGET_VERIFY."""
+GRAMMAR_BACKENDS = ("xgrammar", "llguidance", "none")
+"""Grammar backends that can take tokens back, and none."""
 DEFAULT_MAX_RUNNING_REQUESTS = 48
 """SGLang's own default for block drafters (speculative_hook.py, _handle_dflash)."""
 
@@ -84,6 +86,10 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
         "does not support the hierarchical cache yet; remove --enable-hierarchical-cache.",
     ),
     ArgumentRule(lambda cfg: bool(cfg.enable_watermark), "does not support watermarks; remove --enable-watermark."),
+    ArgumentRule(
+        lambda cfg: cfg.grammar_backend not in (None, *GRAMMAR_BACKENDS),
+        "walks a grammar along its tree and back, which outlines cannot; use --grammar-backend xgrammar or llguidance.",
+    ),
     # It masks tokens of requests that name no grammar, after the requests were checked (grammar_manager.py).
     ArgumentRule(
         lambda cfg: bool(cfg.enable_strict_thinking),

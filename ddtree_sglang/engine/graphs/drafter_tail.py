@@ -8,8 +8,7 @@ the same addresses, so a replay needs no launch of ours and the host waits for n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,12 +16,15 @@ from ddtree_sglang.core.built_tree import BuiltTree
 from ddtree_sglang.engine.stages.candidates import CandidateRanking, DraftCandidates
 from ddtree_sglang.engine.stages.trees import DeviceTrees, TreeBuild
 
+if TYPE_CHECKING:
+    from ddtree_sglang.engine.stages.node_grammar import BatchGrammars
+
 
 class DraftGraphTail:
     """Capture hook; after a replay `trees(B)` are the batch's trees of N nodes, and `candidates(B)` what they are of.
 
     Both are overwritten by the next replay, which is ordered after this round's verify on the same stream. Candidates
-    are kept only if asked for, where rounds of fewer nodes build trees of them; else they lie in the graph's own pool.
+    are kept for rounds that build trees of them: of fewer nodes, or under grammars.
     """
 
     def __init__(
@@ -32,19 +34,16 @@ class DraftGraphTail:
         num_nodes: int,
         max_batch: int,
         flat_mask: torch.Tensor | None,
-        keep_candidates: bool,
         device: Any,
     ) -> None:
         """Allocate what replays write, for up to `max_batch` requests; `flat_mask` as `BuiltTree.empty` takes it."""
         self.num_nodes = num_nodes
         self._ranking = ranking
         self._built = BuiltTree.empty(max_batch, num_nodes, device, flat_mask)
-        self._candidates: DraftCandidates | None = None
-        if keep_candidates:
-            shape = (max_batch, ranking.block_size - 1, ranking.top_k)
-            self._candidates = DraftCandidates(
-                torch.empty(shape, dtype=torch.int64, device=device), torch.empty(shape, device=device)
-            )
+        shape = (max_batch, ranking.block_size - 1, ranking.top_k)
+        self._candidates = DraftCandidates(
+            torch.empty(shape, dtype=torch.int64, device=device), torch.empty(shape, device=device)
+        )
 
     def __call__(self, runner: Any, out: Any, forward_batch: Any, num_tokens: int) -> None:
         """Rank what the block proposes and build the trees; called by SGLang while it captures."""
@@ -52,8 +51,7 @@ class DraftGraphTail:
 
         block_size = self._ranking.block_size
         batch_size = num_tokens // block_size
-        kept = None if self._candidates is None else self.candidates(batch_size)
-        ranked = self._ranking.rank(out.hidden_states, batch_size, kept)
+        ranked = self._ranking.rank(out.hidden_states, batch_size, self.candidates(batch_size))
         # The block starts at the root, which stands where the committed tokens end; with a windowed drafter the
         # lengths in the graph would be the window's.
         root_ids = forward_batch.input_ids.view(batch_size, block_size)[:, 0]
@@ -67,9 +65,8 @@ class DraftGraphTail:
         )
 
     def candidates(self, batch_size: int) -> DraftCandidates:
-        """What the replay ranked, for trees of fewer nodes."""
+        """What the replay that was just launched ranked."""
         held = self._candidates
-        assert held is not None, "this tail was made without keep_candidates"
         return DraftCandidates(held.topk_ids[:batch_size], held.topk_logprobs[:batch_size])
 
     def trees(self, batch_size: int) -> BuiltTree:
@@ -83,10 +80,12 @@ class GraphTrees(DeviceTrees):
 
     tail: DraftGraphTail
 
-    def draft(self, drafter_out: Any, batch_size: int, num_nodes: int) -> TreeBuild:
-        """The replay's trees or, for fewer nodes, its candidates; outside a graph as `DeviceTrees`."""
+    def draft(
+        self, drafter_out: Any, batch_size: int, num_nodes: int, grammars: BatchGrammars | None = None
+    ) -> TreeBuild:
+        """The replay's trees or, for fewer nodes or under grammars, its candidates; without one as `DeviceTrees`."""
         if not drafter_out.can_run_graph:
-            return super().draft(drafter_out, batch_size, num_nodes)
-        if num_nodes == self.tail.num_nodes:
+            return super().draft(drafter_out, batch_size, num_nodes, grammars)
+        if num_nodes == self.tail.num_nodes and grammars is None:
             return lambda _root_ids, _prefix_lens: self.tail.trees(batch_size)
-        return partial(self.build, self.tail.candidates(batch_size), num_nodes)
+        return self._build_of(self.tail.candidates(batch_size), num_nodes, grammars)

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,6 +29,12 @@ from ddtree_sglang.core.tree_builder import build_draft_tree
 from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.stages.candidates import CandidateRanking, DraftCandidates
 from ddtree_sglang.engine.stages.verify_input import VerifyMask
+
+if TYPE_CHECKING:
+    from ddtree_sglang.engine.stages.node_grammar import BatchGrammars
+
+GRAMMAR_CANDIDATES = 256
+"""Candidates per position that a host ranks for a batch with grammars."""
 
 TreeBuild = Callable[[torch.Tensor, torch.Tensor], BuiltTree]
 """What is left to do after a draft: trees from the roots `[B]` int64 and the prefix lengths `[B]` int64. A round that
@@ -46,9 +52,14 @@ class RoundTrees(ABC):
     def inputs(*tensors: Any, **sizes: Any) -> RoundInputs:
         """The round's slots and its draft block; arguments are those of `core.round_inputs`."""
 
-    def draft(self, drafter_out: Any, batch_size: int, num_nodes: int) -> TreeBuild:
-        """Rank now what the drafter's forward proposes, and build trees of N = `num_nodes` later."""
-        return partial(self.build, self.ranking.rank(drafter_out.logits_output.hidden_states, batch_size), num_nodes)
+    @abstractmethod
+    def draft(
+        self, drafter_out: Any, batch_size: int, num_nodes: int, grammars: BatchGrammars | None = None
+    ) -> TreeBuild:
+        """Rank now what the drafter's forward proposes, and build trees of N = `num_nodes` later.
+
+        `grammars` of the batch, if it has any, keep tokens that they forbid out of the trees.
+        """
 
     @abstractmethod
     def build(
@@ -85,12 +96,32 @@ class HostTrees(RoundTrees):
         """Core's."""
         return round_inputs(*tensors, **sizes)
 
+    def draft(
+        self, drafter_out: Any, batch_size: int, num_nodes: int, grammars: BatchGrammars | None = None
+    ) -> TreeBuild:
+        """Under a grammar more candidates are ranked: it may forbid all of the best ones."""
+        hidden = drafter_out.logits_output.hidden_states
+        if grammars is None:
+            return partial(self.build, self.ranking.rank(hidden, batch_size), num_nodes)
+        wider = replace(self.ranking, top_k=max(self.ranking.top_k, GRAMMAR_CANDIDATES))
+        return partial(self._plant, grammars, wider.rank(hidden, batch_size), num_nodes)
+
     def build(
         self, ranked: DraftCandidates, num_nodes: int, root_ids: torch.Tensor, prefix_lens: torch.Tensor
     ) -> BuiltTree:
         """Core's tree, completed."""
         tree = build_draft_tree(ranked.topk_ids, ranked.topk_logprobs, root_ids, num_nodes)
         return complete_tree(tree, prefix_lens, self.ranking.block_size - 1)
+
+    def _plant(
+        self,
+        grammars: BatchGrammars,
+        ranked: DraftCandidates,
+        num_nodes: int,
+        root_ids: torch.Tensor,
+        prefix_lens: torch.Tensor,
+    ) -> BuiltTree:
+        return complete_tree(grammars.plant(ranked, num_nodes, root_ids), prefix_lens, self.ranking.block_size - 1)
 
     def verify_mask(self, built: BuiltTree, prefix_lens: torch.Tensor, total_prefix_len: int | None) -> VerifyMask:
         """The ancestor mask, which the CPU's attention reads."""
@@ -162,6 +193,17 @@ class DeviceTrees(RoundTrees):
         from ddtree_sglang.kernels.round_inputs_triton import round_inputs_triton
 
         return round_inputs_triton(*tensors, **sizes)
+
+    def draft(
+        self, drafter_out: Any, batch_size: int, num_nodes: int, grammars: BatchGrammars | None = None
+    ) -> TreeBuild:
+        """In launches of their own."""
+        return self._build_of(
+            self.ranking.rank(drafter_out.logits_output.hidden_states, batch_size), num_nodes, grammars
+        )
+
+    def _build_of(self, ranked: DraftCandidates, num_nodes: int, grammars: BatchGrammars | None) -> TreeBuild:
+        return partial(self.build, ranked if grammars is None else grammars.prune_roots(ranked), num_nodes)
 
     def flat_mask_for(self, batch_size: int, num_nodes: int) -> torch.Tensor | None:
         """The buffer for N, if there is one that masks are made in and it has room for so many requests."""

@@ -117,6 +117,7 @@ def test_help_lists_our_flags(capsys: pytest.CaptureFixture[str]) -> None:
         (("--speculative-draft-window-size", "64"), "window"),
         (("--enable-strict-thinking", "--reasoning-parser", "qwen3"), "--enable-strict-thinking"),
         (("--enable-streaming-session",), "--enable-streaming-session"),
+        (("--grammar-backend", "outlines"), "which outlines cannot; use --grammar-backend xgrammar or llguidance"),
         (("--enable-return-routed-experts",), "--enable-return-routed-experts"),
         (("--enable-return-indexer-topk",), "--enable-return-indexer-topk"),
         (("--speculative-num-steps", "3"), "the drafter's block gives 7, got 3"),

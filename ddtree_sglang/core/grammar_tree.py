@@ -1,0 +1,129 @@
+"""The most probable prefixes that a grammar allows, as a tree, with the masks of its nodes.
+
+The drafter's law of a position is cut to the tokens that the grammar allows after a path, and renormalised: that is the
+law of a target under the same mask, as far as the drafter knows the target. So no node is spent on a token that cannot
+be chosen, and a token that the grammar forces costs its path no probability. The N - 1 most probable prefixes of that
+law are found best first, as in `tree_builder`; each node's mask, which its children need, is the mask that the verify
+needs.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from ddtree_sglang.core.draft_tree import DraftTree
+from ddtree_sglang.core.node_masks import Grammar, GrammarWalk
+
+
+@dataclass
+class GrammarTree:
+    """One tree: its nodes' tokens, parents, depths and path log-probabilities, the root first, without padding."""
+
+    token_ids: list[int] = field(default_factory=lambda: [0])
+    parents: list[int] = field(default_factory=lambda: [-1])
+    depths: list[int] = field(default_factory=lambda: [0])
+    logprobs: list[float] = field(default_factory=lambda: [0.0])
+
+    def write_into(self, trees: DraftTree, row: int) -> None:
+        """Replace one request's tree by this one, padding behind it; the root's token stays."""
+        missing = trees.num_nodes - len(self.parents)
+        trees.token_ids[row, 1:] = torch.tensor(self.token_ids[1:] + missing * [0], dtype=torch.int64)
+        trees.parents[row] = torch.tensor(self.parents + missing * [-1])
+        trees.depths[row] = torch.tensor(self.depths + missing * [0])
+        trees.logprobs[row] = torch.tensor(self.logprobs + missing * [-torch.inf])
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """What the drafter proposes at one position."""
+
+    ids: torch.Tensor  # [K] int64, best first
+    logprobs: torch.Tensor  # [K] float64, descending
+    words: torch.Tensor  # [K] int64, word of each token's bit in a mask row
+    bits: torch.Tensor  # [K] int32, place of the bit
+
+    @classmethod
+    def of(cls, ids: torch.Tensor, logprobs: torch.Tensor) -> Drafted:
+        """From `[K]` ids and log-probabilities on the host."""
+        return cls(ids, logprobs.double(), ids >> 5, (ids & 31).int())
+
+    def allowed(self, row: torch.Tensor, path_logprob: float) -> tuple[list[int], list[float]]:
+        """The tokens that a mask row allows and their paths' log-probabilities in float32, renormalised."""
+        kept = ((row[self.words] >> self.bits & 1).bool() & (self.logprobs > -torch.inf)).nonzero().squeeze(1)
+        logprobs = self.logprobs[kept]
+        scores = (logprobs - logprobs.logsumexp(0)).clamp(max=0) + path_logprob
+        return self.ids[kept].tolist(), scores.float().tolist()
+
+
+def build_grammar_tree(
+    grammar: Grammar,  # in the state after the root
+    drafted: Sequence[Drafted],  # of D positions
+    num_nodes: int,  # N, root included
+    mask: torch.Tensor,  # [rows, words] int32 on the host, all bits 1 in the tree's rows
+    first_row: int,  # row of the root
+) -> GrammarTree:
+    """At most N nodes, the most probable prefixes under the grammar among those of the K candidates per depth.
+
+    Fills the rows of the nodes as `fill_node_masks` does and leaves the grammar as it was.
+
+    Raises:
+        ValueError: the grammar gave up.
+    """
+    tree = GrammarTree()
+    walk = GrammarWalk(grammar)
+    # Of each node: its children's tokens and path log-probabilities, best first.
+    offers: list[tuple[list[int], list[float]]] = []
+    heap: list[tuple[float, int, int, int]] = []  # minus log-probability, depth, parent, rank among its children
+
+    def offer(parent: int, rank: int) -> None:
+        tokens, scores = offers[parent]
+        if rank < len(tokens):
+            heapq.heappush(heap, (-scores[rank], tree.depths[parent] + 1, parent, rank))
+
+    def arrive(node: int) -> None:
+        depth = tree.depths[node]
+        offers.append(([], []))
+        if grammar.is_terminated():
+            return
+        grammar.fill_vocab_mask(mask, first_row + node)
+        if depth < len(drafted):
+            offers[node] = drafted[depth].allowed(mask[first_row + node], tree.logprobs[node])
+            offer(node, 0)
+
+    arrive(0)
+    at = 0  # the node that the grammar stands at
+    while heap and len(tree.parents) < num_nodes:
+        minus_score, depth, parent, rank = heapq.heappop(heap)
+        offer(parent, rank + 1)
+        at = _go(walk, tree, at, parent)
+        token = offers[parent][0][rank]
+        if not walk.down(token):
+            continue
+        at = len(tree.parents)
+        tree.token_ids.append(token)
+        tree.parents.append(parent)
+        tree.depths.append(depth)
+        tree.logprobs.append(-minus_score)
+        arrive(at)
+    _go(walk, tree, at, 0)
+    return tree
+
+
+def _go(walk: GrammarWalk, tree: GrammarTree, start: int, end: int) -> int:
+    """Take the grammar from one node to another, and say which it stands at."""
+    down: list[int] = []
+    meeting = end
+    while start != meeting:
+        if tree.depths[meeting] >= tree.depths[start]:
+            down.append(meeting)
+            meeting = tree.parents[meeting]
+        else:
+            walk.up()
+            start = tree.parents[start]
+    for node in reversed(down):
+        walk.down(tree.token_ids[node])
+    return end

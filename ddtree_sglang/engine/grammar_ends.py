@@ -1,0 +1,66 @@
+"""A grammar's state over the tokens of a run, and its end, as plain decoding has them.
+
+Plain decoding takes one token a step. It asks whether the grammar has ended before it advances it by the step's token
+(schedule_batch.py, `update_finish_state`), so a request that ignores end tokens ends with the token after the one that
+ends its grammar. Speculative decoding advances it by the whole run first. Here it is advanced as those steps do it, a run
+is cut behind the first token that came after the grammar's end, and the question is answered as if it were asked before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from ddtree_sglang.core.node_masks import accept_as_plain
+from ddtree_sglang.engine.spec import is_ddtree
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+
+_tokens_at_end: WeakKeyDictionary[Req, int] = WeakKeyDictionary()
+"""Of each request whose grammar has ended: its output tokens at that moment."""
+
+
+def accept_run(original: Callable[..., list[int]], processor: Any, req: Req, tokens: int | list[int]) -> list[int]:
+    """AROUND hook on `SchedulerBatchResultProcessor._accept_grammar_tokens`: the run up to the token after the end.
+
+    Called before the run is appended to the request's tokens.
+    """
+    if not _serves_ddtree():
+        return original(processor, req, tokens)
+    run = [tokens] if isinstance(tokens, int) else tokens
+    for index, token in enumerate(run):
+        had_ended = req.grammar.is_terminated()
+        try:
+            accept_as_plain(req.grammar, token)
+        except ValueError:
+            # Stock's way to end a request whose grammar does not take its token; it takes none of the rest.
+            original(processor, req, run[index:])
+            return run[:index]
+        if had_ended:
+            return run[: index + 1]
+        if req.grammar.is_terminated():
+            _tokens_at_end[req] = len(req.output_ids) + index + 1
+    return run
+
+
+def finish_as_plain(original: Callable[..., None], req: Req, new_accepted_len: int = 1) -> None:
+    """AROUND hook on `Req.update_finish_state`: a grammar ends a request with a token that came after its end."""
+    grammar = req.grammar
+    if grammar is None or not _serves_ddtree():
+        original(req, new_accepted_len)
+        return
+    # Under synchronous scheduling the first token's grammar is advanced after this question, and nothing is noted.
+    ended = grammar.is_terminated() and len(req.output_ids) > _tokens_at_end.get(req, 0)
+    req.grammar = grammar if ended else None
+    try:
+        original(req, new_accepted_len)
+    finally:
+        req.grammar = grammar
+
+
+def _serves_ddtree() -> bool:
+    from sglang.srt.runtime_context import get_spec
+
+    return is_ddtree(get_spec().speculative_algorithm)

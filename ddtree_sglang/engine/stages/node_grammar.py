@@ -1,0 +1,176 @@
+"""The grammars of a batch through one round: what they keep out of its trees, and the mask of each node.
+
+Where the trees are the host's, results are processed before the next round begins, so the grammars are up to date: each
+request's tree is built under its grammar, from its most probable prefixes that the grammar allows, and the masks of its
+nodes are there with it (core/grammar_tree.py).
+
+On a device the scheduler runs ahead of its results. Its barrier waits for the round before and advances the grammars by
+its tokens (scheduler.py, `_advance_pending_grammar`), here while the drafter's forward runs. The masks of the roots
+keep what cannot follow a root out of the trees. Then the trees are copied to the host, which walks the grammars along
+them while the target verifies, and the masks follow the verify to the device. A batch without grammars pays nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.constrained.base_grammar_backend import GrammarMask
+from sglang.srt.managers.schedule_batch import FINISH_ABORT
+
+from ddtree_sglang.core.built_tree import BuiltTree
+from ddtree_sglang.core.candidates import DraftCandidates
+from ddtree_sglang.core.draft_tree import DraftTree
+from ddtree_sglang.core.grammar_tree import Drafted, build_grammar_tree
+from ddtree_sglang.core.node_masks import fill_node_masks
+from ddtree_sglang.core.tree_builder import build_draft_tree
+from ddtree_sglang.engine.device_path import is_device_path
+from ddtree_sglang.engine.stages.target_choice import LogitsChange
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CopiedTrees:
+    """What a walk of the grammars needs of B trees, on its way to the host."""
+
+    parents: torch.Tensor  # [B, N] int64
+    token_ids: torch.Tensor  # [B, N] int64
+    arrived: Any  # the device's event, None where the trees are the host's
+
+    @classmethod
+    def copy(cls, built: BuiltTree) -> CopiedTrees:
+        """Begin to copy, behind what builds the trees and ahead of what is launched next."""
+        tree = built.tree
+        if not is_device_path():
+            return cls(tree.parents, tree.token_ids, None)
+        arrived = torch.get_device_module(tree.device).Event()
+        parents, token_ids = (rows.to("cpu", non_blocking=True) for rows in (tree.parents, tree.token_ids))
+        arrived.record()
+        return cls(parents, token_ids, arrived)
+
+    def lists(self) -> tuple[list[list[int]], list[list[int]]]:
+        """Wait for the copy: the parents and the tokens of each tree."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.parents.tolist(), self.token_ids.tolist()
+
+
+@dataclass
+class BatchGrammars:
+    """The grammars of a batch's requests, and what a round knows of their masks."""
+
+    reqs: list[Req]
+    vocab_size: int
+    barrier: Callable[[], None] | None  # advances the grammars by the round before; None once that is done
+    _trees: CopiedTrees | None = None
+    _mask: torch.Tensor | None = None  # [B * N, words] int32 on the host, of trees that were built under the grammars
+
+    @classmethod
+    def of(cls, batch: ScheduleBatch, barrier: Callable[[], None] | None) -> BatchGrammars | None:
+        """Of a batch whose round begins; None if no request has a grammar."""
+        if not batch.has_grammar:
+            return None
+        return cls(batch.reqs, int(batch.sampling_info.vocab_size), barrier)
+
+    def plant(self, ranked: DraftCandidates, num_nodes: int, root_ids: torch.Tensor) -> DraftTree:
+        """Trees of N = `num_nodes` from roots `[B]` int64 on the host, each under its request's grammar."""
+        self._advance()
+        tree = build_draft_tree(ranked.topk_ids, ranked.topk_logprobs, root_ids, num_nodes)
+        mask = self._open_mask(num_nodes)
+        for row, req in self._constrained():
+            positions = zip(ranked.topk_ids[row], ranked.topk_logprobs[row], strict=True)
+            drafted = [Drafted.of(ids, logprobs) for ids, logprobs in positions]
+            rows = slice(row * num_nodes, (row + 1) * num_nodes)
+            try:
+                planted = build_grammar_tree(req.grammar, drafted, num_nodes, mask, rows.start)
+            except ValueError as error:
+                _give_up(req, error)
+                mask[rows] = -1
+            else:
+                planted.write_into(tree, row)
+        self._mask = mask
+        return tree
+
+    def prune_roots(self, ranked: DraftCandidates) -> DraftCandidates:
+        """The candidates `[B, D, K]` on a device, of the first position those alone that may follow the root.
+
+        To be called after the drafter's forward is launched: this waits for the round before.
+        """
+        self._advance()
+        mask = self._open_mask(1)
+        for row, req in self._constrained():
+            if req.grammar.is_terminated():
+                continue
+            try:
+                req.grammar.fill_vocab_mask(mask, row)
+            except ValueError as error:
+                _give_up(req, error)
+        return _allowed_first(ranked, mask.to(ranked.topk_ids.device, non_blocking=True))
+
+    def follow(self, built: BuiltTree) -> None:
+        """Take the trees that will be verified; to be called before the verify is launched."""
+        if self._mask is None:
+            self._trees = CopiedTrees.copy(built)
+
+    def masking(self, logits: torch.Tensor) -> LogitsChange:
+        """What forbids each node's tokens; to be called after the verify is launched, with its logits `[B * N, V]`."""
+        mask = self._walk() if self._mask is None else self._mask
+        return GrammarMask(self._any(), mask.to(logits.device, non_blocking=True)).apply
+
+    def _walk(self) -> torch.Tensor:
+        assert self._trees is not None, "the trees are taken before the verify is launched"
+        self._advance()
+        parents, token_ids = self._trees.lists()
+        num_nodes = len(parents[0])
+        mask = self._open_mask(num_nodes)
+        for row, req in self._constrained():
+            try:
+                fill_node_masks(req.grammar, parents[row], token_ids[row], mask, row * num_nodes)
+            except ValueError as error:
+                _give_up(req, error)
+        return mask
+
+    def _advance(self) -> None:
+        if self.barrier is not None:
+            self.barrier()
+            self.barrier = None
+
+    def _constrained(self) -> Iterator[tuple[int, Req]]:
+        """Requests with a grammar. Under overlap a finished one is in one round more, whose tokens nobody takes."""
+        return ((row, req) for row, req in enumerate(self.reqs) if req.grammar is not None and not req.finished())
+
+    def _any(self) -> Any:
+        return next(req.grammar for req in self.reqs if req.grammar is not None)
+
+    def _open_mask(self, rows_each: int) -> torch.Tensor:
+        mask: torch.Tensor = self._any().allocate_vocab_mask(
+            vocab_size=self.vocab_size, batch_size=len(self.reqs) * rows_each, device="cpu"
+        )
+        return mask
+
+
+def _allowed_first(ranked: DraftCandidates, mask: torch.Tensor) -> DraftCandidates:
+    """The candidates, those of the first position that a row of `mask [B, words]` forbids with -inf, at the end."""
+    ids, logprobs = ranked.topk_ids[:, 0], ranked.topk_logprobs[:, 0]
+    allowed = mask.gather(1, ids >> 5) >> (ids & 31) & 1
+    logprobs, order = logprobs.masked_fill(allowed == 0, -torch.inf).sort(dim=1, descending=True, stable=True)
+    return DraftCandidates(
+        torch.cat((ids.gather(1, order).unsqueeze(1), ranked.topk_ids[:, 1:]), dim=1),
+        torch.cat((logprobs.unsqueeze(1), ranked.topk_logprobs[:, 1:]), dim=1),
+    )
+
+
+def _give_up(req: Req, error: ValueError) -> None:
+    """End a request as plain decoding ends one whose grammar does not take a token."""
+    logger.error("The grammar of request %s gave up: %s", req.rid, error)
+    req.to_finish = FINISH_ABORT(
+        f"The request's grammar gave up: {error}", HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError"
+    )

@@ -1,0 +1,110 @@
+"""Answers under a grammar: valid, and plain decoding's token for token, whatever else is in the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from deploy.local.client import ClientError, post
+from tests.e2e.asking import PROMPTS, ask, ask_all
+from tests.e2e.grammar_cases import (
+    RESPONSE_FORMATS,
+    TOOL_CHOICES,
+    XGRAMMAR_CASES,
+    GrammarCase,
+)
+from tests.e2e.servers import Server
+
+
+def ask_cases(url: str, cases: Sequence[GrammarCase], at_once: int, **sampling: Any) -> list[dict[str, Any]]:
+    def one(case: GrammarCase) -> dict[str, Any]:
+        return ask(url, case.prompt, case.max_new_tokens, **case.sampling, **sampling)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(one, cases))
+
+
+def seen(answer: dict[str, Any]) -> tuple[Any, ...]:
+    return answer["output_ids"], answer["text"], answer["meta_info"]["finish_reason"]
+
+
+def check(cases: Sequence[GrammarCase], answers: list[dict[str, Any]], reference: list[dict[str, Any]]) -> None:
+    for case, answer, expected in zip(cases, answers, reference, strict=True):
+        assert seen(answer) == seen(expected), case.name
+        if answer["meta_info"]["finish_reason"]["type"] == "stop":
+            assert case.holds(answer["text"]), (case.name, answer["text"])
+    ended = [answer["meta_info"]["finish_reason"]["type"] == "stop" for answer in answers]
+    assert sum(ended) > len(cases) / 2, "too few answers came to an end to say that they are valid"
+
+
+@pytest.fixture(scope="module")
+def reference(plain: Server) -> list[dict[str, Any]]:
+    return ask_cases(plain.url, XGRAMMAR_CASES, 8)
+
+
+def test_in_one_batch(reference: list[dict[str, Any]], ddtree: Server) -> None:
+    check(XGRAMMAR_CASES, ask_cases(ddtree.url, XGRAMMAR_CASES, 16), reference)
+
+
+def test_mixed_with_requests_without_a_grammar(reference: list[dict[str, Any]], plain: Server, ddtree: Server) -> None:
+    free = [ask(plain.url, prompt, 24)["output_ids"] for prompt in PROMPTS[:4]]
+    with ThreadPoolExecutor(2) as pool:
+        masked = pool.submit(ask_cases, ddtree.url, XGRAMMAR_CASES[:8], 4)
+        unmasked = pool.submit(ask_all, ddtree.url, PROMPTS[:4], 4, max_new_tokens=24)
+        check(XGRAMMAR_CASES[:8], masked.result(), reference[:8])
+        assert [answer["output_ids"] for answer in unmasked.result()] == free
+
+
+def test_an_ignored_end_token_is_followed_by_what_plain_decoding_adds(plain: Server, ddtree: Server) -> None:
+    cases = [case for case in XGRAMMAR_CASES if case.name in ("regex-digits", "schema-enum", "schema-bounds", "ebnf")]
+    mine, reference = (ask_cases(server.url, cases, 4, ignore_eos=True) for server in (ddtree, plain))
+    assert [seen(answer) for answer in mine] == [seen(answer) for answer in reference]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [{"regex": "("}, {"json_schema": '{"type": "nonsense"}'}, {"ebnf": "root ::= "}, {"structural_tag": "{}"}],
+    ids=lambda sampling: next(iter(sampling)),
+)
+def test_a_grammar_that_does_not_compile_is_the_same_400(
+    sampling: dict[str, Any], plain: Server, ddtree: Server
+) -> None:
+    said = []
+    for server in (plain, ddtree):
+        with pytest.raises(ClientError, match="answered 400") as refused:
+            ask(server.url, PROMPTS[0], 8, **sampling)
+        said.append(str(refused.value))
+    assert said[0] == said[1]
+
+
+def chat(server: Server, body: dict[str, Any]) -> tuple[Any, Any]:
+    answer = post(server.url, "/v1/chat/completions", body)
+    choice = answer["choices"][0]
+    for call in choice["message"].get("tool_calls") or ():
+        del call["id"]
+    return choice, answer["usage"]
+
+
+@pytest.mark.parametrize("name", RESPONSE_FORMATS)
+def test_response_format(name: str, plain: Server, ddtree: Server) -> None:
+    assert chat(ddtree, RESPONSE_FORMATS[name]) == chat(plain, RESPONSE_FORMATS[name])
+
+
+@pytest.mark.parametrize("name", TOOL_CHOICES)
+def test_tool_choice(name: str, plain: Server, ddtree: Server) -> None:
+    mine, usage = chat(ddtree, TOOL_CHOICES[name])
+    print(name, mine)
+    assert (mine, usage) == chat(plain, TOOL_CHOICES[name])
+    assert bool(mine["message"].get("tool_calls")) == (name in ("required", "named"))
+
+
+@pytest.mark.parametrize("n", [3])
+def test_parallel_answers_each_have_their_own_state(n: int, plain: Server, ddtree: Server) -> None:
+    mine, reference = (
+        ask(server.url, "The server's address is ", 24, regex=r"([0-9]{1,3}\.){3}[0-9]{1,3}", n=n)
+        for server in (ddtree, plain)
+    )
+    assert [seen(one) for one in mine] == [seen(one) for one in reference]  # type: ignore[call-overload]

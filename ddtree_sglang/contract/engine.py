@@ -187,14 +187,14 @@ ENGINE: tuple[Row, ...] = (
         "device spec_algo req_to_token_pool needs_cpu_seq_lens needs_confidence_relay",
         "algorithm",
     ),
-    Row("sglang.srt.managers.schedule_batch", "FINISH_MATCHED_TOKEN", "matched", "run_ends"),
     Row(
         "sglang.srt.managers.schedule_batch",
         "Req",
         "beam_group custom_logit_processor eos_token_ids finished finished_len finished_output finished_reason grammar "
         "is_prefill_only is_retracted origin_input_ids output_ids output_ids_through_stop reasoning_tokens "
         "return_sampling_mask rid sampling_params send_token_offset stream to_finish tokenizer",
-        "grammar_ends, hooks, node_grammar, node_processors, request_options, request_rules, round_ends, run_ends, token_outputs",
+        "grammar_ends, hooks, node_grammar, node_processors, request_options, request_rules, round_ends, run_ends, "
+        "token_outputs",
     ),
     Row("sglang.srt.managers.schedule_batch", "Req.update_finish_state", "new_accepted_len", "grammar_ends, run_ends"),
     Row("sglang.srt.managers.schedule_batch", "FINISH_ABORT", "message status_code err_type", "node_grammar"),
@@ -273,7 +273,7 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.managers.utils",
         "GenerationBatchResult",
-        "accept_lens can_run_cuda_graph copy_done extra_keep_alive_refs grammar_advanced grammar_retained_tokens "
+        "accept_lens can_run_cuda_graph copy_done extra_keep_alive_refs grammar_advanced "
         "logits_output new_seq_lens next_draft_input next_token_ids speculative_num_draft_tokens "
         "speculative_output_stride",
         "run_ends, worker",

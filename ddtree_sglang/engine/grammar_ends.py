@@ -2,8 +2,8 @@
 
 Plain decoding takes one token a step. It asks whether the grammar has ended before it advances it by the step's token
 (schedule_batch.py, `update_finish_state`), so a request that ignores end tokens ends with the token after the one that
-ends its grammar. Speculative decoding advances it by the whole run first. Here it is advanced as those steps do it, a run
-is cut behind the first token that came after the grammar's end, and the question is answered as if it were asked before.
+ends its grammar. Speculative decoding advances it by the whole run first. Here it is advanced as those steps do it, a
+run is cut behind the first token that came after the grammar's end, and the question is answered as if asked before.
 """
 
 from __future__ import annotations

@@ -92,46 +92,28 @@ def cut_before_tokens_are_resolved(
 def cut_before_grammars_advance(
     original: Callable[..., None], processor: Any, result: GenerationBatchResult, batch: ScheduleBatch
 ) -> None:
-    """AROUND hook on `advance_grammar_fsm`, which overlap scheduling calls a round before the runs are resolved.
-
-    A grammar that ends within a run ends its request at the token after in plain decoding, which looks at a grammar
-    before it takes the token in; SGLang drops that token of a run.
-    """
+    """AROUND hook on `advance_grammar_fsm`, which overlap scheduling calls a round before the runs are resolved."""
     is_first = batch.has_grammar and result.accept_lens is not None and not result.grammar_advanced
-    if not (_serves_ddtree() and is_first):
-        original(processor, result, batch)
-        return
-    if result.copy_done is not None:
-        result.copy_done.synchronize()
-    cut_runs(result, batch)
+    if _serves_ddtree() and is_first:
+        if result.copy_done is not None:
+            result.copy_done.synchronize()
+        cut_runs(result, batch)
     original(processor, result, batch)
-    for row, req in enumerate(batch.reqs):
-        retained = (result.grammar_retained_tokens or {row: None})[row]
-        if retained is not None and req in _judged and not req.to_finish:
-            result.grammar_retained_tokens[row] = _with_token_after(req, retained)
-
-
-def _with_token_after(req: Req, retained: list[int]) -> list[int]:
-    """The run up to its grammar's end, with the token after that, where it has one; the request ends there."""
-    from sglang.srt.managers.schedule_batch import FINISH_MATCHED_TOKEN
-
-    judged = _judged[req]
-    tokens = judged.token_ids[: len(retained) + 1]
-    is_whole = len(tokens) == len(judged.token_ids)
-    if tokens == retained or (is_whole and judged.finished_reason is not None):
-        return tokens
-    _judged[req] = JudgedRun(tokens, FINISH_MATCHED_TOKEN(matched=tokens[-1]), None)
-    return tokens
 
 
 def end_as_judged(original: Callable[..., None], req: Req, new_accepted_len: int = 1) -> None:
     """AROUND hook on `Req.update_finish_state`: a run that was judged token by token ends where that found its end.
 
-    An abort since then comes first, as it does in plain decoding.
+    An abort since then comes first, as it does in plain decoding. Where no end was found, or a grammar has cut the run
+    before it, the grammar is asked after the last token, which is all that is left to judge.
     """
     judged = _judged.pop(req, None)
-    if judged is None or req.finished() or req.to_finish or new_accepted_len != len(judged.token_ids):
+    if judged is None or req.finished() or req.to_finish:
         original(req, new_accepted_len)
+        return
+    if judged.finished_reason is None or new_accepted_len < len(judged.token_ids):
+        if req.grammar is not None:
+            original(req, 1)
         return
     for place, token in enumerate(judged.token_ids, len(req.output_ids) - new_accepted_len):
         req.output_ids[place] = token

@@ -173,15 +173,17 @@ def test_a_request_may_ask_for_a_smaller_tree_or_none_in_a_batch_with_others(
 
 
 def test_a_batch_that_wants_no_tree_drafts_nothing(ddtree: Server) -> None:
+    """Asked as the documentation says, by OpenAI's own client."""
+    from openai import OpenAI
+
     before = len(rounds_of(ddtree.trace))
-    body = {
-        "model": "default",
-        "messages": [{"role": "user", "content": "Name three primary colours."}],
-        "max_tokens": 6,
-        "temperature": 0,
-        "custom_params": {"ddtree": {"budget": 0}},
-    }
-    post(ddtree.url, "/v1/chat/completions", body)
+    OpenAI(base_url=f"{ddtree.url}/v1", api_key="none").chat.completions.create(
+        model="default",
+        messages=[{"role": "user", "content": "Name three primary colours."}],
+        max_tokens=6,
+        temperature=0.0,
+        extra_body={"custom_params": {"ddtree": {"budget": 0}}},
+    )
     assert [one["num_nodes"] for one in rounds_of(ddtree.trace)[before:]] == [1] * 5
 
 

@@ -27,6 +27,7 @@ from ddtree_sglang.core import (
 )
 from ddtree_sglang.core.ancestor_pages import AncestorPages, ancestor_pages
 from ddtree_sglang.core.candidates import LogitTransform, rank_logits
+from ddtree_sglang.core.node_penalties import END, PenaltyState, count_tokens, penalize_nodes
 from ddtree_sglang.core.round_inputs import round_inputs
 
 PREFIX_LEN = 2048
@@ -247,6 +248,60 @@ def ranking(size: Size, device: torch.device) -> Row:
     return Row("candidates", size, run, check, moved, lambda: _tensor_ranking(logits, top_k))
 
 
+def penalties(size: Size, device: torch.device) -> Row:
+    """Penalties of all nodes in one launch, the count of what a round emits in another; oracle: core's.
+
+    Every request has all penalties and has emitted 1,000 tokens.
+    """
+    from ddtree_sglang.kernels.node_penalties_triton import count_tokens_triton, penalize_nodes_triton
+
+    tree = build_draft_tree(*candidates(size), size.num_nodes)
+    tree = DraftTree(tree.token_ids % size.vocabulary, tree.parents, tree.depths, tree.logprobs)
+    state, slots = _penalized_requests(size), torch.arange(size.batch_size)
+    walked = commit_round(tree, _chosen(tree) % size.vocabulary, slots, size.depth + 1).path
+    logits = torch.randn(size.batch_size * size.num_nodes, size.vocabulary)
+    moved = DraftTree(*(one.to(device) for one in (tree.token_ids, tree.parents, tree.depths, tree.logprobs)))
+    on_device = PenaltyState(*(one.to(device) for _, one in _tensors(state)))
+    row, at = logits.to(device), slots.to(device)
+
+    def run() -> None:
+        penalize_nodes_triton(row, on_device, at, moved)
+
+    def check() -> str:
+        rounds = (tree.token_ids[:, 0], walked.token_ids, walked.commit_lens)
+        count_tokens(state, slots, *rounds)
+        count_tokens_triton(on_device, at, *(one.to(device) for one in rounds))
+        for (name, found), (_, wanted) in zip(_tensors(on_device), _tensors(state), strict=True):
+            _assert_equal(name, found, wanted)
+        row.copy_(logits)
+        run()
+        expected = logits.clone()
+        penalize_nodes(expected, state, slots, tree)
+        _assert_equal("logits", row, expected)
+        return "logits and counts equal core's, bit for bit"
+
+    nodes = size.batch_size * size.num_nodes
+    changed = min(1000, size.vocabulary)
+    marks = size.batch_size * size.vocabulary
+    return Row("node_penalties", size, run, check, marks + nodes * changed * (4 + 2 * 4))
+
+
+def _penalized_requests(size: Size) -> PenaltyState:
+    generator = torch.Generator().manual_seed(size.batch_size)
+    state = PenaltyState.empty(size.batch_size, size.batch_size, size.vocabulary, "cpu")
+    state.slot_rows.copy_(torch.randperm(size.batch_size, generator=generator))
+    state.frequency.fill_(0.1)
+    state.presence.fill_(-0.3)
+    state.repetition.fill_(1.05)
+    state.lens.fill_(1000)
+    state.min_lens.fill_(2000)
+    emitted = torch.randint(0, size.vocabulary, (size.batch_size, 1000), generator=generator)
+    state.sums.zero_().scatter_add_(1, emitted, torch.full(emitted.shape, 0.1))
+    state.marks.zero_().scatter_(1, emitted, 1)
+    state.marks[:, :2] |= END
+    return state
+
+
 def _tensor_ranking(logits: torch.Tensor, top_k: int) -> object:
     """What ranks in tensor operations: float32 logits, their log-partition, a top-k."""
     values = logits.float()
@@ -285,8 +340,9 @@ ROWS: dict[str, Callable[[Size, torch.device], Row]] = {
     "round_inputs_triton": round_inputs_row,
     "candidates_triton": ranking,
     "ancestor_pages_triton": pages_of_ancestors,
+    "node_penalties_triton": penalties,
     "kv_move_triton": kv_move,
 }
 """Module of `ddtree_sglang.kernels` -> its row."""
-DEPENDS_ON_VOCABULARY = frozenset({"candidates_triton"})
+DEPENDS_ON_VOCABULARY = frozenset({"candidates_triton", "node_penalties_triton"})
 """Modules whose kernels read logits: measured at every vocabulary, the others at one."""

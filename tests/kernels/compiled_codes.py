@@ -10,7 +10,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from ddtree_sglang.kernels import candidates_triton, round_commit_triton, round_inputs_triton, tree_builder_triton
+from ddtree_sglang.kernels import (
+    candidates_triton,
+    node_penalties_triton,
+    round_commit_triton,
+    round_inputs_triton,
+    tree_builder_triton,
+)
 
 BACKEND = make_backend(GPUTarget("cuda", 90, 32))
 KERNELS = (
@@ -20,6 +26,11 @@ KERNELS = (
     (tree_builder_triton, "_build_tree_kernel"),
     (round_commit_triton, "_commit_round_kernel"),
 )
+PENALTY_KERNELS = (
+    (node_penalties_triton, "_penalize_kernel"),
+    (node_penalties_triton, "_count_kernel"),
+)
+"""Those of rounds of requests with penalties, besides."""
 
 
 class Launches:
@@ -44,6 +55,6 @@ class Launches:
 def record_codes(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
     """A set that from now on gets what each launch of a kernel of a round needs compiled: its name and the key."""
     codes: set[tuple[str, str]] = set()
-    for module, name in KERNELS:
+    for module, name in (*KERNELS, *PENALTY_KERNELS):
         monkeypatch.setattr(module, name, Launches(getattr(module, name), codes))
     return codes

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from ddtree_sglang.core import root_trees
+from ddtree_sglang.core import DraftTree, root_trees
 from ddtree_sglang.core.candidates import LogitTransform
+from ddtree_sglang.core.node_penalties import PenaltyState
 from ddtree_sglang.core.round_ends import RoundEnds
 from ddtree_sglang.engine.graphs.drafter_tail import DraftGraphTail, GraphTrees
-from ddtree_sglang.engine.graphs.rehearsal import rehearse_rounds
+from ddtree_sglang.engine.graphs.rehearsal import rehearse_penalties, rehearse_rounds
 from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
 from ddtree_sglang.engine.stages.candidates import CandidateRanking, VocabShard
 from ddtree_sglang.engine.stages.trees import DeviceTrees, MaskBuffer
-from tests.kernels.compiled_codes import KERNELS, record_codes
+from tests.kernels.compiled_codes import KERNELS, PENALTY_KERNELS, record_codes
 
 pytestmark = pytest.mark.sglang
 
@@ -116,3 +117,21 @@ def test_a_number_of_nodes_that_was_not_rehearsed_would_be_noticed(
     assert {name for name, _ in rehearsed} == {name for _, name in KERNELS}
     run_round(DeviceTrees(ranking, {}), NODES, 2, 0, drafter_out(2, can_run_graph=False))
     assert len(codes - rehearsed) == 3
+
+
+def test_rounds_with_penalties_compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddtree_sglang.kernels.node_penalties_triton import count_tokens_triton, penalize_nodes_triton
+
+    codes = record_codes(monkeypatch)
+    rehearse_penalties(BLOCK, VOCABULARY, torch.device("cpu"))
+    rehearsed = set(codes)
+    assert {name for name, _ in rehearsed} == {name for _, name in PENALTY_KERNELS}
+    for num_rows, batch_size, num_nodes, offset in ((8, 1, 1, 0), (16, 3, NODES, 1)):
+        state = PenaltyState.empty(64, num_rows, VOCABULARY, "cpu")
+        slots = shifted(torch.arange(batch_size), offset)
+        nodes = shifted(torch.zeros(batch_size, num_nodes, dtype=torch.int64), offset)
+        tree = DraftTree(nodes, nodes, nodes, nodes.float())
+        penalize_nodes_triton(shifted(torch.zeros(batch_size * num_nodes, VOCABULARY), offset), state, slots, tree)
+        emitted = shifted(torch.zeros(batch_size, BLOCK, dtype=torch.int64), offset)
+        count_tokens_triton(state, slots, slots, emitted, slots)
+    assert codes == rehearsed

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from ddtree_sglang.core.built_tree import root_trees
+from ddtree_sglang.core.node_penalties import PenaltyState
 from ddtree_sglang.core.round_ends import RoundEnds
 from ddtree_sglang.engine.stages.candidates import CandidateRanking, DraftCandidates
 from ddtree_sglang.engine.stages.trees import DeviceTrees, MaskBuffer
@@ -30,6 +31,18 @@ def rehearse_rounds(ranking: CandidateRanking, node_counts: Sequence[int], req_t
         no_cells = MaskBuffer(torch.empty(0, dtype=torch.bool, device=device), 0, in_place=True, by_address=True)
         for buffers in ({}, {num_nodes: no_cells}):
             _rehearse(DeviceTrees(ranking, buffers), nothing, num_nodes, req_to_token)
+
+
+def rehearse_penalties(block_size: int, vocab_size: int, device: torch.device) -> None:
+    """Launch what rounds of requests with penalties launch besides; P = `block_size`, V = `vocab_size`."""
+    from ddtree_sglang.kernels.node_penalties_triton import count_tokens_triton, penalize_nodes_triton
+
+    state = PenaltyState.empty(1, 1, vocab_size, device)
+    none = torch.empty(0, dtype=torch.int64, device=device)
+    # Float32, which SGLang's logits are (layers/logits_processor.py).
+    logits = torch.empty(0, vocab_size, dtype=torch.float32, device=device)
+    penalize_nodes_triton(logits, state, none, root_trees(none, none).tree)
+    count_tokens_triton(state, none, none, torch.empty(0, block_size, dtype=torch.int64, device=device), none)
 
 
 def _rehearse(trees: DeviceTrees, nothing: DraftCandidates, num_nodes: int, req_to_token: torch.Tensor) -> None:

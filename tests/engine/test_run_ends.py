@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ddtree_sglang.engine.run_ends import prefill_only_at_no_tokens
 from tests.e2e.servers import Pair
 from tests.engine.decoding import RUN_LEN, THINK_END, Decoding, Ended, batch_of, result_of
 
@@ -215,3 +216,18 @@ def test_a_run_of_a_request_that_was_retracted_since_is_forgotten(decoding: Deco
     req.is_retracted = True
     decoding.processor()._resolve_spec_v2_tokens(result_of(ids[1 : 1 + RUN_LEN], 1, is_run=True), batch)
     assert req not in run_ends._judged
+
+
+@pytest.mark.parametrize(("algorithm", "expected"), [("DDTREE", [True, False]), ("DFLASH", [False, False])])
+def test_a_request_for_no_token_is_answered_by_its_prefill(
+    algorithm: str, expected: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stock samples for it under speculation, and answers with the log-probability of a token that it does not have."""
+    from sglang.srt.managers import schedule_batch
+
+    spec = SimpleNamespace(speculative_algorithm=algorithm)
+    monkeypatch.setattr("sglang.srt.runtime_context.get_spec", lambda: spec)
+    monkeypatch.setattr(schedule_batch, "get_spec", lambda: spec)
+    ours = prefill_only_at_no_tokens(schedule_batch.Req.is_prefill_only)
+    asked = [SimpleNamespace(sampling_params=SimpleNamespace(max_new_tokens=count)) for count in (0, 1)]
+    assert [ours.fget(req) for req in asked] == expected

@@ -185,6 +185,22 @@ class Grammar(SimpleNamespace):
         return bool(self.ended)
 
 
+@pytest.mark.parametrize("last", [1, 4, 7, 8, 9])
+@pytest.mark.parametrize("runs", [[8], [3, 5], [1], [2, 7]])
+@pytest.mark.parametrize("extra", [{}, {"stop": "checked"}, {"max_new_tokens": 8}])
+def test_a_grammar_ends_its_request_at_the_token_after(
+    last: int, runs: list[int], extra: dict[str, Any], decoding: Decoding, tokenizer: Any
+) -> None:
+    """Plain decoding looks at a grammar before it takes the token in; seen where its last token ends no request."""
+    ids = script_of(tokenizer)
+    ended = []
+    for how in (runs, None):
+        req = decoding.request(tokenizer, **{"max_new_tokens": 50, **extra})
+        req.grammar = Grammar(last=ids[last], ended=False, finished=False)
+        ended.append(decoding.decode(req, ids, how))
+    assert ended[0] == ended[1]
+
+
 def test_a_run_is_judged_once_though_the_grammar_asks_before(decoding: Decoding, tokenizer: Any) -> None:
     """Overlap scheduling advances grammars while the next round is on its way, a round before it reads the run."""
 

@@ -210,7 +210,7 @@ class DDTreeWorker(DFlashWorkerV2):
             self._commit(commit.path, window)
         with stage("context"):
             self._extend_draft_context(commit, window, target_out.logits_output)
-        self._trace_round(batch, built, commit.path)
+        self._trace_round(batch, window, built, commit.path)
         return self._result(target_out, commit, keep_alive=[window, built, verify_input, target_ids])
 
     def _open_window(self, batch: ScheduleBatch) -> RoundWindow:
@@ -332,12 +332,14 @@ class DDTreeWorker(DFlashWorkerV2):
         # The scheduler copies what is left here to the host.
         logits_output.hidden_states = None
 
-    def _trace_round(self, batch: ScheduleBatch, built: BuiltTree, accepted: AcceptedPath) -> None:
+    def _trace_round(self, batch: ScheduleBatch, window: RoundWindow, built: BuiltTree, accepted: AcceptedPath) -> None:
         if not self.trace.enabled:
             return
         tree = built.tree
         self.trace.end_round(
             batch_size=len(batch.reqs),
+            request_ids=[req.rid for req in batch.reqs],
+            prefix_lens=window.prefix_lens,
             num_nodes=tree.num_nodes,
             commit_lens=accepted.commit_lens,
             accept_index=accepted.accept_index,

@@ -24,6 +24,7 @@ class RoundTrace:
     A line holds `round`, `batch_size`, `num_nodes` (N, root included), `<stage>_ms` for each stage, `total_ms`,
     `free_slots` (of the KV pool, with this round's reservation taken), and per request:
 
+    * `request_ids`, and `prefix_lens`, the tokens that were committed before the round, without the root;
     * the tree, N values each: `token_ids`, `parents` (-1 at the root and at padding), `depths`, and `path_probs`, the
       drafter's probability of the path from the root to the node (0 at padding);
     * the walk, one value per depth: `accept_index` (nodes on the path, then -1) and `emitted_ids` (tokens, then 0);

@@ -156,6 +156,13 @@ CPU_PLATFORM: tuple[Row, ...] = (
         exact=True,
     ),
     Row(
+        "sglang.srt.mem_cache.allocation",
+        "get_last_loc",
+        "req_to_token req_pool_indices_tensor prefix_lens_tensor",
+        "triton_replacements",
+        exact=True,
+    ),
+    Row(
         _MEMORY_POOL,
         "MHATokenToKVPool",
         "_kv_copy_config k_buffer layer_num start_layer store_dtype v_buffer",

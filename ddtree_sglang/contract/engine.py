@@ -67,14 +67,13 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.arg_groups.fields.schedule",
         "Schedule",
-        "disable_overlap_schedule enable_mixed_chunk max_running_requests mem_fraction_static page_size",
+        "disable_overlap_schedule max_running_requests mem_fraction_static page_size",
         "graph_memory, server_args",
     ),
     Row(
         "sglang.srt.arg_groups.fields.serving",
         "Serving",
-        "enable_streaming_session enable_strict_thinking host port preferred_sampling_params reasoning_parser "
-        "tool_call_parser",
+        "enable_strict_thinking host port preferred_sampling_params reasoning_parser tool_call_parser",
         "server_args, token_outputs",
     ),
     Row(
@@ -192,12 +191,14 @@ ENGINE: tuple[Row, ...] = (
         "Req",
         "beam_group custom_logit_processor eos_token_ids finished finished_len finished_output finished_reason grammar "
         "is_prefill_only is_retracted origin_input_ids output_ids output_ids_through_stop reasoning_tokens "
-        "return_sampling_mask rid sampling_params send_token_offset stream to_finish tokenizer",
-        "grammar_ends, hooks, node_grammar, node_processors, request_options, request_rules, round_ends, run_ends, "
-        "token_outputs",
+        "return_hidden_states return_sampling_mask rid sampling_params send_token_offset session stream to_finish "
+        "tokenizer",
+        "grammar_ends, hooks, mixed_chunks, node_grammar, node_processors, request_options, request_rules, round_ends, "
+        "run_ends, sessions, token_outputs, worker",
     ),
     Row("sglang.srt.managers.schedule_batch", "Req.update_finish_state", "new_accepted_len", "grammar_ends, run_ends"),
     Row("sglang.srt.managers.schedule_batch", "FINISH_ABORT", "message status_code err_type", "node_grammar"),
+    Row("sglang.srt.managers.schedule_batch", "ReqKvInfo", "kv_committed_len", "sessions"),
     Row(
         "sglang.srt.managers.schedule_batch",
         "ScheduleBatch",
@@ -208,8 +209,8 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.managers.scheduler",
         "Scheduler",
-        "init_req_max_new_tokens max_req_input_len max_req_len model_config result_queue",
-        "context_limit, node_processors",
+        "init_req_max_new_tokens is_mixed_chunk max_req_input_len max_req_len model_config result_queue",
+        "context_limit, mixed_chunks, node_processors",
     ),
     Row(
         "sglang.srt.managers.scheduler",
@@ -218,6 +219,7 @@ ENGINE: tuple[Row, ...] = (
         "node_processors",
         exact=True,
     ),
+    Row("sglang.srt.managers.scheduler", "Scheduler.get_new_batch_prefill", "running_batch", "mixed_chunks"),
     Row("sglang.srt.managers.scheduler", "Scheduler.init_model_worker", "", "context_limit"),
     Row(
         "sglang.srt.managers.scheduler_components.batch_result_processor",
@@ -278,6 +280,7 @@ ENGINE: tuple[Row, ...] = (
         "speculative_output_stride",
         "run_ends, worker",
     ),
+    Row("sglang.srt.mem_cache.allocation_sizing", "get_alloc_page_size", "", "kv_window"),
     Row("sglang.srt.mem_cache.allocation_sizing", "get_req_to_token_extra_context_len", "", "kv_window"),
     Row("sglang.srt.mem_cache.allocator", "TokenToKVPoolAllocator", "available_size", "worker"),
     Row("sglang.srt.mem_cache.kv_index_translator", "KVIndexTranslator", "reads_are_translated", "fa3_metadata"),
@@ -325,7 +328,7 @@ ENGINE: tuple[Row, ...] = (
         _MODEL_RUNNER,
         "ModelRunner",
         "attn_backend capture_tail_hooks decode_cuda_graph_runner dtype forward init_new_workspace "
-        "kv_index_translator model model_config prewarm_sampling req_to_token_pool sampler "
+        "kv_index_translator model model_config page_size prewarm_sampling req_to_token_pool sampler "
         "sliding_window_size token_to_kv_pool token_to_kv_pool_allocator",
         "hooks, node_counts, target_checks, worker",
     ),
@@ -406,6 +409,10 @@ ENGINE: tuple[Row, ...] = (
     Row(_SERVER_ARGS, "ServerArgs.from_cli_args", "args", "cli_flags"),
     Row(_SERVER_ARGS, "ServerArgs.resolve_once", "", "hooks"),
     Row(_SERVER_ARGS, "prepare_server_args", "argv", "hooks"),
+    Row("sglang.srt.session.session_controller", "Session", "session_id", "sessions"),
+    Row("sglang.srt.session.streaming_session", "SessionSlot", "kv", "sessions"),
+    Row("sglang.srt.session.streaming_session", "StreamingSession", "slots", "sessions"),
+    Row("sglang.srt.session.streaming_session", "StreamingSession.try_cache_finished_req", "req", "sessions"),
     Row(
         "sglang.srt.speculative.dflash_info",
         "DFlashVerifyInput",
@@ -491,7 +498,8 @@ ENGINE: tuple[Row, ...] = (
         "sglang.srt.speculative.spec_registry",
         "CustomSpecAlgo",
         "get_num_tokens_per_req_for_target_verify handle_server_args has_draft_kv is_dflash is_dflash_family "
-        "supports_grammar_overlap supports_prefill_shared_read_done supports_target_verify_for_draft",
+        "supports_grammar_overlap supports_mixed_chunk supports_prefill_shared_read_done "
+        "supports_target_verify_for_draft",
         "algorithm",
     ),
     Row("sglang.srt.speculative.spec_tp_sync", "SpecTpSync", "sync", "worker"),

@@ -81,6 +81,18 @@ ROUND_PATCHES = (
         "pieces that arrive together would be joined again",
     ),
     Patch(
+        "sglang.srt.managers.scheduler.Scheduler.get_new_batch_prefill",
+        "around",
+        "ddtree_sglang.engine.mixed_chunks:mix_requests_without_state",
+        "a request in another's prefill is sampled without what a round keeps for it",
+    ),
+    Patch(
+        "sglang.srt.session.streaming_session.StreamingSession.try_cache_finished_req",
+        "around",
+        "ddtree_sglang.engine.sessions:keep_written_tokens",
+        "a session's next turn would read keys of its last token that no round has written",
+    ),
+    Patch(
         f"{_RUNNER}._extend_forward_kwargs",
         "around",
         f"{_HOOKS}:keep_model_dtype",
@@ -289,6 +301,20 @@ ENGINE_PATCHES = (
         "spec_info seq_lens_cpu seq_lens_sum",
     ),
     Patch(
+        "sglang.srt.managers.scheduler.Scheduler",
+        "object",
+        "ddtree_sglang.engine.mixed_chunks:mix_requests_without_state",
+        "while a batch is made; put back",
+        "is_mixed_chunk",
+    ),
+    Patch(
+        "sglang.srt.managers.schedule_batch.ReqKvInfo",
+        "object",
+        "ddtree_sglang.engine.sessions:keep_written_tokens",
+        "what a session's next turn begins behind",
+        "kv_committed_len",
+    ),
+    Patch(
         "sglang.srt.layers.logits_processor.LogitsProcessorOutput",
         "object",
         "ddtree_sglang.engine.worker:DDTreeWorker._extend_draft_context",
@@ -311,6 +337,12 @@ TORCH_PATCHES = (
         "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func",
         "replace",
         "ddtree_sglang.cpu_platform.triton_replacements:assign_req_to_token_pool",
+        "torch in place of a Triton launch",
+    ),
+    Patch(
+        "sglang.srt.mem_cache.allocation.get_last_loc",
+        "replace",
+        "ddtree_sglang.cpu_platform.triton_replacements:last_slots",
         "torch in place of a Triton launch",
     ),
     Patch(

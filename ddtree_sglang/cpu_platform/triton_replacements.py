@@ -29,6 +29,19 @@ def assign_req_to_token_pool(
     req_to_token[rows, columns] = out_cache_loc[: rows.shape[0]].to(req_to_token.dtype)
 
 
+def last_slots(
+    req_to_token: torch.Tensor, req_pool_indices_tensor: torch.Tensor, prefix_lens_tensor: torch.Tensor
+) -> torch.Tensor:
+    """`[B]` int64: the slot of each request's last token, -1 where it has none.
+
+    Replaces `mem_cache/allocation.get_last_loc`, by which pages of several tokens are continued. The requests' rows of
+    the table and the numbers of tokens that have a slot are `[B]` each.
+    """
+    columns = prefix_lens_tensor.to(torch.int64) - 1
+    slots = req_to_token[req_pool_indices_tensor.to(torch.int64), columns.clamp(min=0)].to(torch.int64)
+    return slots.masked_fill(columns < 0, -1)
+
+
 def extend_cache_locs(
     req_pool_indices: torch.Tensor,
     req_to_token: torch.Tensor,

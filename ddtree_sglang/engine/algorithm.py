@@ -39,6 +39,10 @@ class DDTreeSpecAlgo(CustomSpecAlgo):
         """A round takes the scheduler's barrier, and advances the grammars behind its verify (node_grammar.py)."""
         return True
 
+    def supports_mixed_chunk(self) -> bool:
+        """A running request takes part in another's prefill with its root alone, as in plain decoding."""
+        return True
+
     def has_draft_kv(self) -> bool:
         """No per-branch draft KV: the drafter writes one block, whatever the tree."""
         return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddtree_sglang.cpu_platform.triton_replacements import assign_req_to_token_pool, extend_cache_locs
+from ddtree_sglang.cpu_platform.triton_replacements import assign_req_to_token_pool, extend_cache_locs, last_slots
 
 pytestmark = pytest.mark.sglang
 
@@ -57,3 +57,14 @@ def test_writing_then_reading_a_window_round_trips() -> None:
     slots, cells = torch.arange(500, 510), table()
     assign_req_to_token_pool(rows, cells, starts, starts + 5, slots, 2)
     assert torch.equal(extend_cache_locs(rows, cells, starts, starts + 5, 2, 5, "cpu"), slots)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_the_last_slot_is_sglangs_own_and_minus_one_before_the_first_token(dtype: torch.dtype) -> None:
+    from sglang.srt.mem_cache.allocation import get_last_loc_torch
+
+    rows, lengths = torch.tensor([3, 0, 2], dtype=dtype), torch.tensor([7, 0, 20], dtype=dtype)
+    found = last_slots(table(), rows, lengths)
+    assert found.dtype == torch.int64
+    assert found.tolist() == [66, -1, 59]
+    assert found.tolist() == get_last_loc_torch(table(), rows, lengths).tolist()

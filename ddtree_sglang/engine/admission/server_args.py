@@ -20,7 +20,7 @@ from ddtree_sglang.engine.admission.drafter_checks import (
     check_drafter_fits_target,
     check_same_dtype,
 )
-from ddtree_sglang.engine.admission.target_checks import check_sampling_defaults, check_target
+from ddtree_sglang.engine.admission.target_checks import check_pages, check_sampling_defaults, check_target
 from ddtree_sglang.engine.cli_flags import apply_config
 from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.spec import ALGORITHM, is_ddtree
@@ -52,10 +52,6 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
         "does not support DP attention yet; remove --enable-dp-attention / --attn-dp-size.",
     ),
     ArgumentRule(
-        lambda cfg: (cfg.page_size or 1) != 1,
-        "supports --page-size 1 only (a tree's window is compacted token by token); remove --page-size.",
-    ),
-    ArgumentRule(
         lambda cfg: cfg.disaggregation_mode != "null",
         "does not support prefill/decode disaggregation yet; remove --disaggregation-mode.",
     ),
@@ -75,17 +71,17 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
     ),
     ArgumentRule(
         lambda cfg: cfg.speculative_draft_window_size is not None,
-        "does not support a windowed drafter cache yet; remove --speculative-draft-window-size.",
+        "drafts on the whole context, as its drafter was trained; remove --speculative-draft-window-size.",
     ),
     ArgumentRule(lambda cfg: bool(cfg.speculative_adaptive), "has no adaptive steps; remove --speculative-adaptive."),
-    ArgumentRule(
-        lambda cfg: bool(cfg.enable_mixed_chunk), "does not mix prefill and verify; remove --enable-mixed-chunk."
-    ),
+    # The host's copy is loaded by device kernels, for target and drafter apart; neither runs without a GPU.
     ArgumentRule(
         lambda cfg: bool(cfg.enable_hierarchical_cache),
-        "does not support the hierarchical cache yet; remove --enable-hierarchical-cache.",
+        "has not been shown to keep the drafter's keys through the hierarchical cache; remove "
+        "--enable-hierarchical-cache.",
     ),
-    ArgumentRule(lambda cfg: bool(cfg.enable_watermark), "does not support watermarks; remove --enable-watermark."),
+    # The mark of a token is drawn from those before it, which differ from node to node (sampling_batch_info.py).
+    ArgumentRule(lambda cfg: bool(cfg.enable_watermark), "marks no tree's nodes; remove --enable-watermark."),
     ArgumentRule(
         lambda cfg: cfg.grammar_backend not in (None, *GRAMMAR_BACKENDS),
         "walks a grammar along its tree and back, which outlines cannot; use --grammar-backend xgrammar or llguidance.",
@@ -94,11 +90,6 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
     ArgumentRule(
         lambda cfg: bool(cfg.enable_strict_thinking),
         "does not enforce thinking budgets yet; remove --enable-strict-thinking.",
-    ),
-    # A turn that ends on a round's bonus token would count that token's KV as written (streaming_session.py).
-    ArgumentRule(
-        lambda cfg: bool(cfg.enable_streaming_session),
-        "does not support streaming sessions yet; remove --enable-streaming-session.",
     ),
     # Captured per node of the tree, and never moved to the tokens that stay.
     ArgumentRule(
@@ -167,6 +158,7 @@ def check_resolved_target(server_args: Any) -> None:
     cfg, model_config = resolving_view(server_args), model_config_of(server_args)
     window = model_config.sliding_window_size if model_config.is_hybrid_swa else None
     check_target(model_config, window, attention_backends_of(cfg))
+    check_pages(int(cfg.page_size), window, attention_backends_of(cfg))
     check_sampling_defaults(model_config, cfg.preferred_sampling_params)
     check_context_len(int(model_config.context_len), int(cfg.speculative_dflash_block_size))
     if str(cfg.dtype) == "auto":

@@ -22,6 +22,10 @@ WINDOW_BACKENDS = ("fa3", ATTENTION_BACKEND)
 (kernels/ops/attention/extend_attention.py), FlashInfer drops the window's start for tree inputs
 (flashinfer_backend.py, `update_sliding_window`)."""
 
+PAGED_BACKENDS = ("fa3", "flashinfer", "triton", ATTENTION_BACKEND)
+"""Those that verify a tree in pages of several tokens: they read the tree's part by single slots. It has not been shown
+for FA4, whose kernels ask for pages of 128 tokens elsewhere (arg_groups/overrides.py, `_fa4_page_constraint`)."""
+
 BACKEND_CLASSES = ("DDTreeCpuAttnBackend", "FlashAttentionBackend", "FlashInferAttnBackend", "TritonAttnBackend")
 """Of a target whose layers all attend in the same way. For others SGLang puts a backend of its own around these
 (layers/attention/attention_registry.py, `attn_backend_wrapper`), such as MiniMax-M3's for its sparse layers. By name,
@@ -48,6 +52,7 @@ def check_loaded_target(runner: Any) -> None:
     from sglang.srt.runtime_context import attention_backends
 
     check_target(runner.model_config, runner.sliding_window_size, attention_backends())
+    check_pages(int(runner.page_size), runner.sliding_window_size, attention_backends())
     if getattr(runner.model, "lm_head", None) is None:
         raise DDTreeConfigError(
             f"{ALGORITHM} drafts through the target's LM head, got {type(runner.model).__name__}, which has none at "
@@ -113,6 +118,29 @@ def check_target(model_config: Any, sliding_window: int | None, backends: tuple[
             f"{ALGORITHM} needs an attention backend that places a sliding window per node, one of "
             f"{list(WINDOW_BACKENDS)}, got {', '.join(wrong)} for {name} with a window of {sliding_window}; set "
             "--attention-backend fa3 on a GPU that has it."
+        )
+
+
+def check_pages(page_size: int, sliding_window: int | None, backends: tuple[Any, ...]) -> None:
+    """Refuse pages of several tokens where a tree's nodes could not be read from them.
+
+    Args:
+        page_size: tokens of a page.
+        sliding_window: tokens, None where no layer has one. FA3 makes its table of the window and the
+            nodes for pages of one token (flashattention_backend.py, `_init_sliding_window_attn_spec_metadata`).
+        backends: the attention backends of prefill and decode.
+
+    Raises:
+        DDTreeConfigError: a backend outside `PAGED_BACKENDS`, or a window on FA3.
+    """
+    if page_size == 1:
+        return
+    wrong = sorted({str(one) for one in backends if one not in PAGED_BACKENDS or (one == "fa3" and sliding_window)})
+    if wrong:
+        of_window = f" for a target with a window of {sliding_window}" if sliding_window else ""
+        raise DDTreeConfigError(
+            f"{ALGORITHM} needs pages of one token on {', '.join(wrong)}{of_window}, got {page_size}; "
+            "remove --page-size."
         )
 
 

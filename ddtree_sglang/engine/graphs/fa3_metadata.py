@@ -33,10 +33,7 @@ class TreeMetadata:
         if f"{type(backend).__module__}.{type(backend).__qualname__}" != _FA3:
             return None
         is_plain = not (
-            backend.has_swa
-            or backend.use_sliding_window_kv_pool
-            or backend.kv_index_translator.reads_are_translated
-            or backend.page_size != 1
+            backend.has_swa or backend.use_sliding_window_kv_pool or backend.kv_index_translator.reads_are_translated
         )
         return cls(backend) if is_plain and backend.topk > 1 and backend.verify_mask is not None else None
 
@@ -65,7 +62,7 @@ class TreeMetadata:
             req_pool_indices=rows,
             cache_seqlens=prefixes.cache_seqlens_int32,
             page_table=prefixes.page_table,
-            page_size=1,
+            page_size=backend.page_size,
         )
         nodes = backend.target_verify_metadata_topk_expand[batch_size]
         made = AncestorPages(nodes.cache_seqlens_int32, nodes.page_table)

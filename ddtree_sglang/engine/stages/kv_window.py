@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from sglang.srt.mem_cache.allocation_sizing import get_alloc_page_size
 from sglang.srt.runtime_context import get_spec
 from sglang.srt.speculative.dflash_info_v2 import DFlashDraftInputV2
 
@@ -34,12 +35,12 @@ def row_headroom(original: Callable[[], int]) -> int:
     """AROUND hook on `get_req_to_token_extra_context_len`: room for two windows past the context length.
 
     Stock sizes the row for one window and four tokens, while a request that is near the context limit gets two
-    reserved: the writer has no bound check and would spill into the next request's row.
+    reserved, in whole pages: the writer has no bound check and would spill into the next request's row.
     """
     extra = original()
     if not is_ddtree(get_spec().speculative_algorithm):
         return extra
-    return max(extra, 2 * window_len())
+    return max(extra, 2 * window_len() + get_alloc_page_size() - 1)
 
 
 @dataclass(frozen=True, slots=True)

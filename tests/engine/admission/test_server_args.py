@@ -109,14 +109,11 @@ def test_help_lists_our_flags(capsys: pytest.CaptureFixture[str]) -> None:
         (("--speculative-ddtree-budget", "256"), "from 1 to 255, got 256"),
         (("--speculative-dflash-block-size", "16"), "trained for, 8, got 16"),
         (("--attention-backend", "torch_native"), "attention"),
-        (("--page-size", "16"), "--page-size 1 only"),
         (("--pp-size", "2"), "--pp-size"),
         (("--speculative-use-rejection-sampling",), "rejection-sampling"),
         (("--speculative-accept-threshold-single", "0.5"), "lossless"),
-        (("--enable-mixed-chunk",), "--enable-mixed-chunk"),
         (("--speculative-draft-window-size", "64"), "window"),
         (("--enable-strict-thinking", "--reasoning-parser", "qwen3"), "--enable-strict-thinking"),
-        (("--enable-streaming-session",), "--enable-streaming-session"),
         (("--grammar-backend", "outlines"), "which outlines cannot; use --grammar-backend xgrammar or llguidance"),
         (("--enable-return-routed-experts",), "--enable-return-routed-experts"),
         (("--enable-return-indexer-topk",), "--enable-return-indexer-topk"),
@@ -163,6 +160,12 @@ def test_port_in_use_is_named_before_anything_loads(target: str, drafter: str) -
         port = str(taken.getsockname()[1])
         with pytest.raises(SystemExit, match=f"port must be free, got {port} on 127.0.0.1"):
             resolve(*ddtree(target, drafter, "--port", port))
+
+
+def test_how_the_scheduler_cuts_contexts_is_free(target: str, drafter: str) -> None:
+    more = ("--page-size", "16", "--chunked-prefill-size", "32", "--enable-mixed-chunk", "--enable-streaming-session")
+    cfg = resolve(*ddtree(target, drafter, *more, "--enable-priority-scheduling", "--disable-radix-cache"))
+    assert (cfg.page_size, cfg.enable_mixed_chunk, cfg.enable_streaming_session) == (16, True, True)
 
 
 def test_engine_users_get_the_exception_itself(target: str, drafter: str) -> None:

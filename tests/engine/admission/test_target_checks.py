@@ -13,6 +13,7 @@ from ddtree_sglang.engine.admission.target_checks import (
     BACKEND_CLASSES,
     WINDOW_BACKENDS,
     check_loaded_target,
+    check_pages,
     check_sampling_defaults,
     check_target,
     check_target_backend,
@@ -52,6 +53,18 @@ def test_plain_attention_is_served_by_every_tree_backend() -> None:
         check_target(target(), None, (backend, backend))
 
 
+@pytest.mark.parametrize("page_size", [16, 64])
+def test_pages_are_served_where_a_nodes_slot_is_read_by_itself(page_size: int) -> None:
+    for backend in ("flashinfer", "triton", "fa3", "ddtree_cpu"):
+        check_pages(page_size, None, (backend, backend))
+    check_pages(page_size, 128, ("ddtree_cpu", "ddtree_cpu"))
+    with pytest.raises(DDTreeConfigError, match=f"pages of one token on fa4, got {page_size}; remove --page-size"):
+        check_pages(page_size, None, ("fa3", "fa4"))
+    with pytest.raises(DDTreeConfigError, match=r"one token on fa3 for a target with a window of 128, got"):
+        check_pages(page_size, 128, ("fa3", "fa3"))
+    check_pages(1, 128, ("fa3", "fa4"))
+
+
 def test_a_loaded_target_without_a_head_at_its_top_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """SGLang loads it, and the attribute would be missing when the worker is built."""
     from sglang.srt import runtime_context
@@ -61,7 +74,7 @@ def test_a_loaded_target_without_a_head_at_its_top_is_refused(monkeypatch: pytes
     class WrappedTarget(torch.nn.Module):
         language_model = SimpleNamespace(lm_head=object())
 
-    runner = SimpleNamespace(model_config=target(), sliding_window_size=None, model=WrappedTarget())
+    runner = SimpleNamespace(model_config=target(), sliding_window_size=None, page_size=1, model=WrappedTarget())
     with pytest.raises(DDTreeConfigError, match="got WrappedTarget, which has none at its top"):
         check_loaded_target(runner)
     runner.model.lm_head = object()
@@ -102,7 +115,7 @@ def test_sinks_that_a_backend_counts_twice_are_refused(
     sinks = torch.nn.Parameter(torch.zeros(4)) if has_sinks else None
     model = torch.nn.Sequential(*(Layer(name, sinks, window) for window in windows))
     model.lm_head = torch.nn.Identity()
-    runner = SimpleNamespace(model_config=target(), sliding_window_size=None, model=model)
+    runner = SimpleNamespace(model_config=target(), sliding_window_size=None, page_size=1, model=model)
     with nullcontext() if is_served else pytest.raises(DDTreeConfigError, match="got Sequential with sinks in layers"):
         check_loaded_target(runner)
 

@@ -51,17 +51,20 @@ def test_window_is_as_long_as_the_longer_of_block_and_tree(spec: FakeSpec) -> No
 
 @pytest.mark.parametrize("num_nodes", [2, 8, 17, 64, 256])
 @pytest.mark.parametrize("context_len", [64, 8192])
+@pytest.mark.parametrize("page_size", [1, 16, 64])
 def test_row_holds_two_windows_of_a_request_at_the_context_limit(
-    spec: FakeSpec, num_nodes: int, context_len: int
+    spec: FakeSpec, monkeypatch: pytest.MonkeyPatch, num_nodes: int, context_len: int, page_size: int
 ) -> None:
-    """A request's committed length reaches the context length minus 3; the next round reserves two windows."""
+    """A request's committed length reaches the context length minus 3; the next round reserves two windows of pages."""
+    monkeypatch.setattr(kv_window, "get_alloc_page_size", lambda: page_size)
     spec.speculative_num_draft_tokens = num_nodes
 
     def stock() -> int:
         return 4 + num_nodes
 
     row_len = context_len + kv_window.row_headroom(stock)
-    longest_write = context_len - 3 + 2 * kv_window.window_len()
+    reserved = context_len - 3 + 2 * kv_window.window_len()
+    longest_write = -(-reserved // page_size) * page_size
     assert longest_write <= row_len
     if num_nodes >= 8:
         assert longest_write > context_len + stock(), "stock room would have been enough: the hook proves nothing"

@@ -1,0 +1,45 @@
+"""`--enable-mixed-chunk`: which running requests take part in another one's prefill, by a token each.
+
+In such a step a request is sampled by SGLang's prefill, from what the scheduler knows of it. Under overlap that is a
+round old, and what a round keeps for a request is not asked: its grammar's state, its penalties', a processor's. So
+as long as a running request has any, prefills run alone and all rounds wait for them, as without the flag.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ddtree_sglang.engine.spec import is_ddtree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+
+NEUTRAL = {"frequency_penalty": 0.0, "presence_penalty": 0.0, "repetition_penalty": 1.0, "min_new_tokens": 0}
+"""Sampling parameters by which a token depends on those before it, with the values that switch them off."""
+
+
+def mix_requests_without_state(original: Callable[..., Any], scheduler: Any, running_batch: ScheduleBatch) -> Any:
+    """AROUND hook on `Scheduler.get_new_batch_prefill`: no mixing while a running request has a state of its own."""
+    from sglang.srt.runtime_context import get_spec
+
+    mixes = scheduler.is_mixed_chunk and is_ddtree(get_spec().speculative_algorithm)
+    if not mixes or not any(map(has_state, running_batch.reqs)):
+        return original(scheduler, running_batch)
+    scheduler.is_mixed_chunk = False
+    try:
+        return original(scheduler, running_batch)
+    finally:
+        scheduler.is_mixed_chunk = True
+
+
+def has_state(req: Req) -> bool:
+    """Whether a request's next token depends on more than logits, or is answered with more than its id."""
+    return (
+        req.grammar is not None
+        or req.custom_logit_processor is not None
+        or bool(req.return_hidden_states)
+        or bool(req.return_sampling_mask)
+        or any(getattr(req.sampling_params, name) != off for name, off in NEUTRAL.items())
+    )

@@ -64,6 +64,14 @@ class LaneServer:
         answer: dict[str, Any] = post(self.url, "/generate", {**asked.body(), **body})
         return answer
 
+    def open_session(self, name: str) -> None:
+        """A streaming session of this name."""
+        post(self.url, "/open_session", {"capacity_of_str_len": 4096, "session_id": name, "streaming": True})
+
+    def close_session(self, name: str) -> None:
+        """Give its keys and values back."""
+        post(self.url, "/close_session", {"session_id": name})
+
     def decode_rounds(self) -> list[dict[str, Any]]:
         """What the lane reported of each decode round so far."""
         if not self.report.exists():

@@ -49,14 +49,17 @@ class Pool:
 
 
 class Requests:
-    """Requests with some tokens cached, in shuffled slots; row 0 of `req_to_token` is the engine's padding row."""
+    """Requests with some tokens cached, in shuffled pages; row 0 of `req_to_token` is the engine's padding row."""
 
-    def __init__(self, prefix_lens: Sequence[int]) -> None:
+    def __init__(self, prefix_lens: Sequence[int], page_size: int = 1) -> None:
         generator = torch.Generator().manual_seed(0)
         self.prefix_lens = list(prefix_lens)
+        self.page_size = page_size
         self.pool = Pool()
         self.req_to_token = torch.zeros(MAX_REQUESTS + 1, ROW_LEN, dtype=torch.int32)
-        slots = (torch.randperm(NUM_SLOTS - 1, generator=generator) + 1).int()
+        # Page 0 has the padding slot.
+        pages = torch.randperm(NUM_SLOTS // page_size - 1, generator=generator) + 1
+        slots = (pages[:, None] * page_size + torch.arange(page_size)).flatten().int()
         for request in range(len(prefix_lens)):
             self.req_to_token[request + 1] = slots[request * ROW_LEN : (request + 1) * ROW_LEN]
             cached = self.slots(request, 0, prefix_lens[request])
@@ -98,7 +101,7 @@ def runner(requests: Requests, is_draft: bool = False) -> SimpleNamespace:
         req_to_token=requests.req_to_token,
         token_to_kv_pool_allocator=None,
         token_to_kv_pool=requests.pool,
-        page_size=1,
+        page_size=requests.page_size,
         device="cpu",
     )
     return SimpleNamespace(
@@ -112,7 +115,7 @@ def runner(requests: Requests, is_draft: bool = False) -> SimpleNamespace:
         kv_index_translator=translator,
         kv_cache_dtype=torch.float32,
         kv_cache_dtype_str="auto",
-        page_size=1,
+        page_size=requests.page_size,
         is_draft_worker=is_draft,
         spec_algorithm=SimpleNamespace(is_frozen_kv_mtp=lambda: False),
         server_args=SimpleNamespace(),

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+from tests.device_lane.context_waves import (
+    chunked,
+    first_turns,
+    later_turns,
+    mixed,
+    more_than_the_pool,
+    prefix_hit,
+    to_the_context_limit,
+)
 from tests.device_lane.scenes import (
     CONTEXT_LIMIT,
     Scene,
     aborted,
     changing_widths,
-    chunked,
     ends,
     few,
     greedy_by_top_k,
-    more_than_the_pool,
     one,
     pair_of_requests,
-    prefix_hit,
     seeded,
     staggered,
-    to_the_context_limit,
     under_grammars,
 )
 
 _CHUNKS = ("--chunked-prefill-size", "8")
+_PAGES = ("--page-size", "4", *_CHUNKS)
 _DETERMINISTIC = ("--enable-deterministic-inference",)
 _LIMIT = ("--context-length", str(CONTEXT_LIMIT))
 _WIDTHS = ("--speculative-ddtree-policy", "load", "--speculative-ddtree-verify-tokens", "8")
 # Less than four requests of some twenty tokens and two windows each; all are admitted at once.
-_SMALL_POOL = ("--max-total-tokens", "100", "--schedule-conservativeness", "0")
+_SMALL_POOL = ("--max-total-tokens", "100", "--schedule-conservativeness", "0", "--page-size", "4")
 
 SMALL_TRITON = Scene("small-triton", "triton", (pair_of_requests,), budget=7, captured=(2,))
 SMALL_FA3 = Scene("small-fa3", "fa3", (few,), budget=7, captured=(4,))
@@ -50,11 +56,22 @@ STOCK_FA3 = Scene("stock-fa3", "fa3", (few,), algorithm="DFLASH", captured=(4,))
 # Five answers of up to twelve tokens: long enough that a key in a wrong slot is read again.
 FA3 = Scene("fa3", "fa3", (staggered, prefix_hit, chunked, greedy_by_top_k, ends, aborted), budget=16, flags=_CHUNKS)
 
+# A table of pages in the graph, prompts that running requests are mixed into, and sessions.
+FA3_PAGES = Scene(
+    "fa3-pages",
+    "fa3",
+    (mixed, first_turns, later_turns),
+    budget=7,
+    flags=("--page-size", "16", "--chunked-prefill-size", "16", "--enable-mixed-chunk", "--enable-streaming-session"),
+    captured=(2,),
+    must_log=("Session closed",),
+)
+
 SMALL = (SMALL_TRITON, SMALL_FA3, SMALL_FLASHINFER)
 SCENES = (
-    Scene("triton", "triton", (staggered, prefix_hit, chunked), budget=16, flags=_CHUNKS),
+    Scene("triton", "triton", (staggered, prefix_hit, chunked), budget=16, flags=_PAGES),
     FA3,
-    Scene("flashinfer", "flashinfer", (staggered, prefix_hit, chunked, ends, aborted), budget=16, flags=_CHUNKS),
+    Scene("flashinfer", "flashinfer", (staggered, prefix_hit, chunked, ends, aborted), budget=16, flags=_PAGES),
     TRITON_DETERMINISTIC,
     FA3_DETERMINISTIC,
     CONTEXT_END,
@@ -63,6 +80,7 @@ SCENES = (
     GRAMMARS,
     Scene("triton-3", "triton", (greedy_by_top_k, aborted), budget=3, captured=(4,)),
     Scene("retraction", "fa3", (more_than_the_pool,), budget=7, flags=_SMALL_POOL, must_log=("Retract requests",)),
+    FA3_PAGES,
     Scene("triton-64", "triton", (one,), budget=64, captured=(1,)),
     Scene("flashinfer-64", "flashinfer", (pair_of_requests,), budget=64, captured=(2,)),
     Scene("fa3-64", "fa3", (pair_of_requests,), budget=64, captured=(2,)),

@@ -260,6 +260,27 @@ def _change_ends(change: Callable[[Any], Any]) -> None:
     _set(BatchEnds, "of", classmethod(of))
 
 
+def prefix_pages_of_one_token() -> None:
+    """The graph's own table of FA3's prefix has a page for each token, whatever the size of the pool's."""
+    from ddtree_sglang.engine.graphs.fa3_metadata import TreeMetadata
+
+    original = TreeMetadata.make
+
+    def make(metadata: Any, forward_batch: Any) -> None:
+        page_size, metadata.backend.page_size = metadata.backend.page_size, 1
+        original(metadata, forward_batch)
+        metadata.backend.page_size = page_size
+
+    _set(TreeMetadata, "make", make)
+
+
+def last_token_of_a_turn_counted_as_written() -> None:
+    """A session's next turn begins behind the last token of the one before, whose keys no round has written."""
+    from ddtree_sglang.engine import sessions
+
+    _set(sessions, "is_ddtree", lambda algorithm: False)
+
+
 def _roll_over_requests(slots: str) -> None:
     """A round's inputs with each request's `slots` taken from the request before it."""
     from ddtree_sglang.engine.stages.trees import DeviceTrees
@@ -319,5 +340,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         grammars_along_the_flat_order,
         roots_children_whatever_the_grammar,
         trees_read_before_they_arrive,
+        prefix_pages_of_one_token,
+        last_token_of_a_turn_counted_as_written,
     )
 }

@@ -131,7 +131,6 @@ class Reference:
         reason = "stop" if ends else "length"
         return Expected(output[:length], reason, tuple(logprobs[:length]), min(margins[:length]), tokens)
 
-    @torch.inference_mode()
     def rounds(
         self, asked: Asked, num_nodes: int, noise: torch.Generator | None = None, *, past_the_end: bool = False
     ) -> list[Round]:
@@ -141,35 +140,70 @@ class Reference:
         with the answer; `past_the_end`: with the path that the target would have accepted.
         """
         expected = self.expect(asked)
-        num_nodes = num_nodes if asked.budget is None else min(asked.budget + 1, num_nodes)
         rounds, done = [], 1
         while done < len(expected.output_ids):
-            ids, logprobs = self._candidates(asked.prompt, expected.continuation, done)
-            if noise is not None:
-                logprobs = logprobs + NOISE * (2 * torch.rand(logprobs.shape, generator=noise) - 1)
-                logprobs, order = logprobs.sort(dim=-1, descending=True)
-                ids = ids.gather(-1, order)
-            top_k = min(max(num_nodes - 1, 1), ids.shape[-1])
-            ids, logprobs = ids[:, :, :top_k].clone(), logprobs[:, :, :top_k].clone()
-            if asked.pairs:
-                keep_what_may_follow(ids[0, 0], logprobs[0, 0], expected.continuation[:done])
-            root = torch.tensor([expected.continuation[done - 1]])
-            tree = build_draft_tree(ids, logprobs, root, num_nodes)
-            target_ids = follow(tree, expected.continuation[done - 1 :])
-            accepted = walk_tree(tree, target_ids, self.pair.block_size)
-            left = expected.continuation if past_the_end else expected.output_ids
-            commit_len = min(int(accepted.commit_lens), len(left) - done)
-            rounds.append(Round(commit_len, tuple(accepted.accept_index[0, :commit_len].tolist())))
-            done += commit_len
+            rounds.append(self._round_after(asked, done, num_nodes, noise, past_the_end))
+            done += rounds[-1].commit_len
         return rounds
 
-    def is_clear(self, asked: Asked, node_counts: Sequence[int]) -> bool:
-        """Whether rounding can change neither the tokens nor what is accepted at these numbers of nodes."""
+    def rounds_anywhere(self, asked: Asked, num_nodes: int, noise: torch.Generator | None = None) -> list[Round]:
+        """The round behind each token of the answer but the last, wherever the rounds before it ended."""
+        return [
+            self._round_after(asked, done, num_nodes, noise) for done in range(1, len(self.expect(asked).output_ids))
+        ]
+
+    def with_steps_of_one_token(self, asked: Asked, num_nodes: int) -> set[tuple[int, ...]]:
+        """All histograms of rounds, should the request also take part in prefills.
+
+        A prefill of its own after a retraction, or one of another request that it is mixed into, gives it one token.
+        """
+        rounds, length = self.rounds_anywhere(asked, num_nodes), len(self.expect(asked).output_ids)
+        ways: list[set[tuple[int, ...]]] = [set() for _ in range(length + self.pair.block_size)]
+        ways[1] = {()}  # by tokens emitted: numbers of correct drafts so far, ascending
+        for done, one in enumerate(rounds, start=1):
+            ways[done + 1] |= ways[done]
+            ways[done + one.commit_len] |= {tuple(sorted((*way, one.commit_len - 1))) for way in ways[done]}
+        return {
+            tuple(way.count(correct) for correct in range(max(way, default=-1) + 1))
+            for ended in ways[length:]
+            for way in ended
+        }
+
+    @torch.inference_mode()
+    def _round_after(
+        self, asked: Asked, done: int, num_nodes: int, noise: torch.Generator | None, past_the_end: bool = False
+    ) -> Round:
+        """The round whose root is the last of the answer's first `done` tokens."""
+        expected = self.expect(asked)
+        num_nodes = num_nodes if asked.budget is None else min(asked.budget + 1, num_nodes)
+        ids, logprobs = self._candidates(asked.prompt, expected.continuation, done)
+        if noise is not None:
+            logprobs = logprobs + NOISE * (2 * torch.rand(logprobs.shape, generator=noise) - 1)
+            logprobs, order = logprobs.sort(dim=-1, descending=True)
+            ids = ids.gather(-1, order)
+        top_k = min(max(num_nodes - 1, 1), ids.shape[-1])
+        ids, logprobs = ids[:, :, :top_k].clone(), logprobs[:, :, :top_k].clone()
+        if asked.pairs:
+            keep_what_may_follow(ids[0, 0], logprobs[0, 0], expected.continuation[:done])
+        root = torch.tensor([expected.continuation[done - 1]])
+        tree = build_draft_tree(ids, logprobs, root, num_nodes)
+        target_ids = follow(tree, expected.continuation[done - 1 :])
+        accepted = walk_tree(tree, target_ids, self.pair.block_size)
+        left = expected.continuation if past_the_end else expected.output_ids
+        commit_len = min(int(accepted.commit_lens), len(left) - done)
+        return Round(commit_len, tuple(accepted.accept_index[0, :commit_len].tolist()))
+
+    def is_clear(self, asked: Asked, node_counts: Sequence[int], anywhere: bool = False) -> bool:
+        """Whether rounding can change neither the tokens nor what is accepted at these numbers of nodes.
+
+        `anywhere`: nor what a round behind any token of the answer accepts.
+        """
         if self.expect(asked).margin < MIN_MARGIN:
             return False
         noise = torch.Generator().manual_seed(0)
+        find = self.rounds_anywhere if anywhere else self.rounds
         return all(
-            histogram(self.rounds(asked, nodes, noise)) == histogram(self.rounds(asked, nodes))
+            [one.commit_len for one in find(asked, nodes, noise)] == [one.commit_len for one in find(asked, nodes)]
             for nodes in node_counts
             for _ in range(2)
         )

@@ -21,8 +21,9 @@ from tests.device_lane.asking import Lane, LaneServer
 from tests.device_lane.pairs import EOS_TOKEN, random_prompts
 from tests.device_lane.references import Asked, Reference, Round, histogram
 
-Check = Literal["rounds", "tokens", "prefix"]
-"""rounds: tokens and what each round accepts; tokens: those alone; prefix: the answer was cut short by the server."""
+Check = Literal["rounds", "steps", "tokens", "prefix"]
+"""rounds: tokens and what each round accepts; steps: the same, where prefills may have given some of the tokens;
+tokens: those alone; prefix: the answer was cut short by the server."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Sent:
     abort_after_s: float | None = None
     total: int | None = None  # tokens of prompt and answer, where the server cuts the answer short
     logprobs: bool = False
+    session: str = ""  # name of the streaming session that the request is a turn of
+    is_first_turn: bool = False
+    num_sent: int | None = None  # tokens of the prompt that are sent, where the session has the others
 
 
 Wave = Callable[["Chooser"], list[Sent]]
@@ -72,6 +76,7 @@ class Chooser:
     def __init__(self, reference: Reference, scene: Scene) -> None:
         self.reference, self.scene = reference, scene
         self._seed = 1000 * sum(map(ord, scene.name))
+        self.sessions: dict[str, Asked] = {}  # the last turn of each
 
     def rounds(self, asked: Asked) -> list[Round]:
         """What the scene's algorithm needs for a request."""
@@ -79,15 +84,21 @@ class Chooser:
             return self.reference.chain_rounds(asked)
         return self.reference.rounds(asked, self.scene.num_nodes)
 
-    def find(self, length: int, max_new_tokens: int, wanted: Callable[[Asked], Asked | None] | None = None) -> Asked:
-        """A prompt of `length` tokens, and what `wanted` makes of it; the first that is clear."""
+    def find(
+        self,
+        length: int,
+        max_new_tokens: int,
+        wanted: Callable[[Asked], Asked | None] | None = None,
+        anywhere: bool = False,
+    ) -> Asked:
+        """A prompt of `length` tokens, and what `wanted` makes of it; the first that is clear, rounds anywhere too."""
         for _ in range(400):
             self._seed += 1
             prompt = tuple(random_prompts(1, length, self._seed)[0].tolist())
             asked: Asked | None = Asked(prompt, max_new_tokens)
             if wanted is not None:
                 asked = wanted(Asked(prompt, max_new_tokens))
-            if asked is not None and self.reference.is_clear(asked, (self.scene.num_nodes,)):
+            if asked is not None and self.reference.is_clear(asked, (self.scene.num_nodes,), anywhere):
                 return asked
         raise AssertionError(
             f"no clear request among 400 for {self.scene.name}: length {length}, {max_new_tokens} tokens"
@@ -194,17 +205,6 @@ def ends(chooser: Chooser) -> list[Sent]:
     ]
 
 
-def prefix_hit(chooser: Chooser) -> list[Sent]:
-    """A second request that begins with the first one and its answer, once that is cached."""
-    first = chooser.find(7, 6)
-    answer = chooser.reference.expect(first).output_ids
-
-    def longer(asked: Asked) -> Asked:
-        return replace(asked, prompt=(*first.prompt, *answer[:-1], *asked.prompt))
-
-    return [Sent(first), Sent(chooser.find(3, 6, longer), after_s=WAVE_APART_S)]
-
-
 def under_grammars(chooser: Chooser) -> list[Sent]:
     """Two under a grammar, one of them to its end, and two without, with log-probabilities."""
 
@@ -227,11 +227,6 @@ def under_grammars(chooser: Chooser) -> list[Sent]:
     ]
 
 
-def chunked(chooser: Chooser) -> list[Sent]:
-    """Prompts of several chunks, beside one that decodes meanwhile."""
-    return [Sent(chooser.find(4, 9)), Sent(chooser.find(21, 6)), Sent(chooser.find(13, 5))]
-
-
 def aborted(chooser: Chooser) -> list[Sent]:
     """One is aborted in the middle; its neighbours go on."""
     return [
@@ -239,23 +234,6 @@ def aborted(chooser: Chooser) -> list[Sent]:
         Sent(chooser.find(6, 8)),
         Sent(chooser.find(9, 9)),
     ]
-
-
-def to_the_context_limit(chooser: Chooser) -> list[Sent]:
-    """Three neighbours that ask for the whole context, more than rounds leave them, and one that does not."""
-    # SGLang keeps two tokens of the context, DDTREE on a device two blocks (engine/admission/context_limit.py).
-    longest = CONTEXT_LIMIT - 2 - 2 * chooser.reference.pair.block_size
-    return [
-        Sent(chooser.find(CONTEXT_LIMIT - 22, 22), check="prefix", total=longest),
-        Sent(chooser.find(CONTEXT_LIMIT - 19, 19), check="prefix", total=longest),
-        Sent(chooser.find(CONTEXT_LIMIT - 20, 20), check="prefix", total=longest),
-        Sent(chooser.find(6, 10), check="tokens"),
-    ]
-
-
-def more_than_the_pool(chooser: Chooser) -> list[Sent]:
-    """Requests that do not fit the pool together, so that one is retracted and starts again."""
-    return [Sent(chooser.find(length, 14), check="tokens") for length in (10, 11, 12, 9)]
 
 
 def changing_widths(chooser: Chooser) -> list[Sent]:
@@ -317,6 +295,8 @@ def play(scene: Scene, lane: Lane, reference: Reference, mutation: str = "") -> 
             for sent in waves:
                 answered += _ask(server, sent)
                 _keep(answered, log)
+            for name in chooser.sessions:
+                server.close_session(name)
             used = server.used_slots()
             server.process.check_alive()
     except (ServerError, ClientError, OSError) as error:
@@ -335,6 +315,11 @@ def _ask(server: LaneServer, wave: Sequence[Sent]) -> list[Answered]:
         body: dict[str, Any] = {"rid": f"{id(wave)}-{index}"}
         if sent.logprobs:
             body["return_logprob"] = True
+        if sent.session:
+            if sent.is_first_turn:
+                server.open_session(sent.session)
+            body["session_params"] = {"id": sent.session}
+            body["input_ids"] = list(sent.asked.prompt[-(sent.num_sent or 0) :])
         return server.ask(sent.asked, sent.after_s, **body)
 
     def abort(index: int, sent: Sent) -> None:
@@ -388,9 +373,17 @@ def _of_answer(scene: Scene, one_answer: Answered, reference: Reference) -> list
         logprobs = [entry[0] for entry in meta["output_token_logprobs"]]
         if any(abs(a - b) > 1e-3 for a, b in zip(logprobs, expected.logprobs, strict=True)):
             found.append(f"{about}: log-probabilities {logprobs}, expected {list(expected.logprobs)}")
+    return found + _of_rounds(scene, sent, meta.get("spec_correct_drafts_histogram", []), reference, about)
+
+
+def _of_rounds(scene: Scene, sent: Sent, accepted: list[int], reference: Reference, about: str) -> list[str]:
+    """What is wrong with an answer's rounds by correct drafts."""
+    if sent.check == "steps":
+        ways = reference.with_steps_of_one_token(sent.asked, scene.num_nodes)
+        if tuple(accepted) not in ways:
+            return [f"{about}: rounds by correct drafts {accepted}, expected one of {sorted(ways)}"]
     if sent.check == "rounds" and scene.algorithm is not None and not scene.widths_change:
-        accepted = meta.get("spec_correct_drafts_histogram", [])
         rounds = histogram(Chooser(reference, scene).rounds(sent.asked))
         if accepted != rounds:
-            found.append(f"{about}: rounds by correct drafts {accepted}, expected {rounds}")
-    return found
+            return [f"{about}: rounds by correct drafts {accepted}, expected {rounds}"]
+    return []

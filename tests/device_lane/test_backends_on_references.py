@@ -23,6 +23,7 @@ pytestmark = [
     ),
 ]
 
+PAGES = pytest.mark.parametrize("page_size", [1, 4, 16])
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 #      0
 #     / \
@@ -109,16 +110,18 @@ def capture(backend: Any, requests: case.Requests, mask: torch.Tensor | None) ->
     backend.init_forward_metadata_in_graph(forward_batch)
 
 
-def test_eager_tree_verify_equals_dense(make: Make) -> None:
-    requests = case.Requests(PREFIX_LENS)
+@PAGES
+def test_eager_tree_verify_equals_dense(make: Make, page_size: int) -> None:
+    requests = case.Requests(PREFIX_LENS, page_size)
     backend = make(requests)
     forward_batch = verify_batch(requests, PREFIX_LENS, case.tree_mask(TREE, PREFIX_LENS))
     backend.init_forward_metadata(forward_batch)
     check_verify(requests, forward(backend, forward_batch))
 
 
-def test_tree_verify_of_a_padded_graph_batch_equals_dense(make: Make) -> None:
-    requests = case.Requests(PREFIX_LENS)
+@PAGES
+def test_tree_verify_of_a_padded_graph_batch_equals_dense(make: Make, page_size: int) -> None:
+    requests = case.Requests(PREFIX_LENS, page_size)
     backend = make(requests)
     fill = backend.get_cuda_graph_seq_len_fill_value()
     capture(backend, requests, torch.ones(MAX_BATCH * NUM_NODES * (fill + NUM_NODES), dtype=torch.bool))
@@ -131,10 +134,11 @@ def test_tree_verify_of_a_padded_graph_batch_equals_dense(make: Make) -> None:
         check_verify(requests, forward(backend, forward_batch))
 
 
-def test_extend_over_a_cached_prefix_equals_dense(make: Make) -> None:
+@PAGES
+def test_extend_over_a_cached_prefix_equals_dense(make: Make, page_size: int) -> None:
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-    requests = case.Requests([6, 0, 9])
+    requests = case.Requests([6, 0, 9], page_size)
     backend = make(requests)
     seq_lens = [8, 5, 12]
     forward_batch = case.batch(requests, ForwardMode.EXTEND, seq_lens, 0, prefix_lens=requests.prefix_lens)

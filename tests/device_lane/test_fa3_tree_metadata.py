@@ -15,6 +15,7 @@ from tests.device_lane.install import install_fa3
 from tests.device_lane.test_backends_on_references import (
     MAX_BATCH,
     NUM_NODES,
+    PAGES,
     PREFIX_LENS,
     TREE,
     capture,
@@ -53,11 +54,12 @@ def metadata_of(backend: Any) -> dict[str, torch.Tensor]:
     }
 
 
+@PAGES
 @pytest.mark.parametrize("prefix_lens", [PREFIX_LENS, [0, 9, 30]])
 def test_the_graphs_metadata_is_sglangs(
-    module: ModuleType, monkeypatch: pytest.MonkeyPatch, prefix_lens: list[int]
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch, prefix_lens: list[int], page_size: int
 ) -> None:
-    requests = case.Requests(prefix_lens)
+    requests = case.Requests(prefix_lens, page_size)
     backend = maker("fa3", {"fa3": module}, monkeypatch)(requests)
     fill = backend.get_cuda_graph_seq_len_fill_value()
     capture(backend, requests, torch.ones(MAX_BATCH * NUM_NODES * (fill + NUM_NODES), dtype=torch.bool))
@@ -84,7 +86,8 @@ def test_the_graphs_metadata_is_sglangs(
         if name == "normal page_table":
             # Columns past a prefix are not read, and written by neither.
             for request, length in enumerate(seq_lens):
-                assert torch.equal(got[request, :length], wanted[request, :length]), name
+                pages = -(-length // page_size)
+                assert torch.equal(got[request, :pages], wanted[request, :pages]), name
         elif name.startswith("expand"):
             # A padded request's nodes see themselves here, and anything there.
             assert torch.equal(got[:num_real], wanted[:num_real]), name

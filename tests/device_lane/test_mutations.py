@@ -16,6 +16,7 @@ from tests.device_lane.catalogue import (
     CONTEXT_END,
     FA3,
     FA3_DETERMINISTIC,
+    FA3_PAGES,
     GRAMMARS,
     SMALL,
     SMALL_FA3,
@@ -73,6 +74,8 @@ FAULTS = (
     Fault("end_tokens_are_not_known", FA3_DETERMINISTIC, ROUNDS, slow=True),
     Fault("limit_one_token_too_far", FA3_DETERMINISTIC, ROUNDS, slow=True),
     Fault("budgets_of_one_node_more", FA3_DETERMINISTIC, ROUNDS, slow=True),
+    Fault("prefix_pages_of_one_token", FA3_PAGES, f"{TOKENS}|{VIOLATION}", slow=True),
+    Fault("last_token_of_a_turn_counted_as_written", FA3_PAGES, f"{TOKENS}|{ROUNDS}", slow=True),
 )
 
 

@@ -80,6 +80,27 @@ def test_histogram_counts_rounds_by_correct_drafts() -> None:
     assert not Round(3, (0, 1, 2)).moves
 
 
+def test_steps_of_one_token_come_between_rounds(reference: Reference) -> None:
+    """Every way to get four tokens behind the first by rounds of the lengths that trees give, and by single ones."""
+
+    class Known(Reference):
+        def rounds_anywhere(self, asked: Asked, num_nodes: int, noise: torch.Generator | None = None) -> list[Round]:
+            return [Round(commit_len, ()) for commit_len in (2, 1, 3)]
+
+    ways = Known(reference.pair).with_steps_of_one_token(Asked(tuple(range(5, 9)), 4), 4)
+    # One token comes with the prefill. Behind it a round of 2 and then one of 3, cut short; or steps instead of either.
+    assert ways == {(0, 1, 1), (0, 1), (0, 0, 1), (1, 0, 1), (1,), ()}
+
+
+def test_rounds_anywhere_are_those_of_the_plain_order_where_it_comes_by(reference: Reference) -> None:
+    asked = Asked(tuple(random_prompts(1, 6, 3)[0].tolist()), 12)
+    anywhere, done = reference.rounds_anywhere(asked, 9), 1
+    for one in reference.rounds(asked, 9):
+        assert anywhere[done - 1] == one
+        done += one.commit_len
+    assert tuple(histogram(reference.rounds(asked, 9))) in reference.with_steps_of_one_token(asked, 9)
+
+
 def test_follow_answers_on_the_path_alone() -> None:
     class Tree:
         # 5 -> {7 -> 9, 8}

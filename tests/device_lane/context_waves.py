@@ -1,0 +1,66 @@
+"""Waves whose context is not made in one go: prefix hits, chunks, mixed ones, a resumption, turns of sessions; and its
+end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.device_lane.references import Asked
+from tests.device_lane.scenes import CONTEXT_LIMIT, WAVE_APART_S, Chooser, Sent
+
+
+def prefix_hit(chooser: Chooser) -> list[Sent]:
+    """A second request that begins with the first one and its answer, once that is cached."""
+    first = chooser.find(7, 6)
+    answer = chooser.reference.expect(first).output_ids
+
+    def longer(asked: Asked) -> Asked:
+        return replace(asked, prompt=(*first.prompt, *answer[:-1], *asked.prompt))
+
+    return [Sent(first), Sent(chooser.find(3, 6, longer), after_s=WAVE_APART_S)]
+
+
+def chunked(chooser: Chooser) -> list[Sent]:
+    """Prompts of several chunks, beside one that decodes meanwhile."""
+    return [Sent(chooser.find(4, 9)), Sent(chooser.find(21, 6)), Sent(chooser.find(13, 5))]
+
+
+def more_than_the_pool(chooser: Chooser) -> list[Sent]:
+    """Requests that do not fit the pool together, so that one is retracted and starts again."""
+    return [Sent(chooser.find(length, 14, anywhere=True), check="steps") for length in (10, 11, 12, 9)]
+
+
+def to_the_context_limit(chooser: Chooser) -> list[Sent]:
+    """Three neighbours that ask for the whole context, more than rounds leave them, and one that does not."""
+    # SGLang keeps two tokens of the context, DDTREE on a device two blocks (engine/admission/context_limit.py).
+    longest = CONTEXT_LIMIT - 2 - 2 * chooser.reference.pair.block_size
+    return [
+        Sent(chooser.find(CONTEXT_LIMIT - 22, 22), check="prefix", total=longest),
+        Sent(chooser.find(CONTEXT_LIMIT - 19, 19), check="prefix", total=longest),
+        Sent(chooser.find(CONTEXT_LIMIT - 20, 20), check="prefix", total=longest),
+        Sent(chooser.find(6, 10), check="tokens"),
+    ]
+
+
+def mixed(chooser: Chooser) -> list[Sent]:
+    """Prompts of several chunks, and one that decodes meanwhile and takes part in them."""
+    sizes = ((4, 12), (21, 6), (37, 5))
+    return [Sent(chooser.find(length, tokens, anywhere=True), check="steps") for length, tokens in sizes]
+
+
+def first_turns(chooser: Chooser) -> list[Sent]:
+    """Two sessions begin: an answer of two tokens, of which the last is a round's alone, and one of several rounds."""
+    return [_turn(chooser, "short", 9, 2), _turn(chooser, "long", 5, 9)]
+
+
+def later_turns(chooser: Chooser) -> list[Sent]:
+    """They go on, with one token and with several."""
+    return [_turn(chooser, "short", 1, 7), _turn(chooser, "long", 6, 5)]
+
+
+def _turn(chooser: Chooser, session: str, length: int, max_new_tokens: int) -> Sent:
+    last = chooser.sessions.get(session)
+    history = (*last.prompt, *chooser.reference.expect(last).output_ids) if last else ()
+    asked = chooser.find(length, max_new_tokens, lambda asked: replace(asked, prompt=(*history, *asked.prompt)))
+    chooser.sessions[session] = asked
+    return Sent(asked, session=session, is_first_turn=last is None, num_sent=length)

@@ -1,0 +1,261 @@
+"""Rounds on keys and values that were not made in one go: they answer, draft and accept what a cold run does.
+
+One server with pages of 16 tokens, a small pool, chunks of 32 tokens that running requests are mixed into, priorities
+and streaming sessions. A server that caches no prefix, with pages of one token, says what each round has to draft.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from deploy.local.client import flush_cache, post
+from tests.e2e.asking import ask, rounds_of
+from tests.e2e.round_oracle import Round, RoundOracle, rounds_by_request
+from tests.e2e.servers import Server
+
+CONTEXT_LEN = 192
+FLAGS = (
+    *("--page-size", "16", "--chunked-prefill-size", "32", "--enable-mixed-chunk", "--max-total-tokens", "512"),
+    *("--enable-streaming-session", "--enable-priority-scheduling", "--schedule-conservativeness", "0"),
+    *("--max-running-requests", "4", "--context-length", str(CONTEXT_LEN)),
+)
+_ids = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def server(serve: Callable[..., Any]) -> Iterator[Server]:
+    with serve("DDTREE", 16, *FLAGS) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def oracle(serve: Callable[..., Any]) -> Iterator[RoundOracle]:
+    with serve("DDTREE", 16, "--disable-radix-cache") as started:
+        yield RoundOracle(started)
+
+
+@pytest.fixture(scope="module")
+def free_at_start(server: Server) -> int:
+    return free_slots(server)
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(server: Server, free_at_start: int) -> None:
+    flush_cache(server.url)
+
+
+def free_slots(server: Server) -> int:
+    """Free slots of the pool as one short request, alone after a flush, finds them in its first round."""
+    flush_cache(server.url)
+    before = len(rounds_of(server.trace))
+    ask(server.url, "The quick brown fox", 4)
+    return int(rounds_of(server.trace)[before]["free_slots"])
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A request with its id and its answer."""
+
+    prompt: tuple[int, ...]
+    request_id: str
+    answer: dict[str, Any]
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Prompt and answer."""
+        return (*self.prompt, *self.answer["output_ids"])
+
+
+def prompt_ids(length: int, seed: int) -> tuple[int, ...]:
+    return tuple(200 + (13 * i * i + 31 * seed + 7 * i * seed) % 700 for i in range(length))
+
+
+def send(server: Server, prompt: Sequence[int], max_new_tokens: int, **body: Any) -> Answered:
+    request_id = f"reused-{next(_ids)}"
+    answer = ask(server.url, prompt, max_new_tokens, ignore_eos=True, body={"rid": request_id, **body})
+    return Answered(tuple(prompt), request_id, answer)
+
+
+def check(oracle: RoundOracle, plain: Server, server: Server, answered: Sequence[Answered]) -> list[list[Round]]:
+    """Tokens as plain decoding's, each round as the cold one behind the same tokens; the rounds of each request."""
+    by_request = rounds_by_request(server)
+    for one in answered:
+        expected = ask(plain.url, one.prompt, len(one.answer["output_ids"]), ignore_eos=True)
+        assert one.answer["output_ids"] == expected["output_ids"]
+        rounds = by_request[one.request_id]
+        cold = oracle.rounds_after(one.prompt, one.answer["output_ids"], [found.prefix_len for found in rounds])
+        for found, expected_round in zip(rounds, cold, strict=True):
+            assert found.tree == expected_round.tree
+            left = len(one.tokens) - 1 - found.prefix_len
+            assert min(found.commit_len, left) == min(expected_round.commit_len, left)
+    return [by_request[one.request_id] for one in answered]
+
+
+def tokens_of_prefills(one: Answered, rounds: Sequence[Round]) -> int:
+    """Tokens of an answer that no round has emitted."""
+    last = rounds[-1].prefix_len + min(rounds[-1].commit_len, len(one.tokens) - 1 - rounds[-1].prefix_len)
+    assert last == len(one.tokens) - 1
+    return len(one.answer["output_ids"]) - sum(one.commit_len for one in rounds[:-1]) - (last - rounds[-1].prefix_len)
+
+
+def test_prefix_hit_in_the_middle_of_a_page(server: Server, plain: Server, oracle: RoundOracle) -> None:
+    first = send(server, prompt_ids(75, 1), 32)
+    longer = (*first.tokens, *prompt_ids(9, 2))
+    hits = [send(server, longer, 24) for _ in range(2)]
+    assert [hit.answer["meta_info"]["cached_tokens"] for hit in hits] == [96, 112]
+    check(oracle, plain, server, [first, *hits])
+
+
+def test_two_answers_to_one_prompt(server: Server, plain: Server, oracle: RoundOracle) -> None:
+    prompt, before = prompt_ids(70, 3), set(rounds_by_request(server))
+    answers = ask(server.url, prompt, 20, ignore_eos=True, n=2)
+    new = [request_id for request_id in rounds_by_request(server) if request_id not in before]
+    assert len(new) == 2
+    pairs = zip(new, answers, strict=True)
+    check(oracle, plain, server, [Answered(prompt, request_id, answer) for request_id, answer in pairs])
+
+
+def test_running_requests_take_part_in_chunks(server: Server, plain: Server, oracle: RoundOracle) -> None:
+    prompts = [prompt_ids(20, 4), prompt_ids(100, 5), prompt_ids(70, 6)]
+    with ThreadPoolExecutor(3) as pool:
+        running = []
+        for prompt in prompts:
+            running.append(pool.submit(send, server, prompt, 32))
+            time.sleep(0.15)
+        answered = [one.result() for one in running]
+    rounds = check(oracle, plain, server, answered)
+    # The first token comes with the request's own prefill.
+    assert tokens_of_prefills(answered[0], rounds[0]) > 1, "nothing was mixed"
+
+
+def test_retraction_and_resumption(server: Server, plain: Server, oracle: RoundOracle) -> None:
+    prompts = [prompt_ids(60 + 9 * i, 10 + i) for i in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        answered = list(pool.map(lambda prompt: send(server, prompt, 90), prompts))
+    assert "Retract requests" in server.log.read_text(errors="replace")
+    check(oracle, plain, server, answered)
+
+
+def test_preemption_by_priority(server: Server, plain: Server, oracle: RoundOracle) -> None:
+    prompts = [prompt_ids(20 + 9 * i, 20 + i) for i in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        low = [pool.submit(send, server, prompt, 40, priority=0) for prompt in prompts[:4]]
+        time.sleep(0.6)
+        high = [pool.submit(send, server, prompt, 12, priority=100) for prompt in prompts[4:]]
+        first_done = [one.result() for one in high]
+        assert not all(one.done() for one in low), "they did not wait, and nothing was preempted"
+        answered = [*(one.result() for one in low), *first_done]
+    rounds = check(oracle, plain, server, answered)
+    assert any(tokens_of_prefills(*pair) > 1 for pair in zip(answered, rounds, strict=True))
+
+
+def test_neighbours_at_the_end_of_the_context(server: Server, plain: Server, oracle: RoundOracle) -> None:
+    """The last pages that a round reserves end past the context, in rows of the request table."""
+    prompts = [prompt_ids(CONTEXT_LEN - 24 + i, 80 + i) for i in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        answered = list(pool.map(lambda prompt: send(server, prompt, CONTEXT_LEN - len(prompt)), prompts))
+    assert all(len(one.tokens) >= CONTEXT_LEN - 2 for one in answered)
+    check(oracle, plain, server, answered)
+
+
+class Session:
+    """A session of a server: each turn goes on behind the one before."""
+
+    def __init__(self, server: Server, streaming: bool) -> None:
+        self.server, self.streaming = server, streaming
+        self.name = post(server.url, "/open_session", {"capacity_of_str_len": 4096, "streaming": streaming})
+        self._last: str | None = None
+
+    def turn(
+        self, ids: Sequence[int], max_new_tokens: int, where: dict[str, Any] | None = None, **sampling: Any
+    ) -> Any:
+        """The answer; `where` says where in the session it goes on, if not behind its last token."""
+        request_id = f"turn-{next(_ids)}"
+        # A streaming session has one place to go on at.
+        params = {"id": self.name, **({} if self.streaming else {"rid": self._last}), **(where or {})}
+        body = {"rid": request_id, "session_params": params}
+        self._last = request_id
+        return ask(self.server.url, ids, max_new_tokens, body=body, **sampling)
+
+    def close(self) -> None:
+        post(self.server.url, "/close_session", {"session_id": self.name})
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_turns_of_a_session(streaming: bool, server: Server, plain: Server, oracle: RoundOracle) -> None:
+    """Answers that end on a round's last token and within a round; some turns bring a single token."""
+    session, history, answered = Session(server, streaming), (), []
+    for seed, (length, max_new_tokens) in enumerate([(50, 2), (1, 23), (5, 24), (1, 25), (40, 9)]):
+        new = prompt_ids(length, 30 + seed)
+        answer = session.turn(new, max_new_tokens, ignore_eos=True)
+        answered.append(Answered((*history, *new), answer["meta_info"]["id"], answer))
+        history = answered[-1].tokens
+    session.close()
+    check(oracle, plain, server, answered)
+
+
+STOPS: tuple[dict[str, Any], ...] = (
+    {"stop_token_ids": [28, 30, 281]},
+    {"stop": [" the", ".\n"]},
+    {},
+    {"stop": ["a"]},
+)
+
+
+def stopped_turns(session: Session) -> list[tuple[Any, ...]]:
+    """Turns that end by a stop token, stop strings and the length, each behind the one before."""
+    found = []
+    for seed, sampling in enumerate(STOPS):
+        answer = session.turn(prompt_ids(20, 40 + seed), 24, **sampling)
+        found.append((answer["output_ids"], answer["text"], answer["meta_info"]["finish_reason"]))
+    session.close()
+    return found
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_turn_that_stops_leaves_behind_what_plain_decoding_does(
+    streaming: bool, server: Server, plain: Server
+) -> None:
+    assert stopped_turns(Session(server, streaming)) == stopped_turns(Session(plain, False))
+
+
+def test_offset_and_dropped_output_are_plain_decodings(server: Server, plain: Server) -> None:
+    def answers(where: Server) -> list[list[int]]:
+        session = Session(where, False)
+        turns = [
+            session.turn(prompt_ids(30, 50), 20, ignore_eos=True),
+            session.turn(prompt_ids(6, 51), 20, {"offset": 37}, ignore_eos=True),
+            session.turn(prompt_ids(6, 52), 20, {"drop_previous_output": True}, ignore_eos=True),
+        ]
+        session.close()
+        return [one["output_ids"] for one in turns]
+
+    assert answers(server) == answers(plain)
+
+
+def test_an_aborted_turn_is_as_if_it_had_not_been(server: Server, plain: Server, oracle: RoundOracle) -> None:
+    session = Session(server, True)
+    first = session.turn(prompt_ids(40, 60), 20, ignore_eos=True)
+    request_id = f"turn-{next(_ids)}"
+    threading.Timer(0.4, post, (server.url, "/abort_request", {"rid": request_id})).start()
+    body = {"rid": request_id, "session_params": {"id": session.name}}
+    aborted = ask(server.url, prompt_ids(8, 61), 110, ignore_eos=True, body=body)
+    assert aborted["meta_info"]["finish_reason"]["type"] == "abort"
+    assert len(aborted["output_ids"]) > 1
+    answer = session.turn(prompt_ids(8, 62), 20, ignore_eos=True)
+    session.close()
+    history = (*prompt_ids(40, 60), *first["output_ids"], *prompt_ids(8, 62))
+    check(oracle, plain, server, [Answered(history, answer["meta_info"]["id"], answer)])
+
+
+def test_every_slot_is_given_back(server: Server, free_at_start: int) -> None:
+    assert free_slots(server) == free_at_start
+    assert "memory leak" not in server.log.read_text(errors="replace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -70,8 +71,7 @@ def test_doctor_names_each_and_nothing_else(broken: Path, capsys: pytest.Capture
         assert len(rows) == len(NAMED)
         for named in NAMED:
             assert [row for row in rows if row.startswith(f"BROKEN  engine: {named}")], rows
-        assert "3 of 2" in verdict
-        assert verdict.endswith("rows break")
+        assert re.search(r": 3 of \d{3} rows break$", verdict), verdict
 
 
 def test_doctor_reads_a_wheel_without_unpacking_or_installing_it(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.engine.spec import is_ddtree
@@ -27,11 +28,12 @@ def output_token_by_token(
 ) -> None:
     """AROUND hook on `SchedulerOutputStreamer.stream_output`: several new tokens are that many outputs."""
     if _streams_under_ddtree(streamer):
-        split = [req for req in reqs if req is not skip_req and _new_tokens(req) > 1 and is_asked_for(req)]
-        if split:
-            with ExitStack() as stack:
-                growing = [stack.enter_context(_growing(req)) for req in split]
-                _output_all_but_the_last(original, streamer, growing, return_logprob)
+        streamed = [req for req in reqs if req is not skip_req and _may_be_split(req)]
+        split = [req for req in streamed if len(req.output_ids_through_stop) - _judged_len(req) > 1]
+        with ExitStack() as stack:
+            growing = [stack.enter_context(_growing(req)) for req in split]
+            _output_all_but_the_last(original, streamer, growing, return_logprob)
+        _judged_lens.update((req, len(req.output_ids)) for req in streamed)
     original(streamer, reqs, return_logprob, skip_req)
 
 
@@ -41,11 +43,19 @@ def _streams_under_ddtree(streamer: Any) -> bool:
     return bool(streamer.is_generation) and is_ddtree(get_spec().speculative_algorithm)
 
 
-def _new_tokens(req: Req) -> int:
-    """Tokens that the streamer has not sent, those behind the end left out; 0 for what it does not stream."""
+_judged_lens: WeakKeyDictionary[Req, int] = WeakKeyDictionary()
+"""Tokens that a request had when the streamer looked at it last. What was held back then is not looked at again."""
+
+
+def _judged_len(req: Req) -> int:
+    """Tokens behind which the streamer has already decided whether to send; none of them is new."""
+    return max(int(req.send_token_offset), _judged_lens.get(req, 0))
+
+
+def _may_be_split(req: Req) -> bool:
     if not req.stream or req.beam_group is not None or (req.finished() and req.finished_output):
-        return 0
-    return len(req.output_ids_through_stop) - int(req.send_token_offset)
+        return False
+    return is_asked_for(req)
 
 
 def is_asked_for(req: Req) -> bool:
@@ -84,18 +94,18 @@ class _Growing:
 
 @contextmanager
 def _growing(req: Req) -> Iterator[_Growing]:
-    """The request as it was before its unsent tokens, none of which ended it; put back afterwards."""
-    first, end = int(req.send_token_offset), len(req.output_ids_through_stop)
-    unsent = req.output_ids[first:]
+    """The request as it was before its new tokens, none of which had ended it; put back afterwards."""
+    first, end = _judged_len(req), len(req.output_ids_through_stop)
+    new = req.output_ids[first:]
     before = req.finished_reason, req.finished_len, req.reasoning_tokens
     del req.output_ids[first:]
     req.finished_reason = None
     try:
-        yield _Growing(req, unsent[: end - first - 1])
+        yield _Growing(req, new[: end - first - 1])
     finally:
         req.finished_reason, req.finished_len, req.reasoning_tokens = before
         del req.output_ids[first:]
-        req.output_ids.extend(unsent)
+        req.output_ids.extend(new)
 
 
 def _output_all_but_the_last(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddtree_sglang.engine.debug.sync_check import forbid_sync
+from ddtree_sglang.engine.debug.sync_check import forbid_sync, permit_sync
 
 
 @pytest.fixture
@@ -33,6 +33,22 @@ def test_inactive_it_touches_nothing(modes: list[object]) -> None:
     with forbid_sync(False):
         pass
     assert modes == []
+
+
+def test_a_stretch_that_may_wait_is_let_wait_and_the_rest_is_not(modes: list[object]) -> None:
+    with forbid_sync(True):
+        with permit_sync():
+            assert modes == ["error", 1]
+        assert modes == ["error", 1, "error"]
+    assert modes == ["error", 1, "error", 1]
+
+
+def test_nothing_is_permitted_where_nothing_is_forbidden(modes: list[object]) -> None:
+    with forbid_sync(True):
+        pass
+    with forbid_sync(False), permit_sync():
+        assert modes == ["error", 1]
+    assert modes == ["error", 1]
 
 
 @pytest.mark.gpu

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ddtree_sglang.config import CONFIG_ENV
+from ddtree_sglang.engine.streaming import token_outputs
 from tests.engine.streaming.rounds import Pieces, commit, in_runs, request, streamer_under
 
 pytestmark = pytest.mark.sglang
@@ -83,6 +84,27 @@ def test_the_servers_interval_counts_tokens(monkeypatch: pytest.MonkeyPatch) -> 
     plain = messages(kind, [1], monkeypatch, hooked=False, stream_interval=5)
     assert messages(kind, [4], monkeypatch, stream_interval=5) == plain
     assert [output["completion_tokens"] for output in plain[0]] == [1, 6, 11]
+
+
+def test_tokens_that_were_held_back_are_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a long interval a round costs as many looks as it has tokens."""
+    tokenizer = Pieces()
+    tokens = tokenizer.encode(WORDS)
+    req = request("a", tokenizer)
+    looks: list[bool] = []
+    grow = token_outputs._Growing.grow
+
+    def noting(one: Any) -> bool:
+        looks.append(grow(one))
+        return looks[-1]
+
+    monkeypatch.setattr(token_outputs._Growing, "grow", noting)
+    with streamer_under("DDTREE", monkeypatch, hooked=True, stream_interval=100, **PARSER) as (stream, sent):
+        for run in in_runs(tokens, [4]):
+            commit(req, run)
+            stream([req])
+    assert [output["completion_tokens"] for output in sent.outputs()] == [1]
+    assert looks.count(True) == 9
 
 
 def test_what_is_not_streamed_is_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:

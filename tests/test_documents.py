@@ -17,7 +17,7 @@ import pytest
 
 from ddtree_sglang.config import DEFAULT_BUDGET, DEFAULT_VERIFY_TOKENS, DDTreeConfig
 from ddtree_sglang.engine.admission.request_rules import REQUEST_RULES
-from ddtree_sglang.engine.admission.server_args import ARGUMENT_RULES, TREE_BACKENDS
+from ddtree_sglang.engine.admission.server_args import ADAPTER_RULES, ARGUMENT_RULES, TREE_BACKENDS
 from ddtree_sglang.engine.admission.target_checks import WINDOW_BACKENDS
 from ddtree_sglang.engine.cli_flags import add_ddtree_flags
 from deploy import serve_demo
@@ -145,11 +145,12 @@ def test_numbers_of_readme_are_those_of_the_result_file(label: str, system: str)
 
 def test_every_rule_of_admission_is_among_the_refusals() -> None:
     text = (DOCS / "guarantees.md").read_text(encoding="utf-8")
-    flags = {flag for rule in ARGUMENT_RULES for flag in re.findall(r"--[a-z][a-z-]*[a-z]", rule.message)}
+    flags = {
+        flag for rule in (*ARGUMENT_RULES, *ADAPTER_RULES) for flag in re.findall(r"--[a-z][a-z-]*[a-z]", rule.message)
+    }
     # In words there: DP attention, two-batch overlap, PD multiplexing. The drafter's path is what must be given.
     in_words = {"--enable-dp-attention", "--attn-dp-size", "--enable-two-batch-overlap", "--enable-pdmux"}
     flags -= in_words | {"--speculative-draft-model-path", "--tp-size"}
-    flags = {flag if flag != "--lora" else "--enable-lora" for flag in flags}
     names = {name for rule in REQUEST_RULES for name in rule.name.split(" under ")}
     assert [name for name in sorted(flags | names) if f"`{name}" not in text] == []
 

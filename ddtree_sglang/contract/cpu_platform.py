@@ -41,7 +41,12 @@ CPU_PLATFORM: tuple[Row, ...] = (
     Row("sglang.srt.arg_groups.fields.exec_", "ExecComm", "disable_custom_all_reduce", "server_defaults"),
     Row("sglang.srt.arg_groups.fields.exec_", "ExecGraph", "cuda_graph_config", "server_defaults"),
     Row("sglang.srt.arg_groups.fields.exec_", "ExecKernel", "attention_backend sampling_backend", "server_defaults"),
-    Row("sglang.srt.arg_groups.fields.lora", "Lora", "enable_lora", "lean_llama"),
+    Row(
+        "sglang.srt.arg_groups.fields.lora",
+        "Lora",
+        "enable_lora enable_lora_overlap_loading lora_backend lora_paths",
+        "lean_llama, lora",
+    ),
     Row("sglang.srt.arg_groups.fields.model", "Model", "dtype kv_cache_dtype", "server_defaults"),
     Row("sglang.srt.arg_groups.fields.observability", "Observability", "forward_hooks", "lean_llama"),
     Row(
@@ -156,6 +161,15 @@ CPU_PLATFORM: tuple[Row, ...] = (
         exact=True,
     ),
     Row(
+        "sglang.srt.lora.backend.base_backend",
+        "BaseLoRABackend.validate_lora_targets",
+        "base_model target_modules",
+        "lora",
+        exact=True,
+    ),
+    Row("sglang.srt.lora.backend.torch_backend", "torch", "", "lora"),
+    Row("sglang.srt.lora.layers", "torch", "", "lora"),
+    Row(
         "sglang.srt.mem_cache.allocation",
         "get_last_loc",
         "req_to_token req_pool_indices_tensor prefix_lens_tensor",
@@ -262,7 +276,7 @@ CPU_PLATFORM: tuple[Row, ...] = (
         exact=True,
     ),
     Row("sglang.srt.plugins.hook_registry", "HookType", "AROUND REPLACE", "hooks"),
-    Row("sglang.srt.runtime_context", "get_lora", "", "lean_llama"),
+    Row("sglang.srt.runtime_context", "get_lora", "", "lean_llama, platform"),
     Row("sglang.srt.runtime_context", "get_observability", "", "lean_llama"),
     Row("sglang.srt.runtime_context", "get_parallel", "", "hooks, lean_llama"),
     Row(
@@ -279,6 +293,7 @@ CPU_PLATFORM: tuple[Row, ...] = (
         "hooks",
         exact=True,
     ),
+    Row("torch", "Tensor.pin_memory", "", "lora", compiled=True),
     Row("torch", "Tensor.record_stream", "", "hooks", compiled=True),
     Row(
         "torch",

@@ -50,7 +50,12 @@ ENGINE: tuple[Row, ...] = (
         "attention_default, graph_memory, server_args",
     ),
     Row(_EXEC, "ExecOverlap", "enable_two_batch_overlap", "server_args"),
-    Row("sglang.srt.arg_groups.fields.lora", "Lora", "enable_lora lora_paths", "server_args"),
+    Row(
+        "sglang.srt.arg_groups.fields.lora",
+        "Lora",
+        "enable_lora enable_lora_overlap_loading lora_backend lora_paths",
+        "server_args",
+    ),
     Row("sglang.srt.arg_groups.fields.memory", "Memory", "enable_hierarchical_cache", "server_args"),
     Row(
         "sglang.srt.arg_groups.fields.model",
@@ -82,10 +87,12 @@ ENGINE: tuple[Row, ...] = (
         "speculative_accept_threshold_acc speculative_accept_threshold_single speculative_adaptive "
         "speculative_algorithm speculative_dflash_block_size speculative_draft_attention_backend "
         "speculative_draft_model_path speculative_draft_model_revision speculative_draft_window_size "
-        "speculative_eagle_topk speculative_num_draft_tokens speculative_num_steps "
+        "speculative_eagle_topk speculative_moe_runner_backend speculative_num_draft_tokens speculative_num_steps "
         "speculative_use_rejection_sampling",
         "algorithm, hooks, kv_window, node_counts, server_args, target, worker",
     ),
+    Row("sglang.srt.arg_groups.fields.exec_", "ExecMoe", "moe_runner_backend", "server_args"),
+    Row("sglang.srt.arg_groups.lora_hook", "check_lora_speculative_compatibility", "server_args", "hooks", exact=True),
     Row("sglang.srt.arg_groups.overrides", "attention_backends_of", "cfg", "server_args"),
     Row("sglang.srt.arg_groups.overrides", "model_config_of", "server_args", "server_args"),
     Row("sglang.srt.arg_groups.overrides", "resolving_view", "", "server_args"),
@@ -154,8 +161,14 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.layers.logits_processor",
         "LogitsProcessorOutput",
-        "hidden_states next_token_logits",
-        "target_choice, worker",
+        "hidden_states last_hidden_states next_token_logits",
+        "final_states, target_choice, worker",
+    ),
+    Row(
+        "sglang.srt.layers.logits_processor",
+        "LogitsProcessor",
+        "_get_last_hidden_states_to_store keep_last_hidden_states",
+        "final_states",
     ),
     Row(
         "sglang.srt.layers.logprob_processor",
@@ -186,6 +199,11 @@ ENGINE: tuple[Row, ...] = (
         "device spec_algo req_to_token_pool needs_cpu_seq_lens needs_confidence_relay",
         "algorithm",
     ),
+    Row("sglang.srt.lora.backend.base_backend", "BaseLoRABackend", "is_moe_lora", "target_checks"),
+    Row("sglang.srt.lora.layers", "unwrap_lora_layer", "module", "worker"),
+    Row("sglang.srt.lora.lora_manager", "LoRAManager", "lora_backend", "target_checks"),
+    # The rows of a verify are N to a request, whatever their mask: what adapters are applied by.
+    Row("sglang.srt.lora.utils", "generate_sequence_lengths", "forward_batch", "hooks"),
     Row(
         "sglang.srt.managers.schedule_batch",
         "Req",
@@ -202,9 +220,9 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.managers.schedule_batch",
         "ScheduleBatch",
-        "can_run_decode_cuda_graph forward_mode has_grammar is_extend_in_batch req_pool_indices reqs return_logprob "
-        "sampling_info seq_lens seq_lens_cpu seq_lens_sum spec_info",
-        "kv_window, node_grammar, worker",
+        "can_run_decode_cuda_graph extend_lens forward_mode has_grammar is_extend_in_batch req_pool_indices reqs "
+        "return_hidden_states return_logprob sampling_info seq_lens seq_lens_cpu seq_lens_sum spec_info",
+        "final_states, kv_window, node_grammar, worker",
     ),
     Row(
         "sglang.srt.managers.scheduler",
@@ -309,9 +327,10 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.model_executor.forward_batch_info",
         "CaptureHiddenMode",
-        "FULL NULL",
-        "target, verify_input, worker",
+        "FULL LAST NULL need_capture",
+        "draft_block, final_states, target, verify_input",
     ),
+    Row("sglang.srt.model_executor.forward_batch_info", "get_server_return_hidden_states_mode", "", "final_states"),
     Row(
         "sglang.srt.model_executor.forward_batch_info",
         "ForwardBatch",
@@ -328,7 +347,7 @@ ENGINE: tuple[Row, ...] = (
         _MODEL_RUNNER,
         "ModelRunner",
         "attn_backend capture_tail_hooks decode_cuda_graph_runner dtype forward init_new_workspace "
-        "kv_index_translator model model_config page_size prewarm_sampling req_to_token_pool sampler "
+        "kv_index_translator lora_manager model model_config page_size prewarm_sampling req_to_token_pool sampler "
         "sliding_window_size token_to_kv_pool token_to_kv_pool_allocator",
         "hooks, node_counts, target_checks, worker",
     ),
@@ -506,8 +525,8 @@ ENGINE: tuple[Row, ...] = (
     Row("sglang.srt.speculative.spec_tp_sync", "SpecTpSyncSite", "DFLASH_ACCEPT_GREEDY DFLASH_ACCEPT_SAMPLE", "worker"),
     Row("sglang.srt.speculative.spec_utils", "draft_tp_context", "", "worker"),
     Row("sglang.srt.speculative.spec_utils", "spec_need_hidden_states", "", "hooks"),
+    Row("sglang.srt.utils.common", "async_h2d", "args dtype device", "final_states, round_ends"),
     # What `get_platform()` asks, by these names (runtime_context.py, _PLATFORM_PROBES).
-    Row("sglang.srt.utils.common", "async_h2d", "args dtype device", "round_ends"),
     Row("sglang.srt.utils.common", "get_device_memory_capacity", "device", "graph_memory"),
     Row("sglang.srt.utils.common", "is_cuda", "", "attention_default"),
     Row("sglang.srt.utils.common", "is_hopper_with_cuda_12_3", "", "attention_default"),

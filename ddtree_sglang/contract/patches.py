@@ -12,6 +12,7 @@ _RUN_ENDS = "ddtree_sglang.engine.run_ends"
 _REQ = "sglang.srt.managers.schedule_batch.Req"
 _RESULTS = "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
 _LIMIT = "ddtree_sglang.engine.admission.context_limit"
+_FINAL_STATES = "ddtree_sglang.engine.stages.final_states"
 
 FLAG_PATCHES = (
     Patch(f"{_ARGS}.add_cli_args", "after", f"{_FLAGS}:add_ddtree_flags", "the parser knows our flags"),
@@ -91,6 +92,12 @@ ROUND_PATCHES = (
         "around",
         "ddtree_sglang.engine.sessions:keep_written_tokens",
         "a session's next turn would read keys of its last token that no round has written",
+    ),
+    Patch(
+        "sglang.srt.arg_groups.lora_hook.check_lora_speculative_compatibility",
+        "around",
+        f"{_HOOKS}:allow_adapters",
+        "SGLang lists the algorithms that adapters work with by name",
     ),
     Patch(
         f"{_RUNNER}._extend_forward_kwargs",
@@ -317,9 +324,30 @@ ENGINE_PATCHES = (
     Patch(
         "sglang.srt.layers.logits_processor.LogitsProcessorOutput",
         "object",
-        "ddtree_sglang.engine.worker:DDTreeWorker._extend_draft_context",
-        "the scheduler would copy them to the host",
+        f"{_FINAL_STATES}:_take",
+        "the scheduler would copy the drafter's states to the host",
+        "hidden_states last_hidden_states",
+    ),
+    Patch(
+        "sglang.srt.layers.logits_processor.LogitsProcessorOutput",
+        "object",
+        f"{_FINAL_STATES}:hand_out_prompt_states",
+        "a request that asks for hidden states gets the target's last ones",
         "hidden_states",
+    ),
+    Patch(
+        "sglang.srt.layers.logits_processor.LogitsProcessorOutput",
+        "object",
+        f"{_FINAL_STATES}:hand_out_round_states",
+        "the same of a round, a row per token that it emits",
+        "hidden_states",
+    ),
+    Patch(
+        "sglang.srt.layers.logits_processor.LogitsProcessor",
+        "object",
+        f"{_FINAL_STATES}:keep_final_states",
+        "states captured for the drafter would take the place of the last ones",
+        "keep_last_hidden_states",
     ),
 )
 
@@ -363,9 +391,41 @@ DRAFT_HEAD_PATCHES = (
 )
 """Installed once a DFlash drafter is loaded: before, the worker's module cannot be imported."""
 
+_CPU_LORA = "ddtree_sglang.cpu_platform.lora"
+_LORA_BACKEND = "sglang.srt.lora.backend"
+
+LORA_PATCHES = (
+    Patch(
+        "sglang.srt.lora.layers.torch",
+        "assign",
+        f"{_CPU_LORA}:without_pinning",
+        "adapters' layers pin host memory, which raises without a GPU",
+    ),
+    Patch(
+        f"{_LORA_BACKEND}.torch_backend.torch",
+        "assign",
+        f"{_CPU_LORA}:without_pinning",
+        "so does the backend that needs none",
+    ),
+    Patch(
+        "torch.Tensor.pin_memory",
+        "assign",
+        f"{_CPU_LORA}:staying_where_it_is",
+        "both call it on tensors, too",
+    ),
+    Patch(
+        f"{_LORA_BACKEND}.base_backend.BaseLoRABackend.validate_lora_targets",
+        "around",
+        f"{_CPU_LORA}:refuse_wrong_targets",
+        "rows of the LM head would get the adapter of another request",
+    ),
+)
+"""Installed once a model is loaded on a server with adapters."""
+
 CPU_PLATFORM_PATCHES = (
     *TORCH_PATCHES,
     *DRAFT_HEAD_PATCHES,
+    *LORA_PATCHES,
     Patch(
         _ARGS,
         "object",
@@ -379,6 +439,13 @@ CPU_PLATFORM_PATCHES = (
         f"{_CPU_ARGS}:_resolve_attention_backend",
         "our backend, torch's sampler",
         "attention_backend sampling_backend",
+    ),
+    Patch(
+        _ARGS,
+        "object",
+        f"{_CPU_LORA}:resolve_backend",
+        "adapters go through SGLang's torch backend",
+        "lora_backend",
     ),
     Patch(_ARGS, "object", f"{_CPU_ARGS}:_disable_device_graphs", "a CPU has no graphs", "cuda_graph_config"),
     Patch(

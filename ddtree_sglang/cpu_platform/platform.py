@@ -109,10 +109,14 @@ class DDTreeCpuPlatform(CpuDeviceMixin, SRTPlatform):
         install_hooks()
 
     def post_load_model(self, model: torch.nn.Module) -> None:
-        """Called by SGLang once a model's weights are loaded: faster products, and a shorter layer loop."""
-        from ddtree_sglang.cpu_platform import dense_linear, hooks, lean_llama
+        """Called by SGLang once a model's weights are loaded: faster products, a shorter layer loop, adapters."""
+        from sglang.srt.runtime_context import get_lora
+
+        from ddtree_sglang.cpu_platform import dense_linear, hooks, lean_llama, lora
 
         lean_llama.install(model)
         dense_linear.install(model)
         if hasattr(model, "project_target_hidden"):
             hooks.install_draft_head()
+        if get_lora().enable_lora:
+            lora.install()

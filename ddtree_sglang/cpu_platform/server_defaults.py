@@ -12,6 +12,7 @@ from typing import Any
 
 from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
 
+from ddtree_sglang.cpu_platform.lora import resolve_backend
 from ddtree_sglang.cpu_platform.memory_budget import default_max_total_tokens
 from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
 
@@ -46,6 +47,7 @@ def apply_defaults(server_args: Any) -> None:
     _check_switches(server_args)
     _check_cache_dtype(server_args)
     _resolve_attention_backend(server_args)
+    resolve_backend(server_args)
     _disable_device_graphs(server_args)
     # One process does everything in order: a second stream to overlap with does not exist.
     server_args.disable_overlap_schedule = True

@@ -81,6 +81,16 @@ def carry_no_hidden_states(original: Callable[[], bool]) -> bool:
     return original() and not is_ddtree(get_spec().speculative_algorithm)
 
 
+def allow_adapters(original: Callable[[Any], None], server_args: Any) -> None:
+    """AROUND hook on `check_lora_speculative_compatibility`, which refuses every algorithm that it does not know.
+
+    A tree has the layout that SGLang's LoRA backends take for a verify, N rows per request one after the other
+    (lora/utils.py, `generate_sequence_lengths`); what of its conditions holds for a tree is in `ADAPTER_RULES`.
+    """
+    if not is_ddtree(server_args.speculative_algorithm):
+        original(server_args)
+
+
 def keep_model_dtype(
     original: Callable[..., dict[str, Any]], runner: Any, forward_batch: Any, proxy: Any
 ) -> dict[str, Any]:

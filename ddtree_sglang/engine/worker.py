@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.layers.logprob_processor import compute_spec_logprobs
+from sglang.srt.lora.layers import unwrap_lora_layer
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.runtime_context import get_exec, get_parallel, get_spec
 from sglang.srt.speculative.dflash_utils import parse_dflash_draft_config
@@ -41,6 +42,11 @@ from ddtree_sglang.engine.graphs.target import install_tree_graph_runner
 from ddtree_sglang.engine.stages.budget_policy import make_policy
 from ddtree_sglang.engine.stages.candidates import CandidateRanking, VocabShard
 from ddtree_sglang.engine.stages.draft_block import DraftBlock
+from ddtree_sglang.engine.stages.final_states import (
+    hand_out_prompt_states,
+    hand_out_round_states,
+    keep_final_states,
+)
 from ddtree_sglang.engine.stages.kv_moves import make_mover
 from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput, RoundWindow
 from ddtree_sglang.engine.stages.node_grammar import BatchGrammars
@@ -71,6 +77,7 @@ class DDTreeWorker(DFlashWorkerV2):
         runner = target_worker.model_runner
         check_loaded_target(runner)
         install_tree_graph_runner(runner)
+        keep_final_states(runner.model)
         # The drafter's backends and buffers are sized for its block, not for the tree.
         with self._draft_scope():
             super().__init__(server_args, gpu_id, nccl_port, target_worker)
@@ -84,7 +91,7 @@ class DDTreeWorker(DFlashWorkerV2):
         self.trace = RoundTrace(self.config.trace if get_parallel().tp_rank == 0 else None, self.device)
         self.draft_block = DraftBlock(
             self.draft_model_runner,
-            _resolve_dflash_embedding_module(self.draft_model, runner.model),
+            unwrap_lora_layer(_resolve_dflash_embedding_module(self.draft_model, runner.model)),
             self._full_embed_gpu,
             self._noise_embed_scale,
             int(self._mask_token_id),
@@ -97,7 +104,9 @@ class DDTreeWorker(DFlashWorkerV2):
 
     def _make_ranking(self) -> CandidateRanking:
         draft_config = parse_dflash_draft_config(draft_hf_config=self.draft_model_runner.model_config.hf_config)
-        shard = VocabShard.from_lm_head(self.model_runner.model.lm_head, draft_config, get_parallel().tp_group)
+        # The drafter drafts for the base model: without adapters, whatever the request's.
+        lm_head = unwrap_lora_layer(self.model_runner.model.lm_head)
+        shard = VocabShard.from_lm_head(lm_head, draft_config, get_parallel().tp_group)
         return CandidateRanking(shard, self.config.candidates_per_depth(self.num_nodes), self.max_path_len)
 
     # -- construction: what DFlashWorkerV2 does, at the drafter's block size --------------------------------------
@@ -181,7 +190,10 @@ class DDTreeWorker(DFlashWorkerV2):
     ) -> GenerationBatchResult:
         """Prefill as DFLASH does; decode one round."""
         if batch.forward_mode.is_extend() or batch.is_extend_in_batch or batch.forward_mode.is_idle():
-            return super().forward_batch_generation(batch, on_publish, grammar_barrier, pp_proxy_tensors)
+            result = super().forward_batch_generation(batch, on_publish, grammar_barrier, pp_proxy_tensors)
+            if result.logits_output is not None:
+                hand_out_prompt_states(batch, result.logits_output)
+            return result
         with torch.inference_mode(), forbid_sync(self.config.check_sync and batch.seq_lens.is_cuda):
             return self._decode_round(batch, on_publish or _publish_nothing, grammar_barrier)
 
@@ -210,6 +222,7 @@ class DDTreeWorker(DFlashWorkerV2):
             self._commit(commit.path, window)
         with stage("context"):
             self._extend_draft_context(commit, window, target_out.logits_output)
+            hand_out_round_states(batch, target_out.logits_output, commit.context_rows, self.max_path_len)
         self._trace_round(batch, window, built, commit.path)
         return self._result(target_out, commit, keep_alive=[window, built, verify_input, target_ids])
 
@@ -329,8 +342,6 @@ class DDTreeWorker(DFlashWorkerV2):
             positions=commit.context_positions.view(-1),
             commit_lens=commit.accept_lens,
         )
-        # The scheduler copies what is left here to the host.
-        logits_output.hidden_states = None
 
     def _trace_round(self, batch: ScheduleBatch, window: RoundWindow, built: BuiltTree, accepted: AcceptedPath) -> None:
         if not self.trace.enabled:

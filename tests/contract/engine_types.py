@@ -90,6 +90,8 @@ VARIABLES: dict[str, Type] = {
     "graph": types_of(f"{_FIELDS}.exec_:ExecGraph"),
     "deterministic": types_of(f"{_FIELDS}.exec_:ExecDeterministic"),
     "scheduler": types_of("sglang.srt.managers.scheduler:Scheduler"),
+    "lora_manager": types_of("sglang.srt.lora.lora_manager:LoRAManager"),
+    "lora_backend": types_of("sglang.srt.lora.backend.base_backend:BaseLoRABackend"),
 }
 """Variables, parameters and attributes that have one meaning in every module of ours."""
 
@@ -104,6 +106,9 @@ IN_MODULE: dict[str, dict[str, Type]] = {
         "mlp": types_of("sglang.srt.models.llama:LlamaMLP"),
     },
     "ddtree_sglang.cpu_platform.dense_linear": {"layer": LINEAR},
+    "ddtree_sglang.engine.admission.target_checks": {
+        "manager": types_of("sglang.srt.lora.lora_manager:LoRAManager"),
+    },
     "workers.replicas.replica": {"engine": types_of("sglang.srt.ray.engine:RayEngine")},
     "workers.http.generate_input": {"obj": REQUEST_INPUT, "sample": REQUEST_INPUT},
     "workers.http.tokenizer_manager": {"obj": REQUEST_INPUT, "part": REQUEST_INPUT},

@@ -79,6 +79,8 @@ def arguments(**changes: Any) -> SimpleNamespace:
         "max_running_requests": None,
         "mem_fraction_static": None,
         "max_total_tokens": 5000,
+        "enable_lora": None,
+        "lora_paths": None,
     }
     return SimpleNamespace(**(fields | changes))
 

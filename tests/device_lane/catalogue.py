@@ -21,15 +21,19 @@ from tests.device_lane.scenes import (
     greedy_by_top_k,
     one,
     pair_of_requests,
+    prefix_of_another_adapter,
     seeded,
     staggered,
     under_grammars,
+    with_adapters,
+    with_states,
 )
 
 _CHUNKS = ("--chunked-prefill-size", "8")
 _PAGES = ("--page-size", "4", *_CHUNKS)
 _DETERMINISTIC = ("--enable-deterministic-inference",)
 _LIMIT = ("--context-length", str(CONTEXT_LIMIT))
+_STATES = ("--enable-return-hidden-states",)
 _WIDTHS = ("--speculative-ddtree-policy", "load", "--speculative-ddtree-verify-tokens", "8")
 # Less than four requests of some twenty tokens and two windows each; all are admitted at once.
 _SMALL_POOL = ("--max-total-tokens", "100", "--schedule-conservativeness", "0", "--page-size", "4")
@@ -48,6 +52,28 @@ WIDTHS = Scene("widths", "fa3", (changing_widths,), budget=4, flags=_WIDTHS, cap
 TRITON_WIDTHS = Scene("triton-widths", "triton", (changing_widths,), budget=4, flags=_WIDTHS, captured=(1, 2))
 
 GRAMMARS = Scene("grammars", "fa3", (under_grammars,), budget=7, late=True, captured=(4,))
+# A tree of four nodes and a block of eight: a round emits fewer rows of states than SGLang reserves for it.
+LATE = Scene(
+    "late",
+    "fa3",
+    (staggered, with_states, aborted),
+    pair="llama",
+    budget=3,
+    flags=_STATES,
+    late=True,
+    captured=(1, 4),
+)
+
+_ADAPTERS = ("--max-loras-per-batch", "3", "--max-running-requests", "6", "--lora-backend")
+ADAPTERS = Scene(
+    "adapters",
+    "triton",
+    (with_adapters, prefix_of_another_adapter),
+    budget=7,
+    flags=(*_ADAPTERS, "csgmv"),
+    captured=(1, 4),
+    adapters=True,
+)
 
 # What these are asked is what the small scenes are, so that their rounds can be compared.
 STOCK_TRITON = Scene("stock-triton", "triton", (pair_of_requests,), algorithm="DFLASH", captured=(2,))
@@ -84,7 +110,11 @@ SCENES = (
     Scene("triton-64", "triton", (one,), budget=64, captured=(1,)),
     Scene("flashinfer-64", "flashinfer", (pair_of_requests,), budget=64, captured=(2,)),
     Scene("fa3-64", "fa3", (pair_of_requests,), budget=64, captured=(2,)),
-    Scene("late", "fa3", (staggered, aborted), pair="llama", budget=3, late=True, captured=(1, 4)),
+    LATE,
+    ADAPTERS,
+    Scene(
+        "adapters-triton", "fa3", (with_adapters,), budget=7, flags=(*_ADAPTERS, "triton"), captured=(4,), adapters=True
+    ),
     Scene("two-ranks", "fa3", (few,), pair="wide", budget=7, flags=("--tp-size", "2"), captured=(4,)),
     STOCK_TRITON,
     STOCK_FA3,

@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 
+from tests.device_lane.adapters import make_adapters
 from tests.device_lane.asking import Lane, open_lane
 from tests.device_lane.pairs import make_pair, one_thread
 from tests.device_lane.references import Reference
@@ -16,6 +17,8 @@ from tests.device_lane.scenes import Outcome, Scene, play
 SERVERS_AT_ONCE = 2
 PAIRS = {"qwen3": ("qwen3", 4, 32), "llama": ("llama", 8, 32), "wide": ("qwen3", 4, 80)}
 """Architecture, block size and vocabulary."""
+ADAPTERS = {"qwen3": {"first": 4, "second": 8}}
+"""Of a pair, their ranks by name."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,7 +41,8 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Refe
     def make(name: str) -> Reference:
         architecture, block_size, vocabulary = PAIRS[name]
         folder = tmp_path_factory.mktemp(name)
-        return Reference(make_pair(folder, architecture, block_size, vocabulary=vocabulary))  # type: ignore[arg-type]
+        pair = make_pair(folder, architecture, block_size, vocabulary=vocabulary)  # type: ignore[arg-type]
+        return Reference(pair, make_adapters(pair, folder, ADAPTERS.get(name, {})))
 
     return make
 

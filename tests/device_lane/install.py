@@ -7,6 +7,7 @@ What is replaced, and checked to be what the pinned versions have:
   with checks.
 * FlashInfer: its four compiled modules by references; the compute capability that it asks of a device; `torch` in the
   modules that pin memory or write `device="cuda"` out; SGLang's question whether FlashInfer is there.
+* LoRA: `torch` in the modules that pin memory; their kernels are Triton's.
 """
 
 from __future__ import annotations
@@ -97,6 +98,26 @@ def install_flashinfer() -> None:
 
 
 _flashinfer_installed = False
+
+
+def install_lora() -> None:
+    """Memory that is not pinned for adapters' layers and for the two backends that verify trees. Twice is as once."""
+    for module in ("layers", "backend.chunked_backend", "backend.triton_backend"):
+        on_import(f"sglang.srt.lora.{module}", Patch(_unpin))
+    on_import("sglang.kernels.ops.lora.dense.lora_tuning_config", Patch(_name_device))
+
+
+def _name_device(module: ModuleType) -> None:
+    """Block sizes are looked up by it, and there are none for the lane."""
+
+    def get_device_name() -> str:
+        return "lane"
+
+    replace(module, "get_device_name", get_device_name, ("device_id",))
+
+
+def _unpin(module: ModuleType) -> None:
+    replace(module, "torch", LaneTorch())
 
 
 def _check_flashinfer() -> None:

@@ -281,6 +281,18 @@ def last_token_of_a_turn_counted_as_written() -> None:
     _set(sessions, "is_ddtree", lambda algorithm: False)
 
 
+def states_by_index_in_the_tree() -> None:
+    """The states that a request gets are those of its first nodes, not of the accepted ones."""
+    from ddtree_sglang.engine import worker
+
+    original = worker.hand_out_round_states
+
+    def hand_out(batch: Any, logits_output: Any, rows: torch.Tensor, stride: int) -> None:
+        original(batch, logits_output, rows[:, :1] + torch.arange(rows.shape[1], device=rows.device), stride)
+
+    _set(worker, "hand_out_round_states", hand_out)
+
+
 def _roll_over_requests(slots: str) -> None:
     """A round's inputs with each request's `slots` taken from the request before it."""
     from ddtree_sglang.engine.stages.trees import DeviceTrees
@@ -342,5 +354,6 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         trees_read_before_they_arrive,
         prefix_pages_of_one_token,
         last_token_of_a_turn_counted_as_written,
+        states_by_index_in_the_tree,
     )
 }

@@ -26,6 +26,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from ddtree_sglang.training.model.drafter_config import drafter_config_for
@@ -67,7 +69,16 @@ _TRAINING_STEPS = 300
 _TRAINING_ANSWERS = 256
 _ANSWER_LEN = 32
 
-Architecture = Literal["qwen3", "llama"]
+# Experts of each layer's feed-forward part, of which a token gets two.
+NUM_EXPERTS, EXPERTS_PER_TOKEN = 4, 2
+_EXPERTS: dict[str, Any] = {
+    "num_experts": NUM_EXPERTS,
+    "num_experts_per_tok": EXPERTS_PER_TOKEN,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+}
+
+Architecture = Literal["qwen3", "llama", "qwen3_moe"]
 
 
 @dataclass(frozen=True)
@@ -97,15 +108,21 @@ def one_thread() -> Iterator[None]:
 
 
 def make_pair(
-    folder: Path, architecture: Architecture, block_size: int, seed: int = 0, vocabulary: int = VOCABULARY
+    folder: Path,
+    architecture: Architecture,
+    block_size: int,
+    seed: int = 0,
+    vocabulary: int = VOCABULARY,
+    intermediate_size: int = _SHAPE["intermediate_size"],
 ) -> TinyPair:
     """Make a pair and write it to `folder`; takes a few seconds.
 
     A larger vocabulary than the usual one is for tensor parallelism: SGLang pads it to a multiple of 64, and with less
-    than that a second rank would have none of it. Acceptance is lower then.
+    than that a second rank would have none of it. Acceptance is lower then. An `intermediate_size` that 32 divides is
+    for adapters on a CPU, where SGLang pads others.
     """
     with one_thread():
-        target = make_target(architecture, seed, vocabulary)
+        target = make_target(architecture, seed, vocabulary, intermediate_size)
         drafter = train_drafter(target, block_size, seed)
     target.save_pretrained(folder / "target")
     _save_tokenizer(folder / "target", vocabulary)
@@ -113,12 +130,21 @@ def make_pair(
     return TinyPair(target, drafter.eval(), str(folder / "target"), str(folder / "draft"))
 
 
-def make_target(architecture: Architecture, seed: int, vocabulary: int = VOCABULARY) -> Any:
+def make_target(
+    architecture: Architecture,
+    seed: int,
+    vocabulary: int = VOCABULARY,
+    intermediate_size: int = _SHAPE["intermediate_size"],
+) -> Any:
     """A random target whose matrices have the gains above."""
-    shape = _SHAPE | {"vocab_size": vocabulary}
-    target: Any = (
-        Qwen3ForCausalLM(Qwen3Config(**shape)) if architecture == "qwen3" else LlamaForCausalLM(LlamaConfig(**shape))
-    )
+    shape = _SHAPE | {"vocab_size": vocabulary, "intermediate_size": intermediate_size}
+    target: Any
+    if architecture == "qwen3_moe":
+        target = Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape, **_EXPERTS))
+    elif architecture == "qwen3":
+        target = Qwen3ForCausalLM(Qwen3Config(**shape))
+    else:
+        target = LlamaForCausalLM(LlamaConfig(**shape))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in target.named_parameters():
@@ -127,7 +153,7 @@ def make_target(architecture: Architecture, seed: int, vocabulary: int = VOCABUL
                 parameter.fill_(_GAINS["q_proj"] if name.endswith("q_norm.weight") else 1.0)
                 continue
             gain = next((gain for part, gain in _GAINS.items() if part in name), 1.0)
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * gain / parameter.shape[1] ** 0.5)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * gain / parameter.shape[-1] ** 0.5)
     target.eval()
     _name_most_frequent_token(target, EOS_TOKEN)
     return target

@@ -8,7 +8,7 @@ SGLang's own function of seed and position, so that a request's tokens are fixed
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 
 from ddtree_sglang.core.acceptance import walk_tree
 from ddtree_sglang.core.tree_builder import build_draft_tree
+from tests.device_lane.adapters import Adapter
 from tests.device_lane.pairs import EOS_TOKEN, VOCABULARY, TinyPair
 
 EVEN_TOKENS, ODD_TOKENS = list(range(4, 30, 2)), list(range(3, 30, 2))
@@ -43,6 +44,7 @@ class Asked:
     ignore_eos: bool = True
     budget: int | None = None  # nodes besides the root that it allows itself
     pairs: bool = False  # under a grammar: an even token, an odd one, an even one ... up to an end behind an odd one
+    adapter: str = ""  # name of a LoRA adapter; empty for the base model
 
     @property
     def stops(self) -> frozenset[int]:
@@ -65,7 +67,8 @@ class Asked:
         if self.pairs:
             even, odd = ("|".join(f"w{token}" for token in tokens) for tokens in (EVEN_TOKENS, ODD_TOKENS))
             sampling["regex"] = f"(({even})({odd}))*"
-        return {"input_ids": list(self.prompt), "sampling_params": sampling}
+        body: dict[str, Any] = {"input_ids": list(self.prompt), "sampling_params": sampling}
+        return body | ({"lora_path": self.adapter} if self.adapter else {})
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ class Reference:
     """The answers of one pair. Remembers them: the same request is asked of many servers."""
 
     pair: TinyPair
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
     _known: dict[Asked, Expected] = field(default_factory=dict)
 
     def expect(self, asked: Asked) -> Expected:
@@ -111,11 +115,15 @@ class Reference:
             self._known[asked] = self._decode(asked)
         return self._known[asked]
 
+    def target(self, asked: Asked) -> Any:
+        """The model that answers a request: the pair's own, or the one with the request's adapter."""
+        return self.adapters[asked.adapter].merged if asked.adapter else self.pair.target
+
     @torch.inference_mode()
     def _decode(self, asked: Asked) -> Expected:
         row, margins, logprobs = list(asked.prompt), [], []
         for _ in range(asked.max_new_tokens + self.pair.block_size):
-            logits = self.pair.target(torch.tensor([row]), use_cache=False).logits[0, -1]
+            logits = self.target(asked)(torch.tensor([row]), use_cache=False).logits[0, -1]
             if asked.pairs:
                 logits = of_pairs(logits, row[len(asked.prompt) :])
             token, margin = choose(logits, asked, position=len(row) - 1)
@@ -131,6 +139,14 @@ class Reference:
         reason = "stop" if ends else "length"
         return Expected(output[:length], reason, tuple(logprobs[:length]), min(margins[:length]), tokens)
 
+    @torch.inference_mode()
+    def states(self, asked: Asked) -> torch.Tensor:
+        """`[T + n - 1, H]`: the target's last states after its norm, of the prompt and of all n tokens but the last."""
+        row = [*asked.prompt, *self.expect(asked).output_ids[:-1]]
+        states: torch.Tensor = self.target(asked).model(torch.tensor([row]), use_cache=False).last_hidden_state[0]
+        return states
+
+    @torch.inference_mode()
     def rounds(
         self, asked: Asked, num_nodes: int, noise: torch.Generator | None = None, *, past_the_end: bool = False
     ) -> list[Round]:
@@ -176,7 +192,7 @@ class Reference:
         """The round whose root is the last of the answer's first `done` tokens."""
         expected = self.expect(asked)
         num_nodes = num_nodes if asked.budget is None else min(asked.budget + 1, num_nodes)
-        ids, logprobs = self._candidates(asked.prompt, expected.continuation, done)
+        ids, logprobs = self._candidates(asked, expected.continuation, done)
         if noise is not None:
             logprobs = logprobs + NOISE * (2 * torch.rand(logprobs.shape, generator=noise) - 1)
             logprobs, order = logprobs.sort(dim=-1, descending=True)
@@ -214,7 +230,7 @@ class Reference:
         expected = self.expect(asked)
         rounds, done = [], 1
         while done < len(expected.output_ids):
-            ids, _ = self._candidates(asked.prompt, expected.continuation, done)
+            ids, _ = self._candidates(asked, expected.continuation, done)
             target = expected.continuation[done : done + self.pair.block_size - 1]
             hits = [draft == token for draft, token in zip(ids[0, :, 0].tolist(), target, strict=True)]
             commit_len = 1 + (hits.index(False) if False in hits else len(hits))
@@ -222,11 +238,14 @@ class Reference:
             done += commit_len
         return rounds
 
-    def _candidates(self, prompt: Sequence[int], tokens: Sequence[int], done: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ranked ids and log-probabilities `[1, D, V]` of the block whose root is the last of `done` tokens."""
+    def _candidates(self, asked: Asked, tokens: Sequence[int], done: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ranked ids and log-probabilities `[1, D, V]` of the block whose root is the last of `done` tokens.
+
+        The drafter has no adapter: it reads the states of a target that has one, through the base model's head.
+        """
         target, drafter = self.pair.target, self.pair.drafter
-        committed = torch.tensor([[*prompt, *tokens[: done - 1]]])
-        hidden = target(committed, output_hidden_states=True, use_cache=False).hidden_states
+        committed = torch.tensor([[*asked.prompt, *tokens[: done - 1]]])
+        hidden = self.target(asked)(committed, output_hidden_states=True, use_cache=False).hidden_states
         features = torch.cat([hidden[layer + 1] for layer in drafter.config.target_layer_ids], dim=-1)
         blocks = drafter.block_token_ids(torch.tensor([[tokens[done - 1]]]))
         block_embeds = target.model.embed_tokens(blocks)

@@ -22,10 +22,11 @@ ddtree = ddtree_sglang.engine.plugin:register
 
 def activate() -> str:
     """The platform's class, for SGLang; what stands in for kernels has to be there before the backends are imported."""
-    from tests.device_lane.install import install_fa3, install_flashinfer
+    from tests.device_lane.install import install_fa3, install_flashinfer, install_lora
 
     install_fa3()
     install_flashinfer()
+    install_lora()
     return "tests.device_lane.platform:LanePlatform"
 
 

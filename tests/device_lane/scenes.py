@@ -7,7 +7,6 @@ after the other, so that one wave sees batches above the captured sizes, at them
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +16,10 @@ from typing import Any, Literal
 
 from deploy.local.client import ClientError, post
 from deploy.local.server_process import ServerError
+from tests.device_lane.adapters import flags_of
 from tests.device_lane.asking import Lane, LaneServer
 from tests.device_lane.pairs import EOS_TOKEN, random_prompts
-from tests.device_lane.references import Asked, Reference, Round, histogram
+from tests.device_lane.references import Asked, Reference, Round
 
 Check = Literal["rounds", "steps", "tokens", "prefix"]
 """rounds: tokens and what each round accepts; steps: the same, where prefills may have given some of the tokens;
@@ -39,6 +39,7 @@ class Sent:
     session: str = ""  # name of the streaming session that the request is a turn of
     is_first_turn: bool = False
     num_sent: int | None = None  # tokens of the prompt that are sent, where the session has the others
+    states: bool = False  # hidden states of every token
 
 
 Wave = Callable[["Chooser"], list[Sent]]
@@ -57,6 +58,7 @@ class Scene:
     flags: tuple[str, ...] = ()
     captured: tuple[int, ...] = (1, 2, 4)
     late: bool = False
+    adapters: bool = False  # the pair's are loaded at start
     must_log: tuple[str, ...] = field(default=())
 
     @property
@@ -107,6 +109,10 @@ class Chooser:
     def sampled(self, length: int, max_new_tokens: int, seed: int, top_k: int = 8) -> Asked:
         """Drawn at temperature 1 from the `top_k` best."""
         return self.find(length, max_new_tokens, lambda asked: replace(asked, temperature=1.0, seed=seed, top_k=top_k))
+
+    def with_adapter(self, name: str, length: int, max_new_tokens: int) -> Asked:
+        """Greedy, with this adapter; "" for the base model."""
+        return self.find(length, max_new_tokens, lambda asked: replace(asked, adapter=name))
 
     def ending_inside_a_path(self, length: int, with_eos: bool = False) -> Asked:
         """One whose last round accepts more tokens behind the one that ends it."""
@@ -190,6 +196,33 @@ def seeded(chooser: Chooser) -> list[Sent]:
         Sent(chooser.find(4, 6), logprobs=True),
         Sent(chooser.sampled(7, 9, seed=12), logprobs=True),
     ]
+
+
+def with_states(chooser: Chooser) -> list[Sent]:
+    """Hidden states of every token in one batch with a request that asks for none; one answer ends inside a path."""
+    return [
+        Sent(chooser.find(6, 9), states=True),
+        Sent(chooser.find(8, 5)),
+        Sent(chooser.ending_inside_a_path(5), states=True),
+    ]
+
+
+def with_adapters(chooser: Chooser) -> list[Sent]:
+    """The base model and each adapter twice in one batch, which shrinks as they end."""
+    names = ("", *chooser.reference.adapters)
+    lengths = ((4, 6), (6, 8), (8, 7), (5, 9), (7, 10), (9, 5))
+    return [
+        Sent(chooser.with_adapter(names[index % len(names)], length, tokens))
+        for index, (length, tokens) in enumerate(lengths)
+    ]
+
+
+def prefix_of_another_adapter(chooser: Chooser) -> list[Sent]:
+    """A prompt of the wave before, with an adapter that did not write its keys: no hit, or a wrong answer."""
+    used = chooser.with_adapter("", 10, 6)
+    others = [replace(used, adapter=name) for name in chooser.reference.adapters]
+    clear = [asked for asked in others if chooser.reference.is_clear(asked, (chooser.scene.num_nodes,))]
+    return [Sent(used), *(Sent(asked, after_s=WAVE_APART_S) for asked in clear)]
 
 
 def ends(chooser: Chooser) -> list[Sent]:
@@ -287,6 +320,7 @@ def play(scene: Scene, lane: Lane, reference: Reference, mutation: str = "") -> 
             scene.algorithm,
             scene.budget,
             *scene.flags,
+            *(flags_of(reference.adapters) if scene.adapters else ()),
             log=log,
             mutation=mutation,
             late=scene.late,
@@ -320,6 +354,8 @@ def _ask(server: LaneServer, wave: Sequence[Sent]) -> list[Answered]:
                 server.open_session(sent.session)
             body["session_params"] = {"id": sent.session}
             body["input_ids"] = list(sent.asked.prompt[-(sent.num_sent or 0) :])
+        if sent.states:
+            body["return_hidden_states"] = True
         return server.ask(sent.asked, sent.after_s, **body)
 
     def abort(index: int, sent: Sent) -> None:
@@ -333,57 +369,3 @@ def _ask(server: LaneServer, wave: Sequence[Sent]) -> list[Answered]:
         for future in aborts:
             future.result()
         return [Answered(sent, future.result()) for sent, future in zip(wave, answers, strict=True)]
-
-
-def _last_error(log: str) -> list[str]:
-    """What a server died of, as its log has it; nothing if it does not say."""
-    errors = [line for line in log.splitlines() if re.match(r"[\w.]*(Error|Violation): ", line)]
-    return [f"the log's last error is {errors[-1]!r}"] if errors else []
-
-
-def problems(scene: Scene, outcome: Outcome, reference: Reference) -> list[str]:
-    """What is wrong with a scene's outcome; empty when all is as plain torch says."""
-    found = [outcome.failure, *_last_error(outcome.log)] if outcome.failure else []
-    for one_answer in outcome.answered:
-        found += _of_answer(scene, one_answer, reference)
-    if outcome.used_slots:
-        found.append(f"{outcome.used_slots} slots of the KV pool are taken when nothing runs")
-    for word in ("LaneViolation", "not permitted when stream is capturing", "Leak Detected", "memory leak"):
-        if word in outcome.log:
-            found.append(f"the log has {next(line for line in outcome.log.splitlines() if word in line)!r}")
-    found += [f"the log lacks {word!r}" for word in scene.must_log if word not in outcome.log]
-    return found
-
-
-def _of_answer(scene: Scene, one_answer: Answered, reference: Reference) -> list[str]:
-    sent, answer = one_answer.sent, one_answer.answer
-    expected, meta = reference.expect(sent.asked), answer["meta_info"]
-    tokens, wanted = list(answer["output_ids"]), list(expected.output_ids)
-    about = f"{scene.name}, prompt of {len(sent.asked.prompt)}"
-    if sent.check == "prefix":
-        wanted = wanted[: len(tokens)]
-    if tokens != wanted:
-        return [f"{about}: tokens {tokens}, expected {wanted}"]
-    found = []
-    if sent.total is not None and len(sent.asked.prompt) + len(tokens) != sent.total:
-        found.append(f"{about}: {len(tokens)} tokens, expected {sent.total} with the prompt")
-    if sent.check != "prefix" and meta["finish_reason"]["type"] != expected.finish_reason:
-        found.append(f"{about}: finished by {meta['finish_reason']}, expected {expected.finish_reason}")
-    if sent.logprobs:
-        logprobs = [entry[0] for entry in meta["output_token_logprobs"]]
-        if any(abs(a - b) > 1e-3 for a, b in zip(logprobs, expected.logprobs, strict=True)):
-            found.append(f"{about}: log-probabilities {logprobs}, expected {list(expected.logprobs)}")
-    return found + _of_rounds(scene, sent, meta.get("spec_correct_drafts_histogram", []), reference, about)
-
-
-def _of_rounds(scene: Scene, sent: Sent, accepted: list[int], reference: Reference, about: str) -> list[str]:
-    """What is wrong with an answer's rounds by correct drafts."""
-    if sent.check == "steps":
-        ways = reference.with_steps_of_one_token(sent.asked, scene.num_nodes)
-        if tuple(accepted) not in ways:
-            return [f"{about}: rounds by correct drafts {accepted}, expected one of {sorted(ways)}"]
-    if sent.check == "rounds" and scene.algorithm is not None and not scene.widths_change:
-        rounds = histogram(Chooser(reference, scene).rounds(sent.asked))
-        if accepted != rounds:
-            return [f"{about}: rounds by correct drafts {accepted}, expected {rounds}"]
-    return []

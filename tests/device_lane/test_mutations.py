@@ -18,6 +18,7 @@ from tests.device_lane.catalogue import (
     FA3_DETERMINISTIC,
     FA3_PAGES,
     GRAMMARS,
+    LATE,
     SMALL,
     SMALL_FA3,
     SMALL_FLASHINFER,
@@ -27,11 +28,13 @@ from tests.device_lane.catalogue import (
     WIDTHS,
 )
 from tests.device_lane.mutations import MUTATIONS
+from tests.device_lane.problems import problems
 from tests.device_lane.references import Reference
-from tests.device_lane.scenes import Outcome, Scene, problems
+from tests.device_lane.scenes import Outcome, Scene
 
 TOKENS = "tokens .* expected"
 ROUNDS = "rounds by correct drafts .* expected"
+STATES = "hidden states differ"
 VIOLATION = "LaneViolation"
 SIZES = "must match the size"
 CAPTURE = "not permitted when stream is capturing"
@@ -76,6 +79,7 @@ FAULTS = (
     Fault("budgets_of_one_node_more", FA3_DETERMINISTIC, ROUNDS, slow=True),
     Fault("prefix_pages_of_one_token", FA3_PAGES, f"{TOKENS}|{VIOLATION}", slow=True),
     Fault("last_token_of_a_turn_counted_as_written", FA3_PAGES, f"{TOKENS}|{ROUNDS}", slow=True),
+    Fault("states_by_index_in_the_tree", LATE, STATES, slow=True),
 )
 
 

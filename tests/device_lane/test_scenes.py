@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from tests.device_lane.catalogue import SCENES
+from tests.device_lane.problems import problems
 from tests.device_lane.references import Reference
-from tests.device_lane.scenes import Outcome, Scene, problems
+from tests.device_lane.scenes import Outcome, Scene
 
 
 @pytest.mark.parametrize("play", [(scene, "") for scene in SCENES], ids=[scene.name for scene in SCENES])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddtree_sglang.engine.hooks import carry_no_hidden_states, exit_on_bad_arguments, keep_model_dtype
+from ddtree_sglang.engine.hooks import allow_adapters, carry_no_hidden_states, exit_on_bad_arguments, keep_model_dtype
 from ddtree_sglang.exceptions import EngineContractError
 
 
@@ -36,6 +36,14 @@ def test_overlap_scheduling_carries_no_hidden_states_of_ours(
     spec = SimpleNamespace(speculative_algorithm=algorithm)
     monkeypatch.setattr("sglang.srt.runtime_context.get_spec", lambda: spec)
     assert carry_no_hidden_states(lambda: stock) is expected
+
+
+@pytest.mark.parametrize(("algorithm", "asked"), [("DDTREE", []), ("ddtree", []), ("UNO", ["UNO"]), (None, [None])])
+def test_sglangs_list_of_algorithms_with_adapters_is_read_for_others(algorithm: str | None, asked: list[Any]) -> None:
+    seen: list[Any] = []
+    arguments = SimpleNamespace(speculative_algorithm=algorithm)
+    allow_adapters(lambda given: seen.append(given.speculative_algorithm), arguments)
+    assert seen == asked
 
 
 def test_a_batch_without_embeddings_is_left_alone() -> None:

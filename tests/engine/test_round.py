@@ -89,6 +89,7 @@ def fake_target(events: Events, num_nodes: int = NODES) -> tuple[Any, Any]:
     logits = SimpleNamespace(
         next_token_logits=empty(REQUESTS * num_nodes, VOCABULARY, dtype=torch.float32),
         hidden_states=empty(REQUESTS * num_nodes, 5 * HIDDEN, dtype=torch.float32),
+        last_hidden_states=None,
     )
     out = SimpleNamespace(logits_output=logits, can_run_cuda_graph=True)
     return runner, SimpleNamespace(forward_batch_generation=events.returning("verify graph", out))
@@ -159,6 +160,7 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
         has_grammar=False,
         sampling_info=None,
         return_logprob=False,
+        return_hidden_states=False,
         can_run_decode_cuda_graph=True,
     )
     return Worker(), batch, events
@@ -181,6 +183,23 @@ def test_a_backend_without_host_lengths_needs_none(round_of_fakes: tuple[Any, An
     batch.seq_lens_cpu, batch.spec_info.nxt_kv_lens_cpu = None, torch.tensor([40, 40, 40])
     worker._decode_round(batch, events.returning("publish"))
     assert events[-1] == "draft context"
+
+
+@pytest.mark.parametrize("num_nodes", [NODES, 1])
+def test_hidden_states_that_are_asked_for_are_a_row_per_token_and_cost_no_read(
+    round_of_fakes: tuple[Any, Any, Events], num_nodes: int
+) -> None:
+    from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
+
+    worker, batch, events = round_of_fakes
+    worker.policy = BudgetPolicy.fixed(num_nodes)
+    _, worker._target_worker = fake_target(events, num_nodes)
+    worker._append_target_hidden_to_draft_kv_by_loc = lambda **_: None
+    output = worker._target_worker.forward_batch_generation().logits_output
+    output.last_hidden_states = empty(REQUESTS * num_nodes, HIDDEN, dtype=torch.float32)
+    batch.return_hidden_states = True
+    result = worker._decode_round(batch, events.returning("publish"))
+    assert result.logits_output.hidden_states.shape == (REQUESTS * BLOCK, HIDDEN)
 
 
 def test_a_read_of_a_value_would_have_been_noticed(round_of_fakes: tuple[Any, Any, Events]) -> None:

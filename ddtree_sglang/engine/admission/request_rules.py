@@ -50,7 +50,6 @@ REQUEST_RULES: tuple[RequestRule, ...] = (
         lambda req: req.sampling_params.min_p > 0 and _is_deterministic(),
         "leave it out, or use a server without --enable-deterministic-inference",
     ),
-    RequestRule("return_hidden_states", lambda req: bool(req.return_hidden_states), _WITHOUT),
     RequestRule(
         'custom_params.ddtree of another form than {"budget": 8}',
         has_bad_options,

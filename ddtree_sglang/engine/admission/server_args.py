@@ -64,7 +64,6 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
         lambda cfg: cfg.speculative_accept_threshold_single != 1.0 or cfg.speculative_accept_threshold_acc != 1.0,
         "is lossless, and acceptance thresholds below 1.0 are not; remove --speculative-accept-threshold-*.",
     ),
-    ArgumentRule(lambda cfg: bool(cfg.enable_lora or cfg.lora_paths), "does not support LoRA yet; remove --lora-*."),
     ArgumentRule(
         lambda cfg: bool(cfg.enable_two_batch_overlap or cfg.enable_pdmux),
         "does not support two-batch overlap or PD multiplexing; remove --enable-two-batch-overlap / --enable-pdmux.",
@@ -100,6 +99,38 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
 )
 
 
+ADAPTER_RULES: tuple[ArgumentRule, ...] = (
+    ArgumentRule(
+        lambda cfg: cfg.lora_backend not in _adapter_backends(),
+        "verifies trees with adapters on the LoRA backends csgmv and triton (torch_native without a GPU); change "
+        "--lora-backend.",
+    ),
+    # The metadata of a verify's graphs is made for one number of nodes, and SGLang keeps one (triton_backend.py,
+    # init_decode_cuda_graph_batch_info).
+    ArgumentRule(
+        lambda cfg: is_device_path() and DDTreeConfig.from_env().policy != "fixed",
+        "serves adapters with a fixed number of nodes on a GPU; remove --speculative-ddtree-policy or --enable-lora / "
+        "--lora-paths.",
+    ),
+    ArgumentRule(
+        lambda cfg: bool(cfg.enable_lora_overlap_loading),
+        "does not load adapters beside a running batch yet; remove --enable-lora-overlap-loading.",
+    ),
+    # Its router asks for the adapters' configuration in each forward, the drafter's too (lora_hook.py).
+    ArgumentRule(
+        lambda cfg: "experimental_sgl_trtllm" in (cfg.moe_runner_backend, cfg.speculative_moe_runner_backend),
+        "does not serve adapters on the MoE runner experimental_sgl_trtllm; change --moe-runner-backend.",
+    ),
+)
+"""What is refused of a server with LoRA adapters."""
+
+
+def _adapter_backends() -> tuple[str, ...]:
+    """LoRA backends that take N rows per request in a verify, in graphs too where there are any."""
+    # The torch backend's buffers have room for one row per request of a graph (torch_backend.py, prepare_lora_batch).
+    return ("csgmv", "triton") if is_device_path() else ("torch_native",)
+
+
 def resolve_server_args(cfg: Any) -> None:
     """Check and complete the arguments; `cfg` is the stand-in that SGLang hands to a plugin.
 
@@ -108,7 +139,8 @@ def resolve_server_args(cfg: Any) -> None:
     Raises:
         DDTreeConfigError: the first rule that is broken, with the value found and what to do.
     """
-    for rule in ARGUMENT_RULES:
+    has_adapters = bool(cfg.enable_lora or cfg.lora_paths)
+    for rule in (*ARGUMENT_RULES, *(ADAPTER_RULES if has_adapters else ())):
         if rule.broken(cfg):
             raise DDTreeConfigError(f"{ALGORITHM} {rule.message}")
     apply_config(cfg, DDTreeConfig.from_env())

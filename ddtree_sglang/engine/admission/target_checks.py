@@ -60,6 +60,16 @@ def check_loaded_target(runner: Any) -> None:
             f"{ALGORITHM}."
         )
     _check_sinks(runner.model, attention_backends())
+    _check_adapters(runner)
+
+
+def _check_adapters(runner: Any) -> None:
+    manager = runner.lora_manager
+    if manager is not None and manager.lora_backend.is_moe_lora:
+        raise DDTreeConfigError(
+            f"{ALGORITHM} does not support LoRA adapters of experts yet, got --lora-target-modules that name some of "
+            f"{type(runner.model).__name__}'s; leave them out, or {_CHAIN}."
+        )
 
 
 def _check_sinks(model: Any, backends: tuple[Any, ...]) -> None:

@@ -53,7 +53,6 @@ def test_supported_sampling_parameters_pass() -> None:
         (request({"presence_penalty": -0.1}), "presence_penalty"),
         (request({"repetition_penalty": 1.2}), "repetition_penalty"),
         (request({"min_new_tokens": 1}), "min_new_tokens"),
-        (request(return_hidden_states=True), "return_hidden_states"),
         (request(return_sampling_mask=True), "return_sampling_mask"),
     ],
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,6 +41,9 @@ DRAFTER = {
     "num_target_layers": 4,
     "dflash_config": {"mask_token_id": 4, "target_layer_ids": [0, 2]},
 }
+
+
+ADAPTERS = ("--enable-lora", "--max-lora-rank", "8", "--lora-target-modules", "q_proj", "v_proj")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -117,6 +121,9 @@ def test_help_lists_our_flags(capsys: pytest.CaptureFixture[str]) -> None:
         (("--grammar-backend", "outlines"), "which outlines cannot; use --grammar-backend xgrammar or llguidance"),
         (("--enable-return-routed-experts",), "--enable-return-routed-experts"),
         (("--enable-return-indexer-topk",), "--enable-return-indexer-topk"),
+        ((*ADAPTERS, "--lora-backend", "triton"), "--lora-backend must be 'torch_native' on a machine without a GPU"),
+        ((*ADAPTERS, "--enable-lora-overlap-loading"), "--enable-lora-overlap-loading needs a GPU"),
+        ((*ADAPTERS, "--moe-runner-backend", "experimental_sgl_trtllm"), "experimental_sgl_trtllm"),
         (("--speculative-num-steps", "3"), "the drafter's block gives 7, got 3"),
         (("--preferred-sampling-params", '{"repetition_penalty": 1.1}'), r"repetition_penalty=1\.1"),
     ],
@@ -126,6 +133,38 @@ def test_unsupported_arguments_end_with_one_line(
 ) -> None:
     with pytest.raises((SystemExit, ValueError), match=message):
         resolve(*ddtree(target, drafter, *more))
+
+
+def test_adapters_are_served_on_the_backend_of_this_machine(target: str, drafter: str) -> None:
+    cfg = resolve(*ddtree(target, drafter, *ADAPTERS, "--speculative-ddtree-policy", "load"))
+    assert (cfg.enable_lora, cfg.lora_backend) == (True, "torch_native")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, None),
+        ({"lora_backend": "triton"}, None),
+        ({"lora_backend": "torch_native"}, "LoRA backends csgmv and triton"),
+        ({"lora_backend": "triton_v2"}, "LoRA backends csgmv and triton"),
+        ({"enable_lora_overlap_loading": True}, "--enable-lora-overlap-loading"),
+        ({"moe_runner_backend": "experimental_sgl_trtllm"}, "experimental_sgl_trtllm"),
+        ({"policy": "load"}, "a fixed number of nodes on a GPU"),
+    ],
+)
+def test_rules_of_a_server_with_adapters_on_a_gpu(
+    change: dict[str, Any], message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ddtree_sglang.engine.admission import server_args
+
+    monkeypatch.setattr(server_args, "is_device_path", lambda: True)
+    monkeypatch.setenv(CONFIG_ENV, json.dumps({"policy": change.pop("policy", "fixed")}))
+    fields = {"lora_backend": "csgmv", "enable_lora_overlap_loading": False}
+    fields |= {"moe_runner_backend": "auto", "speculative_moe_runner_backend": None}
+    cfg = SimpleNamespace(**{**fields, **change})
+    broken = [rule.message for rule in server_args.ADAPTER_RULES if rule.broken(cfg)]
+    assert len(broken) == (message is not None)
+    assert message is None or message in broken[0]
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,25 @@ def test_pages_are_served_where_a_nodes_slot_is_read_by_itself(page_size: int) -
     check_pages(1, 128, ("fa3", "fa4"))
 
 
+def loaded(model: torch.nn.Module, manager: Any = None) -> Any:
+    """The runner of a loaded model; `manager` is SGLang's of LoRA adapters."""
+    return SimpleNamespace(
+        model_config=target(), sliding_window_size=None, page_size=1, model=model, lora_manager=manager
+    )
+
+
+@pytest.mark.parametrize(("has_manager", "of_experts"), [(False, False), (True, False), (True, True)])
+def test_adapters_of_experts_are_refused(has_manager: bool, of_experts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt import runtime_context
+
+    monkeypatch.setattr(runtime_context, "attention_backends", lambda: ("fa3", "fa3"))
+    manager = SimpleNamespace(lora_backend=SimpleNamespace(is_moe_lora=of_experts))
+    runner = loaded(torch.nn.Sequential(), manager if has_manager else None)
+    runner.model.lm_head = object()
+    with pytest.raises(DDTreeConfigError, match="LoRA adapters of experts") if of_experts else nullcontext():
+        check_loaded_target(runner)
+
+
 def test_a_loaded_target_without_a_head_at_its_top_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """SGLang loads it, and the attribute would be missing when the worker is built."""
     from sglang.srt import runtime_context
@@ -74,7 +93,7 @@ def test_a_loaded_target_without_a_head_at_its_top_is_refused(monkeypatch: pytes
     class WrappedTarget(torch.nn.Module):
         language_model = SimpleNamespace(lm_head=object())
 
-    runner = SimpleNamespace(model_config=target(), sliding_window_size=None, page_size=1, model=WrappedTarget())
+    runner = loaded(WrappedTarget())
     with pytest.raises(DDTreeConfigError, match="got WrappedTarget, which has none at its top"):
         check_loaded_target(runner)
     runner.model.lm_head = object()
@@ -115,7 +134,7 @@ def test_sinks_that_a_backend_counts_twice_are_refused(
     sinks = torch.nn.Parameter(torch.zeros(4)) if has_sinks else None
     model = torch.nn.Sequential(*(Layer(name, sinks, window) for window in windows))
     model.lm_head = torch.nn.Identity()
-    runner = SimpleNamespace(model_config=target(), sliding_window_size=None, page_size=1, model=model)
+    runner = loaded(model)
     with nullcontext() if is_served else pytest.raises(DDTreeConfigError, match="got Sequential with sinks in layers"):
         check_loaded_target(runner)
 

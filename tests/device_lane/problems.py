@@ -1,0 +1,79 @@
+"""What must be true of a scene: answers are plain torch's, every slot is given back, and no rule was broken."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+
+from tests.device_lane.references import Reference, histogram
+from tests.device_lane.scenes import Answered, Chooser, Outcome, Scene, Sent
+
+MAX_STATE_ERROR = 1e-3
+
+
+def _last_error(log: str) -> list[str]:
+    """What a server died of, as its log has it; nothing if it does not say."""
+    errors = [line for line in log.splitlines() if re.match(r"[\w.]*(Error|Violation): ", line)]
+    return [f"the log's last error is {errors[-1]!r}"] if errors else []
+
+
+def problems(scene: Scene, outcome: Outcome, reference: Reference) -> list[str]:
+    """What is wrong with a scene's outcome; empty when all is as plain torch says."""
+    found = [outcome.failure, *_last_error(outcome.log)] if outcome.failure else []
+    for one_answer in outcome.answered:
+        found += _of_answer(scene, one_answer, reference)
+    if outcome.used_slots:
+        found.append(f"{outcome.used_slots} slots of the KV pool are taken when nothing runs")
+    for word in ("LaneViolation", "not permitted when stream is capturing", "Leak Detected", "memory leak"):
+        if word in outcome.log:
+            found.append(f"the log has {next(line for line in outcome.log.splitlines() if word in line)!r}")
+    found += [f"the log lacks {word!r}" for word in scene.must_log if word not in outcome.log]
+    return found
+
+
+def _of_answer(scene: Scene, one_answer: Answered, reference: Reference) -> list[str]:
+    sent, answer = one_answer.sent, one_answer.answer
+    expected, meta = reference.expect(sent.asked), answer["meta_info"]
+    tokens, wanted = list(answer["output_ids"]), list(expected.output_ids)
+    about = f"{scene.name}, prompt of {len(sent.asked.prompt)}"
+    if sent.check == "prefix":
+        wanted = wanted[: len(tokens)]
+    if tokens != wanted:
+        return [f"{about}: tokens {tokens}, expected {wanted}"]
+    found = []
+    if sent.total is not None and len(sent.asked.prompt) + len(tokens) != sent.total:
+        found.append(f"{about}: {len(tokens)} tokens, expected {sent.total} with the prompt")
+    if sent.check != "prefix" and meta["finish_reason"]["type"] != expected.finish_reason:
+        found.append(f"{about}: finished by {meta['finish_reason']}, expected {expected.finish_reason}")
+    if sent.logprobs:
+        logprobs = [entry[0] for entry in meta["output_token_logprobs"]]
+        if any(abs(a - b) > 1e-3 for a, b in zip(logprobs, expected.logprobs, strict=True)):
+            found.append(f"{about}: log-probabilities {logprobs}, expected {list(expected.logprobs)}")
+    if sent.states:
+        found += [f"{about}: {problem}" for problem in _of_states(sent, answer, reference)]
+    return found + _of_rounds(scene, sent, meta.get("spec_correct_drafts_histogram", []), reference, about)
+
+
+def _of_rounds(scene: Scene, sent: Sent, accepted: list[int], reference: Reference, about: str) -> list[str]:
+    """What is wrong with an answer's rounds by correct drafts."""
+    if sent.check == "steps":
+        ways = reference.with_steps_of_one_token(sent.asked, scene.num_nodes)
+        if tuple(accepted) not in ways:
+            return [f"{about}: rounds by correct drafts {accepted}, expected one of {sorted(ways)}"]
+    if sent.check == "rounds" and scene.algorithm is not None and not scene.widths_change:
+        rounds = histogram(Chooser(reference, scene).rounds(sent.asked))
+        if accepted != rounds:
+            return [f"{about}: rounds by correct drafts {accepted}, expected {rounds}"]
+    return []
+
+
+def _of_states(sent: Sent, answer: dict[str, Any], reference: Reference) -> list[str]:
+    """Plain decoding's list: the prompt's rows that were not in the prefix cache, then a row per further token."""
+    prompt, *further = answer["meta_info"]["hidden_states"]
+    rows, expected = [*prompt, *further], reference.states(sent.asked)[answer["meta_info"]["cached_tokens"] :]
+    if len(rows) != len(expected):
+        return [f"{len(rows)} hidden states, expected {len(expected)}"]
+    off = (torch.tensor(rows) - expected).abs().amax(-1)
+    return [f"hidden states differ by {off.tolist()}"] if float(off.max()) > MAX_STATE_ERROR else []

@@ -137,7 +137,8 @@ class Reference:
             ends = [output.index(EOS_TOKEN) + 1]  # plain decoding ends with the token behind the grammar's end
         length = ends[0] + 1 if ends else asked.max_new_tokens
         reason = "stop" if ends else "length"
-        return Expected(output[:length], reason, tuple(logprobs[:length]), min(margins[:length]), tokens)
+        margin = min(margins[:length], default=float("inf"))
+        return Expected(output[:length], reason, tuple(logprobs[:length]), margin, tokens)
 
     @torch.inference_mode()
     def states(self, asked: Asked) -> torch.Tensor:

@@ -228,13 +228,14 @@ def prefix_of_another_adapter(chooser: Chooser) -> list[Sent]:
 def ends(chooser: Chooser) -> list[Sent]:
     """Ends in the middle of an accepted path, by a stop token, the end token and the limit, in a tree of three nodes.
 
-    The last one decodes without a tree, until after the others have ended.
+    One decodes without a tree, and one is answered without a token.
     """
     return [
         Sent(chooser.ending_inside_a_path(5)),
         Sent(chooser.ending_inside_a_path(7, with_eos=True)),
         Sent(chooser.limited_inside_a_path(6, budget=2)),
         Sent(chooser.find(6, 7, lambda asked: replace(asked, budget=0))),
+        Sent(chooser.find(5, 0)),
     ]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ddtree_sglang.engine.run_ends import prefill_only_at_no_tokens
+from ddtree_sglang.engine.run_ends import judge, prefill_only_at_no_tokens
 from tests.e2e.servers import Pair
 from tests.engine.decoding import RUN_LEN, THINK_END, Decoding, Ended, batch_of, result_of
 
@@ -247,3 +247,19 @@ def test_a_request_for_no_token_is_answered_by_its_prefill(
     ours = prefill_only_at_no_tokens(schedule_batch.Req.is_prefill_only)
     asked = [SimpleNamespace(sampling_params=SimpleNamespace(max_new_tokens=count)) for count in (0, 1)]
     assert [ours.fget(req) for req in asked] == expected
+
+
+@pytest.mark.parametrize("asked", [{}, {"stop": "drafts"}, {"max_new_tokens": 3}, {"abort": "the client left"}])
+def test_judging_a_run_leaves_its_request_as_it_was(asked: dict[str, Any], decoding: Decoding, tokenizer: Any) -> None:
+    """Custom processors have runs judged that are not appended yet; an abort must still be there afterwards."""
+    from sglang.srt.managers.schedule_batch import FINISH_ABORT
+
+    ids = script_of(tokenizer)
+    abort = FINISH_ABORT(asked["abort"]) if "abort" in asked else None
+    sampling = {key: value for key, value in asked.items() if key != "abort"}
+    req = decoding.request(tokenizer, **{"max_new_tokens": 50, **sampling})
+    req.output_ids.append(ids[0])
+    req.to_finish = abort
+    judged = judge(req, ids[1 : 1 + RUN_LEN])
+    assert (judged.finished_reason is None) == (not asked)
+    assert (list(req.output_ids), req.finished_reason, req.finished_len, req.to_finish) == (ids[:1], None, None, abort)

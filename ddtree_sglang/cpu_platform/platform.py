@@ -60,7 +60,7 @@ class DDTreeCpuPlatform(CpuDeviceMixin, SRTPlatform):
         return ATTENTION_BACKEND
 
     def apply_server_args_defaults(self, server_args: Any) -> None:
-        """Fill in what a CPU server needs and refuse flags that it cannot honour (ValueError)."""
+        """Fill in what a CPU server needs and refuse flags that it cannot honour (DDTreeConfigError)."""
         from ddtree_sglang.cpu_platform.server_defaults import apply_defaults
 
         apply_defaults(server_args)

@@ -15,6 +15,7 @@ from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_pha
 from ddtree_sglang.cpu_platform.lora import resolve_backend
 from ddtree_sglang.cpu_platform.memory_budget import default_max_total_tokens
 from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
+from ddtree_sglang.exceptions import DDTreeConfigError
 
 DEFAULT_MEM_FRACTION_STATIC = 0.6
 """Upper bound of weights + KV cache as a share of the memory that is free at start."""
@@ -42,7 +43,11 @@ _GPU_ONLY_SWITCHES = (
 
 
 def apply_defaults(server_args: Any) -> None:
-    """Set the CPU defaults on `server_args`; raise ValueError for a flag that contradicts the platform."""
+    """Set the CPU defaults on `server_args`.
+
+    Raises:
+        DDTreeConfigError: a flag contradicts the platform. A command line says so in one line (engine/hooks.py).
+    """
     _check_device(server_args)
     _check_switches(server_args)
     _check_cache_dtype(server_args)
@@ -62,7 +67,7 @@ def apply_defaults(server_args: Any) -> None:
 def _check_device(server_args: Any) -> None:
     device = server_args.device
     if device is not None and str(device) != "cpu":
-        raise ValueError(
+        raise DDTreeConfigError(
             f"--device must be 'cpu' on a machine without a GPU, got {str(device)!r}; drop the flag, or run "
             "where torch sees that device."
         )
@@ -72,16 +77,18 @@ def _check_switches(server_args: Any) -> None:
     for name in _GPU_ONLY_SWITCHES:
         if getattr(server_args, name, False):
             flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} needs a GPU, and this machine has none; drop the flag.")
+            raise DDTreeConfigError(f"{flag} needs a GPU, and this machine has none; drop the flag.")
     if server_args.pp_size != 1:
-        raise ValueError(f"--pp-size must be 1 on the CPU platform, got {server_args.pp_size}; use --tp-size instead.")
+        raise DDTreeConfigError(
+            f"--pp-size must be 1 on the CPU platform, got {server_args.pp_size}; use --tp-size instead."
+        )
 
 
 def _check_cache_dtype(server_args: Any) -> None:
     """Rows are written and read as the model made them; there is no kernel that converts on the way."""
     asked = {"bf16": "bfloat16"}.get(server_args.kv_cache_dtype, server_args.kv_cache_dtype)
     if asked not in ("auto", server_args.dtype):
-        raise ValueError(
+        raise DDTreeConfigError(
             f"--kv-cache-dtype must be 'auto', the model's own, on a machine without a GPU, got {asked!r} with --dtype "
             f"{server_args.dtype}; drop the flag."
         )
@@ -92,7 +99,7 @@ def _resolve_attention_backend(server_args: Any) -> None:
         chosen = getattr(server_args, name)
         if chosen not in (*_ENGINE_FILLED_BACKENDS, ATTENTION_BACKEND):
             flag = "--" + name.replace("_", "-")
-            raise ValueError(
+            raise DDTreeConfigError(
                 f"{flag} must be {ATTENTION_BACKEND!r} on a machine without a GPU, got {chosen!r}; drop the flag."
             )
     server_args.attention_backend = ATTENTION_BACKEND

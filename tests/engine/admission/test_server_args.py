@@ -167,6 +167,24 @@ def test_rules_of_a_server_with_adapters_on_a_gpu(
     assert message is None or message in broken[0]
 
 
+@pytest.mark.parametrize("algorithm", ["DDTREE", None])
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--attention-backend", "torch_native"), "--attention-backend must be 'ddtree_cpu'"),
+        (("--kv-cache-dtype", "fp8_e4m3"), "--kv-cache-dtype must be 'auto'"),
+        (("--pp-size", "2"), "--pp-size"),
+        (("--enable-deterministic-inference",), "--enable-deterministic-inference needs a GPU"),
+    ],
+)
+def test_what_a_cpu_cannot_do_ends_a_command_line_with_one_line(
+    target: str, drafter: str, algorithm: str | None, more: tuple[str, ...], message: str
+) -> None:
+    arguments = ddtree(target, drafter, *more) if algorithm else ("--model-path", target, *more)
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        resolve(*arguments)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -15,6 +15,7 @@ from ddtree_sglang.config import CONFIG_ENV, DDTreeConfig
 from ddtree_sglang.contract.check import mismatches
 from ddtree_sglang.contract.cpu_platform import CPU_PLATFORM
 from ddtree_sglang.contract.engine import ENGINE
+from ddtree_sglang.contract.entry import ENTRY
 from ddtree_sglang.contract.models import MODELS
 from ddtree_sglang.contract.patch import Kind
 from ddtree_sglang.contract.patches import CPU_PLATFORM_PATCHES, ENGINE_PATCHES, WORKER_PATCHES
@@ -23,7 +24,7 @@ from ddtree_sglang.contract.start import require, untested_release
 from ddtree_sglang.contract.workers import WORKERS
 from ddtree_sglang.exceptions import DDTreeConfigError, DDTreeError, DemoNotInstalledError
 
-TABLES = {"engine": ENGINE, "platform": CPU_PLATFORM, "workers": WORKERS}
+TABLES = {"engine": (*ENGINE, *ENTRY), "platform": CPU_PLATFORM, "workers": WORKERS}
 PATCHES = {
     "ddtree_sglang.engine": ENGINE_PATCHES,
     "ddtree_sglang.cpu_platform": CPU_PLATFORM_PATCHES,

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from ddtree_sglang.contract.entry_patches import (
+    ADMISSION_PATCHES,
+    ENTRY_PATCHES,
+    REQUEST_PATCHES,
+    RESPONSES_PATCHES,
+    TOKENIZER_PATCHES,
+)
 from ddtree_sglang.contract.patch import Patch
 
 _ARGS = "sglang.srt.server_args.ServerArgs"
@@ -153,6 +160,11 @@ ENGINE_PATCHES = (
     *FLAG_PATCHES,
     *ROUND_PATCHES,
     *SCHEDULER_PATCHES,
+    *ADMISSION_PATCHES,
+    *ENTRY_PATCHES,
+    *TOKENIZER_PATCHES,
+    *RESPONSES_PATCHES,
+    *REQUEST_PATCHES,
     Patch(
         _REQ,
         "object",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from ddtree_sglang.engine.spec import is_ddtree
@@ -63,8 +64,61 @@ def _say_what_graphs_take(server_args: Any) -> None:
     log_graph_memory(server_args, make_policy(DDTreeConfig.from_env(), num_nodes).node_counts)
 
 
+def refuse_what_came_another_way(
+    original: Callable[..., None], scheduler: Any, request: Any, *args: Any, **kwargs: Any
+) -> None:
+    """AROUND hook on `Scheduler.handle_generate_request`: answer what is refused without a prefill.
+
+    Requests are refused where they are tokenized (`engine.entry`). Processes that load no plugins send theirs
+    unseen, those of `--tokenizer-worker-num` above 1. A request with images goes on: SGLang releases them there.
+    """
+    from ddtree_sglang.engine.entry.refusals import RequestRefused, refuse_unservable
+
+    try:
+        if request.mm_inputs is None:
+            refuse_unservable(request, int(scheduler.model_config.vocab_size))
+    except RequestRefused as refused:
+        _answer_with_400(scheduler, request, str(refused))
+        return
+    original(scheduler, request, *args, **kwargs)
+
+
+def _answer_with_400(scheduler: Any, request: Any, message: str) -> None:
+    """As the scheduler answers what it aborts outside a batch (managers/scheduler.py, `send_abort_output`)."""
+    from sglang.srt.managers.io_struct import AbortReq
+
+    reason = {"type": "abort", "status_code": HTTPStatus.BAD_REQUEST, "message": message}
+    scheduler.send_abort_output(AbortReq(rid=request.rid, finished_reason=reason), request)
+
+
+def leave_nothing_that_runs(_result: None, req: Any, *_args: Any, **_kwargs: Any) -> None:
+    """AFTER hook on `Req.set_finish_with_abort`, which keeps the request for a prefill of one token.
+
+    That prefill would unpickle its processor, walk its grammar and read its embeddings for a prompt that is gone.
+    """
+    from sglang.srt.managers.schedule_batch import get_return_hidden_states_mode
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    neutral = SamplingParams(max_new_tokens=1, temperature=0.0)
+    neutral.normalize(None)
+    req.sampling_params = neutral
+    req.custom_logit_processor = None
+    req.input_embeds = None
+    req.positional_embed_overrides = None
+    req.multi_item_delimiter_indices = None
+    req.token_indices_to_pool = None
+    req.return_hidden_states = False
+    req.return_hidden_states_mode = get_return_hidden_states_mode(False)
+    req.return_sampling_mask = False
+    req.return_routed_experts = False
+    req.return_indexer_topk = False
+
+
 def refuse_unsupported_request(original: Callable[..., str | None], req: Req, enable_overlap: bool) -> str | None:
-    """AROUND hook on `validate_dflash_request`: what DDTREE cannot answer exactly becomes a 400."""
+    """AROUND hook on `validate_dflash_request`: what DDTREE cannot answer exactly becomes a 400.
+
+    The last look at a request, after sessions and images were read. It is prefilled as one token without its sampling.
+    """
     from sglang.srt.runtime_context import get_spec
 
     from ddtree_sglang.engine.admission.request_rules import refusal

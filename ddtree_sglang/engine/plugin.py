@@ -41,13 +41,14 @@ def _register() -> None:
 
     from ddtree_sglang.contract.cpu_platform import CPU_PLATFORM
     from ddtree_sglang.contract.engine import ENGINE
+    from ddtree_sglang.contract.entry import ENTRY
     from ddtree_sglang.contract.patch import install
     from ddtree_sglang.contract.patches import FLAG_PATCHES
     from ddtree_sglang.contract.start import require, untested_release
     from ddtree_sglang.cpu_platform import is_active
 
     install(FLAG_PATCHES, HookRegistry, HookType)
-    require((*ENGINE, *CPU_PLATFORM) if is_active() else ENGINE)
+    require((*ENGINE, *ENTRY, *(CPU_PLATFORM if is_active() else ())))
     # Only now: a release that lacks what this imports is refused by the rows that name it.
     from ddtree_sglang.engine.algorithm import DDTreeSpecAlgo, UntestedSpecAlgo
 
@@ -70,11 +71,11 @@ def install_round() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     from ddtree_sglang.contract.patch import install
-    from ddtree_sglang.contract.patches import ROUND_PATCHES
+    from ddtree_sglang.contract.patches import ADMISSION_PATCHES, ROUND_PATCHES
     from ddtree_sglang.cpu_platform import install_cpu_hooks
 
     install_cpu_hooks()
-    install(ROUND_PATCHES, HookRegistry, HookType)
+    install((*ROUND_PATCHES, *ADMISSION_PATCHES), HookRegistry, HookType)
 
 
 def _start_untested(refusal: DDTreeError, at_once: bool = False) -> None:

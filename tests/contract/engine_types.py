@@ -95,7 +95,27 @@ VARIABLES: dict[str, Type] = {
 }
 """Variables, parameters and attributes that have one meaning in every module of ours."""
 
+_REQ = types_of("sglang.srt.managers.schedule_batch:Req")
+_TOKENIZED = types_of("sglang.srt.managers.io_struct:TokenizedGenerateReqInput")
+_MANAGER = types_of("sglang.srt.managers.tokenizer_manager:TokenizerManager")
+
 IN_MODULE: dict[str, dict[str, Type]] = {
+    "ddtree_sglang.engine.admission.logit_processors": {
+        "entry": types_of("sglang.srt.sampling.sampling_batch_info:ProcessorEntry"),
+        "info": types_of("sglang.srt.sampling.sampling_batch_info:SamplingBatchInfo"),
+        "sampling_batch_info": types_of("sglang.srt.sampling.sampling_batch_info:SamplingBatchInfo"),
+        "req": _REQ,
+    },
+    "ddtree_sglang.engine.admission.request_fields": {"request": _TOKENIZED},
+    "ddtree_sglang.engine.admission.stop_patterns": {"req": _REQ},
+    "ddtree_sglang.engine.entry.memory": {"manager": _MANAGER},
+    "ddtree_sglang.engine.entry.refusals": {
+        "manager": _MANAGER,
+        "obj": types_of("sglang.srt.managers.io_struct:GenerateReqInput"),
+        "request": _TOKENIZED,
+        "response": types_of("starlette.responses:StreamingResponse"),
+    },
+    "ddtree_sglang.engine.hooks": {"request": _TOKENIZED, "req": _REQ},
     "ddtree_sglang.cpu_platform.operators": {"op": OPERATOR},
     "ddtree_sglang.cpu_platform.lean_llama": {
         "inner": types_of("sglang.srt.models.llama:LlamaModel"),

@@ -10,6 +10,7 @@ import pytest
 from ddtree_sglang.contract.check import Row
 from ddtree_sglang.contract.cpu_platform import CPU_PLATFORM
 from ddtree_sglang.contract.engine import ENGINE
+from ddtree_sglang.contract.entry import ENTRY
 from ddtree_sglang.contract.models import MODELS
 from ddtree_sglang.contract.workers import WORKERS
 from tests.architecture import ROOT, source_files
@@ -18,7 +19,7 @@ from tests.contract.walk import Listed, Use, uses_of
 pytestmark = pytest.mark.sglang
 
 TABLES: dict[str, tuple[Row, ...]] = {
-    "ddtree_sglang/engine": ENGINE,
+    "ddtree_sglang/engine": (*ENGINE, *ENTRY),
     "ddtree_sglang/cpu_platform": CPU_PLATFORM,
     "ddtree_sglang/demo": MODELS,
     "ddtree_sglang/training": MODELS,

@@ -11,13 +11,14 @@ import pytest
 
 from ddtree_sglang.contract.cpu_platform import CPU_PLATFORM
 from ddtree_sglang.contract.engine import ENGINE
+from ddtree_sglang.contract.entry import ENTRY
 from ddtree_sglang.contract.patch import Patch, assign, install, late
 from ddtree_sglang.contract.patches import CPU_PLATFORM_PATCHES, ENGINE_PATCHES, WORKER_PATCHES
 from ddtree_sglang.contract.workers import WORKERS
 from tests.architecture import ROOT, module_name, source_files
 
 PACKAGES = {
-    "ddtree_sglang/engine": (ENGINE_PATCHES, ENGINE),
+    "ddtree_sglang/engine": (ENGINE_PATCHES, (*ENGINE, *ENTRY)),
     "ddtree_sglang/cpu_platform": (CPU_PLATFORM_PATCHES, CPU_PLATFORM),
     "workers": (WORKER_PATCHES, WORKERS),
 }

@@ -13,6 +13,7 @@ from ddtree_sglang.contract import start
 from ddtree_sglang.contract.check import Row, mismatches
 from ddtree_sglang.contract.cpu_platform import CPU_PLATFORM
 from ddtree_sglang.contract.engine import ENGINE
+from ddtree_sglang.contract.entry import ENTRY
 from ddtree_sglang.contract.models import MODELS
 from ddtree_sglang.contract.source import installed
 from ddtree_sglang.contract.start import require, untested_release
@@ -22,7 +23,7 @@ from tests.architecture import source_files
 
 pytestmark = pytest.mark.sglang
 
-TABLES = {"engine": ENGINE, "cpu_platform": CPU_PLATFORM, "workers": WORKERS, "models": MODELS}
+TABLES = {"engine": ENGINE, "entry": ENTRY, "cpu_platform": CPU_PLATFORM, "workers": WORKERS, "models": MODELS}
 
 
 @pytest.mark.parametrize("name", TABLES)

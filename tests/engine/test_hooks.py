@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from ddtree_sglang.engine.hooks import allow_adapters, carry_no_hidden_states, exit_on_bad_arguments, keep_model_dtype
+from ddtree_sglang.engine.hooks import (
+    allow_adapters,
+    carry_no_hidden_states,
+    exit_on_bad_arguments,
+    keep_model_dtype,
+    leave_nothing_that_runs,
+    refuse_what_came_another_way,
+)
 from ddtree_sglang.exceptions import EngineContractError
 
 
@@ -72,3 +79,49 @@ def test_on_a_refused_engine_resolution_begins_at_once_and_says_why(
     monkeypatch.setattr(server_args, "check_checkpoints", lambda _: None)
     with pytest.raises(EngineContractError if refused else ImportError):
         exit_on_bad_arguments(original, SimpleNamespace())
+
+
+def test_what_came_another_way_is_answered_without_a_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddtree_sglang.engine.entry import refusals
+
+    admitted: list[Any] = []
+    answered: list[Any] = []
+    monkeypatch.setattr("sglang.srt.runtime_context.get_spec", lambda: SimpleNamespace(speculative_algorithm=None))
+    monkeypatch.setattr(refusals, "check_fields", lambda request, vocab: request.wrong)
+    scheduler = SimpleNamespace(
+        model_config=SimpleNamespace(vocab_size=10), send_abort_output=lambda abort, request: answered.append(abort)
+    )
+    for wrong, images in ((None, None), ("ids", None), ("ids", object())):
+        request = SimpleNamespace(rid=str(wrong), wrong=wrong, mm_inputs=images, custom_logit_processor=None)
+        refuse_what_came_another_way(lambda scheduler, one, **_: admitted.append(one.wrong), scheduler, request)
+    assert admitted == [None, "ids"]
+    assert [(one.rid, one.finished_reason["status_code"].value) for one in answered] == [("ids", 400)]
+    assert answered[0].finished_reason["message"] == "ids"
+
+
+def test_a_refused_request_leaves_nothing_that_runs() -> None:
+    """SGLang prefills it: with its processor, which it would unpickle, and a penalty's counts."""
+    from array import array
+
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    asked = SamplingParams(max_new_tokens=50, frequency_penalty=1.0, json_schema="{", logit_bias={"1": 1e9})
+    asked.normalize(None)
+    req = Req(
+        "rid",
+        "",
+        array("q", [1, 2]),
+        asked,
+        custom_logit_processor="not a pickle",
+        input_embeds=[[0.0], [0.0]],
+        return_hidden_states=True,
+    )
+    assert req.return_hidden_states_mode.need_capture()
+    leave_nothing_that_runs(None, req, "refused")
+    neutral = SamplingParams(max_new_tokens=1, temperature=0.0)
+    neutral.normalize(None)
+    assert req.sampling_params == neutral
+    assert req.custom_logit_processor is None
+    assert req.input_embeds is None
+    assert not req.return_hidden_states_mode.need_capture()

@@ -1,0 +1,87 @@
+"""What the admission of requests relies on of SGLang and of the web framework below it; the engine's, too."""
+
+from __future__ import annotations
+
+from ddtree_sglang.contract.check import Row
+
+_IO_STRUCT = "sglang.srt.managers.io_struct"
+_SCHEDULE_BATCH = "sglang.srt.managers.schedule_batch"
+_SCHEDULER = "sglang.srt.managers.scheduler"
+_TOKENIZER_MANAGER = "sglang.srt.managers.tokenizer_manager"
+
+ENTRY: tuple[Row, ...] = (
+    Row("fastapi.dependencies.utils", "solve_dependencies", "request", "bodies"),
+    Row("fastapi.exceptions", "RequestValidationError", "", "bodies"),
+    Row("fastapi.exceptions", "WebSocketRequestValidationError", "", "bodies"),
+    Row("sglang.srt.arg_groups.fields.exec_", "ExecFeatures", "enable_custom_logit_processor", "logit_processors"),
+    Row(
+        "sglang.srt.entrypoints.openai.serving_responses",
+        "OpenAIServingResponses._generate_with_builtin_tools",
+        "request_id request_prompt adapted_request",
+        "refusals",
+    ),
+    Row(
+        "sglang.srt.layers.sampler",
+        "apply_custom_logit_processor",
+        "logits sampling_batch_info num_tokens_in_batch",
+        "logit_processors",
+        exact=True,
+    ),
+    Row("sglang.srt.environ", "Envs", "SGLANG_USE_PICKLE_IPC", "refusals"),
+    Row("sglang.srt.environ", "envs", "", "refusals"),
+    Row(_IO_STRUCT, "AbortReq", "rid finished_reason", "hooks"),
+    Row(_IO_STRUCT, "GenerateReqInput", "contains_mm_input input_ids sampling_params text", "refusals"),
+    Row(_IO_STRUCT, "GenerateReqInput.normalize_batch_and_arguments", "", "refusals", exact=True),
+    Row(
+        _IO_STRUCT,
+        "TokenizedGenerateReqInput",
+        "custom_logit_processor input_ids logprob_start_len mm_inputs multi_item_delimiter_indices "
+        "return_hidden_states return_logprob return_sampling_mask rid sampling_params token_indices_to_pool "
+        "top_logprobs_num",
+        "hooks, request_fields, request_rules",
+    ),
+    Row(_IO_STRUCT, "msgpack_encode", "obj", "refusals"),
+    Row(_SCHEDULE_BATCH, "FINISH_ABORT", "message status_code err_type", "logit_processors"),
+    Row(
+        _SCHEDULE_BATCH,
+        "Req",
+        "custom_logit_processor input_embeds multi_item_delimiter_indices positional_embed_overrides "
+        "return_hidden_states return_hidden_states_mode return_indexer_topk return_routed_experts "
+        "return_sampling_mask rid sampling_params to_finish token_indices_to_pool",
+        "hooks, logit_processors",
+    ),
+    Row(_SCHEDULE_BATCH, "Req.set_finish_with_abort", "error_msg", "hooks"),
+    Row(_SCHEDULE_BATCH, "get_return_hidden_states_mode", "", "hooks"),
+    Row(_SCHEDULER, "Scheduler.handle_generate_request", "recv_req", "hooks"),
+    Row(_SCHEDULER, "Scheduler.run_batch", "batch", "logit_processors"),
+    Row(_SCHEDULER, "Scheduler.send_abort_output", "abort_req req", "hooks"),
+    Row(
+        _TOKENIZER_MANAGER,
+        "TokenizerManager",
+        "is_pause model_config preferred_sampling_params release_memory_occupation resume_memory_occupation "
+        "rid_to_state sampling_params_class tokenizer",
+        "memory, refusals",
+    ),
+    Row(_TOKENIZER_MANAGER, "TokenizerManager._async_dispatch_to_scheduler", "obj", "refusals", exact=True),
+    Row(_TOKENIZER_MANAGER, "TokenizerManager._create_tokenized_object", "obj", "refusals"),
+    Row(_TOKENIZER_MANAGER, "TokenizerManager._dispatch_to_scheduler", "obj", "refusals", exact=True),
+    Row(_TOKENIZER_MANAGER, "TokenizerManager._tokenize_one_request", "obj", "refusals", exact=True),
+    Row("sglang.srt.managers.utils", "msgpack_decode_explained", "data", "refusals"),
+    Row("sglang.srt.runtime_context", "publish", "server_args role", "install"),
+    Row("sglang.srt.sampling.custom_logit_processor", "CustomLogitProcessor.from_str", "json_str", "logit_processors"),
+    Row("sglang.srt.sampling.sampling_batch_info", "ProcessorEntry", "indices processor rows", "logit_processors"),
+    Row(
+        "sglang.srt.sampling.sampling_batch_info",
+        "SamplingBatchInfo",
+        "custom_logit_processor custom_params",
+        "logit_processors",
+    ),
+    Row(
+        "sglang.srt.sampling.sampling_params",
+        "SamplingParams",
+        "custom_params logit_bias max_new_tokens normalize temperature top_k verify",
+        "hooks, logit_processors, refusals, request_fields",
+    ),
+    Row("starlette.responses", "StreamingResponse", "body_iterator", "refusals"),
+    Row("starlette.responses", "StreamingResponse.stream_response", "send", "refusals"),
+)

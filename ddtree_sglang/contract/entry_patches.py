@@ -1,0 +1,143 @@
+"""Changes to other packages' code by which what one client sends ends no server; the engine's, under any algorithm."""
+
+from __future__ import annotations
+
+from ddtree_sglang.contract.patch import Patch
+
+_HOOKS = "ddtree_sglang.engine.hooks"
+_ENTRY = "ddtree_sglang.engine.entry"
+_PROCESSORS = "ddtree_sglang.engine.admission.logit_processors"
+_TOKENIZER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
+
+ADMISSION_PATCHES = (
+    Patch(
+        "sglang.srt.runtime_context.publish",
+        "after",
+        f"{_ENTRY}.install:install_where_requests_enter",
+        "a process that tokenizes gets the changes of that side",
+    ),
+    Patch(
+        "sglang.srt.managers.scheduler.Scheduler.handle_generate_request",
+        "around",
+        f"{_HOOKS}:refuse_what_came_another_way",
+        "what no tokenizer's process of ours has seen is looked at before it is scheduled",
+    ),
+    Patch(
+        "sglang.srt.managers.schedule_batch.Req.set_finish_with_abort",
+        "after",
+        f"{_HOOKS}:leave_nothing_that_runs",
+        "a refused request is prefilled, with its own processor, grammar and embeddings",
+    ),
+    Patch(
+        "sglang.srt.managers.scheduler.Scheduler.run_batch",
+        "before",
+        f"{_PROCESSORS}:note_running",
+        "whose processor it is that raises",
+    ),
+    Patch(
+        "sglang.srt.layers.sampler.apply_custom_logit_processor",
+        "around",
+        f"{_PROCESSORS}:let_processors_fail_alone",
+        "a processor that raises would end the scheduler",
+    ),
+)
+"""Under any algorithm, in each process: what one client sends must not end the server for the others."""
+
+TOKENIZER_PATCHES = (
+    Patch(
+        f"{_TOKENIZER}._create_tokenized_object",
+        "around",
+        f"{_ENTRY}.refusals:check_request",
+        "what would end the scheduler, or cannot be answered exactly, becomes a 400 and is never sent",
+    ),
+    Patch(
+        f"{_TOKENIZER}._tokenize_one_request",
+        "around",
+        f"{_ENTRY}.refusals:check_text",
+        "a prompt that no tokenizer takes is a 500 in plain text",
+    ),
+    Patch(
+        f"{_TOKENIZER}._dispatch_to_scheduler",
+        "around",
+        f"{_ENTRY}.refusals:check_what_is_sent",
+        "a value that the scheduler cannot decode would end it",
+    ),
+    Patch(
+        f"{_TOKENIZER}._async_dispatch_to_scheduler",
+        "around",
+        f"{_ENTRY}.refusals:check_what_is_sent_later",
+        "as above",
+    ),
+    Patch(
+        f"{_TOKENIZER}.release_memory_occupation",
+        "around",
+        f"{_ENTRY}.memory:check_release",
+        "the scheduler asserts that it is idle, and has nothing to release on a CPU",
+    ),
+    Patch(
+        f"{_TOKENIZER}.resume_memory_occupation",
+        "around",
+        f"{_ENTRY}.memory:check_resume",
+        "the scheduler asserts that it was released",
+    ),
+)
+"""Under any algorithm, in a process that tokenizes for a scheduler."""
+
+ENTRY_PATCHES = (
+    Patch(
+        "sglang.srt.managers.io_struct.GenerateReqInput.normalize_batch_and_arguments",
+        "around",
+        f"{_ENTRY}.refusals:check_shape",
+        "one request could ask for so many answers that the memory ends",
+    ),
+    Patch(
+        "fastapi.dependencies.utils.solve_dependencies",
+        "around",
+        f"{_ENTRY}.bodies:name_what_cannot_be_parsed",
+        "SGLang's validators raise AttributeError over a body of another kind: a 500 in plain text",
+    ),
+    Patch(
+        "starlette.responses.StreamingResponse.stream_response",
+        "around",
+        f"{_ENTRY}.refusals:give_a_refused_stream_its_status",
+        "a stream's 200 would be sent before its request is looked at",
+    ),
+)
+"""Under any algorithm, in a process that reads requests, an ingress of replicas included."""
+
+RESPONSES_PATCHES = (
+    Patch(
+        "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses._generate_with_builtin_tools",
+        "around",
+        f"{_ENTRY}.refusals:check_before_events",
+        "a stream of /v1/responses begins before its request is looked at",
+    ),
+)
+"""Under any algorithm, in a process with SGLang's HTTP server."""
+
+REQUEST_PATCHES = (
+    Patch(
+        "sglang.srt.managers.schedule_batch.Req",
+        "object",
+        f"{_HOOKS}:leave_nothing_that_runs",
+        "the sampling state of a refused request is neutral",
+        "sampling_params custom_logit_processor input_embeds positional_embed_overrides return_hidden_states "
+        "return_hidden_states_mode return_sampling_mask return_routed_experts return_indexer_topk "
+        "multi_item_delimiter_indices token_indices_to_pool",
+    ),
+    Patch(
+        "starlette.responses.StreamingResponse",
+        "object",
+        f"{_ENTRY}.refusals:give_a_refused_stream_its_status",
+        "the chunk that was waited for is put back",
+        "body_iterator",
+    ),
+    Patch(
+        "sglang.srt.managers.schedule_batch.Req",
+        "object",
+        f"{_PROCESSORS}:_end",
+        "the request whose processor raised ends with an error of its own",
+        "to_finish",
+    ),
+)
+"""Attributes of requests and responses."""

@@ -1,0 +1,102 @@
+"""Values of a request that a scheduler ends over, with or without DDTREE.
+
+Stock sends them on: its scheduler reads them in a forward of many requests, raises, and the server is gone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+MOST_ANSWERS = 8192
+"""Of one request with `n`: each is a request of its own, made before the first is sent, some 20 KB of memory."""
+
+_INT32_MAX = 2**31 - 1
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+Check = Callable[[Any, int], str | None]
+
+
+def check_fields(request: Any, vocab_size: int) -> str | None:
+    """Why this tokenized request must not reach a scheduler; None where it may.
+
+    Args:
+        request: SGLang's `TokenizedGenerateReqInput`.
+        vocab_size: number of rows of the target's embedding.
+    """
+    return next((reason for check in _CHECKS if (reason := check(request, vocab_size)) is not None), None)
+
+
+def check_number_of_answers(num_answers: Any, num_prompts: int) -> str | None:
+    """Why a request for so many answers to each prompt must not be taken apart; None where it may."""
+    if not isinstance(num_answers, int) or isinstance(num_answers, bool) or num_answers < 1:
+        return f"n must be a whole number from 1, got {num_answers!r}; leave it out for one answer."
+    if num_answers > 1 and num_answers * num_prompts > MOST_ANSWERS:
+        return f"n must give at most {MOST_ANSWERS} answers, got {num_answers} to {num_prompts}; send several requests."
+    return None
+
+
+def _foreign_token(request: Any, vocab_size: int) -> str | None:
+    """The embedding is indexed with these. Those of images are marked by ids of their own, which no client names."""
+    if request.mm_inputs is not None or not request.input_ids:
+        return None
+    ids = np.asarray(request.input_ids)
+    wrong = ids[(ids < 0) | (ids >= vocab_size)]
+    if wrong.size == 0:
+        return None
+    return f"input_ids must be token ids of the model, 0 to {vocab_size - 1}, got {int(wrong[0])}; check the tokenizer."
+
+
+def _top_k(request: Any, vocab_size: int) -> str | None:
+    """A batch's are one int32 tensor."""
+    top_k = request.sampling_params.top_k
+    if top_k <= _INT32_MAX:
+        return None
+    return f"top_k must be at most {_INT32_MAX}, got {top_k}; -1 is the whole vocabulary."
+
+
+def _temperature(request: Any, vocab_size: int) -> str | None:
+    """A batch's are one float32 tensor, where a larger one is infinite, and -inf logits over it are NaN."""
+    temperature = request.sampling_params.temperature
+    if temperature <= _FLOAT32_MAX:
+        return None
+    return f"temperature must be at most {_FLOAT32_MAX:.2g}, got {temperature}; lower it."
+
+
+def _logit_bias(request: Any, vocab_size: int) -> str | None:
+    """The sampler's softmax of a row with NaN, with +inf, or with -inf alone is NaN, and drawing from that raises."""
+    bias = request.sampling_params.logit_bias or {}
+    for token, value in bias.items():
+        # As the float32 tensor has them.
+        if math.isnan(value) or value > _FLOAT32_MAX:
+            return f"logit_bias must be finite or -Infinity, got {value} for token {token}; 100 forces a token."
+    if len(bias) >= vocab_size and all(value < -_FLOAT32_MAX for value in bias.values()):
+        return "logit_bias must leave a token, got -Infinity for all of them; leave one out."
+    return None
+
+
+def _logprobs(request: Any, vocab_size: int) -> str | None:
+    """The top of a row of logits, which has so many, and a place in the prompt to begin at."""
+    if not request.return_logprob:
+        return None
+    if not 0 <= request.top_logprobs_num <= vocab_size:
+        return f"top_logprobs_num must be from 0 to {vocab_size}, got {request.top_logprobs_num}."
+    if request.logprob_start_len < -1:
+        return f"logprob_start_len must be -1 for none of the prompt's, or from 0, got {request.logprob_start_len}."
+    return None
+
+
+def _places(request: Any, vocab_size: int) -> str | None:
+    """Indices into the prompt."""
+    length = len(request.input_ids or ())
+    for name in ("multi_item_delimiter_indices", "token_indices_to_pool"):
+        for place in getattr(request, name) or ():
+            if not 0 <= place < length:
+                return f"{name} must be places of the prompt, 0 to {length - 1}, got {place}."
+    return None
+
+
+_CHECKS: tuple[Check, ...] = (_foreign_token, _top_k, _temperature, _logit_bias, _logprobs, _places)

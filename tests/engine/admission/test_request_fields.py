@@ -1,0 +1,91 @@
+"""Values that end a scheduler are found in a tokenized request, and nothing else is."""
+
+from __future__ import annotations
+
+from array import array
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ddtree_sglang.engine.admission.request_fields import MOST_ANSWERS, check_fields, check_number_of_answers
+
+VOCABULARY = 100
+INF = float("inf")
+
+
+def request(input_ids: list[int] | None = (3, 4), **fields: Any) -> Any:
+    """A plain request; sampling parameters and fields of the request by name."""
+    sampling = {name: fields.pop(name, off) for name, off in (("temperature", 1.0), ("top_k", 5), ("logit_bias", None))}
+    base = {
+        "mm_inputs": None,
+        "return_logprob": False,
+        "top_logprobs_num": 0,
+        "logprob_start_len": -1,
+        "multi_item_delimiter_indices": None,
+        "token_indices_to_pool": None,
+    }
+    ids = None if input_ids is None else array("q", input_ids)
+    return SimpleNamespace(input_ids=ids, sampling_params=SimpleNamespace(**sampling), **{**base, **fields})
+
+
+@pytest.mark.parametrize("ids", [None, [], [0], [VOCABULARY - 1], [3, 99, 0]])
+def test_tokens_of_the_model_pass(ids: list[int] | None) -> None:
+    assert check_fields(request(ids), VOCABULARY) is None
+
+
+@pytest.mark.parametrize(("ids", "named"), [([5, VOCABULARY], 100), ([-1, 5], -1), ([1, 10_000_000, -2], 10_000_000)])
+def test_a_token_that_the_embedding_has_no_row_of_is_named(ids: list[int], named: int) -> None:
+    assert f"got {named};" in str(check_fields(request(ids), VOCABULARY))
+
+
+def test_ids_that_mark_an_image_are_the_processors_own() -> None:
+    assert check_fields(request([10_000_000], mm_inputs=object()), VOCABULARY) is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"top_k": 2**31 - 1},
+        {"temperature": 3e38},
+        {"logit_bias": {"5": -INF, "6": 3e38}},
+        {"logit_bias": {str(token): -INF for token in range(VOCABULARY - 1)}},
+        {"return_logprob": True, "top_logprobs_num": VOCABULARY, "logprob_start_len": 0},
+        {"top_logprobs_num": -1, "logprob_start_len": -9},
+        {"token_indices_to_pool": [0, 1]},
+    ],
+)
+def test_values_at_the_edge_pass(fields: dict[str, Any]) -> None:
+    assert check_fields(request(**fields), VOCABULARY) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"top_k": 2**31}, "top_k must be at most 2147483647, got 2147483648"),
+        ({"temperature": 1e39}, "temperature must be at most 3.4e+38, got 1e+39"),
+        ({"logit_bias": {"5": float("nan")}}, "got nan for token 5"),
+        ({"logit_bias": {"5": INF}}, "got inf for token 5"),
+        ({"logit_bias": {"5": 1e39}}, "got 1e+39 for token 5"),
+        ({"logit_bias": {str(token): -1e39 for token in range(VOCABULARY)}}, "must leave a token"),
+        ({"return_logprob": True, "top_logprobs_num": -1}, "top_logprobs_num must be from 0 to 100, got -1"),
+        ({"return_logprob": True, "top_logprobs_num": 101}, "got 101"),
+        ({"return_logprob": True, "logprob_start_len": -2}, "logprob_start_len must be -1"),
+        ({"multi_item_delimiter_indices": [2]}, "must be places of the prompt, 0 to 1, got 2"),
+        ({"token_indices_to_pool": [-1]}, "token_indices_to_pool must be places of the prompt"),
+    ],
+)
+def test_values_past_the_edge_are_named(fields: dict[str, Any], named: str) -> None:
+    assert named in str(check_fields(request(**fields), VOCABULARY))
+
+
+@pytest.mark.parametrize(("num_answers", "num_prompts"), [(1, 10**6), (MOST_ANSWERS, 1), (2, MOST_ANSWERS // 2)])
+def test_as_many_answers_as_fit(num_answers: int, num_prompts: int) -> None:
+    assert check_number_of_answers(num_answers, num_prompts) is None
+
+
+@pytest.mark.parametrize(
+    ("num_answers", "num_prompts"), [(0, 1), (-1, 1), ("2", 1), (1.5, 1), (None, 1), (True, 1), (2**40, 1), (2, 5000)]
+)
+def test_no_more_answers_than_that(num_answers: Any, num_prompts: int) -> None:
+    assert str(num_answers) in str(check_number_of_answers(num_answers, num_prompts))

@@ -1,0 +1,1 @@
+"""Tests of what meets a request before the scheduler."""

@@ -1,0 +1,65 @@
+"""Memory is released by an idle server that has some, and what is resumed was released."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ddtree_sglang.engine.entry import memory
+from ddtree_sglang.engine.entry.memory import check_release, check_resume
+
+
+async def sent(manager: Any, obj: Any, *args: Any) -> str:
+    return "sent"
+
+
+def manager(num_requests: int = 0, is_pause: bool = False) -> Any:
+    return SimpleNamespace(rid_to_state=dict.fromkeys(range(num_requests)), is_pause=is_pause)
+
+
+def ask(hook: Any, tags: list[str] | None, asked: Any = None) -> Any:
+    return asyncio.run(hook(sent, asked or manager(), SimpleNamespace(tags=tags)))
+
+
+@pytest.fixture(autouse=True)
+def _on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "is_active", lambda: False)
+    monkeypatch.setattr(memory, "_released", set())
+
+
+@pytest.mark.parametrize("hook", [check_release, check_resume])
+def test_a_cpu_has_nothing_to_release(hook: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "is_active", lambda: True)
+    with pytest.raises(ValueError, match="CPU platform"):
+        ask(hook, None)
+
+
+def test_a_busy_server_keeps_its_memory_unless_it_is_paused() -> None:
+    with pytest.raises(ValueError, match="2 requests"):
+        ask(check_release, None, manager(2))
+    assert ask(check_release, None, manager(2, is_pause=True)) == "sent"
+
+
+def test_what_was_not_released_is_not_resumed() -> None:
+    assert ask(check_release, ["weights"]) == "sent"
+    with pytest.raises(ValueError, match="got kv_cache;"):
+        ask(check_resume, ["weights", "kv_cache"])
+    assert ask(check_resume, ["weights"]) == "sent"
+    with pytest.raises(ValueError, match="got weights;"):
+        ask(check_resume, ["weights"])
+
+
+def test_no_tags_are_all_of_them() -> None:
+    ask(check_release, None)
+    assert ask(check_resume, list(memory.RELEASABLE)) == "sent"
+
+
+def test_a_tag_must_be_one_of_sglangs() -> None:
+    from sglang.srt.constants import GPU_MEMORY_ALL_TYPES
+
+    assert list(memory.RELEASABLE) == GPU_MEMORY_ALL_TYPES
+    with pytest.raises(ValueError, match="got 'disk'"):
+        ask(check_release, ["disk"])

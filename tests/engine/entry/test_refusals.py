@@ -1,0 +1,207 @@
+"""A refusal is raised before a request is sent, and a stream that has said nothing yet gets its status."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fastapi import HTTPException
+from starlette.responses import StreamingResponse
+
+from ddtree_sglang.engine.entry import refusals
+from ddtree_sglang.engine.entry.refusals import (
+    check_before_events,
+    check_request,
+    check_shape,
+    check_text,
+    check_what_is_sent,
+    give_a_refused_stream_its_status,
+)
+
+MANAGER = SimpleNamespace(model_config=SimpleNamespace(vocab_size=10))
+
+
+@pytest.fixture(autouse=True)
+def _refuses_everything_named_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "check_fields", lambda request, vocab: request.name if vocab == 10 else None)
+
+
+def tokenized(name: str | None) -> Any:
+    return SimpleNamespace(return_logprob=False, name=name, custom_logit_processor=None)
+
+
+@pytest.mark.parametrize("algorithm", [None, "DDTREE"])
+def test_a_request_that_would_end_the_scheduler_is_not_sent(
+    algorithm: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sglang.srt.runtime_context.get_spec", lambda: SimpleNamespace(speculative_algorithm=algorithm))
+    monkeypatch.setattr(refusals, "refusal", lambda request: None)
+    with pytest.raises(ValueError, match="bad"):
+        check_request(lambda manager, obj: tokenized("bad"), MANAGER, object())
+    assert check_request(lambda manager, obj: tokenized(None), MANAGER, object()).name is None
+
+
+def test_only_ddtree_refuses_what_ddtree_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "refusal", lambda request: "not on a tree")
+    for algorithm in ("DFLASH", "ddtree"):
+        spec = SimpleNamespace(speculative_algorithm=algorithm)
+        monkeypatch.setattr("sglang.srt.runtime_context.get_spec", lambda spec=spec: spec)
+        if algorithm == "DFLASH":
+            check_request(lambda manager, obj: tokenized(None), MANAGER, object())
+        else:
+            with pytest.raises(ValueError, match="not on a tree"):
+                check_request(lambda manager, obj: tokenized(None), MANAGER, object())
+
+
+@pytest.mark.parametrize("error", [TypeError("an int"), KeyError("n"), OverflowError("too large")])
+def test_a_value_that_the_tokenizers_process_cannot_read_is_the_clients(error: Exception) -> None:
+    def original(manager: Any, obj: Any) -> Any:
+        raise error
+
+    with pytest.raises(ValueError, match=rf"cannot be read: {type(error).__name__}"):
+        check_request(original, MANAGER, object())
+
+
+def sent_by(generator: Callable[[], AsyncIterator[str]]) -> list[dict[str, Any]]:
+    """What a streaming response sends, through the hook."""
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(dict(message))
+
+    response = StreamingResponse(generator())
+    asyncio.run(give_a_refused_stream_its_status(StreamingResponse.stream_response, response, send))
+    return sent
+
+
+async def _events(refused_at: int | None) -> AsyncIterator[str]:
+    """As SGLang's `/generate`: an error becomes an event."""
+    for place in range(3):
+        try:
+            check_request(lambda manager, obj, at=place: tokenized("bad" if at == refused_at else None), MANAGER, 0)
+        except ValueError as error:
+            yield f"error {error}"
+            return
+        yield f"chunk {place}"
+
+
+@pytest.fixture
+def plain_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sglang.srt.runtime_context.get_spec", lambda: SimpleNamespace(speculative_algorithm=None))
+
+
+def test_a_stream_that_is_refused_sends_no_200(plain_server: None) -> None:
+    with pytest.raises(HTTPException) as refused:
+        sent_by(lambda: _events(0))
+    assert (refused.value.status_code, refused.value.detail) == (400, "bad")
+
+
+def test_a_stream_sends_all_of_its_chunks_in_order(plain_server: None) -> None:
+    messages = sent_by(lambda: _events(None))
+    assert messages[0]["status"] == 200
+    assert [message["body"] for message in messages[1:]] == [b"chunk 0", b"chunk 1", b"chunk 2", b""]
+
+
+def test_what_goes_wrong_later_stays_an_event(plain_server: None) -> None:
+    messages = sent_by(lambda: _events(1))
+    assert [message["body"] for message in messages[1:]] == [b"chunk 0", b"error bad", b""]
+
+
+def test_an_empty_stream_is_an_empty_answer() -> None:
+    async def nothing() -> AsyncIterator[str]:
+        for never in ():
+            yield never
+
+    assert [message.get("body") for message in sent_by(nothing)] == [None, b""]
+
+
+class _Sampling:
+    def __init__(self, **values: Any) -> None:
+        self.values = values
+
+    def normalize(self, tokenizer: Any) -> None: ...
+
+    def verify(self, vocab_size: int) -> None: ...
+
+
+@pytest.mark.parametrize(("stream", "is_refused"), [(True, True), (False, False)])
+def test_a_response_is_looked_at_before_its_first_event(
+    stream: bool, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A response that does not stream is tokenized before anything is sent."""
+    monkeypatch.setattr("sglang.srt.runtime_context.get_spec", lambda: SimpleNamespace(speculative_algorithm="DDTREE"))
+    seen: list[Any] = []
+    monkeypatch.setattr(refusals, "refusal", lambda request: seen.append(request) or "no regex")
+    manager = SimpleNamespace(
+        **vars(MANAGER), preferred_sampling_params={"top_k": 1, "n": 2}, sampling_params_class=_Sampling, tokenizer=None
+    )
+    adapted = SimpleNamespace(stream=stream, sampling_params={"n": 1}, custom_logit_processor="p")
+    serving = SimpleNamespace(tokenizer_manager=manager)
+
+    def ask() -> Any:
+        return check_before_events(lambda *args, **kwargs: args, serving, "id", "prompt", adapted, {}, priority=1)
+
+    if is_refused:
+        with pytest.raises(ValueError, match="no regex"):
+            ask()
+        assert seen[0].sampling_params.values == {"top_k": 1, "n": 1}
+        assert seen[0].custom_logit_processor == "p"
+    else:
+        assert ask() == (serving, "id", "prompt", adapted, {})
+
+
+@pytest.mark.parametrize("value", [1.5, "7", 2**70, None])
+def test_what_the_scheduler_cannot_decode_is_not_sent(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is sent ends the scheduler's loop, which decodes by types."""
+    monkeypatch.setenv("SGLANG_USE_PICKLE_IPC", "0")
+    from sglang.srt.managers.io_struct import AbortReq, OpenSessionReqInput
+
+    sent: list[Any] = []
+    fine = OpenSessionReqInput(capacity_of_str_len=7)
+    check_what_is_sent(lambda manager, obj: sent.append(obj), MANAGER, fine)
+    check_what_is_sent(lambda manager, obj: sent.append(obj), MANAGER, AbortReq(rid="a"))
+    with pytest.raises(ValueError, match="not expected there"):
+        check_what_is_sent(
+            lambda manager, obj: sent.append(obj), MANAGER, OpenSessionReqInput(capacity_of_str_len=value)
+        )
+    assert sent[0] is fine
+    assert len(sent) == 2
+
+
+@pytest.mark.parametrize(
+    ("sampling", "prompts", "named"),
+    [
+        ({"n": 10**9}, "a", "at most"),
+        ([{"n": "2"}], ["a", "b"], "whole number"),
+        ([], ["a"], "cannot be read: IndexError"),
+        ([5], ["a"], "cannot be read: AttributeError"),
+    ],
+)
+def test_a_request_is_counted_before_it_is_taken_apart(sampling: Any, prompts: Any, named: str) -> None:
+    taken_apart: list[Any] = []
+    with pytest.raises(ValueError, match=named):
+        check_shape(taken_apart.append, SimpleNamespace(sampling_params=sampling, text=prompts, input_ids=None))
+    assert taken_apart == []
+
+
+@pytest.mark.parametrize("sampling", [None, {}, {"n": 2}, [{}, {}]])
+def test_what_is_not_too_much_is_taken_apart(sampling: Any) -> None:
+    taken_apart: list[Any] = []
+    asked = SimpleNamespace(sampling_params=sampling, text=None, input_ids=[1, 2])
+    check_shape(taken_apart.append, asked)
+    assert taken_apart == [asked]
+
+
+@pytest.mark.parametrize("has_image", [False, True])
+def test_a_prompt_that_no_tokenizer_takes_is_the_clients_unless_it_has_images(has_image: bool) -> None:
+    """Those are fetched, which may fail for reasons of the server's own."""
+
+    async def original(manager: Any, obj: Any) -> Any:
+        raise TypeError("a lone surrogate")
+
+    asked = SimpleNamespace(contains_mm_input=lambda: has_image)
+    with pytest.raises(TypeError if has_image else ValueError, match="a lone surrogate"):
+        asyncio.run(check_text(original, MANAGER, asked))

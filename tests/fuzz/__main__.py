@@ -1,0 +1,87 @@
+"""The command: `python -m tests.fuzz`, see the package's first lines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from deploy.local.server_process import ServerProcess, ServerSpec, free_port, start_command
+from tests.fuzz.cases import make_case
+from tests.fuzz.run import fetch, fuzz, send
+
+
+@contextmanager
+def served(options: argparse.Namespace) -> Iterator[str]:
+    """The address of the server that is asked, which is started if none was named."""
+    if options.url:
+        yield options.url
+        return
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    spec = ServerSpec(
+        model=options.model,
+        port=free_port(),
+        algorithm="DDTREE" if options.draft else None,
+        draft=options.draft,
+        budget=8 if options.draft else None,
+        extra=("--max-total-tokens", "8192", "--random-seed", "0", *options.flags),
+    )
+    process = ServerProcess.from_spec("fuzzed", spec, sys.executable, folder / "server.log")
+    process.starter = start_command
+    process.start()
+    try:
+        process.wait_ready()
+        sys.stdout.write(f"log: {folder / 'server.log'}\n")
+        yield spec.url
+    finally:
+        process.stop(grace_s=0.0)
+
+
+def main(arguments: list[str]) -> int:
+    """Run, print what was found; 1 if something must not be."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
+    parser.add_argument("--url", help="a server that runs")
+    parser.add_argument("--model", help="else: what to serve")
+    parser.add_argument("--draft", help="its drafter, for DDTREE")
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0, help="number of the first request")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, help="begin no further hundred requests after this time")
+    parser.add_argument("--at-once", type=int, default=16)
+    parser.add_argument("--valid-share", type=float, default=0.2)
+    parser.add_argument("--only", type=int, help="send the request of this number and print its answer")
+    parser.add_argument("flags", nargs="*", help="further flags of the server, after --")
+    options = parser.parse_args(arguments)
+    with served(options) as url:
+        if options.only is not None:
+            case = make_case(options.seed, options.only, fetch(url, "/openapi.json"), options.valid_share)
+            sys.stdout.write(f"{case.described()}\n{case.body.decode()}\n{send(url, case)}\n")
+            return 0
+        return _run(url, options)
+
+
+def _run(url: str, options: argparse.Namespace) -> int:
+    begun, failed = time.monotonic(), False
+    last = options.first + options.requests
+    for first in range(options.first, last, 100):
+        if options.seconds and time.monotonic() - begun > options.seconds:
+            break
+        numbers = range(first, min(first + 100, last))
+        report = fuzz(url, options.seed, numbers, options.at_once, options.valid_share)
+        sys.stdout.write(f"-- {numbers.start} to {numbers.stop - 1}, {time.monotonic() - begun:.0f} s\n")
+        sys.stdout.write("".join(f"{line}\n" for line in report.lines()))
+        sys.stdout.flush()
+        failed = failed or bool(report.failures)
+        if any("refused" in failure for failure in report.failures):
+            break
+    sys.stdout.write(json.dumps({"failed": failed}) + "\n")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -41,15 +41,16 @@ ENTRY: tuple[Row, ...] = (
         "hooks, request_fields, request_rules",
     ),
     Row(_IO_STRUCT, "msgpack_encode", "obj", "refusals"),
-    Row(_SCHEDULE_BATCH, "FINISH_ABORT", "message status_code err_type", "logit_processors"),
+    Row(_SCHEDULE_BATCH, "FINISH_ABORT", "message status_code err_type", "logit_processors, stop_patterns"),
     Row(
         _SCHEDULE_BATCH,
         "Req",
-        "custom_logit_processor input_embeds multi_item_delimiter_indices positional_embed_overrides "
+        "custom_logit_processor finished_reason input_embeds multi_item_delimiter_indices positional_embed_overrides "
         "return_hidden_states return_hidden_states_mode return_indexer_topk return_routed_experts "
         "return_sampling_mask rid sampling_params to_finish token_indices_to_pool",
-        "hooks, logit_processors",
+        "hooks, logit_processors, stop_patterns",
     ),
+    Row(_SCHEDULE_BATCH, "Req._check_str_based_finish", "new_accepted_len", "stop_patterns"),
     Row(_SCHEDULE_BATCH, "Req.set_finish_with_abort", "error_msg", "hooks"),
     Row(_SCHEDULE_BATCH, "get_return_hidden_states_mode", "", "hooks"),
     Row(_SCHEDULER, "Scheduler.handle_generate_request", "recv_req", "hooks"),
@@ -79,8 +80,8 @@ ENTRY: tuple[Row, ...] = (
     Row(
         "sglang.srt.sampling.sampling_params",
         "SamplingParams",
-        "custom_params logit_bias max_new_tokens normalize temperature top_k verify",
-        "hooks, logit_processors, refusals, request_fields",
+        "custom_params logit_bias max_new_tokens normalize stop_regex_strs temperature top_k verify",
+        "hooks, logit_processors, refusals, request_fields, stop_patterns",
     ),
     Row("starlette.responses", "StreamingResponse", "body_iterator", "refusals"),
     Row("starlette.responses", "StreamingResponse.stream_response", "send", "refusals"),

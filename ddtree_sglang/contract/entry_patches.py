@@ -40,6 +40,12 @@ ADMISSION_PATCHES = (
         f"{_PROCESSORS}:let_processors_fail_alone",
         "a processor that raises would end the scheduler",
     ),
+    Patch(
+        "sglang.srt.managers.schedule_batch.Req._check_str_based_finish",
+        "around",
+        "ddtree_sglang.engine.admission.stop_patterns:end_slow_patterns",
+        "a pattern with a repetition inside a repetition would hold the scheduler for hours",
+    ),
 )
 """Under any algorithm, in each process: what one client sends must not end the server for the others."""
 
@@ -116,6 +122,13 @@ RESPONSES_PATCHES = (
 """Under any algorithm, in a process with SGLang's HTTP server."""
 
 REQUEST_PATCHES = (
+    Patch(
+        "sglang.srt.managers.schedule_batch.Req",
+        "object",
+        "ddtree_sglang.engine.admission.stop_patterns:end_slow_patterns",
+        "the request whose pattern was too slow ends with an error of its own",
+        "finished_reason",
+    ),
     Patch(
         "sglang.srt.managers.schedule_batch.Req",
         "object",

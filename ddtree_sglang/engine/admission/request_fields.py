@@ -16,6 +16,7 @@ MOST_ANSWERS = 8192
 
 _INT32_MAX = 2**31 - 1
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+_FLOAT32_TINY = float(np.finfo(np.float32).tiny)
 
 Check = Callable[[Any, int], str | None]
 
@@ -59,11 +60,14 @@ def _top_k(request: Any, vocab_size: int) -> str | None:
 
 
 def _temperature(request: Any, vocab_size: int) -> str | None:
-    """A batch's are one float32 tensor, where a larger one is infinite, and -inf logits over it are NaN."""
+    """A batch's are one float32 tensor, where a larger one is infinite, and -inf logits over it are NaN.
+
+    SGLang makes 0 greedy, unless a client says `is_normalized`, its mark of what it has read already.
+    """
     temperature = request.sampling_params.temperature
-    if temperature <= _FLOAT32_MAX:
+    if _FLOAT32_TINY <= temperature <= _FLOAT32_MAX:
         return None
-    return f"temperature must be at most {_FLOAT32_MAX:.2g}, got {temperature}; lower it."
+    return f"temperature must be at most {_FLOAT32_MAX:.2g}, got {temperature}; 0 is greedy, without is_normalized."
 
 
 def _logit_bias(request: Any, vocab_size: int) -> str | None:

@@ -63,6 +63,7 @@ def test_values_at_the_edge_pass(fields: dict[str, Any]) -> None:
     ("fields", "named"),
     [
         ({"top_k": 2**31}, "top_k must be at most 2147483647, got 2147483648"),
+        ({"temperature": 0.0}, "got 0.0; 0 is greedy"),
         ({"temperature": 1e39}, "temperature must be at most 3.4e+38, got 1e+39"),
         ({"logit_bias": {"5": float("nan")}}, "got nan for token 5"),
         ({"logit_bias": {"5": INF}}, "got inf for token 5"),

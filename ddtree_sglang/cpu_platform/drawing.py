@@ -1,0 +1,28 @@
+"""Drawing from a row that leaves no token: it must not end the server.
+
+A grammar and a client's own bans may leave nothing together, such as a grammar that is over and `min_new_tokens`, which
+bans the end. The row's softmax is NaN then, and torch raises over it in the middle of a batch. Kernels of GPUs draw
+something. So does this, and a grammar that refuses the token ends its request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def draw_where_nothing_is_left(original: Callable[..., Any], probs: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """AROUND hook on the two functions that draw: rows of `probs [B, V]` without a total are certain of token 0."""
+    return original(_with_a_total(probs), *args, **kwargs)
+
+
+def _with_a_total(probs: torch.Tensor) -> torch.Tensor:
+    total = probs.sum(-1)
+    has_none = ~(torch.isfinite(total) & (total > 0))
+    if not bool(has_none.any()):
+        return probs
+    mended = probs.masked_fill(has_none.unsqueeze(-1), 0.0)
+    mended[has_none, 0] = 1.0
+    return mended

@@ -11,6 +11,7 @@ COMMANDS = {
     "lossless": ("DDTREE's greedy tokens against plain decoding's", "an hour"),
     "faults": ("what clients notice when workers die or hang", "two and a half hours"),
     "tree_builder": ("the batched tree builder against the heap oracle", "minutes; seconds with --quick"),
+    "grammars": ("what grammars cost a round, and what pruning its trees brings", "three minutes"),
     "cpu_plain": ("the plain CPU server against Hugging Face `generate`", "minutes"),
     "drafter_recipe": ("what each choice of the drafter's recipe is worth", "minutes a choice"),
     "plot": ("pictures of a `decode` result", "seconds"),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ddtree_sglang.core.candidates import DraftCandidates
 from ddtree_sglang.core.draft_tree import DraftTree
 from ddtree_sglang.core.node_masks import Grammar, GrammarWalk
 
@@ -111,6 +112,23 @@ def build_grammar_tree(
         arrive(at)
     _go(walk, tree, at, 0)
     return tree
+
+
+def allowed_first(
+    ranked: DraftCandidates,  # [B, D, K]
+    mask: torch.Tensor,  # [B, words] int32, of the roots, on the candidates' device
+) -> DraftCandidates:
+    """The candidates, with those of the first position that may not follow the root at its end, at -inf.
+
+    Their paths keep their order without a renormalisation, which would change all of them by the same factor.
+    """
+    ids, logprobs = ranked.topk_ids[:, 0], ranked.topk_logprobs[:, 0]
+    allowed = mask.gather(1, ids >> 5) >> (ids & 31) & 1
+    logprobs, order = logprobs.masked_fill(allowed == 0, -torch.inf).sort(dim=1, descending=True, stable=True)
+    return DraftCandidates(
+        torch.cat((ids.gather(1, order).unsqueeze(1), ranked.topk_ids[:, 1:]), dim=1),
+        torch.cat((logprobs.unsqueeze(1), ranked.topk_logprobs[:, 1:]), dim=1),
+    )
 
 
 def _go(walk: GrammarWalk, tree: GrammarTree, start: int, end: int) -> int:

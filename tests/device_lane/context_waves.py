@@ -26,8 +26,14 @@ def chunked(chooser: Chooser) -> list[Sent]:
 
 
 def more_than_the_pool(chooser: Chooser) -> list[Sent]:
-    """Requests that do not fit the pool together, so that one is retracted and starts again."""
-    return [Sent(chooser.find(length, 14, anywhere=True), check="steps") for length in (10, 11, 12, 9)]
+    """Requests that do not fit the pool together, so that one is retracted and starts again; two have a grammar."""
+
+    def in_pairs(asked: Asked) -> Asked | None:
+        asked = replace(asked, pairs=True)
+        return asked if len(chooser.reference.expect(asked).output_ids) == asked.max_new_tokens else None
+
+    free = [Sent(chooser.find(length, 14, anywhere=True), check="steps") for length in (10, 9)]
+    return [*free, *(Sent(chooser.find(length, 14, in_pairs), check="tokens") for length in (11, 12))]
 
 
 def to_the_context_limit(chooser: Chooser) -> list[Sent]:

@@ -215,13 +215,6 @@ def roots_children_whatever_the_grammar() -> None:
     _set(BatchGrammars, "prune_roots", lambda grammars, ranked: ranked)
 
 
-def trees_read_before_they_arrive() -> None:
-    """The host walks the grammars along copies that it did not wait for."""
-    from ddtree_sglang.engine.stages.node_grammar import CopiedTrees
-
-    _set(CopiedTrees, "lists", lambda trees: (trees.parents.tolist(), trees.token_ids.tolist()))
-
-
 def path_of_the_widest_tree() -> None:
     """With several widths, the trees of the configured one are verified at the width of the round."""
     from ddtree_sglang.engine.graphs.drafter_tail import GraphTrees
@@ -351,7 +344,6 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         grammars_of_the_round_before,
         grammars_along_the_flat_order,
         roots_children_whatever_the_grammar,
-        trees_read_before_they_arrive,
         prefix_pages_of_one_token,
         last_token_of_a_turn_counted_as_written,
         states_by_index_in_the_tree,

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 import ddtree_sglang.kernels
-from tests.device_lane.catalogue import SMALL_FA3, SMALL_TRITON, STOCK_FA3, STOCK_TRITON
+from tests.device_lane.catalogue import GRAMMARS, SMALL_FA3, SMALL_TRITON, STOCK_FA3, STOCK_TRITON
 from tests.device_lane.scenes import Outcome, Scene
 
 REPLAYS = 2
-SCENES = (SMALL_TRITON, SMALL_FA3, STOCK_TRITON, STOCK_FA3)
+SCENES = (SMALL_TRITON, SMALL_FA3, STOCK_TRITON, STOCK_FA3, GRAMMARS)
 
 
 def launches(outcome: Outcome) -> dict[int, float]:

@@ -167,14 +167,14 @@ EBNF_LLGUIDANCE = GrammarCase(
 XGRAMMAR_CASES = (*JSON_CASES, *REGEX_CASES, EBNF_XGRAMMAR, STRUCTURAL_TAG)
 LLGUIDANCE_CASES = (*JSON_CASES, *REGEX_CASES, EBNF_LLGUIDANCE, STRUCTURAL_TAG)
 
-_CITY = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 10}}, "required": ["city"]}
+CITY = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 10}}, "required": ["city"]}
 _TOOLS = [
     {
         "type": "function",
         "function": {
             "name": name,
             "description": f"Get the {name} of a city",
-            "parameters": {**_CITY, "additionalProperties": False},
+            "parameters": {**CITY, "additionalProperties": False},
             "strict": True,
         },
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from deploy.local.client import ClientError, post
 from tests.e2e.asking import PROMPTS, ask, ask_all
 from tests.e2e.grammar_cases import (
+    LLGUIDANCE_CASES,
     RESPONSE_FORMATS,
     TOOL_CHOICES,
     XGRAMMAR_CASES,
@@ -94,11 +95,8 @@ def test_response_format(name: str, plain: Server, ddtree: Server) -> None:
 
 
 @pytest.mark.parametrize("name", TOOL_CHOICES)
-def test_tool_choice(name: str, plain: Server, ddtree: Server) -> None:
-    mine, usage = chat(ddtree, TOOL_CHOICES[name])
-    print(name, mine)
-    assert (mine, usage) == chat(plain, TOOL_CHOICES[name])
-    assert bool(mine["message"].get("tool_calls")) == (name in ("required", "named"))
+def test_tool_choice_without_a_parser(name: str, plain: Server, ddtree: Server) -> None:
+    assert chat(ddtree, TOOL_CHOICES[name]) == chat(plain, TOOL_CHOICES[name])
 
 
 @pytest.mark.parametrize("n", [3])
@@ -108,3 +106,51 @@ def test_parallel_answers_each_have_their_own_state(n: int, plain: Server, ddtre
         for server in (ddtree, plain)
     )
     assert [seen(one) for one in mine] == [seen(one) for one in reference]  # type: ignore[call-overload]
+
+
+GUIDED = ("--grammar-backend", "llguidance")
+# Under llguidance a reasoning parser makes SGLang refuse every grammar (reasoner_grammar_backend.py asks its backend).
+PARSED = ("--reasoning-parser", "deepseek-r1", "--tool-call-parser", "qwen25")
+THOUGHTS = (
+    "".join(f"Q: {a}+{b}?\n<think>easy</think>{a + b}\n" for a, b in ((1, 1), (2, 3), (4, 4), (5, 2)))
+    + "Q: 6+1?\n<think>"
+)
+
+
+@pytest.fixture(scope="module")
+def guided(serve: Callable[..., Any]) -> Iterator[tuple[Server, Server]]:
+    """Plain decoding and DDTREE with llguidance."""
+    with serve(None, None, *GUIDED) as reference, serve("DDTREE", 8, *GUIDED) as mine:
+        yield reference, mine
+
+
+@pytest.fixture(scope="module")
+def parsed(serve: Callable[..., Any]) -> Iterator[tuple[Server, Server]]:
+    """Plain decoding and DDTREE with parsers of reasoning and of tool calls."""
+    with serve(None, None, *PARSED) as reference, serve("DDTREE", 8, *PARSED) as mine:
+        yield reference, mine
+
+
+def test_llguidance_in_one_batch(guided: tuple[Server, Server]) -> None:
+    reference, mine = guided
+    check(LLGUIDANCE_CASES, ask_cases(mine.url, LLGUIDANCE_CASES, 16), ask_cases(reference.url, LLGUIDANCE_CASES, 8))
+
+
+def test_llguidance_goes_on_behind_an_ignored_end_token(guided: tuple[Server, Server]) -> None:
+    cases = [case for case in LLGUIDANCE_CASES if case.name in ("regex-digits", "schema-enum", "schema-bounds")]
+    expected, mine = (ask_cases(server.url, cases, 4, ignore_eos=True) for server in guided)
+    assert [seen(answer) for answer in mine] == [seen(answer) for answer in expected]
+
+
+def test_a_grammar_begins_behind_the_end_of_reasoning(parsed: tuple[Server, Server]) -> None:
+    expected, mine = (
+        ask(server.url, THOUGHTS, 24, regex="[0-9]+ apples", body={"require_reasoning": True}) for server in parsed
+    )
+    assert seen(mine) == seen(expected)
+    assert mine["text"].partition("</think>")[2].strip().endswith(" apples"), mine["text"]
+
+
+@pytest.mark.parametrize("name", TOOL_CHOICES)
+def test_tool_choice(name: str, parsed: tuple[Server, Server]) -> None:
+    expected, mine = (chat(server, TOOL_CHOICES[name]) for server in parsed)
+    assert mine == expected

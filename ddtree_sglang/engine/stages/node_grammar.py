@@ -25,7 +25,7 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from ddtree_sglang.core.built_tree import BuiltTree
 from ddtree_sglang.core.candidates import DraftCandidates
 from ddtree_sglang.core.draft_tree import DraftTree
-from ddtree_sglang.core.grammar_tree import Drafted, build_grammar_tree
+from ddtree_sglang.core.grammar_tree import Drafted, allowed_first, build_grammar_tree
 from ddtree_sglang.core.node_masks import fill_node_masks
 from ddtree_sglang.core.tree_builder import build_draft_tree
 from ddtree_sglang.engine.device_path import is_device_path
@@ -113,7 +113,7 @@ class BatchGrammars:
                 req.grammar.fill_vocab_mask(mask, row)
             except ValueError as error:
                 _give_up(req, error)
-        return _allowed_first(ranked, mask.to(ranked.topk_ids.device, non_blocking=True))
+        return allowed_first(ranked, mask.to(ranked.topk_ids.device, non_blocking=True))
 
     def follow(self, built: BuiltTree) -> None:
         """Take the trees that will be verified; to be called before the verify is launched."""
@@ -155,17 +155,6 @@ class BatchGrammars:
             vocab_size=self.vocab_size, batch_size=len(self.reqs) * rows_each, device="cpu"
         )
         return mask
-
-
-def _allowed_first(ranked: DraftCandidates, mask: torch.Tensor) -> DraftCandidates:
-    """The candidates, those of the first position that a row of `mask [B, words]` forbids with -inf, at the end."""
-    ids, logprobs = ranked.topk_ids[:, 0], ranked.topk_logprobs[:, 0]
-    allowed = mask.gather(1, ids >> 5) >> (ids & 31) & 1
-    logprobs, order = logprobs.masked_fill(allowed == 0, -torch.inf).sort(dim=1, descending=True, stable=True)
-    return DraftCandidates(
-        torch.cat((ids.gather(1, order).unsqueeze(1), ranked.topk_ids[:, 1:]), dim=1),
-        torch.cat((logprobs.unsqueeze(1), ranked.topk_logprobs[:, 1:]), dim=1),
-    )
 
 
 def _give_up(req: Req, error: ValueError) -> None:

@@ -315,6 +315,19 @@ def test_planted_trees_hold_what_the_grammar_allows_with_the_masks_of_plain_deco
         assert logits[num_nodes + node].isfinite().nonzero().flatten().tolist() == allowed(row, size)
 
 
+def test_a_device_is_waited_for_when_its_trees_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddtree_sglang.engine.stages import node_grammar
+
+    order = list[str]()
+    event = SimpleNamespace(record=lambda: order.append("recorded"), synchronize=lambda: order.append("waited"))
+    monkeypatch.setattr(node_grammar, "is_device_path", lambda: True)
+    monkeypatch.setattr(torch, "get_device_module", lambda _: SimpleNamespace(Event=lambda: event))
+    copied = node_grammar.CopiedTrees.copy(roots(2))
+    assert order == ["recorded"]
+    assert copied.lists() == ([[-1], [-1]], [[0], [0]])
+    assert order == ["recorded", "waited"]
+
+
 def test_a_batch_without_grammars_costs_nothing() -> None:
     assert grammars_of(SimpleNamespace(has_grammar=False), None) is None
 

@@ -161,8 +161,8 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.layers.logits_processor",
         "LogitsProcessorOutput",
-        "hidden_states last_hidden_states next_token_logits",
-        "final_states, target_choice, worker",
+        "hidden_states last_hidden_states next_token_logits sampling_mask_output",
+        "final_states, sampling_supports, target_choice, worker",
     ),
     Row(
         "sglang.srt.layers.logits_processor",
@@ -170,6 +170,13 @@ ENGINE: tuple[Row, ...] = (
         "_get_last_hidden_states_to_store keep_last_hidden_states",
         "final_states",
     ),
+    Row(
+        "sglang.srt.layers.logits_processor",
+        "SamplingMaskOutput",
+        "lengths num_accept_tokens selected_logprobs statuses support_logprobs token_ids",
+        "sampling_supports",
+    ),
+    Row("sglang.srt.layers.logits_processor", "SamplingMaskStatus", "OK", "sampling_supports"),
     Row(
         "sglang.srt.layers.logprob_processor",
         "compute_spec_logprobs",
@@ -208,21 +215,22 @@ ENGINE: tuple[Row, ...] = (
         "sglang.srt.managers.schedule_batch",
         "Req",
         "beam_group custom_logit_processor eos_token_ids finished finished_len finished_output finished_reason grammar "
-        "is_prefill_only is_retracted origin_input_ids output_ids output_ids_through_stop reasoning_tokens "
+        "is_prefill_only is_retracted kv origin_input_ids output_ids output_ids_through_stop reasoning_tokens "
         "return_hidden_states return_sampling_mask rid sampling_params send_token_offset session stream to_finish "
         "tokenizer",
-        "grammar_ends, hooks, mixed_chunks, node_grammar, node_processors, request_options, request_rules, round_ends, "
-        "run_ends, sessions, token_outputs, worker",
+        "grammar_ends, hooks, mixed_chunks, node_grammar, node_penalties, node_processors, request_options, "
+        "request_rules, round_ends, run_ends, sessions, token_outputs, worker",
     ),
     Row("sglang.srt.managers.schedule_batch", "Req.update_finish_state", "new_accepted_len", "grammar_ends, run_ends"),
     Row("sglang.srt.managers.schedule_batch", "FINISH_ABORT", "message status_code err_type", "node_grammar"),
-    Row("sglang.srt.managers.schedule_batch", "ReqKvInfo", "kv_committed_len", "sessions"),
+    Row("sglang.srt.managers.schedule_batch", "ReqKvInfo", "kv_committed_len req_pool_idx", "node_penalties, sessions"),
     Row(
         "sglang.srt.managers.schedule_batch",
         "ScheduleBatch",
-        "can_run_decode_cuda_graph extend_lens forward_mode has_grammar is_extend_in_batch req_pool_indices reqs "
-        "return_hidden_states return_logprob sampling_info seq_lens seq_lens_cpu seq_lens_sum spec_info",
-        "final_states, kv_window, node_grammar, worker",
+        "can_run_decode_cuda_graph extend_lens forward_mode has_grammar is_extend_in_batch req_pool_indices "
+        "req_pool_indices_cpu reqs return_hidden_states return_logprob sampling_info seq_lens seq_lens_cpu "
+        "seq_lens_sum spec_info",
+        "final_states, kv_window, node_grammar, node_penalties, worker",
     ),
     Row(
         "sglang.srt.managers.scheduler",
@@ -405,10 +413,11 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.sampling.sampling_batch_info",
         "SamplingBatchInfo",
-        "grammar_mask grammars has_custom_logit_processor is_all_greedy logit_bias min_ps penalizer_orchestrator "
-        "return_sampling_masks sampling_mask_batch_indices sampling_seed temperatures top_ks top_ps "
-        "vocab_size",
-        "node_grammar, node_processors, target_choice, worker",
+        "acc_additive_penalties acc_scaling_penalties grammar_mask grammars has_custom_logit_processor is_all_greedy "
+        "logit_bias min_ps penalizer_orchestrator return_sampling_masks return_sampling_support_logprobs "
+        "sampling_mask_batch_indices sampling_seed sampling_support_logprobs_capture_indices temperatures top_ks "
+        "top_ps vocab_size",
+        "node_grammar, node_penalties, node_processors, sampling_supports, target_choice, worker",
     ),
     Row(
         "sglang.srt.sampling.sampling_batch_info",
@@ -420,8 +429,9 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.sampling.sampling_params",
         "SamplingParams",
-        "custom_params ignore_eos max_new_tokens min_new_tokens min_p stop_regex_strs stop_strs stop_token_ids",
-        "request_options, request_rules, round_ends, run_ends",
+        "custom_params frequency_penalty ignore_eos max_new_tokens min_new_tokens min_p presence_penalty "
+        "repetition_penalty stop_regex_strs stop_strs stop_token_ids",
+        "node_penalties, request_options, request_rules, round_ends, run_ends",
     ),
     Row(_SERVER_ARGS, "ServerArgs", "_resolution_finished", "hooks"),
     Row(_SERVER_ARGS, "ServerArgs.add_cli_args", "parser", "cli_flags"),
@@ -521,11 +531,17 @@ ENGINE: tuple[Row, ...] = (
         "supports_target_verify_for_draft",
         "algorithm",
     ),
+    Row(
+        "sglang.srt.speculative.spec_sampling_mask",
+        "validate_spec_sampling_mask_request",
+        "req spec_algorithm",
+        "hooks",
+    ),
     Row("sglang.srt.speculative.spec_tp_sync", "SpecTpSync", "sync", "worker"),
     Row("sglang.srt.speculative.spec_tp_sync", "SpecTpSyncSite", "DFLASH_ACCEPT_GREEDY DFLASH_ACCEPT_SAMPLE", "worker"),
     Row("sglang.srt.speculative.spec_utils", "draft_tp_context", "", "worker"),
     Row("sglang.srt.speculative.spec_utils", "spec_need_hidden_states", "", "hooks"),
-    Row("sglang.srt.utils.common", "async_h2d", "args dtype device", "final_states, round_ends"),
+    Row("sglang.srt.utils.common", "async_h2d", "args dtype device", "final_states, node_penalties, round_ends"),
     # What `get_platform()` asks, by these names (runtime_context.py, _PLATFORM_PROBES).
     Row("sglang.srt.utils.common", "get_device_memory_capacity", "device", "graph_memory"),
     Row("sglang.srt.utils.common", "is_cuda", "", "attention_default"),

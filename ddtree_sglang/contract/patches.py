@@ -47,6 +47,12 @@ ROUND_PATCHES = (
         "what DDTREE cannot answer exactly becomes a 400",
     ),
     Patch(
+        "sglang.srt.speculative.spec_sampling_mask.validate_spec_sampling_mask_request",
+        "around",
+        f"{_HOOKS}:answer_sampling_masks",
+        "sampling masks that a chain cannot give would be refused for a tree, too",
+    ),
+    Patch(
         "sglang.srt.mem_cache.allocation_sizing.get_req_to_token_extra_context_len",
         "around",
         "ddtree_sglang.engine.stages.kv_window:row_headroom",
@@ -360,6 +366,13 @@ ENGINE_PATCHES = (
         f"{_FINAL_STATES}:keep_final_states",
         "states captured for the drafter would take the place of the last ones",
         "keep_last_hidden_states",
+    ),
+    Patch(
+        "sglang.srt.layers.logits_processor.LogitsProcessorOutput",
+        "object",
+        "ddtree_sglang.engine.worker:DDTreeWorker._accept",
+        "the supports of what was emitted go where SGLang looks for a chain's",
+        "sampling_mask_output",
     ),
 )
 

@@ -128,6 +128,16 @@ def refuse_unsupported_request(original: Callable[..., str | None], req: Req, en
     return refusal(req)
 
 
+def answer_sampling_masks(original: Callable[..., str | None], req: Req, spec_algorithm: Any) -> str | None:
+    """AROUND hook on `validate_spec_sampling_mask_request`: what a chain cannot describe, a tree's sampler does.
+
+    A chain is drawn from top-k and top-p alone, and greedily where its kernel is missing; a node by SGLang's sampler.
+    """
+    from sglang.srt.runtime_context import get_spec
+
+    return None if is_ddtree(get_spec().speculative_algorithm) else original(req, spec_algorithm)
+
+
 def carry_no_hidden_states(original: Callable[[], bool]) -> bool:
     """AROUND hook on `spec_need_hidden_states`, which knows DFLASH by name: a round's hidden states stay in it."""
     from sglang.srt.runtime_context import get_spec

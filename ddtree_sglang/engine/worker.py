@@ -37,7 +37,7 @@ from ddtree_sglang.engine.debug.trace import RoundTrace
 from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.graphs.drafter_tail import DraftGraphTail, GraphTrees
 from ddtree_sglang.engine.graphs.node_counts import NodeCountStates
-from ddtree_sglang.engine.graphs.rehearsal import rehearse_rounds
+from ddtree_sglang.engine.graphs.rehearsal import rehearse_penalties, rehearse_rounds
 from ddtree_sglang.engine.graphs.target import install_tree_graph_runner
 from ddtree_sglang.engine.stages.budget_policy import make_policy
 from ddtree_sglang.engine.stages.candidates import CandidateRanking, VocabShard
@@ -50,8 +50,10 @@ from ddtree_sglang.engine.stages.final_states import (
 from ddtree_sglang.engine.stages.kv_moves import make_mover
 from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput, RoundWindow
 from ddtree_sglang.engine.stages.node_grammar import BatchGrammars
+from ddtree_sglang.engine.stages.node_penalties import PenaltyTable
 from ddtree_sglang.engine.stages.node_processors import choice_by_processors
 from ddtree_sglang.engine.stages.round_ends import EndsOfBatches
+from ddtree_sglang.engine.stages.sampling_supports import NodeSupports
 from ddtree_sglang.engine.stages.target_choice import NodeAdjustments, choose_target_tokens
 from ddtree_sglang.engine.stages.trees import DeviceTrees, TreeBuild, make_trees, mask_buffers
 from ddtree_sglang.engine.stages.verify_input import DDTreeVerifyInput, make_verify_input
@@ -132,11 +134,14 @@ class DDTreeWorker(DFlashWorkerV2):
             super().init_attention_backends()
         self.mover = make_mover(self.model_runner.token_to_kv_pool)
         self.mover.warm_up(self.max_path_len)
+        num_slots = len(self.model_runner.req_to_token_pool.req_to_token)
+        self.penalties = PenaltyTable(num_slots, self.model_runner.model_config.vocab_size, self.device)
 
     def init_cuda_graphs(self) -> None:
         """Capture the drafter's graph, with the tree at its end; the target's is captured by now, its buffer there."""
         batch_sizes = get_exec().graph.cuda_graph_config.decode.bs
         if is_device_path():
+            rehearse_penalties(self.max_path_len, self.penalties.vocab_size, self.device)
             with draft_tp_context(self.draft_parallel_layout):
                 rehearse_rounds(self.ranking, self.policy.node_counts, self.model_runner.req_to_token_pool.req_to_token)
             if batch_sizes:
@@ -190,6 +195,7 @@ class DDTreeWorker(DFlashWorkerV2):
     ) -> GenerationBatchResult:
         """Prefill as DFLASH does; decode one round."""
         if batch.forward_mode.is_extend() or batch.is_extend_in_batch or batch.forward_mode.is_idle():
+            self.penalties.prefill(batch)
             result = super().forward_batch_generation(batch, on_publish, grammar_barrier, pp_proxy_tensors)
             if result.logits_output is not None:
                 hand_out_prompt_states(batch, result.logits_output)
@@ -305,19 +311,24 @@ class DDTreeWorker(DFlashWorkerV2):
         agree = partial(self._tp_sync.sync, site)
         sampler = self.model_runner.sampler
         logits = logits_output.next_token_logits
+        supports = NodeSupports.of(batch.sampling_info, sampler, built.tree.num_nodes)
         target_ids = choose_target_tokens(
             logits,
             batch.sampling_info,
             built.layout.positions,
-            sampler,
+            supports or sampler,
             keep_logits=batch.return_logprob,
             adjustments=NodeAdjustments(
+                penalties=self.penalties.change(batch, built.tree),
                 grammar=None if grammars is None else grammars.masking(logits),
-                processors=choice_by_processors(batch, built, window.ends, sampler, agree),
+                processors=choice_by_processors(batch, built, window.ends, sampler, agree, supports),
             ),
         )
         agree(target_ids)
         commit = self.trees.walk(built, target_ids, window.prefix_lens, window.ends)
+        self.penalties.count(batch, window.root_ids, commit)
+        if supports is not None:
+            logits_output.sampling_mask_output = supports.of_path(commit.path)
         if batch.return_logprob:
             index = commit.path.accept_index
             compute_spec_logprobs(

@@ -15,7 +15,7 @@ import pytest
 
 from deploy.local.server_process import ServerProcess, ServerSpec, free_port, start_command
 from tests.e2e.servers import Pair, Server
-from tests.preloaded.client import Preloaded
+from tests.preloaded.client import ENGINE, Preloaded
 
 KV_POOL_TOKENS = 16384
 ASKED_OF_BOTH = ("--enable-custom-logit-processor",)
@@ -25,7 +25,8 @@ ASKED_OF_BOTH = ("--enable-custom-logit-processor",)
 @pytest.fixture(scope="session")
 def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preloaded]:
     """Begins to import the engine; the first server waits for that."""
-    with Preloaded(tmp_path_factory.mktemp("preloaded") / "preloaded.log") as process:
+    log = tmp_path_factory.mktemp("preloaded") / "preloaded.log"
+    with Preloaded(log, (*ENGINE, "tests.e2e.penalty_order")) as process:
         yield process
 
 

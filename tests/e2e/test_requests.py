@@ -129,9 +129,7 @@ def test_logit_bias_is_honoured_at_every_node(plain: Server, ddtree: Server) -> 
 @pytest.mark.parametrize(
     ("sampling", "name"),
     [
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"repetition_penalty": 1.2}, "repetition_penalty"),
-        ({"min_new_tokens": 4}, "min_new_tokens"),
+        ({"custom_params": {"ddtree": 5}}, r"custom_params\.ddtree of another form than .*"),
     ],
 )
 def test_unsupported_request_is_a_400_that_says_so(sampling: dict[str, Any], name: str, ddtree: Server) -> None:

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.core import BuiltTree, commit_round
+from ddtree_sglang.core.node_penalties import PenaltyState
 from ddtree_sglang.core.round_inputs import round_inputs
 from tests.engine.requests import request_of
 
@@ -114,6 +115,7 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
     from ddtree_sglang.engine.stages.draft_block import DraftBlock
     from ddtree_sglang.engine.stages.kv_moves import PoolMover
     from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput
+    from ddtree_sglang.engine.stages.node_penalties import PenaltyTable
     from ddtree_sglang.engine.stages.round_ends import EndsOfBatches
     from ddtree_sglang.kernels import round_commit_triton, round_inputs_triton
 
@@ -141,6 +143,7 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
             self.trees = GraphTrees(self.ranking, {}, tail)
             self.node_counts = NodeCountStates(self.model_runner, {})
             self.ends = EndsOfBatches(NODES, META)
+            self.penalties = PenaltyTable(ROWS, VOCABULARY, META)
 
         def _append_target_hidden_to_draft_kv_by_loc(self, **arguments: Any) -> None:
             events.append("draft context")
@@ -220,11 +223,44 @@ def test_a_round_launches_six_kernels_outside_its_graphs(
     Both have these in common, which are not counted: what a replay copies into its graph, the metadata of an attention
     backend, the projection of the hidden states, the scheduler.
     """
+    worker, batch, events = round_of_fakes
+    launches = launches_of(worker, batch, monkeypatch)
+    with launches:
+        worker._decode_round(batch, events.returning("publish"))
+    assert launches.names == ["inputs", "embedding", "argmax", "walk", "move rows", "index_select"]
+
+
+def test_a_round_of_requests_with_penalties_launches_two_more(
+    round_of_fakes: tuple[Any, Any, Events], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ddtree_sglang.engine.stages import node_penalties
+    from ddtree_sglang.kernels import node_penalties_triton
+
+    worker, batch, events = round_of_fakes
+    launches = launches_of(worker, batch, monkeypatch)
+    monkeypatch.setattr(node_penalties, "is_device_path", lambda: True)
+    for name in ("penalize_nodes_triton", "count_tokens_triton"):
+        monkeypatch.setattr(node_penalties_triton, name, launches.kernel(name, lambda *_, **__: None))
+    worker.penalties._state = PenaltyState.empty(ROWS, 4, VOCABULARY, META)
+    batch.sampling_info = SimpleNamespace(
+        acc_additive_penalties=empty(REQUESTS, VOCABULARY),
+        is_all_greedy=True,
+        logit_bias=None,
+        sampling_mask_batch_indices=None,
+        has_custom_logit_processor=False,
+    )
+    with launches:
+        worker._decode_round(batch, events.returning("publish"))
+    penalized = ["penalize_nodes_triton", "argmax", "walk", "count_tokens_triton"]
+    assert launches.names == ["inputs", "embedding", *penalized, "move rows", "index_select"]
+
+
+def launches_of(worker: Any, batch: Any, monkeypatch: pytest.MonkeyPatch) -> Launches:
+    """The record of what a round of this worker launches."""
     from ddtree_sglang.engine.graphs.drafter_tail import GraphTrees
     from ddtree_sglang.engine.stages.trees import MaskBuffer
     from ddtree_sglang.kernels import round_commit_triton, round_inputs_triton
 
-    worker, batch, events = round_of_fakes
     launches = Launches()
     monkeypatch.setattr(round_inputs_triton, "round_inputs_triton", launches.kernel("inputs", round_inputs))
     monkeypatch.setattr(round_commit_triton, "commit_round_triton", launches.kernel("walk", commit_round))
@@ -235,9 +271,7 @@ def test_a_round_launches_six_kernels_outside_its_graphs(
     tail = SimpleNamespace(num_nodes=NODES, trees=lambda count: BuiltTree.empty(count, NODES, META, cells))
     worker.trees = GraphTrees(worker.ranking, {NODES: MaskBuffer(cells, 9, in_place=True, by_address=True)}, tail)
     worker.ends.of(batch.reqs)  # what a round of new requests copies to the device, the next one has
-    with launches:
-        worker._decode_round(batch, events.returning("publish"))
-    assert launches.names == ["inputs", "embedding", "argmax", "walk", "move rows", "index_select"]
+    return launches
 
 
 def test_a_round_of_one_node_drafts_nothing(round_of_fakes: tuple[Any, Any, Events]) -> None:
@@ -284,6 +318,7 @@ def test_the_drafters_graph_is_given_the_masks_buffer(
     monkeypatch.setattr(module, "DraftGraphTail", lambda *_, **given: given)
     monkeypatch.setattr(module, "is_device_path", lambda: True)
     monkeypatch.setattr(module, "rehearse_rounds", events.returning("rehearsal"))
+    monkeypatch.setattr(module, "rehearse_penalties", events.returning("rehearsal of penalties"))
     monkeypatch.setattr(module.DDTreeWorker, "_draft_scope", lambda _: nullcontext())
     monkeypatch.setattr(module.DFlashWorkerV2, "init_cuda_graphs", events.returning("draft graph captured"))
     worker.init_cuda_graphs()
@@ -292,4 +327,4 @@ def test_the_drafters_graph_is_given_the_masks_buffer(
     assert worker.trees.tail is hook
     # Deterministic inference reads a mask's prefix columns, which the builder would not write.
     assert (hook["flat_mask"] is None) == deterministic
-    assert events == ["rehearsal", "draft graph captured"]
+    assert events == ["rehearsal of penalties", "rehearsal", "draft graph captured"]

@@ -20,7 +20,7 @@ from ddtree_sglang.engine.admission.drafter_checks import (
     check_drafter_fits_target,
     check_same_dtype,
 )
-from ddtree_sglang.engine.admission.target_checks import check_pages, check_sampling_defaults, check_target
+from ddtree_sglang.engine.admission.target_checks import check_pages, check_target
 from ddtree_sglang.engine.cli_flags import apply_config
 from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.spec import ALGORITHM, is_ddtree
@@ -178,9 +178,9 @@ def check_attention_backend(cfg: Any) -> None:
 
 
 def check_resolved_target(server_args: Any) -> None:
-    """Under DDTREE, refuse a target on which a tree is not exact, or whose defaults make every request a refused one.
+    """Under DDTREE, refuse a target on which a tree is not exact, a context without room for a request, or two dtypes.
 
-    So are a context without room for a request, and a pair of two dtypes. After resolution, which chooses the attention
+    After resolution, which chooses the attention
     backend. A window that only the loaded model knows of is checked by the worker.
     """
     if not is_ddtree(server_args.speculative_algorithm):
@@ -191,7 +191,6 @@ def check_resolved_target(server_args: Any) -> None:
     window = model_config.sliding_window_size if model_config.is_hybrid_swa else None
     check_target(model_config, window, attention_backends_of(cfg))
     check_pages(int(cfg.page_size), window, attention_backends_of(cfg))
-    check_sampling_defaults(model_config, cfg.preferred_sampling_params)
     check_context_len(int(model_config.context_len), int(cfg.speculative_dflash_block_size))
     if str(cfg.dtype) == "auto":
         _check_auto_dtype(cfg, model_config)

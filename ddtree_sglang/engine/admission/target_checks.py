@@ -7,12 +7,9 @@ to be exact is refused by name.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from typing import Any
 
 from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
-from ddtree_sglang.engine.admission.request_rules import PENALTIES
 from ddtree_sglang.engine.spec import ALGORITHM
 from ddtree_sglang.exceptions import DDTreeConfigError
 
@@ -177,32 +174,3 @@ def _parts(backend: Any) -> tuple[Any, ...]:
     if type(backend).__name__ != "HybridAttnBackend":
         return (backend,)
     return (backend.prefill_backend, backend.decode_backend)
-
-
-def check_sampling_defaults(model_config: Any, preferred: str | Mapping[str, Any] | None) -> None:
-    """Refuse defaults that would make every request one that is refused: penalties of the model or of a flag.
-
-    Args:
-        model_config: SGLang's `ModelConfig`; its `generation_config.json` fills in what a chat request leaves out.
-        preferred: `--preferred-sampling-params`, which fill in what any request leaves out.
-
-    Raises:
-        DDTreeConfigError: one of them is a penalty that is on.
-    """
-    of_flag = json.loads(preferred) if isinstance(preferred, str) else preferred or {}
-    for source, values, remedy in (
-        (
-            "the target's generation_config.json",
-            model_config.get_default_sampling_params(),
-            "add --sampling-defaults openai",
-        ),
-        ("--preferred-sampling-params", of_flag, "remove it there"),
-    ):
-        for name, off in PENALTIES.items():
-            value = values.get(name)
-            if value is not None and value != off:
-                raise DDTreeConfigError(
-                    f"{ALGORITHM} does not support penalties yet, got {name}={value} in {source}, so that requests "
-                    f"that name none would be refused; {remedy}, which leaves the penalty out, or use a server without "
-                    f"{ALGORITHM}."
-                )

@@ -27,6 +27,7 @@ from ddtree_sglang.core.round_ends import RoundEnds
 from ddtree_sglang.engine.debug.sync_check import permit_sync
 from ddtree_sglang.engine.run_ends import judge
 from ddtree_sglang.engine.spec import is_ddtree
+from ddtree_sglang.engine.stages.sampling_supports import NodeSupports
 from ddtree_sglang.engine.stages.target_choice import PathChoice
 
 if TYPE_CHECKING:
@@ -57,12 +58,20 @@ def _has_processors(batch: ScheduleBatch) -> bool:
 
 
 def choice_by_processors(
-    batch: ScheduleBatch, built: BuiltTree, ends: RoundEnds, sampler: Sampler, agree: Agreement
+    batch: ScheduleBatch,
+    built: BuiltTree,
+    ends: RoundEnds,
+    sampler: Sampler,
+    agree: Agreement,
+    supports: NodeSupports | None = None,
 ) -> PathChoice | None:
-    """What chooses for a batch that has processors; None for one that has none."""
+    """What chooses for a batch that has processors; None for one that has none.
+
+    `supports` are given what the sampler drew from, where a request asks for it.
+    """
     if not _has_processors(batch):
         return None
-    return ProcessedPaths(batch.reqs, batch.sampling_info, built, ends, sampler, agree)
+    return ProcessedPaths(batch.reqs, batch.sampling_info, built, ends, sampler, agree, supports)
 
 
 class HostTree:
@@ -94,6 +103,7 @@ class ProcessedPaths:
     ends: RoundEnds
     sampler: Sampler
     agree: Agreement
+    supports: NodeSupports | None = None
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """`[B, N]` int64 from `logits [B * N, V]`, which get the processed rows in place; 0 at nodes off the path.
@@ -124,7 +134,8 @@ class ProcessedPaths:
         info = rows_of(self.sampling_info, requests)
         processed = self.sampler._preprocess_logits(logits.index_select(0, rows), info)
         logits.index_copy_(0, rows, processed)
-        tokens = self.sampler(
+        sampler = self.sampler if self.supports is None else self.supports.at(requests, rows)
+        tokens = sampler(
             LogitsProcessorOutput(next_token_logits=processed),
             dataclasses.replace(info, has_custom_logit_processor=False),
             return_logprob=False,

@@ -14,7 +14,6 @@ from ddtree_sglang.engine.admission.target_checks import (
     WINDOW_BACKENDS,
     check_loaded_target,
     check_pages,
-    check_sampling_defaults,
     check_target,
     check_target_backend,
 )
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.sglang
 FLASHINFER = ("flashinfer", "flashinfer")
 
 
-def target(arch: str = "MHA", hf_config: Any = None, chunk: int | None = None, **defaults: Any) -> Any:
+def target(arch: str = "MHA", hf_config: Any = None, chunk: int | None = None) -> Any:
     """What the checks ask of SGLang's ModelConfig."""
     from sglang.srt.configs.model_config import AttentionArch
     from transformers import LlamaConfig
@@ -38,7 +37,6 @@ def target(arch: str = "MHA", hf_config: Any = None, chunk: int | None = None, *
         attention_chunk_size=chunk,
         is_draft_model=False,
         linear_attn_registry_result=None,
-        get_default_sampling_params=lambda: defaults,
     )
 
 
@@ -176,25 +174,6 @@ def test_worker_refuses_a_window_that_only_the_loaded_model_knows_of(monkeypatch
     runner = SimpleNamespace(model_config=target(), sliding_window_size=1024)
     with pytest.raises(DDTreeConfigError, match=r"got triton .* with a window of 1024"):
         worker.DDTreeWorker(None, 0, 0, SimpleNamespace(model_runner=runner))
-
-
-@pytest.mark.parametrize(
-    ("defaults", "preferred", "message"),
-    [
-        ({"repetition_penalty": 1.05}, None, r"repetition_penalty=1\.05 in the target's generation_config.*openai"),
-        ({}, '{"presence_penalty": 0.5}', r"presence_penalty=0\.5 in --preferred-sampling-params"),
-        ({}, {"frequency_penalty": -1}, r"frequency_penalty=-1 in --preferred-sampling-params"),
-    ],
-)
-def test_defaults_that_would_have_every_request_refused_end_the_start(
-    defaults: dict[str, Any], preferred: Any, message: str
-) -> None:
-    with pytest.raises(DDTreeConfigError, match=message):
-        check_sampling_defaults(target(**defaults), preferred)
-
-
-def test_other_defaults_stand() -> None:
-    check_sampling_defaults(target(repetition_penalty=1.0, temperature=0.6, top_p=0.95), '{"presence_penalty": 0}')
 
 
 def named(name: str, **parts: Any) -> Any:

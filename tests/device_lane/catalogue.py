@@ -11,6 +11,7 @@ from tests.device_lane.context_waves import (
     prefix_hit,
     to_the_context_limit,
 )
+from tests.device_lane.penalty_waves import penalized
 from tests.device_lane.scenes import (
     CONTEXT_LIMIT,
     Scene,
@@ -74,6 +75,11 @@ ADAPTERS = Scene(
     captured=(1, 4),
     adapters=True,
 )
+PENALTIES = Scene("penalties", "fa3", (penalized,), budget=7, captured=(4,))
+
+RETRACTION = Scene(
+    "retraction", "fa3", (more_than_the_pool,), budget=7, flags=_SMALL_POOL, must_log=("Retract requests",)
+)
 
 # What these are asked is what the small scenes are, so that their rounds can be compared.
 STOCK_TRITON = Scene("stock-triton", "triton", (pair_of_requests,), algorithm="DFLASH", captured=(2,))
@@ -104,8 +110,9 @@ SCENES = (
     WIDTHS,
     TRITON_WIDTHS,
     GRAMMARS,
+    PENALTIES,
     Scene("triton-3", "triton", (greedy_by_top_k, aborted), budget=3, captured=(4,)),
-    Scene("retraction", "fa3", (more_than_the_pool,), budget=7, flags=_SMALL_POOL, must_log=("Retract requests",)),
+    RETRACTION,
     FA3_PAGES,
     Scene("triton-64", "triton", (one,), budget=64, captured=(1,)),
     Scene("flashinfer-64", "flashinfer", (pair_of_requests,), budget=64, captured=(2,)),

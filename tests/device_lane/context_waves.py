@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tests.core.plain_penalties import Asked as Penalties
 from tests.device_lane.references import Asked
 from tests.device_lane.scenes import CONTEXT_LIMIT, WAVE_APART_S, Chooser, Sent
 
@@ -26,13 +27,17 @@ def chunked(chooser: Chooser) -> list[Sent]:
 
 
 def more_than_the_pool(chooser: Chooser) -> list[Sent]:
-    """Requests that do not fit the pool together, so that one is retracted and starts again; two have a grammar."""
+    """Requests that do not fit the pool together, so that one is retracted and starts again.
+
+    All have penalties, and two a grammar.
+    """
+    penalties = Penalties(0.5, 0.2, 1.25)
 
     def in_pairs(asked: Asked) -> Asked | None:
-        asked = replace(asked, pairs=True)
+        asked = replace(asked, pairs=True, penalties=penalties)
         return asked if len(chooser.reference.expect(asked).output_ids) == asked.max_new_tokens else None
 
-    free = [Sent(chooser.find(length, 14, anywhere=True), check="steps") for length in (10, 9)]
+    free = [Sent(chooser.penalized(length, 14, penalties, anywhere=True), check="steps") for length in (10, 9)]
     return [*free, *(Sent(chooser.find(length, 14, in_pairs), check="tokens") for length in (11, 12))]
 
 

@@ -6,6 +6,7 @@ cost acceptance, some break a rule of a kernel or of a capture; `test_mutations.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -215,6 +216,40 @@ def roots_children_whatever_the_grammar() -> None:
     _set(BatchGrammars, "prune_roots", lambda grammars, ranked: ranked)
 
 
+def penalties_of_the_root_at_every_node() -> None:
+    """Every node gets the penalties that its tree's root has: what SGLang does for a speculated run."""
+    from ddtree_sglang.kernels import node_penalties_triton
+
+    original = node_penalties_triton.penalize_nodes_triton
+
+    def penalize(logits: Any, state: Any, slots: Any, tree: Any) -> None:
+        roots = dataclasses.replace(
+            tree, token_ids=tree.token_ids[:, :1].expand_as(tree.token_ids), parents=torch.full_like(tree.parents, -1)
+        )
+        original(logits, state, slots, roots)
+
+    _set(node_penalties_triton, "penalize_nodes_triton", penalize)
+
+
+def one_token_of_a_round_is_counted() -> None:
+    """Of the tokens that a round emits the penalties learn of one: what SGLang does for a speculated run."""
+    from ddtree_sglang.kernels import node_penalties_triton
+
+    original = node_penalties_triton.count_tokens_triton
+
+    def count(state: Any, slots: Any, root_ids: Any, emitted_ids: Any, commit_lens: torch.Tensor) -> None:
+        original(state, slots, root_ids, emitted_ids, torch.ones_like(commit_lens))
+
+    _set(node_penalties_triton, "count_tokens_triton", count)
+
+
+def answers_are_forgotten_when_requests_are_retracted() -> None:
+    """A request that starts again has the penalties of a new one: what SGLang does in plain decoding."""
+    from ddtree_sglang.engine.stages.node_penalties import PenaltyTable
+
+    _set(PenaltyTable, "_resume", lambda *_: None)
+
+
 def path_of_the_widest_tree() -> None:
     """With several widths, the trees of the configured one are verified at the width of the round."""
     from ddtree_sglang.engine.graphs.drafter_tail import GraphTrees
@@ -337,6 +372,9 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         root_is_another_token,
         draws_at_the_roots_position,
         parameters_of_another_request,
+        penalties_of_the_root_at_every_node,
+        one_token_of_a_round_is_counted,
+        answers_are_forgotten_when_requests_are_retracted,
         path_of_the_widest_tree,
         end_tokens_are_not_known,
         limit_one_token_too_far,

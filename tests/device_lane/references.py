@@ -16,6 +16,8 @@ import torch
 
 from ddtree_sglang.core.acceptance import walk_tree
 from ddtree_sglang.core.tree_builder import build_draft_tree
+from tests.core.plain_penalties import Asked as Penalties
+from tests.core.plain_penalties import PlainPenalties
 from tests.device_lane.adapters import Adapter
 from tests.device_lane.pairs import EOS_TOKEN, VOCABULARY, TinyPair
 
@@ -27,6 +29,9 @@ MIN_MARGIN = 1e-3
 """Least lead of a chosen token, in logits. Rounding of float32 moves these logits by some 1e-5."""
 NOISE = 1e-4
 """What the drafter's log-probabilities are moved by to see whether rounding could change a tree's use."""
+
+
+NO_PENALTIES = Penalties()
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,12 @@ class Asked:
     budget: int | None = None  # nodes besides the root that it allows itself
     pairs: bool = False  # under a grammar: an even token, an odd one, an even one ... up to an end behind an odd one
     adapter: str = ""  # name of a LoRA adapter; empty for the base model
+    penalties: Penalties = NO_PENALTIES  # without its ends, which are `barred`
+
+    @property
+    def barred(self) -> tuple[int, ...]:
+        """Tokens that may not come before the minimum length, whether they end the answer or not."""
+        return (*self.stop_token_ids, EOS_TOKEN)
 
     @property
     def stops(self) -> frozenset[int]:
@@ -69,6 +80,10 @@ class Asked:
         if self.pairs:
             even, odd = ("|".join(f"w{token}" for token in tokens) for tokens in (EVEN_TOKENS, ODD_TOKENS))
             sampling["regex"] = f"(({even})({odd}))*"
+        asked = self.penalties
+        if asked != NO_PENALTIES:
+            sampling |= {"frequency_penalty": asked.frequency, "presence_penalty": asked.presence}
+            sampling |= {"repetition_penalty": asked.repetition, "min_new_tokens": asked.min_len}
         body: dict[str, Any] = {"input_ids": list(self.prompt), "sampling_params": sampling}
         return body | ({"lora_path": self.adapter} if self.adapter else {})
 
@@ -124,12 +139,16 @@ class Reference:
     @torch.inference_mode()
     def _decode(self, asked: Asked) -> Expected:
         row, margins, logprobs = list(asked.prompt), [], []
+        penalties: PlainPenalties | None = None
         for _ in range(asked.max_new_tokens + self.pair.block_size):
             logits = self.target(asked)(torch.tensor([row]), use_cache=False).logits[0, -1]
+            penalties = penalties or PlainPenalties(asked.penalties._replace(ends=asked.barred), len(logits))
+            logits = penalties.adjusted(logits)
             if asked.pairs:
                 logits = of_pairs(logits, row[len(asked.prompt) :])
             token, margin = choose(logits, asked, position=len(row) - 1)
             row.append(token)
+            penalties.count(token)
             margins.append(margin)
             logprobs.append(float(logits.log_softmax(-1)[token]))
         tokens = tuple(row[len(asked.prompt) :])

@@ -16,10 +16,11 @@ from typing import Any, Literal
 
 from deploy.local.client import ClientError, post
 from deploy.local.server_process import ServerError
+from tests.core.plain_penalties import Asked as Penalties
 from tests.device_lane.adapters import flags_of
 from tests.device_lane.asking import Lane, LaneServer
 from tests.device_lane.pairs import EOS_TOKEN, random_prompts
-from tests.device_lane.references import Asked, Reference, Round
+from tests.device_lane.references import NO_PENALTIES, Asked, Reference, Round
 
 Check = Literal["rounds", "steps", "tokens", "prefix"]
 """rounds: tokens and what each round accepts; steps: the same, where prefills may have given some of the tokens;
@@ -113,6 +114,29 @@ class Chooser:
     def with_adapter(self, name: str, length: int, max_new_tokens: int) -> Asked:
         """Greedy, with this adapter; "" for the base model."""
         return self.find(length, max_new_tokens, lambda asked: replace(asked, adapter=name))
+
+    def penalized(
+        self,
+        length: int,
+        max_new_tokens: int,
+        penalties: Penalties,
+        top_k: int | None = None,
+        anywhere: bool = False,
+    ) -> Asked:
+        """One whose answer its penalties change first in the middle of a round's path; `top_k`: through the sampler."""
+
+        def wanted(asked: Asked) -> Asked | None:
+            asked = replace(asked, penalties=penalties)
+            if top_k is not None:
+                asked = replace(asked, temperature=1.0, top_k=top_k)
+            answer = self.reference.expect(asked).output_ids
+            without = self.reference.expect(replace(asked, penalties=NO_PENALTIES)).output_ids
+            changed = [index for index, pair in enumerate(zip(answer, without, strict=True)) if pair[0] != pair[1]]
+            lengths = [one.commit_len for one in self.rounds(asked)]
+            at_roots = {1 + sum(lengths[:index]) for index in range(len(lengths))}
+            return asked if changed and changed[0] > 0 and changed[0] not in at_roots else None
+
+        return self.find(length, max_new_tokens, wanted, anywhere)
 
     def ending_inside_a_path(self, length: int, with_eos: bool = False) -> Asked:
         """One whose last round accepts more tokens behind the one that ends it."""

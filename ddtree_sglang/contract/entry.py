@@ -11,6 +11,7 @@ _TOKENIZER_MANAGER = "sglang.srt.managers.tokenizer_manager"
 
 ENTRY: tuple[Row, ...] = (
     Row("fastapi.dependencies.utils", "solve_dependencies", "request", "bodies"),
+    Row("fastapi.routing", "run_endpoint_function", "", "bodies"),
     Row("fastapi.exceptions", "RequestValidationError", "", "bodies"),
     Row("fastapi.exceptions", "WebSocketRequestValidationError", "", "bodies"),
     Row("sglang.srt.arg_groups.fields.exec_", "ExecFeatures", "enable_custom_logit_processor", "logit_processors"),
@@ -31,13 +32,15 @@ ENTRY: tuple[Row, ...] = (
     Row("sglang.srt.environ", "envs", "", "refusals"),
     Row(_IO_STRUCT, "AbortReq", "rid finished_reason", "hooks"),
     Row(_IO_STRUCT, "GenerateReqInput", "contains_mm_input input_ids sampling_params text", "refusals"),
+    Row(_IO_STRUCT, "GenerateReqInput.__getitem__", "i", "refusals"),
+    Row(_IO_STRUCT, "ExpertDistributionReq", "", "refusals"),
     Row(_IO_STRUCT, "GenerateReqInput.normalize_batch_and_arguments", "", "refusals", exact=True),
     Row(
         _IO_STRUCT,
         "TokenizedGenerateReqInput",
-        "custom_logit_processor input_ids logprob_start_len mm_inputs multi_item_delimiter_indices "
-        "return_hidden_states return_logprob return_sampling_mask rid sampling_params token_indices_to_pool "
-        "top_logprobs_num",
+        "custom_logit_processor input_embeds input_ids logprob_start_len mm_inputs multi_item_delimiter_indices "
+        "positional_embed_overrides return_hidden_states return_logprob return_sampling_mask rid sampling_params "
+        "session_params token_indices_to_pool top_logprobs_num",
         "hooks, request_fields, request_rules",
     ),
     Row(_IO_STRUCT, "msgpack_encode", "obj", "refusals"),
@@ -53,7 +56,9 @@ ENTRY: tuple[Row, ...] = (
     Row(_SCHEDULE_BATCH, "Req._check_str_based_finish", "new_accepted_len", "stop_patterns"),
     Row(_SCHEDULE_BATCH, "Req.set_finish_with_abort", "error_msg", "hooks"),
     Row(_SCHEDULE_BATCH, "get_return_hidden_states_mode", "", "hooks"),
+    Row(_SCHEDULER, "Scheduler", "_request_dispatcher", "control_requests"),
     Row(_SCHEDULER, "Scheduler.handle_generate_request", "recv_req", "hooks"),
+    Row(_SCHEDULER, "Scheduler.init_request_dispatcher", "", "control_requests"),
     Row(_SCHEDULER, "Scheduler.run_batch", "batch", "logit_processors"),
     Row(_SCHEDULER, "Scheduler.send_abort_output", "abort_req req", "hooks"),
     Row(
@@ -65,6 +70,7 @@ ENTRY: tuple[Row, ...] = (
     ),
     Row(_TOKENIZER_MANAGER, "TokenizerManager._async_dispatch_to_scheduler", "obj", "refusals", exact=True),
     Row(_TOKENIZER_MANAGER, "TokenizerManager._create_tokenized_object", "obj", "refusals"),
+    Row(_TOKENIZER_MANAGER, "TokenizerManager._init_req_state", "obj request", "refusals"),
     Row(_TOKENIZER_MANAGER, "TokenizerManager._dispatch_to_scheduler", "obj", "refusals", exact=True),
     Row(_TOKENIZER_MANAGER, "TokenizerManager._tokenize_one_request", "obj", "refusals", exact=True),
     Row("sglang.srt.managers.utils", "msgpack_decode_explained", "data", "refusals"),

@@ -23,6 +23,12 @@ ADMISSION_PATCHES = (
         "what no tokenizer's process of ours has seen is looked at before it is scheduled",
     ),
     Patch(
+        "sglang.srt.managers.scheduler.Scheduler.init_request_dispatcher",
+        "after",
+        "ddtree_sglang.engine.admission.control_requests:answer_failures",
+        "a handler of a control request that raises would end the scheduler",
+    ),
+    Patch(
         "sglang.srt.managers.schedule_batch.Req.set_finish_with_abort",
         "after",
         f"{_HOOKS}:leave_nothing_that_runs",
@@ -55,6 +61,12 @@ TOKENIZER_PATCHES = (
         "around",
         f"{_ENTRY}.refusals:check_request",
         "what would end the scheduler, or cannot be answered exactly, becomes a 400 and is never sent",
+    ),
+    Patch(
+        f"{_TOKENIZER}._init_req_state",
+        "around",
+        f"{_ENTRY}.refusals:check_reading",
+        "lists of other lengths and ids that are no strings are a 500 in plain text",
     ),
     Patch(
         f"{_TOKENIZER}._tokenize_one_request",
@@ -97,6 +109,18 @@ ENTRY_PATCHES = (
         "one request could ask for so many answers that the memory ends",
     ),
     Patch(
+        "sglang.srt.managers.io_struct.GenerateReqInput.__getitem__",
+        "around",
+        f"{_ENTRY}.refusals:check_reading",
+        "as above",
+    ),
+    Patch(
+        "fastapi.routing.run_endpoint_function",
+        "around",
+        f"{_ENTRY}.bodies:give_each_failure_a_reason",
+        "what an endpoint raises is a 500 in plain text",
+    ),
+    Patch(
         "fastapi.dependencies.utils.solve_dependencies",
         "around",
         f"{_ENTRY}.bodies:name_what_cannot_be_parsed",
@@ -122,6 +146,13 @@ RESPONSES_PATCHES = (
 """Under any algorithm, in a process with SGLang's HTTP server."""
 
 REQUEST_PATCHES = (
+    Patch(
+        "sglang.srt.managers.scheduler.Scheduler",
+        "object",
+        "ddtree_sglang.engine.admission.control_requests:answer_failures",
+        "its dispatcher, in a guard",
+        "_request_dispatcher",
+    ),
     Patch(
         "sglang.srt.managers.schedule_batch.Req",
         "object",

@@ -51,6 +51,21 @@ def _foreign_token(request: Any, vocab_size: int) -> str | None:
     return f"input_ids must be token ids of the model, 0 to {vocab_size - 1}, got {int(wrong[0])}; check the tokenizer."
 
 
+def _empty_prompt(request: Any, vocab_size: int) -> str | None:
+    """An embedding of nothing, and the last row of it; a session may have the prompt already."""
+    if request.input_ids or request.mm_inputs is not None or request.input_embeds or request.session_params is not None:
+        return None
+    return "a prompt must have at least one token, got none; send a text that is not empty."
+
+
+def _overrides(request: Any, vocab_size: int) -> str | None:
+    """Tensors for places of the prompt, which JSON cannot carry."""
+    overrides = request.positional_embed_overrides
+    if overrides is None or hasattr(overrides, "reconstruct"):
+        return None
+    return f"positional_embed_overrides must be SGLang's PositionalEmbeds, got {type(overrides).__name__}; drop it."
+
+
 def _top_k(request: Any, vocab_size: int) -> str | None:
     """A batch's are one int32 tensor."""
     top_k = request.sampling_params.top_k
@@ -103,4 +118,13 @@ def _places(request: Any, vocab_size: int) -> str | None:
     return None
 
 
-_CHECKS: tuple[Check, ...] = (_foreign_token, _top_k, _temperature, _logit_bias, _logprobs, _places)
+_CHECKS: tuple[Check, ...] = (
+    _empty_prompt,
+    _foreign_token,
+    _overrides,
+    _top_k,
+    _temperature,
+    _logit_bias,
+    _logprobs,
+    _places,
+)

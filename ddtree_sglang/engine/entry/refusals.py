@@ -13,6 +13,7 @@ from fastapi import HTTPException
 from ddtree_sglang.engine.admission.logit_processors import check_processor
 from ddtree_sglang.engine.admission.request_fields import check_fields, check_number_of_answers
 from ddtree_sglang.engine.admission.request_rules import refusal
+from ddtree_sglang.engine.entry.bodies import as_http
 from ddtree_sglang.engine.spec import is_ddtree
 
 _heard: ContextVar[list[str] | None] = ContextVar("refusals of the stream that begins", default=None)
@@ -49,6 +50,16 @@ def check_shape(original: Callable[..., None], obj: Any) -> None:
         if reason is not None:
             raise RequestRefused(reason)
         original(obj)
+
+
+def check_reading(original: Callable[..., Any], reader: Any, *args: Any) -> Any:
+    """AROUND hook on `GenerateReqInput.__getitem__` and `TokenizerManager._init_req_state`, which take a request apart.
+
+    Raises:
+        ValueError: lists of other lengths than its prompts', an id that is no string.
+    """
+    with _told_to_the_stream(), clients_values():
+        return original(reader, *args)
 
 
 async def check_text(original: Callable[..., Awaitable[Any]], manager: Any, obj: Any) -> Any:
@@ -94,6 +105,7 @@ def check_what_is_sent(original: Callable[..., None], manager: Any, obj: Any) ->
         RequestRefused: names the field.
     """
     _refuse_unreadable(obj)
+    _refuse_without_a_recorder(obj)
     original(manager, obj)
 
 
@@ -101,6 +113,15 @@ async def check_what_is_sent_later(original: Callable[..., Awaitable[None]], man
     """AROUND hook on `TokenizerManager._async_dispatch_to_scheduler`, as `check_what_is_sent`."""
     _refuse_unreadable(obj)
     await original(manager, obj)
+
+
+def _refuse_without_a_recorder(obj: Any) -> None:
+    """Stock's scheduler raises where no recorder of experts was asked for."""
+    from sglang.srt.managers.io_struct import ExpertDistributionReq
+    from sglang.srt.runtime_context import get_exec
+
+    if isinstance(obj, ExpertDistributionReq) and get_exec().moe.expert_distribution_recorder_mode is None:
+        raise RequestRefused("no distribution of experts is recorded; start with --expert-distribution-recorder-mode.")
 
 
 def _refuse_unreadable(obj: Any) -> None:
@@ -152,6 +173,10 @@ async def give_a_refused_stream_its_status(original: Callable[..., Any], respons
     chunks = aiter(response.body_iterator)
     try:
         first = await anext(chunks, None)
+    except HTTPException:
+        raise
+    except Exception as error:
+        raise as_http(error) from error
     finally:
         _heard.reset(token)
     if heard:

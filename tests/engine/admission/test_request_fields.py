@@ -24,12 +24,15 @@ def request(input_ids: list[int] | None = (3, 4), **fields: Any) -> Any:
         "logprob_start_len": -1,
         "multi_item_delimiter_indices": None,
         "token_indices_to_pool": None,
+        "input_embeds": None,
+        "positional_embed_overrides": None,
+        "session_params": None,
     }
     ids = None if input_ids is None else array("q", input_ids)
     return SimpleNamespace(input_ids=ids, sampling_params=SimpleNamespace(**sampling), **{**base, **fields})
 
 
-@pytest.mark.parametrize("ids", [None, [], [0], [VOCABULARY - 1], [3, 99, 0]])
+@pytest.mark.parametrize("ids", [[0], [VOCABULARY - 1], [3, 99, 0]])
 def test_tokens_of_the_model_pass(ids: list[int] | None) -> None:
     assert check_fields(request(ids), VOCABULARY) is None
 
@@ -47,6 +50,9 @@ def test_ids_that_mark_an_image_are_the_processors_own() -> None:
     "fields",
     [
         {"top_k": 2**31 - 1},
+        {"input_ids": [], "session_params": object()},
+        {"input_ids": None, "input_embeds": [[0.5]]},
+        {"positional_embed_overrides": SimpleNamespace(reconstruct=None)},
         {"temperature": 3e38},
         {"logit_bias": {"5": -INF, "6": 3e38}},
         {"logit_bias": {str(token): -INF for token in range(VOCABULARY - 1)}},
@@ -62,6 +68,9 @@ def test_values_at_the_edge_pass(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
+        ({"input_ids": []}, "at least one token, got none"),
+        ({"input_ids": None}, "at least one token, got none"),
+        ({"positional_embed_overrides": {"positions": [0]}}, "must be SGLang's PositionalEmbeds, got dict"),
         ({"top_k": 2**31}, "top_k must be at most 2147483647, got 2147483648"),
         ({"temperature": 0.0}, "got 0.0; 0 is greedy"),
         ({"temperature": 1e39}, "temperature must be at most 3.4e+38, got 1e+39"),

@@ -39,6 +39,7 @@ CPU_PLATFORM: tuple[Row, ...] = (
     Row(_CHOICES, "add_draft_attention_backend_choices", "", "hooks"),
     Row("sglang.srt.arg_groups.fields.device", "Device", "device sleep_on_idle", "server_defaults"),
     Row("sglang.srt.arg_groups.fields.exec_", "ExecComm", "disable_custom_all_reduce", "server_defaults"),
+    Row("sglang.srt.arg_groups.fields.exec_", "ExecFeatures", "enable_return_routed_experts", "platform"),
     Row("sglang.srt.arg_groups.fields.exec_", "ExecGraph", "cuda_graph_config", "server_defaults"),
     Row("sglang.srt.arg_groups.fields.exec_", "ExecKernel", "attention_backend sampling_backend", "server_defaults"),
     Row(
@@ -278,6 +279,7 @@ CPU_PLATFORM: tuple[Row, ...] = (
         exact=True,
     ),
     Row("sglang.srt.plugins.hook_registry", "HookType", "AROUND REPLACE", "hooks"),
+    Row("sglang.srt.runtime_context", "get_exec", "", "platform"),
     Row("sglang.srt.runtime_context", "get_lora", "", "lean_llama, platform"),
     Row("sglang.srt.runtime_context", "get_observability", "", "lean_llama"),
     Row("sglang.srt.runtime_context", "get_parallel", "", "hooks, lean_llama"),
@@ -295,6 +297,7 @@ CPU_PLATFORM: tuple[Row, ...] = (
         "hooks",
         exact=True,
     ),
+    Row("sglang.srt.state_capturer.base", "ALLOC_MEMORY_FUNCS", "", "hooks"),
     Row("torch", "Tensor.pin_memory", "", "lora", compiled=True),
     Row("torch", "Tensor.record_stream", "", "hooks", compiled=True),
     Row(

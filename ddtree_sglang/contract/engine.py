@@ -38,7 +38,7 @@ ENGINE: tuple[Row, ...] = (
     Row(
         _EXEC,
         "ExecFeatures",
-        "enable_return_indexer_topk enable_return_routed_experts enable_watermark",
+        "enable_return_indexer_topk enable_watermark",
         "server_args",
     ),
     Row(_EXEC, "ExecGraph", "cuda_graph_config", "graph_memory, worker"),
@@ -302,9 +302,9 @@ ENGINE: tuple[Row, ...] = (
         "sglang.srt.managers.utils",
         "GenerationBatchResult",
         "accept_lens can_run_cuda_graph copy_done extra_keep_alive_refs grammar_advanced "
-        "logits_output new_seq_lens next_draft_input next_token_ids speculative_num_draft_tokens "
+        "logits_output new_seq_lens next_draft_input next_token_ids routed_experts_output speculative_num_draft_tokens "
         "speculative_output_stride",
-        "run_ends, worker",
+        "routed_experts, run_ends, worker",
     ),
     Row("sglang.srt.mem_cache.allocation_sizing", "get_alloc_page_size", "", "kv_window"),
     Row("sglang.srt.mem_cache.allocation_sizing", "get_req_to_token_extra_context_len", "", "kv_window"),
@@ -355,8 +355,8 @@ ENGINE: tuple[Row, ...] = (
         _MODEL_RUNNER,
         "ModelRunner",
         "attn_backend capture_tail_hooks decode_cuda_graph_runner dtype forward init_new_workspace "
-        "kv_index_translator lora_manager model model_config page_size prewarm_sampling req_to_token_pool sampler "
-        "sliding_window_size token_to_kv_pool token_to_kv_pool_allocator",
+        "kv_index_translator lora_manager max_running_requests model model_config page_size prewarm_sampling "
+        "req_to_token_pool sampler sliding_window_size token_to_kv_pool token_to_kv_pool_allocator",
         "hooks, node_counts, target_checks, worker",
     ),
     Row(_MODEL_RUNNER, "ModelRunner._decode_cuda_graph_runner_cls", "", "node_counts, target"),
@@ -541,6 +541,11 @@ ENGINE: tuple[Row, ...] = (
     Row("sglang.srt.speculative.spec_tp_sync", "SpecTpSyncSite", "DFLASH_ACCEPT_GREEDY DFLASH_ACCEPT_SAMPLE", "worker"),
     Row("sglang.srt.speculative.spec_utils", "draft_tp_context", "", "worker"),
     Row("sglang.srt.speculative.spec_utils", "spec_need_hidden_states", "", "hooks"),
+    Row("sglang.srt.state_capturer.base", "BaseTopkCapturer", "device_cache host_cache", "routed_experts"),
+    Row("sglang.srt.state_capturer.base", "BaseDeviceCache", "buffer", "routed_experts"),
+    Row("sglang.srt.state_capturer.base", "BaseHostCache", "buffer", "routed_experts"),
+    Row("sglang.srt.state_capturer.base", "TopkCaptureOutput", "out_cache_loc topk", "routed_experts"),
+    Row("sglang.srt.state_capturer.routed_experts", "get_global_experts_capturer", "", "routed_experts"),
     Row("sglang.srt.utils.common", "async_h2d", "args dtype device", "final_states, node_penalties, round_ends"),
     # What `get_platform()` asks, by these names (runtime_context.py, _PLATFORM_PROBES).
     Row("sglang.srt.utils.common", "get_device_memory_capacity", "device", "graph_memory"),

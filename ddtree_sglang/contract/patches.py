@@ -459,8 +459,19 @@ LORA_PATCHES = (
 )
 """Installed once a model is loaded on a server with adapters."""
 
+CAPTURE_PATCHES = (
+    Patch(
+        "sglang.srt.state_capturer.base.ALLOC_MEMORY_FUNCS",
+        "assign",
+        f"{_CPU_HOOKS}:with_ordinary_memory",
+        "what is kept by KV slot, routed experts, would be registered with CUDA",
+    ),
+)
+"""Installed once a model is loaded on a server that returns routed experts."""
+
 CPU_PLATFORM_PATCHES = (
     *TORCH_PATCHES,
+    *CAPTURE_PATCHES,
     *DRAFT_HEAD_PATCHES,
     *LORA_PATCHES,
     Patch(

@@ -7,6 +7,7 @@ scheduler.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import torch
 
 from ddtree_sglang.contract.patch import install
-from ddtree_sglang.contract.patches import DRAFT_HEAD_PATCHES, TORCH_PATCHES
-from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
+from ddtree_sglang.contract.patches import CAPTURE_PATCHES, DRAFT_HEAD_PATCHES, TORCH_PATCHES
+from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND, DEVICE
 
 _registered = False
 
@@ -117,3 +118,21 @@ def ignoring_cpu_tensors(original: Callable[[torch.Tensor, Any], None]) -> Calla
             original(self, stream)
 
     return record_stream
+
+
+def install_capture_memory() -> None:
+    """Keep what is captured by KV slot in ordinary memory, on a server that returns routed experts."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    install(CAPTURE_PATCHES, HookRegistry, HookType)
+
+
+def with_ordinary_memory(stock: dict[str, Callable[..., torch.Tensor]]) -> dict[str, Callable[..., torch.Tensor]]:
+    """SGLang's ways to allocate host memory, by device, with one that pins nothing for this platform's."""
+    ways = copy.copy(stock)
+    ways[DEVICE] = _allocate
+    return ways
+
+
+def _allocate(dims: tuple[int, ...], dtype: torch.dtype, device: str, pin_memory: bool, allocator: Any) -> torch.Tensor:
+    return torch.empty(dims, dtype=dtype, device=device)

@@ -10,3 +10,4 @@ DISPATCH_KEY = "ddtree_cpu"
 
 SPECULATIVE_ALGORITHMS = frozenset({"DFLASH", "DDTREE"})
 """Speculative algorithms whose round needs no Triton launch on this platform."""
+DEVICE = "cpu"

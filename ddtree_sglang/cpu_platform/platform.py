@@ -110,7 +110,7 @@ class DDTreeCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def post_load_model(self, model: torch.nn.Module) -> None:
         """Called by SGLang once a model's weights are loaded: faster products, a shorter layer loop, adapters."""
-        from sglang.srt.runtime_context import get_lora
+        from sglang.srt.runtime_context import get_exec, get_lora
 
         from ddtree_sglang.cpu_platform import dense_linear, hooks, lean_llama, lora
 
@@ -120,3 +120,5 @@ class DDTreeCpuPlatform(CpuDeviceMixin, SRTPlatform):
             hooks.install_draft_head()
         if get_lora().enable_lora:
             lora.install()
+        if get_exec().features.enable_return_routed_experts:
+            hooks.install_capture_memory()

@@ -53,6 +53,7 @@ from ddtree_sglang.engine.stages.node_grammar import BatchGrammars
 from ddtree_sglang.engine.stages.node_penalties import PenaltyTable
 from ddtree_sglang.engine.stages.node_processors import choice_by_processors
 from ddtree_sglang.engine.stages.round_ends import EndsOfBatches
+from ddtree_sglang.engine.stages.routed_experts import check_capture_room, experts_of_path
 from ddtree_sglang.engine.stages.sampling_supports import NodeSupports
 from ddtree_sglang.engine.stages.target_choice import NodeAdjustments, choose_target_tokens
 from ddtree_sglang.engine.stages.trees import DeviceTrees, TreeBuild, make_trees, mask_buffers
@@ -130,6 +131,7 @@ class DDTreeWorker(DFlashWorkerV2):
     def init_attention_backends(self) -> None:
         """Build the drafter's attention backend; the target's pool, whose rows a round moves, is there by now."""
         check_target_backend(self.model_runner)
+        check_capture_room(int(self.model_runner.max_running_requests) * self.num_nodes)
         with self._draft_scope():
             super().init_attention_backends()
         self.mover = make_mover(self.model_runner.token_to_kv_pool)
@@ -226,11 +228,12 @@ class DDTreeWorker(DFlashWorkerV2):
             on_publish(commit.new_seq_lens)
         with stage("commit"):
             self._commit(commit.path, window)
+            experts = experts_of_path(target_out, window, commit.context_rows)
         with stage("context"):
             self._extend_draft_context(commit, window, target_out.logits_output)
             hand_out_round_states(batch, target_out.logits_output, commit.context_rows, self.max_path_len)
         self._trace_round(batch, window, built, commit.path)
-        return self._result(target_out, commit, keep_alive=[window, built, verify_input, target_ids])
+        return self._result(target_out, commit, experts, keep_alive=[window, built, verify_input, target_ids])
 
     def _open_window(self, batch: ScheduleBatch) -> RoundWindow:
         state = batch.spec_info
@@ -373,7 +376,9 @@ class DDTreeWorker(DFlashWorkerV2):
             free_slots=self.model_runner.token_to_kv_pool_allocator.available_size(),
         )
 
-    def _result(self, target_out: Any, commit: RoundCommit, keep_alive: list[Any]) -> GenerationBatchResult:
+    def _result(
+        self, target_out: Any, commit: RoundCommit, experts: Any, keep_alive: list[Any]
+    ) -> GenerationBatchResult:
         return GenerationBatchResult(
             logits_output=target_out.logits_output,
             next_token_ids=commit.path.token_ids.reshape(-1),
@@ -383,5 +388,6 @@ class DDTreeWorker(DFlashWorkerV2):
             speculative_num_draft_tokens=self.num_nodes,
             speculative_output_stride=self.max_path_len,
             new_seq_lens=commit.new_seq_lens,
+            routed_experts_output=experts,
             extra_keep_alive_refs=keep_alive,
         )

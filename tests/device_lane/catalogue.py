@@ -27,6 +27,7 @@ from tests.device_lane.scenes import (
     staggered,
     under_grammars,
     with_adapters,
+    with_experts,
     with_states,
 )
 
@@ -81,6 +82,16 @@ RETRACTION = Scene(
     "retraction", "fa3", (more_than_the_pool,), budget=7, flags=_SMALL_POOL, must_log=("Retract requests",)
 )
 
+EXPERTS = Scene(
+    "experts",
+    "fa3",
+    (with_experts,),
+    pair="experts",
+    budget=7,
+    flags=("--enable-return-routed-experts",),
+    captured=(4,),
+)
+
 # What these are asked is what the small scenes are, so that their rounds can be compared.
 STOCK_TRITON = Scene("stock-triton", "triton", (pair_of_requests,), algorithm="DFLASH", captured=(2,))
 STOCK_FA3 = Scene("stock-fa3", "fa3", (few,), algorithm="DFLASH", captured=(4,))
@@ -119,6 +130,7 @@ SCENES = (
     Scene("fa3-64", "fa3", (pair_of_requests,), budget=64, captured=(2,)),
     LATE,
     ADAPTERS,
+    EXPERTS,
     Scene(
         "adapters-triton", "fa3", (with_adapters,), budget=7, flags=(*_ADAPTERS, "triton"), captured=(4,), adapters=True
     ),

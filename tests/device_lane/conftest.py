@@ -15,7 +15,12 @@ from tests.device_lane.references import Reference
 from tests.device_lane.scenes import Outcome, Scene, play
 
 SERVERS_AT_ONCE = 2
-PAIRS = {"qwen3": ("qwen3", 4, 32), "llama": ("llama", 8, 32), "wide": ("qwen3", 4, 80)}
+PAIRS = {
+    "qwen3": ("qwen3", 4, 32),
+    "llama": ("llama", 8, 32),
+    "wide": ("qwen3", 4, 80),
+    "experts": ("qwen3_moe", 4, 32),
+}
 """Architecture, block size and vocabulary."""
 ADAPTERS = {"qwen3": {"first": 4, "second": 8}}
 """Of a pair, their ranks by name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ def install_device() -> None:
     streams.install()
     streams.late = settings.late
     _install_memory_queries()
+    _allocate_host_memory()
     _install_seeded_noise()
     _take_cuda_branches()
     tensors.install()
@@ -51,6 +53,16 @@ def _install_memory_queries() -> None:
         }
         for name, answer in answers.items():
             setattr(module, name, answer)
+
+
+def _allocate_host_memory() -> None:
+    """What is kept by KV slot on the host is not registered with CUDA."""
+    from sglang.srt.state_capturer import base
+
+    def allocate(dims: tuple[int, ...], dtype: torch.dtype, **_: Any) -> torch.Tensor:
+        return torch.empty(dims, dtype=dtype)
+
+    base.ALLOC_MEMORY_FUNCS = defaultdict(lambda: allocate)
 
 
 def _take_cuda_branches() -> None:

@@ -321,6 +321,13 @@ def states_by_index_in_the_tree() -> None:
     _set(worker, "hand_out_round_states", hand_out)
 
 
+def experts_where_their_nodes_were() -> None:
+    """What routers chose stays at the slots that the verify wrote, whichever nodes were accepted."""
+    from ddtree_sglang.engine import worker
+
+    _set(worker, "experts_of_path", lambda target_out, window, rows: target_out.routed_experts_output)
+
+
 def _roll_over_requests(slots: str) -> None:
     """A round's inputs with each request's `slots` taken from the request before it."""
     from ddtree_sglang.engine.stages.trees import DeviceTrees
@@ -385,5 +392,6 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         prefix_pages_of_one_token,
         last_token_of_a_turn_counted_as_written,
         states_by_index_in_the_tree,
+        experts_where_their_nodes_were,
     )
 }

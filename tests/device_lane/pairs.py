@@ -39,12 +39,13 @@ EOS_TOKEN = 2
 MASK_TOKEN = VOCABULARY - 1
 NUM_WORDS = VOCABULARY - 2  # what prompts are made of; the mask token and its neighbour are left out
 MAX_POSITIONS = 512
+NUM_LAYERS = 2
 FEATURE_LAYERS = (0,)  # the last layer of a target is never a feature
 
 _SHAPE: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": NUM_LAYERS,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 16,

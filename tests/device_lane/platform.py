@@ -94,6 +94,17 @@ class LanePlatform(SRTPlatform):
 
     # ---- start
 
+    def init_backend(self) -> None:
+        """Experts by torch, in a form that a graph can hold; SGLang's own torch form counts tokens on the host."""
+        from sglang.kernels.fused_op import BaseFusedOp
+        from sglang.srt.layers.moe.fused_moe_native import fused_moe_forward_native
+        from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
+
+        def forward(_method: Any, layer: Any, dispatch_output: Any) -> Any:
+            return fused_moe_forward_native(layer, dispatch_output)
+
+        BaseFusedOp.register_oot_forward(UnquantizedFusedMoEMethod, forward, self.get_dispatch_key_name())
+
     def post_load_model(self, model: torch.nn.Module) -> None:
         """Weights are the device's; making a parameter of a tensor loses its mark."""
         from tests.device_lane.device import mark

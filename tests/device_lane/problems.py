@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tests.device_lane.references import Reference, histogram
+from tests.device_lane.references import Reference, experts_of, histogram
 from tests.device_lane.scenes import Answered, Chooser, Outcome, Scene, Sent
 
 MAX_STATE_ERROR = 1e-3
@@ -53,6 +53,8 @@ def _of_answer(scene: Scene, one_answer: Answered, reference: Reference) -> list
             found.append(f"{about}: log-probabilities {logprobs}, expected {list(expected.logprobs)}")
     if sent.states:
         found += [f"{about}: {problem}" for problem in _of_states(sent, answer, reference)]
+    if sent.experts and not torch.equal(experts_of(answer), reference.experts(sent.asked)):
+        found.append(f"{about}: routed experts {experts_of(answer).tolist()}")
     return found + _of_rounds(scene, sent, meta.get("spec_correct_drafts_histogram", []), reference, about)
 
 

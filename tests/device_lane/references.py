@@ -7,11 +7,13 @@ SGLang's own function of seed and position, so that a request's tokens are fixed
 
 from __future__ import annotations
 
+import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from ddtree_sglang.core.acceptance import walk_tree
@@ -19,7 +21,7 @@ from ddtree_sglang.core.tree_builder import build_draft_tree
 from tests.core.plain_penalties import Asked as Penalties
 from tests.core.plain_penalties import PlainPenalties
 from tests.device_lane.adapters import Adapter
-from tests.device_lane.pairs import EOS_TOKEN, VOCABULARY, TinyPair
+from tests.device_lane.pairs import EOS_TOKEN, EXPERTS_PER_TOKEN, NUM_LAYERS, VOCABULARY, TinyPair
 
 EVEN_TOKENS = [4, 6, 8, 20, 22, 24, 26, 28]
 ODD_TOKENS = [3, 5, 7, 9, 21, 23, 25, 27, 29]
@@ -112,6 +114,12 @@ class Round:
         return any(node != depth for depth, node in enumerate(self.path))
 
 
+def experts_of(answer: dict[str, Any]) -> torch.Tensor:
+    """`[tokens, layers, experts per token]` int32 of an answer's `routed_experts`."""
+    numbers = np.frombuffer(base64.b64decode(answer["meta_info"]["routed_experts"]), dtype=np.int32).copy()
+    return torch.from_numpy(numbers).view(-1, NUM_LAYERS, EXPERTS_PER_TOKEN)
+
+
 def histogram(rounds: Sequence[Round]) -> list[int]:
     """Rounds by number of correct drafts, as SGLang reports it (`spec_correct_drafts_histogram`)."""
     counts = Counter(one.commit_len - 1 for one in rounds)
@@ -160,6 +168,13 @@ class Reference:
         reason = "stop" if ends else "length"
         margin = min(margins[:length], default=float("inf"))
         return Expected(output[:length], reason, tuple(logprobs[:length]), margin, tokens)
+
+    @torch.inference_mode()
+    def experts(self, asked: Asked) -> torch.Tensor:
+        """`[T + n - 1, layers, experts per token]` int32, of the prompt and of all n tokens but the last."""
+        row = torch.tensor([[*asked.prompt, *self.expect(asked).output_ids[:-1]]])
+        routers = self.target(asked)(row, output_router_logits=True, use_cache=False).router_logits
+        return torch.stack([logits.topk(EXPERTS_PER_TOKEN).indices for logits in routers], dim=1).to(torch.int32)
 
     @torch.inference_mode()
     def states(self, asked: Asked) -> torch.Tensor:

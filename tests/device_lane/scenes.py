@@ -41,6 +41,7 @@ class Sent:
     is_first_turn: bool = False
     num_sent: int | None = None  # tokens of the prompt that are sent, where the session has the others
     states: bool = False  # hidden states of every token
+    experts: bool = False  # routed experts of every token
 
 
 Wave = Callable[["Chooser"], list[Sent]]
@@ -231,6 +232,12 @@ def with_states(chooser: Chooser) -> list[Sent]:
     ]
 
 
+def with_experts(chooser: Chooser) -> list[Sent]:
+    """Routed experts of three requests, beside one that asks for none."""
+    sizes = ((6, 9), (4, 7), (9, 12))
+    return [*(Sent(chooser.find(*size), experts=True) for size in sizes), Sent(chooser.find(8, 5))]
+
+
 def with_adapters(chooser: Chooser) -> list[Sent]:
     """The base model and each adapter twice in one batch, which shrinks as they end."""
     names = ("", *chooser.reference.adapters)
@@ -381,6 +388,8 @@ def _ask(server: LaneServer, wave: Sequence[Sent]) -> list[Answered]:
             body["input_ids"] = list(sent.asked.prompt[-(sent.num_sent or 0) :])
         if sent.states:
             body["return_hidden_states"] = True
+        if sent.experts:
+            body["return_routed_experts"] = True
         return server.ask(sent.asked, sent.after_s, **body)
 
     def abort(index: int, sent: Sent) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.device_lane.catalogue import (
     CONTEXT_END,
+    EXPERTS,
     FA3,
     FA3_DETERMINISTIC,
     FA3_PAGES,
@@ -85,6 +86,7 @@ FAULTS = (
     Fault("prefix_pages_of_one_token", FA3_PAGES, f"{TOKENS}|{VIOLATION}", slow=True),
     Fault("last_token_of_a_turn_counted_as_written", FA3_PAGES, f"{TOKENS}|{ROUNDS}", slow=True),
     Fault("states_by_index_in_the_tree", LATE, STATES, slow=True),
+    Fault("experts_where_their_nodes_were", EXPERTS, "routed experts", slow=True),
 )
 
 

@@ -92,7 +92,7 @@ def fake_target(events: Events, num_nodes: int = NODES) -> tuple[Any, Any]:
         hidden_states=empty(REQUESTS * num_nodes, 5 * HIDDEN, dtype=torch.float32),
         last_hidden_states=None,
     )
-    out = SimpleNamespace(logits_output=logits, can_run_cuda_graph=True)
+    out = SimpleNamespace(logits_output=logits, can_run_cuda_graph=True, routed_experts_output=None)
     return runner, SimpleNamespace(forward_batch_generation=events.returning("verify graph", out))
 
 

@@ -49,6 +49,8 @@ class DDTreeCpuAttnBackend(AttentionBackend):
         self.dtype = model_runner.dtype
         self.req_to_token = model_runner.req_to_token_pool.req_to_token
         self.pool = model_runner.token_to_kv_pool
+        # By this name SGLang's models ask for it (model_executor/forward_context.py, get_token_to_kv_pool).
+        self.token_to_kv_pool = self.pool
         self.forward_metadata = None
         self._window_kinds: dict[int, WindowKind] = {}
 

@@ -90,11 +90,10 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
         lambda cfg: bool(cfg.enable_strict_thinking),
         "does not enforce thinking budgets yet; remove --enable-strict-thinking.",
     ),
-    # Captured per node of the tree, and never moved to the tokens that stay.
+    # Only latent attention has an indexer, and such targets are refused.
     ArgumentRule(
-        lambda cfg: bool(cfg.enable_return_routed_experts or cfg.enable_return_indexer_topk),
-        "does not return routed experts or indexer choices yet; remove --enable-return-routed-experts / "
-        "--enable-return-indexer-topk.",
+        lambda cfg: bool(cfg.enable_return_indexer_topk),
+        "serves no target with an indexer; remove --enable-return-indexer-topk.",
     ),
 )
 

@@ -1,0 +1,60 @@
+"""The experts that a target's routers chose for each token, which SGLang keeps by KV slot for who asks for them.
+
+A verify fills the window's slots node by node (state_capturer/base.py). What an accepted node's routers chose goes
+where its keys and values go, to the slot of its depth; SGLang reads an answer's rows by the slots of its tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from sglang.srt.state_capturer.routed_experts import get_global_experts_capturer
+
+from ddtree_sglang.engine.stages.kv_window import RoundWindow
+from ddtree_sglang.exceptions import DDTreeConfigError
+
+
+def check_capture_room(num_rows: int) -> None:
+    """Refuse a server whose verify has more rows than SGLang's buffer of a forward, which it sizes without a tree.
+
+    Args:
+        num_rows: nodes of all requests in the largest verify.
+
+    Raises:
+        DDTreeConfigError: they do not fit.
+    """
+    capturer = get_global_experts_capturer()
+    if capturer is None or num_rows <= len(capturer.device_cache.buffer):
+        return
+    raise DDTreeConfigError(
+        "--enable-return-routed-experts needs --chunked-prefill-size of at least the nodes of all running requests, "
+        f"{num_rows}, got room for {len(capturer.device_cache.buffer)}; raise it, or lower --max-running-requests or "
+        "the budget."
+    )
+
+
+def experts_of_path(target_out: Any, window: RoundWindow, rows: torch.Tensor) -> Any:
+    """What the verify's routers chose, for the slots that the accepted path's keys are in after the round.
+
+    Args:
+        target_out: the verify's result.
+        window: the round's slots.
+        rows: `[B, L]` int64, rows of the flat verify batch, those of the accepted nodes first; what follows lands in
+            slots that hold no token yet.
+
+    Returns:
+        What is on its way to the host, None if nothing is captured. Under synchronous scheduling the rows are there
+        already, and are moved there.
+    """
+    captured, slots = target_out.routed_experts_output, window.context_slots
+    if captured is not None:
+        chosen = captured.topk.index_select(0, rows.view(-1))
+        return dataclasses.replace(captured, out_cache_loc=slots.reshape(-1), topk=chosen)
+    capturer = get_global_experts_capturer()
+    if capturer is not None:
+        cells = capturer.host_cache.buffer
+        sources = window.inputs.node_slots.view(-1)[rows]
+        cells[slots.cpu()] = cells[sources.cpu()]
+    return None

@@ -160,3 +160,36 @@ def test_along_paths_that_are_drawn_node_by_node_supports_are_those_of_each_draw
             assert made.support_logprobs is not None
             assert torch.equal(made.support_logprobs[sorted(full).index(one), depth], output.support_logprobs[number])
     assert len(drawn) == int(PATH.commit_lens[requests].sum())
+
+
+def test_sglang_reads_them_as_one_support_per_emitted_token() -> None:
+    """By its own reading of a speculative result (batch_result_processor.py), for both modes of log-probabilities."""
+    from sglang.srt.managers.scheduler_components.batch_result_processor import SchedulerBatchResultProcessor
+
+    info, sampler = asking([0, 2], [1]), PlainSampler()
+    supports = NodeSupports.of(info, sampler, N)  # type: ignore[arg-type]
+    assert supports is not None
+    logits = torch.randn(B * N, V, generator=torch.Generator().manual_seed(0))
+    choose_target_tokens(logits, info, torch.zeros(B, N, dtype=torch.int64), supports, keep_logits=False)  # type: ignore[arg-type]
+    described = sampler.output
+    output = SimpleNamespace(sampling_mask_output=supports.of_path(PATH))
+    reqs = [
+        SimpleNamespace(return_sampling_mask=asks, sampling_logprobs_mode=mode)
+        for asks, mode in ((True, "selected"), (False, "selected"), (True, "support"))
+    ]
+    SchedulerBatchResultProcessor.materialize_sampling_mask_output(reqs, output)
+    assert output.next_token_sampling_mask_status == [0, None, 0]
+    for place, request in enumerate((0, 2)):
+        masks, logprobs = output.next_token_sampling_mask_idx[request], output.next_token_sampling_logprobs[request]
+        assert len(masks) == len(logprobs) == int(PATH.commit_lens[request])
+        for depth, (mask, values) in enumerate(zip(masks, logprobs, strict=True)):
+            row = place * N + int(PATH.accept_index[request, depth])
+            length = int(described.lengths[row])
+            assert mask.tolist() == described.token_ids[row, :length].tolist()
+            full = int(PATH.accept_index[2, depth]) if request == 2 else 0
+            wanted = (
+                described.support_logprobs[full, :length]
+                if request == 2
+                else described.selected_logprobs[row : row + 1]
+            )
+            assert values.tolist() == wanted.tolist()

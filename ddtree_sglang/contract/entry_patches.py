@@ -9,6 +9,12 @@ _ENTRY = "ddtree_sglang.engine.entry"
 _PROCESSORS = "ddtree_sglang.engine.admission.logit_processors"
 _TOKENIZER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 
+_GROUPS = (
+    "init_weights_update_group",
+    "init_weights_send_group_for_remote_instance",
+    "send_weights_to_remote_instance",
+)
+
 ADMISSION_PATCHES = (
     Patch(
         "sglang.srt.runtime_context.publish",
@@ -91,6 +97,15 @@ TOKENIZER_PATCHES = (
         "around",
         f"{_ENTRY}.memory:check_release",
         "the scheduler asserts that it is idle, and has nothing to release on a CPU",
+    ),
+    *(
+        Patch(
+            f"{_TOKENIZER}.{name}",
+            "around",
+            f"{_ENTRY}.memory:refuse_groups_on_a_cpu",
+            "the scheduler waits for the address that a client names, and a CPU takes no weights",
+        )
+        for name in _GROUPS
     ),
     Patch(
         f"{_TOKENIZER}.resume_memory_occupation",

@@ -1,4 +1,4 @@
-"""Releasing a server's memory between two phases of training: refused where it would end the scheduler.
+"""Releasing memory and joining groups for new weights: refused where it would end the scheduler, or hold it.
 
 SGLang's scheduler asserts that it is idle and that what is resumed was released (managers/scheduler_components/
 weight_updater.py), and an assertion ends the server. On the CPU platform there is nothing that could release memory.
@@ -48,6 +48,21 @@ async def check_resume(original: Callable[..., Awaitable[Any]], manager: Any, ob
     result = await original(manager, obj, *args)
     _released.difference_update(tags)
     return result
+
+
+def refuse_groups_on_a_cpu(original: Callable[..., Awaitable[Any]], manager: Any, obj: Any, *args: Any) -> Any:
+    """AROUND hook on the methods of `TokenizerManager` that connect the scheduler to senders of weights.
+
+    It waits for whatever address it is given, and the CPU platform takes no weights.
+
+    Raises:
+        RequestRefused: the CPU platform.
+    """
+    if is_active():
+        raise RequestRefused(
+            "a server on the CPU platform takes no new weights, so it joins no group; restart it instead."
+        )
+    return original(manager, obj, *args)
 
 
 def _checked_tags(obj: Any) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ddtree_sglang.engine.entry import memory
-from ddtree_sglang.engine.entry.memory import check_release, check_resume
+from ddtree_sglang.engine.entry.memory import check_release, check_resume, refuse_groups_on_a_cpu
 
 
 async def sent(manager: Any, obj: Any, *args: Any) -> str:
@@ -35,6 +35,13 @@ def test_a_cpu_has_nothing_to_release(hook: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(memory, "is_active", lambda: True)
     with pytest.raises(ValueError, match="CPU platform"):
         ask(hook, None)
+
+
+def test_a_cpu_joins_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ask(refuse_groups_on_a_cpu, None) == "sent"
+    monkeypatch.setattr(memory, "is_active", lambda: True)
+    with pytest.raises(ValueError, match="takes no new weights"):
+        refuse_groups_on_a_cpu(sent, manager(), SimpleNamespace())
 
 
 def test_a_busy_server_keeps_its_memory_unless_it_is_paused() -> None:

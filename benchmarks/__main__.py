@@ -9,6 +9,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "decode": ("decoding speed: plain, stock DFLASH chain, DDTREE, in one run", "hours; minutes with --quick"),
     "lossless": ("DDTREE's greedy tokens against plain decoding's", "an hour"),
+    "request_suites": ("answers under JSON schemas and penalties against plain decoding's", "ten minutes"),
     "faults": ("what clients notice when workers die or hang", "two and a half hours"),
     "tree_builder": ("the batched tree builder against the heap oracle", "minutes; seconds with --quick"),
     "grammars": ("what grammars cost a round, and what pruning its trees brings", "three minutes"),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jsonschema
 import pytest
 
 from deploy.local.client import ClientError, post
 from tests.e2e.asking import PROMPTS, ask, ask_all
 from tests.e2e.grammar_cases import (
+    CITY,
     LLGUIDANCE_CASES,
     RESPONSE_FORMATS,
     TOOL_CHOICES,
@@ -57,6 +60,33 @@ def test_mixed_with_requests_without_a_grammar(reference: list[dict[str, Any]], 
         unmasked = pool.submit(ask_all, ddtree.url, PROMPTS[:4], 4, max_new_tokens=24)
         check(XGRAMMAR_CASES[:8], masked.result(), reference[:8])
         assert [answer["output_ids"] for answer in unmasked.result()] == free
+
+
+def test_draws_obey_the_grammar(reference: list[dict[str, Any]], ddtree: Server) -> None:
+    """With one candidate a draw is greedy; with all of them it is another valid answer."""
+    cases = XGRAMMAR_CASES[:6]
+    check(cases, ask_cases(ddtree.url, cases, 6, temperature=1.5, top_k=1), reference[:6])
+    for case, answer in zip(cases, ask_cases(ddtree.url, cases, 6, temperature=1.0, min_p=0.05), strict=True):
+        assert answer["meta_info"]["finish_reason"]["type"] == "length" or case.holds(answer["text"]), case.name
+
+
+def test_log_probabilities_are_those_of_the_masked_distribution(plain: Server, ddtree: Server) -> None:
+    case = XGRAMMAR_CASES[0]
+    body = {"return_logprob": True, "top_logprobs_num": 2}
+    mine, expected = (
+        ask(server.url, case.prompt, case.max_new_tokens, body=body, **case.sampling)["meta_info"]
+        for server in (ddtree, plain)
+    )
+    for key in ("output_token_logprobs", "output_top_logprobs"):
+        for ours, theirs in zip(_numbers(mine[key]), _numbers(expected[key]), strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-3)
+
+
+def _numbers(entries: Any) -> list[float]:
+    """Log-probabilities and ids of a list of entries or of a list of such lists, one after the other."""
+    if entries is None or isinstance(entries, str):
+        return []
+    return [entries] if not isinstance(entries, list) else [one for entry in entries for one in _numbers(entry)]
 
 
 def test_an_ignored_end_token_is_followed_by_what_plain_decoding_adds(plain: Server, ddtree: Server) -> None:
@@ -110,7 +140,7 @@ def test_parallel_answers_each_have_their_own_state(n: int, plain: Server, ddtre
 
 GUIDED = ("--grammar-backend", "llguidance")
 # Under llguidance a reasoning parser makes SGLang refuse every grammar (reasoner_grammar_backend.py asks its backend).
-PARSED = ("--reasoning-parser", "deepseek-r1", "--tool-call-parser", "qwen25")
+PARSED = ("--reasoning-parser", "qwen3", "--tool-call-parser", "qwen25")
 THOUGHTS = (
     "".join(f"Q: {a}+{b}?\n<think>easy</think>{a + b}\n" for a, b in ((1, 1), (2, 3), (4, 4), (5, 2)))
     + "Q: 6+1?\n<think>"
@@ -152,5 +182,10 @@ def test_a_grammar_begins_behind_the_end_of_reasoning(parsed: tuple[Server, Serv
 
 @pytest.mark.parametrize("name", TOOL_CHOICES)
 def test_tool_choice(name: str, parsed: tuple[Server, Server]) -> None:
-    expected, mine = (chat(server, TOOL_CHOICES[name]) for server in parsed)
-    assert mine == expected
+    body = {**TOOL_CHOICES[name], "chat_template_kwargs": {"enable_thinking": False}}
+    expected, (mine, usage) = (chat(server, body) for server in parsed)
+    assert (mine, usage) == expected
+    if name in ("required", "named"):
+        (call,) = mine["message"]["tool_calls"]
+        assert name == "required" or call["function"]["name"] == "time"
+        jsonschema.validate(json.loads(call["function"]["arguments"]), CITY)

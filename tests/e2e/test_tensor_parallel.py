@@ -15,7 +15,7 @@ import torch
 from ddtree_sglang.demo.manifest import write_manifest
 from ddtree_sglang.training.model.drafter_model import DFlashDrafter
 from ddtree_sglang.training.model.export import export_drafter
-from tests.e2e.asking import PROMPTS, ask_all
+from tests.e2e.asking import PROMPTS, ask, ask_all
 from tests.e2e.servers import Pair
 from tests.training.tiny import SHAPE, VOCABULARY, save_tokenizer, tiny_config
 
@@ -44,13 +44,20 @@ def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return Pair(str(folder / "target"), str(folder / "draft"))
 
 
+WORDS = {"regex": "((w5|w6|w8)(w4|w7|w9))+", "max_new_tokens": 24}
+"""A grammar of the tiny one's words."""
+
+
 def check_ranks(serve: Callable[..., Any], ranks: int, prompts: Any, new_tokens: int, pair: Pair | None) -> None:
     tp = ("--tp-size", str(ranks))
     options = {"max_new_tokens": new_tokens, "ignore_eos": True}
     with serve(None, None, *tp, pair=pair) as plain:
         expected = [answer["output_ids"] for answer in ask_all(plain.url, prompts, 4, **options)]
+        under_a_grammar = ask(plain.url, prompts[0], **WORDS)["output_ids"] if pair else None
     with serve("DDTREE", 12, *tp, "--speculative-ddtree-check-ranks", pair=pair) as server:
         answers = ask_all(server.url, prompts, 4, **options)
+        # Each rank walks the grammar on its own.
+        assert pair is None or ask(server.url, prompts[0], **WORDS)["output_ids"] == under_a_grammar
     assert [answer["output_ids"] for answer in answers] == expected
     rounds = sum(answer["meta_info"]["spec_verify_ct"] for answer in answers)
     # A random drafter is right now and then, because the tree tries twelve of 97 tokens.

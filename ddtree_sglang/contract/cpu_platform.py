@@ -12,6 +12,13 @@ _INTERFACE = "sglang.srt.platforms.interface"
 
 CPU_PLATFORM: tuple[Row, ...] = (
     Row(
+        "sglang.srt.constrained.xgrammar_backend",
+        "XGrammarGrammarBackend.apply_vocab_mask",
+        "logits vocab_mask",
+        "triton_replacements",
+        exact=True,
+    ),
+    Row(
         "sglang.kernels.fused_op",
         "BaseFusedOp.register_oot_forward",
         "op_cls fn platform_key",

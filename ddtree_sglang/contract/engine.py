@@ -78,7 +78,7 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.arg_groups.fields.serving",
         "Serving",
-        "enable_strict_thinking host port preferred_sampling_params reasoning_parser tool_call_parser",
+        "host port preferred_sampling_params reasoning_parser tool_call_parser",
         "server_args, token_outputs",
     ),
     Row(

@@ -411,6 +411,12 @@ TORCH_PATCHES = (
         "torch in place of a Triton launch",
     ),
     Patch(
+        "sglang.srt.constrained.xgrammar_backend.XGrammarGrammarBackend.apply_vocab_mask",
+        "replace",
+        "ddtree_sglang.cpu_platform.triton_replacements:apply_token_mask",
+        "a request with a thinking budget would end the server",
+    ),
+    Patch(
         "torch.Tensor.record_stream",
         "assign",
         f"{_CPU_HOOKS}:ignoring_cpu_tensors",

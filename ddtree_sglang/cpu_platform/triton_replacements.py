@@ -29,6 +29,16 @@ def assign_req_to_token_pool(
     req_to_token[rows, columns] = out_cache_loc[: rows.shape[0]].to(req_to_token.dtype)
 
 
+def apply_token_mask(logits: torch.Tensor, vocab_mask: torch.Tensor) -> None:
+    """Forbid in `logits [R, V]`, in place, the tokens whose bit of `vocab_mask [R, V / 32]` int32 is 0.
+
+    Replaces `constrained/xgrammar_backend.XGrammarGrammarBackend.apply_vocab_mask`, which masks where a thinking budget
+    is all that a request has of a grammar, and knows accelerators alone; of a grammar's own SGLang knows CPUs.
+    """
+    bits = vocab_mask.unsqueeze(2) >> torch.arange(32, dtype=torch.int32) & 1
+    logits.masked_fill_(bits.flatten(1)[:, : logits.shape[1]] == 0, float("-inf"))
+
+
 def last_slots(
     req_to_token: torch.Tensor, req_pool_indices_tensor: torch.Tensor, prefix_lens_tensor: torch.Tensor
 ) -> torch.Tensor:

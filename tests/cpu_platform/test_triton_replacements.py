@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddtree_sglang.cpu_platform.triton_replacements import assign_req_to_token_pool, extend_cache_locs, last_slots
+from ddtree_sglang.cpu_platform.triton_replacements import (
+    apply_token_mask,
+    assign_req_to_token_pool,
+    extend_cache_locs,
+    last_slots,
+)
 
 pytestmark = pytest.mark.sglang
 
@@ -68,3 +73,18 @@ def test_the_last_slot_is_sglangs_own_and_minus_one_before_the_first_token(dtype
     assert found.dtype == torch.int64
     assert found.tolist() == [66, -1, 59]
     assert found.tolist() == get_last_loc_torch(table(), rows, lengths).tolist()
+
+
+@pytest.mark.parametrize("vocabulary", [32, 50, 64])
+def test_tokens_without_their_bit_are_forbidden(vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    words = torch.randint(-(2**31), 2**31 - 1, (3, (vocabulary + 31) // 32), generator=generator, dtype=torch.int64)
+    logits = torch.randn(3, vocabulary, generator=generator)
+    expected = logits.clone()
+    for row in range(3):
+        for token in range(vocabulary):
+            if not int(words[row, token // 32]) >> token % 32 & 1:
+                expected[row, token] = float("-inf")
+    apply_token_mask(logits, words.to(torch.int32))
+    assert torch.equal(logits, expected)
+    assert 0 < int(logits.isinf().sum()) < logits.numel()

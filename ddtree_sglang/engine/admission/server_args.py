@@ -85,11 +85,6 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
         lambda cfg: cfg.grammar_backend not in (None, *GRAMMAR_BACKENDS),
         "walks a grammar along its tree and back, which outlines cannot; use --grammar-backend xgrammar or llguidance.",
     ),
-    # It masks tokens of requests that name no grammar, after the requests were checked (grammar_manager.py).
-    ArgumentRule(
-        lambda cfg: bool(cfg.enable_strict_thinking),
-        "does not enforce thinking budgets yet; remove --enable-strict-thinking.",
-    ),
     # Only latent attention has an indexer, and such targets are refused.
     ArgumentRule(
         lambda cfg: bool(cfg.enable_return_indexer_topk),

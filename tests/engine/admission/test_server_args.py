@@ -117,7 +117,6 @@ def test_help_lists_our_flags(capsys: pytest.CaptureFixture[str]) -> None:
         (("--speculative-use-rejection-sampling",), "rejection-sampling"),
         (("--speculative-accept-threshold-single", "0.5"), "lossless"),
         (("--speculative-draft-window-size", "64"), "window"),
-        (("--enable-strict-thinking", "--reasoning-parser", "qwen3"), "--enable-strict-thinking"),
         (("--grammar-backend", "outlines"), "which outlines cannot; use --grammar-backend xgrammar or llguidance"),
         (("--enable-return-indexer-topk",), "--enable-return-indexer-topk"),
         ((*ADAPTERS, "--lora-backend", "triton"), "--lora-backend must be 'torch_native' on a machine without a GPU"),

@@ -5,9 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
+from ddtree_sglang.core.candidates import DraftCandidates
 from ddtree_sglang.core.node_masks import fill_node_masks
-from tests.engine.stages.test_node_grammar import THINK_END, differences, tokenizer, walk_in_flat_order
+from ddtree_sglang.cpu_platform.triton_replacements import apply_token_mask
+from tests.engine.stages.test_node_grammar import (
+    THINK_END,
+    allowed,
+    batch_of,
+    differences,
+    grammars_of,
+    plain_row,
+    tokenizer,
+    walk_in_flat_order,
+)
 
 pytestmark = pytest.mark.sglang
 
@@ -37,7 +49,7 @@ def strict(backend: Any, budget: int) -> Any:
         token_filter_fn=backend.set_token_filter,
         allocate_vocab_mask_fn=backend.allocate_vocab_mask,
         move_vocab_mask_fn=backend.move_vocab_mask,
-        apply_vocab_mask_fn=backend.apply_vocab_mask,
+        apply_vocab_mask_fn=apply_token_mask,  # what the CPU platform puts in the place of the backend's
     )
     made.maybe_init_reasoning(True)
     return made
@@ -58,3 +70,33 @@ def test_one_state_for_the_whole_tree_is_seen_to_be_wrong(backend: Any, tokenize
     size, end = len(tokenizer), tokenizer.eos_token_id
     found = [differences(strict(backend, 4), seed, size, end, walk_in_flat_order) for seed in range(12)]
     assert any(found)
+
+
+@pytest.mark.parametrize("budget", [-1, 0, 1, 2, 3])
+def test_planted_trees_stay_within_the_budget(budget: int, backend: Any, tokenizer: Any) -> None:
+    """Beside a request without a budget: a tree's nodes are what may follow, masked as after its path."""
+    size, num_nodes = len(tokenizer), 9
+    common = [*THINK_END, *EXCLUDED, *range(300, 330)]
+    ids = torch.tensor([common] * 3).expand(2, 3, len(common)).contiguous()
+    logprobs, order = (
+        torch.randn(ids.shape, generator=torch.Generator().manual_seed(1)).log_softmax(-1).sort(descending=True)
+    )
+    template = strict(backend, budget)
+    grammars = grammars_of(batch_of((None, False), (template.copy(), False), size=size), None)
+    tree = grammars.plant(DraftCandidates(ids.gather(2, order), logprobs), num_nodes, torch.tensor([3, 4]))
+    tree.check_invariants()
+    grammars.follow(None)
+    logits = torch.zeros(2 * num_nodes, size)
+    grammars.masking(logits)(logits)
+    assert bool(logits[:num_nodes].isfinite().all())
+    paths = {0: list[int]()}
+    for node, parent in enumerate(tree.parents[1].tolist()):
+        if node and parent < 0:
+            continue
+        if node:
+            paths[node] = [*paths[parent], int(tree.token_ids[1, node])]
+        row = plain_row(template, paths[node], size)
+        assert row is not None, "a node that plain decoding cannot get to"
+        assert logits[num_nodes + node].isfinite().nonzero().flatten().tolist() == allowed(row, size)
+    if budget == 0:
+        assert [path[0] for path in paths.values() if path][:1] == [THINK_END[0]]

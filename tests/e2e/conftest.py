@@ -82,6 +82,6 @@ def plain(serve: Callable[..., object]) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def ddtree(serve: Callable[..., object]) -> Iterator[Server]:
-    """DDTREE at the default budget, 16 nodes besides the root."""
-    with serve("DDTREE", 16, *ASKED_OF_BOTH, as_users_do=True) as server:  # type: ignore[attr-defined]
+    """DDTREE at the default budget, 16 nodes besides the root; it streams token by token."""
+    with serve("DDTREE", 16, *ASKED_OF_BOTH, "--speculative-ddtree-stream-tokens", as_users_do=True) as server:  # type: ignore[attr-defined]
         yield server

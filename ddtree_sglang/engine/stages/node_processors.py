@@ -33,13 +33,14 @@ from ddtree_sglang.engine.stages.target_choice import PathChoice
 if TYPE_CHECKING:
     from sglang.srt.layers.sampler import Sampler
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+    from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
 Agreement = Callable[[torch.Tensor], torch.Tensor]
 """Makes the chosen tokens of all tensor-parallel ranks those of the first, in place."""
 
 
-def finish_the_round_before(original: Callable[..., bool], scheduler: Any, batch: Any, last_batch: Any) -> bool:
+def finish_the_round_before(original: Callable[..., bool], scheduler: Scheduler, batch: Any, last_batch: Any) -> bool:
     """AROUND hook on `Scheduler.is_disable_overlap_for_batch`: with processors, results are processed before a launch.
 
     Else `output_ids` would lack the last round's tokens.

@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from ddtree_sglang.config import DDTreeConfig
@@ -21,10 +21,15 @@ from ddtree_sglang.engine.spec import is_ddtree
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 
 
 def output_token_by_token(
-    original: Callable[..., None], streamer: Any, reqs: Sequence[Req], return_logprob: bool, skip_req: Req | None = None
+    original: Callable[..., None],
+    streamer: SchedulerOutputStreamer,
+    reqs: Sequence[Req],
+    return_logprob: bool,
+    skip_req: Req | None = None,
 ) -> None:
     """AROUND hook on `SchedulerOutputStreamer.stream_output`: several new tokens are that many outputs."""
     if _streams_under_ddtree(streamer):
@@ -37,7 +42,7 @@ def output_token_by_token(
     original(streamer, reqs, return_logprob, skip_req)
 
 
-def _streams_under_ddtree(streamer: Any) -> bool:
+def _streams_under_ddtree(streamer: SchedulerOutputStreamer) -> bool:
     from sglang.srt.runtime_context import get_spec
 
     return bool(streamer.is_generation) and is_ddtree(get_spec().speculative_algorithm)
@@ -109,7 +114,7 @@ def _growing(req: Req) -> Iterator[_Growing]:
 
 
 def _output_all_but_the_last(
-    original: Callable[..., None], streamer: Any, growing: Sequence[_Growing], return_logprob: bool
+    original: Callable[..., None], streamer: SchedulerOutputStreamer, growing: Sequence[_Growing], return_logprob: bool
 ) -> None:
     reasoning = {one.req: one.req.reasoning_tokens for one in growing}
     while longer := [one for one in growing if one.grow()]:

@@ -7,11 +7,12 @@ and streaming sessions. A server that caches no prefix, with pages of one token,
 from __future__ import annotations
 
 import itertools
-import threading
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,6 +85,19 @@ def send(server: Server, prompt: Sequence[int], max_new_tokens: int, **body: Any
     return Answered(tuple(prompt), request_id, answer)
 
 
+def wait_for_round(server: Server, seen: Callable[[dict[str, Any]], bool]) -> None:
+    """Until the server has run a round of which `seen` says so; asked of each round from now on, at least."""
+    before, deadline = len(whole_lines(server.trace)), time.monotonic() + 60
+    while not any(seen(json.loads(line)) for line in whole_lines(server.trace)[before:]):
+        assert time.monotonic() < deadline, "no such round in a minute"
+        time.sleep(0.02)
+
+
+def whole_lines(file: Path) -> list[str]:
+    """Those of a file that is written to."""
+    return file.read_text(encoding="utf-8").split("\n")[:-1]
+
+
 def check(oracle: RoundOracle, plain: Server, server: Server, answered: Sequence[Answered]) -> list[list[Round]]:
     """Tokens as plain decoding's, each round as the cold one behind the same tokens; the rounds of each request."""
     by_request = rounds_by_request(server)
@@ -116,7 +130,7 @@ def test_prefix_hit_in_the_middle_of_a_page(server: Server, plain: Server, oracl
 
 def test_two_answers_to_one_prompt(server: Server, plain: Server, oracle: RoundOracle) -> None:
     prompt, before = prompt_ids(70, 3), set(rounds_by_request(server))
-    answers = ask(server.url, prompt, 20, ignore_eos=True, n=2)
+    answers: Any = ask(server.url, prompt, 20, ignore_eos=True, n=2)  # a list, for n > 1
     new = [request_id for request_id in rounds_by_request(server) if request_id not in before]
     assert len(new) == 2
     pairs = zip(new, answers, strict=True)
@@ -126,14 +140,26 @@ def test_two_answers_to_one_prompt(server: Server, plain: Server, oracle: RoundO
 def test_running_requests_take_part_in_chunks(server: Server, plain: Server, oracle: RoundOracle) -> None:
     prompts = [prompt_ids(20, 4), prompt_ids(100, 5), prompt_ids(70, 6)]
     with ThreadPoolExecutor(3) as pool:
-        running = []
-        for prompt in prompts:
-            running.append(pool.submit(send, server, prompt, 32))
-            time.sleep(0.15)
+        running = [pool.submit(send, server, prompts[0], 48)]
+        wait_for_round(server, lambda line: line["batch_size"] == 1)
+        running += [pool.submit(send, server, prompt, 16) for prompt in prompts[1:]]
         answered = [one.result() for one in running]
     rounds = check(oracle, plain, server, answered)
     # The first token comes with the request's own prefill.
     assert tokens_of_prefills(answered[0], rounds[0]) > 1, "nothing was mixed"
+
+
+@pytest.mark.parametrize("options", [{"regex": "[a-z ]{200,400}"}, {"repetition_penalty": 1.3, "ignore_eos": True}])
+def test_a_request_with_a_state_waits_for_chunks(options: dict[str, Any], server: Server, plain: Server) -> None:
+    """A prefill would sample it from what the scheduler knows of its state, with overlap a round old."""
+    prompt, request_id = prompt_ids(20, 7), f"state-{next(_ids)}"
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(ask, server.url, prompt, 40, body={"rid": request_id}, **options)
+        wait_for_round(server, lambda line: request_id in line["request_ids"])
+        pool.submit(send, server, prompt_ids(100, 8), 4).result()
+        answered = Answered(prompt, request_id, running.result())
+    assert answered.answer["output_ids"] == ask(plain.url, prompt, 40, **options)["output_ids"]
+    assert tokens_of_prefills(answered, rounds_by_request(server)[request_id]) == 1
 
 
 def test_retraction_and_resumption(server: Server, plain: Server, oracle: RoundOracle) -> None:
@@ -148,13 +174,17 @@ def test_preemption_by_priority(server: Server, plain: Server, oracle: RoundOrac
     prompts = [prompt_ids(20 + 9 * i, 20 + i) for i in range(6)]
     with ThreadPoolExecutor(6) as pool:
         low = [pool.submit(send, server, prompt, 40, priority=0) for prompt in prompts[:4]]
-        time.sleep(0.6)
+        wait_for_round(server, lambda line: line["batch_size"] == 4)
         high = [pool.submit(send, server, prompt, 12, priority=100) for prompt in prompts[4:]]
-        first_done = [one.result() for one in high]
-        assert not all(one.done() for one in low), "they did not wait, and nothing was preempted"
-        answered = [*(one.result() for one in low), *first_done]
-    rounds = check(oracle, plain, server, answered)
-    assert any(tokens_of_prefills(*pair) > 1 for pair in zip(answered, rounds, strict=True))
+        answered = [one.result() for one in (*low, *high)]
+    assert any(was_left_out(server, one.request_id) for one in answered[:4]), "nothing was preempted"
+    check(oracle, plain, server, answered)
+
+
+def was_left_out(server: Server, request_id: str) -> bool:
+    """Whether rounds without the request came between its own."""
+    own = [index for index, line in enumerate(rounds_of(server.trace)) if request_id in line["request_ids"]]
+    return len(own) < own[-1] - own[0] + 1
 
 
 def test_neighbours_at_the_end_of_the_context(server: Server, plain: Server, oracle: RoundOracle) -> None:
@@ -192,7 +222,8 @@ class Session:
 @pytest.mark.parametrize("streaming", [True, False])
 def test_turns_of_a_session(streaming: bool, server: Server, plain: Server, oracle: RoundOracle) -> None:
     """Answers that end on a round's last token and within a round; some turns bring a single token."""
-    session, history, answered = Session(server, streaming), (), []
+    session, answered = Session(server, streaming), []
+    history: tuple[int, ...] = ()
     for seed, (length, max_new_tokens) in enumerate([(50, 2), (1, 23), (5, 24), (1, 25), (40, 9)]):
         new = prompt_ids(length, 30 + seed)
         answer = session.turn(new, max_new_tokens, ignore_eos=True)
@@ -245,9 +276,12 @@ def test_an_aborted_turn_is_as_if_it_had_not_been(server: Server, plain: Server,
     session = Session(server, True)
     first = session.turn(prompt_ids(40, 60), 20, ignore_eos=True)
     request_id = f"turn-{next(_ids)}"
-    threading.Timer(0.4, post, (server.url, "/abort_request", {"rid": request_id})).start()
     body = {"rid": request_id, "session_params": {"id": session.name}}
-    aborted = ask(server.url, prompt_ids(8, 61), 110, ignore_eos=True, body=body)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ask, server.url, prompt_ids(8, 61), 110, ignore_eos=True, body=body)
+        wait_for_round(server, lambda line: request_id in line["request_ids"])
+        post(server.url, "/abort_request", {"rid": request_id})
+        aborted = running.result()
     assert aborted["meta_info"]["finish_reason"]["type"] == "abort"
     assert len(aborted["output_ids"]) > 1
     answer = session.turn(prompt_ids(8, 62), 20, ignore_eos=True)

@@ -21,9 +21,9 @@ STARTS_SERVERS = (HERE / "e2e", HERE / "e2e_ray")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything in those folders starts servers."""
+    """Everything below those folders starts servers, or tests what does."""
     for item in items:
-        if Path(item.path).parent in STARTS_SERVERS:
+        if any(folder in STARTS_SERVERS for folder in Path(item.path).parents):
             item.add_marker(pytest.mark.e2e)
 
 

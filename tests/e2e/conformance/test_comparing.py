@@ -1,0 +1,72 @@
+"""The comparison finds any change of any compared value, and no more."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from tests.e2e.conformance.comparing import FLOAT_TOLERANCE, Comparison, field_paths, inconsistencies, is_compared
+from tests.e2e.conformance.planting import changed, differ, drop, places
+
+BODY: dict[str, Any] = {
+    "id": "cmpl-1",
+    "created": 17,
+    "choices": [
+        {
+            "index": 0,
+            "message": {"content": "a b", "tool_calls": None},
+            "finish_reason": "stop",
+            "matched_stop": 2,
+            "logprobs": {"content": [{"token": "a", "logprob": -0.5, "top_logprobs": []}]},
+        }
+    ],
+    "usage": {"prompt_tokens": 3, "completion_tokens": 2, "cached": False},
+    "meta_info": {"spec_verify_ct": 4, "e2e_latency": 0.25, "output_ids": [5, 6]},
+}
+
+
+@pytest.mark.parametrize("change", [differ, drop])
+@pytest.mark.parametrize("at", list(places(BODY)), ids=lambda at: ".".join(map(str, at)))
+def test_a_change_anywhere_is_found(at: tuple[Any, ...], change: Any) -> None:
+    found = list(Comparison().differences(BODY, changed(BODY, at, change)))
+    is_seen = all(is_compared(step) for step in at if isinstance(step, str))
+    assert bool(found) == is_seen
+    assert is_seen or at[-1] in ("id", "created", "spec_verify_ct", "e2e_latency")
+
+
+def test_equal_bodies_do_not_differ_and_every_value_was_looked_at() -> None:
+    comparison = Comparison()
+    assert not list(comparison.differences(BODY, copy.deepcopy(BODY)))
+    assert comparison.num_values >= len(list(places(BODY))) - 4
+
+
+def test_floats_may_differ_within_the_tolerance_and_kinds_may_not() -> None:
+    def found(plain: Any, ddtree: Any) -> bool:
+        return bool(list(Comparison().differences(plain, ddtree)))
+
+    assert not found(-1.0, -1.0 - FLOAT_TOLERANCE / 2)
+    assert found(-1.0, -1.0 - FLOAT_TOLERANCE * 2)
+    assert found(1, True)
+    assert found(0, None)
+    assert found([1, 2], [2, 1])
+    assert found([1], [1, 2])
+    assert found({"a": None}, {})
+
+
+def test_fields_of_a_body_are_named_without_values_or_indices() -> None:
+    paths = field_paths(BODY)
+    assert ".choices[].logprobs.content[].logprob" in paths
+    assert not any(".id" in path or "spec_" in path for path in paths)
+
+
+def test_lists_of_another_length_than_the_answer_are_named() -> None:
+    def answer(count: int, reasoning: int, rows: int) -> dict[str, Any]:
+        meta = {"completion_tokens": count, "reasoning_tokens": reasoning, "output_token_logprobs": [0] * rows}
+        return {"output_ids": [1, 2], "meta_info": meta}
+
+    assert inconsistencies(answer(2, 0, 2)) == []
+    assert len(inconsistencies([answer(2, 0, 2), answer(3, 0, 2)])) == 2
+    assert inconsistencies(answer(2, 0, 1)) == ["output_token_logprobs has 1 entries, completion_tokens is 2"]
+    assert inconsistencies(answer(2, 3, 2)) == ["reasoning_tokens 3 is above completion_tokens 2"]

@@ -37,7 +37,6 @@ def backend(**changes: Any) -> Any:
     "change",
     [
         {"topk": 1},
-        {"page_size": 64},
         {"has_swa": True},
         {"use_sliding_window_kv_pool": True},
         {"kv_index_translator": SimpleNamespace(reads_are_translated=True)},

@@ -35,7 +35,9 @@ def more_than_the_pool(chooser: Chooser) -> list[Sent]:
 
     def in_pairs(asked: Asked) -> Asked | None:
         asked = replace(asked, pairs=True, penalties=penalties)
-        return asked if len(chooser.reference.expect(asked).output_ids) == asked.max_new_tokens else None
+        expected = chooser.reference.expect(asked)
+        whole = len(expected.output_ids) == asked.max_new_tokens and expected.finish_reason == "length"
+        return asked if whole else None
 
     free = [Sent(chooser.penalized(length, 14, penalties, anywhere=True), check="steps") for length in (10, 9)]
     return [*free, *(Sent(chooser.find(length, 14, in_pairs), check="tokens") for length in (11, 12))]

@@ -66,7 +66,7 @@ ENTRY: tuple[Row, ...] = (
         "TokenizerManager",
         "init_weights_send_group_for_remote_instance init_weights_update_group is_pause model_config "
         "preferred_sampling_params release_memory_occupation resume_memory_occupation rid_to_state "
-        "sampling_params_class send_weights_to_remote_instance tokenizer",
+        "sampling_params_class send_weights_to_remote_instance tokenizer update_weights_from_tensor",
         "memory, refusals",
     ),
     Row(_TOKENIZER_MANAGER, "TokenizerManager._async_dispatch_to_scheduler", "obj", "refusals", exact=True),

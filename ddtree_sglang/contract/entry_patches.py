@@ -108,6 +108,12 @@ TOKENIZER_PATCHES = (
         for name in _GROUPS
     ),
     Patch(
+        f"{_TOKENIZER}.update_weights_from_tensor",
+        "around",
+        f"{_ENTRY}.memory:check_weights",
+        "a scheduler takes the payload of its rank, and ends if there is none",
+    ),
+    Patch(
         f"{_TOKENIZER}.resume_memory_occupation",
         "around",
         f"{_ENTRY}.memory:check_resume",

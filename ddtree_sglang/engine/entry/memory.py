@@ -1,4 +1,4 @@
-"""Releasing memory and joining groups for new weights: refused where it would end the scheduler, or hold it.
+"""Releasing memory, new weights and groups for them: refused where it would end the scheduler, or hold it.
 
 SGLang's scheduler asserts that it is idle and that what is resumed was released (managers/scheduler_components/
 weight_updater.py), and an assertion ends the server. On the CPU platform there is nothing that could release memory.
@@ -61,6 +61,25 @@ def refuse_groups_on_a_cpu(original: Callable[..., Awaitable[Any]], manager: Any
     if is_active():
         raise RequestRefused(
             "a server on the CPU platform takes no new weights, so it joins no group; restart it instead."
+        )
+    return original(manager, obj, *args)
+
+
+def check_weights(original: Callable[..., Awaitable[Any]], manager: Any, obj: Any, *args: Any) -> Any:
+    """AROUND hook on `TokenizerManager.update_weights_from_tensor`: each rank takes the payload of its number.
+
+    Raises:
+        RequestRefused: the CPU platform, or another number of payloads than ranks.
+    """
+    from sglang.srt.runtime_context import get_parallel
+
+    if is_active():
+        raise RequestRefused("a server on the CPU platform takes no new weights; restart it instead.")
+    given, ranks = len(obj.serialized_named_tensors), int(get_parallel().tp_size)
+    if given != ranks:
+        raise RequestRefused(
+            f"serialized_named_tensors must have one entry for each of {ranks} tensor-parallel ranks, got {given}; "
+            "send as many."
         )
     return original(manager, obj, *args)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ddtree_sglang.engine.entry import memory
-from ddtree_sglang.engine.entry.memory import check_release, check_resume, refuse_groups_on_a_cpu
+from ddtree_sglang.engine.entry.memory import check_release, check_resume, check_weights, refuse_groups_on_a_cpu
 
 
 async def sent(manager: Any, obj: Any, *args: Any) -> str:
@@ -42,6 +42,22 @@ def test_a_cpu_joins_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "is_active", lambda: True)
     with pytest.raises(ValueError, match="takes no new weights"):
         refuse_groups_on_a_cpu(sent, manager(), SimpleNamespace())
+
+
+@pytest.mark.parametrize("given", [0, 1, 3])
+def test_each_rank_needs_new_weights_of_its_own(given: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sglang.srt.runtime_context.get_parallel", lambda: SimpleNamespace(tp_size=2))
+    with pytest.raises(ValueError, match=f"each of 2 tensor-parallel ranks, got {given};"):
+        check_weights(sent, manager(), SimpleNamespace(serialized_named_tensors=["weights"] * given))
+
+
+def test_new_weights_are_sent_to_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sglang.srt.runtime_context.get_parallel", lambda: SimpleNamespace(tp_size=2))
+    asked = SimpleNamespace(serialized_named_tensors=["weights"] * 2)
+    assert asyncio.run(check_weights(sent, manager(), asked)) == "sent"
+    monkeypatch.setattr(memory, "is_active", lambda: True)
+    with pytest.raises(ValueError, match="takes no new weights"):
+        check_weights(sent, manager(), asked)
 
 
 def test_a_busy_server_keeps_its_memory_unless_it_is_paused() -> None:

@@ -23,6 +23,7 @@ from tests.device_lane.scenes import (
     one,
     pair_of_requests,
     prefix_of_another_adapter,
+    processed,
     seeded,
     staggered,
     under_grammars,
@@ -48,6 +49,9 @@ TRITON_DETERMINISTIC = Scene(
 )
 FA3_DETERMINISTIC = Scene(
     "fa3-deterministic", "fa3", (seeded, ends), pair="llama", budget=7, flags=_DETERMINISTIC, captured=(4,)
+)
+PROCESSORS = Scene(
+    "processors", "fa3", (processed,), budget=7, flags=("--enable-custom-logit-processor",), captured=(1, 4)
 )
 CONTEXT_END = Scene("context-end", "fa3", (to_the_context_limit,), budget=7, flags=_LIMIT, captured=(4,))
 WIDTHS = Scene("widths", "fa3", (changing_widths,), budget=4, flags=_WIDTHS, captured=(1, 2))
@@ -118,6 +122,7 @@ SCENES = (
     TRITON_DETERMINISTIC,
     FA3_DETERMINISTIC,
     CONTEXT_END,
+    PROCESSORS,
     WIDTHS,
     TRITON_WIDTHS,
     GRAMMARS,

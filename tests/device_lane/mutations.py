@@ -328,6 +328,27 @@ def experts_where_their_nodes_were() -> None:
     _set(worker, "experts_of_path", lambda target_out, window, rows: target_out.routed_experts_output)
 
 
+def processors_a_round_late() -> None:
+    """Custom logit processors do not see the tokens of the round before, whose results wait to be processed."""
+    from ddtree_sglang.engine.stages import node_processors
+
+    def finish(original: Callable[..., bool], *arguments: Any, **named: Any) -> bool:
+        return original(*arguments, **named)
+
+    _set(node_processors, "finish_the_round_before", finish)
+
+
+def processors_see_the_root_alone() -> None:
+    """A custom logit processor does not see the tokens between the root and its node."""
+    from ddtree_sglang.engine.stages.node_processors import ProcessedPaths
+
+    def next_node(paths: Any, tree: Any, request: int, node: int, token: int) -> int | None:
+        child: int | None = tree.child(request, node, token)
+        return child
+
+    _set(ProcessedPaths, "_next_node", next_node)
+
+
 def _roll_over_requests(slots: str) -> None:
     """A round's inputs with each request's `slots` taken from the request before it."""
     from ddtree_sglang.engine.stages.trees import DeviceTrees
@@ -393,5 +414,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         last_token_of_a_turn_counted_as_written,
         states_by_index_in_the_tree,
         experts_where_their_nodes_were,
+        processors_a_round_late,
+        processors_see_the_root_alone,
     )
 }

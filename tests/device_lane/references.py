@@ -20,6 +20,7 @@ from ddtree_sglang.core.acceptance import walk_tree
 from ddtree_sglang.core.tree_builder import build_draft_tree
 from tests.core.plain_penalties import Asked as Penalties
 from tests.core.plain_penalties import PlainPenalties
+from tests.device_lane import processors
 from tests.device_lane.adapters import Adapter
 from tests.device_lane.pairs import EOS_TOKEN, EXPERTS_PER_TOKEN, NUM_LAYERS, VOCABULARY, TinyPair
 
@@ -55,6 +56,7 @@ class Asked:
     pairs: bool = False  # under a grammar: an even token, an odd one, an even one ... up to an end behind an odd one
     adapter: str = ""  # name of a LoRA adapter; empty for the base model
     penalties: Penalties = NO_PENALTIES  # without its ends, which are `barred`
+    processed: bool = False  # by a custom logit processor (processors.py)
 
     @property
     def barred(self) -> tuple[int, ...]:
@@ -87,6 +89,9 @@ class Asked:
             sampling |= {"frequency_penalty": asked.frequency, "presence_penalty": asked.presence}
             sampling |= {"repetition_penalty": asked.repetition, "min_new_tokens": asked.min_len}
         body: dict[str, Any] = {"input_ids": list(self.prompt), "sampling_params": sampling}
+        if self.processed:
+            sampling["custom_params"] = {**sampling.get("custom_params", {}), "calls": 0}
+            body["custom_logit_processor"] = processors.serialized()
         return body | ({"lora_path": self.adapter} if self.adapter else {})
 
 
@@ -148,12 +153,14 @@ class Reference:
     def _decode(self, asked: Asked) -> Expected:
         row, margins, logprobs = list(asked.prompt), [], []
         penalties: PlainPenalties | None = None
-        for _ in range(asked.max_new_tokens + self.pair.block_size):
+        for calls in range(asked.max_new_tokens + self.pair.block_size):
             logits = self.target(asked)(torch.tensor([row]), use_cache=False).logits[0, -1]
             penalties = penalties or PlainPenalties(asked.penalties._replace(ends=asked.barred), len(logits))
             logits = penalties.adjusted(logits)
             if asked.pairs:
                 logits = of_pairs(logits, row[len(asked.prompt) :])
+            if asked.processed:
+                logits = processors.change(logits, row, calls)
             token, margin = choose(logits, asked, position=len(row) - 1)
             row.append(token)
             penalties.count(token)

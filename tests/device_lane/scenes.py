@@ -270,6 +270,23 @@ def ends(chooser: Chooser) -> list[Sent]:
     ]
 
 
+def processed(chooser: Chooser) -> list[Sent]:
+    """Requests with a custom logit processor beside one without, greedy and sampled, and one that comes later."""
+
+    def by_processor(asked: Asked) -> Asked:
+        return replace(asked, processed=True)
+
+    def drawn(asked: Asked) -> Asked:
+        return replace(asked, processed=True, temperature=1.0, top_k=1, seed=3)
+
+    return [
+        Sent(chooser.find(5, 12, by_processor), logprobs=True),
+        Sent(chooser.find(6, 7)),
+        Sent(chooser.find(8, 5, drawn)),
+        Sent(chooser.find(7, 9, by_processor), after_s=WAVE_APART_S),
+    ]
+
+
 def under_grammars(chooser: Chooser) -> list[Sent]:
     """Two under a grammar, one of them to its end, and two without, with log-probabilities."""
 

@@ -21,6 +21,7 @@ from tests.device_lane.catalogue import (
     GRAMMARS,
     LATE,
     PENALTIES,
+    PROCESSORS,
     RETRACTION,
     SMALL,
     SMALL_FA3,
@@ -87,6 +88,8 @@ FAULTS = (
     Fault("last_token_of_a_turn_counted_as_written", FA3_PAGES, f"{TOKENS}|{ROUNDS}", slow=True),
     Fault("states_by_index_in_the_tree", LATE, STATES, slow=True),
     Fault("experts_where_their_nodes_were", EXPERTS, "routed experts", slow=True),
+    Fault("processors_a_round_late", PROCESSORS, TOKENS),
+    Fault("processors_see_the_root_alone", PROCESSORS, TOKENS, slow=True),
 )
 
 

@@ -1,5 +1,5 @@
-"""What a client may ask of SGLang, asked of a plain server and a DDTREE server.
+"""Every request that plain SGLang answers, answered the same on a tree: many request shapes, two servers, two bodies.
 
-The `*_fields.py` name what every field of a request may be, `covering.py` combines the values pairwise, `shapes.py`
-writes the requests, `comparing.py` compares bodies, `exceptions.py` names what may differ.
+`fields.py` names what every field of a request may be, `covering.py` combines the values pairwise, `shapes.py` writes
+the requests, `sending.py` sends them, `comparing.py` compares the bodies, `exceptions.py` names what may differ.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.e2e.conformance.factors import (
     EBNF,
     REGEX,
+    SAMPLING_MASK_LEFT_OUT,
     TAG,
     Factor,
     Level,
@@ -111,16 +112,6 @@ FACTORS: dict[str, Factor] = {
             ),
         }
     ),
-    "sampling_mask": Factor(
-        {
-            "off": Level(),
-            "on": Level({"return_sampling_mask": True, "return_meta_info": True}, "return_sampling_mask"),
-            "support": Level(
-                {"return_sampling_mask": True, "return_meta_info": True, "sampling_logprobs_mode": "support"},
-                "return_sampling_mask",
-            ),
-        }
-    ),
     "return_prompt_token_ids": switch("return_prompt_token_ids"),
     "return_token_ids": switch("return_token_ids"),
     "return_meta_info": switch("return_meta_info"),
@@ -136,16 +127,18 @@ FACTORS: dict[str, Factor] = {
     ),
 }
 FORBIDDEN = {
+    "SGLang forbids a stop token before the minimum length, and ends a grammar that needs it": [
+        (("min_tokens", "on"), ("stop_token_ids", "likely"))
+    ],
+    "an object may be over before the minimum length, and then no token is left": [
+        (("min_tokens", "on"), ("grammar", "json_object"))
+    ],
     "SGLang refuses a minimum length above the maximum": [(("min_tokens", "on"), ("length", "one"))],
     "SGLang refuses these in a stream": [
         *not_in_a_stream("return_prompt_token_ids"),
         *not_in_a_stream("return_token_ids"),
         *not_in_a_stream("return_meta_info"),
-        *(
-            ((factor, level), ("stream", stream))
-            for factor, level in (("logprobs", "flat"), ("sampling_mask", "on"), ("sampling_mask", "support"))
-            for stream in STREAMS
-        ),
+        *((("logprobs", "flat"), ("stream", stream)) for stream in STREAMS),
     ],
     "SGLang refuses two constraints of one output": [
         (("tools", tools), ("grammar", grammar))
@@ -154,6 +147,7 @@ FORBIDDEN = {
     ],
 }
 LEFT_OUT = {
+    **SAMPLING_MASK_LEFT_OUT,
     **COMMON_LEFT_OUT,
     **dict.fromkeys(("max_dynamic_patch", "min_dynamic_patch", "use_audio_in_video", "video_config"), MULTIMODAL),
 }

@@ -24,6 +24,8 @@ NOT_COMPARED = {
     "total_duration": "a duration",
     "request_received_ts": "the time",
     "response_sent_to_client_ts": "the time",
+    "cached_tokens": "hangs on which requests are prefilled beside one another; tests/e2e/test_ends.py asks one by one",
+    "cached_tokens_details": "as above",
     "spec_": "what speculation did; plain decoding has none of it",
 }
 """Names of fields, or the beginnings of names that end with `_`, with the reason."""
@@ -68,6 +70,39 @@ class Comparison:
                 yield Difference(path, plain, ddtree)
 
 
+FORBIDDEN = -1e38
+"""SGLang gives tokens that may not follow the lowest float as their log-probability (layers/sampler.py)."""
+
+
+def without_forbidden(body: Any) -> Any:
+    """The body, but which forbidden tokens fill the last ranks of the best tokens: that is left open.
+
+    Such an entry keeps its log-probability, and loses its token.
+    """
+    if isinstance(body, Mapping):
+        if _is_forbidden(body.get("logprob")):
+            return {"logprob": body["logprob"]}
+        kept = {name: without_forbidden(value) for name, value in body.items() if not _is_forbidden(value)}
+        kept |= _flat_without_forbidden(body)
+        return kept
+    if isinstance(body, list):
+        if body and _is_forbidden(body[0]) and not all(isinstance(value, float) for value in body):
+            return body[:1]
+        return [without_forbidden(entry) for entry in body]
+    return body
+
+
+def _flat_without_forbidden(body: Mapping[str, Any]) -> dict[str, Any]:
+    values, name = body.get("output_top_logprobs_val_flat"), "output_top_logprobs_idx_flat"
+    if not values:
+        return {}
+    return {name: [None if _is_forbidden(value) else at for value, at in zip(values, body[name], strict=True)]}
+
+
+def _is_forbidden(value: Any) -> bool:
+    return isinstance(value, float) and value <= FORBIDDEN
+
+
 def is_compared(name: str) -> bool:
     """False for the names above."""
     return name not in NOT_COMPARED and not name.startswith(_PREFIXES)
@@ -95,7 +130,7 @@ def inconsistencies(body: Any) -> list[str]:
         return [found for one in body for found in inconsistencies(one)]
     meta, found = body["meta_info"], []
     count = meta["completion_tokens"]
-    rows = ("output_token_logprobs", "output_top_logprobs", "output_token_ids_logprobs", "output_token_sampling_mask")
+    rows = ("output_token_logprobs", "output_top_logprobs", "output_token_ids_logprobs")
     lengths = {"output_ids": len(body["output_ids"])} | {name: len(meta[name]) for name in rows if meta.get(name)}
     for name, length in lengths.items():
         if length != count:

@@ -53,6 +53,12 @@ FACTORS: dict[str, Factor] = {
     ),
 }
 FORBIDDEN = {
+    "SGLang forbids a stop token before the minimum length, and ends a grammar that needs it": [
+        (("min_tokens", "on"), ("stop_token_ids", "likely"))
+    ],
+    "an object may be over before the minimum length, and then no token is left": [
+        (("min_tokens", "on"), ("grammar", "json_object"))
+    ],
     "SGLang refuses a minimum length above the maximum": [(("min_tokens", "on"), ("length", "one"))],
 }
 LEFT_OUT = dict(COMMON_LEFT_OUT)

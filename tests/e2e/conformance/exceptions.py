@@ -22,7 +22,8 @@ class Allowed:
 
 def _is_own_details(shape: Shape, difference: Difference) -> bool:
     own = isinstance(difference.ddtree, dict) and difference.ddtree.keys() == {"spec_tokens_details"}
-    return difference.path.endswith(".sglext") and own and difference.plain == "no such field"
+    is_added = shape.is_drawn and difference.plain is False
+    return difference.path.endswith(".sglext") and (is_added or (own and difference.plain == "no such field"))
 
 
 ALLOWED: dict[str, Allowed] = {

@@ -8,6 +8,7 @@ from tests.e2e.conformance.factors import (
     DISALLOWED,
     EBNF,
     REGEX,
+    SAMPLING_MASK_LEFT_OUT,
     SCHEMA,
     TAG,
     Factor,
@@ -86,15 +87,6 @@ FACTORS: dict[str, Factor] = {
         }
     ),
     "return_text_in_logprobs": switch("return_text_in_logprobs"),
-    "sampling_mask": Factor(
-        {
-            "off": Level(),
-            "on": Level({"return_sampling_mask": True}, "return_sampling_mask"),
-            "support": Level(
-                {"return_sampling_mask": True, "sampling_logprobs_mode": "support"}, "return_sampling_mask"
-            ),
-        }
-    ),
     "stream": switch("stream"),
     "return_hidden_states": switch("return_hidden_states", feature="return_hidden_states"),
     "return_entropy": switch("return_entropy"),
@@ -128,6 +120,9 @@ FORBIDDEN = {
         (("length", "0"), ("logprobs", level))
         for level in ("chosen", "top", "of ids", "prompt", "end of prompt", "flat", "flat output")
     ],
+    "SGLang forbids a stop token before the minimum length, and ends a grammar that needs it": [
+        (("min_new_tokens", "on"), ("stop_token_ids", "likely"))
+    ],
     "SGLang refuses a minimum length above the maximum": [
         (("min_new_tokens", "on"), ("length", "1")),
         (("min_new_tokens", "on"), ("length", "0")),
@@ -136,6 +131,7 @@ FORBIDDEN = {
 """Pairs that no shape holds, by reason."""
 
 LEFT_OUT = {
+    **SAMPLING_MASK_LEFT_OUT,
     **dict.fromkeys(
         (
             "image_data",

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conformance.comparing import FLOAT_TOLERANCE, Comparison, field_paths, inconsistencies, is_compared
+from tests.e2e.conformance.comparing import (
+    FLOAT_TOLERANCE,
+    Comparison,
+    field_paths,
+    inconsistencies,
+    is_compared,
+    without_forbidden,
+)
 from tests.e2e.conformance.planting import changed, differ, drop, places
 
 BODY: dict[str, Any] = {
@@ -70,3 +77,22 @@ def test_lists_of_another_length_than_the_answer_are_named() -> None:
     assert len(inconsistencies([answer(2, 0, 2), answer(3, 0, 2)])) == 2
     assert inconsistencies(answer(2, 0, 1)) == ["output_token_logprobs has 1 entries, completion_tokens is 2"]
     assert inconsistencies(answer(2, 3, 2)) == ["reasoning_tokens 3 is above completion_tokens 2"]
+
+
+def test_forbidden_tokens_are_not_told_apart_and_their_ranks_are() -> None:
+    lowest = -3.4028234663852886e38
+
+    def body(token: int, rank: float = lowest) -> dict[str, Any]:
+        return {
+            "output_top_logprobs": [[[0.0, 7, None], [rank, token, None]]],
+            "output_top_logprobs_val_flat": [0.0, rank],
+            "output_top_logprobs_idx_flat": [7, token],
+            "choices": [{"top_logprobs": [{"token": str(token), "logprob": rank}]}],
+        }
+
+    def found(one: dict[str, Any], other: dict[str, Any]) -> bool:
+        return bool(list(Comparison().differences(without_forbidden(one), without_forbidden(other))))
+
+    assert not found(body(1), body(2))
+    assert found(body(1, -3.0), body(2, -3.0))
+    assert found(body(1, -3.0), body(1))

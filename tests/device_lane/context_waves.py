@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.core.plain_penalties import Asked as Penalties
+from tests.device_lane.pairs import BOS_TOKEN
 from tests.device_lane.references import Asked
 from tests.device_lane.scenes import CONTEXT_LIMIT, WAVE_APART_S, Chooser, Sent
 
@@ -74,6 +75,12 @@ def later_turns(chooser: Chooser) -> list[Sent]:
 def _turn(chooser: Chooser, session: str, length: int, max_new_tokens: int) -> Sent:
     last = chooser.sessions.get(session)
     history = (*last.prompt, *chooser.reference.expect(last).output_ids) if last else ()
-    asked = chooser.find(length, max_new_tokens, lambda asked: replace(asked, prompt=(*history, *asked.prompt)))
+
+    def next_turn(asked: Asked) -> Asked | None:
+        # SGLang takes a text's first token off a turn that is not the first (session_controller.py).
+        begins_anew = asked.prompt[0] == BOS_TOKEN
+        return None if begins_anew else replace(asked, prompt=(*history, *asked.prompt))
+
+    asked = chooser.find(length, max_new_tokens, next_turn)
     chooser.sessions[session] = asked
     return Sent(asked, session=session, is_first_turn=last is None, num_sent=length)

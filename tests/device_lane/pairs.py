@@ -36,6 +36,7 @@ from ddtree_sglang.training.model.export import export_drafter
 
 VOCABULARY = 32
 EOS_TOKEN = 2
+BOS_TOKEN = 1
 MASK_TOKEN = VOCABULARY - 1
 NUM_WORDS = VOCABULARY - 2  # what prompts are made of; the mask token and its neighbour are left out
 MAX_POSITIONS = 512
@@ -224,5 +225,5 @@ def _save_tokenizer(folder: Path, vocabulary: int) -> None:
     """Words w0, w1, ...; requests are given as ids, and a server wants a tokenizer all the same."""
     tokenizer = Tokenizer(WordLevel({f"w{index}": index for index in range(vocabulary)}, unk_token="w0"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=f"w{EOS_TOKEN}", bos_token="w1")
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=f"w{EOS_TOKEN}", bos_token=f"w{BOS_TOKEN}")
     wrapped.save_pretrained(folder)

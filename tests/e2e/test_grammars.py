@@ -124,6 +124,17 @@ def test_response_format(name: str, plain: Server, ddtree: Server) -> None:
     assert chat(ddtree, RESPONSE_FORMATS[name]) == chat(plain, RESPONSE_FORMATS[name])
 
 
+def test_a_thinking_budget_ends_the_thoughts(parsed: tuple[Server, Server]) -> None:
+    """Without a grammar of the request's own: a mask that forces the end once the budget is used up."""
+    lengths = []
+    for budget in (0, 2, 5, 9, None):
+        body = {"require_reasoning": True, "max_thinking_tokens": budget}
+        expected, mine = (ask(server.url, THOUGHTS, 24, body=body) for server in parsed)
+        assert seen(mine) == seen(expected)
+        lengths.append(len(mine["text"].partition("</think>")[0]))
+    assert lengths[0] < lengths[2] <= lengths[-1], lengths
+
+
 @pytest.mark.parametrize("name", TOOL_CHOICES)
 def test_tool_choice_without_a_parser(name: str, plain: Server, ddtree: Server) -> None:
     assert chat(ddtree, TOOL_CHOICES[name]) == chat(plain, TOOL_CHOICES[name])
@@ -140,7 +151,7 @@ def test_parallel_answers_each_have_their_own_state(n: int, plain: Server, ddtre
 
 GUIDED = ("--grammar-backend", "llguidance")
 # Under llguidance a reasoning parser makes SGLang refuse every grammar (reasoner_grammar_backend.py asks its backend).
-PARSED = ("--reasoning-parser", "qwen3", "--tool-call-parser", "qwen25")
+PARSED = ("--reasoning-parser", "qwen3", "--tool-call-parser", "qwen25", "--enable-strict-thinking")
 THOUGHTS = (
     "".join(f"Q: {a}+{b}?\n<think>easy</think>{a + b}\n" for a, b in ((1, 1), (2, 3), (4, 4), (5, 2)))
     + "Q: 6+1?\n<think>"

@@ -261,8 +261,9 @@ def penalties(size: Size, device: torch.device) -> Row:
     walked = commit_round(tree, _chosen(tree) % size.vocabulary, slots, size.depth + 1).path
     logits = torch.randn(size.batch_size * size.num_nodes, size.vocabulary)
     moved = DraftTree(*(one.to(device) for one in (tree.token_ids, tree.parents, tree.depths, tree.logprobs)))
-    on_device = PenaltyState(*(one.to(device) for _, one in _tensors(state)))
-    row, at = logits.to(device), slots.to(device)
+    # Copies, as both sides are counted and penalized in place.
+    on_device = PenaltyState(*(one.to(device, copy=True) for _, one in _tensors(state)))
+    row, at = logits.to(device, copy=True), slots.to(device)
 
     def run() -> None:
         penalize_nodes_triton(row, on_device, at, moved)

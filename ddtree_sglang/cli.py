@@ -13,14 +13,16 @@ from importlib.metadata import PackageNotFoundError, version
 from ddtree_sglang import __version__
 from ddtree_sglang.config import CONFIG_ENV, DDTreeConfig
 from ddtree_sglang.contract.check import mismatches
+from ddtree_sglang.contract.cpu_patches import CPU_PLATFORM_PATCHES
 from ddtree_sglang.contract.cpu_platform import CPU_PLATFORM
 from ddtree_sglang.contract.engine import ENGINE
 from ddtree_sglang.contract.entry import ENTRY
 from ddtree_sglang.contract.models import MODELS
 from ddtree_sglang.contract.patch import Kind
-from ddtree_sglang.contract.patches import CPU_PLATFORM_PATCHES, ENGINE_PATCHES, WORKER_PATCHES
+from ddtree_sglang.contract.patches import ENGINE_PATCHES
 from ddtree_sglang.contract.source import engine_at
 from ddtree_sglang.contract.start import require, untested_release
+from ddtree_sglang.contract.worker_patches import WORKER_PATCHES
 from ddtree_sglang.contract.workers import WORKERS
 from ddtree_sglang.exceptions import DDTreeConfigError, DDTreeError, DemoNotInstalledError
 

@@ -15,7 +15,7 @@ def register() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     from ddtree_sglang.contract.patch import install
-    from ddtree_sglang.contract.patches import PLUGIN_PATCHES
+    from ddtree_sglang.contract.worker_patches import PLUGIN_PATCHES
 
     install(PLUGIN_PATCHES, HookRegistry, HookType)
 

@@ -1,4 +1,4 @@
-"""A change to another package's code: declared as data in `patches.py`, installed here, printed by `ddtree doctor`."""
+"""A change to another package's code: declared as data in `*patches.py`, installed here, printed by `ddtree doctor`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Where the platform plugs itself into SGLang: choice lists, attention registry, changes to functions.
 
-The changes are listed in `contract.patches`; all but one, of a method of torch, go through SGLang's `HookRegistry`.
+The changes are listed in `contract.cpu_patches`; all but one, of a method of torch, go through SGLang's `HookRegistry`.
 Everything here is idempotent per process, because SGLang loads plugins in the launcher and again in each
 scheduler.
 """
@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from ddtree_sglang.contract.cpu_patches import CAPTURE_PATCHES, DRAFT_HEAD_PATCHES, TORCH_PATCHES
 from ddtree_sglang.contract.patch import install
-from ddtree_sglang.contract.patches import CAPTURE_PATCHES, DRAFT_HEAD_PATCHES, TORCH_PATCHES
 from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND, DEVICE
 
 _registered = False

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from ddtree_sglang.contract.cpu_patches import LORA_PATCHES
 from ddtree_sglang.contract.patch import install as install_patches
-from ddtree_sglang.contract.patches import LORA_PATCHES
 
 BACKEND = "torch_native"
 """The only one of SGLang's LoRA backends that launches nothing."""

@@ -9,11 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from ddtree_sglang.contract.cpu_patches import CPU_PLATFORM_PATCHES
 from ddtree_sglang.contract.cpu_platform import CPU_PLATFORM
 from ddtree_sglang.contract.engine import ENGINE
 from ddtree_sglang.contract.entry import ENTRY
 from ddtree_sglang.contract.patch import Patch, assign, install, late
-from ddtree_sglang.contract.patches import CPU_PLATFORM_PATCHES, ENGINE_PATCHES, WORKER_PATCHES
+from ddtree_sglang.contract.patches import ENGINE_PATCHES
+from ddtree_sglang.contract.worker_patches import WORKER_PATCHES
 from ddtree_sglang.contract.workers import WORKERS
 from tests.architecture import ROOT, module_name, source_files
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ddtree_sglang.contract.patch import assign
-from ddtree_sglang.contract.patches import RENDEZVOUS, SERVE_PORT
+from ddtree_sglang.contract.worker_patches import RENDEZVOUS, SERVE_PORT
 
 EVERY_INTERFACE = "[::]:0"
 

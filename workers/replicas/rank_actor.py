@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddtree_sglang.contract.patch import install
-from ddtree_sglang.contract.patches import RANK_PATCHES
 from ddtree_sglang.contract.start import require
+from ddtree_sglang.contract.worker_patches import RANK_PATCHES
 from ddtree_sglang.contract.workers import WORKERS
 
 FORWARDED_PREFIXES = ("DDTREE_", "SGLANG_", "OMP_", "GOMP_", "KMP_", "NCCL_", "GLOO_", "TORCH_", "TRITON_", "HF_")

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from tests.preloaded.environment import unchanged_environment
+
 
 def favoured(tokens: Sequence[int], calls: int, vocabulary: int) -> int:
     """The token that gets an advantage after `tokens`, in the request's call number `calls`."""
@@ -28,7 +30,8 @@ def change(logits: torch.Tensor, tokens: Sequence[int], calls: int) -> torch.Ten
 @cache
 def serialized() -> str:
     """The same as a class that goes by value: servers do not import this module for it."""
-    from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor
+    with unchanged_environment():
+        from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor
 
     def pick(tokens: list[int], calls: int, vocabulary: int) -> int:
         return (5 * tokens[-1] + 3 * tokens[-2] + tokens[-3] + calls) % (vocabulary - 3)

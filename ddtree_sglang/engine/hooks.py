@@ -7,7 +7,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from ddtree_sglang.engine.spec import is_ddtree
+from ddtree_sglang.engine.spec import is_ddtree, serves_ddtree
 from ddtree_sglang.exceptions import DDTreeConfigError, DDTreeError
 
 if TYPE_CHECKING:
@@ -119,11 +119,9 @@ def refuse_unsupported_request(original: Callable[..., str | None], req: Req, en
 
     The last look at a request, after sessions and images were read. It is prefilled as one token without its sampling.
     """
-    from sglang.srt.runtime_context import get_spec
-
     from ddtree_sglang.engine.admission.request_rules import refusal
 
-    if not is_ddtree(get_spec().speculative_algorithm):
+    if not serves_ddtree():
         return original(req, enable_overlap)
     return refusal(req)
 
@@ -133,16 +131,12 @@ def answer_sampling_masks(original: Callable[..., str | None], req: Req, spec_al
 
     A chain is drawn from top-k and top-p alone, and greedily where its kernel is missing; a node by SGLang's sampler.
     """
-    from sglang.srt.runtime_context import get_spec
-
-    return None if is_ddtree(get_spec().speculative_algorithm) else original(req, spec_algorithm)
+    return None if serves_ddtree() else original(req, spec_algorithm)
 
 
 def carry_no_hidden_states(original: Callable[[], bool]) -> bool:
     """AROUND hook on `spec_need_hidden_states`, which knows DFLASH by name: a round's hidden states stay in it."""
-    from sglang.srt.runtime_context import get_spec
-
-    return original() and not is_ddtree(get_spec().speculative_algorithm)
+    return original() and not serves_ddtree()
 
 
 def allow_adapters(original: Callable[[Any], None], server_args: Any) -> None:

@@ -9,22 +9,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ddtree_sglang.engine.spec import is_ddtree
+from ddtree_sglang.engine.spec import serves_ddtree
+from ddtree_sglang.engine.stages.node_penalties import Penalties
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
-NEUTRAL = {"frequency_penalty": 0.0, "presence_penalty": 0.0, "repetition_penalty": 1.0, "min_new_tokens": 0}
-"""Sampling parameters by which a token depends on those before it, with the values that switch them off."""
-
 
 def mix_requests_without_state(original: Callable[..., Any], scheduler: Any, running_batch: ScheduleBatch) -> Any:
     """AROUND hook on `Scheduler.get_new_batch_prefill`: no mixing while a running request has a state of its own."""
-    from sglang.srt.runtime_context import get_spec
-
-    mixes = scheduler.is_mixed_chunk and is_ddtree(get_spec().speculative_algorithm)
+    mixes = scheduler.is_mixed_chunk and serves_ddtree()
     if not mixes or not any(map(has_state, running_batch.reqs)):
         return original(scheduler, running_batch)
     scheduler.is_mixed_chunk = False
@@ -41,5 +37,5 @@ def has_state(req: Req) -> bool:
         or req.custom_logit_processor is not None
         or bool(req.return_hidden_states)
         or bool(req.return_sampling_mask)
-        or any(getattr(req.sampling_params, name) != off for name, off in NEUTRAL.items())
+        or Penalties.of(req.sampling_params) is not None
     )

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ddtree_sglang.engine.spec import is_ddtree
+from ddtree_sglang.engine.spec import serves_ddtree
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
@@ -80,7 +80,7 @@ def cut_before_tokens_are_resolved(
     original: Callable[..., list[list[int]]], processor: Any, result: GenerationBatchResult, batch: ScheduleBatch
 ) -> list[list[int]]:
     """AROUND hook on `_resolve_spec_v2_tokens`, which counts and hands on the runs of a decode round."""
-    if not _serves_ddtree():
+    if not serves_ddtree():
         return original(processor, result, batch)
     for req in batch.reqs:
         if req.is_retracted or req.finished():
@@ -94,7 +94,7 @@ def cut_before_grammars_advance(
 ) -> None:
     """AROUND hook on `advance_grammar_fsm`, which overlap scheduling calls a round before the runs are resolved."""
     is_first = batch.has_grammar and result.accept_lens is not None and not result.grammar_advanced
-    if _serves_ddtree() and is_first:
+    if serves_ddtree() and is_first:
         if result.copy_done is not None:
             result.copy_done.synchronize()
         cut_runs(result, batch)
@@ -128,14 +128,8 @@ def prefill_only_at_no_tokens(stock: property) -> property:
     """
 
     def is_prefill_only(req: Req) -> bool:
-        if _serves_ddtree():
+        if serves_ddtree():
             return bool(req.sampling_params.max_new_tokens == 0)
         return bool(stock.fget(req))  # type: ignore[misc]
 
     return property(is_prefill_only)
-
-
-def _serves_ddtree() -> bool:
-    from sglang.srt.runtime_context import get_spec
-
-    return is_ddtree(get_spec().speculative_algorithm)

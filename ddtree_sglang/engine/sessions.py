@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ddtree_sglang.engine.spec import is_ddtree
+from ddtree_sglang.engine.spec import serves_ddtree
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -22,10 +22,8 @@ def keep_written_tokens(original: Callable[..., bool], sessions: Any, req: Req) 
     A round commits the keys of the tokens before its last one, of target and drafter alike; the last one is the root of
     the next round. The next turn has tokens of its own, so a prefill follows anyway.
     """
-    from sglang.srt.runtime_context import get_spec
-
     kept = original(sessions, req)
-    if kept and is_ddtree(get_spec().speculative_algorithm):
+    if kept and serves_ddtree():
         kv = sessions.slots[req.session.session_id].kv
         written = len(req.origin_input_ids) + max(0, len(req.output_ids) - 1)
         kv.kv_committed_len = min(kv.kv_committed_len, written)

@@ -1,6 +1,6 @@
 """The algorithm's name and the number that tells SGLang's backends "this verify is a tree".
 
-Imports nothing, so that every module of this package can import it.
+Imports nothing of this package, and SGLang only when asked, so that every module can import it.
 """
 
 from __future__ import annotations
@@ -19,3 +19,10 @@ def verify_topk(num_nodes: int) -> int:
 def is_ddtree(algorithm: str | None) -> bool:
     """Whether this value of `--speculative-algorithm` names DDTREE; SGLang accepts names in any case."""
     return algorithm is not None and algorithm.upper() == ALGORITHM
+
+
+def serves_ddtree() -> bool:
+    """Whether this process belongs to a server of DDTREE: what hooks that are always installed ask."""
+    from sglang.srt.runtime_context import get_spec
+
+    return is_ddtree(get_spec().speculative_algorithm)

@@ -14,7 +14,7 @@ from ddtree_sglang.engine.admission.logit_processors import check_processor
 from ddtree_sglang.engine.admission.request_fields import check_fields, check_number_of_answers
 from ddtree_sglang.engine.admission.request_rules import refusal
 from ddtree_sglang.engine.entry.bodies import as_http
-from ddtree_sglang.engine.spec import is_ddtree
+from ddtree_sglang.engine.spec import serves_ddtree
 
 _heard: ContextVar[list[str] | None] = ContextVar("refusals of the stream that begins", default=None)
 
@@ -84,10 +84,8 @@ def clients_values() -> Iterator[None]:
 
 def refuse_unservable(request: Any, vocab_size: int) -> None:
     """Raise `RequestRefused` for a tokenized request that ends a scheduler, or that DDTREE does not answer."""
-    from sglang.srt.runtime_context import get_spec
-
     reason = check_fields(request, vocab_size)
-    if reason is None and is_ddtree(get_spec().speculative_algorithm):
+    if reason is None and serves_ddtree():
         reason = refusal(request)
     # Last: nothing of a request that is refused is unpickled.
     reason = reason or check_processor(request.custom_logit_processor)
@@ -145,8 +143,6 @@ def check_before_events(
 
     A stream of `/v1/responses` says "response.created" before its request is tokenized, so it is looked at here.
     """
-    from sglang.srt.runtime_context import get_spec
-
     if adapted.stream:
         manager = serving.tokenizer_manager
         sampling = manager.sampling_params_class(
@@ -155,7 +151,7 @@ def check_before_events(
         sampling.normalize(manager.tokenizer)
         sampling.verify(manager.model_config.vocab_size)
         reason = refusal(SimpleNamespace(**{**vars(adapted), "sampling_params": sampling}))
-        if reason is not None and is_ddtree(get_spec().speculative_algorithm):
+        if reason is not None and serves_ddtree():
             raise RequestRefused(reason)
     return original(serving, request_id, prompt, adapted, *args, **kwargs)
 

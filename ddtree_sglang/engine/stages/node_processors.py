@@ -26,7 +26,7 @@ from ddtree_sglang.core.built_tree import BuiltTree
 from ddtree_sglang.core.round_ends import RoundEnds
 from ddtree_sglang.engine.debug.sync_check import permit_sync
 from ddtree_sglang.engine.run_ends import judge
-from ddtree_sglang.engine.spec import is_ddtree
+from ddtree_sglang.engine.spec import serves_ddtree
 from ddtree_sglang.engine.stages.sampling_supports import NodeSupports
 from ddtree_sglang.engine.stages.target_choice import PathChoice
 
@@ -45,11 +45,9 @@ def finish_the_round_before(original: Callable[..., bool], scheduler: Scheduler,
 
     Else `output_ids` would lack the last round's tokens.
     """
-    from sglang.srt.runtime_context import get_spec
-
     if original(scheduler, batch, last_batch):
         return True
-    if not batch or not scheduler.result_queue or not is_ddtree(get_spec().speculative_algorithm):
+    if not batch or not scheduler.result_queue or not serves_ddtree():
         return False
     return _has_processors(batch)
 

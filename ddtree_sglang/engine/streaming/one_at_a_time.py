@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ddtree_sglang.engine.spec import is_ddtree
+from ddtree_sglang.engine.spec import serves_ddtree
 
 if TYPE_CHECKING:
     from sglang.srt.managers.tokenizer_manager import ReqState
@@ -25,9 +25,7 @@ def read_one_at_a_time(
     original: Callable[..., AsyncIterator[Output]], manager: Any, obj: Any, state: ReqState, request: Any = None
 ) -> AsyncIterator[Output]:
     """AROUND hook on `TokenizerManager._stream_one_response`: under DDTREE a stream has an output for each message."""
-    from sglang.srt.runtime_context import get_spec
-
-    if not getattr(obj, "stream", False) or not is_ddtree(get_spec().speculative_algorithm):
+    if not getattr(obj, "stream", False) or not serves_ddtree():
         return original(manager, obj, state, request)
     reader = ReaderState(state)
     return _read(original(manager, obj, reader, request), reader)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from ddtree_sglang.config import DDTreeConfig
-from ddtree_sglang.engine.spec import is_ddtree
+from ddtree_sglang.engine.spec import serves_ddtree
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -43,9 +43,7 @@ def output_token_by_token(
 
 
 def _streams_under_ddtree(streamer: SchedulerOutputStreamer) -> bool:
-    from sglang.srt.runtime_context import get_spec
-
-    return bool(streamer.is_generation) and is_ddtree(get_spec().speculative_algorithm)
+    return bool(streamer.is_generation) and serves_ddtree()
 
 
 _judged_lens: WeakKeyDictionary[Req, int] = WeakKeyDictionary()

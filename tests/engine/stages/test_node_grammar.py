@@ -13,6 +13,7 @@ import torch
 
 from ddtree_sglang.core.built_tree import BuiltTree, root_trees
 from ddtree_sglang.core.candidates import DraftCandidates
+from ddtree_sglang.core.draft_tree import DraftTree
 from ddtree_sglang.core.node_masks import fill_node_masks
 from ddtree_sglang.core.tree_builder import build_draft_tree
 
@@ -280,6 +281,29 @@ def test_candidates_that_cannot_follow_a_root_are_no_candidates(
     assert order == ["barrier"]
 
 
+def check_planted(grammars: Any, tree: DraftTree, template: Any, size: int) -> list[list[int]]:
+    """The second of two trees holds what its grammar allows, masked as after its paths, which it returns.
+
+    The first request has no grammar.
+    """
+    num_nodes = tree.num_nodes
+    tree.check_invariants()
+    grammars.follow(None)
+    logits = torch.zeros(2 * num_nodes, size)
+    grammars.masking(logits)(logits)
+    assert bool(logits[:num_nodes].isfinite().all())
+    paths = {0: list[int]()}
+    for node, parent in enumerate(tree.parents[1].tolist()):
+        if node and parent < 0:
+            continue
+        if node:
+            paths[node] = [*paths[parent], int(tree.token_ids[1, node])]
+        row = plain_row(template, paths[node], size)
+        assert row is not None, "a node that plain decoding cannot get to"
+        assert logits[num_nodes + node].isfinite().nonzero().flatten().tolist() == allowed(row, size)
+    return list(paths.values())
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("kind", "spec"), [SPECS[0], SPECS[5], SPECS[10], SPECS[12], SPECS[-1]], ids=lambda text: str(text)[:24]
@@ -296,23 +320,10 @@ def test_planted_trees_hold_what_the_grammar_allows_with_the_masks_of_plain_deco
     ranked = DraftCandidates(ids.gather(2, order), logprobs)
     grammars = grammars_of(batch_of((None, False), (template.copy(), False), size=size), None)
     tree = grammars.plant(ranked, num_nodes, torch.tensor([3, 4]))
-    tree.check_invariants()
     assert tree.token_ids[:, 0].tolist() == [3, 4]
     free = build_draft_tree(ranked.topk_ids, ranked.topk_logprobs, torch.tensor([3, 4]), num_nodes)
     assert torch.equal(tree.token_ids[0], free.token_ids[0])
-    grammars.follow(None)
-    logits = torch.zeros(2 * num_nodes, size)
-    grammars.masking(logits)(logits)
-    assert bool(logits[:num_nodes].isfinite().all())
-    paths = {0: list[int]()}
-    for node, parent in enumerate(tree.parents[1].tolist()):
-        if node and parent < 0:
-            continue
-        if node:
-            paths[node] = [*paths[parent], int(tree.token_ids[1, node])]
-        row = plain_row(template, paths[node], size)
-        assert row is not None, "a node that plain decoding cannot get to"
-        assert logits[num_nodes + node].isfinite().nonzero().flatten().tolist() == allowed(row, size)
+    check_planted(grammars, tree, template, size)
 
 
 def test_a_device_is_waited_for_when_its_trees_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,10 @@ from ddtree_sglang.core.node_masks import fill_node_masks
 from ddtree_sglang.cpu_platform.triton_replacements import apply_token_mask
 from tests.engine.stages.test_node_grammar import (
     THINK_END,
-    allowed,
     batch_of,
+    check_planted,
     differences,
     grammars_of,
-    plain_row,
     tokenizer,
     walk_in_flat_order,
 )
@@ -84,19 +83,6 @@ def test_planted_trees_stay_within_the_budget(budget: int, backend: Any, tokeniz
     template = strict(backend, budget)
     grammars = grammars_of(batch_of((None, False), (template.copy(), False), size=size), None)
     tree = grammars.plant(DraftCandidates(ids.gather(2, order), logprobs), num_nodes, torch.tensor([3, 4]))
-    tree.check_invariants()
-    grammars.follow(None)
-    logits = torch.zeros(2 * num_nodes, size)
-    grammars.masking(logits)(logits)
-    assert bool(logits[:num_nodes].isfinite().all())
-    paths = {0: list[int]()}
-    for node, parent in enumerate(tree.parents[1].tolist()):
-        if node and parent < 0:
-            continue
-        if node:
-            paths[node] = [*paths[parent], int(tree.token_ids[1, node])]
-        row = plain_row(template, paths[node], size)
-        assert row is not None, "a node that plain decoding cannot get to"
-        assert logits[num_nodes + node].isfinite().nonzero().flatten().tolist() == allowed(row, size)
+    paths = check_planted(grammars, tree, template, size)
     if budget == 0:
-        assert [path[0] for path in paths.values() if path][:1] == [THINK_END[0]]
+        assert [path[0] for path in paths if path][:1] == [THINK_END[0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,6 +41,17 @@ def ask_all(url: str, prompts: Sequence[str | Sequence[int]], at_once: int, **op
     """All prompts, `at_once` of them at any time, answers in order."""
     with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(lambda prompt: ask(url, prompt, **options), prompts))
+
+
+def chunks(url: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The JSON of every event of a stream, read by newlines alone: text may hold other separators of lines."""
+    request = urllib.request.Request(
+        url + path, json.dumps({**body, "stream": True}).encode(), {"Content-Type": "application/json"}
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=300) as response:
+        lines = [raw.decode().strip() for raw in response]
+    return [json.loads(line[6:]) for line in lines if line.startswith("data: ") and line != "data: [DONE]"]
 
 
 def rounds_of(trace: Path) -> list[dict[str, Any]]:

@@ -6,8 +6,6 @@ Requests are chosen so that rounding cannot change them.
 
 from __future__ import annotations
 
-import json
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,6 +18,7 @@ from deploy.local.client import flush_cache, post
 from tests.device_lane.adapters import flags_of, make_adapters
 from tests.device_lane.pairs import make_pair, one_thread, random_prompts
 from tests.device_lane.references import Asked, Reference, histogram
+from tests.e2e.asking import chunks
 from tests.e2e.servers import Pair, Server
 
 NUM_NODES = 17
@@ -143,14 +142,8 @@ def test_the_openai_api_names_an_adapter_behind_the_model_and_streams_its_answer
     )
     expected = " ".join(f"w{token}" for token in setting.reference.expect(asked).output_ids)
     assert (whole.strip(), plain.strip()) == (expected, expected)
-    request = urllib.request.Request(
-        setting.ddtree.url + "/v1/completions",
-        json.dumps({**body, "stream": True}).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=300) as response:
-        events = [line[6:] for line in response.read().decode().splitlines() if line.startswith("data: {")]
-    assert "".join(json.loads(event)["choices"][0]["text"] for event in events) == whole
+    events = chunks(setting.ddtree.url, "/v1/completions", body)
+    assert "".join(event["choices"][0]["text"] for event in events) == whole
 
 
 def states_of(answer: dict[str, Any]) -> list[torch.Tensor]:

@@ -6,16 +6,14 @@ of `/generate`.
 
 from __future__ import annotations
 
-import json
 import random
-import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from deploy.local.client import flush_cache, post
-from tests.e2e.asking import PROMPTS, ask, rounds_of
+from tests.e2e.asking import PROMPTS, ask, chunks, rounds_of
 from tests.e2e.servers import Server
 
 LENGTH = 40
@@ -130,16 +128,8 @@ def test_streams_end_where_the_answer_ends(plain: Server, ddtree: Server, full: 
     for extra in ({"stop": [text[30:34], text[24:31]]}, {"stop_token_ids": [full[0]["output_ids"][9]]}):
         body = {"text": PROMPTS[0], "sampling_params": {"temperature": 0.0, "max_new_tokens": LENGTH, **extra}}
         whole = post(plain.url, "/generate", body)
-        last = _last_event(ddtree.url, "/generate", {**body, "stream": True})
+        last = chunks(ddtree.url, "/generate", body)[-1]
         assert comparable(last) == comparable(whole), extra
-
-
-def _last_event(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=300) as response:
-        events = [line[6:] for line in response.read().decode().splitlines() if line.startswith("data: {")]
-    last: dict[str, Any] = json.loads(events[-1])
-    return last
 
 
 @pytest.mark.parametrize("extra", [{"stop": ["e", "re", "er"]}, {"stop_token_ids": [28, 30]}, {"max_tokens": 5}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -107,7 +108,8 @@ def test_a_grammar_that_does_not_compile_is_the_same_400(
     for server in (plain, ddtree):
         with pytest.raises(ClientError, match="answered 400") as refused:
             ask(server.url, PROMPTS[0], 8, **sampling)
-        said.append(str(refused.value))
+        # xgrammar's messages begin with the time of day.
+        said.append(re.sub(r"\[\d\d:\d\d:\d\d\]", "", str(refused.value)))
     assert said[0] == said[1]
 
 
@@ -122,17 +124,6 @@ def chat(server: Server, body: dict[str, Any]) -> tuple[Any, Any]:
 @pytest.mark.parametrize("name", RESPONSE_FORMATS)
 def test_response_format(name: str, plain: Server, ddtree: Server) -> None:
     assert chat(ddtree, RESPONSE_FORMATS[name]) == chat(plain, RESPONSE_FORMATS[name])
-
-
-def test_a_thinking_budget_ends_the_thoughts(strict: tuple[Server, Server]) -> None:
-    """Without a grammar of the request's own: a mask that forces the end once the budget is used up."""
-    lengths = []
-    for budget in (0, 2, 5, 9, None):
-        body = {"require_reasoning": True, "max_thinking_tokens": budget}
-        expected, mine = (ask(server.url, THOUGHTS, 24, body=body) for server in strict)
-        assert seen(mine) == seen(expected)
-        lengths.append(len(mine["text"].partition("</think>")[0]))
-    assert lengths[0] < lengths[2] <= lengths[-1], lengths
 
 
 @pytest.mark.parametrize("name", TOOL_CHOICES)
@@ -152,7 +143,6 @@ def test_parallel_answers_each_have_their_own_state(n: int, plain: Server, ddtre
 GUIDED = ("--grammar-backend", "llguidance")
 # Under llguidance a reasoning parser makes SGLang refuse every grammar (reasoner_grammar_backend.py asks its backend).
 PARSED = ("--reasoning-parser", "qwen3", "--tool-call-parser", "qwen25")
-STRICT = ("--reasoning-parser", "qwen3", "--enable-strict-thinking")
 THOUGHTS = (
     "".join(f"Q: {a}+{b}?\n<think>easy</think>{a + b}\n" for a, b in ((1, 1), (2, 3), (4, 4), (5, 2)))
     + "Q: 6+1?\n<think>"
@@ -170,13 +160,6 @@ def guided(serve: Callable[..., Any]) -> Iterator[tuple[Server, Server]]:
 def parsed(serve: Callable[..., Any]) -> Iterator[tuple[Server, Server]]:
     """Plain decoding and DDTREE with parsers of reasoning and of tool calls."""
     with serve(None, None, *PARSED) as reference, serve("DDTREE", 8, *PARSED) as mine:
-        yield reference, mine
-
-
-@pytest.fixture(scope="module")
-def strict(serve: Callable[..., Any]) -> Iterator[tuple[Server, Server]]:
-    """Plain decoding and DDTREE, which enforce thinking budgets."""
-    with serve(None, None, *STRICT) as reference, serve("DDTREE", 8, *STRICT) as mine:
         yield reference, mine
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import urllib.request
 from typing import Any
 
 import pytest
 
 from deploy.local.client import flush_cache, post
-from tests.e2e.asking import PROMPTS, ask, ask_all
+from tests.e2e.asking import PROMPTS, ask, ask_all, chunks
 from tests.e2e.servers import Server
 
 STORY = "Once upon a time in a small village,"
@@ -35,18 +33,8 @@ def test_stream_joins_to_the_whole_answer(ddtree: Server) -> None:
         "temperature": 0,
     }
     whole = post(ddtree.url, "/v1/chat/completions", body)["choices"][0]["message"]["content"]
-    request = urllib.request.Request(
-        ddtree.url + "/v1/chat/completions",
-        json.dumps({**body, "stream": True}).encode(),
-        {"Content-Type": "application/json"},
-    )
-    pieces = []
-    with urllib.request.urlopen(request, timeout=300) as response:
-        for raw in response:
-            line = raw.decode().strip()
-            if line.startswith("data: ") and line != "data: [DONE]":
-                choices = json.loads(line[6:])["choices"]
-                pieces += [choice["delta"].get("content") or "" for choice in choices]
+    sent = chunks(ddtree.url, "/v1/chat/completions", body)
+    pieces = [choice["delta"].get("content") or "" for chunk in sent for choice in chunk["choices"]]
     assert "".join(pieces) == whole
     assert len([piece for piece in pieces if piece]) > 1
 

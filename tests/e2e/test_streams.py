@@ -6,33 +6,20 @@ so its chunks are compared as far as it sent them apart.
 
 from __future__ import annotations
 
-import json
-import urllib.request
 from typing import Any
 
 import pytest
 
-from tests.e2e.asking import PROMPTS
+from tests.e2e.asking import PROMPTS, chunks
 from tests.e2e.servers import Server
 
 EMOJI = "Answer in emojis only: \N{GRINNING FACE}\N{ROCKET}\N{PILE OF POO} means"
 
 
-def chunks(server: Server, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The JSON of every event of a stream."""
-    request = urllib.request.Request(
-        server.url + path, json.dumps({**body, "stream": True}).encode(), {"Content-Type": "application/json"}
-    )
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=300) as response:
-        lines = [raw.decode().strip() for raw in response]
-    return [json.loads(line[6:]) for line in lines if line.startswith("data: ") and line != "data: [DONE]"]
-
-
 def native(server: Server, prompt: str, **sampling: Any) -> list[dict[str, Any]]:
     params = {"temperature": 0.0, "max_new_tokens": 24, **sampling}
     body = {"text": prompt, "sampling_params": params, "return_logprob": True, "logprob_start_len": -1}
-    return chunks(server, "/generate", body)
+    return chunks(server.url, "/generate", body)
 
 
 def by_count(sent: list[dict[str, Any]]) -> dict[int, tuple[str, list[int]]]:

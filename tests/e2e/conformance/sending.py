@@ -49,7 +49,7 @@ def _decoded(text: str) -> Any:
 
 
 def _assembled(path: str, text: str) -> Answer:
-    lines = [line[5:].strip() for line in text.splitlines() if line.startswith("data:")]
+    lines = [line[5:].strip() for line in text.split("\n") if line.startswith("data:")]
     events = [json.loads(line) for line in lines if line != "[DONE]"]
     if not events or (path != "/v1/responses" and lines[-1] != "[DONE]"):
         raise ValueError(f"{path}: a stream of {len(lines)} events without an end: {lines[-1:]}")

@@ -9,10 +9,11 @@ from ddtree_sglang.core.acceptance import AcceptedPath, walk_tree
 from ddtree_sglang.core.acceptance_stats import accept_length, chain_commit_lens, chain_nodes, count_rounds
 from ddtree_sglang.core.built_tree import BuiltTree, complete_tree, root_trees
 from ddtree_sglang.core.draft_tree import DraftTree
+from ddtree_sglang.core.heap_builder import build_draft_tree_heap
 from ddtree_sglang.core.kv_commit import CommitPlan, commit_plan
 from ddtree_sglang.core.round_commit import RoundCommit, commit_round
 from ddtree_sglang.core.round_ends import RoundEnds
-from ddtree_sglang.core.tree_builder import build_draft_tree, build_draft_tree_heap
+from ddtree_sglang.core.tree_builder import build_draft_tree
 from ddtree_sglang.core.tree_layout import TreeLayout, layout_draft_tree
 from ddtree_sglang.core.tree_mask import (
     AncestorMask,

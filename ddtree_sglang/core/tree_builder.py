@@ -1,34 +1,39 @@
-"""Exact best-first draft trees from one block of per-position distributions (arXiv 2604.12989).
+"""Exact best-first draft trees from one block of conditional distributions (arXiv 2604.12989).
 
-By Proposition 1 of the paper the expected accept length of a tree is the sum of its nodes' path
-probabilities under the drafter's factorised law, so the best tree of N - 1 nodes is the N - 1 most probable
-prefixes (Proposition 2). Two builders return that same tree, bit for bit:
+A drafter proposes K candidates per depth and a law of them: `q(c | d)` of candidate c at depth d, the same after every
+parent (DFlash), or `q(c | d, r)` after the candidate of rank r at depth d - 1 (a selector, a Markov table, a lattice of
+pairs). At depth 1 the parent is the root. A path's probability Q is the product of its conditionals.
 
-* `build_draft_tree_heap`: Algorithm 1 of the paper as it stands, one heap per request. The oracle.
+The expected accept length of a tree under that law, the root not counted, is the sum of Q over its nodes: a walk along
+a path drawn from the law reaches a node if the path begins with the node's prefix, which has probability Q, and the
+expectation of a count is the sum of probabilities (Proposition 1 of the paper, which does not use how Q comes about).
+So no N - 1 prefixes have a larger expectation than the N - 1 of largest Q. These are a tree (Proposition 2): every
+conditional is at most 1, so a child is never more probable than its parent, and the order below puts the parent first
+where they are equal; hence whoever is among the first N - 1 has all ancestors there. That a conditional depends on the
+parent changes neither step. What it changes is which predecessors a prefix is known to have (`tree_plan`).
+
+Two builders return that same tree, bit for bit:
+
+* `heap_builder.build_draft_tree_heap`: Algorithm 1 of the paper, one heap per request. The oracle.
 * `build_draft_tree`: batched tensor operations, one step per depth and none per node, nothing read back.
 
 Both accumulate a path's score in float32 from the root down, and both use one total order:
 
     path log-probability descending, then depth ascending, then order of the parent, then candidate rank
 
-Every predecessor that Algorithm 1 needs (the parent, and the sibling ranked just above) comes earlier in
-this order even where float32 makes scores equal, so a prefix of the order is always a tree.
+Every predecessor that Algorithm 1 needs (the parent, and the sibling just before) comes earlier in this order even
+where float32 makes scores equal, so a prefix of the order is always a tree.
 
-Neither builder knows how the distributions were made. Callers must give log-probabilities that descend
-along K.
+Neither builder knows how the distributions were made.
 """
 
 from __future__ import annotations
-
-import ctypes
-import heapq
-from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch.nn import functional
 
 from ddtree_sglang.core.draft_tree import DraftTree
+from ddtree_sglang.core.tree_plan import TreePlan, tree_plan
 
 
 def build_draft_tree(
@@ -36,12 +41,17 @@ def build_draft_tree(
     topk_logprobs: torch.Tensor,  # [B, D, K] float32, log-softmax over all V, descending along K
     root_ids: torch.Tensor,  # [B] int64, last committed (bonus) token
     num_nodes: int,  # N, root included
+    pair_logprobs: torch.Tensor | None = None,  # [B, D, K, K] float32: parent's rank, then the candidate's
 ) -> DraftTree:
-    """Take the N - 1 most probable prefixes of the drafter's factorised distribution, below the root.
+    """Take the N - 1 most probable prefixes of the drafter's law, below the root.
 
-    Exact for every K >= 1; with K < N - 1 exact among the prefixes that the K candidates span (Lemma 1: K =
-    N - 1 loses nothing). A candidate of log-probability -inf or NaN is never a node; one above 0, which a
-    separately rounded log-partition can produce, counts as 0. If fewer prefixes exist, the rest is padding.
+    Without `pair_logprobs` the law is factorised. With it, `pair_logprobs[b, d, r, c]` is the log-probability of
+    candidate c at depth d + 1 after candidate r at depth d, in any order along K, and `topk_logprobs` are not read; at
+    depth 1 row 0 is the root's and the others are not read.
+
+    Exact for every K >= 1; with K < N - 1 exact among the prefixes that the K candidates span (Lemma 1: for a
+    factorised law K = N - 1 loses nothing). A candidate of log-probability -inf or NaN is never a node; one above 0,
+    which a separately rounded log-partition can produce, counts as 0. If fewer prefixes exist, the rest is padding.
 
     No value goes to the host, so the call can be captured in a CUDA graph after one call outside the
     capture with the same N, D, K and device (which fills a cache of index tables).
@@ -49,10 +59,11 @@ def build_draft_tree(
     Raises:
         ValueError: a shape, dtype or device is not as annotated, or `num_nodes` is below 1.
     """
-    check_builder_inputs(topk_ids, topk_logprobs, root_ids, num_nodes)
+    check_builder_inputs(topk_ids, topk_logprobs, root_ids, num_nodes, pair_logprobs)
     _, depth, num_candidates = topk_ids.shape
-    plan = _tree_plan(num_nodes, depth, num_candidates, topk_ids.device)
-    scores, pairs = _best_pairs_per_depth(_usable(topk_logprobs), plan)
+    plan = tree_plan(num_nodes, depth, num_candidates, pair_logprobs is not None, topk_ids.device)
+    law = _Factorised(usable(topk_logprobs), plan) if pair_logprobs is None else _Pairwise(usable(pair_logprobs), plan)
+    scores, pairs = _best_pairs_per_depth(law, plan)
 
     ordered, order = torch.sort(scores, dim=1, descending=True, stable=True)
     logprobs, slots = ordered[:, :num_nodes].contiguous(), order[:, :num_nodes]
@@ -67,138 +78,54 @@ def build_draft_tree(
     return _pad(token_ids, parents, depths.masked_fill(padding, 0), logprobs, num_nodes)
 
 
-def build_draft_tree_heap(
-    topk_ids: torch.Tensor,  # [B, D, K] int64, best first
-    topk_logprobs: torch.Tensor,  # [B, D, K] float32, descending along K
-    root_ids: torch.Tensor,  # [B] int64
-    num_nodes: int,  # N, root included
-) -> DraftTree:
-    """Algorithm 1 of the paper on the host: arguments, result and errors are those of `build_draft_tree`.
+class _Factorised:
+    """Conditionals `[B, D, K]` that are the same after every parent."""
 
-    It departs in one point: the score of a next sibling is recomputed from the parent's instead of subtracting
-    and adding a candidate's log-probability, because in float32 the latter depends on the route taken to
-    the node.
-    """
-    check_builder_inputs(topk_ids, topk_logprobs, root_ids, num_nodes)
-    ids, logprobs = topk_ids.tolist(), _usable(topk_logprobs).tolist()
-    rows = [_heap_rows(ids[b], logprobs[b], num_nodes) for b in range(topk_ids.shape[0])]
-    shape, device = (len(rows), num_nodes), topk_ids.device
-    token_ids, parents, depths = (
-        torch.tensor([node[c] for row in rows for node in row], dtype=torch.int64, device=device).view(shape)
-        for c in range(3)
-    )
-    scores = torch.tensor([node[3] for row in rows for node in row], dtype=torch.float32, device=device)
-    token_ids[:, 0] = root_ids
-    return DraftTree(token_ids, parents, depths, scores.view(shape))
+    def __init__(self, logprobs: torch.Tensor, plan: TreePlan) -> None:
+        self._steps = torch.split(logprobs.flatten(1).index_select(1, plan.candidates), list(plan.num_pairs), dim=1)
+        self._order = plan.slot_numbers[: plan.num_kept[0]]
+
+    def first(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Depth 1, where the candidates are the prefixes, already in order: scores and pairs `[B, kept]`."""
+        return self._steps[0], self._order.expand(len(self._steps[0]), -1)
+
+    def step(self, d: int, _kept: torch.Tensor, _parents: torch.Tensor) -> torch.Tensor:
+        """The conditionals of the pairs of depth d, `[B, pairs]`."""
+        return self._steps[d - 1]
 
 
-_Node = tuple[int, int, int, float]  # token id, parent, depth, path log-probability
+class _Pairwise:
+    """Conditionals `[B, D, K, K]` after each parent."""
+
+    def __init__(self, logprobs: torch.Tensor, plan: TreePlan) -> None:
+        self._logprobs = logprobs.flatten(2)
+        self._num_candidates = logprobs.shape[-1]
+        # Column of a row's candidates, as the plan lists them: parent by parent, each with all of its K.
+        self._columns = plan.candidates % self._num_candidates
+        self._num_kept = plan.num_kept[0]
+
+    def first(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Depth 1, sorted: scores and pairs `[B, kept]`."""
+        row = self._logprobs[:, 0, : self._num_candidates]
+        ordered, index = torch.sort(row, dim=1, descending=True, stable=True)
+        return ordered[:, : self._num_kept], index[:, : self._num_kept]
+
+    def step(self, d: int, kept: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
+        """The conditionals of the pairs of depth d, `[B, pairs]`; `kept` are the pairs `[B, kept]` of depth d - 1."""
+        ranks = (kept % self._num_candidates).index_select(1, parents)
+        return self._logprobs[:, d - 1].gather(1, ranks * self._num_candidates + self._columns[: len(parents)])
 
 
-def _heap_rows(ids: list[list[int]], logprobs: list[list[float]], num_nodes: int) -> list[_Node]:
-    """One request's nodes in order of popping, the root first (its token is filled in by the caller)."""
-    nodes: list[_Node] = [(0, -1, 0, 0.0)]
-    heap: list[tuple[float, int, int, int]] = []  # minus score, depth, parent node, candidate rank
-
-    def push(parent: int, rank: int) -> None:
-        _, _, parent_depth, parent_score = nodes[parent]
-        if parent_depth < len(ids) and rank < len(ids[0]):
-            score = _float32(parent_score + logprobs[parent_depth][rank])
-            if score > -torch.inf:
-                heapq.heappush(heap, (-score, parent_depth + 1, parent, rank))
-
-    push(0, 0)
-    while heap and len(nodes) < num_nodes:
-        minus_score, depth, parent, rank = heapq.heappop(heap)
-        nodes.append((ids[depth - 1][rank], parent, depth, -minus_score))
-        push(parent, rank + 1)  # the next sibling
-        push(len(nodes) - 1, 0)  # the first child
-    return nodes + [(0, -1, 0, -torch.inf)] * (num_nodes - len(nodes))
-
-
-def _float32(value: float) -> float:
-    """Round to float32. Exact for a sum of two float32 values: float64 keeps more than twice their digits."""
-    return ctypes.c_float(value).value
-
-
-@dataclass(frozen=True)
-class _TreePlan:
-    """Index tables that depend on sizes alone.
-
-    A pair is (parent by rank within its depth, candidate by rank), both counted from 0. Only pairs that can
-    be among the N - 1 best are listed: the pair (i, j) at depth d >= 2 comes after all pairs of no larger
-    ranks, (i + 1)(j + 1) with itself, after the i + 1 best nodes of depth d - 1, and after one node of each
-    smaller depth. The pairs of all depths are numbered in one sequence. A slot holds one prefix that is kept;
-    the slots of all depths are numbered in one sequence, too. The root is pair 0 and slot 0.
-    """
-
-    parent_ranks: tuple[torch.Tensor, ...]  # for each depth from 2: [pairs of the depth] int64
-    num_pairs: tuple[int, ...]  # for each depth from 1: its pairs
-    num_kept: tuple[int, ...]  # for each depth from 1: its slots, at most its pairs
-    candidates: torch.Tensor  # [pairs - 1] int64, of each but the root: (depth - 1) * K + candidate rank
-    pair_table: torch.Tensor  # [3, pairs] int64, of each: candidate, depth, slot of the parent
-    first_pair: torch.Tensor  # [slots] int64, of each: number of its depth's first pair
-    slot_numbers: torch.Tensor  # [slots] int64: 0, 1, ...
-
-
-@lru_cache(maxsize=64)
-def _tree_plan(num_nodes: int, depth: int, num_candidates: int, device: torch.device) -> _TreePlan:
-    """Make the tables for one set of sizes. Cached, since they cost milliseconds and never change."""
-    budget = num_nodes - 1
-    # A table made under inference mode could not serve a later caller that differentiates.
-    with torch.inference_mode(False):
-        candidate_ranks = [torch.arange(min(num_candidates, budget))]
-        parent_ranks = [torch.zeros_like(candidate_ranks[0])]
-        num_kept = [len(candidate_ranks[0])]
-        for d in range(2, min(depth, budget) + 1):
-            i, j = torch.meshgrid(torch.arange(num_kept[-1]), torch.arange(num_candidates), indexing="ij")
-            possible = (i + 1) * (j + 2) + (d - 2) <= budget
-            parent_ranks.append(i[possible])
-            candidate_ranks.append(j[possible])
-            num_kept.append(min(len(parent_ranks[-1]), budget - d + 1))
-        return _assemble_plan(parent_ranks, candidate_ranks, num_kept, num_candidates, device)
-
-
-def _assemble_plan(
-    parent_ranks: list[torch.Tensor],
-    candidate_ranks: list[torch.Tensor],
-    num_kept: list[int],
-    num_candidates: int,
-    device: torch.device,
-) -> _TreePlan:
-    """Number pairs and slots over all depths, and move the tables to the device."""
-    num_depths = len(num_kept)
-    num_pairs = [len(ranks) for ranks in parent_ranks]
-    first_slot = [0] + [1 + sum(num_kept[:d]) for d in range(num_depths)]  # of each depth, the root's first
-    first_pair = [0] + [1 + sum(num_pairs[:d]) for d in range(num_depths)]
-    root = torch.zeros(1, dtype=torch.int64)
-    candidates = torch.cat([d * num_candidates + ranks for d, ranks in enumerate(candidate_ranks)])
-    depths = torch.repeat_interleave(torch.arange(num_depths + 1), torch.tensor([1, *num_pairs]))
-    parent_slots = torch.cat([root] + [first_slot[d] + ranks for d, ranks in enumerate(parent_ranks)])
-    return _TreePlan(
-        parent_ranks=tuple(ranks.to(device) for ranks in parent_ranks[1:]),
-        num_pairs=tuple(num_pairs),
-        num_kept=tuple(num_kept),
-        candidates=candidates.to(device),
-        pair_table=torch.stack((torch.cat((root, candidates)), depths, parent_slots)).to(device),
-        first_pair=torch.repeat_interleave(torch.tensor(first_pair), torch.tensor([1, *num_kept])).to(device),
-        slot_numbers=torch.arange(1 + sum(num_kept), device=device),
-    )
-
-
-def _best_pairs_per_depth(logprobs: torch.Tensor, plan: _TreePlan) -> tuple[torch.Tensor, torch.Tensor]:
+def _best_pairs_per_depth(law: _Factorised | _Pairwise, plan: TreePlan) -> tuple[torch.Tensor, torch.Tensor]:
     """Keep the root and each depth's best prefixes: scores `[B, slots]` float32, and pair numbers `[B, slots]` int64.
 
     Within a depth the pairs are listed parent by parent, and the sort is stable, which makes the tie order.
     """
-    batch_size = logprobs.shape[0]
-    steps = torch.split(logprobs.flatten(1).index_select(1, plan.candidates), list(plan.num_pairs), dim=1)
-    root = plan.slot_numbers[:1].expand(batch_size, 1)
-    # At depth 1 the candidates are the prefixes, already in order.
-    scores = [logprobs.new_zeros(batch_size, 1), steps[0]]
-    pairs = [root, plan.slot_numbers[: plan.num_kept[0]].expand(batch_size, -1)]
-    for parents, step, num_kept in zip(plan.parent_ranks, steps[1:], plan.num_kept[1:], strict=True):
-        extended = scores[-1].index_select(1, parents) + step
+    best, kept = law.first()
+    root = plan.slot_numbers[:1].expand(len(best), 1)
+    scores, pairs = [best.new_zeros(len(best), 1), best], [root, kept]
+    for d, (parents, num_kept) in enumerate(zip(plan.parent_ranks, plan.num_kept[1:], strict=True), start=2):
+        extended = scores[-1].index_select(1, parents) + law.step(d, pairs[-1], parents)
         ordered, index = torch.sort(extended, dim=1, descending=True, stable=True)
         scores.append(ordered[:, :num_kept])
         pairs.append(index[:, :num_kept])
@@ -229,16 +156,20 @@ def _pad(
     )
 
 
-def _usable(topk_logprobs: torch.Tensor) -> torch.Tensor:
+def usable(logprobs: torch.Tensor) -> torch.Tensor:
     """Log-probabilities as both builders read them: NaN as -inf, and nothing above 0.
 
     Without it a NaN or a value rounded above 0 would put a child before its parent.
     """
-    return torch.nan_to_num(topk_logprobs, nan=-torch.inf, posinf=0.0, neginf=-torch.inf).clamp_(max=0.0)
+    return torch.nan_to_num(logprobs, nan=-torch.inf, posinf=0.0, neginf=-torch.inf).clamp_(max=0.0)
 
 
 def check_builder_inputs(
-    topk_ids: torch.Tensor, topk_logprobs: torch.Tensor, root_ids: torch.Tensor, num_nodes: int
+    topk_ids: torch.Tensor,
+    topk_logprobs: torch.Tensor,
+    root_ids: torch.Tensor,
+    num_nodes: int,
+    pair_logprobs: torch.Tensor | None = None,
 ) -> None:
     """Check at the door what costs nothing to check: sizes, dtypes, devices. Never values."""
     if topk_ids.dim() != 3 or 0 in topk_ids.shape[1:]:
@@ -253,10 +184,17 @@ def check_builder_inputs(
         )
     if tuple(root_ids.shape) != (topk_ids.shape[0],):
         raise ValueError(f"root_ids must be [B] = [{topk_ids.shape[0]}], got shape {tuple(root_ids.shape)}")
+    pairs = () if pair_logprobs is None else (("pair_logprobs", pair_logprobs, torch.float32),)
+    if pair_logprobs is not None and pair_logprobs.shape != (*topk_ids.shape, topk_ids.shape[2]):
+        raise ValueError(
+            f"pair_logprobs must be [B, D, K, K] for topk_ids {tuple(topk_ids.shape)}, got "
+            f"{tuple(pair_logprobs.shape)}; score the candidates after each candidate of the depth before"
+        )
     for name, tensor, dtype in (
         ("topk_ids", topk_ids, torch.int64),
         ("topk_logprobs", topk_logprobs, torch.float32),
         ("root_ids", root_ids, torch.int64),
+        *pairs,
     ):
         if tensor.dtype != dtype:
             raise ValueError(f"{name} must be {dtype}, got {tensor.dtype}; convert it before building the tree")

@@ -60,9 +60,12 @@ def whole_round(device: str, batch_size: int = 2, num_nodes: int = 12, depth: in
     ids, logprobs, roots = (tensor.to(device) for tensor in (candidates.ids, candidates.logprobs, candidates.root_ids))
     prefix_lens = torch.full((batch_size,), 3).to(device)
     target_ids = torch.zeros(batch_size, num_nodes, dtype=torch.int64).to(device)
-    build_draft_tree(ids, logprobs, roots, num_nodes)  # fills the cache of index tables
+    pairs = torch.zeros(batch_size, depth, 6, 6).to(device)
+    for law in (None, pairs):
+        build_draft_tree(ids, logprobs, roots, num_nodes, law)  # fills the cache of index tables
 
     def run() -> None:
+        build_draft_tree(ids, logprobs, roots, num_nodes, pairs)
         tree = build_draft_tree(ids, logprobs, roots, num_nodes)
         assert tree.is_real.shape == (batch_size, num_nodes)
         layout_draft_tree(tree, prefix_lens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +24,15 @@ class Candidates:
     ids: torch.Tensor  # [B, D, K] int64
     logprobs: torch.Tensor  # [B, D, K] float32
     root_ids: torch.Tensor  # [B] int64
+    pairs: torch.Tensor | None = None  # [B, D, K, K] float32, parent's rank, then the candidate's
 
     def request(self, b: int) -> Candidates:
-        return Candidates(self.ids[b : b + 1], self.logprobs[b : b + 1], self.root_ids[b : b + 1])
+        pairs = None if self.pairs is None else self.pairs[b : b + 1]
+        return Candidates(self.ids[b : b + 1], self.logprobs[b : b + 1], self.root_ids[b : b + 1], pairs)
+
+    def to(self, device: torch.device) -> Candidates:
+        pairs = None if self.pairs is None else self.pairs.to(device)
+        return Candidates(self.ids.to(device), self.logprobs.to(device), self.root_ids.to(device), pairs)
 
 
 def top_candidates(full_logprobs: torch.Tensor, num_candidates: int) -> Candidates:
@@ -45,6 +52,20 @@ def random_candidates(
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(batch_size, depth, vocab, generator=generator) * scale
     return top_candidates(logits.log_softmax(-1), num_candidates)
+
+
+def pair_candidates(
+    seed: int, batch_size: int, depth: int, num_candidates: int, values: Sequence[float] = (), scale: float = 3.0
+) -> Candidates:
+    """Tokens of each depth differ. Pairs are random conditionals over the K or, if given, drawn from `values`."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch_size, depth, num_candidates, num_candidates)
+    if values:
+        pairs = torch.tensor(values)[torch.randint(0, len(values), shape, generator=generator)]
+    else:
+        pairs = (torch.randn(shape, generator=generator) * scale).log_softmax(-1)
+    unary = random_candidates(seed, batch_size, depth, num_candidates + 3, num_candidates)
+    return Candidates(unary.ids, unary.logprobs, unary.root_ids, pairs)
 
 
 @st.composite
@@ -75,14 +96,14 @@ def brute_force_tree(candidates: Candidates, num_nodes: int) -> DraftTree:
 
 
 def _brute_force_row(candidates: Candidates, num_nodes: int) -> list[tuple[int, int, int, float]]:
-    logprobs, ids = candidates.logprobs[0].clamp(max=0), candidates.ids[0]
+    ids = candidates.ids[0]
     depth, num_candidates = ids.shape
     scored: list[tuple[float, int, int, int, tuple[int, ...]]] = []
     order_at_depth: dict[tuple[int, ...], int] = {(): 0}
     scores = torch.zeros(1, dtype=torch.float32)
     for d in range(1, depth + 1):
         # All K ** d prefixes in the order of itertools.product, each its parent's score plus one step.
-        scores = (scores.unsqueeze(1) + logprobs[d - 1]).flatten()
+        scores = (scores.unsqueeze(1) + _conditionals(candidates, d)).flatten()
         level = [
             (-score, d, order_at_depth[ranks[:-1]], ranks[-1], ranks)
             for score, ranks in zip(scores.tolist(), itertools.product(range(num_candidates), repeat=d), strict=True)
@@ -98,6 +119,14 @@ def _brute_force_row(candidates: Candidates, num_nodes: int) -> list[tuple[int, 
     for minus_score, d, _, rank, ranks in kept:
         nodes.append((int(ids[d - 1, rank]), number[ranks[:-1]], d, -minus_score))
     return nodes + [(0, -1, 0, -torch.inf)] * (num_nodes - len(nodes))
+
+
+def _conditionals(candidates: Candidates, d: int) -> torch.Tensor:
+    """Of the one request, after each of the K ** (d - 1) prefixes of depth d - 1: `[prefixes, K]`, or `[K]` for all."""
+    if candidates.pairs is None:
+        return candidates.logprobs[0, d - 1].clamp(max=0)
+    rows = candidates.pairs[0, d - 1].clamp(max=0)
+    return rows[:1] if d == 1 else rows.repeat(len(rows) ** (d - 2), 1)
 
 
 def assert_same_tree(actual: DraftTree, expected: DraftTree) -> None:

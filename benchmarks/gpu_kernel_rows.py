@@ -31,6 +31,8 @@ from ddtree_sglang.core.node_penalties import END, PenaltyState, count_tokens, p
 from ddtree_sglang.core.round_inputs import round_inputs
 
 PREFIX_LEN = 2048
+PAIR_CANDIDATES = 16
+"""Of a law of pairs: what published selectors are trained for."""
 LAYERS, KV_HEADS, HEAD_DIM = 36, 8, 128
 """Of the KV rows that are moved: the shape of Qwen3-8B."""
 
@@ -76,34 +78,60 @@ def candidates(size: Size) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return ids, logprobs, torch.zeros(size.batch_size, dtype=torch.int64)
 
 
+def pair_candidates(size: Size) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The first of `candidates`, and [B, D, K, K] conditionals that raise and lower them by the parent."""
+    ids, logprobs, roots = (one[..., :PAIR_CANDIDATES] for one in candidates(size))
+    generator = torch.Generator().manual_seed(size.num_nodes)
+    change = torch.randn(*ids.shape, ids.shape[2], generator=generator)
+    covered = logprobs.logsumexp(-1)[..., None, None]
+    return ids, logprobs, roots, (logprobs.unsqueeze(2) + change).log_softmax(-1) + covered
+
+
 def builder(size: Size, device: torch.device) -> Row:
     """The tree of a batch, its links, positions and mask in one launch; oracle: the heap."""
+    return _builder_row("tree_builder", size, device, candidates(size))
+
+
+def pair_builder(size: Size, device: torch.device) -> Row:
+    """The same of a law of pairs."""
+    ids, logprobs, roots, pairs = pair_candidates(size)
+    return _builder_row("tree_builder of pairs", size, device, (ids, logprobs, roots), pairs)
+
+
+def _builder_row(
+    kernel: str,
+    size: Size,
+    device: torch.device,
+    on_host: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    pairs_on_host: torch.Tensor | None = None,
+) -> Row:
     from ddtree_sglang.kernels.tree_builder_triton import build_into
 
-    on_host = candidates(size)
     ids, logprobs, roots = (tensor.to(device) for tensor in on_host)
+    pairs = None if pairs_on_host is None else pairs_on_host.to(device)
     prefix_lens = torch.full((size.batch_size,), PREFIX_LEN, device=device)
     cells = size.batch_size * size.num_nodes * (PREFIX_LEN + size.num_nodes)
     flat = torch.zeros(cells, dtype=torch.bool, device=device)
     built = BuiltTree.empty(size.batch_size, size.num_nodes, device, flat)
 
     def run() -> None:
-        build_into(built, ids, logprobs, roots, prefix_lens)
+        build_into(built, ids, logprobs, roots, prefix_lens, pairs)
 
     def check() -> str:
         run()
-        oracle = build_draft_tree_heap(*on_host, size.num_nodes)
+        oracle = build_draft_tree_heap(*on_host, size.num_nodes, pairs_on_host)
         for name in ("token_ids", "parents", "depths", "logprobs"):
             _assert_equal(f"tree.{name}", getattr(built.tree, name), getattr(oracle, name))
         return "tree equals the heap's"
 
     def replaced() -> object:
-        tree = build_draft_tree(ids, logprobs, roots, size.num_nodes)
+        tree = build_draft_tree(ids, logprobs, roots, size.num_nodes, pairs)
         return layout_draft_tree(tree, prefix_lens), ancestor_mask(tree.parents, size.depth)
 
     nodes = size.batch_size * size.num_nodes
-    moved = ids.numel() * 12 + nodes * (6 * 8 + 4) + nodes * size.num_nodes
-    return Row("tree_builder", size, run, check, moved, replaced)
+    read = ids.numel() * 12 if pairs is None else ids.numel() * 8 + pairs.nbytes
+    moved = read + nodes * (6 * 8 + 4) + nodes * size.num_nodes
+    return Row(kernel, size, run, check, moved, replaced)
 
 
 def round_commit(size: Size, device: torch.device) -> Row:
@@ -337,6 +365,7 @@ def _assert_equal(name: str, found: torch.Tensor, expected: torch.Tensor) -> Non
 
 ROWS: dict[str, Callable[[Size, torch.device], Row]] = {
     "tree_builder_triton": builder,
+    "tree_builder_triton, pairs": pair_builder,
     "round_commit_triton": round_commit,
     "round_inputs_triton": round_inputs_row,
     "candidates_triton": ranking,
@@ -344,6 +373,6 @@ ROWS: dict[str, Callable[[Size, torch.device], Row]] = {
     "node_penalties_triton": penalties,
     "kv_move_triton": kv_move,
 }
-"""Module of `ddtree_sglang.kernels` -> its row."""
+"""Module of `ddtree_sglang.kernels`, and what it is given if there are several -> its row."""
 DEPENDS_ON_VOCABULARY = frozenset({"candidates_triton", "node_penalties_triton"})
 """Modules whose kernels read logits: measured at every vocabulary, the others at one."""

@@ -141,7 +141,7 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
         print(f"memory: {bandwidth / 1e6:.2f} TB/s")
     failed, goal, checked = 0, None, 0
     for module, size in sizes(args):
-        where = f"{module:22}B {size.batch_size:3d}  N {size.num_nodes:4d}  V {size.vocabulary:7d}  "
+        where = f"{module:28}B {size.batch_size:3d}  N {size.num_nodes:4d}  V {size.vocabulary:7d}  "
         try:
             row = ROWS[module](size, device)
             print(where + row.check(), flush=True)
@@ -172,7 +172,7 @@ def show(line: dict[str, Any]) -> None:
     kernel, replaced = line["kernel_us"], line["tensor_operations_us"]
     spread = f"{kernel['median']:.1f} us ({kernel['min']:.1f}-{kernel['max']:.1f})"
     instead = f", tensor operations {replaced['median']:.1f} us" if replaced else ""
-    print(f"{'':22}{spread}{instead}, floor {line['floor_us']:.2f} us", flush=True)
+    print(f"{'':28}{spread}{instead}, floor {line['floor_us']:.2f} us", flush=True)
 
 
 def main(argv: Sequence[str]) -> int:

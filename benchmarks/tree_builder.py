@@ -3,7 +3,8 @@
     python -m benchmarks tree_builder [--quick] [--output benchmarks/results/tree_builder.jsonl]
 
 For each vocabulary V, batch B, depth D and node count N (K = N - 1 candidates, the loss-free choice): both
-trees are checked equal, then timed in turn, so that a slow spell of the machine hits both. Top-k extraction
+trees are checked equal, then timed in turn, so that a slow spell of the machine hits both. So are both builders of a
+law of pairs, with the 16 first candidates and made-up conditionals. Top-k extraction
 from [B, D, V] logits is timed apart from building; mask, walk and commit are timed on the built tree.
 Logits are synthetic: each position has a Zipf law over a random order of the vocabulary, with an exponent
 of its own, so that some positions are nearly certain and others wide open.
@@ -43,6 +44,9 @@ from ddtree_sglang.core import (
 )
 
 PREFIX_LEN = 512  # of every request, for the stages that write the flat mask
+PAIR_CANDIDATES = 16  # of a law of pairs: what published selectors are trained for
+
+OTHER_STAGES = ("build_pairs", "pairs_heap", "layout", "flat_mask", "walk", "commit_plan")
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,14 @@ def top_candidates(logits: torch.Tensor, num_candidates: int) -> tuple[torch.Ten
     return ids, values - torch.logsumexp(logits, dim=-1, keepdim=True)
 
 
+def pair_law(ids: torch.Tensor, logprobs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The first K candidates, and `[B, D, K, K]` conditionals that raise and lower them by the parent."""
+    ids, logprobs = ids[..., :PAIR_CANDIDATES], logprobs[..., :PAIR_CANDIDATES]
+    change = torch.randn(*ids.shape, ids.shape[2], generator=torch.Generator().manual_seed(1))
+    covered = logprobs.logsumexp(-1)[..., None, None]
+    return ids, logprobs, (logprobs.unsqueeze(2) + change).log_softmax(-1) + covered
+
+
 def assert_equal_trees(tree: DraftTree, oracle: DraftTree) -> None:
     """Timing a wrong tree would be worth nothing."""
     for field in ("token_ids", "parents", "depths", "logprobs"):
@@ -133,6 +145,9 @@ def measure(sizes: Sizes, logits: torch.Tensor, max_seconds: float) -> dict[str,
     tree = build_draft_tree(ids, logprobs, roots, num_nodes)
     tree.check_invariants()
     assert_equal_trees(tree, build_draft_tree_heap(ids, logprobs, roots, num_nodes))
+    few_ids, few_logprobs, pairs = pair_law(ids, logprobs)
+    of_pairs = few_ids, few_logprobs, roots, num_nodes, pairs
+    assert_equal_trees(build_draft_tree(*of_pairs), build_draft_tree_heap(*of_pairs))
     # The target agrees with a third of the nodes, so that walks have some length.
     target_ids = torch.randint(3, tree.token_ids.shape, generator=torch.Generator().manual_seed(0))
     target_ids = torch.where(target_ids == 0, tree.token_ids[:, 1:2], ids[:, 0, :1].expand_as(target_ids))
@@ -143,6 +158,8 @@ def measure(sizes: Sizes, logits: torch.Tensor, max_seconds: float) -> dict[str,
         {
             "build": lambda: build_draft_tree(ids, logprobs, roots, num_nodes),
             "build_heap": lambda: build_draft_tree_heap(ids, logprobs, roots, num_nodes),
+            "build_pairs": lambda: build_draft_tree(*of_pairs),
+            "pairs_heap": lambda: build_draft_tree_heap(*of_pairs),
             "layout": lambda: layout_draft_tree(tree, prefix_lens),
             "ancestors": lambda: ancestor_mask(tree.parents, depth),
             "flat_mask": lambda: flat_tree_mask(ancestor_mask(tree.parents, depth), prefix_lens, total),
@@ -162,7 +179,7 @@ def table_row(sizes: Sizes, timings: dict[str, Timing]) -> str:
         return f"{timing.cpu_us:8.0f} {timing.median_us:.0f} ({timing.p10_us:.0f}-{timing.p90_us:.0f})".ljust(32)
 
     ratio = timings["build_heap"].cpu_us / timings["build"].cpu_us
-    others = "".join(f"{timings[s].cpu_us:10.0f}" for s in ("layout", "flat_mask", "walk", "commit_plan"))
+    others = "".join(f"{timings[s].cpu_us:12.0f}" for s in OTHER_STAGES)
     return (
         f"{sizes.vocab:7d}{sizes.batch_size:4d}{sizes.num_nodes:5d}{sizes.depth:4d}  "
         f"{cell('build')}{cell('build_heap')}{ratio:6.2f}x{others}{timings['top_k'].cpu_us:12.0f}"
@@ -194,7 +211,7 @@ def measure_all(arguments: argparse.Namespace, origin: dict[str, Any]) -> Iterat
         for num_nodes in arguments.num_nodes:
             sizes = Sizes(vocab, batch_size, num_nodes, depth)
             timings = measure(sizes, logits, arguments.seconds)
-            print(f"{table_row(sizes, timings)}{time.monotonic() - started:10.0f}", flush=True)
+            print(f"{table_row(sizes, timings)}{time.monotonic() - started:12.0f}", flush=True)
             row = {"bench": "tree_builder", **asdict(sizes), "num_candidates": sizes.num_candidates}
             stages = {stage: asdict(timing) for stage, timing in timings.items()}
             yield row | {"prefix_len": PREFIX_LEN, "stages": stages, "provenance": origin}
@@ -208,7 +225,7 @@ def main(argv: Sequence[str]) -> int:
     print("times in microseconds: CPU, then median wall time (10th-90th percentile); later columns CPU;")
     print("flat_mask includes the ancestor mask")
     print(f"{'V':>7}{'B':>4}{'N':>5}{'D':>4}  {'build':>8}{'':24}{'heap':>8}{'':24}{'ratio':>7}", end="")
-    print(f"{'layout':>10}{'flat_mask':>10}{'walk':>10}{'commit':>10}{'top-k':>12}{'s so far':>10}")
+    print("".join(f"{name:>12}" for name in (*OTHER_STAGES, "top_k", "s so far")))
     ratios = []
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)

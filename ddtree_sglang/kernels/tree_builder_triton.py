@@ -5,6 +5,10 @@ holds the next child of node p that is not yet in the tree, so the frontier is a
 and the best one is a maximum over lanes. After a pop, lane p moves on to the next sibling, and the lane of the new node
 opens with its first child. A launch of N - 1 such steps does no sort, no barrier and reads nothing back.
 
+A law of pairs changes one thing: the children of a node are in no order. A node's next child is then the best of its
+row of K conditionals that comes after the child before, a maximum and a minimum over the row. The row is loaded anew
+each time: it is one line of the cache, and a sorted copy would be one launch more and K times the registers.
+
 The order of ties is core's: score descending, then depth, then parent, then candidate rank, the last three packed into
 one number. Scores are compared as 32-bit integers in the order of the floats, because a warp's maximum or sum of those
 is one instruction from sm_80 on; of floats it is a chain of five shuffles, of 64-bit numbers one of ten.
@@ -15,6 +19,7 @@ tests/kernels, under Triton's interpreter where there is no GPU.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -28,12 +33,16 @@ from ddtree_sglang.kernels.compile_case import Argument, CompileCase
 
 MAX_NODES = 256
 MAX_DEPTH = 31
+MAX_CHOICES = 256
+"""Candidates per position of a law of pairs."""
 
 _POINTERS = range(13)
 """The kernel's first arguments. No two launches differ in what is known of addresses, so none compiles it anew."""
 
 # Key of a lane that has no candidate; below that of any score. As an annotated constant a kernel may read it.
 _NOTHING: tl.constexpr = tl.constexpr(-(2**31))
+# Last key of a node none of whose children is in the tree.
+_EVERYTHING: tl.constexpr = tl.constexpr(2**31 - 1)
 # Depth, parent and rank take 5 + 8 + 8 bits; they are subtracted from this, so that smaller ones win.
 _TIE_BITS: tl.constexpr = tl.constexpr(2**21 - 1)
 
@@ -58,6 +67,18 @@ def _tie(depth, parent, rank):  # type: ignore[no-untyped-def]
     return _TIE_BITS - ((depth << 16) | (parent << 8) | rank)
 
 
+@triton.jit
+def _next_child(row, parent_score, last_key, last_rank, width, CHOICES: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Key and rank of the best of a row's candidates that comes after the last one; `_NOTHING` if none does."""
+    ranks = tl.arange(0, CHOICES)
+    steps = tl.load(row + ranks, mask=ranks < width, other=float("-inf"))
+    keys = _ordered(parent_score + _usable(steps))
+    after = (keys < last_key) | ((keys == last_key) & (ranks > last_rank))
+    keys = tl.where(after, keys, _NOTHING)
+    best = tl.max(keys, axis=0)
+    return best, tl.min(tl.where(keys == best, ranks, CHOICES - 1), axis=0)
+
+
 @triton.jit(
     do_not_specialize=[
         "root_stride",
@@ -71,7 +92,7 @@ def _tie(depth, parent, rank):  # type: ignore[no-untyped-def]
 )
 def _build_tree_kernel(  # type: ignore[no-untyped-def]
     topk_ids,  # [B, D, K] int64
-    topk_logprobs,  # [B, D, K] float32
+    law,  # [B, D, K] float32 or, of pairs, [B, D, K, K]
     root_ids,  # [B] int64, root_stride apart
     prefix_lens,  # [B] int64, prefix_stride apart
     token_ids,  # [B, N] int64, and so are the next seven but path_logprobs, float32
@@ -87,12 +108,13 @@ def _build_tree_kernel(  # type: ignore[no-untyped-def]
     prefix_stride,
     draft_depth,
     num_candidates,
-    num_used,  # candidates per position that are looked at: those past N - 1 are never reached, and not in the key
+    num_used,  # candidates of a factorised law that are looked at: those past N - 1 are never reached
     num_nodes,
     IS_FLAT: tl.constexpr,
     LANES: tl.constexpr,  # power of two, at least N
+    CHOICES: tl.constexpr,  # of a law of pairs: power of two, at least K; 0 for a factorised law
 ):
-    # One function of some ninety lines: all of it shares the lane table, which lives in registers.
+    # One function of some hundred lines: all of it shares the lane table, which lives in registers.
     request = tl.program_id(0)
     lanes = tl.arange(0, LANES)
     in_row = lanes < num_nodes
@@ -130,8 +152,14 @@ def _build_tree_kernel(  # type: ignore[no-untyped-def]
     depth = tl.zeros([LANES], tl.int32)
     rank = tl.zeros([LANES], tl.int32)
     previous = tl.full([LANES], -1, tl.int32)
-    first = _usable(tl.load(topk_logprobs + block)) + score
-    key = tl.where(lanes == 0, _ordered(first), _NOTHING)
+    # Of a law of pairs: node p's own candidate rank, which is its row for its children. At depth 1 row 0 is the root's.
+    own_rank = tl.zeros([LANES], tl.int32)
+    if CHOICES == 0:
+        first_key, first_rank = _ordered(_usable(tl.load(law + block))), 0
+    else:
+        first_key, first_rank = _next_child(law + block * num_candidates, 0.0, _EVERYTHING, -1, num_candidates, CHOICES)
+    key = tl.where(lanes == 0, first_key, _NOTHING)
+    rank = tl.where(lanes == 0, first_rank, rank)
     tie = tl.where(lanes == 0, _tie(depth + 1, lanes, rank), 0)
 
     for node in range(1, num_nodes):
@@ -155,8 +183,8 @@ def _build_tree_kernel(  # type: ignore[no-untyped-def]
         tl.store(depths + row + node, node_depth)
         tl.store(path_logprobs + row + node, node_score)
         tl.store(positions + row + node, prefix_len + node_depth)
-        tl.store(next_tokens + row + parent, node, mask=found & (node_rank == 0))
-        tl.store(next_siblings + row + sibling, node, mask=found & (node_rank > 0))
+        tl.store(next_tokens + row + parent, node, mask=found & (sibling < 0))
+        tl.store(next_siblings + row + sibling, node, mask=found & (sibling >= 0))
         if LANES >= 64:
             # With two or more lanes to a thread, the thread that loads a cell of the parent's row need not be the one
             # that stored it: bytes are stored and loaded in vectors, and the compiler lays out each by itself.
@@ -165,22 +193,39 @@ def _build_tree_kernel(  # type: ignore[no-untyped-def]
         tl.store(cells + node * row_len + lanes, above | (lanes == node), mask=in_row)
 
         # The next sibling waits in the parent's lane, the first child in the new node's.
-        has_next = found & (node_rank + 1 < num_used)
-        step = tl.load(topk_logprobs + candidate + 1, mask=has_next, other=float("-inf"))
-        key = tl.where(here, _ordered(parent_score + _usable(step)), key)
-        tie = tl.where(here, _tie(node_depth, parent, node_rank + 1), tie)
-        rank = tl.where(here, node_rank + 1, rank)
-        previous = tl.where(here, node, previous)
         has_child = found & (node_depth < draft_depth)
-        step = tl.load(topk_logprobs + block + node_depth * num_candidates, mask=has_child, other=float("-inf"))
+        if CHOICES == 0:
+            has_next = found & (node_rank + 1 < num_used)
+            step = tl.load(law + candidate + 1, mask=has_next, other=float("-inf"))
+            next_key, next_rank = _ordered(parent_score + _usable(step)), node_rank + 1
+            step = tl.load(law + block + node_depth * num_candidates, mask=has_child, other=float("-inf"))
+            child_key, child_rank = _ordered(node_score + _usable(step)), 0
+        else:
+            parent_rank = tl.sum(tl.where(here, own_rank, 0), axis=0)
+            last = tl.where(found, best, _NOTHING)  # after it comes nothing
+            siblings = law + (block + tl.maximum(node_depth - 1, 0) * num_candidates + parent_rank) * num_candidates
+            next_key, next_rank = _next_child(siblings, parent_score, last, node_rank, num_candidates, CHOICES)
+            width = tl.where(has_child, num_candidates, 0)
+            children = law + (block + node_depth * num_candidates + node_rank) * num_candidates
+            child_key, child_rank = _next_child(children, node_score, _EVERYTHING, -1, width, CHOICES)
+            own_rank = tl.where(lanes == node, node_rank, own_rank)
+        key = tl.where(here, next_key, key)
+        tie = tl.where(here, _tie(node_depth, parent, next_rank), tie)
+        rank = tl.where(here, next_rank, rank)
+        previous = tl.where(here, node, previous)
         opens = (lanes == node) & has_child
-        key = tl.where(opens, _ordered(node_score + _usable(step)), key)
-        tie = tl.where(opens, _tie(node_depth + 1, node, 0), tie)
+        key = tl.where(opens, child_key, key)
+        tie = tl.where(opens, _tie(node_depth + 1, node, child_rank), tie)
         score = tl.where(lanes == node, node_score, score)
 
 
-def _check_sizes(num_nodes: int, draft_depth: int) -> None:
+def _check_sizes(num_nodes: int, draft_depth: int, num_choices: int) -> None:
     """Refuse what the key of a candidate has no bits for."""
+    if num_choices > MAX_CHOICES:
+        raise ValueError(
+            f"the Triton builder takes pairs of up to {MAX_CHOICES} candidates, got {num_choices}; use "
+            "core.build_draft_tree"
+        )
     if num_nodes > MAX_NODES or draft_depth > MAX_DEPTH:
         raise ValueError(
             f"the Triton builder takes up to {MAX_NODES} nodes and {MAX_DEPTH} drafted positions, got {num_nodes} and "
@@ -195,6 +240,7 @@ def build_draft_tree_triton(
     prefix_lens: torch.Tensor,  # [B] int64
     num_nodes: int,  # N
     flat_mask: torch.Tensor | None = None,  # 1-D bool, at least sum_b N * (prefix_len_b + N) cells
+    pair_logprobs: torch.Tensor | None = None,  # [B, D, K, K] float32
 ) -> BuiltTree:
     """Build, lay out and mask the trees of a batch in one launch; the trees are those of `core.build_draft_tree`.
 
@@ -202,10 +248,10 @@ def build_draft_tree_triton(
     (`core.tree_mask`) are written; the prefix cells are left as they are.
 
     Raises:
-        ValueError: a shape, dtype or device is wrong, N is above 256, or D above 31.
+        ValueError: a shape, dtype or device is wrong, N is above 256, D above 31 or, with pairs, K above 256.
     """
     built = BuiltTree.empty(len(root_ids), num_nodes, topk_ids.device, flat_mask)
-    build_into(built, topk_ids, topk_logprobs, root_ids, prefix_lens)
+    build_into(built, topk_ids, topk_logprobs, root_ids, prefix_lens, pair_logprobs)
     return built
 
 
@@ -215,18 +261,20 @@ def build_into(
     topk_logprobs: torch.Tensor,  # [B, D, K] float32, descending along K
     root_ids: torch.Tensor,  # [B] int64, of any stride
     prefix_lens: torch.Tensor,  # [B] int64, of any stride
+    pair_logprobs: torch.Tensor | None = None,  # [B, D, K, K] float32, as core takes them
 ) -> None:
     """Build, lay out and mask a batch's trees into tensors that exist, as a CUDA graph needs: results keep their place.
 
     Raises:
-        ValueError: a shape, dtype or device is wrong, N is above 256, D above 31, or a tensor of `built` is not
-            contiguous or of another number of requests.
+        ValueError: a shape, dtype or device is wrong, N is above 256, D above 31, with pairs K above 256, or a tensor
+            of `built` is not contiguous or of another number of requests.
     """
     tree, layout, num_nodes = built.tree, built.layout, built.tree.num_nodes
-    check_builder_inputs(topk_ids, topk_logprobs, root_ids, num_nodes)
+    check_builder_inputs(topk_ids, topk_logprobs, root_ids, num_nodes, pair_logprobs)
     batch_size, draft_depth, num_candidates = topk_ids.shape
     check_prefix_lens(prefix_lens, batch_size, topk_ids.device)
-    _check_sizes(num_nodes, draft_depth)
+    choices = 0 if pair_logprobs is None else num_candidates
+    _check_sizes(num_nodes, draft_depth, choices)
     outputs = (
         tree.token_ids,
         tree.parents,
@@ -245,7 +293,7 @@ def build_into(
         )
     _build_tree_kernel[(batch_size,)](
         topk_ids.contiguous(),
-        topk_logprobs.contiguous(),
+        (topk_logprobs if pair_logprobs is None else pair_logprobs).contiguous(),
         root_ids,
         prefix_lens,
         *outputs,
@@ -257,22 +305,25 @@ def build_into(
         num_nodes,
         IS_FLAT=built.mask.is_flat,
         LANES=max(32, triton.next_power_of_2(num_nodes)),
+        CHOICES=0 if choices == 0 else max(32, triton.next_power_of_2(choices)),
         num_warps=1,
     )
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    """Each number of lanes with both layouts."""
+    """Each number of lanes with both layouts, factorised and of pairs; of pairs, also the most candidates."""
     sizes = {"draft_depth": 15, "num_candidates": 64, "num_used": 64, "num_nodes": 65}
     pointers = _build_tree_kernel.arg_names[: len(_POINTERS)]
     arguments: dict[str, Argument] = {
         **dict.fromkeys(pointers, torch.int64),
-        **dict.fromkeys(("topk_logprobs", "path_logprobs"), torch.float32),
+        **dict.fromkeys(("law", "path_logprobs"), torch.float32),
         "mask": torch.bool,
         **dict.fromkeys(("root_stride", "prefix_stride"), 1),
         **sizes,
     }
-    for lanes in (32, 64, 128, 256):
-        for is_flat in (False, True):
-            constants = {"IS_FLAT": is_flat, "LANES": lanes}
+    for lanes in (32, 64, 128, MAX_NODES):
+        for is_flat, choices in itertools.product((False, True), (0, 32)):
+            constants = {"IS_FLAT": is_flat, "LANES": lanes, "CHOICES": choices}
             yield CompileCase(_build_tree_kernel, arguments, constants, num_warps=1)
+    constants = {"IS_FLAT": False, "LANES": MAX_NODES, "CHOICES": MAX_CHOICES}
+    yield CompileCase(_build_tree_kernel, arguments, constants, num_warps=1)

@@ -73,8 +73,9 @@ def positions_off_by_one() -> None:
 def host_value_in_a_graph() -> None:
     """The end of the draft graph reads prefix lengths on the host, which a capture does not permit."""
 
-    def build(original: Callable[..., None], built: Any, ids: Any, logprobs: Any, roots: Any, prefix_lens: Any) -> None:
-        original(built, ids, logprobs, roots, torch.full_like(prefix_lens, int(prefix_lens.sum())))
+    def build(original: Callable[..., None], built: Any, *args: Any) -> None:
+        ids, logprobs, roots, prefix_lens, *pairs = args
+        original(built, ids, logprobs, roots, torch.full_like(prefix_lens, int(prefix_lens.sum())), *pairs)
 
     _around_builder(build)
 

@@ -11,7 +11,14 @@ from ddtree_sglang.core import BuiltTree, build_draft_tree
 from ddtree_sglang.core.tree_layout import layout_draft_tree
 from ddtree_sglang.core.tree_mask import ancestor_mask, flat_tree_mask, tree_cell_index
 from ddtree_sglang.kernels.tree_builder_triton import build_draft_tree_triton, build_into
-from tests.core.tree_cases import Candidates, assert_same_tree, random_candidates, tie_prone_candidates
+from tests.core.tree_cases import (
+    TIE_PRONE,
+    Candidates,
+    assert_same_tree,
+    pair_candidates,
+    random_candidates,
+    tie_prone_candidates,
+)
 
 LINKS = ("positions", "retrieve_index", "retrieve_next_token", "retrieve_next_sibling")
 _ONE_FIXTURE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
@@ -32,6 +39,7 @@ def _build(candidates: Candidates, num_nodes: int, device: torch.device, flat: b
         prefix_lens.to(device),
         num_nodes,
         buffer,
+        None if candidates.pairs is None else candidates.pairs.to(device),
     )
 
 
@@ -41,7 +49,7 @@ def _prefix_lens(batch_size: int) -> torch.Tensor:
 
 def _assert_equals_core(candidates: Candidates, num_nodes: int, device: torch.device) -> None:
     built = _build(candidates, num_nodes, device)
-    tree = build_draft_tree(candidates.ids, candidates.logprobs, candidates.root_ids, num_nodes)
+    tree = build_draft_tree(candidates.ids, candidates.logprobs, candidates.root_ids, num_nodes, candidates.pairs)
     assert_same_tree(_on_host(built), tree)
     layout = layout_draft_tree(tree, _prefix_lens(tree.batch_size))
     for name in LINKS:
@@ -89,6 +97,49 @@ def test_nan_and_values_above_zero_are_read_as_core_reads_them(device: torch.dev
     values = [[0.5, -0.25, -1.0], [float("inf"), -0.5, float("nan")], [-0.125, -0.125, float("nan")]]
     ids = torch.arange(9).view(1, 3, 3)
     _assert_equals_core(Candidates(ids, torch.tensor([values]), torch.tensor([9])), 12, device)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "depth", "num_candidates", "num_nodes"),
+    [
+        (1, 1, 1, 1),
+        (1, 1, 1, 2),
+        (3, 1, 5, 9),  # one depth
+        (2, 2, 2, 20),  # fewer prefixes than nodes
+        (3, 7, 16, 17),
+        (2, 4, 3, 40),  # fewer candidates than nodes, two lanes to a thread
+        (1, 3, 33, 12),  # more candidates than lanes
+        (1, 31, 2, 33),
+        (1, 2, 256, 9),
+    ],
+)
+def test_random_pairs(device: torch.device, batch_size: int, depth: int, num_candidates: int, num_nodes: int) -> None:
+    _assert_equals_core(pair_candidates(num_nodes, batch_size, depth, num_candidates), num_nodes, device)
+
+
+@settings(_ONE_FIXTURE, max_examples=25)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5)),
+    num_nodes=st.integers(1, 24),
+    values=st.sampled_from([TIE_PRONE, (*TIE_PRONE, -0.0), (-0.5,), (float("-inf"), float("nan"), -1.0, 0.5)]),
+)
+def test_pairs_that_tie_and_impossible_pairs(
+    device: torch.device, seed: int, sizes: tuple[int, int, int], num_nodes: int, values: tuple[float, ...]
+) -> None:
+    _assert_equals_core(pair_candidates(seed, *sizes, values), num_nodes, device)
+
+
+def test_pairs_write_the_flat_layout(device: torch.device) -> None:
+    candidates = pair_candidates(5, 4, 5, 6)
+    built = _build(candidates, 12, device, flat=True)
+    tree = build_draft_tree(candidates.ids, candidates.logprobs, candidates.root_ids, 12, candidates.pairs)
+    assert torch.equal(built.mask.cells.cpu()[:-1], flat_tree_mask(ancestor_mask(tree.parents), _prefix_lens(4)))
+
+
+def test_pairs_of_more_candidates_than_the_key_has_bits_for_are_refused(device: torch.device) -> None:
+    with pytest.raises(ValueError, match=r"pairs of up to 256 candidates, got 257; use core\.build_draft_tree"):
+        _build(pair_candidates(0, 1, 2, 257), 5, device)
 
 
 @pytest.mark.parametrize("num_nodes", [1, 6, 17])

@@ -13,6 +13,7 @@ _GROUPS = (
     "init_weights_update_group",
     "init_weights_send_group_for_remote_instance",
     "send_weights_to_remote_instance",
+    "update_weights_from_ipc",
 )
 
 ADMISSION_PATCHES = (
@@ -39,6 +40,24 @@ ADMISSION_PATCHES = (
         "after",
         f"{_HOOKS}:leave_nothing_that_runs",
         "a refused request is prefilled, with its own processor, grammar and embeddings",
+    ),
+    Patch(
+        "sglang.srt.managers.scheduler.Scheduler.abort_request",
+        "around",
+        "ddtree_sglang.engine.admission.aborts:abort_no_other",
+        "an abort would end every request whose id begins with the aborted one's",
+    ),
+    Patch(
+        "sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req",
+        "around",
+        "ddtree_sglang.engine.admission.embedding_prompts:keep_embeddings_apart",
+        "a prefill of tokens and embeddings would end the server",
+    ),
+    Patch(
+        "sglang.srt.session.session_controller.Session.create_req",
+        "before",
+        "ddtree_sglang.engine.admission.session_requests:clear_before_replacing",
+        "a request that begins its session anew would end the server",
     ),
     Patch(
         "sglang.srt.managers.scheduler.Scheduler.run_batch",
@@ -114,6 +133,18 @@ TOKENIZER_PATCHES = (
         "a scheduler takes the payload of its rank, and ends if there is none",
     ),
     Patch(
+        f"{_TOKENIZER}.update_weights_from_disk",
+        "around",
+        f"{_ENTRY}.memory:check_checkpoint",
+        "a drafter would get the target's weights, and a failure that cannot be taken back ends the scheduler",
+    ),
+    Patch(
+        f"{_TOKENIZER}.slow_down",
+        "around",
+        f"{_ENTRY}.memory:check_sleep",
+        "a scheduler that is told to sleep for NaN seconds ends",
+    ),
+    Patch(
         f"{_TOKENIZER}.resume_memory_occupation",
         "around",
         f"{_ENTRY}.memory:check_resume",
@@ -167,6 +198,13 @@ RESPONSES_PATCHES = (
 """Under any algorithm, in a process with SGLang's HTTP server."""
 
 REQUEST_PATCHES = (
+    Patch(
+        "sglang.srt.managers.schedule_batch.Req",
+        "object",
+        "ddtree_sglang.engine.admission.aborts:_under_another_id",
+        "for the time of another one's abort, its id does not begin like that one's",
+        "rid",
+    ),
     Patch(
         "sglang.srt.managers.scheduler.Scheduler",
         "object",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 from collections.abc import Callable
 from http import HTTPStatus
@@ -12,6 +13,11 @@ from ddtree_sglang.exceptions import DDTreeConfigError, DDTreeError
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
+
+logger = logging.getLogger(__name__)
+
+_FROM_VALUES = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+"""What follows from a request's values alone. Trouble of the machine is not among it: one rank may have it alone."""
 
 
 def exit_on_bad_flag(original: Callable[..., Any], argv: list[str]) -> Any:
@@ -71,23 +77,27 @@ def refuse_what_came_another_way(
 
     Requests are refused where they are tokenized (`engine.entry`). Processes that load no plugins send theirs
     unseen, those of `--tokenizer-worker-num` above 1. A request with images goes on: SGLang releases them there.
+    What raises while it is made of its values, on each rank alike, is answered, too; stock would end.
     """
     from ddtree_sglang.engine.entry.refusals import RequestRefused, refuse_unservable
 
     try:
         if request.mm_inputs is None:
-            refuse_unservable(request, int(scheduler.model_config.vocab_size))
+            refuse_unservable(request, scheduler.model_config)
+        original(scheduler, request, *args, **kwargs)
     except RequestRefused as refused:
-        _answer_with_400(scheduler, request, str(refused))
-        return
-    original(scheduler, request, *args, **kwargs)
+        _answer_with(HTTPStatus.BAD_REQUEST, scheduler, request, str(refused))
+    except _FROM_VALUES as error:
+        logger.exception("a request could not be made, rid=%r", request.rid)
+        message = f"the request could not be made: {type(error).__name__}: {error}"
+        _answer_with(HTTPStatus.INTERNAL_SERVER_ERROR, scheduler, request, message)
 
 
-def _answer_with_400(scheduler: Any, request: Any, message: str) -> None:
+def _answer_with(status: HTTPStatus, scheduler: Any, request: Any, message: str) -> None:
     """As the scheduler answers what it aborts outside a batch (managers/scheduler.py, `send_abort_output`)."""
     from sglang.srt.managers.io_struct import AbortReq
 
-    reason = {"type": "abort", "status_code": HTTPStatus.BAD_REQUEST, "message": message}
+    reason = {"type": "abort", "status_code": status, "message": message}
     scheduler.send_abort_output(AbortReq(rid=request.rid, finished_reason=reason), request)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -88,15 +89,48 @@ def test_what_came_another_way_is_answered_without_a_prefill(monkeypatch: pytest
     answered: list[Any] = []
     monkeypatch.setattr("sglang.srt.runtime_context.get_spec", lambda: SimpleNamespace(speculative_algorithm=None))
     monkeypatch.setattr(refusals, "check_fields", lambda request, vocab: request.wrong)
-    scheduler = SimpleNamespace(
-        model_config=SimpleNamespace(vocab_size=10), send_abort_output=lambda abort, request: answered.append(abort)
-    )
+    scheduler = scheduler_that_answers(answered)
     for wrong, images in ((None, None), ("ids", None), ("ids", object())):
-        request = SimpleNamespace(rid=str(wrong), wrong=wrong, mm_inputs=images, custom_logit_processor=None)
+        request = SimpleNamespace(
+            rid=str(wrong), wrong=wrong, mm_inputs=images, custom_logit_processor=None, input_embeds=None
+        )
         refuse_what_came_another_way(lambda scheduler, one, **_: admitted.append(one.wrong), scheduler, request)
     assert admitted == [None, "ids"]
     assert [(one.rid, one.finished_reason["status_code"].value) for one in answered] == [("ids", 400)]
     assert answered[0].finished_reason["message"] == "ids"
+
+
+def scheduler_that_answers(answered: list[Any]) -> Any:
+    return SimpleNamespace(
+        model_config=SimpleNamespace(vocab_size=10, hidden_size=4),
+        send_abort_output=lambda abort, request: answered.append(abort),
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "is_answered"),
+    [
+        (KeyError("b"), True),
+        (TypeError("unhashable"), True),
+        (AssertionError("one"), True),
+        (OSError("disk"), False),
+        (MemoryError(), False),
+        (RuntimeError("CUDA error"), False),
+    ],
+)
+def test_what_follows_from_a_requests_values_is_its_own_and_trouble_of_the_machine_is_not(
+    error: Exception, is_answered: bool
+) -> None:
+    answered: list[Any] = []
+
+    def original(scheduler: Any, request: Any) -> None:
+        raise error
+
+    request = SimpleNamespace(rid="r", mm_inputs=object())
+    with nullcontext() if is_answered else pytest.raises(type(error)):
+        refuse_what_came_another_way(original, scheduler_that_answers(answered), request)
+    assert [(one.rid, one.finished_reason["status_code"].value) for one in answered] == [("r", 500)] * is_answered
+    assert all(f"{type(error).__name__}: {error}" in one.finished_reason["message"] for one in answered)
 
 
 def test_a_refused_request_leaves_nothing_that_runs() -> None:

@@ -18,6 +18,8 @@ _INT32_MAX = 2**31 - 1
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _FLOAT32_TINY = float(np.finfo(np.float32).tiny)
 
+_OF_A_SESSION = {"id": str, "rid": str, "offset": int, "replace": bool, "drop_previous_output": bool}
+
 Check = Callable[[Any, int], str | None]
 
 
@@ -40,6 +42,23 @@ def check_number_of_answers(num_answers: Any, num_prompts: int) -> str | None:
     return None
 
 
+def check_labels(labels: Any) -> str | None:
+    """Why a request with these `custom_labels` must not be counted; None where it may.
+
+    The process that tokenizes gives them to its metrics when the answer comes, and ends over one that they do not have.
+    """
+    from sglang.srt.runtime_context import get_observability
+
+    if not labels or not get_observability().enable_metrics:
+        return None
+    allowed = get_observability().tokenizer_metrics_allowed_custom_labels or ()
+    foreign = [label for label in labels if label not in allowed]
+    if not foreign:
+        return None
+    known = ", ".join(allowed) or "none"
+    return f"custom_labels must be among --tokenizer-metrics-allowed-custom-labels ({known}), got {foreign[0]!r}."
+
+
 def _foreign_token(request: Any, vocab_size: int) -> str | None:
     """The embedding is indexed with these. Those of images are marked by ids of their own, which no client names."""
     if request.mm_inputs is not None or not request.input_ids:
@@ -53,9 +72,29 @@ def _foreign_token(request: Any, vocab_size: int) -> str | None:
 
 def _empty_prompt(request: Any, vocab_size: int) -> str | None:
     """An embedding of nothing, and the last row of it; a session may have the prompt already."""
-    if request.input_ids or request.mm_inputs is not None or request.input_embeds or request.session_params is not None:
+    if request.input_ids or request.mm_inputs is not None or request.input_embeds or _continues_a_session(request):
         return None
     return "a prompt must have at least one token, got none; send a text that is not empty."
+
+
+def _continues_a_session(request: Any) -> bool:
+    """As the scheduler tells it (managers/scheduler.py, `_handle_generate_request`): by the id alone."""
+    session = request.session_params
+    return session is not None and session.id is not None and request.session_id is None
+
+
+def _session(request: Any, vocab_size: int) -> str | None:
+    """What a session's earlier requests are found and cut by; SGLang makes these of whatever JSON holds."""
+    session = request.session_params
+    if session is None:
+        return None
+    for name, kind in _OF_A_SESSION.items():
+        value = getattr(session, name)
+        if value is not None and type(value) is not kind:
+            return f"session_params.{name} must be of type {kind.__name__}, got {value!r}; leave it out for none."
+    if request.input_embeds is not None or request.input_ids is None:
+        return "a request of a session must have tokens, got embeddings; send a text or input_ids."
+    return None
 
 
 def _overrides(request: Any, vocab_size: int) -> str | None:
@@ -120,6 +159,7 @@ def _places(request: Any, vocab_size: int) -> str | None:
 
 _CHECKS: tuple[Check, ...] = (
     _empty_prompt,
+    _session,
     _foreign_token,
     _overrides,
     _top_k,

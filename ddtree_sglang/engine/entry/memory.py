@@ -1,4 +1,4 @@
-"""Releasing memory, new weights and groups for them: refused where it would end the scheduler, or hold it.
+"""Releasing memory, new weights, groups for them, and sleeping: refused where it would end the scheduler, or hold it.
 
 SGLang's scheduler asserts that it is idle and that what is resumed was released (managers/scheduler_components/
 weight_updater.py), and an assertion ends the server. On the CPU platform there is nothing that could release memory.
@@ -7,13 +7,19 @@ weight_updater.py), and an assertion ends the server. On the CPU platform there 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddtree_sglang.cpu_platform import is_active
 from ddtree_sglang.engine.entry.refusals import RequestRefused
 
+if TYPE_CHECKING:
+    from sglang.srt.managers.io_struct import SlowDownReqInput, UpdateWeightFromDiskReqInput
+
 RELEASABLE = ("kv_cache", "weights", "cuda_graph")
 """SGLang's names, GPU_MEMORY_ALL_TYPES (constants.py)."""
+
+LONGEST_SLEEP_S = 3600.0
+"""Before a forward, for whoever tests a slow server."""
 
 _released: set[str] = set()
 
@@ -80,6 +86,47 @@ def check_weights(original: Callable[..., Awaitable[Any]], manager: Any, obj: An
         raise RequestRefused(
             f"serialized_named_tensors must have one entry for each of {ranks} tensor-parallel ranks, got {given}; "
             "send as many."
+        )
+    return original(manager, obj, *args)
+
+
+def check_checkpoint(
+    original: Callable[..., Awaitable[Any]], manager: Any, obj: UpdateWeightFromDiskReqInput, *args: Any
+) -> Any:
+    """AROUND hook on `TokenizerManager.update_weights_from_disk`: what would end the scheduler half way is not begun.
+
+    SGLang loads the one checkpoint into every model that it runs, a drafter too, and takes a failure back by loading
+    once more, from the new path (model_runner_components/weight_updater.py).
+
+    Raises:
+        RequestRefused: the CPU platform, a drafter beside the target, or a format that SGLang does not know.
+    """
+    from sglang.srt.configs.load_config import LoadFormat
+    from sglang.srt.runtime_context import get_spec
+
+    if is_active():
+        raise RequestRefused("a server on the CPU platform takes no new weights; restart it instead.")
+    if get_spec().speculative_algorithm is not None:
+        raise RequestRefused(
+            "update_weights_from_disk would load the target's checkpoint into the drafter, too; restart the server, or "
+            "use update_weights_from_tensor with selector target."
+        )
+    formats = [one.value for one in LoadFormat]
+    if obj.load_format is not None and obj.load_format.lower() not in formats:
+        raise RequestRefused(f"load_format must be among {', '.join(formats)}, got {obj.load_format!r}.")
+    return original(manager, obj, *args)
+
+
+def check_sleep(original: Callable[..., Awaitable[Any]], manager: Any, obj: SlowDownReqInput, *args: Any) -> Any:
+    """AROUND hook on `TokenizerManager.slow_down`: the scheduler ends over a time that it cannot sleep.
+
+    Raises:
+        RequestRefused: not a number, or longer than an hour.
+    """
+    seconds = obj.forward_sleep_time
+    if seconds is not None and not seconds <= LONGEST_SLEEP_S:
+        raise RequestRefused(
+            f"forward_sleep_time must be at most {LONGEST_SLEEP_S:.0f} s, got {seconds}; 0 ends the sleeping."
         )
     return original(manager, obj, *args)
 

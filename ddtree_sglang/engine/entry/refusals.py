@@ -10,8 +10,9 @@ from typing import Any
 
 from fastapi import HTTPException
 
+from ddtree_sglang.engine.admission.embedding_prompts import check_embeddings
 from ddtree_sglang.engine.admission.logit_processors import check_processor
-from ddtree_sglang.engine.admission.request_fields import check_fields, check_number_of_answers
+from ddtree_sglang.engine.admission.request_fields import check_fields, check_labels, check_number_of_answers
 from ddtree_sglang.engine.admission.request_rules import refusal
 from ddtree_sglang.engine.entry.bodies import as_http
 from ddtree_sglang.engine.spec import serves_ddtree
@@ -32,7 +33,7 @@ def check_request(original: Callable[..., Any], manager: Any, obj: Any, *args: A
     with _told_to_the_stream(), clients_values():
         tokenized = original(manager, obj, *args, **kwargs)
         if hasattr(tokenized, "return_logprob"):  # a TokenizedGenerateReqInput
-            refuse_unservable(tokenized, int(manager.model_config.vocab_size))
+            refuse_unservable(tokenized, manager.model_config)
         return tokenized
 
 
@@ -40,16 +41,28 @@ def check_shape(original: Callable[..., None], obj: Any) -> None:
     """AROUND hook on `GenerateReqInput.normalize_batch_and_arguments`, which makes as many requests as are asked for.
 
     Raises:
-        ValueError: too many, or a value of another kind.
+        ValueError: too many, the id of a probe, a label that is not counted, or a value of another kind.
     """
     with _told_to_the_stream(), clients_values():
+        _refuse_id_of_a_probe(obj)
         first = obj.sampling_params[0] if isinstance(obj.sampling_params, list) else obj.sampling_params
         prompts = obj.input_ids if obj.text is None else obj.text
         is_batch = isinstance(prompts, list) and bool(prompts) and not isinstance(prompts[0], int)
         reason = check_number_of_answers((first or {}).get("n", 1), len(prompts) if is_batch else 1)
+        reason = reason or check_labels(obj.custom_labels)
         if reason is not None:
             raise RequestRefused(reason)
         original(obj)
+
+
+def _refuse_id_of_a_probe(obj: Any) -> None:
+    """A scheduler that is busy drops SGLang's own probes, which it knows by their ids; a client would wait for ever."""
+    from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
+
+    ids = obj.rid if isinstance(obj.rid, list) else [obj.rid]
+    is_probe = obj.log_metrics is False and obj.input_ids == [0]
+    if not is_probe and any(isinstance(one, str) and one.startswith(HEALTH_CHECK_RID_PREFIX) for one in ids):
+        raise RequestRefused(f"rid must not begin with {HEALTH_CHECK_RID_PREFIX}, got {obj.rid!r}; choose another.")
 
 
 def check_reading(original: Callable[..., Any], reader: Any, *args: Any) -> Any:
@@ -82,9 +95,10 @@ def clients_values() -> Iterator[None]:
         raise RequestRefused(message) from error
 
 
-def refuse_unservable(request: Any, vocab_size: int) -> None:
+def refuse_unservable(request: Any, model_config: Any) -> None:
     """Raise `RequestRefused` for a tokenized request that ends a scheduler, or that DDTREE does not answer."""
-    reason = check_fields(request, vocab_size)
+    reason = check_fields(request, int(model_config.vocab_size))
+    reason = reason or check_embeddings(request, int(model_config.hidden_size))
     if reason is None and serves_ddtree():
         reason = refusal(request)
     # Last: nothing of a request that is refused is unpickled.

@@ -27,9 +27,16 @@ def request(input_ids: list[int] | None = (3, 4), **fields: Any) -> Any:
         "input_embeds": None,
         "positional_embed_overrides": None,
         "session_params": None,
+        "session_id": None,
     }
     ids = None if input_ids is None else array("q", input_ids)
     return SimpleNamespace(input_ids=ids, sampling_params=SimpleNamespace(**sampling), **{**base, **fields})
+
+
+def of_session(**fields: Any) -> Any:
+    """As SGLang's `SessionParams`, which takes values of any type."""
+    names = ("id", "rid", "offset", "replace", "drop_previous_output")
+    return SimpleNamespace(**{**dict.fromkeys(names), **fields})
 
 
 @pytest.mark.parametrize("ids", [[0], [VOCABULARY - 1], [3, 99, 0]])
@@ -50,7 +57,8 @@ def test_ids_that_mark_an_image_are_the_processors_own() -> None:
     "fields",
     [
         {"top_k": 2**31 - 1},
-        {"input_ids": [], "session_params": object()},
+        {"input_ids": [], "session_params": of_session(id="s")},
+        {"session_params": of_session(id="", rid="a", offset=-(2**70), replace=False, drop_previous_output=True)},
         {"input_ids": None, "input_embeds": [[0.5]]},
         {"positional_embed_overrides": SimpleNamespace(reconstruct=None)},
         {"temperature": 3e38},
@@ -70,6 +78,15 @@ def test_values_at_the_edge_pass(fields: dict[str, Any]) -> None:
     [
         ({"input_ids": []}, "at least one token, got none"),
         ({"input_ids": None}, "at least one token, got none"),
+        ({"input_ids": [], "session_params": of_session(rid="a")}, "at least one token, got none"),
+        ({"input_ids": [], "session_params": of_session(id="s"), "session_id": "t"}, "at least one token, got none"),
+        ({"session_params": of_session(id=["s"])}, "session_params.id must be of type str, got ['s']"),
+        ({"session_params": of_session(id="s", rid={})}, "session_params.rid must be of type str, got {}"),
+        ({"session_params": of_session(id="s", offset="x")}, "session_params.offset must be of type int, got 'x'"),
+        ({"session_params": of_session(id="s", offset=1.5)}, "session_params.offset must be of type int, got 1.5"),
+        ({"session_params": of_session(id="s", offset=True)}, "session_params.offset must be of type int, got True"),
+        ({"session_params": of_session(id="s", replace=1)}, "session_params.replace must be of type bool, got 1"),
+        ({"input_ids": None, "session_params": of_session(id="s")}, "must have tokens, got embeddings"),
         ({"positional_embed_overrides": {"positions": [0]}}, "must be SGLang's PositionalEmbeds, got dict"),
         ({"top_k": 2**31}, "top_k must be at most 2147483647, got 2147483648"),
         ({"temperature": 0.0}, "got 0.0; 0 is greedy"),

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ddtree_sglang.engine.entry import memory
-from ddtree_sglang.engine.entry.memory import check_release, check_resume, check_weights, refuse_groups_on_a_cpu
+from ddtree_sglang.engine.entry.memory import (
+    check_checkpoint,
+    check_release,
+    check_resume,
+    check_sleep,
+    check_weights,
+    refuse_groups_on_a_cpu,
+)
 
 
 async def sent(manager: Any, obj: Any, *args: Any) -> str:
@@ -58,6 +66,33 @@ def test_new_weights_are_sent_to_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(memory, "is_active", lambda: True)
     with pytest.raises(ValueError, match="takes no new weights"):
         check_weights(sent, manager(), asked)
+
+
+@pytest.mark.parametrize("algorithm", ["DDTREE", "DFLASH", "EAGLE", None])
+def test_a_drafter_does_not_get_the_targets_checkpoint(algorithm: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sglang.srt.runtime_context.get_spec", lambda: SimpleNamespace(speculative_algorithm=algorithm))
+    asked = SimpleNamespace(load_format="SafeTensors")
+    if algorithm is None:
+        assert asyncio.run(check_checkpoint(sent, manager(), asked)) == "sent"
+        assert asyncio.run(check_checkpoint(sent, manager(), SimpleNamespace(load_format=None))) == "sent"
+        with pytest.raises(ValueError, match="got 'tape'"):
+            check_checkpoint(sent, manager(), SimpleNamespace(load_format="tape"))
+        monkeypatch.setattr(memory, "is_active", lambda: True)
+    with pytest.raises(ValueError, match="CPU platform" if algorithm is None else "into the drafter, too"):
+        check_checkpoint(sent, manager(), asked)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "is_sent"),
+    [(None, True), (0, True), (-1e300, True), (3600, True), (3601, False), (1e300, False), (float("nan"), False)],
+)
+def test_a_scheduler_sleeps_as_long_as_it_can(seconds: float | None, is_sent: bool) -> None:
+    asked = SimpleNamespace(forward_sleep_time=seconds)
+    if is_sent:
+        assert asyncio.run(check_sleep(sent, manager(), asked)) == "sent"
+    else:
+        with pytest.raises(ValueError, match=re.escape(f"at most 3600 s, got {seconds};")):
+            check_sleep(sent, manager(), asked)
 
 
 def test_a_busy_server_keeps_its_memory_unless_it_is_paused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,7 @@ from ddtree_sglang.engine.entry.refusals import (
     give_a_refused_stream_its_status,
 )
 
-MANAGER = SimpleNamespace(model_config=SimpleNamespace(vocab_size=10))
+MANAGER = SimpleNamespace(model_config=SimpleNamespace(vocab_size=10, hidden_size=4))
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,7 @@ def _refuses_everything_named_bad(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tokenized(name: str | None) -> Any:
-    return SimpleNamespace(return_logprob=False, name=name, custom_logit_processor=None)
+    return SimpleNamespace(return_logprob=False, name=name, custom_logit_processor=None, input_embeds=None)
 
 
 @pytest.mark.parametrize("algorithm", [None, "DDTREE"])
@@ -171,6 +172,54 @@ def test_what_the_scheduler_cannot_decode_is_not_sent(value: Any, monkeypatch: p
     assert len(sent) == 2
 
 
+def asked_for(**fields: Any) -> Any:
+    base = {"rid": None, "log_metrics": True, "custom_labels": None, "text": None, "sampling_params": None}
+    return SimpleNamespace(**{**base, **fields})
+
+
+@pytest.mark.parametrize("enable_metrics", [False, True])
+@pytest.mark.parametrize(
+    ("labels", "allowed", "named"),
+    [
+        (None, None, ""),
+        ({}, None, ""),
+        ({"team": "a"}, ["team", "job"], ""),
+        ({"team": "a"}, None, r"\(none\), got 'team'"),
+        ({"team": "a", "x": "y"}, ["team", "job"], r"\(team, job\), got 'x'"),
+    ],
+)
+def test_a_label_that_is_not_counted_is_refused(
+    labels: Any, allowed: Any, named: str, enable_metrics: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counting it when the answer comes ends the process that tokenizes."""
+    served = SimpleNamespace(enable_metrics=enable_metrics, tokenizer_metrics_allowed_custom_labels=allowed)
+    monkeypatch.setattr("sglang.srt.runtime_context.get_observability", lambda: served)
+    taken_apart: list[Any] = []
+    is_refused = bool(named) and enable_metrics
+    with pytest.raises(ValueError, match=named) if is_refused else nullcontext():
+        check_shape(taken_apart.append, asked_for(input_ids=[1], custom_labels=labels))
+    assert len(taken_apart) == (not is_refused)
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_refused"),
+    [
+        ({"rid": "HEALTH_CHECK", "input_ids": [1]}, True),
+        ({"rid": "HEALTH_CHECK_7", "input_ids": [0]}, True),
+        ({"rid": ["a", "HEALTH_CHECK_7"], "input_ids": [[0], [0]]}, True),
+        ({"rid": "HEALTH_CHECK_7", "input_ids": [0], "log_metrics": False}, False),
+        ({"rid": "A_HEALTH_CHECK", "input_ids": [1]}, False),
+        ({"rid": ["a", 5], "input_ids": [[0], [0]]}, False),
+    ],
+)
+def test_a_client_has_no_id_of_a_probe(fields: dict[str, Any], is_refused: bool) -> None:
+    """A busy scheduler drops it, and its client hears nothing."""
+    taken_apart: list[Any] = []
+    with pytest.raises(ValueError, match="must not begin with HEALTH_CHECK") if is_refused else nullcontext():
+        check_shape(taken_apart.append, asked_for(**fields))
+    assert len(taken_apart) == (not is_refused)
+
+
 @pytest.mark.parametrize(
     ("sampling", "prompts", "named"),
     [
@@ -183,14 +232,14 @@ def test_what_the_scheduler_cannot_decode_is_not_sent(value: Any, monkeypatch: p
 def test_a_request_is_counted_before_it_is_taken_apart(sampling: Any, prompts: Any, named: str) -> None:
     taken_apart: list[Any] = []
     with pytest.raises(ValueError, match=named):
-        check_shape(taken_apart.append, SimpleNamespace(sampling_params=sampling, text=prompts, input_ids=None))
+        check_shape(taken_apart.append, asked_for(sampling_params=sampling, text=prompts, input_ids=None))
     assert taken_apart == []
 
 
 @pytest.mark.parametrize("sampling", [None, {}, {"n": 2}, [{}, {}]])
 def test_what_is_not_too_much_is_taken_apart(sampling: Any) -> None:
     taken_apart: list[Any] = []
-    asked = SimpleNamespace(sampling_params=sampling, text=None, input_ids=[1, 2])
+    asked = asked_for(sampling_params=sampling, text=None, input_ids=[1, 2])
     check_shape(taken_apart.append, asked)
     assert taken_apart == [asked]
 

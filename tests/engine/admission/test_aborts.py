@@ -1,0 +1,75 @@
+"""An abort meets the request that it names and those of its batch, wherever SGLang keeps them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ddtree_sglang.engine.admission.aborts import abort_no_other
+
+
+class Living:
+    """A request, as far as an abort looks at it."""
+
+    def __init__(self, rid: str) -> None:
+        self.rid = rid
+
+
+def scheduler_of(waiting: list[str], compiling: list[str], running: list[str], chunked: str | None) -> Any:
+    return SimpleNamespace(
+        waiting_queue=[Living(rid) for rid in waiting],
+        grammar_manager=SimpleNamespace(grammar_queue=[Living(rid) for rid in compiling]),
+        chunked_req=None if chunked is None else Living(chunked),
+        running=[Living(rid) for rid in running],
+    )
+
+
+def aborted_by(scheduler: Any, rid: str, abort_all: bool = False) -> list[str]:
+    """Ids of the requests that stock's abort, which asks `startswith`, finds through the hook."""
+    scheduler.collect_inflight_reqs = lambda: set(scheduler.running)
+    everybody = [*scheduler.waiting_queue, *scheduler.grammar_manager.grammar_queue, *scheduler.running]
+    if scheduler.chunked_req is not None:
+        everybody.append(scheduler.chunked_req)
+    ids = [req.rid for req in everybody]
+    found: list[Any] = []
+
+    def stock(scheduler: Any, abort: Any) -> None:
+        found.extend(req for req in everybody if abort.abort_all or req.rid.startswith(abort.rid))
+
+    abort_no_other(stock, scheduler, SimpleNamespace(rid=rid, abort_all=abort_all))
+    assert [req.rid for req in everybody] == ids
+    return sorted(req.rid for req in found)
+
+
+@pytest.mark.parametrize("rid", ["a", "\x00"])
+def test_only_the_one_that_is_named_ends(rid: str) -> None:
+    others = [f"{rid}4", f"{rid}{rid}", "b", f"b{rid}", f"{rid}_x", f"{rid}_1x"]
+    for place in range(3):
+        queues = [list(others), [f"{rid}c"], [f"{rid}d"]]
+        queues[place].append(rid)
+        scheduler = scheduler_of(queues[0], queues[1], queues[2], chunked=f"{rid}e")
+        assert aborted_by(scheduler, rid) == [rid]
+    assert aborted_by(scheduler_of(others, [], [], chunked=rid), rid) == [rid]
+
+
+def test_a_batch_ends_with_the_id_that_its_requests_were_given() -> None:
+    scheduler = scheduler_of(["a_0", "a_1_2", "a_", "a_0b"], [], ["a_10"], None)
+    assert aborted_by(scheduler, "a") == ["a_0", "a_10", "a_1_2"]
+
+
+def test_who_aborts_all_aborts_all() -> None:
+    assert aborted_by(scheduler_of(["a"], ["b"], ["c"], "d"), "", abort_all=True) == ["a", "b", "c", "d"]
+
+
+def test_an_error_leaves_ids_as_they_were() -> None:
+    scheduler = scheduler_of(["ab"], [], [], None)
+    scheduler.collect_inflight_reqs = set
+
+    def stock(scheduler: Any, abort: Any) -> None:
+        raise KeyError(abort.rid)
+
+    with pytest.raises(KeyError):
+        abort_no_other(stock, scheduler, SimpleNamespace(rid="a", abort_all=False))
+    assert scheduler.waiting_queue[0].rid == "ab"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.fuzz.generation import native, openai, valid, wrong
-from tests.fuzz.values import mutated, of_schema, strange, text
+from tests.fuzz.generation import native, openai, session, valid, wrong
+from tests.fuzz.values import mutated, of_schema, resolved, strange, text
 
 JSON = "application/json"
 
@@ -22,17 +22,38 @@ BY_DESIGN: dict[str, str] = {
     "/set_internal_state": "sets the batch size of a running scheduler",
     "/add_external_corpus": "reads files of the server's machine",
 }
-"""Endpoints that do what would be a fault elsewhere; SGLang guards them with --admin-api-key. They get bodies of the
-wrong kind alone, and no valid one."""
+"""Endpoints that do what would be a fault elsewhere; SGLang guards them with --admin-api-key. They get bodies that are
+no objects alone: an object without the field that counts has its default, which for a pause is to abort everybody."""
 
+NO_OBJECTS = (b"[]", b"{", b"0", b'"text"', b"\xff\xfe\x00", b"[" * 5000, b"[{}]", b"true")
 
-HARMFUL = frozenset({"abort_all", "abort_all_requests", "dump_requests_folder", "crash_dump_folder", "log_level"})
-"""Fields that end other clients' requests, or write where they say, by design."""
+ABORTING = ("abort_all", "abort_all_requests")
+"""Fields by which everybody's requests end, by design; `/update_weight_version` has one that is on where it is left
+out. So they are sent, as false."""
+
+HARMFUL = frozenset({"dump_requests_folder", "crash_dump_folder", "log_level"})
+"""Fields that write where they say, or hide what is said, by design."""
+
+LASTING: dict[str, str] = {
+    "/begin_weight_update": "opens a session of new weights, which lasts until /end_weight_update",
+    "/configure_logging": "changes what the server logs, which other tests read",
+    "/continue_generation": "belongs to a pause",
+    "/end_weight_update": "belongs to /begin_weight_update",
+    "/freeze_gc": "keeps what lives from the collector, for good",
+    "/set_trace_level": "changes what the server traces",
+    "/update_weight_version": "changes what every answer says of its weights",
+}
+"""Endpoints whose requests are not over when they are answered: not for a server that others ask afterwards."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A request. `expects_answer`: valid, so that 200 is the only right status where its parameters are served."""
+    """A request.
+
+    Attributes:
+        expects_answer: valid, so that 200 is the only right status where its parameters are served.
+        hangs_up_after_s: its client closes the connection after this time, whatever came; None: it waits.
+    """
 
     number: int
     method: str
@@ -40,26 +61,48 @@ class Case:
     body: bytes
     content_type: str = JSON
     expects_answer: bool = False
+    hangs_up_after_s: float | None = None
 
     def described(self) -> str:
         """As a line that can be sent again with curl."""
         return f"#{self.number} {self.method} {self.path} {self.body[:400]!r}"
 
 
-def make_case(seed: int, number: int, document: Mapping[str, Any], valid_share: float = 0.2) -> Case:
-    """Request `number` of the run with this seed, for the server with this OpenAPI document."""
+def make_case(
+    seed: int, number: int, document: Mapping[str, Any], valid_share: float = 0.2, adapters: Sequence[str] = ()
+) -> Case:
+    """Request `number` of the run with this seed, for the server with this OpenAPI document and these adapters."""
     draw = random.Random(f"{seed}:{number}")
     kind = draw.random()
     if kind < valid_share:
         path, body = valid(draw)
+        if adapters and path == "/generate" and draw.random() < 0.5:
+            body["lora_path"] = draw.choice(adapters)
         return Case(number, "POST", path, encoded(body), expects_answer=True)
     if kind < valid_share + 0.1:
         path, body = draw.choice((native, openai))(draw)
-        return Case(number, "POST", path, encoded(body))
+        return Case(number, "POST", path, encoded(body), hangs_up_after_s=_patience(draw, 0.5))
+    if kind < valid_share + 0.15:
+        path, body = session(draw)
+        return Case(number, "POST", path, encoded(body), hangs_up_after_s=_patience(draw, 0.1))
     if kind < valid_share + 0.5:
         path, body = wrong(draw)
-        return Case(number, "POST", path, encoded(body))
+        if draw.random() < 0.3:
+            body = {**_of_schema(draw, document, path), **body}
+        return Case(number, "POST", path, encoded(body), hangs_up_after_s=_patience(draw, 0.05))
     return _of_document(draw, number, document)
+
+
+def _patience(draw: random.Random, share_that_hangs_up: float) -> float | None:
+    return draw.uniform(0.0, 0.3) if draw.random() < share_that_hangs_up else None
+
+
+def _of_schema(draw: random.Random, document: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Some fields of an endpoint's body, whatever they are for; empty where the server does not have it."""
+    content = document["paths"].get(path, {}).get("post", {}).get("requestBody", {}).get("content", {})
+    schema = next(iter(content.values()), {}).get("schema", {})
+    body = of_schema(draw, schema, document["components"]["schemas"]) if schema else {}
+    return body if isinstance(body, dict) else {}
 
 
 def _of_document(draw: random.Random, number: int, document: Mapping[str, Any]) -> Case:
@@ -68,21 +111,26 @@ def _of_document(draw: random.Random, number: int, document: Mapping[str, Any]) 
     method = draw.choice(sorted(document["paths"][path]))
     content = document["paths"][path][method].get("requestBody", {}).get("content", {})
     where = path.replace("{model}", "x").replace("{response_id}", "resp_x").replace("{model:path}", "x") + _query(draw)
-    if path in BY_DESIGN or draw.random() < 0.15:
+    if path in BY_DESIGN:
+        return Case(number, method.upper(), where, draw.choice(NO_OBJECTS), draw.choice((JSON, JSON, "text/plain", "")))
+    if draw.random() < 0.15:
         return Case(number, method.upper(), where, _garbage(draw), draw.choice((JSON, JSON, "text/plain", "")))
     schema = next(iter(content.values()), {}).get("schema")
     if schema is None:
         return Case(number, method.upper(), where, b"" if draw.random() < 0.7 else encoded(strange(draw)))
-    body = of_schema(draw, schema, document["components"]["schemas"])
+    named = document["components"]["schemas"]
+    body = of_schema(draw, schema, named)
     if draw.random() < 0.5:
         body = mutated(draw, body)
-    return Case(number, method.upper(), where, encoded(_harmless(body)))
+    return Case(number, method.upper(), where, encoded(_harmless(body, resolved(schema, named))))
 
 
-def _harmless(body: Any) -> Any:
+def _harmless(body: Any, schema: Mapping[str, Any]) -> Any:
+    """An endpoint that aborts everybody is told not to, whether the body says so or its default."""
     if not isinstance(body, dict):
         return body
-    return {name: value for name, value in body.items() if name not in HARMFUL}
+    kept = {name: value for name, value in body.items() if name not in HARMFUL}
+    return kept | {name: False for name in ABORTING if name in schema.get("properties", {}) or name in kept}
 
 
 def _query(draw: random.Random) -> str:

@@ -47,7 +47,7 @@ EXTRA: dict[str, Callable[[random.Random], Any]] = {
     "token_ids_logprob": lambda draw: [draw.randrange(256)],
     "return_text_in_logprobs": lambda draw: True,
     "stream": lambda draw: True,
-    "rid": lambda draw: f"fuzz-{draw.getrandbits(40)}",
+    "rid": lambda draw: draw.choice((f"fuzz-{draw.getrandbits(40)}", f"{draw.getrandbits(8):02x}"[:1], "HEALTH")),
     "return_prompt_token_ids": lambda draw: True,
     "session_id": lambda draw: "a session",
     "extra_key": lambda draw: text(draw) or "k",
@@ -128,6 +128,29 @@ def other(draw: random.Random) -> tuple[str, Body]:
             ("/vertex_generate", {"instances": [{"text": "hello"}], "parameters": {"sampling_params": {}}}),
         )
     )
+
+
+def session(draw: random.Random) -> tuple[str, Body]:
+    """Sessions are few, so that requests meet in one: opened, closed, continued, begun anew, cut anywhere."""
+    name = draw.choice(("one", "two", "three"))
+    if draw.random() < 0.25:
+        return "/open_session", {"capacity_of_str_len": 1000, "session_id": name, "streaming": draw.random() < 0.3}
+    if draw.random() < 0.05:
+        return "/close_session", {"session_id": name}
+    _, body = native(draw, draw.random() < 0.3)
+    asked: Body = {"id": name}
+    fields: dict[str, Callable[[], Any]] = {
+        "rid": lambda: draw.choice(("a", "b", "a_0")),
+        "offset": lambda: draw.choice((-3, 0, 1, 7, 10**6)),
+        "replace": lambda: draw.random() < 0.7,
+        "drop_previous_output": lambda: draw.random() < 0.5,
+    }
+    asked.update({field: fields[field]() for field in draw.sample(sorted(fields), draw.randrange(0, 4))})
+    if draw.random() < 0.2:
+        asked = {**asked, draw.choice(("id", *fields)): strange(draw)}
+    if draw.random() < 0.7:
+        body["rid"] = draw.choice(("a", "b", "a_0", "c"))
+    return "/generate", {**body, "session_params": asked}
 
 
 def valid(draw: random.Random) -> tuple[str, Body]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-from tests.fuzz.cases import BY_DESIGN, HARMFUL, JSON, make_case
-from tests.fuzz.run import fuzz
+from tests.fuzz import accounts
+from tests.fuzz.accounts import Account
+from tests.fuzz.canary import CANARIES
+from tests.fuzz.cases import ABORTING, BY_DESIGN, HARMFUL, JSON, NO_OBJECTS, make_case
+from tests.fuzz.run import Report, fuzz, settle
 
 DOCUMENT: dict[str, Any] = {
     "paths": {
@@ -20,6 +24,9 @@ DOCUMENT: dict[str, Any] = {
         },
         "/health": {"get": {}},
         "/slow_down": {"post": {}},
+        "/update_weight_version": {
+            "post": {"requestBody": {"content": {JSON: {"schema": {"$ref": "#/components/schemas/Version"}}}}}
+        },
     },
     "components": {
         "schemas": {
@@ -30,7 +37,12 @@ DOCUMENT: dict[str, Any] = {
                     "abort_all": {},
                 },
                 "required": ["rid", "abort_all"],
-            }
+            },
+            "Version": {
+                "type": "object",
+                "properties": {"new_version": {"type": "string"}, "abort_all_requests": {"type": "boolean"}},
+                "required": ["new_version"],
+            },
         }
     },
 }
@@ -49,10 +61,41 @@ def test_every_endpoint_is_asked_and_none_is_told_to_harm_others() -> None:
     assert set(DOCUMENT["paths"]) <= asked
     assert {"/generate", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"} <= asked
     for case in cases:
-        if case.path.startswith("/abort_request") and case.body.startswith(b'{"'):
-            assert not HARMFUL & set(json.loads(case.body))
-        if case.path.split("?")[0] in BY_DESIGN:
-            assert b"forward_sleep_time" not in case.body
+        path, body = case.path.split("?")[0], _object_of(case.body)
+        if path in ("/abort_request", "/update_weight_version") and {"rid", "new_version"} & set(body):
+            # Where it is left out, /update_weight_version aborts everybody.
+            assert [body[name] for name in ABORTING if name in body] == [False]
+            assert not HARMFUL & set(body)
+        assert path not in BY_DESIGN or case.body in NO_OBJECTS
+
+
+def _object_of(body: bytes) -> dict[str, Any]:
+    """Of a body that is a JSON object, else empty."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def test_what_lasts_is_left_out_of_a_shared_server(url: str) -> None:
+    report = fuzz(url, 0, range(300), leave_out=("/abort_request", "/update_weight_version", "/slow_down"))
+    asked = {path.split("?")[0] for path, _ in report.statuses}
+    assert "/health" in asked
+    assert not {"/abort_request", "/update_weight_version", "/slow_down"} & asked
+
+
+def test_requests_of_sessions_meet_and_some_clients_hang_up() -> None:
+    cases = [make_case(0, number, DOCUMENT) for number in range(3000)]
+    asked = [_object_of(case.body).get("session_params") for case in cases if case.path == "/generate"]
+    named = [one for one in asked if isinstance(one, dict) and one.get("id") == "one"]
+    assert len(named) > 20
+    assert any(one.get("replace") is True and "rid" not in one for one in named)
+    assert any(one.get("replace") is True and one.get("rid") == "a" for one in named)
+    assert {case.path for case in cases} > {"/open_session", "/close_session"}
+    impatient = [case for case in cases if case.hangs_up_after_s is not None]
+    assert 100 < len(impatient) < 400
+    assert not any(case.expects_answer for case in impatient)
 
 
 def test_valid_requests_are_a_fifth_and_have_state() -> None:
@@ -62,18 +105,29 @@ def test_valid_requests_are_a_fifth_and_have_state() -> None:
     assert sum(any(word in case.body for word in stateful) for case in valid) > 0.8 * len(valid)
 
 
+_LOADS = ("num_used_tokens", "num_running_reqs", "num_waiting_reqs")
+_CANARIES = [json.dumps(body).encode() for body in CANARIES]
+
+
 class _Server(BaseHTTPRequestHandler):
     """Answers the canary, and everything else with what the test wants."""
 
     answer: tuple[int, bytes] = (200, b"{}")
     canary: list[int] = [1, 2]  # noqa: RUF012
+    in_use = (0, 0, 0)
 
     def do_GET(self) -> None:
-        self._send(200, json.dumps(DOCUMENT).encode())
+        if self.path.startswith("/v1/loads"):
+            self._send(200, json.dumps({"loads": [self.load()]}).encode())
+        else:
+            self._send(200, json.dumps(DOCUMENT).encode())
+
+    def load(self) -> dict[str, float]:
+        return {**dict(zip(_LOADS, self.in_use, strict=True)), "timestamp": time.time()}
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if body.startswith(b'{"input_ids": [72, 101, 108]'):
+        if body in _CANARIES:
             self._send(200, json.dumps({"output_ids": self.canary}).encode())
         else:
             self._send(*self.answer)
@@ -108,8 +162,10 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_answers_of_any_status_below_500_are_fine(url: str) -> None:
     report = fuzz(url, 0, range(60))
     assert report.failures == []
-    assert sum(report.statuses.values()) == 60
-    assert report.canaries > 0
+    assert sum(report.statuses.values()) + report.hung_up == 60
+    assert report.canaries > len(CANARIES)
+    assert report.valid > 0
+    assert json.loads(json.dumps(report.record()))["requests"] == 60
 
 
 def test_a_500_must_name_its_cause(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,8 +180,44 @@ def test_a_500_must_name_its_cause(url: str, monkeypatch: pytest.MonkeyPatch) ->
     assert report.refused.total() > 0
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'data: {"error": {"message": "no such adapter"}}\n\ndata: [DONE]\n\n',
+        b'{"text": "a", "meta_info": {"finish_reason": {"type": "abort", "message": "x"}}}',
+    ],
+)
+def test_a_200_that_says_it_failed_is_no_answer(body: bytes, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Server, "answer", (200, body))
+    report = fuzz(url, 0, range(60))
+    assert report.valid == 0
+    assert report.refused.total() > 0
+
+
+@pytest.mark.parametrize("in_use", [(5, 0, 0), (0, 1, 0), (0, 0, 1), (-3, 0, 0)])
+def test_what_nobody_uses_and_is_not_free_is_a_failure(
+    in_use: tuple[int, int, int], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = Report()
+    settle(url, report, empty_the_cache=True)
+    assert (report.account, report.failures) == (Account(0, 0, 0), [])
+    monkeypatch.setattr(accounts, "IDLE_LIMIT_S", 0.3)
+    monkeypatch.setattr(_Server, "in_use", in_use)
+    settle(url, report)
+    assert report.failures == [f"in use by nobody: {Account(*in_use)}"]
+
+
+def test_an_account_from_before_the_end_does_not_count(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that has ended publishes no more; the file of the last account is still there."""
+    monkeypatch.setattr(accounts, "IDLE_LIMIT_S", 0.3)
+    monkeypatch.setattr(_Server, "load", lambda self: {**dict.fromkeys(_LOADS, 0), "timestamp": time.time() - 9})
+    report = Report()
+    settle(url, report)
+    assert report.failures == ["no account: TimeoutError: the server published none for 0 s"]
+
+
 def test_a_canary_that_changes_is_a_failure(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter([[1, 2]])
+    answers = iter([[1, 2]] * len(CANARIES))
     monkeypatch.setattr(_Server, "canary", property(lambda self: next(answers, [1, 3])))
     assert any("changed" in failure for failure in fuzz(url, 0, range(20)).failures)
 

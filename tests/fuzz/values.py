@@ -134,6 +134,18 @@ def of_schema(draw: random.Random, schema: Mapping[str, Any], names: Mapping[str
     return None if kind == "null" else strange(draw, depth)
 
 
+def resolved(schema: Mapping[str, Any], names: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a reference names, or the first of several that is an object's."""
+    if "$ref" in schema:
+        return resolved(names[schema["$ref"].rsplit("/", 1)[1]], names)
+    for several in ("anyOf", "oneOf", "allOf"):
+        for one in schema.get(several, ()):
+            found = resolved(one, names)
+            if "properties" in found:
+                return found
+    return schema
+
+
 def _object(draw: random.Random, schema: Mapping[str, Any], names: Mapping[str, Any], depth: int) -> dict[str, Any]:
     fields = schema.get("properties", {})
     required = set(schema.get("required", ()))

@@ -34,6 +34,8 @@ def as_http(error: Exception) -> Exception:
 
     if isinstance(error, ValueError):
         return HTTPException(400, str(error))
+    if isinstance(error, RecursionError):
+        return HTTPException(400, f"the body is nested too deeply: {error}")
     logger.exception("an endpoint raised")
     return HTTPException(500, f"Internal server error: {type(error).__name__}: {error}")
 

@@ -10,7 +10,7 @@ import pytest
 from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 
-from ddtree_sglang.engine.entry.bodies import name_what_cannot_be_parsed
+from ddtree_sglang.engine.entry.bodies import give_each_failure_a_reason, name_what_cannot_be_parsed
 
 REQUEST = Request({"type": "http"})
 
@@ -40,6 +40,22 @@ def test_what_has_a_status_keeps_it(error: Exception) -> None:
     with pytest.raises(type(error)) as raised:
         solved(error)
     assert raised.value is error
+
+
+def ended(raised: Exception) -> HTTPException:
+    async def original(**_kwargs: Any) -> Any:
+        raise raised
+
+    with pytest.raises(HTTPException) as answered:
+        asyncio.run(give_each_failure_a_reason(original, values={}))
+    return answered.value
+
+
+def test_what_an_endpoint_raises_has_a_status_and_a_reason() -> None:
+    refused, nested, failed = ended(ValueError("no such model")), ended(RecursionError("depth")), ended(KeyError("k"))
+    assert (refused.status_code, refused.detail) == (400, "no such model")
+    assert (nested.status_code, nested.detail) == (400, "the body is nested too deeply: depth")
+    assert (failed.status_code, failed.detail) == (500, "Internal server error: KeyError: 'k'")
 
 
 def test_a_websocket_has_no_400() -> None:

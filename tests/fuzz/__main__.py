@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deploy.local.server_process import ServerProcess, ServerSpec, free_port, start_command
 from tests.fuzz.cases import make_case
-from tests.fuzz.run import Report, fuzz, settle
+from tests.fuzz.run import Report, fuzz, settle, what_is_served
 from tests.fuzz.sending import fetch, send
 
 
@@ -62,9 +62,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     with served(options) as url:
         if options.only is not None:
-            case = make_case(
-                options.seed, options.only, fetch(url, "/openapi.json"), options.valid_share, options.adapters
-            )
+            served_there = what_is_served(url, options.adapters)
+            case = make_case(options.seed, options.only, served_there, options.valid_share)
             sys.stdout.write(f"{case.described()}\n{case.body.decode()}\n{send(url, case)}\n")
             return 0
         return _run(url, options)

@@ -55,7 +55,7 @@ class Canaries:
         while True:
             self._ask(place % len(CANARIES))
             place += 1
-            if self._stop.wait(0.05):
+            if self._stop.wait(0.02):
                 return
 
     def _ask(self, place: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,16 +68,33 @@ class Case:
         return f"#{self.number} {self.method} {self.path} {self.body[:400]!r}"
 
 
-def make_case(
-    seed: int, number: int, document: Mapping[str, Any], valid_share: float = 0.2, adapters: Sequence[str] = ()
-) -> Case:
-    """Request `number` of the run with this seed, for the server with this OpenAPI document and these adapters."""
+@dataclass(frozen=True)
+class Served:
+    """What a server says of itself.
+
+    Attributes:
+        document: its OpenAPI document.
+        model: the name of its model.
+        adapters: names of adapters that it has loaded, for valid requests.
+    """
+
+    document: Mapping[str, Any]
+    model: str = "default"
+    adapters: tuple[str, ...] = ()
+
+
+def make_case(seed: int, number: int, served: Served, valid_share: float = 0.2) -> Case:
+    """Request `number` of the run with this seed, for this server."""
     draw = random.Random(f"{seed}:{number}")
+    document = served.document
     kind = draw.random()
     if kind < valid_share:
         path, body = valid(draw)
-        if adapters and path == "/generate" and draw.random() < 0.5:
-            body["lora_path"] = draw.choice(adapters)
+        if path == "/v1/responses":
+            # The one endpoint that takes no other name.
+            body["model"] = served.model
+        if served.adapters and path == "/generate" and draw.random() < 0.5:
+            body["lora_path"] = draw.choice(served.adapters)
         return Case(number, "POST", path, encoded(body), expects_answer=True)
     if kind < valid_share + 0.1:
         path, body = draw.choice((native, openai))(draw)

@@ -107,7 +107,7 @@ def openai(draw: random.Random, stateful: bool = False) -> tuple[str, Body]:
     if kind == 1:
         body.pop("response_format", None)
         return "/v1/completions", {**body, "prompt": draw.choice(("hello", ["a", "b"])), "max_tokens": 4}
-    # Without a model: this endpoint takes none but the served one's name.
+    # Without a model: this endpoint takes none but the served one's name, which a valid request gets later.
     for name in ("model", "n", "response_format", "stop", "logit_bias", "regex", "ebnf"):
         body.pop(name, None)
     return "/v1/responses", {**body, "input": "hello", "max_output_tokens": 4}

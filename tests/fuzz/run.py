@@ -8,12 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.fuzz.accounts import Account, account_of_idle, flush
 from tests.fuzz.canary import Canaries
-from tests.fuzz.cases import Case, make_case
+from tests.fuzz.cases import Case, Served, make_case
 from tests.fuzz.sending import fetch, hang_up, send
 
 
@@ -131,11 +131,12 @@ def fuzz(
         leave_out: paths of the server's OpenAPI document that are not drawn from it.
         adapters: names of adapters that the server has loaded, for valid requests.
     """
-    document = fetch(url, "/openapi.json")
-    document = {**document, "paths": {path: one for path, one in document["paths"].items() if path not in leave_out}}
+    served = what_is_served(url, adapters)
+    paths = {path: one for path, one in served.document["paths"].items() if path not in leave_out}
+    served = replace(served, document={**served.document, "paths": paths})
     report = Report()
     canaries = Canaries(url)
-    cases = [make_case(seed, number, document, valid_share, adapters) for number in numbers]
+    cases = [make_case(seed, number, served, valid_share) for number in numbers]
     begun = time.monotonic()
     with canaries, ThreadPoolExecutor(at_once) as pool:
         outcomes = list(pool.map(lambda case: _ask(url, case), cases))
@@ -146,6 +147,11 @@ def fuzz(
     report.canaries = canaries.right
     report.failures += canaries.failures
     return report
+
+
+def what_is_served(url: str, adapters: Sequence[str] = ()) -> Served:
+    """Ask the server."""
+    return Served(fetch(url, "/openapi.json"), fetch(url, "/v1/models")["data"][0]["id"], tuple(adapters))
 
 
 def settle(url: str, report: Report, empty_the_cache: bool = False) -> None:

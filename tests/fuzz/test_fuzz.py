@@ -14,7 +14,7 @@ import pytest
 from tests.fuzz import accounts
 from tests.fuzz.accounts import Account
 from tests.fuzz.canary import CANARIES
-from tests.fuzz.cases import ABORTING, BY_DESIGN, HARMFUL, JSON, NO_OBJECTS, make_case
+from tests.fuzz.cases import ABORTING, BY_DESIGN, HARMFUL, JSON, NO_OBJECTS, Served, make_case
 from tests.fuzz.run import Report, fuzz, settle
 
 DOCUMENT: dict[str, Any] = {
@@ -48,15 +48,18 @@ DOCUMENT: dict[str, Any] = {
 }
 
 
+SERVED = Served(DOCUMENT, "tiny")
+
+
 def test_a_case_follows_from_its_seed_and_number() -> None:
-    assert [make_case(3, number, DOCUMENT) for number in range(200)] == [
-        make_case(3, number, DOCUMENT) for number in range(200)
+    assert [make_case(3, number, SERVED) for number in range(200)] == [
+        make_case(3, number, SERVED) for number in range(200)
     ]
-    assert make_case(3, 1, DOCUMENT) != make_case(4, 1, DOCUMENT)
+    assert make_case(3, 1, SERVED) != make_case(4, 1, SERVED)
 
 
 def test_every_endpoint_is_asked_and_none_is_told_to_harm_others() -> None:
-    cases = [make_case(0, number, DOCUMENT) for number in range(2000)]
+    cases = [make_case(0, number, SERVED) for number in range(2000)]
     asked = {case.path.split("?")[0] for case in cases}
     assert set(DOCUMENT["paths"]) <= asked
     assert {"/generate", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"} <= asked
@@ -86,7 +89,7 @@ def test_what_lasts_is_left_out_of_a_shared_server(url: str) -> None:
 
 
 def test_requests_of_sessions_meet_and_some_clients_hang_up() -> None:
-    cases = [make_case(0, number, DOCUMENT) for number in range(3000)]
+    cases = [make_case(0, number, SERVED) for number in range(3000)]
     asked = [_object_of(case.body).get("session_params") for case in cases if case.path == "/generate"]
     named = [one for one in asked if isinstance(one, dict) and one.get("id") == "one"]
     assert len(named) > 20
@@ -99,7 +102,7 @@ def test_requests_of_sessions_meet_and_some_clients_hang_up() -> None:
 
 
 def test_valid_requests_are_a_fifth_and_have_state() -> None:
-    valid = [case for case in (make_case(0, number, DOCUMENT) for number in range(1000)) if case.expects_answer]
+    valid = [case for case in (make_case(0, number, SERVED) for number in range(1000)) if case.expects_answer]
     assert 150 < len(valid) < 250
     stateful = (b"penalty", b"min_new_tokens", b"regex", b"ebnf", b"schema")
     assert sum(any(word in case.body for word in stateful) for case in valid) > 0.8 * len(valid)
@@ -107,6 +110,15 @@ def test_valid_requests_are_a_fifth_and_have_state() -> None:
 
 _LOADS = ("num_used_tokens", "num_running_reqs", "num_waiting_reqs")
 _CANARIES = [json.dumps(body).encode() for body in CANARIES]
+
+
+def test_a_valid_response_names_the_model_and_requests_name_adapters() -> None:
+    served = Served(DOCUMENT, "tiny", ("first", "second"))
+    valid = [case for case in (make_case(0, number, served) for number in range(1000)) if case.expects_answer]
+    bodies = [json.loads(case.body) for case in valid]
+    responses = [body for case, body in zip(valid, bodies, strict=True) if case.path == "/v1/responses"]
+    assert {body["model"] for body in responses} == {"tiny"}
+    assert {body.get("lora_path") for body in bodies} == {None, "first", "second"}
 
 
 class _Server(BaseHTTPRequestHandler):
@@ -119,6 +131,8 @@ class _Server(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path.startswith("/v1/loads"):
             self._send(200, json.dumps({"loads": [self.load()]}).encode())
+        elif self.path == "/v1/models":
+            self._send(200, json.dumps({"data": [{"id": "tiny"}]}).encode())
         else:
             self._send(200, json.dumps(DOCUMENT).encode())
 

@@ -26,7 +26,7 @@ BLACKWELL = {**AMPERE, "is_sm100": True, "is_blackwell": True, "is_sm100_or_sm11
 def platform(facts: dict[str, Any]) -> Iterator[None]:
     """SGLang's own platform for CUDA, on a machine of these facts."""
     from sglang.srt import platforms
-    from sglang.srt.arg_groups import model_override_base
+    from sglang.srt.arg_groups import mamba_hook, model_override_base
     from sglang.srt.platforms.cuda import CudaSRTPlatform
     from sglang.srt.runtime_context import override_platform
 
@@ -34,8 +34,9 @@ def platform(facts: dict[str, Any]) -> Iterator[None]:
         # Resolution sets variables for the processes that it would start.
         patch.setattr(os, "environ", os.environ.copy())
         patch.setattr(platforms, "_current_platform", CudaSRTPlatform())
-        # Where SGLang chooses a backend itself, it has the platform by this name.
-        patch.setattr(model_override_base, "current_platform", platforms.current_platform)
+        # Where SGLang chooses a backend itself, or a cache for states, it has the platform by this name.
+        for module in (model_override_base, mamba_hook):
+            patch.setattr(module, "current_platform", platforms.current_platform)
         yield
 
 

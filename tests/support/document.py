@@ -1,0 +1,157 @@
+"""The table as a document, one part of it for each question that a reader has."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import product
+
+from tests.architecture import ROOT
+from tests.support.families import FAMILIES
+from tests.support.published import PAIRS, TESTS, Draft
+from tests.support.table import (
+    BACKENDS,
+    ENGINE,
+    FEATURES,
+    GREEDY,
+    REQUESTS,
+    Cell,
+    Refused,
+    Shown,
+    cells,
+    refused_target,
+)
+
+DOCUMENT = ROOT / "ddtree_sglang/docs/support.md"
+_FROM = "../../"
+
+HEAD = (
+    "# What is supported\n\n"
+    "Written by `python -m tests.support` from one list, [tests/support/table.py](../../tests/support/table.py). Tests "
+    "run the list: each test that is\nnamed exists and is run, each refusal is provoked with the arguments of its row, "
+    "and no other target is refused. A cell is one of\n\n"
+    "* a test that shows it,\n"
+    "* **refused**, with words of the message that the server ends with,\n"
+    "* not run: nobody has tried.\n\n"
+    "`ddtree_cpu` is the CPU platform, with real servers. `triton`, `flashinfer` and `fa3` run in the "
+    "[device lane](../../tests/device_lane/__init__.py), on a\nmachine without a GPU: SGLang's own scheduler and "
+    "backends, Triton's interpreter, stand-ins for other kernels. **No cell was run on a GPU.**\n"
+)
+
+
+def label(test: str) -> str:
+    """A short name of a test: a scene's own, else the function's."""
+    name = test.partition("::")[2]
+    return f"scene {name[len('test_scene[') : -1]}" if name.startswith("test_scene[") else name.partition("[")[0]
+
+
+def render(cell: Cell) -> str:
+    """A cell of a Markdown table."""
+    if isinstance(cell, Refused):
+        return f"**refused**{' by SGLang' if cell.by_sglang else ''}: {cell.why}"
+    note = f" ({cell.note})" if cell.note else ""
+    return f"[{label(cell.test)}]({_FROM}{cell.test.partition('::')[0]}){note}"
+
+
+def document() -> str:
+    """The whole text."""
+    parts = [HEAD, _targets(), _features("Requests", REQUESTS), _features("Engine", ENGINE), _pairs(), _counts()]
+    return "\n".join(part.rstrip() + "\n" for part in parts)
+
+
+def _table(head: tuple[str, ...], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _once(row: list[str]) -> list[str]:
+    """The same refusal all along a row is written once."""
+    return [row[0], *['"'] * (len(row) - 1)] if len(set(row)) == 1 and "**refused**" in row[0] else row
+
+
+def _targets() -> str:
+    rows = []
+    for name, family in FAMILIES.items():
+        found = [_joined(cells(name, backend, GREEDY)) for backend in BACKENDS]
+        rows.append([f"{name} (`{family.architecture}`)", family.state, *_once(found)])
+    text = (
+        "## Targets\n\nGreedy answers, token for token plain decoding's. A family that is refused is refused whatever "
+        "is asked of it.\n"
+    )
+    return f"{text}\n{_table(('family', 'layers', *(f'`{name}`' for name in BACKENDS)), rows)}"
+
+
+def _features(title: str, names: tuple[str, ...]) -> str:
+    text = f"## {title}\n\nFamilies that a test has shown it for, by backend; with the others it was not run.\n"
+    rows = [[name, *_once([_by_family(name, backend) for backend in BACKENDS])] for name in names if name != GREEDY]
+    return f"{text}\n{_table(('', *(f'`{name}`' for name in BACKENDS)), rows)}"
+
+
+def _pairs() -> str:
+    rows = []
+    for name, pair in PAIRS.items():
+        head = {True: "tied", False: "own", None: ""}[pair.tied]
+        kind = pair.architecture or FAMILIES[pair.family].architecture
+        target = [name, f"`{kind}`", str(pair.layers), pair.heads, pair.rope or "", head]
+        rows.append([*target, f"`{pair.drafter}`", _draft(pair.draft), _today(name)])
+    names = ("target", "class", "layers", "heads / KV heads / size", "rope", "head", "drafter", "its fields", "today")
+    text = (
+        "## Published pairs\n\nThe drafters that DFlash's authors list, with fields as far as public repositories "
+        "quote them; of a drafter its block size, layers, target layers that it\nreads, mask token, attention. No "
+        "checkpoint of these was loaded here.\n"
+    )
+    return f"{text}\n{_table(names, rows)}"
+
+
+def _draft(draft: Draft) -> str:
+    found = {
+        "block": draft.block_size,
+        "layers": draft.num_layers,
+        "reads": draft.target_layer_ids and ", ".join(map(str, draft.target_layer_ids)),
+        "mask": draft.mask_token_id,
+        "attention": draft.attention,
+    }
+    return "; ".join(f"{name} {value}" for name, value in found.items() if value is not None) or "not found"
+
+
+def _today(name: str) -> str:
+    if name in TESTS:
+        return f"[shown]({_FROM}{TESTS[name].partition('::')[0]}) on `ddtree_cpu`"
+    refused = {backend: refused_target(PAIRS[name].family, backend) for backend in BACKENDS}
+    by_why: dict[str, list[str]] = {}
+    for backend, cell in refused.items():
+        by_why.setdefault(render(cell) if cell else "not run", []).append(f"`{backend}`")
+    if len(by_why) == 1:
+        return next(iter(by_why))
+    return "; ".join(f"{', '.join(names)} {why}" for why, names in by_why.items())
+
+
+def _by_family(feature: str, backend: str) -> str:
+    """Each family that the rows speak of; of those that are refused as targets, nothing."""
+    served = [name for name in FAMILIES if refused_target(name, backend) is None]
+    found = {name: cells(name, backend, feature) for name in served}
+    refusals = {cell for one in found.values() for cell in one if isinstance(cell, Refused)}
+    if len(refusals) == 1 and all(any(isinstance(cell, Refused) for cell in one) for one in found.values()):
+        return render(refusals.pop())
+    return "; ".join(f"{name}: {_joined(one)}" for name, one in found.items() if one) or "not run"
+
+
+def _joined(found: list[Cell]) -> str:
+    refusals = [cell for cell in found if isinstance(cell, Refused)]
+    return ", ".join(render(cell) for cell in (refusals[:1] or found)) or "not run"
+
+
+def kind(family: str, backend: str, feature: str) -> str:
+    """ "shown", "refused" or "not run"."""
+    found = cells(family, backend, feature)
+    if any(isinstance(cell, Refused) for cell in found):
+        return "refused"
+    return "shown" if any(isinstance(cell, Shown) for cell in found) else "not run"
+
+
+def _counts() -> str:
+    counts = Counter(kind(*names) for names in product(FAMILIES, BACKENDS, FEATURES))
+    return (
+        f"## In numbers\n\nOf {sum(counts.values())} combinations of a family, a backend and a feature "
+        f"{counts['shown']} are shown, {counts['refused']} refused and {counts['not run']} not run.\nMost features "
+        "have nothing to do with the family, which is why each is not run with each."
+    )

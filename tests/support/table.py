@@ -1,0 +1,321 @@
+"""The list: target family x attention backend x feature. How to add a row: the folder's docstring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.support.families import FAMILIES
+
+ALL = "*"
+BACKENDS = ("ddtree_cpu", "triton", "flashinfer", "fa3", "fa4")
+"""`ddtree_cpu`: the CPU platform. The others run in the device lane, FA4 nowhere."""
+CPU, TRITON, FLASHINFER, FA3, FA4 = BACKENDS
+GREEDY = "greedy answers"
+
+REQUESTS = (
+    GREEDY,
+    "sampling",
+    "seeds (deterministic inference)",
+    "logit bias",
+    "penalties",
+    "minimum length",
+    "logit processors",
+    "thinking budgets",
+    "grammars",
+    "ends",
+    "streams",
+    "log-probabilities",
+    "hidden states",
+    "routed experts",
+    "sampling masks",
+    "a smaller tree for one request",
+)
+ENGINE = (
+    "requests that join and leave a batch",
+    "aborted requests",
+    "prefix cache",
+    "chunked prefill",
+    "mixed chunks",
+    "pages of several tokens",
+    "priorities",
+    "retraction",
+    "sessions",
+    "the end of the context",
+    "budget that follows the load",
+    "tensor parallelism",
+    "LoRA adapters",
+    "captured graphs and overlap",
+    "pipeline parallelism",
+    "DP attention",
+    "prefill/decode disaggregation",
+    "hierarchical cache",
+    "drafter's window",
+    "two-batch overlap",
+    "watermarks",
+    "grammars of outlines",
+    "captured indexer",
+    "acceptance thresholds",
+    "rejection sampling",
+)
+FEATURES = (*REQUESTS, *ENGINE)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A test shows it.
+
+    Attributes:
+        test: its pytest id.
+        note: what a reader has to know, such as "slow" of a test that a usual run leaves out.
+    """
+
+    test: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Admission refuses it.
+
+    Attributes:
+        why: words of the message.
+        given: server arguments that are refused, besides a pair and a backend.
+        by_sglang: SGLang's own check comes first, with DDTREE or without.
+    """
+
+    why: str
+    given: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    by_sglang: bool = False
+
+
+Cell = Shown | Refused
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell of these names; `ALL` stands for every family, backend or feature."""
+
+    family: str
+    backend: str
+    feature: str
+    cell: Cell
+
+    def covers(self, family: str, backend: str, feature: str) -> bool:
+        """Whether the row speaks of these."""
+        names = ((self.family, family), (self.backend, backend), (self.feature, feature))
+        return all(mine in (ALL, name) for mine, name in names)
+
+
+def shown(test: str, note: str = "") -> Shown:
+    """By a test of this id."""
+    return Shown(test, note)
+
+
+def scene(name: str) -> Shown:
+    """By a scene of the device lane, of this name in its catalogue."""
+    return Shown(f"tests/device_lane/test_scenes.py::test_scene[{name}]")
+
+
+def _e2e(name: str) -> Shown:
+    return Shown(f"tests/e2e/{name}")
+
+
+RECURRENT = Refused("some of which keep a recurrent state")
+LATENT = Refused("needs multi-head or grouped-query attention")
+WINDOW = Refused("needs an attention backend that places a sliding window per node")
+
+CHUNKS = Refused("does not support attention in chunks")
+NOT_BY_SGLANG = Refused("requires one of", by_sglang=True)
+
+REFUSED_TARGETS = (
+    Row("Qwen3.5 / 3.6", ALL, ALL, RECURRENT),
+    Row("Qwen3-Next", ALL, ALL, RECURRENT),
+    *(Row("LFM2", backend, ALL, RECURRENT) for backend in (CPU, FLASHINFER, FA3, FA4)),
+    Row("LFM2", TRITON, ALL, Refused("the first layer might not be an attention layer", by_sglang=True)),
+    Row("Nemotron-H", ALL, ALL, RECURRENT),
+    Row("Kimi-Linear", ALL, ALL, RECURRENT),
+    Row("DeepSeek / Kimi-K2", ALL, ALL, LATENT),
+    *(Row("Llama 4", backend, ALL, CHUNKS) for backend in (CPU, TRITON, FA3)),
+    *(Row("Llama 4", backend, ALL, Refused("is required for Llama4", by_sglang=True)) for backend in (FLASHINFER, FA4)),
+    *(Row("Gemma 3", backend, ALL, WINDOW) for backend in (TRITON, FLASHINFER, FA4)),
+    *(Row("gpt-oss", backend, ALL, WINDOW) for backend in (TRITON, FA4)),
+    *(Row("gpt-oss", backend, ALL, NOT_BY_SGLANG) for backend in (CPU, FLASHINFER)),
+    Row("gpt-oss", FA3, ALL, Refused("needs attention sinks counted once")),
+)
+
+REFUSED_FEATURES = (
+    Row(ALL, ALL, "pipeline parallelism", Refused("supports --pp-size 1 only", {"pp_size": 2})),
+    Row(
+        ALL,
+        ALL,
+        "DP attention",
+        Refused("does not support DP attention yet", {"enable_dp_attention": True, "dp_size": 2, "tp_size": 2}),
+    ),
+    Row(
+        ALL,
+        ALL,
+        "prefill/decode disaggregation",
+        Refused("does not support prefill/decode disaggregation yet", {"disaggregation_mode": "prefill"}),
+    ),
+    Row(
+        ALL,
+        ALL,
+        "hierarchical cache",
+        Refused("has not been shown to keep the drafter's keys", {"enable_hierarchical_cache": True}),
+    ),
+    Row(ALL, ALL, "drafter's window", Refused("drafts on the whole context", {"speculative_draft_window_size": 64})),
+    Row(
+        ALL, ALL, "two-batch overlap", Refused("does not support two-batch overlap", {"enable_two_batch_overlap": True})
+    ),
+    Row(ALL, ALL, "watermarks", Refused("marks no tree's nodes", {"enable_watermark": True})),
+    Row(ALL, ALL, "grammars of outlines", Refused("which outlines cannot", {"grammar_backend": "outlines"})),
+    Row(
+        ALL, ALL, "captured indexer", Refused("serves no target with an indexer", {"enable_return_indexer_topk": True})
+    ),
+    Row(ALL, ALL, "acceptance thresholds", Refused("is lossless", {"speculative_accept_threshold_single": 0.5})),
+    Row(
+        ALL,
+        ALL,
+        "rejection sampling",
+        Refused("samples from the target alone", {"speculative_use_rejection_sampling": True}),
+    ),
+    Row(ALL, FA4, "pages of several tokens", Refused("needs pages of one token", {"page_size": 16})),
+    Row("Gemma 3", FA3, "pages of several tokens", Refused("needs pages of one token", {"page_size": 16})),
+)
+
+ON_THE_CPU = (
+    Row("Llama", CPU, GREEDY, _e2e("test_lossless.py::test_one_at_a_time")),
+    Row("Llama", CPU, "sampling", _e2e("test_sampled_distribution.py::test_first_three_tokens_follow_the_targets_law")),
+    Row("Llama", CPU, "logit bias", _e2e("test_requests.py::test_logit_bias_is_honoured_at_every_node")),
+    Row("Llama", CPU, "penalties", _e2e("test_penalties.py::test_greedy_answers_are_plain_decodings")),
+    Row("Llama", CPU, "minimum length", _e2e("test_penalties.py::test_a_minimum_length_holds_inside_a_run_of_tokens")),
+    Row("Llama", CPU, "logit processors", _e2e("test_logit_processors.py::test_a_processor_that_keeps_what_it_saw")),
+    Row("Llama", CPU, "thinking budgets", _e2e("test_thinking_budget.py::test_a_thinking_budget_ends_the_thoughts")),
+    Row("Llama", CPU, "grammars", _e2e("test_grammars.py::test_in_one_batch")),
+    Row("Llama", CPU, "ends", _e2e("test_ends.py::test_ends_of_many_shapes_are_plain_decodings[False]")),
+    Row("Llama", CPU, "streams", _e2e("test_streams.py::test_every_token_is_a_chunk[The capital of France is]")),
+    Row("Llama", CPU, "log-probabilities", _e2e("test_requests.py::test_logprobs_are_the_targets")),
+    Row("Llama", CPU, "sampling masks", _e2e("test_sampling_masks.py::test_drawn_tokens_supports_are_plain_decodings")),
+    Row(
+        "Llama",
+        CPU,
+        "a smaller tree for one request",
+        _e2e("test_ends.py::test_a_request_may_ask_for_a_smaller_tree_or_none_in_a_batch_with_others"),
+    ),
+    Row("Llama", CPU, "requests that join and leave a batch", _e2e("test_lossless.py::test_eight_at_once")),
+    Row(
+        "Llama",
+        CPU,
+        "aborted requests",
+        _e2e("test_kv_accounting.py::test_two_hundred_aborted_requests_leave_every_slot_free"),
+    ),
+    Row("Llama", CPU, "prefix cache", _e2e("test_reused_context.py::test_prefix_hit_in_the_middle_of_a_page")),
+    Row("Llama", CPU, "chunked prefill", _e2e("test_requests.py::test_prompt_longer_than_a_prefill_chunk")),
+    Row("Llama", CPU, "mixed chunks", _e2e("test_reused_context.py::test_running_requests_take_part_in_chunks")),
+    Row("Llama", CPU, "pages of several tokens", _e2e("test_reused_context.py::test_two_answers_to_one_prompt")),
+    Row("Llama", CPU, "priorities", _e2e("test_reused_context.py::test_preemption_by_priority")),
+    Row("Llama", CPU, "sessions", _e2e("test_reused_context.py::test_turns_of_a_session[False]")),
+    Row(
+        "Llama",
+        CPU,
+        "the end of the context",
+        _e2e("test_reused_context.py::test_neighbours_at_the_end_of_the_context"),
+    ),
+    Row(
+        "Llama",
+        CPU,
+        "budget that follows the load",
+        _e2e("test_budget_policy.py::test_budget_follows_the_batch_and_tokens_do_not"),
+    ),
+    Row("Llama", CPU, "tensor parallelism", _e2e("test_tensor_parallel.py::test_three_ranks_of_the_embedded_model")),
+    Row("Qwen3", CPU, GREEDY, _e2e("test_plain_torch_reference.py::test_rounds_of_a_tiny_pair[DDTREE-4]")),
+    Row("Qwen3", CPU, "tensor parallelism", _e2e("test_tensor_parallel.py::test_two_ranks_of_a_tiny_qwen3")),
+    Row("Qwen3", CPU, "LoRA adapters", _e2e("test_adapters_and_states.py::test_base_model_and_adapters_in_one_batch")),
+    Row(
+        "Qwen3",
+        CPU,
+        "hidden states",
+        _e2e("test_adapters_and_states.py::test_hidden_states_end_where_the_answer_does"),
+    ),
+    Row("Qwen3-MoE", CPU, GREEDY, _e2e("test_routed_experts.py::test_experts_are_plain_decodings[False]")),
+    Row("Qwen3-MoE", CPU, "prefix cache", _e2e("test_routed_experts.py::test_experts_are_plain_decodings[True]")),
+    Row("Qwen3-MoE", CPU, "routed experts", _e2e("test_routed_experts.py::test_experts_are_plain_decodings[False]")),
+)
+
+IN_THE_LANE = (
+    Row("Qwen3", TRITON, GREEDY, scene("triton")),
+    Row("Qwen3", TRITON, "captured graphs and overlap", scene("triton")),
+    Row("Qwen3", TRITON, "requests that join and leave a batch", scene("triton")),
+    Row("Qwen3", TRITON, "prefix cache", scene("triton")),
+    Row("Qwen3", TRITON, "chunked prefill", scene("triton")),
+    Row("Qwen3", TRITON, "pages of several tokens", scene("triton")),
+    Row("Qwen3", TRITON, "aborted requests", scene("triton-3")),
+    Row("Qwen3", TRITON, "budget that follows the load", scene("triton-widths")),
+    Row("Qwen3", TRITON, "LoRA adapters", scene("adapters")),
+    Row("Llama", TRITON, GREEDY, scene("triton-deterministic")),
+    Row("Llama", TRITON, "captured graphs and overlap", scene("triton-deterministic")),
+    Row("Llama", TRITON, "seeds (deterministic inference)", scene("triton-deterministic")),
+    Row("Qwen3", FLASHINFER, GREEDY, scene("flashinfer")),
+    Row("Qwen3", FLASHINFER, "captured graphs and overlap", scene("flashinfer")),
+    Row("Qwen3", FLASHINFER, "requests that join and leave a batch", scene("flashinfer")),
+    Row("Qwen3", FLASHINFER, "prefix cache", scene("flashinfer")),
+    Row("Qwen3", FLASHINFER, "chunked prefill", scene("flashinfer")),
+    Row("Qwen3", FLASHINFER, "pages of several tokens", scene("flashinfer")),
+    Row("Qwen3", FLASHINFER, "ends", scene("flashinfer")),
+    Row("Qwen3", FLASHINFER, "aborted requests", scene("flashinfer")),
+    Row("Qwen3", FA3, GREEDY, scene("fa3")),
+    Row("Qwen3", FA3, "captured graphs and overlap", scene("fa3")),
+    Row("Qwen3", FA3, "penalties", scene("penalties")),
+    Row("Qwen3", FA3, "minimum length", scene("penalties")),
+    Row("Qwen3", FA3, "logit processors", scene("processors")),
+    Row("Qwen3", FA3, "grammars", scene("grammars")),
+    Row("Qwen3", FA3, "ends", scene("fa3")),
+    Row("Qwen3", FA3, "requests that join and leave a batch", scene("fa3")),
+    Row("Qwen3", FA3, "aborted requests", scene("fa3")),
+    Row("Qwen3", FA3, "prefix cache", scene("fa3")),
+    Row("Qwen3", FA3, "chunked prefill", scene("fa3")),
+    Row("Qwen3", FA3, "mixed chunks", scene("fa3-pages")),
+    Row("Qwen3", FA3, "pages of several tokens", scene("fa3-pages")),
+    Row("Qwen3", FA3, "sessions", scene("fa3-pages")),
+    Row("Qwen3", FA3, "retraction", scene("retraction")),
+    Row("Qwen3", FA3, "the end of the context", scene("context-end")),
+    Row("Qwen3", FA3, "budget that follows the load", scene("widths")),
+    Row("Qwen3", FA3, "tensor parallelism", scene("two-ranks")),
+    Row("Qwen3", FA3, "LoRA adapters", scene("adapters-triton")),
+    Row("Llama", FA3, GREEDY, scene("late")),
+    Row("Llama", FA3, "captured graphs and overlap", scene("late")),
+    Row("Llama", FA3, "seeds (deterministic inference)", scene("fa3-deterministic")),
+    Row("Llama", FA3, "ends", scene("fa3-deterministic")),
+    Row("Llama", FA3, "requests that join and leave a batch", scene("late")),
+    Row("Llama", FA3, "hidden states", scene("late")),
+    Row("Llama", FA3, "aborted requests", scene("late")),
+    Row("Qwen3-MoE", FA3, GREEDY, scene("experts")),
+    Row("Qwen3-MoE", FA3, "captured graphs and overlap", scene("experts")),
+    Row("Qwen3-MoE", FA3, "routed experts", scene("experts")),
+)
+
+ROWS = (*REFUSED_TARGETS, *REFUSED_FEATURES, *ON_THE_CPU, *IN_THE_LANE)
+
+
+def cells(family: str, backend: str, feature: str) -> list[Cell]:
+    """What the rows say of these; empty where nobody has run it."""
+    return [row.cell for row in ROWS if row.covers(family, backend, feature)]
+
+
+def refused_target(family: str, backend: str) -> Refused | None:
+    """Why this family is refused on this backend, whatever is asked of it."""
+    found = [row.cell for row in ROWS if row.feature == ALL and row.covers(family, backend, row.feature)]
+    return next((cell for cell in found if isinstance(cell, Refused)), None)
+
+
+def unknown_names() -> list[str]:
+    """Names of rows that are none."""
+    known = ({*FAMILIES, ALL}, {*BACKENDS, ALL}, {*FEATURES, ALL})
+    return [
+        name
+        for row in ROWS
+        for name, names in zip((row.family, row.backend, row.feature), known, strict=True)
+        if name not in names
+    ]

@@ -1,0 +1,143 @@
+"""The list names what is there: families, backends, features, and tests that exist and run; the document shows it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from tests.architecture import ROOT
+from tests.device_lane.catalogue import SCENES
+from tests.device_lane.conftest import PAIRS as LANE_PAIRS
+from tests.support import collected, table
+from tests.support.document import DOCUMENT, document
+from tests.support.families import FAMILIES
+from tests.support.published import PAIRS, SERVED, TESTS
+from tests.support.table import BACKENDS, CPU, FEATURES, ROWS, Refused, Row, Shown
+
+NOT_RUN_BY_DEFAULT = {"slow", "gpu", "skip", "skipif", "xfail"}
+"""Marks of tests that a run of everything leaves out, or may."""
+SHOWN = [(row, row.cell) for row in ROWS if isinstance(row.cell, Shown)]
+NAMED = [*(cell for _, cell in SHOWN), *map(Shown, TESTS.values())]
+
+
+def test_rows_name_what_is_there() -> None:
+    assert table.unknown_names() == []
+    assert len(set(FEATURES)) == len(FEATURES)
+
+
+def test_no_combination_is_both_shown_and_refused() -> None:
+    for names in product(FAMILIES, BACKENDS, FEATURES):
+        kinds = {type(cell) for cell in table.cells(*names)}
+        assert len(kinds) < 2, names
+
+
+def test_no_row_stands_twice() -> None:
+    rows = [(row.family, row.backend, row.feature, str(row.cell)) for row in ROWS]
+    assert [row for row in rows if rows.count(row) > 1] == []
+
+
+def test_document_is_written_from_the_list() -> None:
+    assert DOCUMENT.read_text(encoding="utf-8") == document(), "run: python -m tests.support"
+
+
+@cache
+def collected_tests() -> dict[str, list[str]]:
+    """Every test of the files that the list names, with its marks, as pytest itself finds them."""
+    files = sorted({cell.test.partition("::")[0] for cell in NAMED})
+    target = Path(os.environ.get("PYTEST_XDIST_WORKER", "main")).name
+    path = ROOT / f".pytest_cache/support-{target}-{os.getpid()}.json"
+    path.parent.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command += ["-p", collected.__name__, *files]
+    environment = {**os.environ, collected.VARIABLE: str(path), "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    try:
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+        found: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def problem(cell: Shown, tests: dict[str, list[str]]) -> str:
+    """What is wrong with the test that a cell names; empty when nothing is."""
+    if cell.test not in tests:
+        return f"{cell.test} does not exist"
+    unsaid = [mark for mark in NOT_RUN_BY_DEFAULT & set(tests[cell.test]) if mark not in cell.note]
+    return f"{cell.test} is marked {unsaid[0]}; say so in the note" if unsaid else ""
+
+
+def test_every_test_that_is_named_exists_and_is_run() -> None:
+    assert [found for cell in NAMED if (found := problem(cell, collected_tests()))] == []
+
+
+@pytest.mark.parametrize(
+    ("cell", "tests", "found"),
+    [
+        (Shown("a::b"), {"a::b": ["e2e"]}, ""),
+        (Shown("a::b"), {"a::c": []}, "does not exist"),
+        (Shown("a::b"), {"a::b": ["slow"]}, "is marked slow"),
+        (Shown("a::b", "slow"), {"a::b": ["slow"]}, ""),
+        (Shown("a::b", "slow"), {"a::b": ["skipif", "slow"]}, "is marked skipif"),
+    ],
+)
+def test_a_test_that_is_not_there_or_not_run_is_noticed(cell: Shown, tests: dict[str, list[str]], found: str) -> None:
+    assert found in problem(cell, tests)
+    assert bool(found) == bool(problem(cell, tests))
+
+
+def test_no_test_that_is_named_may_skip_itself() -> None:
+    for path in sorted({cell.test.partition("::")[0] for cell in NAMED}):
+        calls = [node for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))) if isinstance(node, ast.Call)]
+        names = {ast.unparse(call.func) for call in calls}
+        assert not names & {"pytest.skip", "pytest.importorskip", "pytest.xfail"}, path
+
+
+ARCHITECTURES = {"qwen3": "Qwen3", "llama": "Llama", "qwen3_moe": "Qwen3-MoE"}
+"""Of the lane's pairs, by family."""
+
+
+def scene_of(cell: Shown) -> str | None:
+    """The lane's scene that a cell names."""
+    file, _, name = cell.test.partition("::test_scene[")
+    return name.removesuffix("]") if file == "tests/device_lane/test_scenes.py" else None
+
+
+def test_scenes_are_of_the_family_and_backend_of_their_row() -> None:
+    scenes = {scene.name: scene for scene in SCENES}
+    for row, cell in SHOWN:
+        if (name := scene_of(cell)) is not None:
+            scene = scenes[name]
+            assert (scene.algorithm, scene.backend) == ("DDTREE", row.backend), row
+            assert ARCHITECTURES[LANE_PAIRS[scene.pair][0]] == row.family, row
+
+
+def test_the_lane_is_not_the_cpu_platform() -> None:
+    for row, cell in SHOWN:
+        folder = cell.test.split("/")[1]
+        assert row.backend == CPU or folder == "device_lane", row
+        assert row.backend != CPU or folder != "device_lane", row
+
+
+def test_refused_means_the_same_message_wherever_it_stands() -> None:
+    assert all(row.cell.why for row in ROWS if isinstance(row.cell, Refused))
+    row = Row("Llama", "*", "ends", Refused("x"))
+    assert row.covers("Llama", "fa3", "ends")
+    assert not row.covers("Qwen3", "fa3", "ends")
+    assert not row.covers("Llama", "fa3", "streams")
+
+
+def test_fifteen_pairs_are_listed_and_a_pair_is_run_where_its_family_is_served() -> None:
+    assert len(PAIRS) == 15
+    assert {pair.family for pair in PAIRS.values()} <= set(FAMILIES)
+    assert {PAIRS[name].family for name in SERVED} <= {
+        row.family for row, _ in SHOWN if (row.backend, row.feature) == (CPU, table.GREEDY)
+    }
+    assert all(table.refused_target(PAIRS[name].family, CPU) is None for name in SERVED)

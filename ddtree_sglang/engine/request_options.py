@@ -23,17 +23,31 @@ def requested_budget(req: Req) -> int | None:
     if not isinstance(given, dict) or KEY not in given:
         return None
     options = given[KEY]
-    unknown = sorted(set(options) - {"budget"}) if isinstance(options, dict) else [options]
-    budget: Any = options.get("budget") if isinstance(options, dict) else None
-    if unknown or isinstance(budget, bool) or not isinstance(budget, int) or budget < 0:
-        raise ValueError(f"custom_params['{KEY}'] must be {{'budget': an integer of 0 or more}}, got {options!r}")
+    wrong = _what_is_wrong(options)
+    if wrong is not None:
+        raise ValueError(f"custom_params.ddtree {wrong}; leave it out for the server's own budget.")
+    budget: int = options["budget"]
     return budget
 
 
-def has_bad_options(req: Req) -> bool:
-    """Whether `requested_budget` would raise."""
+def bad_options(req: Req) -> str | None:
+    """What `requested_budget` would raise, None if nothing."""
     try:
         requested_budget(req)
-    except ValueError:
-        return True
-    return False
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _what_is_wrong(options: Any) -> str | None:
+    if not isinstance(options, dict):
+        return f'must be an object such as {{"budget": 8}}, got {options!r}'
+    unknown = [name for name in options if name != "budget"]
+    if unknown:
+        return f"has no option but budget, got {unknown[0]!r}"
+    if "budget" not in options:
+        return "must have an option budget, got none"
+    budget = options["budget"]
+    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 0:
+        return f"must have a whole number from 0 (plain decoding) as its budget, a tree's most nodes, got {budget!r}"
+    return None

@@ -49,15 +49,27 @@ def test_supported_sampling_parameters_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [8, None, [], {}, {"budget": -1}, {"budget": 2.5}, {"budget": "3"}, {"budget": True}, {"budget": None}]
+    ("options", "wrong"),
+    [
+        (8, 'must be an object such as {"budget": 8}, got 8;'),
+        (None, "got None;"),
+        ([], "got [];"),
+        ({}, "must have an option budget, got none;"),
+        ({"budget": -1}, "a whole number from 0 (plain decoding) as its budget, a tree's most nodes, got -1;"),
+        ({"budget": 2.5}, "got 2.5;"),
+        ({"budget": "3"}, "got '3';"),
+        ({"budget": True}, "got True;"),
+        ({"budget": None}, "got None;"),
+        # A misspelt one would change nothing, silently.
+        ({"budgets": 3}, "has no option but budget, got 'budgets';"),
+        ({"budget": 3, "top_k": 2}, "has no option but budget, got 'top_k';"),
+    ],
 )
-def test_a_budget_that_is_no_number_of_nodes_is_refused(options: Any) -> None:
-    assert "custom_params.ddtree" in str(refusal(request({"custom_params": {"ddtree": options}})))
-
-
-def test_an_unknown_option_is_refused() -> None:
-    """A misspelt one would change nothing, silently."""
-    assert refusal(request({"custom_params": {"ddtree": {"budget": 3, "top_k": 2}}})) is not None
+def test_a_budget_that_is_no_number_of_nodes_is_refused_by_what_is_wrong_with_it(options: Any, wrong: str) -> None:
+    message = str(refusal(request({"custom_params": {"ddtree": options}})))
+    assert message.startswith("custom_params.ddtree ")
+    assert wrong in message
+    assert message.endswith("; leave it out for the server's own budget.")
 
 
 @pytest.mark.parametrize("given", [{}, {"thinking_budget": 5}, {"ddtree": {"budget": 0}}, {"ddtree": {"budget": 9999}}])
@@ -69,7 +81,7 @@ def test_min_p_is_refused_where_every_draw_is_seeded(monkeypatch: pytest.MonkeyP
     asked = request({"min_p": 0.1})
     assert refusal(asked) is None
     monkeypatch.setattr(request_rules, "_is_deterministic", lambda: True)
-    assert "min_p under --enable-deterministic-inference" in str(refusal(asked))
+    assert "min_p must be 0 under --enable-deterministic-inference, got 0.1;" in str(refusal(asked))
     assert refusal(request({"min_p": 0.0})) is None
 
 

@@ -97,13 +97,13 @@ REQUESTS: tuple[Row, ...] = (
         "sglang.srt.managers.schedule_batch",
         "Req",
         "beam_group custom_logit_processor eos_token_ids finished finished_len finished_output finished_reason grammar "
-        "is_prefill_only is_retracted kv origin_input_ids output_ids output_ids_through_stop reasoning_tokens "
-        "return_hidden_states return_sampling_mask rid sampling_params send_token_offset session stream to_finish "
-        "tokenizer",
+        "hidden_states is_prefill_only is_retracted kv origin_input_ids output_ids output_ids_through_stop "
+        "reasoning_tokens return_hidden_states return_sampling_mask rid sampling_params send_token_offset session "
+        "stream to_finish tokenizer",
         "grammar_ends, hooks, mixed_chunks, node_grammar, node_penalties, node_processors, request_options, "
         "request_rules, round_ends, run_ends, sessions, token_outputs, worker",
     ),
-    Row("sglang.srt.managers.schedule_batch", "Req.update_finish_state", "new_accepted_len", "grammar_ends, run_ends"),
+    Row("sglang.srt.managers.schedule_batch", "Req.update_finish_state", "new_accepted_len", "run_ends"),
     Row("sglang.srt.managers.schedule_batch", "FINISH_ABORT", "message status_code err_type", "node_grammar"),
     Row("sglang.srt.managers.schedule_batch", "ReqKvInfo", "kv_committed_len req_pool_idx", "node_penalties, sessions"),
     Row(

@@ -133,20 +133,14 @@ ROUND_PATCHES = (
     Patch(
         f"{_REQ}.update_finish_state",
         "around",
-        f"{_RUN_ENDS}:end_as_judged",
-        "a run would be judged at once, and its end be another than plain decoding's",
+        f"{_RUN_ENDS}:end_as_plain",
+        "a run would be judged at once, and its end, or its grammar's, be another than plain decoding's",
     ),
     Patch(
         f"{_RESULTS}._accept_grammar_tokens",
         "around",
         "ddtree_sglang.engine.grammar_ends:accept_run",
         "a grammar that takes an end token which the request ignores would be in another state than plain decoding's",
-    ),
-    Patch(
-        f"{_REQ}.update_finish_state",
-        "around",
-        "ddtree_sglang.engine.grammar_ends:finish_as_plain",
-        "under overlap a first token that ends the grammar would end the request, as it does not in plain decoding",
     ),
 )
 """Each but `keep_model_dtype` passes through under any other algorithm."""
@@ -181,7 +175,7 @@ ENGINE_PATCHES = (
     Patch(
         _REQ,
         "object",
-        f"{_RUN_ENDS}:end_as_judged",
+        f"{_RUN_ENDS}:_end_as_judged",
         "the end that was found",
         "finished_reason finished_len",
     ),
@@ -209,7 +203,7 @@ ENGINE_PATCHES = (
     Patch(
         _REQ,
         "object",
-        "ddtree_sglang.engine.grammar_ends:finish_as_plain",
+        "ddtree_sglang.engine.grammar_ends:grammar_as_plain",
         "SGLang asks whether the grammar has ended when it has been advanced too far for the question",
         "grammar",
     ),

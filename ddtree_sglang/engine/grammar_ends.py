@@ -8,7 +8,8 @@ run is cut behind the first token that came after the grammar's end, and the que
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -45,16 +46,17 @@ def accept_run(original: Callable[..., list[int]], processor: Any, req: Req, tok
     return run
 
 
-def finish_as_plain(original: Callable[..., None], req: Req, new_accepted_len: int = 1) -> None:
-    """AROUND hook on `Req.update_finish_state`: a grammar ends a request with a token that came after its end."""
+@contextmanager
+def grammar_as_plain(req: Req) -> Iterator[None]:
+    """While it is asked whether a request has ended: its grammar ends it with a token that came after its end."""
     grammar = req.grammar
     if grammar is None or not serves_ddtree():
-        original(req, new_accepted_len)
+        yield
         return
     # Under synchronous scheduling the first token's grammar is advanced after this question, and nothing is noted.
     ended = grammar.is_terminated() and len(req.output_ids) > _tokens_at_end.get(req, 0)
     req.grammar = grammar if ended else None
     try:
-        original(req, new_accepted_len)
+        yield
     finally:
         req.grammar = grammar

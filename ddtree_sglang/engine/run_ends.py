@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from ddtree_sglang.engine.grammar_ends import grammar_as_plain
 from ddtree_sglang.engine.spec import serves_ddtree
 
 if TYPE_CHECKING:
@@ -101,8 +102,14 @@ def cut_before_grammars_advance(
     original(processor, result, batch)
 
 
-def end_as_judged(original: Callable[..., None], req: Req, new_accepted_len: int = 1) -> None:
-    """AROUND hook on `Req.update_finish_state`: a run that was judged token by token ends where that found its end.
+def end_as_plain(original: Callable[..., None], req: Req, new_accepted_len: int = 1) -> None:
+    """AROUND hook on `Req.update_finish_state`: a request ends where plain decoding ends it."""
+    with grammar_as_plain(req):
+        _end_as_judged(original, req, new_accepted_len)
+
+
+def _end_as_judged(original: Callable[..., None], req: Req, new_accepted_len: int) -> None:
+    """A run that was judged token by token ends where that found its end.
 
     An abort since then comes first, as it does in plain decoding. Where no end was found, or a grammar has cut the run
     before it, the grammar is asked after the last token, which is all that is left to judge.

@@ -57,8 +57,7 @@ class Decoding:
             (self._class, "_resolve_spec_v2_tokens", run_ends.cut_before_tokens_are_resolved),
             (self._class, "advance_grammar_fsm", run_ends.cut_before_grammars_advance),
             (self._class, "_accept_grammar_tokens", grammar_ends.accept_run),
-            (self._req, "update_finish_state", run_ends.end_as_judged),
-            (self._req, "update_finish_state", grammar_ends.finish_as_plain),
+            (self._req, "update_finish_state", run_ends.end_as_plain),
         ):
             monkeypatch.setattr(owner, name, _around(getattr(owner, name), hook))
 

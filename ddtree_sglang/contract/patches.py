@@ -289,7 +289,7 @@ ENGINE_PATCHES = (
         "object",
         "ddtree_sglang.engine.streaming.token_outputs:_growing",
         "the streamer sees the request as it was before its newest tokens; put back",
-        "finished_len finished_reason reasoning_tokens",
+        "finished_len finished_reason hidden_states reasoning_tokens",
     ),
     Patch(
         "sglang.srt.managers.schedule_batch.Req",

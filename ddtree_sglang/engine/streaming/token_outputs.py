@@ -100,13 +100,16 @@ def _growing(req: Req) -> Iterator[_Growing]:
     """The request as it was before its new tokens, none of which had ended it; put back afterwards."""
     first, end = _judged_len(req), len(req.output_ids_through_stop)
     new = req.output_ids[first:]
-    before = req.finished_reason, req.finished_len, req.reasoning_tokens
+    before = req.finished_reason, req.finished_len, req.reasoning_tokens, req.hidden_states
     del req.output_ids[first:]
     req.finished_reason = None
+    if req.return_hidden_states == "last":
+        # Of a round's states the last token's alone is kept, which is no other token's.
+        req.hidden_states = []
     try:
         yield _Growing(req, new[: end - first - 1])
     finally:
-        req.finished_reason, req.finished_len, req.reasoning_tokens = before
+        req.finished_reason, req.finished_len, req.reasoning_tokens, req.hidden_states = before
         del req.output_ids[first:]
         req.output_ids.extend(new)
 

@@ -139,7 +139,9 @@ def commit(req: Any, tokens: Sequence[int], think_end: int | None = None) -> Non
             req.logprob.output_token_logprobs_idx.append(token)
             req.logprob.output_top_logprobs_val.append([-float(token)])
             req.logprob.output_top_logprobs_idx.append([token])
-        if req.return_hidden_states:
+        if req.return_hidden_states == "last":
+            req.hidden_states[:] = [[float(token)]]
+        elif req.return_hidden_states:
             req.hidden_states.append([float(token)])
         if req.require_reasoning and not req.finished():
             req.update_reasoning_tokens(token, [think_end])

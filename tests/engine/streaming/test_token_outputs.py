@@ -74,6 +74,21 @@ def test_messages_are_plain_decodings(kind: str, lengths: list[int], monkeypatch
     assert messages(REQUESTS[kind], lengths, monkeypatch) == plain
 
 
+def test_the_last_hidden_state_is_no_other_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a round's states the last token's is kept; plain decoding sends one with each token."""
+
+    def asking(tokenizer: Pieces) -> list[Any]:
+        return [request("a", tokenizer, return_hidden_states="last")]
+
+    plain, mine = (
+        [output["output_hidden_states"] for output in messages(asking, lengths, monkeypatch, hooked=hooked)[0]]
+        for lengths, hooked in (([1], False), ([1, 3, 2], True))
+    )
+    assert plain == [[float(token)] for token in range(len(WORDS))]
+    expected = [state if index % 6 in (0, 3, 5) else None for index, state in enumerate(plain)]
+    assert mine == expected
+
+
 def test_the_streamer_alone_sends_a_round_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sent = messages(REQUESTS["plain text"], [4], monkeypatch, hooked=False)
     assert [output["completion_tokens"] for output in sent[0]] == [4, 8, 12]

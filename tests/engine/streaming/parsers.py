@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 NAMES = ("get_weather", "get_news")
@@ -21,6 +22,14 @@ _ARG_LINES = _twice("<tool_call>NAME\n<arg_key>city</arg_key>\n<arg_value>CITY</
 _ARG_TAGS = _twice("<tool_call>NAME<arg_key>city</arg_key><arg_value>CITY</arg_value></tool_call>")
 _FUNCTION_TAGS = _twice(
     "<tool_call>\n<function=NAME>\n<parameter=city>\nCITY\n</parameter>\n</function>\n</tool_call>", between="\n"
+)
+
+_SPACE = "]<]minimax[>["
+_BEAM = _twice(
+    ' to=NAME<|channel|>analysis <|constrain|>xml<|message|><rfl:parameter name="city">\nCITY\n</rfl:parameter>',
+    "<|channel|>analysis<|message|>Let me see.<|end|><|start|>assistant",
+    "<|call|>",
+    "<|end|><|start|>assistant",
 )
 
 WRITTEN = {
@@ -61,15 +70,44 @@ WRITTEN = {
         "<|close|>tools<|sep|>",
     ),
     "gemma4": _twice('<|tool_call>call:NAME{city:<|"|>CITY<|"|>}<tool_call|>'),
+    "gigachat35": _twice(
+        f'<{_BAR}GCML{_BAR}invoke name="NAME">'
+        f'<{_BAR}GCML{_BAR}parameter name="city" string="true">CITY</{_BAR}GCML{_BAR}parameter>'
+        f"</{_BAR}GCML{_BAR}invoke>",
+        f"<{_BAR}GCML{_BAR}tool_calls>",
+        f"</{_BAR}GCML{_BAR}tool_calls>",
+    ),
+    "iquest_q1": _twice(
+        "<iquest_tool_call>NAME<arg_key>city</arg_key><arg_value>CITY</arg_value></iquest_tool_call>", between="\n"
+    ),
+    "minimax-m3": _twice(
+        f'{_SPACE}<invoke name="NAME">{_SPACE}<city>CITY{_SPACE}</city>{_SPACE}</invoke>',
+        f"{_SPACE}<tool_call>",
+        f"{_SPACE}</tool_call>",
+    ),
+    "muse": _twice(
+        '<atem:invoke name="NAME"><atem:parameter name="city">CITY</atem:parameter></atem:invoke>\n',
+        "to=user<|message|>Let me see.<|eom|><|start|>to=tools<|message|><atem:function_calls>\n",
+        "</atem:function_calls><|eot|>",
+    ),
+    "gpt-oss": _twice(
+        "<|start|>assistant<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>"
+        '{"city": "CITY"}<|call|>',
+        "<|channel|>analysis<|message|>Let me see.<|end|>",
+    ),
+    "beam": _BEAM,
+    "response_template": _BEAM,
 }
 """Of parsers that do not say what a call is wrapped in, or that read its arguments otherwise than as JSON."""
 
-NOT_WRITTEN = frozenset(
-    # Made from a template that a model brings, parsed from token ids, or one call at most.
-    {"beam", "response_template", "gpt-oss", "gigachat3"}
-    # Formats that are defined by a model's own renderer; their parsers get the same pieces as all others.
-    | {"gigachat35", "interns1", "iquest_q1", "minimax-m3", "muse"}
-)
+ONE_CALL = {
+    # A format for one call.
+    "gigachat3": "Let me see.<|message_sep|>\n\nfunction call<|role_sep|>\n"
+    '{"name": "get_weather", "arguments": {"city": "Paris"}}',
+    # SGLang's parser drops the beginning of a second call's mark when it comes in pieces (internlm_detector.py).
+    "interns1": _twice('<|action_start|> <|plugin|>\n{"name": "NAME", "parameters": {"city": "CITY"}}<|action_end|>'),
+}
+"""Of parsers that stream the first call alone, in plain decoding too."""
 
 
 def parsers() -> dict[str, Any]:
@@ -87,9 +125,9 @@ def tools() -> list[Any]:
 
 
 def sample(name: str) -> str:
-    """A sentence and two calls."""
-    if name in WRITTEN:
-        return WRITTEN[name]
+    """Two calls, most behind a sentence."""
+    if name in WRITTEN or name in ONE_CALL:
+        return {**WRITTEN, **ONE_CALL}[name]
     info = parsers()[name]().structure_info()
     calls = zip(NAMES, ARGUMENTS, strict=True)
     return "Let me see. " + "".join(info(call).begin + arguments + info(call).end for call, arguments in calls)
@@ -100,11 +138,18 @@ def pieces_of(text: str) -> list[str]:
     return re.findall(r"<[^<>\s]{1,40}>|\w{1,4}|\s+|[^\w\s]", text)
 
 
+def tokenizer_of(name: str) -> Any:
+    """One that brings the template of its answers, which one parser is made from; None for the others."""
+    from sglang.srt.parser.beam import BEAM_RESPONSE_TEMPLATE
+
+    return SimpleNamespace(response_template=BEAM_RESPONSE_TEMPLATE) if name == "response_template" else None
+
+
 def parse_calls(name: str, chunks: Sequence[str]) -> tuple[str, dict[int, tuple[str, str]]]:
     """What a client puts together of a streamed answer: text, and name and arguments of each call by its index."""
     from sglang.srt.function_call.function_call_parser import FunctionCallParser
 
-    parser = FunctionCallParser(tools(), name)
+    parser = FunctionCallParser(tools(), name, tokenizer=tokenizer_of(name))
     events = [parser.parse_stream_chunk(chunk) for chunk in chunks] + [parser.parse_stream_end()]
     calls: dict[int, tuple[str, str]] = {}
     for call in (call for _, found in events for call in found):

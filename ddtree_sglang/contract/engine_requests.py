@@ -18,7 +18,12 @@ REQUESTS: tuple[Row, ...] = (
         "enable_return_indexer_topk enable_watermark",
         "server_args",
     ),
-    Row(_EXEC, "ExecGraph", "cuda_graph_config", "graph_memory, worker"),
+    Row(
+        _EXEC,
+        "ExecGraph",
+        "cuda_graph_config disable_prefill_cuda_graph",
+        "attention_default, graph_memory, server_args, worker",
+    ),
     Row(
         _EXEC,
         "ExecKernel",

@@ -224,6 +224,13 @@ ENGINE_PATCHES = (
     Patch(
         _ARGS,
         "object",
+        "ddtree_sglang.engine.admission.attention_default:complete_raw_arguments",
+        "graphs of prefills with adapters have not been shown",
+        "disable_prefill_cuda_graph",
+    ),
+    Patch(
+        _ARGS,
+        "object",
         "ddtree_sglang.engine.admission.attention_default:_choose_attention_backend",
         "on an NVIDIA GPU SGLang's choice for a tree waits for the device in each round",
         "attention_backend",

@@ -13,6 +13,7 @@ from typing import Any
 
 from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.engine.cli_flags import apply_config
+from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.spec import ALGORITHM, is_ddtree
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,8 @@ FLOAT32 = ("float32", "float")
 def complete_raw_arguments(server_args: Any) -> None:
     """Under DDTREE, write into arguments that are not resolved yet what their resolution has to know.
 
-    These are the tree's size, which a command line has in them already and `Engine(...)` has not, and the backend.
+    These are the tree's size, which a command line has in them already and `Engine(...)` has not, the backend, and with
+    adapters that prefills have no graphs.
 
     Raises:
         DDTreeConfigError: as `apply_config`.
@@ -34,6 +36,9 @@ def complete_raw_arguments(server_args: Any) -> None:
     # With no tree flag SGLang forces pages of 128 tokens on FA4 (arg_groups/overrides.py, _fa4_page_constraint).
     apply_config(server_args, DDTreeConfig.from_env())
     _choose_attention_backend(server_args)
+    if (server_args.enable_lora or server_args.lora_paths) and is_device_path():
+        # Not shown; who asks for them by name is refused (server_args.py, `check_resolved_target`).
+        server_args.disable_prefill_cuda_graph = True
 
 
 def _choose_attention_backend(server_args: Any) -> None:

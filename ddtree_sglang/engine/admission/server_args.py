@@ -186,8 +186,20 @@ def check_resolved_target(server_args: Any) -> None:
     check_target(model_config, window, attention_backends_of(cfg))
     check_pages(int(cfg.page_size), window, attention_backends_of(cfg))
     check_context_len(int(model_config.context_len), int(cfg.speculative_dflash_block_size))
+    _check_prefills_with_adapters(cfg)
     if str(cfg.dtype) == "auto":
         _check_auto_dtype(cfg, model_config)
+
+
+def _check_prefills_with_adapters(cfg: Any) -> None:
+    """SGLang's graphs of prefills hold the adapters' rows in buffers of their own, which has not been shown here."""
+    has_adapters = bool(cfg.enable_lora or cfg.lora_paths)
+    backend = cfg.cuda_graph_config.prefill.backend
+    if has_adapters and is_device_path() and backend != "disabled":
+        raise DDTreeConfigError(
+            f"{ALGORITHM} serves adapters without graphs of prefills on a GPU, got {backend!r}; remove "
+            "--cuda-graph-backend-prefill."
+        )
 
 
 def _check_auto_dtype(cfg: Any, model_config: Any) -> None:

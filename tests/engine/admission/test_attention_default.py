@@ -10,6 +10,7 @@ import pytest
 
 from ddtree_sglang.config import CONFIG_ENV
 from ddtree_sglang.engine.admission import attention_default
+from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.engine.admission.machines import AMPERE, BLACKWELL, HOPPER, OLD_CUDA_HOPPER, platform, resolved
 from tests.engine.admission.test_server_args import DRAFTER, TARGET, write_checkpoint
 
@@ -83,6 +84,18 @@ def test_fa4_keeps_pages_of_one_token_on_blackwell(pair: tuple[str, str], way: s
     """With no tree flag in time SGLang forces pages of 128, and DDTREE would refuse a size that nobody named."""
     cfg = resolved(way, pair, BLACKWELL, attention_backend="fa4")
     assert (cfg.attention_backend, cfg.page_size) == ("fa4", 1)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_prefills_with_adapters_have_no_graphs(pair: tuple[str, str], way: str) -> None:
+    modules = ["q_proj"] if way == "Engine" else "q_proj"
+    adapters = {"enable_lora": True, "max_lora_rank": 8, "lora_target_modules": modules}
+    without, cfg = (resolved(way, pair, HOPPER, **given) for given in ({}, adapters))
+    assert [one.disable_prefill_cuda_graph for one in (without, cfg)] == [False, True]
+    assert cfg.cuda_graph_config.prefill.backend == "disabled"
+    assert cfg.cuda_graph_config.decode.backend == without.cuda_graph_config.decode.backend
+    with pytest.raises((SystemExit, DDTreeConfigError), match="adapters without graphs of prefills"):
+        resolved(way, pair, HOPPER, cuda_graph_backend_prefill="breakable", **adapters)
 
 
 def test_other_algorithms_and_other_platforms_choose_their_own(pair: tuple[str, str]) -> None:

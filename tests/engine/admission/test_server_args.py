@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ddtree_sglang.config import CONFIG_ENV
+from ddtree_sglang.exceptions import DDTreeConfigError
 
 pytestmark = pytest.mark.sglang
 
@@ -164,6 +165,24 @@ def test_rules_of_a_server_with_adapters_on_a_gpu(
     assert message is None or message in broken[0]
 
 
+@pytest.mark.parametrize("backend", ["breakable", "disabled"])
+@pytest.mark.parametrize("lora_paths", [None, ["a=b"]])
+def test_graphs_of_prefills_with_adapters_are_refused_on_a_gpu(
+    lora_paths: list[str] | None, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ddtree_sglang.engine.admission import server_args
+
+    cfg = SimpleNamespace(enable_lora=None, lora_paths=lora_paths)
+    cfg.cuda_graph_config = SimpleNamespace(prefill=SimpleNamespace(backend=backend))
+    server_args._check_prefills_with_adapters(cfg)
+    monkeypatch.setattr(server_args, "is_device_path", lambda: True)
+    if lora_paths is None or backend == "disabled":
+        server_args._check_prefills_with_adapters(cfg)
+        return
+    with pytest.raises(DDTreeConfigError, match="got 'breakable'; remove --cuda-graph-backend-prefill"):
+        server_args._check_prefills_with_adapters(cfg)
+
+
 @pytest.mark.parametrize("algorithm", ["DDTREE", None])
 @pytest.mark.parametrize(
     ("more", "message"),
@@ -224,8 +243,6 @@ def test_how_the_scheduler_cuts_contexts_is_free(target: str, drafter: str) -> N
 
 def test_engine_users_get_the_exception_itself(target: str, drafter: str) -> None:
     from sglang.srt.server_args import ServerArgs
-
-    from ddtree_sglang.exceptions import DDTreeConfigError
 
     args = ServerArgs(
         model_path=target,

@@ -6,6 +6,7 @@ from ddtree_sglang.contract.patch import Patch
 
 _HOOKS = "ddtree_sglang.engine.hooks"
 _ENTRY = "ddtree_sglang.engine.entry"
+_NEW_WEIGHTS = "ddtree_sglang.engine.admission.new_weights"
 _PROCESSORS = "ddtree_sglang.engine.admission.logit_processors"
 _TOKENIZER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 
@@ -34,6 +35,19 @@ ADMISSION_PATCHES = (
         "after",
         "ddtree_sglang.engine.admission.control_requests:answer_failures",
         "a handler of a control request that raises would end the scheduler",
+    ),
+    Patch(
+        "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
+        ".update_weights_from_tensor",
+        "around",
+        f"{_NEW_WEIGHTS}:answer_unreadable_weights",
+        "new weights that cannot be read would end the scheduler",
+    ),
+    Patch(
+        "sglang.srt.managers.tp_worker.TpModelWorker.deserialize_own_rank",
+        "around",
+        f"{_NEW_WEIGHTS}:read_on_all_ranks",
+        "a rank that could not read its own would leave the others waiting",
     ),
     Patch(
         "sglang.srt.managers.schedule_batch.Req.set_finish_with_abort",
@@ -193,6 +207,12 @@ RESPONSES_PATCHES = (
         "around",
         f"{_ENTRY}.refusals:check_before_events",
         "a stream of /v1/responses begins before its request is looked at",
+    ),
+    Patch(
+        "sglang.srt.entrypoints.http_server._setup_and_run_http_server",
+        "before",
+        f"{_ENTRY}.install:load_plugins_in_http_workers",
+        "with --tokenizer-worker-num above 1 the processes that tokenize would load no plugins",
     ),
 )
 """Under any algorithm, in a process with SGLang's HTTP server."""

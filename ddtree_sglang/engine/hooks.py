@@ -75,9 +75,9 @@ def refuse_what_came_another_way(
 ) -> None:
     """AROUND hook on `Scheduler.handle_generate_request`: answer what is refused without a prefill.
 
-    Requests are refused where they are tokenized (`engine.entry`). Processes that load no plugins send theirs
-    unseen, those of `--tokenizer-worker-num` above 1. A request with images goes on: SGLang releases them there.
-    What raises while it is made of its values, on each rank alike, is answered, too; stock would end.
+    Requests are refused where they are tokenized (`engine.entry`). Processes that load no plugins send theirs unseen,
+    such as several that serve an application of the user's own. A request with images goes on: SGLang releases them
+    there. What raises while it is made of its values, on each rank alike, is answered, too; stock would end.
     """
     from ddtree_sglang.engine.entry.refusals import RequestRefused, refuse_unservable
 

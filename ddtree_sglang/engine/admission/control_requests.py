@@ -1,7 +1,8 @@
 """A control request whose handler raises gets a failure for an answer: the scheduler would end over it.
 
 Its client waits for an answer of one class, so one of that class is made. Requests that change weights stay as they
-are: a scheduler that goes on with half of them would answer wrongly, for everybody.
+are, once they have been read (`engine.admission.new_weights`): a scheduler that goes on with half of them would answer
+wrongly, for everybody.
 """
 
 from __future__ import annotations

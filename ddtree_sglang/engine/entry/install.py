@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from functools import cache
 from typing import Any
+
+logger = logging.getLogger(__name__)
+
+HTTP_WORKERS = "ddtree_sglang.engine.entry.http_workers:app"
+"""What a web server imports in each of several processes that tokenize."""
 
 
 def install_where_requests_enter(_result: Any, server_args: Any, *, role: str, **_others: Any) -> None:
@@ -30,3 +36,24 @@ def _install() -> None:
     if "sglang.srt.entrypoints.http_server" in sys.modules:
         install(RESPONSES_PATCHES, HookRegistry, HookType)
     HookRegistry.apply_hooks()
+
+
+def load_plugins_in_http_workers(*_args: Any, **_kwargs: Any) -> None:
+    """BEFORE hook on `http_server._setup_and_run_http_server`: several processes that tokenize load plugins, too.
+
+    An application of the user's own keeps its place: whether it loads them is its business.
+    """
+    from sglang.srt.environ import envs
+    from sglang.srt.runtime_context import get_serving
+
+    if get_serving().tokenizer_worker_num == 1:
+        return
+    path = envs.SGLANG_HTTP_SERVER_APP_PATH
+    if not path.is_set():
+        path.set(HTTP_WORKERS)
+    elif path.get() != HTTP_WORKERS:
+        logger.warning(
+            "%s loads no plugins unless it calls sglang.srt.plugins.load_plugins() before it imports SGLang's "
+            "application: requests are then refused by the scheduler, and streams that are refused begin with 200.",
+            path.get(),
+        )

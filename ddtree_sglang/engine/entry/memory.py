@@ -49,7 +49,7 @@ async def check_resume(original: Callable[..., Awaitable[Any]], manager: Any, ob
     """
     tags = _checked_tags(obj)
     never = sorted(set(tags) - _released)
-    if never:
+    if never and _hears_of_all():
         raise RequestRefused(f"only memory that was released can be resumed, got {', '.join(never)}; release it first.")
     result = await original(manager, obj, *args)
     _released.difference_update(tags)
@@ -129,6 +129,13 @@ def check_sleep(original: Callable[..., Awaitable[Any]], manager: Any, obj: Slow
             f"forward_sleep_time must be at most {LONGEST_SLEEP_S:.0f} s, got {seconds}; 0 ends the sleeping."
         )
     return original(manager, obj, *args)
+
+
+def _hears_of_all() -> bool:
+    """Whether no other process tokenizes, so that what was released was released through this one."""
+    from sglang.srt.runtime_context import get_serving
+
+    return int(get_serving().tokenizer_worker_num) == 1
 
 
 def _checked_tags(obj: Any) -> tuple[str, ...]:

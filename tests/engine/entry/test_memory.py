@@ -36,6 +36,7 @@ def ask(hook: Any, tags: list[str] | None, asked: Any = None) -> Any:
 def _on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "is_active", lambda: False)
     monkeypatch.setattr(memory, "_released", set())
+    monkeypatch.setattr("sglang.srt.runtime_context.get_serving", lambda: SimpleNamespace(tokenizer_worker_num=1))
 
 
 @pytest.mark.parametrize("hook", [check_release, check_resume])
@@ -108,6 +109,11 @@ def test_what_was_not_released_is_not_resumed() -> None:
     assert ask(check_resume, ["weights"]) == "sent"
     with pytest.raises(ValueError, match="got weights;"):
         ask(check_resume, ["weights"])
+
+
+def test_what_another_process_released_may_be_resumed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sglang.srt.runtime_context.get_serving", lambda: SimpleNamespace(tokenizer_worker_num=2))
+    assert ask(check_resume, ["weights"]) == "sent"
 
 
 def test_no_tags_are_all_of_them() -> None:

@@ -112,6 +112,7 @@ def test_a_tensor_for_each_rank_is_read(updating: Updating) -> None:
         (pickle.dumps([]), "flattened_bucket", "got list"),
         (b"", "sideways", "one of direct, flattened_bucket, my.loader, got 'sideways'"),
     ],
+    ids=["no pickle", "nothing", "a function", "no list", "no pairs", "no bucket", "a list", "a format"],
 )
 def test_what_cannot_be_read_changes_nothing(
     payload: bytes, load_format: str | None, named: str, updating: Updating

@@ -7,19 +7,16 @@ first tokens on. The files are those that PEFT writes.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
+from ddtree_sglang.demo.random_adapter import MODULES, write_adapter
 from tests.device_lane.pairs import TinyPair
 
-MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-ALPHA_PER_RANK = 2
 SCALE = 0.5
 """Standard deviation of what an adapter adds to a product, for inputs of unit variance."""
 
@@ -44,21 +41,10 @@ def flags_of(adapters: Mapping[str, Adapter]) -> tuple[str, ...]:
 
 def _make(pair: TinyPair, folder: Path, rank: int, seed: int) -> Adapter:
     """Random matrices of this rank for every layer, and their product added to a copy of the target."""
-    generator = torch.Generator().manual_seed(seed)
     target = copy.deepcopy(pair.target)
-    weights: dict[str, torch.Tensor] = {}
-    for module_name, module in target.named_modules():
-        if module_name.rpartition(".")[2] not in MODULES:
-            continue
-        rows, columns = module.weight.shape
-        down = torch.randn(rank, columns, generator=generator) / columns**0.5
-        up = torch.randn(rows, rank, generator=generator) * SCALE / ALPHA_PER_RANK / rank**0.5
-        with torch.no_grad():
-            module.weight.add_(ALPHA_PER_RANK * up @ down)
-        weights[f"base_model.model.{module_name}.lora_A.weight"] = down
-        weights[f"base_model.model.{module_name}.lora_B.weight"] = up
-    folder.mkdir()
-    save_file(weights, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": ALPHA_PER_RANK * rank, "target_modules": list(MODULES)}
-    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    modules = {name: one for name, one in target.named_modules() if name.rpartition(".")[2] in MODULES}
+    shapes = {name: (one.weight.shape[0], one.weight.shape[1]) for name, one in modules.items()}
+    with torch.no_grad():
+        for name, change in write_adapter(folder, shapes, rank, seed, SCALE).items():
+            modules[name].weight.add_(change)
     return Adapter(str(folder), target)

@@ -22,7 +22,8 @@ class RoundTrace:
     """Collects the stage times of one round after the other and appends them to a file.
 
     A line holds `round`, `batch_size`, `num_nodes` (N, root included), `<stage>_ms` for each stage, `total_ms`,
-    `free_slots` (of the KV pool, with this round's reservation taken), and per request:
+    `ended_s` (a clock's time at the round's end: what lies between rounds is the rest of it), `free_slots` (of the KV
+    pool, with this round's reservation taken), and per request:
 
     * `request_ids`, and `prefix_lens`, the tokens that were committed before the round, without the root;
     * the tree, N values each: `token_ids`, `parents` (-1 at the root and at padding), `depths`, and `path_probs`, the
@@ -59,6 +60,7 @@ class RoundTrace:
         line: dict[str, Any] = {"round": self._num_rounds}
         line.update({f"{name}_ms": round(self._times_ms.get(name, 0.0), 4) for name in STAGES})
         line["total_ms"] = round(sum(self._times_ms.values()), 4)
+        line["ended_s"] = round(self._now(), 6)
         line.update({key: _plain(value) for key, value in facts.items()})
         self._file.write(json.dumps(line) + "\n")
         self._num_rounds += 1

@@ -37,6 +37,7 @@ def test_trace_line_has_each_stage_and_reads_tensors_back(tmp_path: Path, monkey
     assert first["path_probs"] == [[1.0, 0.333333, 0.0]]
     assert first["verify_ms"] == 20
     assert first["total_ms"] == first["verify_ms"]
+    assert [first["ended_s"], second["ended_s"]] == [5.02, 5.04]
     assert {f"{stage}_ms" for stage in STAGES} <= set(first)
     # Times do not leak from one round to the next.
     assert second["verify_ms"] == 20

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,22 +36,34 @@ SUITES = ("grammars", "penalties")
 SERVER_FLAGS = ("--constrained-json-disable-any-whitespace",)
 """Of both servers: a small model likes blank lines, and a grammar that allows them would never end."""
 
+IN_ONE_ORDER = "benchmarks.harness.penalty_order"
+"""Both servers are SGLang's with penalties in one order: else two plain servers differ, too."""
+
 NO_TEXT = "\ufffd"
 """Stands for bytes that are no UTF-8. A model of bytes may write them within a string; then nothing is checked."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One request's two answers. `is_valid` is None where nothing was checked."""
+    """One request's two answers. `is_valid` is None where nothing was checked.
+
+    `margin`: by how much the plain server preferred its own token where they part, in nats; None where they do not, or
+    where the other token was not its second choice.
+    """
 
     name: str
     plain: str
     ddtree: str
     is_equal: bool
-    is_near_tie: bool
+    margin: float | None
     is_valid: bool | None
     num_tokens: int
     num_rounds: int
+
+    @property
+    def is_near_tie(self) -> bool:
+        """True where the answers part at two tokens of the same probability."""
+        return self.margin is not None and self.margin <= NEAR_TIE
 
     @property
     def is_fault(self) -> bool:
@@ -101,7 +113,7 @@ def judge(case: RequestCase, plain: dict[str, Any], ddtree: dict[str, Any]) -> V
         plain=plain["text"],
         ddtree=ddtree["text"],
         is_equal=plain["output_ids"] == ddtree["output_ids"] and _end(plain) == _end(ddtree),
-        is_near_tie=_part_at_a_near_tie(plain, ddtree),
+        margin=_margin(plain, ddtree),
         is_valid=None if case.check is None or NO_TEXT in ddtree["text"] else case.check(ddtree["text"]),
         num_tokens=int(meta["completion_tokens"]),
         num_rounds=int(meta.get("spec_verify_ct", 0)),
@@ -112,13 +124,13 @@ def _end(answer: dict[str, Any]) -> Any:
     return answer["meta_info"]["finish_reason"]
 
 
-def _part_at_a_near_tie(plain: dict[str, Any], ddtree: dict[str, Any]) -> bool:
-    """True when the other answer's first differing token was plain's second choice, at the same probability."""
+def _margin(plain: dict[str, Any], ddtree: dict[str, Any]) -> float | None:
+    """Of the first differing token, when it was plain's second choice."""
     pairs = zip(plain["output_ids"], ddtree["output_ids"], plain["meta_info"]["output_top_logprobs"], strict=False)
     for mine, theirs, top in pairs:
         if mine != theirs:
-            return theirs == top[1][1] and abs(top[0][0] - top[1][0]) <= NEAR_TIE
-    return False
+            return abs(top[0][0] - top[1][0]) if theirs == top[1][1] else None
+    return None
 
 
 def compare(suite: str, cases: Sequence[RequestCase], plain_url: str, ddtree_url: str, at_once: int) -> Outcome:
@@ -144,7 +156,10 @@ def report(outcomes: Sequence[Outcome]) -> str:
     for one in outcomes:
         for verdict in one.verdicts:
             if verdict.is_fault:
-                rows.append(f"\nFAULT: {one.suite}, {verdict.name}: plain {verdict.plain!r}, DDTREE {verdict.ddtree!r}")
+                rows.append(
+                    f"\nFAULT: {one.suite}, {verdict.name}, margin {verdict.margin}: plain {verdict.plain!r}, "
+                    f"DDTREE {verdict.ddtree!r}"
+                )
     return "\n".join(rows)
 
 
@@ -182,7 +197,7 @@ def servers(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
         return
     pair = prepare_pair(Path(sys.executable), args.model, args.draft)
     args.model, args.draft = pair.model, pair.draft
-    common = Common.from_args(args, args.concurrency, *SERVER_FLAGS)
+    common = replace(Common.from_args(args, args.concurrency, *SERVER_FLAGS), module=IN_ONE_ORDER)
     systems = [System("plain", None), System(f"ddtree-{args.budget}", "DDTREE", args.budget)]
     with running(systems, common, trace=False) as (plain, ddtree):
         yield plain.url, ddtree.url
@@ -210,10 +225,15 @@ def save(outcomes: Sequence[Outcome], args: argparse.Namespace, output: Path) ->
         "provenance": collect_provenance(),
         "settings": {key: portable(value) for key, value in vars(args).items()},
         "is_complete": len(outcomes) == len(args.suites),
-        "suites": [{**asdict(one), "accept_length": one.accept_length} for one in outcomes],
+        "suites": [_record(one) for one in outcomes],
     }
     replace_text(output, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     replace_text(output.with_suffix(".md"), report(outcomes) + "\n")
+
+
+def _record(outcome: Outcome) -> dict[str, Any]:
+    verdicts = [{**asdict(one), "is_near_tie": one.is_near_tie} for one in outcome.verdicts]
+    return {"suite": outcome.suite, "verdicts": verdicts, "accept_length": outcome.accept_length}
 
 
 def main(argv: Sequence[str]) -> int:

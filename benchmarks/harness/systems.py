@@ -16,7 +16,15 @@ from pathlib import Path
 
 from benchmarks.harness.provenance import REPO
 from deploy.local.pair import has_gpu
-from deploy.local.server_process import START_TIMEOUT_S, ServerError, ServerProcess, ServerSpec, free_port, log_tail
+from deploy.local.server_process import (
+    LAUNCH_SERVER,
+    START_TIMEOUT_S,
+    ServerError,
+    ServerProcess,
+    ServerSpec,
+    free_port,
+    log_tail,
+)
 from workers.progress import say, step
 
 # Two runs at once must not write into each other's logs and traces.
@@ -30,11 +38,12 @@ _CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class System:
-    """What is compared: `plain`, `dflash`, or `ddtree-<budget>`."""
+    """What is compared: `plain`, `dflash`, or `ddtree-<budget>`; `flags` are those that it alone has."""
 
     name: str
     algorithm: str | None
     budget: int | None = None
+    flags: tuple[str, ...] = ()
 
     @property
     def traced(self) -> bool:
@@ -46,7 +55,7 @@ class System:
 class Common:
     """What every server of a run gets alike; `max_total_tokens` bounds the KV pool, so that all fit.
 
-    `logs` is the folder of their logs and traces, None for `LOG_FOLDER`.
+    `logs` is the folder of their logs and traces, None for `LOG_FOLDER`; `module` is what Python runs as the server.
     """
 
     model: str
@@ -57,6 +66,7 @@ class Common:
     extra: tuple[str, ...] = ()
     logs: Path | None = None
     start_timeout_s: float = START_TIMEOUT_S
+    module: str = LAUNCH_SERVER
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, max_running_requests: int, *extra: str) -> Common:
@@ -125,9 +135,18 @@ def _process(system: System, common: Common, trace_path: Path | None) -> ServerP
         draft=common.draft if system.algorithm else None,
         budget=system.budget,
         dtype=common.dtype,
-        extra=(*common.flags(), *trace),
+        extra=(*common.flags(), *system.flags, *trace),
+        module=common.module,
     )
-    return ServerProcess.from_spec(system.name, spec, sys.executable, _new_log(common.logs or LOG_FOLDER, system.name))
+    log = _new_log(common.logs or LOG_FOLDER, system.name)
+    return ServerProcess.from_spec(system.name, spec, sys.executable, log, **_paths_of(common))
+
+
+def _paths_of(common: Common) -> dict[str, str]:
+    """Where a server finds a module of ours: SGLang's own command needs nothing of this checkout."""
+    if common.module == LAUNCH_SERVER:
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))}
 
 
 def _new_log(folder: Path, name: str) -> Path:

@@ -32,6 +32,7 @@ _STARTUP_STAGES = (
 )
 
 
+LAUNCH_SERVER = "sglang.launch_server"
 # A minute on an idle machine; on a busy one, importing alone was seen to take six.
 START_TIMEOUT_S = 1800.0
 
@@ -45,7 +46,7 @@ class ServerSpec:
     """What to serve and how; everything that decides the command line.
 
     `algorithm` is None for plain decoding. `budget` (nodes besides the root) counts for DDTREE only.
-    `extra` are further flags, passed on as they are.
+    `extra` are further flags, passed on as they are. `module` is what `python -m` runs.
     """
 
     model: str
@@ -56,6 +57,7 @@ class ServerSpec:
     budget: int | None = None
     dtype: str = "float32"
     extra: tuple[str, ...] = ()
+    module: str = LAUNCH_SERVER
 
     @property
     def url(self) -> str:
@@ -63,9 +65,9 @@ class ServerSpec:
         return f"http://{self.host}:{self.port}"
 
     def command(self, python: str | Path) -> list[str]:
-        """The `sglang.launch_server` command line."""
+        """The command line of the server."""
         # -P: a folder called workers or sglang where the user stands is no part of the server.
-        parts = [str(python), "-P", "-m", "sglang.launch_server", "--model-path", self.model]
+        parts = [str(python), "-P", "-m", self.module, "--model-path", self.model]
         parts += ["--host", self.host, "--port", str(self.port), "--dtype", self.dtype]
         # Without it an idle server keeps one core busy, and the next measurement with it.
         parts += ["--sleep-on-idle"]

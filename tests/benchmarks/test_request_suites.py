@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from benchmarks import request_suites
+from benchmarks.harness import systems
 from benchmarks.harness.json_schemas import CASES
 from benchmarks.harness.request_cases import RequestCase, grammar_cases, penalty_cases, spread
 from benchmarks.request_suites import Outcome, cases_of, compare, judge, parse_args, report, run, save
@@ -52,6 +56,13 @@ def test_two_answers_are_judged(
     assert (verdict.is_equal, verdict.is_near_tie, verdict.is_fault) == (is_equal, is_near_tie, is_fault)
 
 
+def test_the_margin_of_the_first_difference_is_told() -> None:
+    plain = answer([1, 2, 3], margin=0.25)
+    assert judge(CASE, plain, answer([1, 9, 3])).margin == pytest.approx(0.25)
+    assert judge(CASE, plain, answer([1, 8, 3])).margin is None
+    assert judge(CASE, plain, plain).margin is None
+
+
 def test_a_suite_asks_both_servers_and_its_record_counts_the_faults(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +79,7 @@ def test_a_suite_asks_both_servers_and_its_record_counts_the_faults(
     save([outcome], Namespace(suites=["grammars", "penalties"]), tmp_path / "out.json")
     record = json.loads((tmp_path / "out.json").read_text())
     assert record["is_complete"] is False
+    assert [verdict["margin"] for verdict in record["suites"][0]["verdicts"]] == [None, None, None]
     assert record["suites"][0]["verdicts"][1]["is_equal"] is False
     assert Outcome("x", ()).accept_length == 1.0
 
@@ -114,3 +126,22 @@ def test_flags_choose_the_requests_and_the_servers(tmp_path: Path, monkeypatch: 
     assert run(args) == 0
     assert asked == ["plain"] * 20 + ["ddtree"] * 20
     assert json.loads((tmp_path / "out.json").read_text())["is_complete"] is True
+
+
+def test_servers_of_its_own_have_penalties_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes of plain decoding may else differ: SGLang's order is that of a set of classes."""
+    commands = []
+
+    @contextmanager
+    def running(many: Any, common: systems.Common, trace: bool) -> Iterator[list[Any]]:
+        started = [systems._process(one, common, None) for one in many]
+        commands.extend((one.command, one.environment) for one in started)
+        yield started
+
+    monkeypatch.setattr(request_suites, "running", running)
+    with request_suites.servers(parse_args(["--model", "m", "--draft", "d"])):
+        pass
+    for command, environment in commands:
+        assert command[command.index("-m") + 1] == "benchmarks.harness.penalty_order"
+        assert environment["PYTHONPATH"].split(os.pathsep)[0] == str(systems.REPO)
+    assert len(commands) == 2

@@ -34,7 +34,7 @@ def _unchanged_environment() -> Iterator[None]:
 def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preloaded]:
     """Begins to import the engine; the first server waits for that."""
     log = tmp_path_factory.mktemp("preloaded") / "preloaded.log"
-    with Preloaded(log, (*ENGINE, "tests.e2e.penalty_order")) as process:
+    with Preloaded(log, (*ENGINE, "benchmarks.harness.penalty_order")) as process:
         yield process
 
 

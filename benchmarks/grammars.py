@@ -1,6 +1,6 @@
 """What grammars cost a round, and what it brings to keep forbidden tokens out of its trees.
 
-    python -m benchmarks grammars [--output benchmarks/results/grammars.jsonl]
+    python -m benchmarks grammars [--asked few|schemas] [--output benchmarks/results/grammars.jsonl]
 
 The embedded target answers prompts under JSON schemas and regular expressions, greedily and one token at a time, with
 xgrammar's masks. For each root of each answer the drafter's candidates are ranked, and trees of each kind are built of
@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.harness.json_schemas import CASES
 from benchmarks.harness.provenance import collect_provenance
 from ddtree_sglang.core.acceptance import walk_tree
 from ddtree_sglang.core.candidates import DraftCandidates
@@ -82,6 +83,13 @@ ASKED: tuple[tuple[str, str, str], ...] = (
 """A question, and the kind and text of the grammar of its answer."""
 
 
+def questions(asked: str) -> tuple[tuple[str, str, str], ...]:
+    """The `few` above, or one for each of the `schemas` that `request_suites` asks servers for."""
+    if asked == "few":
+        return ASKED
+    return tuple((f"{case.question} Answer in JSON.", "json", json.dumps(case.schema)) for case in CASES)
+
+
 @dataclass
 class Rounds:
     """What trees of one kind and size came to."""
@@ -104,7 +112,7 @@ class Rounds:
 class Answerer:
     """The embedded pair in Hugging Face's and the training package's forms, with xgrammar's masks."""
 
-    def __init__(self) -> None:
+    def __init__(self, any_whitespace: bool) -> None:
         from sglang.srt.constrained.xgrammar_backend import XGrammarGrammarBackend
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -118,7 +126,10 @@ class Answerer:
         self.drafter = load_drafter(Path(shipped_drafter())).eval()
         self.vocab_size = len(self.tokenizer)
         self.backend = XGrammarGrammarBackend(
-            self.tokenizer, vocab_size=self.vocab_size, model_eos_token_ids=[self.tokenizer.eos_token_id]
+            self.tokenizer,
+            vocab_size=self.vocab_size,
+            model_eos_token_ids=[self.tokenizer.eos_token_id],
+            any_whitespace=any_whitespace,
         )
 
     def grammar(self, kind: str, text: str) -> Any:
@@ -216,12 +227,14 @@ def play(
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and append to the output file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--asked", choices=("few", "schemas"), default="few", help="12 questions, or over a hundred")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/grammars.jsonl"))
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    answerer = Answerer()
+    # As `request_suites` starts its servers: an answer full of blank lines would not end.
+    answerer, asked = Answerer(any_whitespace=args.asked == "few"), questions(args.asked)
     found = {(kind, num_nodes): Rounds() for kind in KINDS for num_nodes in NODES}
-    for question, grammar_kind, text in ASKED:
+    for question, grammar_kind, text in asked:
         tokens, candidates = answerer.answer(question, answerer.grammar(grammar_kind, text))
         for (kind, num_nodes), rounds in found.items():
             mask = answerer.open_mask(num_nodes)
@@ -235,7 +248,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     provenance = collect_provenance()
     with args.output.open("a", encoding="utf-8") as file:
         for (kind, num_nodes), rounds in found.items():
-            line = {"bench": "grammars", "kind": kind, "num_nodes": num_nodes, "answers": len(ASKED), **rounds.record()}
+            line = {"bench": "grammars", "kind": kind, "num_nodes": num_nodes, "asked": args.asked}
+            line |= {"answers": len(asked), **rounds.record()}
             print(json.dumps(line))
             file.write(json.dumps({**line, **provenance}) + "\n")
     return 0

@@ -24,3 +24,12 @@ def test_every_kind_of_tree_emits_the_answer_and_pruned_ones_in_fewer_rounds() -
         assert sum(emitted for emitted, _, _ in played) == len(tokens) - 1
         rounds[kind] = len(played)
     assert rounds["free"] >= rounds["roots"] > rounds["nodes"]
+
+
+def test_schemas_are_those_that_servers_are_asked_for() -> None:
+    from benchmarks.grammars import ASKED, questions
+    from benchmarks.harness.request_cases import grammar_cases
+
+    assert questions("few") == ASKED
+    asked = [schema for _, kind, schema in questions("schemas") if kind == "json"]
+    assert asked == [case.sampling["json_schema"] for case in grammar_cases()]

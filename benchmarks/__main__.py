@@ -21,7 +21,7 @@ COMMANDS = {
     "plot_drafter_curve": ("the drafter's learning curve", "seconds"),
     "round_cost": ("what a round costs in plain decoding steps, from `decode` results", "seconds"),
     "end_cost": ("what it costs the host that requests end as in plain decoding", "half a minute"),
-    "feature_cost": ("what penalties cost in a round: stage times with them and without", "minutes"),
+    "feature_cost": ("what each feature of requests costs in a round, and its flags a batch without", "ten minutes"),
     "fuzz_results": ("keep what runs of `python -m tests.fuzz --output` found", "seconds"),
     "kernel_facts": ("registers, spills and shared memory of every kernel, without a GPU", "two minutes"),
     "gpu_proof": ("every section of the GPU proof, each with a verdict", "an hour, by estimate"),

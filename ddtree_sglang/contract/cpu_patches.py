@@ -10,18 +10,6 @@ _CPU_ARGS = "ddtree_sglang.cpu_platform.server_defaults"
 
 TORCH_PATCHES = (
     Patch(
-        "sglang.srt.layers.sampler.sampling_from_probs_torch",
-        "around",
-        "ddtree_sglang.cpu_platform.drawing:draw_where_nothing_is_left",
-        "torch raises over a row that a grammar and a client's bans leave empty, and the server ends",
-    ),
-    Patch(
-        "sglang.srt.layers.sampler.top_k_top_p_min_p_sampling_from_probs_torch",
-        "around",
-        "ddtree_sglang.cpu_platform.drawing:draw_where_nothing_is_left",
-        "as above",
-    ),
-    Patch(
         "sglang.kernels.ops.attention.table_qk_norm_rope.table_qk_norm_rope_",
         "replace",
         "ddtree_sglang.cpu_platform.operators:table_qk_norm_rope_",

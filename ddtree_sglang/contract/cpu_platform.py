@@ -117,8 +117,6 @@ CPU_PLATFORM: tuple[Row, ...] = (
         "operators",
         exact=True,
     ),
-    Row("sglang.srt.layers.sampler", "sampling_from_probs_torch", "probs", "drawing"),
-    Row("sglang.srt.layers.sampler", "top_k_top_p_min_p_sampling_from_probs_torch", "probs", "drawing"),
     Row("sglang.srt.layers.linear", "LinearBase", "forward quant_method", "dense_linear, lean_llama"),
     Row("sglang.srt.layers.quantization.base_config", "QuantizeMethodBase", "apply", "lean_llama"),
     Row(

@@ -104,7 +104,7 @@ REQUESTS: tuple[Row, ...] = (
         "beam_group custom_logit_processor eos_token_ids finished finished_len finished_output finished_reason grammar "
         "hidden_states is_prefill_only is_retracted kv origin_input_ids output_ids output_ids_through_stop "
         "reasoning_tokens return_hidden_states return_sampling_mask rid sampling_params send_token_offset session "
-        "stream to_finish tokenizer",
+        "stream to_finish tokenizer vocab_size",
         "grammar_ends, hooks, mixed_chunks, node_grammar, node_penalties, node_processors, request_options, "
         "request_rules, round_ends, run_ends, sessions, token_outputs, worker",
     ),

@@ -27,6 +27,8 @@ ENTRY: tuple[Row, ...] = (
         "request_id request_prompt adapted_request",
         "refusals",
     ),
+    Row("sglang.srt.layers.sampler", "sampling_from_probs_torch", "probs", "drawing"),
+    Row("sglang.srt.layers.sampler", "top_k_top_p_min_p_sampling_from_probs_torch", "probs", "drawing"),
     Row(
         "sglang.srt.layers.sampler",
         "apply_custom_logit_processor",

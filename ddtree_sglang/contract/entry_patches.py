@@ -86,6 +86,18 @@ ADMISSION_PATCHES = (
         "a processor that raises would end the scheduler",
     ),
     Patch(
+        "sglang.srt.layers.sampler.sampling_from_probs_torch",
+        "around",
+        "ddtree_sglang.engine.admission.drawing:draw_where_nothing_is_left",
+        "torch raises over a row that a grammar and a client's bans leave empty, and the server ends",
+    ),
+    Patch(
+        "sglang.srt.layers.sampler.top_k_top_p_min_p_sampling_from_probs_torch",
+        "around",
+        "ddtree_sglang.engine.admission.drawing:draw_where_nothing_is_left",
+        "as above",
+    ),
+    Patch(
         "sglang.srt.managers.schedule_batch.Req._check_str_based_finish",
         "around",
         "ddtree_sglang.engine.admission.stop_patterns:end_slow_patterns",
@@ -247,6 +259,13 @@ REQUEST_PATCHES = (
         "sampling_params custom_logit_processor input_embeds positional_embed_overrides return_hidden_states "
         "return_hidden_states_mode return_sampling_mask return_routed_experts return_indexer_topk "
         "multi_item_delimiter_indices token_indices_to_pool",
+    ),
+    Patch(
+        "sglang.srt.managers.io_struct.TokenizedGenerateReqInput",
+        "object",
+        f"{_ENTRY}.refusals:refuse_unservable",
+        "an empty processor is none",
+        "custom_logit_processor",
     ),
     Patch(
         "starlette.responses.StreamingResponse",

@@ -30,6 +30,7 @@ def request_of(
         output_ids=array("q"),
         eos_token_ids=set(eos_token_ids),
         tokenizer=tokenizer,
+        vocab_size=1000,
         sampling_params=SimpleNamespace(
             max_new_tokens=max_new_tokens,
             stop_token_ids=set(stop_token_ids),

@@ -124,6 +124,22 @@ def _temperature(request: Any, vocab_size: int) -> str | None:
     return f"temperature must be at most {_FLOAT32_MAX:.2g}, got {temperature}; 0 is greedy, without is_normalized."
 
 
+def _min_new_tokens(request: Any, vocab_size: int) -> str | None:
+    """A batch's are one int32 tensor, and until then what ends the request is banned: a scatter into rows of logits."""
+    sampling = request.sampling_params
+    if not sampling.min_new_tokens > 0:
+        return None
+    if not sampling.min_new_tokens <= _INT32_MAX:
+        return f"min_new_tokens must be at most {_INT32_MAX}, got {sampling.min_new_tokens}."
+    for token in sampling.stop_token_ids or ():
+        if not isinstance(token, (int, float)) or not 0 <= token < vocab_size:
+            return (
+                f"stop_token_ids must be token ids of the model, 0 to {vocab_size - 1}, with min_new_tokens, "
+                f"got {token!r}; check the tokenizer."
+            )
+    return None
+
+
 def _logit_bias(request: Any, vocab_size: int) -> str | None:
     """The sampler's softmax of a row with NaN, with +inf, or with -inf alone is NaN, and drawing from that raises."""
     bias = request.sampling_params.logit_bias or {}
@@ -164,6 +180,7 @@ _CHECKS: tuple[Check, ...] = (
     _overrides,
     _top_k,
     _temperature,
+    _min_new_tokens,
     _logit_bias,
     _logprobs,
     _places,

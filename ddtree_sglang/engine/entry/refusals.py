@@ -101,6 +101,9 @@ def refuse_unservable(request: Any, model_config: Any) -> None:
     reason = reason or check_embeddings(request, int(model_config.hidden_size))
     if reason is None and serves_ddtree():
         reason = refusal(request)
+    if not request.custom_logit_processor:
+        # Beside requests that have one, stock makes a processor of "" and ends.
+        request.custom_logit_processor = None
     # Last: nothing of a request that is refused is unpickled.
     reason = reason or check_processor(request.custom_logit_processor)
     if reason is not None:

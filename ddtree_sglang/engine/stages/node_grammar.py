@@ -123,7 +123,7 @@ class BatchGrammars:
     def masking(self, logits: torch.Tensor) -> LogitsChange:
         """What forbids each node's tokens; to be called after the verify is launched, with its logits `[B * N, V]`."""
         mask = self._walk() if self._mask is None else self._mask
-        return GrammarMask(self._any(), mask.to(logits.device, non_blocking=True)).apply
+        return _of_whole_rows(GrammarMask(self._any(), mask.to(logits.device, non_blocking=True)).apply)
 
     def _walk(self) -> torch.Tensor:
         assert self._trees is not None, "the trees are taken before the verify is launched"
@@ -163,3 +163,16 @@ def _give_up(req: Req, error: ValueError) -> None:
     req.to_finish = FINISH_ABORT(
         f"The request's grammar gave up: {error}", HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError"
     )
+
+
+def _of_whole_rows(change: LogitsChange) -> LogitsChange:
+    """The same on logits that are a part of wider rows, as a vocabulary's beside its padding: SGLang's kernel takes a
+    row's width for the distance of rows, and masks all nodes but the first at another place."""
+
+    def apply(logits: torch.Tensor) -> None:
+        whole = logits.contiguous()
+        change(whole)
+        if whole is not logits:
+            logits.copy_(whole)
+
+    return apply

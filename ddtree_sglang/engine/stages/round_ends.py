@@ -15,21 +15,23 @@ import torch
 from sglang.srt.utils.common import async_h2d
 
 from ddtree_sglang.core.round_ends import RoundEnds
-from ddtree_sglang.engine.request_options import requested_budget
+from ddtree_sglang.engine.request_options import bad_options, requested_budget
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
 
 
 def end_token_ids(req: Req) -> list[int]:
-    """Tokens that end the request, in ascending order."""
+    """Tokens that end the request, in ascending order; a client's others, which nothing draws, are left out."""
     if req.sampling_params.ignore_eos:
         return []
     ids = {*(req.sampling_params.stop_token_ids or ()), *(req.eos_token_ids or ())}
     if req.tokenizer is not None:
         ids.update(req.tokenizer.additional_stop_token_ids or ())
         ids.add(req.tokenizer.eos_token_id)
-    return sorted(ids - {None})
+    # Plain decoding looks the token up in a set, where 5.0 and True are numbers too, and anything else does no harm.
+    drawable = [token for token in ids if isinstance(token, (int, float)) and 0 <= token < req.vocab_size]
+    return sorted({int(token) for token in drawable if token == int(token)})
 
 
 def limit_len(req: Req) -> int:
@@ -38,8 +40,11 @@ def limit_len(req: Req) -> int:
 
 
 def node_limit(req: Req, num_nodes: int) -> int:
-    """Nodes of its tree that the request allows itself, root included, at most the server's `num_nodes`."""
-    budget = requested_budget(req)
+    """Nodes of its tree that the request allows itself, root included, at most the server's `num_nodes`.
+
+    What it asked for was looked at before it was scheduled. A processor of its own may write anything there since.
+    """
+    budget = None if bad_options(req) else requested_budget(req)
     return num_nodes if budget is None else min(budget + 1, num_nodes)
 
 

@@ -103,4 +103,5 @@ def _adjust(
         if change is not None:
             change(logits)
     if sampling_info is not None and sampling_info.logit_bias is not None:
-        logits.add_(torch.repeat_interleave(sampling_info.logit_bias, num_nodes, dim=0))
+        bias = sampling_info.logit_bias
+        logits.view(len(bias), num_nodes, -1).add_(bias.unsqueeze(1))

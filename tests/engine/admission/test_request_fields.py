@@ -12,11 +12,12 @@ from ddtree_sglang.engine.admission.request_fields import MOST_ANSWERS, check_fi
 
 VOCABULARY = 100
 INF = float("inf")
+_SAMPLING = {"temperature": 1.0, "top_k": 5, "logit_bias": None, "min_new_tokens": 0, "stop_token_ids": None}
 
 
 def request(input_ids: list[int] | None = (3, 4), **fields: Any) -> Any:
     """A plain request; sampling parameters and fields of the request by name."""
-    sampling = {name: fields.pop(name, off) for name, off in (("temperature", 1.0), ("top_k", 5), ("logit_bias", None))}
+    sampling = {name: fields.pop(name, off) for name, off in _SAMPLING.items()}
     base = {
         "mm_inputs": None,
         "return_logprob": False,
@@ -64,6 +65,8 @@ def test_ids_that_mark_an_image_are_the_processors_own() -> None:
         {"temperature": 3e38},
         {"logit_bias": {"5": -INF, "6": 3e38}},
         {"logit_bias": {str(token): -INF for token in range(VOCABULARY - 1)}},
+        {"min_new_tokens": 2**31 - 1, "stop_token_ids": {0, VOCABULARY - 1, 5.0}},
+        {"stop_token_ids": {-1, 2**63, "a"}},
         {"return_logprob": True, "top_logprobs_num": VOCABULARY, "logprob_start_len": 0},
         {"top_logprobs_num": -1, "logprob_start_len": -9},
         {"token_indices_to_pool": [0, 1]},
@@ -95,6 +98,11 @@ def test_values_at_the_edge_pass(fields: dict[str, Any]) -> None:
         ({"logit_bias": {"5": INF}}, "got inf for token 5"),
         ({"logit_bias": {"5": 1e39}}, "got 1e+39 for token 5"),
         ({"logit_bias": {str(token): -1e39 for token in range(VOCABULARY)}}, "must leave a token"),
+        ({"min_new_tokens": 2**31}, "min_new_tokens must be at most 2147483647, got 2147483648"),
+        ({"min_new_tokens": INF}, "min_new_tokens must be at most 2147483647, got inf"),
+        ({"min_new_tokens": 1, "stop_token_ids": {VOCABULARY}}, "0 to 99, with min_new_tokens, got 100"),
+        ({"min_new_tokens": 1, "stop_token_ids": {-1}}, "with min_new_tokens, got -1"),
+        ({"min_new_tokens": 1, "stop_token_ids": {"a"}}, "with min_new_tokens, got 'a'"),
         ({"return_logprob": True, "top_logprobs_num": -1}, "top_logprobs_num must be from 0 to 100, got -1"),
         ({"return_logprob": True, "top_logprobs_num": 101}, "got 101"),
         ({"return_logprob": True, "logprob_start_len": -2}, "logprob_start_len must be -1"),

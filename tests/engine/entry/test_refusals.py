@@ -45,6 +45,16 @@ def test_a_request_that_would_end_the_scheduler_is_not_sent(
     assert check_request(lambda manager, obj: tokenized(None), MANAGER, object()).name is None
 
 
+@pytest.mark.parametrize("empty", ["", False])
+def test_an_empty_processor_is_none(empty: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stock makes one of it where another request of the batch has a processor."""
+    monkeypatch.setattr(refusals, "serves_ddtree", lambda: False)
+    request = tokenized(None)
+    request.custom_logit_processor = empty
+    refusals.refuse_unservable(request, MANAGER.model_config)
+    assert request.custom_logit_processor is None
+
+
 def test_only_ddtree_refuses_what_ddtree_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refusals, "refusal", lambda request: "not on a tree")
     for algorithm in ("DFLASH", "ddtree"):

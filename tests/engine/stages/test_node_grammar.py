@@ -339,6 +339,29 @@ def test_a_device_is_waited_for_when_its_trees_are_read(monkeypatch: pytest.Monk
     assert order == ["recorded", "waited"]
 
 
+def test_rows_that_are_part_of_wider_ones_are_masked_where_they_are(
+    compiled: dict[Any, Any], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang's kernel takes the width of the logits for the distance of their rows; here torch stands for it."""
+    from sglang.srt.constrained.base_grammar_backend import GrammarMask
+
+    size = len(tokenizer)
+    digits = compiled["xgrammar", "regex", REGEXES[0]].copy()
+    grammars = grammars_of(batch_of((digits, False), (digits, False), size=size), None)
+    grammars.follow(roots(2))
+    apply = GrammarMask.apply
+
+    def by_width(mask: Any, logits: torch.Tensor) -> None:
+        apply(mask, logits.as_strided(logits.shape, (logits.shape[1], 1)))
+
+    monkeypatch.setattr(GrammarMask, "apply", by_width)
+    wide = torch.zeros(2, size + 5)
+    grammars.masking(wide[:, :size])(wide[:, :size])
+    assert first_letters(wide[0, :size], tokenizer) == set("0123456789")
+    assert first_letters(wide[1, :size], tokenizer) == set("0123456789")
+    assert bool((wide[:, size:] == 0).all())
+
+
 def test_a_batch_without_grammars_costs_nothing() -> None:
     assert grammars_of(SimpleNamespace(has_grammar=False), None) is None
 

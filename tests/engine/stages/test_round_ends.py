@@ -26,6 +26,7 @@ def tokenizer_of(eos: int | None, more: set[int] | None = None) -> Any:
         ({"eos_token_ids": (), "stop_token_ids": (9, 7)}, [7, 9]),
         ({"eos_token_ids": (2, 4), "stop_token_ids": (4,), "tokenizer": tokenizer_of(3)}, [2, 3, 4]),
         ({"eos_token_ids": (), "tokenizer": tokenizer_of(None, {8, 5})}, [5, 8]),
+        ({"eos_token_ids": (2,), "stop_token_ids": (2**63, -1, 7, 5.0, 4.5, "a", True, float("inf"))}, [1, 2, 5, 7]),
         ({"eos_token_ids": (2,), "stop_token_ids": (7,), "ignore_eos": True, "tokenizer": tokenizer_of(3)}, []),
     ],
 )
@@ -46,6 +47,13 @@ def test_sglang_ends_a_request_at_those_tokens_and_at_no_other() -> None:
         req.output_ids.append(0)
         ended = [token for token in range(20) if Req._check_token_based_finish(req, [token])]
         assert ended == end_token_ids(req)
+
+
+def test_a_processor_that_writes_into_its_requests_budget_ends_nothing() -> None:
+    req = request_of(eos_token_ids=(2,), custom_params={"ddtree": {"budget": 2}})
+    assert BatchEnds.of([req], 8, "cpu").most_nodes == 3
+    req.sampling_params.custom_params["ddtree"] = "x"
+    assert BatchEnds.of([req], 8, "cpu").most_nodes == 8
 
 
 def test_the_limit_is_the_length_that_is_committed_when_the_last_token_is_out() -> None:

@@ -85,6 +85,16 @@ def test_logit_bias_of_a_request_counts_at_all_of_its_nodes() -> None:
     assert got.tolist() == [[5] * N, [0] * N]
 
 
+def test_logit_bias_is_added_to_rows_that_are_part_of_wider_ones() -> None:
+    bias = torch.randn(B, V)
+    wide = torch.randn(B * N, V + 3)
+    logits, before = wide[:, :V], wide.clone()
+    info = sampling_info(is_all_greedy=True, logit_bias=bias)
+    choose_target_tokens(logits, info, torch.zeros(B, N, dtype=torch.int64), lambda: None, keep_logits=False)
+    assert torch.equal(logits, before[:, :V] + bias.repeat_interleave(N, dim=0))
+    assert torch.equal(wide[:, V:], before[:, V:])
+
+
 def test_adjustments_come_in_plain_decodings_order() -> None:
     """Penalties, grammar, the request's bias, processors (sampling_batch_info.py, `apply_logits_bias`)."""
     seen: list[tuple[str, float]] = []

@@ -1,8 +1,9 @@
 """Drawing from a row that leaves no token: it must not end the server.
 
 A grammar and a client's own bans may leave nothing together, such as a grammar that is over and `min_new_tokens`, which
-bans the end. The row's softmax is NaN then, and torch raises over it in the middle of a batch. Kernels of GPUs draw
-something. So does this, and a grammar that refuses the token ends its request.
+bans the end. The row's softmax is NaN then, and torch raises over it in the middle of a batch, on a GPU by an assertion
+that ends the process (`--sampling-backend pytorch`). A tree meets such rows off its path as well. FlashInfer's kernels
+draw something. So does this, and a grammar that refuses the token ends its request.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from ddtree_sglang.engine.device_path import is_device_path
 
 
 def draw_where_nothing_is_left(original: Callable[..., Any], probs: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -21,8 +24,9 @@ def draw_where_nothing_is_left(original: Callable[..., Any], probs: torch.Tensor
 def _with_a_total(probs: torch.Tensor) -> torch.Tensor:
     total = probs.sum(-1)
     has_none = ~(torch.isfinite(total) & (total > 0))
-    if not bool(has_none.any()):
+    # On a device the host would wait to know that.
+    if not is_device_path() and not bool(has_none.any()):
         return probs
     mended = probs.masked_fill(has_none.unsqueeze(-1), 0.0)
-    mended[has_none, 0] = 1.0
+    mended[:, 0] += has_none
     return mended

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ddtree_sglang.cpu_platform.drawing import draw_where_nothing_is_left
+from ddtree_sglang.engine.admission.drawing import draw_where_nothing_is_left
 
 
 def draw(probs: torch.Tensor) -> torch.Tensor:

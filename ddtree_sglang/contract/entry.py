@@ -65,10 +65,11 @@ ENTRY: tuple[Row, ...] = (
     Row(
         _IO_STRUCT,
         "TokenizedGenerateReqInput",
-        "custom_logit_processor input_embeds input_ids logprob_start_len mm_inputs multi_item_delimiter_indices "
-        "positional_embed_overrides return_hidden_states return_logprob return_sampling_mask rid sampling_params "
-        "session_id session_params token_indices_to_pool top_logprobs_num",
-        "embedding_prompts, hooks, request_fields, request_rules, session_requests",
+        "cache_salt custom_logit_processor extra_key input_embeds input_ids logprob_start_len lora_id mm_inputs "
+        "multi_item_delimiter_indices positional_embed_overrides priority return_hidden_states return_logprob "
+        "return_sampling_mask rid routed_experts_start_len routing_key sampling_params session_id session_params "
+        "token_indices_to_pool top_logprobs_num",
+        "embedding_prompts, hooks, request_kinds, request_fields, request_rules, session_requests",
     ),
     Row(_IO_STRUCT, "UpdateWeightsFromTensorReqInput", "load_format", "new_weights"),
     Row(_IO_STRUCT, "UpdateWeightsFromTensorReqOutput", "success message", "new_weights"),
@@ -151,8 +152,10 @@ ENTRY: tuple[Row, ...] = (
     Row(
         "sglang.srt.sampling.sampling_params",
         "SamplingParams",
-        "custom_params logit_bias max_new_tokens normalize stop_regex_strs temperature top_k verify",
-        "hooks, logit_processors, refusals, request_fields, stop_patterns",
+        "custom_params ebnf frequency_penalty json_schema logit_bias max_new_tokens min_new_tokens min_p normalize "
+        "presence_penalty regex repetition_penalty sampling_seed stop_regex_strs stop_token_ids stream_interval "
+        "structural_tag temperature top_k top_p verify",
+        "hooks, logit_processors, refusals, request_fields, request_kinds, stop_patterns",
     ),
     Row("sglang.srt.session.session_controller", "Session", "req_nodes streaming", "session_requests"),
     Row("sglang.srt.session.session_controller", "Session.create_req", "req", "session_requests"),

@@ -92,7 +92,11 @@ def test_what_came_another_way_is_answered_without_a_prefill(monkeypatch: pytest
     scheduler = scheduler_that_answers(answered)
     for wrong, images in ((None, None), ("ids", None), ("ids", object())):
         request = SimpleNamespace(
-            rid=str(wrong), wrong=wrong, mm_inputs=images, custom_logit_processor=None, input_embeds=None
+            rid=str(wrong),
+            wrong=wrong,
+            mm_inputs=images,
+            custom_logit_processor=None,
+            input_embeds=None,
         )
         refuse_what_came_another_way(lambda scheduler, one, **_: admitted.append(one.wrong), scheduler, request)
     assert admitted == [None, "ids"]

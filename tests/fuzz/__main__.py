@@ -30,7 +30,8 @@ def served(options: argparse.Namespace) -> Iterator[str]:
         algorithm="DDTREE" if options.draft else None,
         draft=options.draft,
         budget=8 if options.draft else None,
-        extra=("--max-total-tokens", "8192", "--random-seed", "0", *options.flags),
+        # Answers that may be long are over soon.
+        extra=("--max-total-tokens", "8192", "--context-length", "512", "--random-seed", "0", *options.flags),
     )
     process = ServerProcess.from_spec("fuzzed", spec, sys.executable, folder / "server.log")
     process.starter = start_command

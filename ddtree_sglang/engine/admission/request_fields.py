@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ddtree_sglang.engine.admission.request_kinds import check_kinds
+
 MOST_ANSWERS = 8192
 """Of one request with `n`: each is a request of its own, made before the first is sent, some 20 KB of memory."""
 
@@ -174,6 +176,7 @@ def _places(request: Any, vocab_size: int) -> str | None:
 
 
 _CHECKS: tuple[Check, ...] = (
+    check_kinds,
     _empty_prompt,
     _session,
     _foreign_token,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from array import array
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
+import msgspec
+import numpy as np
 import pytest
 
 from ddtree_sglang.engine.admission.request_fields import MOST_ANSWERS, check_fields, check_number_of_answers
+from ddtree_sglang.engine.admission.request_kinds import REQUEST, SAMPLING
 
 VOCABULARY = 100
 INF = float("inf")
@@ -17,8 +20,10 @@ _SAMPLING = {"temperature": 1.0, "top_k": 5, "logit_bias": None, "min_new_tokens
 
 def request(input_ids: list[int] | None = (3, 4), **fields: Any) -> Any:
     """A plain request; sampling parameters and fields of the request by name."""
-    sampling = {name: fields.pop(name, off) for name, off in _SAMPLING.items()}
+    plain = {**dict.fromkeys(SAMPLING), **_SAMPLING}
+    sampling = {name: fields.pop(name, off) for name, off in plain.items()}
     base = {
+        **dict.fromkeys(REQUEST),
         "mm_inputs": None,
         "return_logprob": False,
         "top_logprobs_num": 0,
@@ -57,7 +62,9 @@ def test_ids_that_mark_an_image_are_the_processors_own() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"top_k": 2**31 - 1},
+        {"top_k": 2**31 - 1, "min_new_tokens": 2**31 - 1, "max_new_tokens": 2**70},
+        {"max_new_tokens": np.int64(3), "temperature": np.float32(0.5), "top_p": 1, "priority": -(2**70)},
+        {"regex": "a", "extra_key": "", "rid": "r"},
         {"input_ids": [], "session_params": of_session(id="s")},
         {"session_params": of_session(id="", rid="a", offset=-(2**70), replace=False, drop_previous_output=True)},
         {"input_ids": None, "input_embeds": [[0.5]]},
@@ -92,6 +99,14 @@ def test_values_at_the_edge_pass(fields: dict[str, Any]) -> None:
         ({"input_ids": None, "session_params": of_session(id="s")}, "must have tokens, got embeddings"),
         ({"positional_embed_overrides": {"positions": [0]}}, "must be SGLang's PositionalEmbeds, got dict"),
         ({"top_k": 2**31}, "top_k must be at most 2147483647, got 2147483648"),
+        ({"min_new_tokens": 2**40}, "min_new_tokens must be at most 2147483647, got 1099511627776"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens must be a whole number, got 1.5"),
+        ({"max_new_tokens": 2.0}, "max_new_tokens must be a whole number, got 2.0"),
+        ({"stream_interval": "3"}, "stream_interval must be a whole number, got '3'"),
+        ({"temperature": "1"}, "temperature must be a number, got '1'"),
+        ({"regex": ["a"]}, "regex must be a text, got ['a']"),
+        ({"extra_key": ["a"]}, "extra_key must be a text, got ['a']"),
+        ({"priority": 0.5}, "priority must be a whole number, got 0.5"),
         ({"temperature": 0.0}, "got 0.0; 0 is greedy"),
         ({"temperature": 1e39}, "temperature must be at most 3.4e+38, got 1e+39"),
         ({"logit_bias": {"5": float("nan")}}, "got nan for token 5"),
@@ -124,3 +139,16 @@ def test_as_many_answers_as_fit(num_answers: int, num_prompts: int) -> None:
 )
 def test_no_more_answers_than_that(num_answers: Any, num_prompts: int) -> None:
     assert str(num_answers) in str(check_number_of_answers(num_answers, num_prompts))
+
+
+def test_every_kind_is_that_of_sglangs_field() -> None:
+    """So that a plain request passes, whatever its defaults are."""
+    from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    for struct, kinds in ((SamplingParams, SAMPLING), (TokenizedGenerateReqInput, REQUEST)):
+        annotations = {field.name: field.type for field in msgspec.structs.fields(struct)}
+        for name, (_, kind) in kinds.items():
+            declared = annotations[name]
+            own = [one for one in (get_args(declared) or (declared,)) if one is not type(None)]
+            assert all(issubclass(one, kind) for one in own), name

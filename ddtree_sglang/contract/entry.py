@@ -38,13 +38,13 @@ ENTRY: tuple[Row, ...] = (
     ),
     Row("sglang.srt.configs.load_config", "LoadFormat", "", "memory"),
     Row("sglang.srt.configs.model_config", "ModelConfig", "hidden_size vocab_size", "hooks, refusals"),
-    Row("sglang.srt.constrained.grammar_manager", "GrammarManager", "grammar_queue", "aborts"),
+    Row("sglang.srt.constrained.grammar_manager", "GrammarManager", "grammar_queue", "request_ids"),
     Row("sglang.srt.constants", "HEALTH_CHECK_RID_PREFIX", "", "refusals"),
     Row("sglang.srt.entrypoints.http_server", "_setup_and_run_http_server", "", "install"),
     Row("sglang.srt.entrypoints.http_server", "app", "", "http_workers"),
     Row("sglang.srt.environ", "Envs", "SGLANG_HTTP_SERVER_APP_PATH SGLANG_USE_PICKLE_IPC", "install, refusals"),
     Row("sglang.srt.environ", "envs", "", "refusals"),
-    Row(_IO_STRUCT, "AbortReq", "abort_all rid finished_reason", "aborts, hooks"),
+    Row(_IO_STRUCT, "AbortReq", "abort_all rid finished_reason", "request_ids, hooks"),
     Row(
         _IO_STRUCT,
         "GenerateReqInput",
@@ -65,11 +65,11 @@ ENTRY: tuple[Row, ...] = (
     Row(
         _IO_STRUCT,
         "TokenizedGenerateReqInput",
-        "cache_salt custom_logit_processor extra_key input_embeds input_ids logprob_start_len lora_id mm_inputs "
-        "multi_item_delimiter_indices positional_embed_overrides priority return_hidden_states return_logprob "
-        "return_sampling_mask rid routed_experts_start_len routing_key sampling_params session_id session_params "
-        "token_indices_to_pool top_logprobs_num",
-        "embedding_prompts, hooks, request_kinds, request_fields, request_rules, session_requests",
+        "cache_salt custom_logit_processor extra_key http_worker_ipc input_embeds input_ids logprob_start_len lora_id "
+        "mm_inputs multi_item_delimiter_indices positional_embed_overrides priority return_hidden_states "
+        "return_logprob return_sampling_mask rid routed_experts_start_len routing_key sampling_params session_id "
+        "session_params token_indices_to_pool top_logprobs_num",
+        "embedding_prompts, hooks, request_ids, request_kinds, request_fields, request_rules, session_requests",
     ),
     Row(_IO_STRUCT, "UpdateWeightsFromTensorReqInput", "load_format", "new_weights"),
     Row(_IO_STRUCT, "UpdateWeightsFromTensorReqOutput", "success message", "new_weights"),
@@ -81,7 +81,7 @@ ENTRY: tuple[Row, ...] = (
         "custom_logit_processor finished_reason input_embeds multi_item_delimiter_indices positional_embed_overrides "
         "return_hidden_states return_hidden_states_mode return_indexer_topk return_routed_experts "
         "return_sampling_mask rid sampling_params to_finish token_indices_to_pool",
-        "aborts, embedding_prompts, hooks, logit_processors, stop_patterns",
+        "request_ids, embedding_prompts, hooks, logit_processors, stop_patterns",
     ),
     Row(_SCHEDULE_BATCH, "Req._check_str_based_finish", "new_accepted_len", "stop_patterns"),
     Row(_SCHEDULE_BATCH, "Req.set_finish_with_abort", "error_msg", "hooks"),
@@ -93,9 +93,9 @@ ENTRY: tuple[Row, ...] = (
         _SCHEDULER,
         "Scheduler",
         "_request_dispatcher chunked_req collect_inflight_reqs grammar_manager waiting_queue",
-        "aborts, control_requests",
+        "request_ids, control_requests",
     ),
-    Row(_SCHEDULER, "Scheduler.abort_request", "recv_req", "aborts", exact=True),
+    Row(_SCHEDULER, "Scheduler.abort_request", "recv_req", "request_ids", exact=True),
     Row(_SCHEDULER, "Scheduler.handle_generate_request", "recv_req", "hooks"),
     Row(_SCHEDULER, "Scheduler.init_request_dispatcher", "", "control_requests"),
     Row(_SCHEDULER, "Scheduler.run_batch", "batch", "logit_processors"),

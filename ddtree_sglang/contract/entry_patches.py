@@ -58,7 +58,7 @@ ADMISSION_PATCHES = (
     Patch(
         "sglang.srt.managers.scheduler.Scheduler.abort_request",
         "around",
-        "ddtree_sglang.engine.admission.aborts:abort_no_other",
+        "ddtree_sglang.engine.admission.request_ids:abort_no_other",
         "an abort would end every request whose id begins with the aborted one's",
     ),
     Patch(
@@ -233,7 +233,7 @@ REQUEST_PATCHES = (
     Patch(
         "sglang.srt.managers.schedule_batch.Req",
         "object",
-        "ddtree_sglang.engine.admission.aborts:_under_another_id",
+        "ddtree_sglang.engine.admission.request_ids:_under_another_id",
         "for the time of another one's abort, its id does not begin like that one's",
         "rid",
     ),

@@ -79,11 +79,14 @@ def refuse_what_came_another_way(
     such as several that serve an application of the user's own. A request with images goes on: SGLang releases them
     there. What raises while it is made of its values, on each rank alike, is answered, too; stock would end.
     """
+    from ddtree_sglang.engine.admission.request_ids import check_id
     from ddtree_sglang.engine.entry.refusals import RequestRefused, refuse_unservable
 
     try:
         if request.mm_inputs is None:
             refuse_unservable(request, scheduler.model_config)
+        if (reason := check_id(scheduler, request)) is not None:
+            raise RequestRefused(reason)
         original(scheduler, request, *args, **kwargs)
     except RequestRefused as refused:
         _answer_with(HTTPStatus.BAD_REQUEST, scheduler, request, str(refused))

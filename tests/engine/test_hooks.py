@@ -97,6 +97,7 @@ def test_what_came_another_way_is_answered_without_a_prefill(monkeypatch: pytest
             mm_inputs=images,
             custom_logit_processor=None,
             input_embeds=None,
+            http_worker_ipc=None,
         )
         refuse_what_came_another_way(lambda scheduler, one, **_: admitted.append(one.wrong), scheduler, request)
     assert admitted == [None, "ids"]
@@ -130,7 +131,7 @@ def test_what_follows_from_a_requests_values_is_its_own_and_trouble_of_the_machi
     def original(scheduler: Any, request: Any) -> None:
         raise error
 
-    request = SimpleNamespace(rid="r", mm_inputs=object())
+    request = SimpleNamespace(rid="r", mm_inputs=object(), http_worker_ipc=None)
     with nullcontext() if is_answered else pytest.raises(type(error)):
         refuse_what_came_another_way(original, scheduler_that_answers(answered), request)
     assert [(one.rid, one.finished_reason["status_code"].value) for one in answered] == [("r", 500)] * is_answered

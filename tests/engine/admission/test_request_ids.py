@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ddtree_sglang.engine.admission.aborts import abort_no_other
+from ddtree_sglang.engine.admission.request_ids import abort_no_other, check_id
 
 
 class Living:
@@ -61,6 +61,19 @@ def test_a_batch_ends_with_the_id_that_its_requests_were_given() -> None:
 
 def test_who_aborts_all_aborts_all() -> None:
     assert aborted_by(scheduler_of(["a"], ["b"], ["c"], "d"), "", abort_all=True) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_an_id_is_one_requests_where_several_processes_give_them(place: int) -> None:
+    queues: list[list[str]] = [["b"], ["c"], ["d"], []]
+    queues[place].append("a")
+    scheduler = scheduler_of(queues[0], queues[1], queues[2], chunked=queues[3][0] if queues[3] else None)
+    scheduler.collect_inflight_reqs = lambda: set(scheduler.running)
+    several = SimpleNamespace(rid="a", http_worker_ipc="ipc://worker")
+    assert "must be no other request's, got 'a'" in str(check_id(scheduler, several))
+    assert check_id(scheduler, SimpleNamespace(rid="aa", http_worker_ipc="ipc://worker")) is None
+    # A single process has refused it already.
+    assert check_id(scheduler, SimpleNamespace(rid="a", http_worker_ipc=None)) is None
 
 
 def test_an_error_leaves_ids_as_they_were() -> None:

@@ -7,7 +7,7 @@ from tests.fuzz.cases import BY_DESIGN, LASTING
 from tests.fuzz.run import fuzz, settle
 
 SEED = 20261126
-NUM_REQUESTS = 150
+NUM_REQUESTS = 100
 
 
 def test_strange_requests_leave_a_server_as_it_was(ddtree: Server) -> None:

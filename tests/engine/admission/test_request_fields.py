@@ -114,7 +114,7 @@ def test_values_at_the_edge_pass(fields: dict[str, Any]) -> None:
         ({"logit_bias": {"5": 1e39}}, "got 1e+39 for token 5"),
         ({"logit_bias": {str(token): -1e39 for token in range(VOCABULARY)}}, "must leave a token"),
         ({"min_new_tokens": 2**31}, "min_new_tokens must be at most 2147483647, got 2147483648"),
-        ({"min_new_tokens": INF}, "min_new_tokens must be at most 2147483647, got inf"),
+        ({"min_new_tokens": INF}, "min_new_tokens must be a whole number, got inf"),
         ({"min_new_tokens": 1, "stop_token_ids": {VOCABULARY}}, "0 to 99, with min_new_tokens, got 100"),
         ({"min_new_tokens": 1, "stop_token_ids": {-1}}, "with min_new_tokens, got -1"),
         ({"min_new_tokens": 1, "stop_token_ids": {"a"}}, "with min_new_tokens, got 'a'"),

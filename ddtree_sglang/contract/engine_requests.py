@@ -136,9 +136,15 @@ REQUESTS: tuple[Row, ...] = (
     Row("sglang.srt.managers.scheduler", "Scheduler.init_model_worker", "", "context_limit"),
     Row(
         "sglang.srt.managers.scheduler_components.batch_result_processor",
+        "SchedulerBatchResultProcessor",
+        "metrics_collector model_worker",
+        "pair_watch",
+    ),
+    Row(
+        "sglang.srt.managers.scheduler_components.batch_result_processor",
         "SchedulerBatchResultProcessor._resolve_spec_v2_tokens",
         "result batch",
-        "run_ends",
+        "pair_watch, run_ends",
     ),
     Row(
         "sglang.srt.managers.scheduler_components.batch_result_processor",
@@ -189,10 +195,11 @@ REQUESTS: tuple[Row, ...] = (
         "sglang.srt.managers.utils",
         "GenerationBatchResult",
         "accept_lens can_run_cuda_graph copy_done extra_keep_alive_refs grammar_advanced "
-        "logits_output new_seq_lens next_draft_input next_token_ids routed_experts_output speculative_num_draft_tokens "
-        "speculative_output_stride",
-        "routed_experts, run_ends, worker",
+        "logits_output new_seq_lens next_draft_input next_token_ids num_correct_drafts_per_req_cpu "
+        "routed_experts_output speculative_num_draft_tokens speculative_output_stride",
+        "pair_watch, routed_experts, run_ends, worker",
     ),
+    Row("sglang.srt.observability.metrics_collector", "SchedulerMetricsCollector", "_gauge_cls labels", "pair_watch"),
     Row(
         "sglang.srt.sampling.sampling_batch_info",
         "SamplingBatchInfo",

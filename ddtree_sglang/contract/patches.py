@@ -125,6 +125,12 @@ ROUND_PATCHES = (
         "tokens past the one that ends a request would be counted, cached and answered",
     ),
     Patch(
+        f"{_RESULTS}._resolve_spec_v2_tokens",
+        "after",
+        "ddtree_sglang.engine.pair_watch:watch_first_rounds",
+        "a drafter that never hits changes no answer, so that nothing else would tell of it",
+    ),
+    Patch(
         f"{_RESULTS}.advance_grammar_fsm",
         "around",
         f"{_RUN_ENDS}:cut_before_grammars_advance",

@@ -39,6 +39,7 @@ from ddtree_sglang.engine.graphs.drafter_tail import DraftGraphTail, GraphTrees
 from ddtree_sglang.engine.graphs.node_counts import NodeCountStates
 from ddtree_sglang.engine.graphs.rehearsal import rehearse_penalties, rehearse_rounds
 from ddtree_sglang.engine.graphs.target import install_tree_graph_runner
+from ddtree_sglang.engine.pair_watch import PairWatch
 from ddtree_sglang.engine.stages.budget_policy import make_policy
 from ddtree_sglang.engine.stages.candidates import CandidateRanking, VocabShard
 from ddtree_sglang.engine.stages.draft_block import DraftBlock
@@ -100,6 +101,7 @@ class DDTreeWorker(DFlashWorkerV2):
             int(self._mask_token_id),
             self._draft_block_spec_info,
         )
+        self.pair_watch = PairWatch.of(self)
         self.ranking = self._make_ranking()
         self.trees = make_trees(self.ranking)
         self.ends = EndsOfBatches(self.num_nodes, self.device)

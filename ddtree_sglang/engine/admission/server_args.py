@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddtree_sglang.config import DDTreeConfig
@@ -20,6 +21,7 @@ from ddtree_sglang.engine.admission.drafter_checks import (
     check_drafter_fits_target,
     check_same_dtype,
 )
+from ddtree_sglang.engine.admission.drafter_weights import check_drafter_weights
 from ddtree_sglang.engine.admission.target_checks import check_pages, check_target
 from ddtree_sglang.engine.cli_flags import apply_config
 from ddtree_sglang.engine.device_path import is_device_path
@@ -211,7 +213,7 @@ def _check_auto_dtype(cfg: Any, model_config: Any) -> None:
 
 
 def check_checkpoints(server_args: Any) -> None:
-    """Under DDTREE, refuse folders that cannot be checkpoints; nothing in them is read yet."""
+    """Under DDTREE, refuse folders that cannot be checkpoints, and a drafter whose weights SGLang would misread."""
     if not is_ddtree(server_args.speculative_algorithm):
         return
     has_weights = server_args.load_format != "dummy"
@@ -220,6 +222,9 @@ def check_checkpoints(server_args: Any) -> None:
         folders.append((server_args.speculative_draft_model_path, "the drafter", "--speculative-draft-model-path"))
     for path, role, flag in folders:
         check_checkpoint_folder(path, role, flag, has_weights)
+    drafter = server_args.speculative_draft_model_path
+    if drafter is not None and has_weights:
+        check_drafter_weights(Path(drafter).expanduser())
 
 
 def check_port_is_free(server_args: Any) -> None:

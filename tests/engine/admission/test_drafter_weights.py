@@ -1,0 +1,135 @@
+"""A drafter that SGLang would load and misread without a word is refused; one that it reads rightly is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ddtree_sglang.demo.drafter import shipped_drafter
+from ddtree_sglang.engine.admission.drafter_weights import check_drafter_weights, stored_types
+from ddtree_sglang.exceptions import DDTreeConfigError
+from ddtree_sglang.training.model.drafter_config import DrafterConfig
+from ddtree_sglang.training.model.drafter_model import DFlashDrafter
+from ddtree_sglang.training.model.export import export_drafter
+
+NUM_LAYERS = 2
+Tensors = dict[str, torch.Tensor]
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    shape = DrafterConfig(32, NUM_LAYERS, 2, 1, 16, 48, 32, 4, (0, 1), 4, 31, "w31", 1e-6, 1e4, 128)
+    return export_drafter(DFlashDrafter(shape), tmp_path_factory.mktemp("drafter") / "draft")
+
+
+def changed(
+    exported: Path, folder: Path, change: Callable[[Tensors], Tensors], quantization: str | None = None
+) -> Path:
+    """The drafter with other tensors, and a configuration that names a quantization."""
+    config = json.loads((exported / "config.json").read_text())
+    if quantization is not None:
+        config["quantization_config"] = {"quant_method": quantization}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(change(load_file(exported / "model.safetensors")), folder / "model.safetensors")
+    return folder
+
+
+def to_fp8(names: tuple[str, ...]) -> Callable[[Tensors], Tensors]:
+    """Quantize the linear layers of which the name ends with one of these."""
+
+    def change(tensors: Tensors) -> Tensors:
+        made = {}
+        for name, tensor in tensors.items():
+            chosen = name.endswith(tuple(f"{one}.weight" for one in names))
+            made[name] = tensor.to(torch.float8_e4m3fn) if chosen else tensor
+            if chosen:
+                made[f"{name}_scale"] = torch.ones(1)
+        return made
+
+    return change
+
+
+def to_awq(tensors: Tensors) -> Tensors:
+    """AWQ's names; what they hold is not read."""
+    made = {}
+    for name, tensor in tensors.items():
+        if name.endswith(tuple(f"{one}.weight" for one in LINEARS)):
+            stem = name.removesuffix("weight")
+            made |= {f"{stem}{kind}": torch.zeros(2, dtype=torch.int32) for kind in ("qweight", "qzeros")}
+            made[f"{stem}scales"] = torch.ones(2)
+        else:
+            made[name] = tensor
+    return made
+
+
+def fused(tensors: Tensors) -> Tensors:
+    """As SGLang names them itself."""
+    made = {
+        name: tensor for name, tensor in tensors.items() if not name.endswith(tuple(f"{p}.weight" for p in LINEARS))
+    }
+    for layer in range(NUM_LAYERS):
+        for part in ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"):
+            made[f"layers.{layer}.{part}.weight"] = torch.ones(2, 2)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("change", "quantization"),
+    [
+        (dict, None),
+        (lambda tensors: {f"model.{name}": tensor for name, tensor in tensors.items()}, None),
+        (lambda tensors: {**tensors, "layers.0.self_attn.rotary_emb.inv_freq": torch.ones(1)}, None),
+        (fused, None),
+        (to_fp8(LINEARS), "fp8"),
+        (to_awq, "awq"),
+    ],
+    ids=["plain", "prefixed", "more", "fused", "fp8", "awq"],
+)
+def test_what_is_read_rightly_is_served(
+    change: Callable[[Tensors], Tensors], quantization: str | None, exported: Path, tmp_path: Path
+) -> None:
+    check_drafter_weights(changed(exported, tmp_path, change, quantization))
+
+
+def without(*names: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {name: tensor for name, tensor in tensors.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("change", "quantization", "message"),
+    [
+        (without("hidden_norm.weight"), None, "got no hidden_norm.weight."),
+        (without("layers.1.mlp.up_proj.weight"), None, "got no layers.1.mlp.up_proj."),
+        (without("fc.weight", "norm.weight"), None, "got no norm.weight and 1 more"),
+        (to_fp8(("fc",)), "fp8", "fc must not be quantized, .* got fc.weight of type F8_E4M3"),
+        (to_fp8(("gate_proj",)), "fp8", "all or not at all, .* got layers.0.self_attn.q_proj as it was"),
+        (to_fp8(LINEARS), None, "must say how in its config.json"),
+        (to_awq, None, "must say how in its config.json"),
+    ],
+)
+def test_what_would_be_misread_is_refused(
+    change: Callable[[Tensors], Tensors], quantization: str | None, message: str, exported: Path, tmp_path: Path
+) -> None:
+    folder = changed(exported, tmp_path, change, quantization)
+    with pytest.raises(DDTreeConfigError, match=message):
+        check_drafter_weights(folder)
+
+
+def test_the_drafter_that_ships_is_served() -> None:
+    assert set(stored_types(Path(str(shipped_drafter()))).values()) == {"BF16"}
+    check_drafter_weights(Path(str(shipped_drafter())))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0{", b"\xff" * 64])
+def test_a_file_that_is_no_checkpoint_is_left_to_the_loader(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 2}')
+    (tmp_path / "model.safetensors").write_bytes(content)
+    check_drafter_weights(tmp_path)
+    check_drafter_weights(tmp_path / "nowhere")

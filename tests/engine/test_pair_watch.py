@@ -1,0 +1,180 @@
+"""A drafter that never hits is warned of once, after enough rounds; one that hits now and then is not."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ddtree_sglang.engine import pair_watch
+from ddtree_sglang.engine.admission.pair_facts import suspicions
+from ddtree_sglang.engine.pair_watch import METRIC, ROUNDS, PairWatch, watch_first_rounds
+from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
+from tests.engine.requests import request_of
+
+pytestmark = pytest.mark.sglang
+
+NUM_NODES = 17
+
+
+def asked(**options: Any) -> Any:
+    """A running request."""
+    request = request_of(**options)
+    request.is_retracted, request.finished = False, lambda: False
+    return request
+
+
+def watch(num_rounds: int = 100, found: tuple[str, ...] = (), policy: BudgetPolicy | None = None) -> PairWatch:
+    return PairWatch(found, policy or BudgetPolicy.fixed(NUM_NODES), NUM_NODES, num_rounds)
+
+
+def play(one: PairWatch, request: Any, hits: list[int]) -> None:
+    for hit in hits:
+        one.count([request], [hit])
+
+
+@pytest.mark.parametrize(
+    ("hits", "length", "is_suspect"), [(0, 1.0, True), (5, 1.05, True), (6, 1.06, False), (100, 2.0, False)]
+)
+def test_the_mean_of_the_first_rounds_decides(hits: int, length: float, is_suspect: bool) -> None:
+    one = watch()
+    play(one, asked(), [1] * hits + [0] * (100 - hits))
+    assert (one.is_done, one.is_suspect) == (False, False), "a request's newest round is not counted yet"
+    play(one, asked(), [0, 0])
+    assert one.is_done
+    assert one.accept_length == pytest.approx(length if hits < 100 else 1.99)
+    assert one.is_suspect == is_suspect
+
+
+@pytest.mark.parametrize(("hits", "is_suspect"), [(0, True), (50, True), (60, False)])
+def test_a_thousand_rounds_are_looked_at_and_no_more(hits: int, is_suspect: bool) -> None:
+    one, request = watch(ROUNDS), asked()
+    play(one, request, [1] * hits + [0] * (ROUNDS - hits))
+    assert not one.is_done
+    play(one, request, [15] * 50)
+    assert one.is_done
+    assert one.accept_length == 1 + hits / ROUNDS
+    assert one.is_suspect == is_suspect
+
+
+def test_last_rounds_are_left_out() -> None:
+    """A request of one or two tokens gets one round, in which no drafter could hit."""
+    one = watch()
+    for _ in range(1000):
+        one.count([asked(max_new_tokens=2)], [0])
+    assert not one.is_done
+    assert one.accept_length == 1
+
+
+@pytest.mark.parametrize("left_out", ["retracted", "finished", "budget"])
+def test_rounds_without_a_draft_are_left_out(left_out: str) -> None:
+    one = watch()
+    request = asked(custom_params={"ddtree": {"budget": 0}} if left_out == "budget" else None)
+    request.is_retracted = left_out == "retracted"
+    request.finished = lambda: left_out == "finished"
+    other = asked()
+    for _ in range(101):
+        one.count([request, other], [0, 1])
+    assert one.is_done
+    assert one.accept_length == 2
+
+
+def test_a_policy_that_drafts_nothing_under_load_is_no_bad_drafter() -> None:
+    one = watch(policy=BudgetPolicy.by_load(NUM_NODES, 16))
+    many = [asked() for _ in range(16)]
+    for _ in range(200):
+        one.count(many, [0] * 16)
+    assert not one.is_done
+    for _ in range(101):
+        one.count(many[:1], [1])
+    assert one.accept_length == 2
+
+
+class Collector:
+    """SGLang's collector, with a gauge that notes what it is told."""
+
+    def __init__(self, values: dict[str, float]) -> None:
+        self.labels = {"model_name": "tiny"}
+
+        class Gauge:
+            def __init__(self, name: str, documentation: str, labelnames: Any, multiprocess_mode: str) -> None:
+                assert documentation
+                assert (list(labelnames), multiprocess_mode) == (["model_name"], "mostrecent")
+                self.name = name
+
+            def labels(self, model_name: str) -> Any:
+                return SimpleNamespace(set=lambda value: values.update({f"{self.name}[{model_name}]": value}))
+
+        self._gauge_cls = Gauge
+
+
+@pytest.mark.parametrize(("rank", "hit"), [(0, 0), (0, 1), (1, 0)])
+def test_the_log_is_told_once_by_the_first_rank_and_the_metric_by_each_that_has_one(
+    rank: int, hit: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pair_watch, "get_parallel", lambda: SimpleNamespace(tp_rank=rank))
+    monkeypatch.setattr(pair_watch, "serves_ddtree", lambda: True)
+    values: dict[str, float] = {}
+    worker = SimpleNamespace(pair_watch=watch(20, ("rope parameters: the drafter's rope_theta is 1, the target's 2",)))
+    processor = SimpleNamespace(model_worker=worker, metrics_collector=Collector(values) if rank == 0 else None)
+    batch = SimpleNamespace(reqs=[asked(), asked()])
+    result = SimpleNamespace(num_correct_drafts_per_req_cpu=[hit, hit])
+    with caplog.at_level(logging.WARNING):
+        for _ in range(30):
+            watch_first_rounds([], processor, result, batch)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == (rank == 0 and hit == 0)
+    assert values == ({f"{METRIC}[tiny]": float(hit == 0)} if rank == 0 else {})
+    assert all(
+        "20 rounds emitted 1.000 tokens each" in one and "rope_theta is 1, the target's 2" in one for one in told
+    )
+
+
+def test_another_algorithm_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair_watch, "serves_ddtree", lambda: False)
+    watch_first_rounds([], SimpleNamespace(), SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
+
+
+TARGET = {
+    "rope_theta": 1e6,
+    "max_position_embeddings": 40960,
+    "bos_token_id": 151643,
+    "eos_token_id": [151645, 151643],
+}
+DRAFTER = {
+    **TARGET,
+    "eos_token_id": 151645,
+    "dflash_config": {"mask_token_id": 151669, "target_layer_ids": [1, 9, 17, 25, 33]},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({}, ""),
+        ({"rope_theta": 1e4}, "the drafter's rope_theta is 10000.0, the target's 1000000.0"),
+        ({"rope_theta": None, "rope_parameters": {"rope_theta": 1e6}}, ""),
+        ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}, "rope_theta is 10000.0"),
+        ({"max_position_embeddings": 2048}, "the drafter knows 2048, the target 40960"),
+        ({"max_position_embeddings": 262144}, ""),
+        ({"eos_token_id": 2}, "the drafter's eos_token_id is [2], the target's [151643, 151645]"),
+        ({"dflash_config": {"mask_token_id": 151669}}, "the drafter names none"),
+        ({"dflash_config": {"mask_token_id": 151669, "target_layer_ids": [1, 9, 9]}}, "do not ascend"),
+        ({"dflash_config": {"target_layer_ids": [1, 9]}}, "names no mask_token_id"),
+        ({"dflash_config": {"mask_token_id": 151645, "target_layer_ids": [1]}}, "151645 is the target's eos_token_id"),
+    ],
+)
+def test_what_configurations_tell(change: dict[str, Any], told: str) -> None:
+    for target in (TARGET, {"text_config": TARGET}):
+        found = suspicions({**DRAFTER, **change}, target)
+        assert len(found) == bool(told), found
+        assert told in "".join(found)
+
+
+def test_scaled_rotations_are_compared_by_kind_and_factor() -> None:
+    scaled = {**TARGET, "rope_scaling": {"type": "yarn", "factor": 32.0}}
+    assert suspicions({**DRAFTER, "rope_scaling": {"rope_type": "yarn", "factor": 32.0}}, scaled) == []
+    (told,) = suspicions({**DRAFTER, "rope_scaling": {"rope_type": "yarn", "factor": 64.0}}, scaled)
+    assert "factor is 64.0, the target's 32.0" in told

@@ -127,7 +127,7 @@ def make_pair(
         target = make_target(architecture, seed, vocabulary, intermediate_size)
         drafter = train_drafter(target, block_size, seed)
     target.save_pretrained(folder / "target")
-    _save_tokenizer(folder / "target", vocabulary)
+    save_tokenizer(folder / "target", vocabulary)
     export_drafter(drafter, folder / "draft", torch.float32)
     return TinyPair(target, drafter.eval(), str(folder / "target"), str(folder / "draft"))
 
@@ -147,6 +147,13 @@ def make_target(
         target = Qwen3ForCausalLM(Qwen3Config(**shape))
     else:
         target = LlamaForCausalLM(LlamaConfig(**shape))
+    fill(target, seed)
+    _name_most_frequent_token(target, EOS_TOKEN)
+    return target
+
+
+def fill(target: Any, seed: int) -> None:
+    """Random weights with the gains above; the target answers from now on."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in target.named_parameters():
@@ -157,8 +164,6 @@ def make_target(
             gain = next((gain for part, gain in _GAINS.items() if part in name), 1.0)
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * gain / parameter.shape[-1] ** 0.5)
     target.eval()
-    _name_most_frequent_token(target, EOS_TOKEN)
-    return target
 
 
 @torch.no_grad()
@@ -197,15 +202,22 @@ def train_drafter(target: Any, block_size: int, seed: int) -> DFlashDrafter:
             block_size=block_size,
         )
     )
-    prompt_len = 6
+    train(drafter, target, seed, _TRAINING_STEPS)
+    return drafter
+
+
+def train(drafter: DFlashDrafter, target: Any, seed: int, steps: int) -> None:
+    """Train a drafter on greedy answers of its target; a few seconds for some hundred steps."""
+    block_size, prompt_len = drafter.config.block_size, 6
     rows = greedy(target, random_prompts(_TRAINING_ANSWERS, prompt_len, seed + 1), _ANSWER_LEN)
     with torch.no_grad():
-        features = target(rows, output_hidden_states=True).hidden_states[FEATURE_LAYERS[0] + 1]
+        states = target(rows, output_hidden_states=True).hidden_states
+        features = torch.cat([states[layer + 1] for layer in drafter.config.target_layer_ids], dim=-1)
         embedding, head = target.model.embed_tokens.weight.detach(), target.lm_head.weight.detach()
     generator = torch.Generator().manual_seed(seed + 2)
     optimizer = torch.optim.AdamW(drafter.parameters(), lr=5e-3, weight_decay=0.0)
     last_anchor = rows.shape[1] - block_size
-    for _ in range(_TRAINING_STEPS):
+    for _ in range(steps):
         chosen = torch.randint(0, len(rows), (32,), generator=generator)
         anchors = torch.randint(prompt_len, last_anchor + 1, (32, 6), generator=generator)
         blocks = (
@@ -218,10 +230,9 @@ def train_drafter(target: Any, block_size: int, seed: int) -> DFlashDrafter:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return drafter
 
 
-def _save_tokenizer(folder: Path, vocabulary: int) -> None:
+def save_tokenizer(folder: Path, vocabulary: int) -> None:
     """Words w0, w1, ...; requests are given as ids, and a server wants a tokenizer all the same."""
     tokenizer = Tokenizer(WordLevel({f"w{index}": index for index in range(vocabulary)}, unk_token="w0"))
     tokenizer.pre_tokenizer = WhitespaceSplit()

@@ -134,6 +134,20 @@ CPU_PLATFORM_PATCHES = (
         "forward",
     ),
     Patch(
+        "sglang.srt.layers.quantization.base_config.QuantizeMethodBase",
+        "object",
+        "ddtree_sglang.cpu_platform.quantized:_plain_after_loading",
+        "quantized weights, for which a CPU has no products, become plain ones",
+        "process_weights_after_loading",
+    ),
+    Patch(
+        "sglang.srt.layers.linear.LinearBase",
+        "object",
+        "ddtree_sglang.cpu_platform.quantized:make_plain",
+        "as do their layers",
+        "quant_method weight",
+    ),
+    Patch(
         "torch.nn.Module",
         "object",
         "ddtree_sglang.cpu_platform.dense_linear:install",

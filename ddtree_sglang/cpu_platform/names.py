@@ -11,3 +11,6 @@ DISPATCH_KEY = "ddtree_cpu"
 SPECULATIVE_ALGORITHMS = frozenset({"DFLASH", "DDTREE"})
 """Speculative algorithms whose round needs no Triton launch on this platform."""
 DEVICE = "cpu"
+
+QUANTIZATIONS = ("fp8", "w8a8_int8")
+"""What a checkpoint may be quantized by: weights of 8 bits that become plain ones when they are loaded."""

@@ -95,6 +95,12 @@ class DDTreeCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
         return CpuMHATokenToKVPool
 
+    def get_quantization_config(self, quantization: str) -> type:
+        """Quantized weights become plain ones (DDTreeConfigError for those that cannot)."""
+        from ddtree_sglang.cpu_platform.quantized import quantization_config
+
+        return quantization_config(quantization)
+
     def get_dispatch_key_name(self) -> str:
         """Key under which our operator implementations are registered with `BaseFusedOp`."""
         return DISPATCH_KEY

@@ -7,14 +7,16 @@ assignments to existing fields and drops all others.
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 from typing import Any
 
 from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
 
 from ddtree_sglang.cpu_platform.lora import resolve_backend
 from ddtree_sglang.cpu_platform.memory_budget import default_max_total_tokens
-from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
+from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND, QUANTIZATIONS
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 DEFAULT_MEM_FRACTION_STATIC = 0.6
@@ -51,6 +53,7 @@ def apply_defaults(server_args: Any) -> None:
     _check_device(server_args)
     _check_switches(server_args)
     _check_cache_dtype(server_args)
+    _check_quantization(server_args)
     _resolve_attention_backend(server_args)
     resolve_backend(server_args)
     _disable_device_graphs(server_args)
@@ -92,6 +95,31 @@ def _check_cache_dtype(server_args: Any) -> None:
             f"--kv-cache-dtype must be 'auto', the model's own, on a machine without a GPU, got {asked!r} with --dtype "
             f"{server_args.dtype}; drop the flag."
         )
+
+
+def _check_quantization(server_args: Any) -> None:
+    """Of models in local folders; for others the loader says the same (cpu_platform/quantized.py)."""
+    models = (
+        (server_args.model_path, server_args.quantization),
+        (server_args.speculative_draft_model_path, server_args.speculative_draft_model_quantization),
+    )
+    for path, asked in models:
+        found = _stored_quantization(path)
+        if found is None and asked not in (None, "unquant"):
+            found = f"plain weights to be made {asked}"
+        if found is not None and found not in QUANTIZATIONS:
+            raise DDTreeConfigError(
+                f"a machine without a GPU serves plain weights and those of {' and '.join(QUANTIZATIONS)}, got {found} "
+                f"for {path!r}; use another checkpoint."
+            )
+
+
+def _stored_quantization(path: str | None) -> str | None:
+    config = Path(path or "").expanduser() / "config.json"
+    if path is None or not config.is_file():
+        return None
+    method = (json.loads(config.read_text(encoding="utf-8")).get("quantization_config") or {}).get("quant_method")
+    return None if method is None else str(method)
 
 
 def _resolve_attention_backend(server_args: Any) -> None:

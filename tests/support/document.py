@@ -41,7 +41,9 @@ HEAD = (
 def label(test: str) -> str:
     """A short name of a test: a scene's own, else the function's."""
     name = test.partition("::")[2]
-    return f"scene {name[len('test_scene[') : -1]}" if name.startswith("test_scene[") else name.partition("[")[0]
+    if name.startswith("test_scene["):
+        return f"scene {name[len('test_scene[') : -1]}"
+    return name if " " not in name else name.partition("[")[0]
 
 
 def render(cell: Cell) -> str:

@@ -47,6 +47,9 @@ ENGINE = (
     "tensor parallelism",
     "LoRA adapters",
     "captured graphs and overlap",
+    "target of fp8 or int8 weights",
+    "drafter of fp8 or int8 weights",
+    "other quantizations",
     "pipeline parallelism",
     "DP attention",
     "prefill/decode disaggregation",
@@ -122,6 +125,10 @@ def _e2e(name: str) -> Shown:
     return Shown(f"tests/e2e/{name}")
 
 
+def _quantized(pair: str) -> Shown:
+    return _e2e(f"test_quantized_pairs.py::test_answers_and_rounds_are_those_of_the_stored_values[{pair}]")
+
+
 RECURRENT = Refused("some of which keep a recurrent state")
 LATENT = Refused("needs multi-head or grouped-query attention")
 WINDOW = Refused("needs an attention backend that places a sliding window per node")
@@ -181,6 +188,12 @@ REFUSED_FEATURES = (
         "rejection sampling",
         Refused("samples from the target alone", {"speculative_use_rejection_sampling": True}),
     ),
+    Row(
+        ALL,
+        CPU,
+        "other quantizations",
+        Refused("serves plain weights and those of fp8 and w8a8_int8", {"quantization": "awq"}),
+    ),
     Row(ALL, FA4, "pages of several tokens", Refused("needs pages of one token", {"page_size": 16})),
     Row("Gemma 3", FA3, "pages of several tokens", Refused("needs pages of one token", {"page_size": 16})),
 )
@@ -239,6 +252,10 @@ ON_THE_CPU = (
         "hidden states",
         _e2e("test_adapters_and_states.py::test_hidden_states_end_where_the_answer_does"),
     ),
+    Row("Qwen3", CPU, "target of fp8 or int8 weights", _quantized("fp8-fp8")),
+    Row("Qwen3", CPU, "target of fp8 or int8 weights", _quantized("w8a8_int8-w8a8_int8")),
+    Row("Qwen3", CPU, "target of fp8 or int8 weights", _quantized("fp8-blocks-plain")),
+    Row("Qwen3", CPU, "drafter of fp8 or int8 weights", _quantized("plain-fp8-blocks")),
     Row("Qwen3-MoE", CPU, GREEDY, _e2e("test_routed_experts.py::test_experts_are_plain_decodings[False]")),
     Row("Qwen3-MoE", CPU, "prefix cache", _e2e("test_routed_experts.py::test_experts_are_plain_decodings[True]")),
     Row("Qwen3-MoE", CPU, "routed experts", _e2e("test_routed_experts.py::test_experts_are_plain_decodings[False]")),

@@ -59,7 +59,7 @@ class PairWatch:
         found = suspicions(*(runner.model_config.hf_config.to_dict() for runner in runners))
         if get_parallel().tp_rank == 0:
             for one in found:
-                logger.warning("%s: drafter and target may not fit each other. %s.", ALGORITHM, one.capitalize())
+                logger.warning("%s: drafter and target may not fit each other; %s.", ALGORITHM, one)
         return cls(found, worker.policy, worker.num_nodes)
 
     @property

@@ -18,7 +18,13 @@ NUM_DRAFT_LAYERS = 2
 TRAINING_STEPS = 60
 
 
-def make_tiny(folder: Path, published: Published, seed: int = 0, vocabulary: int | None = None) -> TinyPair:
+def make_tiny(
+    folder: Path,
+    published: Published,
+    seed: int = 0,
+    vocabulary: int | None = None,
+    training_steps: int = TRAINING_STEPS,
+) -> TinyPair:
     """Make the pair and write it to `folder`: target, drafter, tokenizer.
 
     The drafter reads as many layers as the published one, or five; it has two of its own, which is another number.
@@ -42,7 +48,7 @@ def make_tiny(folder: Path, published: Published, seed: int = 0, vocabulary: int
                 block_size=published.draft.block_size or DEFAULT_BLOCK,
             )
         )
-        train(drafter, target, seed, TRAINING_STEPS)
+        train(drafter, target, seed, training_steps)
     target.save_pretrained(folder / "target")
     save_tokenizer(folder / "target", target.config.vocab_size)
     export_drafter(drafter, folder / "draft", torch.float32)

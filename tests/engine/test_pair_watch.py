@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +14,7 @@ from ddtree_sglang.engine import pair_watch
 from ddtree_sglang.engine.admission.pair_facts import suspicions
 from ddtree_sglang.engine.pair_watch import METRIC, ROUNDS, PairWatch, watch_first_rounds
 from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
+from tests.e2e.servers import Pair
 from tests.engine.requests import request_of
 
 pytestmark = pytest.mark.sglang
@@ -178,3 +181,8 @@ def test_scaled_rotations_are_compared_by_kind_and_factor() -> None:
     assert suspicions({**DRAFTER, "rope_scaling": {"rope_type": "yarn", "factor": 32.0}}, scaled) == []
     (told,) = suspicions({**DRAFTER, "rope_scaling": {"rope_type": "yarn", "factor": 64.0}}, scaled)
     assert "factor is 64.0, the target's 32.0" in told
+
+
+def test_the_embedded_pair_gives_no_cause(pair: Pair) -> None:
+    drafter, target = (json.loads((Path(one) / "config.json").read_text()) for one in (pair.draft, pair.model))
+    assert suspicions(drafter, target) == []

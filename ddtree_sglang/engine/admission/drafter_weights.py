@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ddtree_sglang.engine.admission.drafter_checks import PLAIN_ARCHITECTURE
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -35,6 +36,8 @@ _ADVICE = (
 def check_drafter_weights(folder: Path) -> None:
     """Refuse a local drafter whose weights would be read wrongly; one without safetensors files is left to SGLang.
 
+    Nemotron's drafters, which have an embedding of their own, and other classes name their layers and quantize `fc`.
+
     Raises:
         DDTreeConfigError: a weight is missing, `fc` is quantized, some layers are quantized and others are not, or
             weights are quantized and no configuration says how.
@@ -44,7 +47,8 @@ def check_drafter_weights(folder: Path) -> None:
     if not tensors or not config.is_file():
         return
     drafter = json.loads(config.read_text(encoding="utf-8"))
-    if not isinstance(drafter.get("num_hidden_layers"), int):
+    is_plain = PLAIN_ARCHITECTURE in (drafter.get("architectures") or ()) and not drafter.get("has_embed_tokens")
+    if not is_plain or not isinstance(drafter.get("num_hidden_layers"), int):
         return
     _check_names(tensors, drafter["num_hidden_layers"])
     _check_types(tensors, drafter)

@@ -129,7 +129,17 @@ def test_the_drafter_that_ships_is_served() -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0{", b"\xff" * 64])
 def test_a_file_that_is_no_checkpoint_is_left_to_the_loader(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"num_hidden_layers": 2}')
+    (tmp_path / "config.json").write_text('{"architectures": ["DFlashDraftModel"], "num_hidden_layers": 2}')
     (tmp_path / "model.safetensors").write_bytes(content)
     check_drafter_weights(tmp_path)
     check_drafter_weights(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("change", [{"architectures": ["LiLiCorrDraftModel"]}, {"has_embed_tokens": True}])
+def test_classes_that_name_their_layers_are_left_alone(
+    change: dict[str, object], exported: Path, tmp_path: Path
+) -> None:
+    folder = changed(exported, tmp_path, to_fp8(("fc",)), "fp8")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    check_drafter_weights(folder)

@@ -29,10 +29,12 @@ from ddtree_sglang.core.ancestor_pages import AncestorPages, ancestor_pages
 from ddtree_sglang.core.candidates import LogitTransform, rank_logits
 from ddtree_sglang.core.node_penalties import END, PenaltyState, count_tokens, penalize_nodes
 from ddtree_sglang.core.round_inputs import round_inputs
+from ddtree_sglang.core.window_mask import WindowMask, window_tree_mask
 
 PREFIX_LEN = 2048
 PAIR_CANDIDATES = 16
 """Of a law of pairs: what published selectors are trained for."""
+WINDOW = 1023  # positions before a node's own in a layer with a sliding window
 LAYERS, KV_HEADS, HEAD_DIM = 36, 8, 128
 """Of the KV rows that are moved: the shape of Qwen3-8B."""
 
@@ -221,6 +223,25 @@ def pages_of_ancestors(size: Size, device: torch.device) -> Row:
     return Row("ancestor_pages", size, lambda: ancestor_pages_into(made, *on_device), check, nodes * num_nodes * 9)
 
 
+def windows(size: Size, device: torch.device) -> Row:
+    """The mask of layers with a sliding window in one launch; oracle: core's `window_tree_mask`."""
+    from ddtree_sglang.kernels.window_mask_triton import window_mask_into
+
+    ancestors = ancestor_mask(build_draft_tree(*candidates(size), size.num_nodes).parents)
+    prefix_lens = torch.randint(0, PREFIX_LEN, (size.batch_size,), generator=torch.Generator().manual_seed(0))
+    made = WindowMask.empty(size.batch_size, size.num_nodes, WINDOW, device)
+    inputs = (flat_tree_mask(ancestors, prefix_lens).to(device), prefix_lens.to(device), size.num_nodes, WINDOW)
+
+    def check() -> str:
+        window_mask_into(made, *inputs)
+        wanted = window_tree_mask(ancestors, prefix_lens, WINDOW)
+        _assert_equal("cells", made.cells[: len(wanted.cells)], wanted.cells)
+        return "mask equals core's"
+
+    cells = size.batch_size * size.num_nodes * (2 * size.num_nodes + WINDOW)
+    return Row("window_mask", size, lambda: window_mask_into(made, *inputs), check, cells)
+
+
 def kv_move(size: Size, device: torch.device) -> Row:
     """Accepted rows of all layers in one launch; oracle: core's plan carried out by torch, byte for byte."""
     from ddtree_sglang.kernels.kv_move_triton import KVRows, move_accepted_rows
@@ -370,6 +391,7 @@ ROWS: dict[str, Callable[[Size, torch.device], Row]] = {
     "round_inputs_triton": round_inputs_row,
     "candidates_triton": ranking,
     "ancestor_pages_triton": pages_of_ancestors,
+    "window_mask_triton": windows,
     "node_penalties_triton": penalties,
     "kv_move_triton": kv_move,
 }

@@ -11,11 +11,16 @@ _DFLASH_WORKER_V2 = "sglang.srt.speculative.dflash_worker_v2"
 
 ENGINE: tuple[Row, ...] = (
     *REQUESTS,
+    # Its mask and where that begins are found by place, the tenth and the twelfth.
     Row(
         "sglang.kernels.ops.attention.extend_attention",
         "extend_attention_fwd",
-        "custom_mask mask_indptr skip_prefix_custom_mask",
-        "trees",
+        "q_extend k_extend v_extend o_extend k_buffer v_buffer qo_indptr kv_indptr kv_indices custom_mask is_causal "
+        "mask_indptr max_len_extend k_scale v_scale sm_scale logit_cap skip_prefix_custom_mask sliding_window_size "
+        "sinks window_kv_offsets xai_temperature_len lse_extend skip_prefix skip_extend page_size score_mod "
+        "aux_tensors extend_seq_lens_cpu identity_kv_indices",
+        "trees, window_masks",
+        exact=True,
     ),
     # What deterministic inference attends with: no way to leave the prefix columns of a mask unread.
     Row(
@@ -62,13 +67,25 @@ ENGINE: tuple[Row, ...] = (
     ),
     Row(
         "sglang.srt.layers.attention.flashattention_backend",
+        "FlashAttentionBackend.forward_extend",
+        "q k v layer forward_batch sinks",
+        "attention_sinks",
+    ),
+    Row(
+        "sglang.srt.layers.attention.flashattention_backend",
+        "merge_state_v2_wrapper",
+        "o s_a o_exp s_b",
+        "attention_sinks",
+        exact=True,
+    ),
+    Row(
+        "sglang.srt.layers.attention.flashattention_backend",
         "FlashAttentionMetadata",
         "cache_seqlens_int32 cu_seqlens_k page_table",
         "fa3_metadata",
     ),
     # By these names the target's backend is told from a wrapper of some model's.
     Row("sglang.srt.layers.attention.flashinfer_backend", "FlashInferAttnBackend", "", "target_checks"),
-    Row("sglang.srt.layers.attention.triton_backend", "TritonAttnBackend", "", "target_checks, trees"),
     Row(
         "sglang.srt.layers.attention.hybrid_attn_backend",
         "HybridAttnBackend",
@@ -77,6 +94,38 @@ ENGINE: tuple[Row, ...] = (
     ),
     Row(
         "sglang.srt.layers.attention.hybrid_attn_backend", "HybridAttnBackend._select_backend", "forward_mode", "trees"
+    ),
+    Row(
+        "sglang.srt.layers.attention.triton_backend",
+        "TritonAttnBackend",
+        "forward_metadata sliding_window_size verify_mask",
+        "target_checks, trees, window_masks",
+    ),
+    Row(
+        "sglang.srt.layers.attention.triton_backend",
+        "TritonAttnBackend.init_forward_metadata",
+        "forward_batch",
+        "window_masks",
+        exact=True,
+    ),
+    Row(
+        "sglang.srt.layers.attention.triton_backend",
+        "TritonAttnBackend.init_forward_metadata_out_graph",
+        "forward_batch in_capture",
+        "window_masks",
+        exact=True,
+    ),
+    Row(
+        "sglang.srt.layers.attention.triton_backend",
+        "TritonAttnBackend._forward_extend_kernel",
+        "layer",
+        "window_masks",
+    ),
+    Row(
+        "sglang.srt.layers.attention.triton_backend",
+        "ForwardMetadata",
+        "custom_mask max_extend_len",
+        "window_masks",
     ),
     # It copies `custom_mask` onto its own buffer, as far as it is handed, and reads the buffer.
     Row(
@@ -169,7 +218,12 @@ ENGINE: tuple[Row, ...] = (
         "seq_lens seq_lens_cpu seq_lens_sum spec_algorithm spec_info",
         "drafter_tail, hooks, worker",
     ),
-    Row("sglang.srt.model_executor.forward_batch_info", "ForwardMode", "TARGET_VERIFY is_extend is_idle", "worker"),
+    Row(
+        "sglang.srt.model_executor.forward_batch_info",
+        "ForwardMode",
+        "TARGET_VERIFY is_extend is_idle is_target_verify",
+        "attention_sinks, trees, window_masks, worker",
+    ),
     Row("sglang.srt.model_executor.cuda_graph_config", "CudaGraphConfig", "decode", "graph_memory, worker"),
     Row("sglang.srt.model_executor.cuda_graph_config", "PhaseConfig", "backend bs", "graph_memory, worker"),
     Row("sglang.srt.model_executor.cuda_graph_config", "Backend", "DISABLED", "graph_memory"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ddtree_sglang.contract.attention_patches import SINK_PATCHES, WINDOW_PATCHES
 from ddtree_sglang.contract.entry_patches import (
     ADMISSION_PATCHES,
     ENTRY_PATCHES,
@@ -166,6 +167,8 @@ ENGINE_PATCHES = (
     *FLAG_PATCHES,
     *ROUND_PATCHES,
     *SCHEDULER_PATCHES,
+    *WINDOW_PATCHES,
+    *SINK_PATCHES,
     *ADMISSION_PATCHES,
     *ENTRY_PATCHES,
     *TOKENIZER_PATCHES,

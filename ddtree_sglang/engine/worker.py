@@ -37,7 +37,7 @@ from ddtree_sglang.engine.debug.trace import RoundTrace
 from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.graphs.drafter_tail import DraftGraphTail, GraphTrees
 from ddtree_sglang.engine.graphs.node_counts import NodeCountStates
-from ddtree_sglang.engine.graphs.rehearsal import rehearse_penalties, rehearse_rounds
+from ddtree_sglang.engine.graphs.rehearsal import rehearse_penalties, rehearse_rounds, rehearse_windows
 from ddtree_sglang.engine.graphs.target import install_tree_graph_runner
 from ddtree_sglang.engine.pair_watch import PairWatch
 from ddtree_sglang.engine.stages.budget_policy import make_policy
@@ -56,9 +56,11 @@ from ddtree_sglang.engine.stages.node_processors import choice_by_processors
 from ddtree_sglang.engine.stages.round_ends import EndsOfBatches
 from ddtree_sglang.engine.stages.routed_experts import check_capture_room, experts_of_path
 from ddtree_sglang.engine.stages.sampling_supports import NodeSupports
+from ddtree_sglang.engine.stages.target_attention import adapt_attention
 from ddtree_sglang.engine.stages.target_choice import NodeAdjustments, choose_target_tokens
 from ddtree_sglang.engine.stages.trees import DeviceTrees, TreeBuild, make_trees, mask_buffers
 from ddtree_sglang.engine.stages.verify_input import DDTreeVerifyInput, make_verify_input
+from ddtree_sglang.engine.stages.window_masks import window_of_masks
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 if TYPE_CHECKING:
@@ -133,6 +135,7 @@ class DDTreeWorker(DFlashWorkerV2):
     def init_attention_backends(self) -> None:
         """Build the drafter's attention backend; the target's pool, whose rows a round moves, is there by now."""
         check_target_backend(self.model_runner)
+        adapt_attention(self.model_runner)
         check_capture_room(int(self.model_runner.max_running_requests) * self.num_nodes)
         with self._draft_scope():
             super().init_attention_backends()
@@ -146,6 +149,7 @@ class DDTreeWorker(DFlashWorkerV2):
         batch_sizes = get_exec().graph.cuda_graph_config.decode.bs
         if is_device_path():
             rehearse_penalties(self.max_path_len, self.penalties.vocab_size, self.device)
+            rehearse_windows(self.policy.node_counts, window_of_masks(self.model_runner), self.device)
             with draft_tp_context(self.draft_parallel_layout):
                 rehearse_rounds(self.ranking, self.policy.node_counts, self.model_runner.req_to_token_pool.req_to_token)
             if batch_sizes:

@@ -221,6 +221,7 @@ def batch(
         cross_attention_custom_mask=None,
         multi_item_delimiter_indices=None,
         attn_attend_prefix_cache=None,
+        mha_one_shot=False,
     )
 
 
@@ -232,8 +233,14 @@ def projections(num_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     return q, k, v
 
 
-def expected(requests: Requests, q: torch.Tensor, lens: Sequence[int], masks: Sequence[torch.Tensor]) -> torch.Tensor:
+def expected(
+    requests: Requests,
+    q: torch.Tensor,
+    lens: Sequence[int],
+    masks: Sequence[torch.Tensor],
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
     """[rows, HEADS * HEAD_SIZE] of dense attention over each request's first `lens` tokens in the pool."""
     rows = q.view(-1, HEADS, HEAD_SIZE).split([len(mask) for mask in masks])
-    parts = [dense(rows[b], *requests.owned(b, lens[b]), mask)[0] for b, mask in enumerate(masks)]
+    parts = [dense(rows[b], *requests.owned(b, lens[b]), mask, sinks=sinks)[0] for b, mask in enumerate(masks)]
     return torch.cat(parts).flatten(1)

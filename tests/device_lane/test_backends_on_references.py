@@ -91,14 +91,14 @@ def forward(backend: Any, forward_batch: SimpleNamespace, layer: SimpleNamespace
     return backend.forward_extend(q, k, v, layer or case.layer(), forward_batch)
 
 
-def check_verify(requests: case.Requests, out: torch.Tensor) -> None:
+def check_verify(requests: case.Requests, out: torch.Tensor, sinks: torch.Tensor | None = None) -> None:
     """Equal to dense attention under the ancestor mask."""
     masks = [
         torch.cat([torch.ones(NUM_NODES, length, dtype=torch.bool), TREE], dim=1) for length in requests.prefix_lens
     ]
     q = case.projections(len(out))[0][: len(masks) * NUM_NODES]
     lens = [length + NUM_NODES for length in requests.prefix_lens]
-    torch.testing.assert_close(out[: len(q)], case.expected(requests, q, lens, masks), **CLOSE)
+    torch.testing.assert_close(out[: len(q)], case.expected(requests, q, lens, masks, sinks), **CLOSE)
 
 
 def capture(backend: Any, requests: case.Requests, mask: torch.Tensor | None) -> None:
@@ -222,3 +222,28 @@ def test_unwritten_slot_under_a_backend_is_a_violation(make: Make) -> None:
     requests.pool.keys[requests.slots(1, 3, 4)] = torch.nan
     with pytest.raises(LaneViolation, match="written by their owner"):
         forward(backend, forward_batch)
+
+
+SINKS = torch.linspace(-1.0, 2.0, case.HEADS)
+
+
+def test_sinks_are_counted_once_where_fa3_attends_to_a_tree_in_two_parts(
+    modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ddtree_sglang.engine.stages.attention_sinks import attending_without_sinks, merging_with_sinks
+
+    requests = case.Requests(PREFIX_LENS)
+    backend = maker("fa3", modules, monkeypatch)(requests)
+    forward_batch = verify_batch(requests, PREFIX_LENS, case.tree_mask(TREE, PREFIX_LENS))
+    backend.init_forward_metadata(forward_batch)
+    q, k, v = case.projections(len(forward_batch.out_cache_loc))
+    twice = backend.forward_extend(q, k, v, case.layer(), forward_batch, sinks=SINKS)
+    with pytest.raises(AssertionError, match="Mismatched elements"):
+        check_verify(requests, twice, SINKS)
+    module = modules["fa3"]
+    attend = attending_without_sinks(module.FlashAttentionBackend.forward_extend)
+    with pytest.raises(RuntimeError, match="its sinks would be missing"):
+        attend(backend, q, k, v, case.layer(), forward_batch, sinks=SINKS)
+    monkeypatch.setattr(module, "merge_state_v2_wrapper", merging_with_sinks(module.merge_state_v2_wrapper))
+    check_verify(requests, attend(backend, q, k, v, case.layer(), forward_batch, sinks=SINKS), SINKS)
+    check_verify(requests, attend(backend, q, k, v, case.layer(), forward_batch))

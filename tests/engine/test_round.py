@@ -319,6 +319,7 @@ def test_the_drafters_graph_is_given_the_masks_buffer(
     monkeypatch.setattr(module, "is_device_path", lambda: True)
     monkeypatch.setattr(module, "rehearse_rounds", events.returning("rehearsal"))
     monkeypatch.setattr(module, "rehearse_penalties", events.returning("rehearsal of penalties"))
+    worker.model_runner.sliding_window_size = None
     monkeypatch.setattr(module.DDTreeWorker, "_draft_scope", lambda _: nullcontext())
     monkeypatch.setattr(module.DFlashWorkerV2, "init_cuda_graphs", events.returning("draft graph captured"))
     worker.init_cuda_graphs()

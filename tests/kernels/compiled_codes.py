@@ -16,6 +16,7 @@ from ddtree_sglang.kernels import (
     round_commit_triton,
     round_inputs_triton,
     tree_builder_triton,
+    window_mask_triton,
 )
 
 BACKEND = make_backend(GPUTarget("cuda", 90, 32))
@@ -31,6 +32,8 @@ PENALTY_KERNELS = (
     (node_penalties_triton, "_count_kernel"),
 )
 """Those of rounds of requests with penalties, besides."""
+WINDOW_KERNELS = ((window_mask_triton, "_window_mask_kernel"),)
+"""Those of rounds of a target with sliding windows, besides."""
 
 
 class Launches:
@@ -55,6 +58,6 @@ class Launches:
 def record_codes(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
     """A set that from now on gets what each launch of a kernel of a round needs compiled: its name and the key."""
     codes: set[tuple[str, str]] = set()
-    for module, name in (*KERNELS, *PENALTY_KERNELS):
+    for module, name in (*KERNELS, *PENALTY_KERNELS, *WINDOW_KERNELS):
         monkeypatch.setattr(module, name, Launches(getattr(module, name), codes))
     return codes

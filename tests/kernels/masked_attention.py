@@ -28,18 +28,32 @@ class AttentionCase:
         self.pool_key, self.pool_value = random(slots, KV_HEADS, width), random(slots, KV_HEADS, width)
         self.slots = torch.randperm(slots, generator=generator).to(device)
 
-    def expected(self, window: torch.Tensor) -> torch.Tensor:
-        """Attention written out: every prefix key, and the window's keys where `window` [B, N, N] allows."""
+    def prefix_slots(self) -> list[torch.Tensor]:
+        """Slots of each request's prefix, in order, on the host."""
+        return list(self.slots.cpu().split(self.prefix_lens.tolist()))
+
+    def expected(
+        self, window: torch.Tensor, reach: int | None = None, sinks: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Attention written out: every prefix key, and the window's keys where `window` [B, N, N] allows.
+
+        `reach`: of those only keys at most so many positions before the query's. `sinks` [heads]: one more logit.
+        """
         out, group = torch.zeros_like(self.query, device="cpu"), HEADS // KV_HEADS
         query, key, value = self.query.cpu(), self.key.cpu(), self.value.cpu()
-        starts = torch.nn.functional.pad(torch.cumsum(self.prefix_lens, 0), (1, 0)).tolist()
-        for b, prefix in enumerate(PREFIXES):
-            slots, rows = self.slots[starts[b] : starts[b] + prefix].cpu(), slice(b * NODES, (b + 1) * NODES)
+        for b, (prefix, slots) in enumerate(zip(PREFIXES, self.prefix_slots(), strict=True)):
+            rows = slice(b * NODES, (b + 1) * NODES)
             keys = torch.cat([self.pool_key.cpu()[slots], key[rows]]).repeat_interleave(group, dim=1)
             values = torch.cat([self.pool_value.cpu()[slots], value[rows]]).repeat_interleave(group, dim=1)
             allowed = torch.cat([torch.ones(NODES, prefix, dtype=torch.bool), window[b]], dim=1)
+            if reach is not None:
+                queries = prefix + window[b].sum(1) - 1
+                allowed &= torch.cat([torch.arange(prefix), queries]) >= queries[:, None] - reach
             scores = torch.einsum("qhd,khd->hqk", query[rows], keys) / query.shape[-1] ** 0.5
-            probs = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
+            scores = scores.masked_fill(~allowed, -torch.inf)
+            if sinks is not None:
+                scores = torch.cat([scores, sinks.view(-1, 1, 1).expand(-1, NODES, 1)], dim=2)
+            probs = scores.softmax(-1)[..., : len(keys)]
             out[rows] = torch.einsum("hqk,khd->qhd", probs, values)
         return out
 

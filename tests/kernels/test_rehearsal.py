@@ -16,11 +16,11 @@ from ddtree_sglang.core.candidates import LogitTransform
 from ddtree_sglang.core.node_penalties import PenaltyState
 from ddtree_sglang.core.round_ends import RoundEnds
 from ddtree_sglang.engine.graphs.drafter_tail import DraftGraphTail, GraphTrees
-from ddtree_sglang.engine.graphs.rehearsal import rehearse_penalties, rehearse_rounds
+from ddtree_sglang.engine.graphs.rehearsal import rehearse_penalties, rehearse_rounds, rehearse_windows
 from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
 from ddtree_sglang.engine.stages.candidates import CandidateRanking, VocabShard
 from ddtree_sglang.engine.stages.trees import DeviceTrees, MaskBuffer
-from tests.kernels.compiled_codes import KERNELS, PENALTY_KERNELS, record_codes
+from tests.kernels.compiled_codes import KERNELS, PENALTY_KERNELS, WINDOW_KERNELS, record_codes
 
 pytestmark = pytest.mark.sglang
 
@@ -134,4 +134,20 @@ def test_rounds_with_penalties_compile_nothing(monkeypatch: pytest.MonkeyPatch) 
         penalize_nodes_triton(shifted(torch.zeros(batch_size * num_nodes, VOCABULARY), offset), state, slots, tree)
         emitted = shifted(torch.zeros(batch_size, BLOCK, dtype=torch.int64), offset)
         count_tokens_triton(state, slots, slots, emitted, slots)
+    assert codes == rehearsed
+
+
+def test_rounds_with_windows_compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddtree_sglang.core.window_mask import WindowMask
+    from ddtree_sglang.kernels.window_mask_triton import window_mask_into
+
+    codes = record_codes(monkeypatch)
+    rehearse_windows(NODE_COUNTS, 1023, torch.device("cpu"))
+    rehearsed = set(codes)
+    assert {name for name, _ in rehearsed} == {name for _, name in WINDOW_KERNELS}
+    for num_nodes in NODE_COUNTS[1:]:
+        for batch_size, window, offset in ((1, 1023, 0), (3, 1023, 1), (16, 8, 1)):
+            mask = WindowMask.empty(batch_size, num_nodes, window, torch.device("cpu"))
+            flat = shifted(torch.zeros(8, dtype=torch.uint8), offset)
+            window_mask_into(mask, flat, shifted(torch.arange(batch_size), offset), num_nodes, window)
     assert codes == rehearsed

@@ -146,10 +146,9 @@ REFUSED_TARGETS = (
     Row("DeepSeek / Kimi-K2", ALL, ALL, LATENT),
     *(Row("Llama 4", backend, ALL, CHUNKS) for backend in (CPU, TRITON, FA3)),
     *(Row("Llama 4", backend, ALL, Refused("is required for Llama4", by_sglang=True)) for backend in (FLASHINFER, FA4)),
-    *(Row("Gemma 3", backend, ALL, WINDOW) for backend in (TRITON, FLASHINFER, FA4)),
-    *(Row("gpt-oss", backend, ALL, WINDOW) for backend in (TRITON, FA4)),
+    *(Row("Gemma 3", backend, ALL, WINDOW) for backend in (FLASHINFER, FA4)),
+    Row("gpt-oss", FA4, ALL, WINDOW),
     *(Row("gpt-oss", backend, ALL, NOT_BY_SGLANG) for backend in (CPU, FLASHINFER)),
-    Row("gpt-oss", FA3, ALL, Refused("needs attention sinks counted once")),
 )
 
 REFUSED_FEATURES = (

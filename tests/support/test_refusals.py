@@ -100,6 +100,8 @@ def load(name: str, cfg: Any, backend: str) -> None:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime_context, "attention_backends", lambda: (backend, backend))
+        plain = SimpleNamespace(enable_deterministic_inference=False)
+        patch.setattr(runtime_context, "get_exec", lambda: SimpleNamespace(deterministic=plain))
         check_loaded_target(runner)
 
 

@@ -10,14 +10,18 @@ from __future__ import annotations
 from typing import Any
 
 from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
+from ddtree_sglang.engine.attention_layers import has_sinks_without_window, window_sizes
 from ddtree_sglang.engine.spec import ALGORITHM
 from ddtree_sglang.exceptions import DDTreeConfigError
 
-WINDOW_BACKENDS = ("fa3", ATTENTION_BACKEND)
-"""Those that place a sliding window by each node's position: FA3 expands it per node (flashattention_backend.py,
-`_init_sliding_window_attn_spec_metadata`), ours reads positions. Triton cuts it by a node's index in the tree
-(kernels/ops/attention/extend_attention.py), FlashInfer drops the window's start for tree inputs
-(flashinfer_backend.py, `update_sliding_window`)."""
+WINDOW_BACKENDS = ("fa3", "triton", ATTENTION_BACKEND)
+"""Those on which a sliding window ends at each node's position: FA3 expands it per node (flashattention_backend.py,
+`_init_sliding_window_attn_spec_metadata`), ours reads positions, and on Triton the window is part of a mask
+(engine/stages/window_masks.py). FlashInfer drops the window's start for tree inputs (flashinfer_backend.py,
+`update_sliding_window`)."""
+
+ONE_WINDOW_BACKENDS = ("triton",)
+"""Those that keep one table of keys for all layers with a window, as long as the longest."""
 
 PAGED_BACKENDS = ("fa3", "flashinfer", "triton", ATTENTION_BACKEND)
 """Those that verify a tree in pages of several tokens: they read the tree's part by single slots. It has not been shown
@@ -28,13 +32,9 @@ BACKEND_CLASSES = ("DDTreeCpuAttnBackend", "FlashAttentionBackend", "FlashInferA
 (layers/attention/attention_registry.py, `attn_backend_wrapper`), such as MiniMax-M3's for its sparse layers. By name,
 because a module of a backend needs the libraries of its GPU."""
 
-CASCADE_BACKENDS = ("fa3", "fa4")
-"""Those that attend to a tree's prefix and to its nodes apart and merge the two (flashattention_backend.py,
-`use_cascade_attn`): both calls get the layer's sinks, which are then in the denominator twice. Layers with a sliding
-window attend at once."""
-
-SINKS = ("sinks", "attention_sink_bias")
-"""Names that SGLang's models keep a layer's attention sinks under (gpt_oss, granite, granitemoe; mimo_v2)."""
+CASCADE_BACKENDS = ("fa4",)
+"""Those that attend to a tree's prefix and to its nodes apart, and have not been shown to count a layer's sinks once
+(flashattention_backend.py, `use_cascade_attn`). On FA3 engine/stages/attention_sinks.py sees to it."""
 
 _CHAIN = "use --speculative-algorithm DFLASH, whose chain SGLang supports there"
 
@@ -44,11 +44,12 @@ def check_loaded_target(runner: Any) -> None:
 
     Raises:
         DDTreeConfigError: as `check_target`; the model keeps no LM head where SGLang's DFLASH looks for it; or it has
-            attention sinks that a backend would count twice.
+            attention sinks that a backend would count twice, or windows that it would misplace.
     """
     from sglang.srt.runtime_context import attention_backends
 
     check_target(runner.model_config, runner.sliding_window_size, attention_backends())
+    _check_windows(runner, attention_backends())
     check_pages(int(runner.page_size), runner.sliding_window_size, attention_backends())
     if getattr(runner.model, "lm_head", None) is None:
         raise DDTreeConfigError(
@@ -69,21 +70,38 @@ def _check_adapters(runner: Any) -> None:
         )
 
 
+def _check_windows(runner: Any, backends: tuple[Any, ...]) -> None:
+    """Refuse windows of several lengths, and any under deterministic inference, where a backend would get them wrong.
+
+    The kernel of deterministic inference on Triton takes a window by index, and no mask in its place has been shown.
+    """
+    from sglang.srt.runtime_context import get_exec
+
+    own = runner.sliding_window_size
+    if not own or not any(one in ONE_WINDOW_BACKENDS for one in backends):
+        return
+    name = type(runner.model).__name__
+    found = window_sizes(runner.model)
+    if not found <= {own}:
+        raise DDTreeConfigError(
+            f"{ALGORITHM} needs sliding windows of one length on {', '.join(ONE_WINDOW_BACKENDS)}, got "
+            f"{sorted(found)} in {name}, and {own} for the server; set --attention-backend fa3 on a GPU that "
+            "has it."
+        )
+    if get_exec().deterministic.enable_deterministic_inference:
+        raise DDTreeConfigError(
+            f"{ALGORITHM} has not been shown to place the windows of {name} under deterministic inference on "
+            f"{', '.join(ONE_WINDOW_BACKENDS)}; remove --enable-deterministic-inference."
+        )
+
+
 def _check_sinks(model: Any, backends: tuple[Any, ...]) -> None:
     counting_twice = sorted({str(one) for one in backends if one in CASCADE_BACKENDS})
-    if counting_twice and any(map(_has_sinks_without_window, model.modules())):
+    if counting_twice and has_sinks_without_window(model):
         raise DDTreeConfigError(
             f"{ALGORITHM} needs attention sinks counted once, got {type(model).__name__} with sinks in layers without "
             f"a window, which {', '.join(counting_twice)} counts for a tree's prefix and again for its nodes; {_CHAIN}."
         )
-
-
-def _has_sinks_without_window(module: Any) -> bool:
-    if all(getattr(module, name, None) is None for name in SINKS):
-        return False
-    # RadixAttention: -1 where a layer sees everything (layers/radix_attention.py).
-    window = getattr(getattr(module, "attn", None), "sliding_window_size", None)
-    return window is None or int(window) < 0
 
 
 def check_target(model_config: Any, sliding_window: int | None, backends: tuple[Any, ...]) -> None:
@@ -124,7 +142,7 @@ def check_target(model_config: Any, sliding_window: int | None, backends: tuple[
         raise DDTreeConfigError(
             f"{ALGORITHM} needs an attention backend that places a sliding window per node, one of "
             f"{list(WINDOW_BACKENDS)}, got {', '.join(wrong)} for {name} with a window of {sliding_window}; set "
-            "--attention-backend fa3 on a GPU that has it."
+            "--attention-backend triton or, on a GPU that has it, fa3."
         )
 
 

@@ -14,6 +14,7 @@ import torch
 from ddtree_sglang.core.built_tree import root_trees
 from ddtree_sglang.core.node_penalties import PenaltyState
 from ddtree_sglang.core.round_ends import RoundEnds
+from ddtree_sglang.core.window_mask import WindowMask
 from ddtree_sglang.engine.stages.candidates import CandidateRanking, DraftCandidates
 from ddtree_sglang.engine.stages.trees import DeviceTrees, MaskBuffer
 
@@ -43,6 +44,19 @@ def rehearse_penalties(block_size: int, vocab_size: int, device: torch.device) -
     logits = torch.empty(0, vocab_size, dtype=torch.float32, device=device)
     penalize_nodes_triton(logits, state, none, root_trees(none, none).tree)
     count_tokens_triton(state, none, none, torch.empty(0, block_size, dtype=torch.int64, device=device), none)
+
+
+def rehearse_windows(node_counts: Sequence[int], window: int | None, device: torch.device) -> None:
+    """Launch what rounds launch besides where a target's window is part of a mask; None for other targets."""
+    if window is None:
+        return
+    from ddtree_sglang.kernels.window_mask_triton import window_mask_into
+
+    none = torch.empty(0, dtype=torch.int64, device=device)
+    for num_nodes in node_counts:
+        if num_nodes > 1:
+            nothing = WindowMask.empty(0, num_nodes, window, device)
+            window_mask_into(nothing, none.view(torch.uint8), none, num_nodes, window)
 
 
 def _rehearse(trees: DeviceTrees, nothing: DraftCandidates, num_nodes: int, req_to_token: torch.Tensor) -> None:

@@ -18,6 +18,7 @@ from sglang.srt.runtime_context import get_spec
 from ddtree_sglang.engine.graphs.fa3_metadata import TreeMetadata
 from ddtree_sglang.engine.spec import ALGORITHM, verify_topk
 from ddtree_sglang.engine.stages.verify_input import DDTreeVerifyInput
+from ddtree_sglang.engine.stages.window_masks import fill_window_mask
 
 
 def shape_only_verify_input(custom_mask: torch.Tensor | None) -> DDTreeVerifyInput:
@@ -60,6 +61,7 @@ def tree_graph_runner_class() -> type:
             metadata = TreeMetadata.of(attn_backend)
             if metadata is not None:
                 metadata.make(forward_batch)
+            fill_window_mask(attn_backend, forward_batch)
             # Last, for it ends with the mark after which the scheduler may write to the table of slots again.
             super()._run_in_graph_metadata_prep(attn_backend, forward_batch)
 

@@ -111,7 +111,8 @@ class Layer(torch.nn.Module):
 @pytest.mark.parametrize(
     ("windows", "has_sinks", "backends", "is_served"),
     [
-        ((127, -1), True, ("fa3", "fa3"), False),  # gpt-oss
+        ((127, -1), True, ("fa3", "fa3"), True),  # gpt-oss
+        ((127, -1), True, ("fa4", "fa4"), False),
         ((-1, -1), True, ("triton", "fa4"), False),
         ((127, 127), True, ("fa3", "fa3"), True),
         ((127, -1), False, ("fa3", "fa3"), True),
@@ -137,6 +138,42 @@ def test_sinks_that_a_backend_counts_twice_are_refused(
         check_loaded_target(runner)
 
 
+class RadixAttention(torch.nn.Module):
+    """By this name layers that attend are found."""
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.sliding_window_size = window
+
+
+@pytest.mark.parametrize(
+    ("windows", "is_deterministic", "backend", "refused"),
+    [
+        ((127, -1), False, "triton", None),
+        ((127, 63), False, "triton", r"windows of one length on triton, got \[63, 127\] in Sequential, and 127"),
+        ((127, 63), False, "fa3", None),
+        ((127, -1), True, "triton", "under deterministic inference on triton; remove"),
+        ((127, -1), True, "fa3", None),
+    ],
+)
+def test_windows_that_one_table_of_keys_cannot_hold_are_refused(
+    windows: tuple[int, int],
+    is_deterministic: bool,
+    backend: str,
+    refused: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sglang.srt import runtime_context
+
+    monkeypatch.setattr(runtime_context, "attention_backends", lambda: (backend, backend))
+    deterministic = SimpleNamespace(enable_deterministic_inference=is_deterministic)
+    monkeypatch.setattr(runtime_context, "get_exec", lambda: SimpleNamespace(deterministic=deterministic))
+    runner = loaded(torch.nn.Sequential(*map(RadixAttention, windows)))
+    runner.sliding_window_size, runner.model.lm_head = 127, torch.nn.Identity()
+    with pytest.raises(DDTreeConfigError, match=refused) if refused else nullcontext():
+        check_loaded_target(runner)
+
+
 @pytest.mark.parametrize("name", ["Qwen3NextConfig", "NemotronHConfig", "KimiLinearConfig"])
 def test_recurrent_layers_are_refused(name: str) -> None:
     with pytest.raises(DDTreeConfigError, match=r"got TestForCausalLM, some of which keep a recurrent state"):
@@ -154,9 +191,9 @@ def test_chunked_attention_is_refused() -> None:
         check_target(target(chunk=8192), 8192, ("fa3", "fa3"))
 
 
-@pytest.mark.parametrize("backends", [FLASHINFER, ("triton", "triton"), ("fa3", "triton"), ("flashinfer", "fa3")])
+@pytest.mark.parametrize("backends", [FLASHINFER, ("fa4", "fa4"), ("fa3", "fa4"), ("flashinfer", "triton")])
 def test_window_is_refused_where_a_backend_does_not_place_it_per_node(backends: tuple[str, str]) -> None:
-    with pytest.raises(DDTreeConfigError, match=r"--attention-backend fa3"):
+    with pytest.raises(DDTreeConfigError, match=r"--attention-backend triton or"):
         check_target(target(), 1024, backends)
 
 
@@ -170,9 +207,9 @@ def test_worker_refuses_a_window_that_only_the_loaded_model_knows_of(monkeypatch
 
     monkeypatch.setenv("DDTREE_CONFIG", "")
     monkeypatch.setattr(worker, "get_spec", lambda: SimpleNamespace(speculative_num_draft_tokens=17))
-    monkeypatch.setattr("sglang.srt.runtime_context.attention_backends", lambda: ("triton", "triton"))
+    monkeypatch.setattr("sglang.srt.runtime_context.attention_backends", lambda: ("flashinfer", "triton"))
     runner = SimpleNamespace(model_config=target(), sliding_window_size=1024)
-    with pytest.raises(DDTreeConfigError, match=r"got triton .* with a window of 1024"):
+    with pytest.raises(DDTreeConfigError, match=r"got flashinfer .* with a window of 1024"):
         worker.DDTreeWorker(None, 0, 0, SimpleNamespace(model_runner=runner))
 
 

@@ -1,0 +1,49 @@
+"""Every change to SGLang's attention backends; installed when the target's backend is built, where it is needed."""
+
+from __future__ import annotations
+
+from ddtree_sglang.contract.patch import Patch
+
+_TRITON = "sglang.srt.layers.attention.triton_backend.TritonAttnBackend"
+_WINDOWS = "ddtree_sglang.engine.stages.window_masks"
+
+WINDOW_PATCHES = (
+    Patch(
+        f"{_TRITON}.init_forward_metadata",
+        "assign",
+        f"{_WINDOWS}:making_masks",
+        "a tree's layers with a sliding window need a mask of their own",
+    ),
+    Patch(
+        f"{_TRITON}.init_forward_metadata_out_graph",
+        "assign",
+        f"{_WINDOWS}:keeping_masks_of_graphs",
+        "so do those of a graph",
+    ),
+    Patch(
+        f"{_TRITON}._forward_extend_kernel",
+        "assign",
+        f"{_WINDOWS}:attending_by_position",
+        "a window would be cut by a node's index in the tree",
+    ),
+)
+"""Of the Triton backend, for a target with sliding windows."""
+
+_FA3 = "sglang.srt.layers.attention.flashattention_backend"
+_SINKS = "ddtree_sglang.engine.stages.attention_sinks"
+
+SINK_PATCHES = (
+    Patch(
+        f"{_FA3}.FlashAttentionBackend.forward_extend",
+        "assign",
+        f"{_SINKS}:attending_without_sinks",
+        "sinks would be counted for a tree's prefix and again for its nodes",
+    ),
+    Patch(
+        f"{_FA3}.merge_state_v2_wrapper",
+        "assign",
+        f"{_SINKS}:merging_with_sinks",
+        "they are counted where the two parts meet",
+    ),
+)
+"""Of the FA3 backend, for a target with attention sinks in layers without a window."""

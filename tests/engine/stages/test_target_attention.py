@@ -1,0 +1,61 @@
+"""Which targets have their attention changed for a tree, and sinks that are taken in after the softmax."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ddtree_sglang.contract.attention_patches import SINK_PATCHES, WINDOW_PATCHES
+from ddtree_sglang.engine.stages.attention_sinks import with_sinks
+from ddtree_sglang.engine.stages.target_attention import adapt_attention
+from ddtree_sglang.engine.stages.window_masks import window_of_masks
+
+pytestmark = pytest.mark.sglang
+
+
+def runner(backend: str, window: int | None, layers: tuple[int, ...] = (), has_sinks: bool = True) -> Any:
+    """A target's runner with a backend of this class's name, and layers with these windows."""
+    model = torch.nn.Sequential(*(torch.nn.Identity() for _ in layers))
+    for module, size in zip(model, layers, strict=True):
+        module.attn = SimpleNamespace(sliding_window_size=size)
+        module.sinks = torch.zeros(2) if has_sinks else None
+    return SimpleNamespace(attn_backend=type(backend, (), {})(), sliding_window_size=window, model=model)
+
+
+@pytest.mark.parametrize(
+    ("target", "patches"),
+    [
+        (runner("TritonAttnBackend", 127, (127, -1)), WINDOW_PATCHES),
+        (runner("TritonAttnBackend", None, (-1,)), ()),
+        (runner("FlashAttentionBackend", 127, (127, -1)), SINK_PATCHES),
+        (runner("FlashAttentionBackend", 127, (127, 127)), ()),
+        (runner("FlashAttentionBackend", 127, (127, -1), has_sinks=False), ()),
+        (runner("DDTreeCpuAttnBackend", 127, (127, -1)), ()),
+    ],
+)
+def test_a_backend_is_changed_where_it_would_be_wrong(
+    target: Any, patches: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first call imports SGLang, whose platform makes assignments of its own.
+    assert window_of_masks(target) == (127 if patches is WINDOW_PATCHES else None)
+    assigned: list[Any] = []
+    monkeypatch.setattr("ddtree_sglang.contract.patch.assign", assigned.append)
+    adapt_attention(target)
+    assert tuple(assigned) == patches
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sinks_taken_in_after_the_softmax_are_one_more_logit(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = 4 * torch.randn(5, 3, 9, generator=generator, dtype=torch.float64)
+    values = torch.randn(9, 4, generator=generator, dtype=torch.float64)
+    sinks = torch.tensor([-30.0, 0.5, 40.0])
+    without = (scores.softmax(-1) @ values).to(dtype)
+    made = with_sinks(without, scores.logsumexp(-1).float(), sinks.to(torch.bfloat16))
+    beside = torch.cat([scores, sinks.double().view(1, 3, 1).expand(5, 3, 1)], dim=2).softmax(-1)[..., :9] @ values
+    assert made.dtype == dtype
+    close = {"rtol": 2e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 1e-6}
+    torch.testing.assert_close(made.double(), beside, **close)

@@ -221,6 +221,14 @@ def test_what_nobody_uses_and_is_not_free_is_a_failure(
     assert report.failures == [f"in use by nobody: {Account(*in_use)}"]
 
 
+def test_a_server_is_given_the_time_to_end_what_its_clients_left(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    accounts_in_turn = iter([(5, 1, 0), (5, 0, 0)])
+    monkeypatch.setattr(_Server, "in_use", property(lambda self: next(accounts_in_turn, (0, 0, 0))))
+    report = Report()
+    settle(url, report)
+    assert (report.account, report.failures) == (Account(0, 0, 0), [])
+
+
 def test_an_account_from_before_the_end_does_not_count(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that has ended publishes no more; the file of the last account is still there."""
     monkeypatch.setattr(accounts, "IDLE_LIMIT_S", 0.3)

@@ -50,5 +50,7 @@ def keep_embeddings_apart(
     """
     from sglang.srt.managers.schedule_policy import AddReqResult
 
-    is_other_kind = any((one.input_embeds is None) != (req.input_embeds is None) for one in adder.can_run_list)
+    # All of them are of the last one's kind.
+    last = adder.can_run_list[-1] if adder.can_run_list else req
+    is_other_kind = (last.input_embeds is None) != (req.input_embeds is None)
     return AddReqResult.OTHER if is_other_kind else original(adder, req, *args, **kwargs)

@@ -20,10 +20,7 @@ NUM_NODES = 17
 NUM_REQUESTS = 4
 
 
-@pytest.mark.parametrize(
-    ("target", "drafter"),
-    [("fp8", "fp8"), ("w8a8_int8", "w8a8_int8"), ("fp8-blocks", "plain"), ("plain", "fp8-blocks")],
-)
+@pytest.mark.parametrize(("target", "drafter"), [("fp8", "fp8-blocks"), ("w8a8_int8", "fp8")])
 def test_answers_and_rounds_are_those_of_the_stored_values(
     target: How, drafter: How, serve: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -38,7 +35,7 @@ def test_answers_and_rounds_are_those_of_the_stored_values(
         found = (one for one in asked if reference.is_clear(one, (NUM_NODES,)))
         requests = [next(found) for _ in range(NUM_REQUESTS)]
         changed = [reference.expect(Asked(prompt, 12)).output_ids for prompt in prompts[:20]]
-    assert (changed != plain) == (target != "plain"), "what is stored must tell from what it was made of"
+    assert changed != plain, "what is stored must tell from what it was made of"
     with (
         serve("DDTREE", NUM_NODES - 1, pair=Pair(pair.model, pair.draft)) as server,
         ThreadPoolExecutor(NUM_REQUESTS) as pool,

@@ -97,8 +97,8 @@ def _pairs() -> str:
         rows.append([*target, f"`{pair.drafter}`", _draft(pair.draft), _today(name)])
     names = ("target", "class", "layers", "heads / KV heads / size", "rope", "head", "drafter", "its fields", "today")
     text = (
-        "## Published pairs\n\nThe drafters that DFlash's authors list: block size, layers, target layers that it reads, "
-        "mask token, attention, as far as public repositories quote\nthem. Of the targets those of Qwen3-4B and "
+        "## Published pairs\n\nThe drafters that DFlash's authors list: block size, layers, target layers that it "
+        "reads, mask token, attention, as far as public repositories quote\nthem. Of the targets those of Qwen3-4B and "
         "Llama-3.1-8B were compared with such quotations, the others are what is generally known of them. No\n"
         "checkpoint of these was loaded here.\n"
     )

@@ -1,8 +1,8 @@
 """The fifteen pairs that DFlash's authors list (z-lab/dflash, README), and a tiny random pair of each that is served.
 
-A drafter's fields are as public repositories quote them from its `config.json`; what was not found there is None. Of the
-targets those of Qwen3-4B and Llama-3.1-8B were compared with such quotations, the others are written down from what is
-generally known of them. No checkpoint was read here.
+A drafter's fields are as public repositories quote them from its `config.json`; what was not found there is None. Of
+the targets those of Qwen3-4B and Llama-3.1-8B were compared with such quotations, the others are what is generally
+known of them. No checkpoint was read here.
 """
 
 from __future__ import annotations

@@ -59,10 +59,12 @@ def maker(name: str, modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyP
     """The same, by name."""
     classes = {"fa3": "FlashAttentionBackend", "flashinfer": "FlashInferAttnBackend"}
 
-    def made(requests: case.Requests, is_draft: bool = False) -> Any:
+    def made(requests: case.Requests, is_draft: bool = False, window: int | None = None) -> Any:
         case.settle(monkeypatch, modules[name], NUM_NODES)
         monkeypatch.setattr("sglang.srt.mem_cache.kv_index_translator.get_parallel", modules[name].get_parallel)
-        backend = getattr(modules[name], classes[name])(case.runner(requests, is_draft))
+        runner = case.runner(requests, is_draft)
+        runner.sliding_window_size = window
+        backend = getattr(modules[name], classes[name])(runner)
         backend.init_cuda_graph_state(MAX_BATCH, MAX_BATCH * NUM_NODES)
         return backend
 
@@ -247,3 +249,32 @@ def test_sinks_are_counted_once_where_fa3_attends_to_a_tree_in_two_parts(
     monkeypatch.setattr(module, "merge_state_v2_wrapper", merging_with_sinks(module.merge_state_v2_wrapper))
     check_verify(requests, attend(backend, q, k, v, case.layer(), forward_batch, sinks=SINKS), SINKS)
     check_verify(requests, attend(backend, q, k, v, case.layer(), forward_batch))
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_fa3_places_a_window_by_each_nodes_position(
+    modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, in_graph: bool
+) -> None:
+    window, lens = 3, [*PREFIX_LENS]
+    requests = case.Requests(PREFIX_LENS)
+    backend = maker("fa3", modules, monkeypatch)(requests, window=window)
+    if in_graph:
+        fill = backend.get_cuda_graph_seq_len_fill_value()
+        capture(backend, requests, torch.ones(MAX_BATCH * NUM_NODES * (fill + NUM_NODES), dtype=torch.bool))
+        lens.append(fill)
+    forward_batch = verify_batch(requests, lens, case.tree_mask(TREE, lens))
+    (backend.init_forward_metadata_out_graph if in_graph else backend.init_forward_metadata)(forward_batch)
+    q, k, v = case.projections(len(forward_batch.out_cache_loc))
+    layer, depths = case.layer(), TREE.sum(1) - 1
+    layer.sliding_window_size = window
+    out = backend.forward_extend(q, k, v, layer, forward_batch, sinks=SINKS)[: len(PREFIX_LENS) * NUM_NODES]
+
+    def allowed(length: int, queries: torch.Tensor) -> torch.Tensor:
+        seen = torch.cat([torch.ones(NUM_NODES, length, dtype=torch.bool), TREE], dim=1)
+        return seen & (torch.cat([torch.arange(length), length + depths]) >= length + queries[:, None] - window)
+
+    ends = [length + NUM_NODES for length in PREFIX_LENS]
+    by_position = [allowed(length, depths) for length in PREFIX_LENS]
+    torch.testing.assert_close(out, case.expected(requests, q[: len(out)], ends, by_position, SINKS), **CLOSE)
+    by_index = [allowed(length, torch.arange(NUM_NODES)) for length in PREFIX_LENS]
+    assert (out - case.expected(requests, q[: len(out)], ends, by_index, SINKS)).abs().max() > 1e-2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +22,8 @@ from tests.e2e.grammar_cases import (
     GrammarCase,
 )
 from tests.e2e.servers import Server
+from tests.e2e.serving import Serve
+from tests.e2e.stream_cases import FEW, StreamCase, assembled, differences, events_of
 
 
 def ask_cases(url: str, cases: Sequence[GrammarCase], at_once: int, **sampling: Any) -> list[dict[str, Any]]:
@@ -150,14 +152,14 @@ THOUGHTS = (
 
 
 @pytest.fixture(scope="module")
-def guided(serve: Callable[..., Any]) -> Iterator[tuple[Server, Server]]:
+def guided(serve: Serve) -> Iterator[tuple[Server, Server]]:
     """Plain decoding and DDTREE with llguidance."""
     with serve(None, None, *GUIDED) as reference, serve("DDTREE", 8, *GUIDED) as mine:
         yield reference, mine
 
 
 @pytest.fixture(scope="module")
-def parsed(serve: Callable[..., Any]) -> Iterator[tuple[Server, Server]]:
+def parsed(serve: Serve) -> Iterator[tuple[Server, Server]]:
     """Plain decoding and DDTREE with parsers of reasoning and of tool calls."""
     with serve(None, None, *PARSED) as reference, serve("DDTREE", 8, *PARSED) as mine:
         yield reference, mine
@@ -172,6 +174,14 @@ def test_llguidance_goes_on_behind_an_ignored_end_token(guided: tuple[Server, Se
     cases = [case for case in LLGUIDANCE_CASES if case.name in ("regex-digits", "schema-enum", "schema-bounds")]
     expected, mine = (ask_cases(server.url, cases, 4, ignore_eos=True) for server in guided)
     assert [seen(answer) for answer in mine] == [seen(answer) for answer in expected]
+
+
+@pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)
+def test_streams_of_whole_rounds_say_what_plain_decodings_do(case: StreamCase, guided: tuple[Server, Server]) -> None:
+    """Without `--speculative-ddtree-stream-tokens`, in fewer pieces; under a grammar in as many."""
+    expected, mine = (events_of(server, case) for server in guided)
+    assert differences([assembled(case, expected)], [assembled(case, mine)]) == []
+    assert len(mine) < len(expected) or "tools" in case.name
 
 
 def test_a_grammar_begins_behind_the_end_of_reasoning(parsed: tuple[Server, Server]) -> None:

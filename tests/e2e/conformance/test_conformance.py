@@ -21,6 +21,7 @@ from tests.e2e.conformance.other_endpoints import OTHER_SHAPES, WITH_GRAMMARS
 from tests.e2e.conformance.planting import changed, differ, places
 from tests.e2e.conformance.sending import Answer, send
 from tests.e2e.conformance.shapes import ENDPOINTS, Shape, make_shapes
+from tests.e2e.stream_cases import CASES, StreamCase, alike, assembled, differences, events_of
 
 MAX_NEAR_TIES = 3
 TIMES = 2
@@ -115,6 +116,16 @@ def test_a_stream_is_the_whole_answer_in_pieces(asked: list[Asked]) -> None:
     assert num_values > 1000
     assert same > 80
     report_faults(faults)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_streams_are_plain_decodings_event_by_event(case: StreamCase, both: Both) -> None:
+    """A parser may read them, so that a round's tokens come one by one without a flag."""
+    mine = events_of(both.ddtree, case)
+    expected = alike(both.plain, case, len(mine))
+    assert differences(expected, mine) == []
+    assert len(mine) > 4
+    assert differences([assembled(case, expected)], [assembled(case, mine)]) == []
 
 
 def test_lists_are_as_long_as_the_answer(asked: list[Asked]) -> None:

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from deploy.local.client import post
+from deploy.local.client import flush_cache, post
+from tests.e2e.servers import Server
 
 PROMPTS = (
     "The capital of France is",
@@ -57,3 +58,21 @@ def chunks(url: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
 def rounds_of(trace: Path) -> list[dict[str, Any]]:
     """The trace of a server so far, one entry per round."""
     return [json.loads(line) for line in trace.read_text(encoding="utf-8").splitlines()]
+
+
+def num_rounds(server: Server) -> int:
+    """Rounds that a server has traced so far. Traces grow long, so they are not decoded for that."""
+    return server.trace.read_bytes().count(b"\n")
+
+
+def rounds_since(server: Server, first: int) -> list[dict[str, Any]]:
+    """The entries from that round on."""
+    return [json.loads(line) for line in server.trace.read_bytes().splitlines()[first:]]
+
+
+def free_slots(server: Server) -> int:
+    """Free slots of the pool as one short request, alone after a flush, finds them in its first round."""
+    flush_cache(server.url)
+    before = num_rounds(server)
+    ask(server.url, "The quick brown fox", 4)
+    return int(rounds_since(server, before)[0]["free_slots"])

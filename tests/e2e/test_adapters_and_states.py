@@ -6,7 +6,7 @@ Requests are chosen so that rounding cannot change them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +20,7 @@ from tests.device_lane.pairs import make_pair, one_thread, random_prompts
 from tests.device_lane.references import Asked, Reference, histogram
 from tests.e2e.asking import chunks
 from tests.e2e.servers import Pair, Server
+from tests.e2e.serving import Serve
 
 NUM_NODES = 17
 BASE, FIRST, SECOND, LATER = "", "first", "second", "later"
@@ -55,16 +56,13 @@ class Setting:
 
 
 @pytest.fixture(scope="module")
-def setting(serve: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+def setting(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     folder = tmp_path_factory.mktemp("adapters")
     pair = make_pair(folder, "qwen3", block_size=4, intermediate_size=64)
     adapters = make_adapters(pair, folder, {FIRST: 4, SECOND: 8, LATER: 2})
     at_start = flags_of({name: adapters[name] for name in (FIRST, SECOND)})
     models = Pair(pair.model, pair.draft)
-    with (
-        serve(None, None, *FLAGS, *at_start, pair=models) as plain,
-        serve("DDTREE", NUM_NODES - 1, *FLAGS, *at_start, pair=models) as ddtree,
-    ):
+    with serve.both(NUM_NODES - 1, *FLAGS, *at_start, pair=models) as (plain, ddtree):
         yield Setting(Reference(pair, adapters), plain, ddtree)
 
 

@@ -6,23 +6,22 @@ round reserves two: without our headroom the writer spills into the next request
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from tests.e2e.asking import ask, ask_all
+from tests.e2e.servers import Pair
+from tests.e2e.serving import Serve
 
 CONTEXT_LEN = 192
 PROMPT_LEN = 150
-PROMPTS = [[200 + (13 * i + 31 * j) % 700 for i in range(PROMPT_LEN)] for j in range(6)]
+PROMPTS = [[32 + (13 * i + 31 * j + i * i % 7) % 90 for i in range(PROMPT_LEN)] for j in range(6)]
+"""Letters: the pair is the tiny one, whose rows of the table are those of any other model."""
 
 
-def test_rows_of_neighbours_stay_whole_at_the_context_limit(serve: Callable[..., Any]) -> None:
+def test_rows_of_neighbours_stay_whole_at_the_context_limit(serve: Serve, tiny_pair: Pair) -> None:
     limit = ("--context-length", str(CONTEXT_LEN))
     # The most that SGLang admits: prompt and answer fill the context to the last token.
     options = {"max_new_tokens": CONTEXT_LEN - PROMPT_LEN, "ignore_eos": True}
-    with serve(None, None, *limit) as server:
-        reference = [ask(server.url, prompt, **options) for prompt in PROMPTS]
-    with serve("DDTREE", 63, *limit) as server:
+    with serve.both(63, *limit, pair=tiny_pair) as (plain, server):
+        reference = [ask(plain.url, prompt, **options) for prompt in PROMPTS]
         answers = ask_all(server.url, PROMPTS, 6, **options)
         again = ask_all(server.url, PROMPTS, 6, **options)
     for expected, answer, repeat in zip(reference, answers, again, strict=True):

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from deploy.local.client import flush_cache, post
-from tests.e2e.asking import ask, rounds_of
+from tests.e2e.asking import ask, free_slots, rounds_of
 from tests.e2e.round_oracle import Round, RoundOracle, rounds_by_request
 from tests.e2e.servers import Server
 
@@ -51,14 +51,6 @@ def free_at_start(server: Server) -> int:
 @pytest.fixture(autouse=True)
 def _empty_cache(server: Server, free_at_start: int) -> None:
     flush_cache(server.url)
-
-
-def free_slots(server: Server) -> int:
-    """Free slots of the pool as one short request, alone after a flush, finds them in its first round."""
-    flush_cache(server.url)
-    before = len(rounds_of(server.trace))
-    ask(server.url, "The quick brown fox", 4)
-    return int(rounds_of(server.trace)[before]["free_slots"])
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Plain torch says which they are, too. What a node that was not accepted chose mu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,13 +16,14 @@ from deploy.local.client import post
 from tests.device_lane.pairs import make_pair, one_thread, random_prompts
 from tests.device_lane.references import Asked, Reference, experts_of, histogram
 from tests.e2e.servers import Pair, Server
+from tests.e2e.serving import Serve
 
 NUM_NODES = 17
 Setting = tuple[Reference, list[Asked], Server, Server]
 
 
 @pytest.fixture(scope="module")
-def setting(serve: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+def setting(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     pair = make_pair(tmp_path_factory.mktemp("experts"), "qwen3_moe", block_size=4)
     reference = Reference(pair)
     prompts = (tuple(random_prompts(1, 3 + seed % 10, seed)[0].tolist()) for seed in range(100))
@@ -30,10 +31,7 @@ def setting(serve: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory)
         found = (asked for prompt in prompts if reference.is_clear(asked := Asked(prompt, 14), (NUM_NODES,)))
         requests = [next(found) for _ in range(8)]
     models, flags = Pair(pair.model, pair.draft), ("--enable-return-routed-experts",)
-    with (
-        serve(None, None, *flags, pair=models) as plain,
-        serve("DDTREE", NUM_NODES - 1, *flags, pair=models) as ddtree,
-    ):
+    with serve.both(NUM_NODES - 1, *flags, pair=models) as (plain, ddtree):
         yield reference, requests, plain, ddtree
 
 

@@ -6,16 +6,13 @@ round, and its answers are pieces of their prompts.
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.e2e.servers import Pair, Server
+from tests.e2e.serving import Serve
 
 FLAGS = (
     "--enable-custom-logit-processor",
@@ -39,14 +36,7 @@ class Both:
 
 
 @pytest.fixture(scope="session")
-def both(serve: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
+def both(serve: Serve, tiny_pair: Pair) -> Iterator[Both]:
     """Both are forks of the preloaded process: the cost is that of loading two tiny models."""
-    folder = tmp_path_factory.mktemp("tiny-pair")
-    command = [sys.executable, "-m", "benchmarks", "tiny_pair", str(folder)]
-    subprocess.run(command, cwd=Path(__file__).resolve().parents[3], check=True, timeout=300)
-    pair = Pair(str(folder / "target"), str(folder / "draft"))
-    with (
-        serve(None, None, *FLAGS, pair=pair) as plain,
-        serve("DDTREE", BUDGET, *FLAGS, pair=pair) as ddtree,
-    ):
-        yield Both(plain, ddtree, pair)
+    with serve.both(BUDGET, *FLAGS, pair=tiny_pair) as (plain, ddtree):
+        yield Both(plain, ddtree, tiny_pair)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.provenance import collect_provenance
+from benchmarks.harness.provenance import collect_provenance, portable
 
 SUMMED = ("requests", "hung_up", "valid_answered", "canaries", "seconds")
 COUNTED = ("statuses", "valid_refused", "errors")
@@ -34,6 +34,7 @@ def merged(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _merged(group: list[dict[str, Any]]) -> dict[str, Any]:
     record = {name: group[0][name] for name in ("bench", "algorithm", "flags", "seed", "valid_share")}
+    record["flags"] = [_portable_flag(flag) for flag in record["flags"]]
     record["hundreds"] = len(group)
     for name in SUMMED:
         record[name] = round(sum(line[name] for line in group), 1)
@@ -46,6 +47,12 @@ def _merged(group: list[dict[str, Any]]) -> dict[str, Any]:
     record["kv_slots_in_use_after"] = [line["kv_slots_in_use_after"] for line in group]
     record["failures"] = [failure for line in group for failure in line["failures"]]
     return record
+
+
+def _portable_flag(flag: str) -> str:
+    """`--flag`, `/folder/file` or `name=/folder/file`, without this machine's folders."""
+    name, separator, value = flag.rpartition("=")
+    return f"{name}{separator}{portable(value)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -29,7 +29,7 @@ def test_hundreds_are_summed_by_seed_and_flags(tmp_path: Path, monkeypatch: pyte
     runs = [
         line(1, ["--page-size", "16"], {200: 3, 400: 2}, []),
         line(1, ["--page-size", "16"], {200: 1, 500: 2}, ["no answer"]),
-        line(2, [], {200: 1}, []),
+        line(2, ["--lora-paths", "one=/somewhere/one", "/elsewhere/two"], {200: 1}, []),
     ]
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
     first.write_text("".join(json.dumps(one) + "\n" for one in runs[:1]))
@@ -43,3 +43,4 @@ def test_hundreds_are_summed_by_seed_and_flags(tmp_path: Path, monkeypatch: pyte
     assert paged["errors"] == {"500 POST /generate: why": 2}
     assert (paged["failures"], paged["commit"]) == (["no answer"], "abc")
     assert (plain["seed"], plain["requests"], plain["failures"]) == (2, 1, [])
+    assert plain["flags"] == ["--lora-paths", "one=one", "two"]

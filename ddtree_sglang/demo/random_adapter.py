@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+EMBEDDING = "embed_tokens"
 ALPHA_PER_RANK = 2
 
 
@@ -19,13 +20,21 @@ def write_adapter(
 ) -> dict[str, torch.Tensor]:
     """Write an adapter of these modules to the new FOLDER; returns what it adds to each one's weight, float32.
 
-    `shapes` are a module's name in the target and its weight's `(rows, columns)`. `scale` is the standard deviation of
-    what the adapter adds to a product, for inputs of unit variance.
+    `shapes` are a module's name in the target and its weight's `(rows, columns)`; an embedding is a module of its own
+    kind, which is looked up. `scale` is the standard deviation of what the adapter adds to a product, for inputs of
+    unit variance, or to an embedding.
     """
     generator = torch.Generator().manual_seed(seed)
     weights: dict[str, torch.Tensor] = {}
     added = {}
     for name, (rows, columns) in shapes.items():
+        if name.endswith(EMBEDDING):
+            down = torch.randn(rank, rows, generator=generator)
+            up = torch.randn(columns, rank, generator=generator) * scale / ALPHA_PER_RANK / rank**0.5
+            weights[f"base_model.model.{name}.lora_embedding_A"] = down
+            weights[f"base_model.model.{name}.lora_embedding_B"] = up
+            added[name] = ALPHA_PER_RANK * (up @ down).T
+            continue
         down = torch.randn(rank, columns, generator=generator) / columns**0.5
         up = torch.randn(rows, rank, generator=generator) * scale / ALPHA_PER_RANK / rank**0.5
         weights[f"base_model.model.{name}.lora_A.weight"] = down
@@ -33,7 +42,8 @@ def write_adapter(
         added[name] = ALPHA_PER_RANK * up @ down
     folder.mkdir(parents=True)
     save_file(weights, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": ALPHA_PER_RANK * rank, "target_modules": list(MODULES)}
+    modules = [*MODULES, *([EMBEDDING] if any(name.endswith(EMBEDDING) for name in shapes) else [])]
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": ALPHA_PER_RANK * rank, "target_modules": modules}
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     return added
 

@@ -40,3 +40,15 @@ def test_files_hold_the_factors_of_what_is_added(tmp_path: Path) -> None:
     other = write_adapter(tmp_path / "other", shapes, rank=8, seed=2, scale=0.5)[name]
     assert torch.equal(again, added)
     assert not torch.equal(other, added)
+
+
+def test_an_embedding_has_factors_that_are_looked_up(tmp_path: Path) -> None:
+    shapes = {"model.embed_tokens": (900, 64)}
+    ((name, added),) = write_adapter(tmp_path / "adapter", shapes, rank=8, seed=1, scale=0.5).items()
+    weights = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    down, up = (weights[f"base_model.model.{name}.lora_embedding_{part}"] for part in "AB")
+    assert (down.shape, up.shape) == ((8, 900), (64, 8))
+    assert "embed_tokens" in config["target_modules"]
+    assert torch.allclose(config["lora_alpha"] / config["r"] * (up @ down).T, added)
+    assert 0.4 < float(added.std()) < 0.6

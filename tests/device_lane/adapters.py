@@ -1,7 +1,7 @@
 """LoRA adapters of a tiny pair's target, and the target that each makes of it, for plain torch to answer with.
 
 An adapter changes every product of every layer by about as much as is there, so that its answers are its own from the
-first tokens on. The files are those that PEFT writes.
+first tokens on; one of them changes the embedding, too. The files are those that PEFT writes.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 
-from ddtree_sglang.demo.random_adapter import MODULES, write_adapter
+from ddtree_sglang.demo.random_adapter import EMBEDDING, MODULES, write_adapter
 from tests.device_lane.pairs import TinyPair
 
+WITH_EMBEDDING = "second"
+"""Name of the adapters that change the embedding as well."""
 SCALE = 0.5
 """Standard deviation of what an adapter adds to a product, for inputs of unit variance."""
 
@@ -43,6 +45,8 @@ def _make(pair: TinyPair, folder: Path, rank: int, seed: int) -> Adapter:
     """Random matrices of this rank for every layer, and their product added to a copy of the target."""
     target = copy.deepcopy(pair.target)
     modules = {name: one for name, one in target.named_modules() if name.rpartition(".")[2] in MODULES}
+    if folder.name == WITH_EMBEDDING:
+        modules[f"model.{EMBEDDING}"] = target.model.embed_tokens
     shapes = {name: (one.weight.shape[0], one.weight.shape[1]) for name, one in modules.items()}
     with torch.no_grad():
         for name, change in write_adapter(folder, shapes, rank, seed, SCALE).items():

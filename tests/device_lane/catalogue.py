@@ -7,6 +7,7 @@ from tests.device_lane.context_waves import (
     first_turns,
     later_turns,
     mixed,
+    mixed_adapters,
     more_than_the_pool,
     prefix_hit,
     to_the_context_limit,
@@ -57,7 +58,10 @@ CONTEXT_END = Scene("context-end", "fa3", (to_the_context_limit,), budget=7, fla
 WIDTHS = Scene("widths", "fa3", (changing_widths,), budget=4, flags=_WIDTHS, captured=(1, 2))
 TRITON_WIDTHS = Scene("triton-widths", "triton", (changing_widths,), budget=4, flags=_WIDTHS, captured=(1, 2))
 
-GRAMMARS = Scene("grammars", "fa3", (under_grammars,), budget=7, late=True, captured=(4,))
+# Prompts of two chunks: what a chunk gives is no token of the grammar.
+GRAMMARS = Scene(
+    "grammars", "fa3", (under_grammars,), budget=7, flags=("--chunked-prefill-size", "4"), late=True, captured=(4,)
+)
 # A tree of four nodes and a block of eight: a round emits fewer rows of states than SGLang reserves for it.
 LATE = Scene(
     "late",
@@ -137,7 +141,13 @@ SCENES = (
     ADAPTERS,
     EXPERTS,
     Scene(
-        "adapters-triton", "fa3", (with_adapters,), budget=7, flags=(*_ADAPTERS, "triton"), captured=(4,), adapters=True
+        "adapters-triton",
+        "fa3",
+        (mixed_adapters,),
+        budget=7,
+        flags=(*_ADAPTERS, "triton", *_CHUNKS, "--enable-mixed-chunk"),
+        captured=(4,),
+        adapters=True,
     ),
     Scene("two-ranks", "fa3", (few,), pair="wide", budget=7, flags=("--tp-size", "2"), captured=(4,)),
     STOCK_TRITON,

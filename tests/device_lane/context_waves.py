@@ -62,6 +62,13 @@ def mixed(chooser: Chooser) -> list[Sent]:
     return [Sent(chooser.find(length, tokens, anywhere=True), check="steps") for length, tokens in sizes]
 
 
+def mixed_adapters(chooser: Chooser) -> list[Sent]:
+    """The same with adapters: each step of a prefill has rows of several."""
+    first, second = chooser.reference.adapters
+    sizes = ((first, 4, 12), (second, 21, 6), ("", 13, 7), (first, 9, 5))
+    return [Sent(chooser.with_adapter(*size, anywhere=True), check="steps") for size in sizes]
+
+
 def first_turns(chooser: Chooser) -> list[Sent]:
     """Two sessions begin: an answer of two tokens, of which the last is a round's alone, and one of several rounds."""
     return [_turn(chooser, "short", 9, 2), _turn(chooser, "long", 5, 9)]

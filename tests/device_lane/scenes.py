@@ -112,9 +112,9 @@ class Chooser:
         """Drawn at temperature 1 from the `top_k` best."""
         return self.find(length, max_new_tokens, lambda asked: replace(asked, temperature=1.0, seed=seed, top_k=top_k))
 
-    def with_adapter(self, name: str, length: int, max_new_tokens: int) -> Asked:
+    def with_adapter(self, name: str, length: int, max_new_tokens: int, anywhere: bool = False) -> Asked:
         """Greedy, with this adapter; "" for the base model."""
-        return self.find(length, max_new_tokens, lambda asked: replace(asked, adapter=name))
+        return self.find(length, max_new_tokens, lambda asked: replace(asked, adapter=name), anywhere)
 
     def penalized(
         self,

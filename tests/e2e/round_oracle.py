@@ -25,7 +25,20 @@ class Round:
 
     prefix_len: int
     tree: tuple[int, ...]  # tokens of the nodes, root first
+    parents: tuple[int, ...]  # of the nodes; -1 for the root and for padding
     commit_len: int
+
+    def agreed(self, answer: Sequence[int]) -> int:
+        """How many tokens a target commits that chooses `answer` behind the root, as many as there are."""
+        children = {
+            (parent, token): node for node, (parent, token) in enumerate(zip(self.parents, self.tree, strict=True))
+        }
+        node: int | None = 0
+        for place, token in enumerate(answer):
+            node = children.get((node, token))
+            if node is None:
+                return place + 1
+        return len(answer)
 
 
 @dataclass
@@ -46,6 +59,12 @@ class RoundOracle:
         self._ask([tuple(prompt)], len(answer) + BLOCK_SIZE)
         self._ask([tokens[:length] for length in prefix_lens if tokens[:length] not in self._known], 1 + BLOCK_SIZE)
         return [self._known[tokens[:length]] for length in prefix_lens]
+
+    def round_behind(self, tokens: Sequence[int], **sampling: Any) -> Round:
+        """The first round of a request with this prompt, whose root is the token that its prefill gave."""
+        request_id = f"oracle-{next(self._count)}"
+        ask(self.server.url, tokens, 1 + BLOCK_SIZE, body={"rid": request_id}, **sampling)
+        return rounds_by_request(self.server)[request_id][0]
 
     def _ask(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> None:
         new = {prompt: f"oracle-{next(self._count)}" for prompt in dict.fromkeys(prompts)}
@@ -72,4 +91,5 @@ def rounds_by_request(server: Server) -> dict[str, list[Round]]:
 
 def part_of(line: dict[str, Any], row: int) -> Round:
     """One request's part in a line of the trace."""
-    return Round(line["prefix_lens"][row], tuple(line["token_ids"][row]), line["commit_lens"][row])
+    tree, parents = (tuple(line[name][row]) for name in ("token_ids", "parents"))
+    return Round(line["prefix_lens"][row], tree, parents, line["commit_lens"][row])

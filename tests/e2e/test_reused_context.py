@@ -172,6 +172,117 @@ def was_left_out(server: Server, request_id: str) -> bool:
     return len(own) < own[-1] - own[0] + 1
 
 
+LETTERS, NUM_LETTERS = "[a-z ]{%d}\\.", 240
+RETRACTED: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "penalized": {"repetition_penalty": 1.15, "frequency_penalty": 0.3},
+    "under a grammar": {"regex": LETTERS % NUM_LETTERS},
+}
+# With `ignore_eos` SGLang sets a request's whole length aside when it is admitted (schedule_policy.py,
+# `_get_running_request_total_token_offset`), so that the pool suffices for all. A ban of the end token sets none aside.
+NO_END = {"logit_bias": {"0": -100.0, "2": -100.0}}
+WITH_TEXTS = {"return_logprob": True, "top_logprobs_num": 2, "return_text_in_logprobs": True}
+
+
+Neighbours = list[tuple[tuple[int, ...], list[int]]]
+
+
+@pytest.fixture(scope="module")
+def neighbours(plain: Server) -> Neighbours:
+    """Prompts and answers of three long requests, which fill three quarters of the pool."""
+    prompts = [prompt_ids(24 + 3 * i, 90 + i) for i in range(3)]
+    return [(prompt, ask(plain.url, prompt, 110, **NO_END)["output_ids"]) for prompt in prompts]
+
+
+def retracted(server: Server, neighbours: Neighbours, request: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The answer to a request that its neighbours leave no room: it has the fewest tokens when the pool is full."""
+    with ThreadPoolExecutor(3) as pool:
+        beside = [pool.submit(ask, server.url, prompt, 110, **NO_END) for prompt, _ in neighbours]
+        wait_for_round(server, lambda line: len(line["prefix_lens"]) == 3 and sum(line["prefix_lens"]) > 180)
+        answer = request()
+        assert [one.result()["output_ids"] for one in beside] == [tokens for _, tokens in neighbours]
+    assert answer["meta_info"]["num_retractions"] >= 1
+    return answer
+
+
+def check_rest(
+    server: Server,
+    oracle: RoundOracle,
+    one: Answered,
+    asked_behind: Callable[[int], dict[str, Any]] = lambda _: {},
+) -> None:
+    """Each round behind the retraction has a cold server's tree, and commits what of the answer is in it.
+
+    `asked_behind` says by what a request for the rest is sampled, behind so many tokens of the answer.
+    """
+    found = rounds_behind_a_retraction(server, one.request_id)
+    assert len(found) > 3
+    for mine in found:
+        sampling = asked_behind(mine.prefix_len - len(one.prompt))
+        cold = oracle.round_behind(one.tokens[: mine.prefix_len], **sampling)
+        assert sorted(mine.tree) == sorted(cold.tree)
+        assert mine.commit_len == mine.agreed(one.tokens[mine.prefix_len + 1 :])
+
+
+@pytest.mark.parametrize("kind", RETRACTED)
+def test_a_request_that_was_retracted_goes_on_as_if_it_had_not_been(
+    kind: str, neighbours: Neighbours, server: Server, plain: Server, oracle: RoundOracle
+) -> None:
+    prompt, request_id = prompt_ids(26, 95), f"retracted-{next(_ids)}"
+    has_grammar = "regex" in RETRACTED[kind]
+    sampling = {**({} if has_grammar else NO_END), **RETRACTED[kind]}
+    body = {"rid": request_id, **WITH_TEXTS}
+    answer = retracted(server, neighbours, lambda: ask(server.url, prompt, 75, body=body, **sampling))
+    expected = ask(plain.url, prompt, 75, body=WITH_TEXTS, **sampling)
+    assert answer["output_ids"] == expected["output_ids"]
+    assert answer["meta_info"]["finish_reason"] == expected["meta_info"]["finish_reason"]
+    for name in ("output_token_logprobs", "output_top_logprobs"):
+        assert numbers(answer["meta_info"][name]) == pytest.approx(numbers(expected["meta_info"][name]), abs=1e-3)
+    texts = [text for _, _, text in expected["meta_info"]["output_token_logprobs"]]
+
+    def asked_behind(done: int) -> dict[str, Any]:
+        if has_grammar:
+            return {"regex": LETTERS % (NUM_LETTERS - len("".join(texts[:done])))}
+        # A tree hangs on its root, which a request without the penalties so far would choose otherwise.
+        return {"logit_bias": {str(expected["output_ids"][done]): 100.0}}
+
+    check_rest(server, oracle, Answered(prompt, request_id, answer), asked_behind)
+
+
+def numbers(logprobs: Any) -> list[float]:
+    """Log-probabilities and tokens of a list of entries, or of lists of them, without the texts."""
+    if not isinstance(logprobs, list):
+        return [] if isinstance(logprobs, str) or logprobs is None else [float(logprobs)]
+    return [number for entry in logprobs for number in numbers(entry)]
+
+
+def rounds_behind_a_retraction(server: Server, request_id: str) -> list[Round]:
+    """The request's rounds since the first time that it was left out of one, but for the last."""
+    lines = rounds_of(server.trace)
+    own = [index for index, line in enumerate(lines) if request_id in line["request_ids"]]
+    resumed = next(place for place, (one, two) in enumerate(itertools.pairwise(own)) if two > one + 1) + 1
+    return rounds_by_request(server)[request_id][resumed:-1]
+
+
+@pytest.mark.parametrize("length", [100, 33])
+def test_a_prompt_of_several_chunks_is_answered_under_its_grammar(length: int, server: Server, plain: Server) -> None:
+    """With its log-probabilities and the grammar's end, beside one that decodes meanwhile."""
+    sampling = {"regex": "[a-z ]{30}\\."}
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool.submit(send, server, prompt_ids(20, 96), 40)
+        wait_for_round(server, lambda line: line["batch_size"] == 1)
+        mine, reference = (
+            ask(one.url, prompt_ids(length, 97), 60, body=WITH_TEXTS, **sampling) for one in (server, plain)
+        )
+        beside.result()
+    assert mine["output_ids"] == reference["output_ids"]
+    assert (
+        mine["meta_info"]["finish_reason"] == reference["meta_info"]["finish_reason"] == {"type": "stop", "matched": 2}
+    )
+    logprobs = [numbers(one["meta_info"]["output_token_logprobs"]) for one in (mine, reference)]
+    assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-3)
+
+
 def test_neighbours_at_the_end_of_the_context(server: Server, plain: Server, oracle: RoundOracle) -> None:
     """The last pages that a round reserves end past the context, in rows of the request table."""
     prompts = [prompt_ids(CONTEXT_LEN - 24 + i, 80 + i) for i in range(2)]

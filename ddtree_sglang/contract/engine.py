@@ -286,6 +286,31 @@ ENGINE: tuple[Row, ...] = (
         "",
         "algorithm, hooks, kv_window, node_counts, node_processors, one_at_a_time, target, token_outputs, worker",
     ),
+    # What a drafter's head holds: scorers read its parameters.
+    Row("sglang.srt.models.dflash", "DFlashDraftModel", "candidate_selector lilicorr", "pair_scores"),
+    Row(
+        "sglang.srt.models.dflash",
+        "CandidateSelector",
+        "hidden_projection predecessor_codebook successor_codebook top_k",
+        "pair_scores",
+    ),
+    Row("sglang.srt.models.dspark", "DSparkDraftMixin", "markov_head sample_from_anchor", "pair_scores, ranking"),
+    Row("sglang.srt.models.dspark", "DSparkDraftMixin.attach_shared_modules", "embed_tokens lm_head", "ranking"),
+    Row(
+        "sglang.srt.models.dspark",
+        "GatedMarkovHead",
+        "compute_gate gate_proj get_prev_embeddings markov_w2",
+        "pair_scores",
+    ),
+    Row("sglang.srt.models.lilicorr", "LiLiCorrHead", "candidate_topk context_proj slot_embedding", "pair_scores"),
+    Row("sglang.srt.models.lilicorr", "LiLiCorrHead.log_factors", "start_scores pair_scores", "pair_scores"),
+    Row("sglang.srt.models.lilicorr", "LiLiCorrHead.materialize_inference_buffers", "device dtype", "pair_scores"),
+    Row(
+        "sglang.srt.models.lilicorr",
+        "LiLiCorrHead.score",
+        "token_embeddings candidate_log_probs pass_hidden anchor_hidden anchor_valid",
+        "pair_scores",
+    ),
     Row(
         "sglang.srt.speculative.dflash_info",
         "DFlashVerifyInput",
@@ -305,15 +330,15 @@ ENGINE: tuple[Row, ...] = (
         "kv_window",
     ),
     Row("sglang.srt.speculative.dflash_info_v2", "DFlashDraftInputV2.prepare_for_decode", "batch", "kv_window"),
-    Row("sglang.srt.speculative.dflash_utils", "parse_dflash_draft_config", "draft_hf_config", "worker"),
+    Row("sglang.srt.speculative.dflash_utils", "parse_dflash_draft_config", "draft_hf_config", "ranking"),
     Row("sglang.srt.speculative.dflash_utils", "validate_dflash_request", "req enable_overlap", "hooks"),
     Row(
         _DFLASH_WORKER_V2,
         "DFlashWorkerV2",
-        "_draft_block_spec_info _full_embed_gpu _is_domino _mask_token_id "
+        "_draft_block_spec_info _full_embed_gpu _lilicorr_anchor _mask_token_id "
         "_noise_embed_scale _tp_sync alloc_memory_pool block_size device draft_model draft_model_runner "
-        "draft_parallel_layout init_attention_backends init_cuda_graphs lilicorr model_runner "
-        "prewarm_sampling selector speculative_num_draft_tokens",
+        "draft_parallel_layout init_attention_backends init_cuda_graphs model_runner "
+        "prewarm_sampling speculative_num_draft_tokens",
         "worker",
     ),
     Row(_DFLASH_WORKER_V2, "DFlashWorkerV2.__init__", "server_args gpu_id nccl_port target_worker", "worker"),

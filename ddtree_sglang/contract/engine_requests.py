@@ -94,7 +94,7 @@ REQUESTS: tuple[Row, ...] = (
         "algorithm",
     ),
     Row("sglang.srt.lora.backend.base_backend", "BaseLoRABackend", "is_moe_lora", "target_checks"),
-    Row("sglang.srt.lora.layers", "unwrap_lora_layer", "module", "worker"),
+    Row("sglang.srt.lora.layers", "unwrap_lora_layer", "module", "ranking, worker"),
     Row("sglang.srt.lora.lora_manager", "LoRAManager", "lora_backend", "target_checks"),
     # The rows of a verify are N to a request, whatever their mask: what adapters are applied by.
     Row("sglang.srt.lora.utils", "generate_sequence_lengths", "forward_batch", "hooks"),

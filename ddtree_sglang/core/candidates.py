@@ -18,6 +18,13 @@ class DraftCandidates:
 
     topk_ids: torch.Tensor  # [B, D, K] int64, best first, ids of the whole vocabulary
     topk_logprobs: torch.Tensor  # [B, D, K] float32, log-softmax over the whole vocabulary, descending along K
+    # [B, D, K, K] float32, of a drafter that scores pairs: parent's rank, then the candidate's; core.tree_builder
+    pair_logprobs: torch.Tensor | None = None
+
+    def first(self, batch_size: int) -> DraftCandidates:
+        """Views of the first requests."""
+        pairs = None if self.pair_logprobs is None else self.pair_logprobs[:batch_size]
+        return DraftCandidates(self.topk_ids[:batch_size], self.topk_logprobs[:batch_size], pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,21 @@ class LogitTransform:
         if self.softcap is not None:
             values = torch.tanh(values / self.softcap) * self.softcap
         return values
+
+
+def pair_conditionals(
+    scores: torch.Tensor,  # [B, D, K, K] of any float dtype: parent's rank, then the candidate's
+    topk_logprobs: torch.Tensor,  # [B, D, K] float32
+) -> torch.Tensor:
+    """A drafter's scores of pairs as log-probabilities `[B, D, K, K]` float32, for a tree builder.
+
+    Its head chooses among the K candidates, so scores are normalised over those. That the next token is one of them has
+    the probability that the factorised law gives all K, whatever the parent: without that factor a position where the
+    drafter knows little would count as one where it is certain. Scores that are `topk_logprobs` after every parent
+    give `topk_logprobs`.
+    """
+    covered = torch.logsumexp(topk_logprobs, dim=-1)
+    return torch.log_softmax(scores.float(), dim=-1) + covered[..., None, None]
 
 
 def rank_logits(

@@ -120,10 +120,15 @@ def allowed_first(
 ) -> DraftCandidates:
     """The candidates, with those of the first position that may not follow the root at its end, at -inf.
 
-    Their paths keep their order without a renormalisation, which would change all of them by the same factor.
+    Their paths keep their order without a renormalisation, which would change all of them by the same factor. A law of
+    pairs has no order along K, so there they stay where they are.
     """
     ids, logprobs = ranked.topk_ids[:, 0], ranked.topk_logprobs[:, 0]
     allowed = mask.gather(1, ids >> 5) >> (ids & 31) & 1
+    if ranked.pair_logprobs is not None:
+        first = ranked.pair_logprobs[:, :1].masked_fill(allowed[:, None, None] == 0, -torch.inf)
+        pairs = torch.cat((first, ranked.pair_logprobs[:, 1:]), dim=1)
+        return DraftCandidates(ranked.topk_ids, ranked.topk_logprobs, pairs)
     logprobs, order = logprobs.masked_fill(allowed == 0, -torch.inf).sort(dim=1, descending=True, stable=True)
     return DraftCandidates(
         torch.cat((ids.gather(1, order).unsqueeze(1), ranked.topk_ids[:, 1:]), dim=1),

@@ -20,7 +20,6 @@ from sglang.srt.layers.logprob_processor import compute_spec_logprobs
 from sglang.srt.lora.layers import unwrap_lora_layer
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.runtime_context import get_exec, get_parallel, get_spec
-from sglang.srt.speculative.dflash_utils import parse_dflash_draft_config
 from sglang.srt.speculative.dflash_worker_v2 import DFlashWorkerV2, _resolve_dflash_embedding_module
 from sglang.srt.speculative.eagle_utils import eagle_prepare_for_verify
 from sglang.srt.speculative.spec_tp_sync import SpecTpSyncSite
@@ -41,7 +40,7 @@ from ddtree_sglang.engine.graphs.rehearsal import rehearse_penalties, rehearse_r
 from ddtree_sglang.engine.graphs.target import install_tree_graph_runner
 from ddtree_sglang.engine.pair_watch import PairWatch
 from ddtree_sglang.engine.stages.budget_policy import make_policy
-from ddtree_sglang.engine.stages.candidates import CandidateRanking, VocabShard
+from ddtree_sglang.engine.stages.candidates import BlockRoots
 from ddtree_sglang.engine.stages.draft_block import DraftBlock
 from ddtree_sglang.engine.stages.final_states import (
     hand_out_prompt_states,
@@ -53,6 +52,7 @@ from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput, RoundWindow
 from ddtree_sglang.engine.stages.node_grammar import BatchGrammars
 from ddtree_sglang.engine.stages.node_penalties import PenaltyTable
 from ddtree_sglang.engine.stages.node_processors import choice_by_processors
+from ddtree_sglang.engine.stages.ranking import make_ranking
 from ddtree_sglang.engine.stages.round_ends import EndsOfBatches
 from ddtree_sglang.engine.stages.routed_experts import check_capture_room, experts_of_path
 from ddtree_sglang.engine.stages.sampling_supports import NodeSupports
@@ -61,7 +61,6 @@ from ddtree_sglang.engine.stages.target_choice import NodeAdjustments, choose_ta
 from ddtree_sglang.engine.stages.trees import DeviceTrees, TreeBuild, make_trees, mask_buffers
 from ddtree_sglang.engine.stages.verify_input import DDTreeVerifyInput, make_verify_input
 from ddtree_sglang.engine.stages.window_masks import window_of_masks
-from ddtree_sglang.exceptions import DDTreeConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,11 +86,6 @@ class DDTreeWorker(DFlashWorkerV2):
         # The drafter's backends and buffers are sized for its block, not for the tree.
         with self._draft_scope():
             super().__init__(server_args, gpu_id, nccl_port, target_worker)
-        if self.selector is not None or self.lilicorr is not None or self._is_domino:
-            raise DDTreeConfigError(
-                "DDTREE needs positions drafted independently of one another, got a drafter with a path-dependent "
-                "head; use --speculative-algorithm DFLASH with it."
-            )
         self.speculative_num_draft_tokens = self.num_nodes
         self.max_path_len = int(self.block_size)
         self.trace = RoundTrace(self.config.trace if get_parallel().tp_rank == 0 else None, self.device)
@@ -104,17 +98,13 @@ class DDTreeWorker(DFlashWorkerV2):
             self._draft_block_spec_info,
         )
         self.pair_watch = PairWatch.of(self)
-        self.ranking = self._make_ranking()
+        top_k, tp_group = self.config.candidates_per_depth(self.num_nodes), get_parallel().tp_group
+        self.ranking = make_ranking(
+            self.draft_model_runner, runner.model, self.draft_block.embedding, tp_group, top_k, self.max_path_len
+        )
         self.trees = make_trees(self.ranking)
         self.ends = EndsOfBatches(self.num_nodes, self.device)
         self.node_counts = NodeCountStates(runner, {})
-
-    def _make_ranking(self) -> CandidateRanking:
-        draft_config = parse_dflash_draft_config(draft_hf_config=self.draft_model_runner.model_config.hf_config)
-        # The drafter drafts for the base model: without adapters, whatever the request's.
-        lm_head = unwrap_lora_layer(self.model_runner.model.lm_head)
-        shard = VocabShard.from_lm_head(lm_head, draft_config, get_parallel().tp_group)
-        return CandidateRanking(shard, self.config.candidates_per_depth(self.num_nodes), self.max_path_len)
 
     # -- construction: what DFlashWorkerV2 does, at the drafter's block size --------------------------------------
 
@@ -143,6 +133,8 @@ class DDTreeWorker(DFlashWorkerV2):
         self.mover.warm_up(self.max_path_len)
         num_slots = len(self.model_runner.req_to_token_pool.req_to_token)
         self.penalties = PenaltyTable(num_slots, self.model_runner.model_config.vocab_size, self.device)
+        if self.ranking.scorer is not None:
+            self.ranking.scorer.prepare(num_slots)
 
     def init_cuda_graphs(self) -> None:
         """Capture the drafter's graph, with the tree at its end; the target's is captured by now, its buffer there."""
@@ -205,6 +197,7 @@ class DDTreeWorker(DFlashWorkerV2):
         if batch.forward_mode.is_extend() or batch.is_extend_in_batch or batch.forward_mode.is_idle():
             self.penalties.prefill(batch)
             result = super().forward_batch_generation(batch, on_publish, grammar_barrier, pp_proxy_tensors)
+            self._keep_anchors(batch)
             if result.logits_output is not None:
                 hand_out_prompt_states(batch, result.logits_output)
             return result
@@ -237,6 +230,7 @@ class DDTreeWorker(DFlashWorkerV2):
             experts = experts_of_path(target_out, window, commit.context_rows)
         with stage("context"):
             self._extend_draft_context(commit, window, target_out.logits_output)
+            self._keep_anchors(batch)
             hand_out_round_states(batch, target_out.logits_output, commit.context_rows, self.max_path_len)
         self._trace_round(batch, window, built, commit.path)
         return self._result(target_out, commit, experts, keep_alive=[window, built, verify_input, target_ids])
@@ -279,7 +273,8 @@ class DDTreeWorker(DFlashWorkerV2):
             forward_batch = self.draft_block.forward_batch(batch, window)
             with draft_tp_context(self.draft_parallel_layout):
                 out = self.draft_model_runner.forward(forward_batch)
-                return self.trees.draft(out, len(window.root_ids), window.num_nodes, grammars)
+                roots = BlockRoots(window.root_ids, batch.req_pool_indices)
+                return self.trees.draft(out, roots, window.num_nodes, grammars)
 
     def _build(self, build: TreeBuild, window: RoundWindow) -> BuiltTree:
         """Keep the N - 1 most probable prefixes as a tree, laid out and masked."""
@@ -362,6 +357,11 @@ class DDTreeWorker(DFlashWorkerV2):
             positions=commit.context_positions.view(-1),
             commit_lens=commit.accept_lens,
         )
+
+    def _keep_anchors(self, batch: ScheduleBatch) -> None:
+        """Give the drafter's head the projected features of each request's last committed token, if it reads them."""
+        if self.ranking.scorer is not None and self._lilicorr_anchor is not None:
+            self.ranking.scorer.keep(batch.req_pool_indices, self._lilicorr_anchor)
 
     def _trace_round(self, batch: ScheduleBatch, window: RoundWindow, built: BuiltTree, accepted: AcceptedPath) -> None:
         if not self.trace.enabled:

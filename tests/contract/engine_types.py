@@ -115,6 +115,19 @@ IN_MODULE: dict[str, dict[str, Type]] = {
         "request": _TOKENIZED,
         "response": types_of("starlette.responses:StreamingResponse"),
     },
+    "ddtree_sglang.engine.stages.pair_scores": {
+        "draft_model": types_of(
+            "sglang.srt.models.dspark:DSparkDraftMixin", "sglang.srt.models.dflash:DFlashDraftModel"
+        ),
+        "selector": types_of("sglang.srt.models.dflash:CandidateSelector"),
+        "_selector": types_of("sglang.srt.models.dflash:CandidateSelector"),
+        "_markov": types_of("sglang.srt.models.dspark:GatedMarkovHead"),
+        "lattice": types_of("sglang.srt.models.lilicorr:LiLiCorrHead"),
+        "_lattice": types_of("sglang.srt.models.lilicorr:LiLiCorrHead"),
+    },
+    "ddtree_sglang.engine.stages.ranking": {
+        "draft_model": types_of("sglang.srt.models.dspark:DSparkDraftMixin"),
+    },
     "ddtree_sglang.engine.hooks": {"request": _TOKENIZED, "req": _REQ},
     "ddtree_sglang.cpu_platform.operators": {"op": OPERATOR},
     "ddtree_sglang.cpu_platform.lean_llama": {

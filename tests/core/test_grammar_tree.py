@@ -8,9 +8,12 @@ import random
 import pytest
 import torch
 
-from ddtree_sglang.core.grammar_tree import Drafted, GrammarTree, build_grammar_tree
+from ddtree_sglang.core import build_draft_tree
+from ddtree_sglang.core.candidates import DraftCandidates
+from ddtree_sglang.core.grammar_tree import Drafted, GrammarTree, allowed_first, build_grammar_tree
 from ddtree_sglang.core.node_masks import accept_as_plain, fill_node_masks
 from tests.core.grammar_toys import END, Countdown, open_rows
+from tests.core.tree_cases import pair_candidates
 
 
 def draft(seed: int, depth: int, num_candidates: int) -> list[Drafted]:
@@ -85,3 +88,19 @@ def test_what_cannot_be_drafted_leaves_the_root() -> None:
     impossible = Drafted.of(torch.tensor([0]), torch.tensor([-torch.inf]))
     assert build_grammar_tree(Countdown(3, True), [impossible], 4, open_rows(4), 0).parents == [-1]
     assert build_grammar_tree(Countdown(3, True), [], 4, open_rows(4), 0).parents == [-1]
+
+
+def test_first_tokens_that_a_grammar_forbids_leave_a_law_of_pairs_too() -> None:
+    """No order along K has to be kept there, so the candidates stay where they are."""
+    candidates = pair_candidates(2, 2, 3, 4)
+    kept = candidates.ids[:, 0, 2:]
+    mask = (1 << kept).sum(1, keepdim=True).int()  # of a vocabulary of fewer than 32
+    pruned = allowed_first(DraftCandidates(candidates.ids, candidates.logprobs, candidates.pairs), mask)
+    tree = build_draft_tree(pruned.topk_ids, pruned.topk_logprobs, candidates.root_ids, 43, pruned.pair_logprobs)
+    tree.check_invariants()
+    for b in range(2):
+        first = tree.token_ids[b][tree.depths[b] == 1].tolist()
+        assert sorted(first) == sorted(kept[b].tolist())
+    assert pruned.pair_logprobs is not None
+    assert candidates.pairs is not None
+    assert torch.equal(pruned.pair_logprobs[:, 1:], candidates.pairs[:, 1:])

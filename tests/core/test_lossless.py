@@ -33,7 +33,7 @@ def point_mass(tokens: list[int], confidence: float = 1.0) -> torch.Tensor:
 def make_drafter(kind: str) -> Drafter:
     generator = torch.Generator().manual_seed(12)
 
-    def draft(_outputs: list[list[int]], coming: list[list[int]]) -> torch.Tensor:
+    def draft(coming: list[list[int]]) -> torch.Tensor:
         size = (len(coming), DEPTH, VOCAB)
         if kind == "uniform":
             return torch.zeros(size).log_softmax(-1)

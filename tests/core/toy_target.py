@@ -8,6 +8,7 @@ import torch
 
 from ddtree_sglang.core import (
     AcceptedPath,
+    DraftTree,
     ancestor_mask,
     build_draft_tree,
     commit_plan,
@@ -21,8 +22,10 @@ WIDTH = 16
 NUM_LAYERS = 2
 MAX_LEN = 96
 
-# (committed tokens of each request, next greedy tokens of each request) -> [B, D, V] log-probabilities
-Drafter = Callable[[list[list[int]], list[list[int]]], torch.Tensor]
+# next greedy tokens of each request -> [B, D, V] log-probabilities
+Drafter = Callable[[list[list[int]]], torch.Tensor]
+# (next greedy tokens of each request, roots [B]) -> trees, none of which is deeper than D
+Planter = Callable[[list[list[int]], torch.Tensor], DraftTree]
 
 
 class ToyTarget:
@@ -83,6 +86,19 @@ def decode_with_trees(
     prompts: list[list[int]], greedy: list[list[int]], drafter: Drafter, num_nodes: int, num_tokens: int
 ) -> tuple[list[list[int]], list[AcceptedPath]]:
     """Rounds of draft, build, verify, accept, commit, in one batch, until every request has `num_tokens`."""
+    depth = drafter(greedy).shape[1]
+
+    def plant(coming: list[list[int]], roots: torch.Tensor) -> DraftTree:
+        candidates = top_candidates(drafter(coming), min(VOCAB, num_nodes))
+        return build_draft_tree(candidates.ids, candidates.logprobs, roots, num_nodes)
+
+    return decode_planted(prompts, greedy, plant, depth, num_tokens)
+
+
+def decode_planted(
+    prompts: list[list[int]], greedy: list[list[int]], plant: Planter, depth: int, num_tokens: int
+) -> tuple[list[list[int]], list[AcceptedPath]]:
+    """The same with trees of any kind."""
     target = ToyTarget(len(prompts))
     prefill(target, prompts)
     prefix_lens = torch.tensor([len(prompt) - 1 for prompt in prompts])
@@ -91,7 +107,7 @@ def decode_with_trees(
     rounds = []
     while min(map(len, outputs)) < num_tokens:
         coming = [reference[len(output) :] for reference, output in zip(greedy, outputs, strict=True)]
-        accepted = tree_round(target, drafter(outputs, coming), prefix_lens, roots, num_nodes)
+        accepted = tree_round(target, plant(coming, roots), prefix_lens, depth + 1)
         rounds.append(accepted)
         for output, tokens, length in zip(
             outputs, accepted.token_ids.tolist(), accepted.commit_lens.tolist(), strict=True
@@ -113,14 +129,12 @@ def prefill(target: ToyTarget, prompts: list[list[int]]) -> None:
 
 def tree_round(
     target: ToyTarget,
-    draft_logprobs: torch.Tensor,  # [B, D, V]
+    tree: DraftTree,
     prefix_lens: torch.Tensor,  # [B]
-    roots: torch.Tensor,  # [B]
-    num_nodes: int,
+    max_path_len: int,
 ) -> AcceptedPath:
     """One round with the functions under test."""
-    candidates = top_candidates(draft_logprobs, min(VOCAB, num_nodes))
-    tree = build_draft_tree(candidates.ids, candidates.logprobs, roots, num_nodes)
+    num_nodes = tree.num_nodes
     tree.check_invariants()
     layout = layout_draft_tree(tree, prefix_lens)
     window = prefix_lens.unsqueeze(1) + torch.arange(num_nodes)
@@ -129,7 +143,7 @@ def tree_round(
     mask.scatter_(2, window.unsqueeze(1).expand(-1, num_nodes, -1), ancestor_mask(tree.parents))
     logits = target.forward(tree.token_ids, layout.positions, window, mask)
 
-    accepted = walk_tree(tree, logits.argmax(-1), draft_logprobs.shape[1] + 1)
+    accepted = walk_tree(tree, logits.argmax(-1), max_path_len)
     plan = commit_plan(accepted)
     final = prefix_lens + accepted.commit_lens
     target.move_rows(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from ddtree_sglang.core import BuiltTree, build_draft_tree, complete_tree
-from ddtree_sglang.core.candidates import LogitTransform
+from ddtree_sglang.core.candidates import DraftCandidates, LogitTransform
 from ddtree_sglang.core.tree_mask import flat_tree_mask, tree_cell_index
 from ddtree_sglang.engine.graphs.drafter_tail import DraftGraphTail, GraphTrees
-from ddtree_sglang.engine.stages.candidates import CandidateRanking, VocabShard
+from ddtree_sglang.engine.stages.candidates import BlockRoots, CandidateRanking, VocabShard
+from ddtree_sglang.engine.stages.pair_scores import parent_ids
 from ddtree_sglang.engine.stages.trees import DeviceTrees
 
 pytestmark = pytest.mark.sglang
@@ -28,8 +30,8 @@ class Head:
         self.quant_method = SimpleNamespace(apply=lambda head, hidden, bias: hidden @ head.weight.T)
 
 
-def ranking(device: torch.device) -> CandidateRanking:
-    return CandidateRanking(VocabShard(Head(device), VOCABULARY, 0, LogitTransform(), None), TOP_K, BLOCK)
+def ranking(device: torch.device, scorer: Any = None) -> CandidateRanking:
+    return CandidateRanking(VocabShard(Head(device), VOCABULARY, 0, LogitTransform(), None), TOP_K, BLOCK, scorer)
 
 
 def block(batch_size: int, seed: int, device: torch.device) -> tuple[SimpleNamespace, SimpleNamespace]:
@@ -40,21 +42,31 @@ def block(batch_size: int, seed: int, device: torch.device) -> tuple[SimpleNames
     ids = torch.cat([roots, torch.full((batch_size, BLOCK - 1), VOCABULARY - 1)], dim=1)
     prefix_lens = torch.randint(0, 9, (batch_size, 1), generator=generator)
     positions = prefix_lens + torch.arange(BLOCK)
-    batch = SimpleNamespace(input_ids=ids.flatten().to(device), positions=positions.flatten().to(device))
+    rows = torch.arange(batch_size, device=device)
+    batch = SimpleNamespace(
+        input_ids=ids.flatten().to(device), positions=positions.flatten().to(device), req_pool_indices=rows
+    )
     return SimpleNamespace(hidden_states=hidden), batch
 
 
-def eager(out: SimpleNamespace, batch: SimpleNamespace, device: torch.device, num_nodes: int = NODES) -> BuiltTree:
+def block_roots(batch: SimpleNamespace) -> BlockRoots:
+    return BlockRoots(batch.input_ids.view(-1, BLOCK)[:, 0], batch.req_pool_indices)
+
+
+def eager(
+    out: SimpleNamespace, batch: SimpleNamespace, device: torch.device, num_nodes: int = NODES, scorer: Any = None
+) -> BuiltTree:
     """What a round outside a graph builds, by core on the host."""
     roots, prefix_lens = batch.input_ids.view(-1, BLOCK)[:, 0].cpu(), batch.positions.view(-1, BLOCK)[:, 0].cpu()
-    ranked = ranking(device).rank(out.hidden_states, len(roots))
-    tree = build_draft_tree(ranked.topk_ids.cpu(), ranked.topk_logprobs.cpu(), roots, num_nodes)
+    ranked = ranking(device, scorer).rank(out.hidden_states, block_roots(batch))
+    pairs = None if ranked.pair_logprobs is None else ranked.pair_logprobs.cpu()
+    tree = build_draft_tree(ranked.topk_ids.cpu(), ranked.topk_logprobs.cpu(), roots, num_nodes, pairs)
     return complete_tree(tree, prefix_lens)
 
 
-def tail(device: torch.device, flat_mask: torch.Tensor | None = None) -> DraftGraphTail:
+def tail(device: torch.device, flat_mask: torch.Tensor | None = None, scorer: Any = None) -> DraftGraphTail:
     return DraftGraphTail(
-        ranking(device),
+        ranking(device, scorer),
         num_nodes=NODES,
         max_batch=MAX_BATCH,
         flat_mask=flat_mask,
@@ -62,13 +74,29 @@ def tail(device: torch.device, flat_mask: torch.Tensor | None = None) -> DraftGr
     )
 
 
+class PairsOfTokens:
+    """A head whose score of a candidate is an entry of a table, by the token before and the request's row."""
+
+    top_k = TOP_K
+
+    def __init__(self, device: torch.device) -> None:
+        self.table = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(9)).to(device) * 4
+
+    def scores(self, states: torch.Tensor, roots: BlockRoots, ranked: DraftCandidates) -> torch.Tensor:
+        pairs = self.table[parent_ids(ranked.topk_ids, roots).unsqueeze(3), ranked.topk_ids.unsqueeze(2)]
+        return pairs * (1 + roots.rows)[:, None, None, None]
+
+
+@pytest.mark.parametrize("of_pairs", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 3, MAX_BATCH])
-def test_trees_of_every_batch_size_are_the_eager_rounds(device: torch.device, batch_size: int) -> None:
-    hook = tail(device)
+def test_trees_of_every_batch_size_are_the_eager_rounds(device: torch.device, batch_size: int, of_pairs: bool) -> None:
+    scorer = PairsOfTokens(device) if of_pairs else None
+    hook = tail(device, scorer=scorer)
     for seed in (1, 2):
         out, batch = block(batch_size, seed, device)
         hook(None, out, batch, batch_size * BLOCK)
-        found, expected = hook.trees(batch_size), eager(out, batch, device)
+        found, expected = hook.trees(batch_size), eager(out, batch, device, scorer=scorer)
+        assert of_pairs != torch.equal(found.tree.token_ids.cpu(), eager(out, batch, device).tree.token_ids)
         for name in ("token_ids", "parents", "depths"):
             assert torch.equal(getattr(found.tree, name).cpu(), getattr(expected.tree, name)), name
         for name in ("positions", "retrieve_index", "retrieve_next_token", "retrieve_next_sibling"):
@@ -104,16 +132,21 @@ def test_a_padded_replay_gives_the_real_requests_their_trees_and_mask_cells(devi
     assert len(mask.custom_mask) == len(flat)
 
 
+@pytest.mark.parametrize("of_pairs", [False, True])
 @pytest.mark.parametrize("num_nodes", [NODES, 4])
-def test_a_round_after_a_replay_has_the_trees_that_an_eager_round_builds(device: torch.device, num_nodes: int) -> None:
+def test_a_round_after_a_replay_has_the_trees_that_an_eager_round_builds(
+    device: torch.device, num_nodes: int, of_pairs: bool
+) -> None:
     """Of the configured N the replay built them; of fewer nodes they are built of its candidates."""
-    hook = tail(device)
+    scorer = PairsOfTokens(device) if of_pairs else None
+    hook = tail(device, scorer=scorer)
     out, batch = block(3, 7, device)
     hook(None, out, batch, 3 * BLOCK)
-    trees = GraphTrees(ranking(device), {}, hook)
-    build = trees.draft(SimpleNamespace(can_run_graph=True), 3, num_nodes)
+    trees = GraphTrees(ranking(device, scorer), {}, hook)
+    build = trees.draft(SimpleNamespace(can_run_graph=True), block_roots(batch), num_nodes)
     roots, prefix_lens = batch.input_ids.view(3, BLOCK)[:, 0], batch.positions.view(3, BLOCK)[:, 0]
-    found, expected = build(roots.contiguous(), prefix_lens.contiguous()), eager(out, batch, device, num_nodes)
+    expected = eager(out, batch, device, num_nodes, scorer)
+    found = build(roots.contiguous(), prefix_lens.contiguous())
     assert torch.equal(found.tree.token_ids.cpu(), expected.tree.token_ids)
     assert torch.equal(found.mask.cells.cpu(), expected.mask.cells)
     assert (found.tree.token_ids.data_ptr() == hook.trees(3).tree.token_ids.data_ptr()) == (num_nodes == NODES)
@@ -122,7 +155,7 @@ def test_a_round_after_a_replay_has_the_trees_that_an_eager_round_builds(device:
 def test_a_block_outside_a_graph_is_ranked_and_built_anew(device: torch.device) -> None:
     out, batch = block(2, 3, device)
     trees = GraphTrees(ranking(device), {}, tail(device))
-    build = trees.draft(SimpleNamespace(can_run_graph=False, logits_output=out), 2, NODES)
+    build = trees.draft(SimpleNamespace(can_run_graph=False, logits_output=out), block_roots(batch), NODES)
     roots, prefix_lens = batch.input_ids.view(2, BLOCK)[:, 0], batch.positions.view(2, BLOCK)[:, 0]
     found = build(roots.contiguous(), prefix_lens.contiguous())
     assert torch.equal(found.tree.token_ids.cpu(), eager(out, batch, device).tree.token_ids)

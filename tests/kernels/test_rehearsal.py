@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from ddtree_sglang.core import DraftTree, root_trees
-from ddtree_sglang.core.candidates import LogitTransform
+from ddtree_sglang.core.candidates import DraftCandidates, LogitTransform
 from ddtree_sglang.core.node_penalties import PenaltyState
 from ddtree_sglang.core.round_ends import RoundEnds
 from ddtree_sglang.engine.graphs.drafter_tail import DraftGraphTail, GraphTrees
 from ddtree_sglang.engine.graphs.rehearsal import rehearse_penalties, rehearse_rounds, rehearse_windows
 from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
-from ddtree_sglang.engine.stages.candidates import CandidateRanking, VocabShard
+from ddtree_sglang.engine.stages.candidates import BlockRoots, CandidateRanking, VocabShard
 from ddtree_sglang.engine.stages.trees import DeviceTrees, MaskBuffer
 from tests.kernels.compiled_codes import KERNELS, PENALTY_KERNELS, WINDOW_KERNELS, record_codes
 
@@ -29,13 +29,23 @@ TABLE = torch.zeros(64, ROW_LEN, dtype=torch.int32)
 NODE_COUNTS = BudgetPolicy.by_load(NODES, 100).node_counts
 
 
-@pytest.fixture
-def ranking(monkeypatch: pytest.MonkeyPatch) -> CandidateRanking:
+class EqualPairs:
+    """A head that finds all candidates equal, of as many as published ones score."""
+
+    top_k = 16
+
+    def scores(self, states: torch.Tensor, roots: BlockRoots, ranked: DraftCandidates) -> torch.Tensor:
+        return torch.zeros(*ranked.topk_ids.shape, self.top_k)
+
+
+@pytest.fixture(params=[None, EqualPairs()], ids=["plain", "pairs"])
+def ranking(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> CandidateRanking:
     monkeypatch.setattr("ddtree_sglang.engine.stages.candidates.is_device_path", lambda: True)
     weight = torch.randn(VOCABULARY, HIDDEN, generator=torch.Generator().manual_seed(0))
     head = SimpleNamespace(weight=weight)
     head.quant_method = SimpleNamespace(apply=lambda head, hidden, bias: hidden @ head.weight.T)
-    return CandidateRanking(VocabShard(head, VOCABULARY, 0, LogitTransform(), None), NODES - 1, BLOCK)
+    top_k = NODES - 1 if request.param is None else request.param.top_k
+    return CandidateRanking(VocabShard(head, VOCABULARY, 0, LogitTransform(), None), top_k, BLOCK, request.param)
 
 
 def shifted(tensor: torch.Tensor, by: int) -> torch.Tensor:
@@ -54,7 +64,7 @@ def run_round(trees: DeviceTrees, num_nodes: int, batch_size: int, offset: int, 
     rows, prefix_lens = torch.arange(batch_size), torch.arange(batch_size) * 7 % 90
     rows, prefix_lens, roots = (shifted(part, offset) for part in (rows, prefix_lens, rows))
     trees.inputs(TABLE, rows, prefix_lens, roots, mask_token_id=1, num_nodes=num_nodes, block_size=BLOCK)
-    build = root_trees if num_nodes == 1 else trees.draft(drafter_out, batch_size, num_nodes)
+    build = root_trees if num_nodes == 1 else trees.draft(drafter_out, BlockRoots(roots, rows), num_nodes)
     built = build(roots, prefix_lens)
     target_ids = shifted(torch.zeros(batch_size, num_nodes, dtype=torch.int64), offset)
     ends = RoundEnds.none(batch_size, target_ids.device)
@@ -101,7 +111,8 @@ def test_capturing_and_rounds_after_a_replay_compile_nothing(
     trees = GraphTrees(ranking, buffers, tail)
     for batch_size in (1, 2, 48):
         columns = torch.zeros(batch_size * BLOCK, dtype=torch.int64)
-        batch = SimpleNamespace(input_ids=columns, positions=columns)
+        rows = torch.zeros(batch_size, dtype=torch.int64)
+        batch = SimpleNamespace(input_ids=columns, positions=columns, req_pool_indices=rows)
         tail(None, SimpleNamespace(hidden_states=torch.zeros(len(columns), HIDDEN)), batch, len(columns))
         for num_nodes in NODE_COUNTS:
             run_round(trees, num_nodes, batch_size, 1, drafter_out(batch_size, can_run_graph=True))

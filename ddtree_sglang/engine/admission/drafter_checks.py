@@ -1,8 +1,7 @@
 """Does this drafter fit this target? Answered from the two `config.json`, before any weight is loaded.
 
 Knows nothing of SGLang: it takes the configurations as plain mappings. The rules are those of SGLang's
-`DFlashDraftModel` (models/dflash.py, speculative/dflash_utils.py) and of DDTree's premise, that the distributions
-of a block's positions are independent of one another (paper, equation 2).
+`DFlashDraftModel` (models/dflash.py, speculative/dflash_utils.py) and, for the head, of `drafter_families`.
 """
 
 from __future__ import annotations
@@ -12,11 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddtree_sglang.engine.admission.drafter_families import block_size_of, require_served
 from ddtree_sglang.exceptions import DDTreeConfigError
-
-PLAIN_ARCHITECTURE = "DFlashDraftModel"
-DEFAULT_BLOCK_SIZE = 16
-"""What SGLang assumes for a checkpoint that does not say (models/dflash.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +60,16 @@ def check_drafter_fits_target(drafter: Mapping[str, Any], target: Mapping[str, A
     """Check a DFlash drafter's configuration against its target's, both as parsed `config.json`.
 
     Raises:
-        DDTreeConfigError: wrong architecture, a path-dependent head, a hidden size, a vocabulary, target layers
-            or a mask token that do not fit, or a block too short to draft.
+        DDTreeConfigError: a family or head that is refused, a hidden size, a vocabulary, target layers or a mask token
+            that do not fit, or a block too short to draft.
     """
     dflash = drafter.get("dflash_config") or {}
-    _check_architecture(drafter)
-    _check_heads_are_independent(drafter, dflash)
+    require_served(drafter)
     text = target.get("text_config") or target
     _check_same_hidden_size(drafter, text)
     _check_vocabulary(drafter, dflash, text)
     _check_target_layers(drafter, dflash, text)
-    block_size = int(dflash.get("block_size", drafter.get("block_size", DEFAULT_BLOCK_SIZE)))
+    block_size = block_size_of(drafter)
     if block_size < 2:
         raise DDTreeConfigError(
             f"the drafter's block_size must be at least 2 (the anchor and one drafted position), got {block_size}; "
@@ -93,30 +88,6 @@ def check_same_dtype(target: str, drafter: str) -> None:
         raise DDTreeConfigError(
             f"target and drafter must be loaded in one dtype, got {target} and {drafter} with --dtype auto; add "
             f"--dtype {target} or --dtype {drafter}, which is then both models'."
-        )
-
-
-def _check_architecture(drafter: Mapping[str, Any]) -> None:
-    architectures = list(drafter.get("architectures") or [])
-    if PLAIN_ARCHITECTURE not in architectures:
-        raise DDTreeConfigError(
-            f"DDTREE needs a drafter of architecture {PLAIN_ARCHITECTURE}, got {architectures}; other heads choose a "
-            "token by its predecessors, and DDTree needs independent positions. Use a plain DFlash drafter."
-        )
-
-
-def _check_heads_are_independent(drafter: Mapping[str, Any], dflash: Mapping[str, Any]) -> None:
-    heads = {
-        "Domino (projector_type)": dflash.get("projector_type", drafter.get("projector_type")) == "domino",
-        "candidate selector (selector_rank)": bool(dflash.get("selector_rank")),
-        "LiLiCorr (lilicorr_*)": any(str(key).startswith("lilicorr_") for key in dflash)
-        and dflash.get("lilicorr_enabled") is not False,
-    }
-    found = [name for name, present in heads.items() if present]
-    if found:
-        raise DDTreeConfigError(
-            f"DDTREE needs positions drafted independently of one another, got a path-dependent head: {found}. "
-            "Use --speculative-algorithm DFLASH with this drafter, or a plain DFlash drafter with DDTREE."
         )
 
 

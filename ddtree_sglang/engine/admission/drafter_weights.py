@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ddtree_sglang.engine.admission.drafter_checks import PLAIN_ARCHITECTURE
+from ddtree_sglang.engine.admission.drafter_families import PLAIN_ARCHITECTURE
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 FLOATS = ("F64", "F32", "F16", "BF16")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ddtree_sglang.core.built_tree import BuiltTree
-from ddtree_sglang.engine.stages.candidates import CandidateRanking, DraftCandidates
+from ddtree_sglang.engine.stages.candidates import BlockRoots, CandidateRanking, DraftCandidates
 from ddtree_sglang.engine.stages.trees import DeviceTrees, TreeBuild
 
 if TYPE_CHECKING:
@@ -40,10 +40,7 @@ class DraftGraphTail:
         self.num_nodes = num_nodes
         self._ranking = ranking
         self._built = BuiltTree.empty(max_batch, num_nodes, device, flat_mask)
-        shape = (max_batch, ranking.block_size - 1, ranking.top_k)
-        self._candidates = DraftCandidates(
-            torch.empty(shape, dtype=torch.int64, device=device), torch.empty(shape, device=device)
-        )
+        self._candidates = ranking.empty_candidates(max_batch, device)
 
     def __call__(self, runner: Any, out: Any, forward_batch: Any, num_tokens: int) -> None:
         """Rank what the block proposes and build the trees; called by SGLang while it captures."""
@@ -51,10 +48,11 @@ class DraftGraphTail:
 
         block_size = self._ranking.block_size
         batch_size = num_tokens // block_size
-        ranked = self._ranking.rank(out.hidden_states, batch_size, self.candidates(batch_size))
         # The block starts at the root, which stands where the committed tokens end; with a windowed drafter the
         # lengths in the graph would be the window's.
         root_ids = forward_batch.input_ids.view(batch_size, block_size)[:, 0]
+        roots = BlockRoots(root_ids, forward_batch.req_pool_indices)
+        ranked = self._ranking.rank(out.hidden_states, roots, self.candidates(batch_size))
         prefix_lens = forward_batch.positions.view(batch_size, block_size)[:, 0]
         build_into(
             self._built.first(batch_size),
@@ -62,12 +60,12 @@ class DraftGraphTail:
             ranked.topk_logprobs,
             root_ids.to(torch.int64),
             prefix_lens.to(torch.int64),
+            ranked.pair_logprobs,
         )
 
     def candidates(self, batch_size: int) -> DraftCandidates:
         """What the replay that was just launched ranked."""
-        held = self._candidates
-        return DraftCandidates(held.topk_ids[:batch_size], held.topk_logprobs[:batch_size])
+        return self._candidates.first(batch_size)
 
     def trees(self, batch_size: int) -> BuiltTree:
         """The trees of the replay that was just launched."""
@@ -81,11 +79,11 @@ class GraphTrees(DeviceTrees):
     tail: DraftGraphTail
 
     def draft(
-        self, drafter_out: Any, batch_size: int, num_nodes: int, grammars: BatchGrammars | None = None
+        self, drafter_out: Any, roots: BlockRoots, num_nodes: int, grammars: BatchGrammars | None = None
     ) -> TreeBuild:
         """The replay's trees or, for fewer nodes or under grammars, its candidates; without one as `DeviceTrees`."""
         if not drafter_out.can_run_graph:
-            return super().draft(drafter_out, batch_size, num_nodes, grammars)
+            return super().draft(drafter_out, roots, num_nodes, grammars)
         if num_nodes == self.tail.num_nodes and grammars is None:
-            return lambda _root_ids, _prefix_lens: self.tail.trees(batch_size)
-        return self._build_of(self.tail.candidates(batch_size), num_nodes, grammars)
+            return lambda _root_ids, _prefix_lens: self.tail.trees(roots.batch_size)
+        return self._build_of(self.tail.candidates(roots.batch_size), num_nodes, grammars)

@@ -15,7 +15,7 @@ from ddtree_sglang.core.built_tree import root_trees
 from ddtree_sglang.core.node_penalties import PenaltyState
 from ddtree_sglang.core.round_ends import RoundEnds
 from ddtree_sglang.core.window_mask import WindowMask
-from ddtree_sglang.engine.stages.candidates import CandidateRanking, DraftCandidates
+from ddtree_sglang.engine.stages.candidates import BlockRoots, CandidateRanking, DraftCandidates
 from ddtree_sglang.engine.stages.trees import DeviceTrees, MaskBuffer
 
 
@@ -26,8 +26,8 @@ def rehearse_rounds(ranking: CandidateRanking, node_counts: Sequence[int], req_t
     """
     device, head = req_to_token.device, ranking.shard.lm_head.weight
     block = torch.zeros(ranking.block_size, head.shape[1], dtype=head.dtype, device=device)
-    ranked = ranking.rank(block, 1)
-    nothing = DraftCandidates(ranked.topk_ids[:0], ranked.topk_logprobs[:0])
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    nothing = ranking.rank(block, BlockRoots(zero, zero)).first(0)
     for num_nodes in node_counts:
         no_cells = MaskBuffer(torch.empty(0, dtype=torch.bool, device=device), 0, in_place=True, by_address=True)
         for buffers in ({}, {num_nodes: no_cells}):

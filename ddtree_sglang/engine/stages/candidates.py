@@ -12,17 +12,25 @@ Temperature stays 1 whatever the request asks for: the distributions rank nodes,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from ddtree_sglang.core.candidates import DraftCandidates, LogitTransform
+from ddtree_sglang.core.candidates import DraftCandidates, LogitTransform, pair_conditionals
 from ddtree_sglang.engine.device_path import is_device_path
+from ddtree_sglang.engine.stages.pairwise_scorer import BlockRoots, PairwiseScorer
 from ddtree_sglang.exceptions import DDTreeConfigError
 
-__all__ = ["CandidateRanking", "DraftCandidates", "VocabShard", "rank_candidates", "rank_candidates_on_device"]
+__all__ = [
+    "BlockRoots",
+    "CandidateRanking",
+    "DraftCandidates",
+    "VocabShard",
+    "rank_candidates",
+    "rank_candidates_on_device",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,28 +96,55 @@ class CandidateRanking:
         shard: this rank's LM head.
         top_k: K.
         block_size: P, tokens of a draft block: the root and D masked positions.
+        scorer: of a drafter whose head scores pairs of candidates; None for a plain one.
+        first_state: row of a block whose state proposes depth 1: 1, the first mask's own, or 0, the root's, for a
+            drafter that was trained to propose the next token everywhere.
     """
 
     shard: VocabShard
     top_k: int
     block_size: int
+    scorer: PairwiseScorer | None = None
+    first_state: int = 1
 
-    def rank(self, hidden: torch.Tensor, batch_size: int, out: DraftCandidates | None = None) -> DraftCandidates:
-        """Rank the D masked positions of B blocks; `hidden` is `[B * P, H]`, the drafter's states.
+    def rank(self, hidden: torch.Tensor, roots: BlockRoots, out: DraftCandidates | None = None) -> DraftCandidates:
+        """Rank the D drafted positions of B blocks; `hidden` is `[B * P, H]`, the drafter's states.
 
         `out`, contiguous `[B, D, K]`, is where results go if given: a CUDA graph needs them to keep their place. On a
         device results have K = `top_k` columns whatever the vocabulary's size, what is missing with log-probability
         -inf.
         """
-        blocks = hidden.view(batch_size, self.block_size, -1)[:, 1:]
+        blocks = hidden.view(roots.batch_size, self.block_size, -1)
+        states = blocks[:, self.first_state : self.first_state + self.block_size - 1]
+        ranked = self._rank(states, out)
+        if self.scorer is None:
+            return ranked
+        pairs = pair_conditionals(self.scorer.scores(states, roots, ranked), ranked.topk_logprobs)
+        if out is None or out.pair_logprobs is None:
+            return DraftCandidates(ranked.topk_ids, ranked.topk_logprobs, pairs)
+        out.pair_logprobs.copy_(pairs)
+        return out
+
+    def _rank(self, states: torch.Tensor, out: DraftCandidates | None) -> DraftCandidates:
         if is_device_path():
-            return rank_candidates_on_device(blocks, self.shard, self.top_k, out)
-        ranked = rank_candidates(blocks, self.shard, self.top_k)
+            return rank_candidates_on_device(states, self.shard, self.top_k, out)
+        ranked = rank_candidates(states, self.shard, self.top_k)
         if out is None:
             return ranked
         out.topk_ids.copy_(ranked.topk_ids)
         out.topk_logprobs.copy_(ranked.topk_logprobs)
         return out
+
+    def wider(self, top_k: int) -> CandidateRanking:
+        """The same of at least so many candidates, without scores of pairs."""
+        return replace(self, top_k=max(self.top_k, top_k), scorer=None)
+
+    def empty_candidates(self, batch_size: int, device: torch.device) -> DraftCandidates:
+        """What `rank` writes into, for up to so many requests."""
+        shape = (batch_size, self.block_size - 1, self.top_k)
+        pairs = None if self.scorer is None else torch.empty((*shape, self.top_k), device=device)
+        ids = torch.empty(shape, dtype=torch.int64, device=device)
+        return DraftCandidates(ids, torch.empty(shape, device=device), pairs)
 
 
 def rank_candidates_on_device(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from ddtree_sglang.core.round_ends import RoundEnds
 from ddtree_sglang.core.round_inputs import RoundInputs, round_inputs
 from ddtree_sglang.core.tree_builder import build_draft_tree
 from ddtree_sglang.engine.device_path import is_device_path
-from ddtree_sglang.engine.stages.candidates import CandidateRanking, DraftCandidates
+from ddtree_sglang.engine.stages.candidates import BlockRoots, CandidateRanking, DraftCandidates
 from ddtree_sglang.engine.stages.verify_input import VerifyMask
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ class RoundTrees(ABC):
 
     @abstractmethod
     def draft(
-        self, drafter_out: Any, batch_size: int, num_nodes: int, grammars: BatchGrammars | None = None
+        self, drafter_out: Any, roots: BlockRoots, num_nodes: int, grammars: BatchGrammars | None = None
     ) -> TreeBuild:
-        """Rank now what the drafter's forward proposes, and build trees of N = `num_nodes` later.
+        """Rank now what the drafter's forward proposes after `roots`, and build trees of N = `num_nodes` later.
 
         `grammars` of the batch, if it has any, keep tokens that they forbid out of the trees.
         """
@@ -97,20 +97,22 @@ class HostTrees(RoundTrees):
         return round_inputs(*tensors, **sizes)
 
     def draft(
-        self, drafter_out: Any, batch_size: int, num_nodes: int, grammars: BatchGrammars | None = None
+        self, drafter_out: Any, roots: BlockRoots, num_nodes: int, grammars: BatchGrammars | None = None
     ) -> TreeBuild:
-        """Under a grammar more candidates are ranked: it may forbid all of the best ones."""
+        """Under a grammar more candidates are ranked: it may forbid all of the best ones. Their pairs are not scored:
+        heads score the number of candidates that they were trained for.
+        """
         hidden = drafter_out.logits_output.hidden_states
         if grammars is None:
-            return partial(self.build, self.ranking.rank(hidden, batch_size), num_nodes)
-        wider = replace(self.ranking, top_k=max(self.ranking.top_k, GRAMMAR_CANDIDATES))
-        return partial(self._plant, grammars, wider.rank(hidden, batch_size), num_nodes)
+            return partial(self.build, self.ranking.rank(hidden, roots), num_nodes)
+        ranked = self.ranking.wider(GRAMMAR_CANDIDATES).rank(hidden, roots)
+        return partial(self._plant, grammars, ranked, num_nodes)
 
     def build(
         self, ranked: DraftCandidates, num_nodes: int, root_ids: torch.Tensor, prefix_lens: torch.Tensor
     ) -> BuiltTree:
         """Core's tree, completed."""
-        tree = build_draft_tree(ranked.topk_ids, ranked.topk_logprobs, root_ids, num_nodes)
+        tree = build_draft_tree(ranked.topk_ids, ranked.topk_logprobs, root_ids, num_nodes, ranked.pair_logprobs)
         return complete_tree(tree, prefix_lens, self.ranking.block_size - 1)
 
     def _plant(
@@ -195,12 +197,10 @@ class DeviceTrees(RoundTrees):
         return round_inputs_triton(*tensors, **sizes)
 
     def draft(
-        self, drafter_out: Any, batch_size: int, num_nodes: int, grammars: BatchGrammars | None = None
+        self, drafter_out: Any, roots: BlockRoots, num_nodes: int, grammars: BatchGrammars | None = None
     ) -> TreeBuild:
         """In launches of their own."""
-        return self._build_of(
-            self.ranking.rank(drafter_out.logits_output.hidden_states, batch_size), num_nodes, grammars
-        )
+        return self._build_of(self.ranking.rank(drafter_out.logits_output.hidden_states, roots), num_nodes, grammars)
 
     def _build_of(self, ranked: DraftCandidates, num_nodes: int, grammars: BatchGrammars | None) -> TreeBuild:
         return partial(self.build, ranked if grammars is None else grammars.prune_roots(ranked), num_nodes)
@@ -222,7 +222,7 @@ class DeviceTrees(RoundTrees):
 
         flat_mask = self.flat_mask_for(len(root_ids), num_nodes)
         return build_draft_tree_triton(
-            ranked.topk_ids, ranked.topk_logprobs, root_ids, prefix_lens, num_nodes, flat_mask
+            ranked.topk_ids, ranked.topk_logprobs, root_ids, prefix_lens, num_nodes, flat_mask, ranked.pair_logprobs
         )
 
     def verify_mask(self, built: BuiltTree, prefix_lens: torch.Tensor, total_prefix_len: int | None) -> VerifyMask:

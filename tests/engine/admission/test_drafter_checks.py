@@ -47,10 +47,7 @@ def test_target_text_config_is_what_counts_for_multimodal_targets() -> None:
     ("config", "rule", "found"),
     [
         (drafter(architectures=["LlamaForCausalLM"]), "DFlashDraftModel", "LlamaForCausalLM"),
-        (drafter(architectures=["DFlash2DraftModel"]), "independent", "DFlash2DraftModel"),
-        (drafter({"projector_type": "domino"}), "path-dependent", "Domino"),
-        (drafter({"selector_rank": 8, "selector_top_k": 4}), "path-dependent", "selector"),
-        (drafter({"lilicorr_candidate_topk": 16}), "path-dependent", "LiLiCorr"),
+        (drafter({"projector_type": "domino"}), "whole path", "Domino"),
         (drafter(hidden_size=128), "hidden_size", "128"),
         (drafter(vocab_size=101), "vocabulary", "101"),
         (drafter({"mask_token_id": 100}), "mask_token_id", "100"),

@@ -208,7 +208,7 @@ def test_what_a_cpu_cannot_do_ends_a_command_line_with_one_line(
         ({"vocab_size": 101}, "got 101 and 100 tokens"),
         ({"num_target_layers": 30}, "trained for a target of 30 layers"),
         ({"dflash_config": {"target_layer_ids": [4]}}, r"\[4\] do not exist"),
-        ({"dflash_config": {"selector_rank": 4, "selector_top_k": 4}}, "path-dependent"),
+        ({"dflash_config": {"selector_rank": 4, "selector_top_k": 4}}, "does not build"),
     ],
 )
 def test_drafter_that_does_not_fit_ends_with_one_line(

@@ -27,7 +27,7 @@ class FixedRanking:
 
     block_size = 3
 
-    def rank(self, _hidden: object, _batch_size: int) -> Any:
+    def rank(self, _hidden: object, _roots: object) -> Any:
         from ddtree_sglang.engine.stages.candidates import DraftCandidates
 
         return DraftCandidates(RANKED_IDS, RANKED_LOGPROBS)
@@ -53,7 +53,7 @@ def backend(**changes: Any) -> SimpleNamespace:
 def test_on_the_host_a_round_is_cores_tree() -> None:
     from ddtree_sglang.engine.stages.trees import HostTrees
 
-    built = HostTrees(FixedRanking()).draft(drafter_out(), 2, NUM_NODES)(ROOTS, PREFIX_LENS)
+    built = HostTrees(FixedRanking()).draft(drafter_out(), None, NUM_NODES)(ROOTS, PREFIX_LENS)
     expected = expected_trees()
     assert torch.equal(built.tree.token_ids, expected.tree.token_ids)
     assert torch.equal(built.layout.positions, expected.layout.positions)

@@ -1,0 +1,149 @@
+"""What DDTREE would do with a drafter's checkpoint, from its `config.json` alone: `ddtree doctor --draft`.
+
+Knows nothing of SGLang and reads no weights. A line per fact; what a server asks of a pair (`drafter_checks`) needs the
+target's configuration, too, so it is reported here and checked there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddtree_sglang.engine.admission.drafter_families import (
+    DEFAULT_BLOCK_SIZE,
+    MARKOV,
+    DrafterFamily,
+    block_field,
+    block_size_of,
+    family_of,
+)
+from ddtree_sglang.exceptions import DDTreeConfigError
+
+UNSTATED = "not stated"
+DEFAULT_MASK_TOKEN = "<|MASK|>"
+"""What SGLang looks for in the target's vocabulary where a checkpoint names none (speculative/dflash_utils.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterReport:
+    """Facts in order, each a name and what was found, and the verdict."""
+
+    facts: tuple[tuple[str, str], ...]
+    refusal: str | None
+
+    @property
+    def lines(self) -> list[str]:
+        """For a person; the last one is the verdict."""
+        told = [f"        {name}: {found}" for name, found in self.facts]
+        verdict = "ok      DDTREE serves it" if self.refusal is None else f"FAILED  DDTREE refuses it: {self.refusal}"
+        return [*told, verdict]
+
+
+def read_configuration(place: str) -> dict[str, Any]:
+    """The parsed `config.json` of a folder, or the file itself.
+
+    Raises:
+        DDTreeConfigError: there is none, or it is no JSON object.
+    """
+    path = Path(place).expanduser()
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DDTreeConfigError(
+            f"--draft must name a drafter's folder or its config.json, got {place!r} ({error}); download the file from "
+            "where the drafter was published."
+        ) from error
+    if not isinstance(found, dict):
+        raise DDTreeConfigError(f"a config.json must hold a JSON object, {path} holds a {type(found).__name__}.")
+    return found
+
+
+def report_of(drafter: Mapping[str, Any]) -> DrafterReport:
+    """Of a parsed `config.json`; fields that cannot be read make a refusal, never an error."""
+    family = family_of(drafter)
+    try:
+        facts, refusal = _facts(drafter, family), family.refusal or _refusal_of_block(drafter)
+    except (TypeError, ValueError, AttributeError) as error:
+        return DrafterReport(
+            (("family", family.name),), f"a field of the config.json is not what it should be: {error}."
+        )
+    return DrafterReport(facts, refusal)
+
+
+def _refusal_of_block(drafter: Mapping[str, Any]) -> str | None:
+    if block_size_of(drafter) < 2:
+        return (
+            f"the drafter's block_size must be at least 2 (the root and one drafted position), got "
+            f"{block_size_of(drafter)}; use a drafter that was trained for a longer block."
+        )
+    return None
+
+
+def _facts(drafter: Mapping[str, Any], family: DrafterFamily) -> tuple[tuple[str, str], ...]:
+    return (
+        ("architecture", ", ".join(map(str, drafter.get("architectures") or [])) or UNSTATED),
+        ("family", family.name),
+        ("a score depends on", family.scores),
+        ("block", _block(drafter, family)),
+        ("layers", _layers(drafter)),
+        ("reads target layers", _target_layers(drafter)),
+        ("mask token", _mask_token(drafter)),
+        ("attention", _attention(drafter)),
+        ("window", _window(drafter)),
+        ("convolutions", _convolutions(drafter)),
+        (
+            "embedding and LM head",
+            "its own, and the target's" if drafter.get("has_embed_tokens") else "the target's",
+        ),
+    )
+
+
+def _block(drafter: Mapping[str, Any], family: DrafterFamily) -> str:
+    size = block_size_of(drafter)
+    stated = (
+        "" if block_field(drafter, "block_size") is not None else f" ({UNSTATED}, SGLang takes {DEFAULT_BLOCK_SIZE})"
+    )
+    unused = ""
+    if family.name == MARKOV and drafter.get("sample_from_anchor", True):
+        unused = "; each token's state proposes the next, and the last one's is not used"
+    return f"{size} tokens{stated}, the root and {size - 1} drafted positions{unused}"
+
+
+def _layers(drafter: Mapping[str, Any]) -> str:
+    text = drafter.get("text_config") or drafter
+    return f"{text.get('num_hidden_layers', UNSTATED)}, hidden size {text.get('hidden_size', UNSTATED)}"
+
+
+def _target_layers(drafter: Mapping[str, Any]) -> str:
+    layers, total = block_field(drafter, "target_layer_ids"), block_field(drafter, "num_target_layers")
+    of = f" of {total}" if total is not None else ""
+    return f"{[int(layer) for layer in layers]}{of}" if layers else f"evenly spread ones{of} ({UNSTATED})"
+
+
+def _mask_token(drafter: Mapping[str, Any]) -> str:
+    token, name = block_field(drafter, "mask_token_id"), block_field(drafter, "mask_token", DEFAULT_MASK_TOKEN)
+    return f"{int(token)}" if token is not None else f"{name}, by its name in the target's vocabulary"
+
+
+def _attention(drafter: Mapping[str, Any]) -> str:
+    text = drafter.get("text_config") or drafter
+    heads = text.get("num_attention_heads", UNSTATED)
+    sinks = ", with sinks" if block_field(drafter, "attention_sink_bias") else ""
+    return f"{heads} heads, {text.get('num_key_value_heads', heads)} of keys{sinks}"
+
+
+def _window(drafter: Mapping[str, Any]) -> str:
+    text = drafter.get("text_config") or drafter
+    kinds = list(text.get("layer_types") or [])
+    sliding = kinds.count("sliding_attention")
+    return f"{text.get('sliding_window')} tokens in {sliding} of {len(kinds)} layers" if sliding else "none"
+
+
+def _convolutions(drafter: Mapping[str, Any]) -> str:
+    dflash = drafter.get("dflash_config") or {}
+    taps = dflash.get("conv_kernel_size")
+    return f"{taps} taps, groups of {dflash.get('conv_group_size')}" if taps else "none"

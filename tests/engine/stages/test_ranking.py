@@ -1,0 +1,65 @@
+"""How a drafter is ranked follows from the model that SGLang has loaded."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ddtree_sglang.exceptions import DDTreeConfigError
+
+pytestmark = pytest.mark.sglang
+
+TOP_K, BLOCK = 40, 8
+GROUP = SimpleNamespace(world_size=1)
+EMBEDDING, LM_HEAD = SimpleNamespace(), SimpleNamespace(weight=torch.zeros(50, 4))
+
+
+def ranking_of(model: Any, **dflash: Any) -> Any:
+    from ddtree_sglang.engine.stages.ranking import make_ranking
+
+    config = {"num_hidden_layers": 1, "dflash_config": dflash}
+    runner = SimpleNamespace(model=model, model_config=SimpleNamespace(hf_config=config))
+    return make_ranking(runner, SimpleNamespace(lm_head=LM_HEAD), EMBEDDING, GROUP, TOP_K, BLOCK)
+
+
+def drafter(**heads: Any) -> Any:
+    return SimpleNamespace(**{"candidate_selector": None, "lilicorr": None, **heads})
+
+
+def test_a_plain_drafter_has_no_scorer_and_the_candidates_that_were_asked_for() -> None:
+    ranking = ranking_of(drafter(), output_multiplier=0.5)
+    assert ranking.scorer is None
+    assert (ranking.top_k, ranking.block_size, ranking.first_state) == (TOP_K, BLOCK, 1)
+    assert ranking.shard.transform.scale == 0.5
+    assert ranking.empty_candidates(2, torch.device("cpu")).pair_logprobs is None
+
+
+def test_a_selector_ranks_as_many_candidates_as_it_was_trained_for() -> None:
+    ranking = ranking_of(drafter(candidate_selector=SimpleNamespace(top_k=16)))
+    assert type(ranking.scorer).__name__ == "SelectorScorer"
+    assert (ranking.top_k, ranking.first_state) == (16, 1)
+    assert ranking.empty_candidates(2, torch.device("cpu")).pair_logprobs.shape == (2, BLOCK - 1, 16, 16)
+    wider = ranking.wider(256)
+    assert (wider.top_k, wider.scorer, wider.first_state) == (256, None, 1)
+
+
+@pytest.mark.parametrize(("from_anchor", "first_state"), [(True, 0), (False, 1)])
+def test_a_dspark_drafter_gets_the_targets_modules_and_is_read_where_it_proposes(
+    from_anchor: bool, first_state: int
+) -> None:
+    given: dict[str, Any] = {}
+    model = drafter(markov_head=SimpleNamespace(), sample_from_anchor=from_anchor, attach_shared_modules=given.update)
+    ranking = ranking_of(model)
+    assert given == {"embed_tokens": EMBEDDING, "lm_head": LM_HEAD}
+    assert type(ranking.scorer).__name__ == "MarkovScorer"
+    assert (ranking.top_k, ranking.first_state) == (32, first_state)
+    assert ranking.wider(256).first_state == first_state
+
+
+def test_a_domino_head_is_refused() -> None:
+    fields = {"projector_type": "domino", "shift_label": True, "pure_draft_prefix_len": 1, "gru_hidden_dim": 4}
+    with pytest.raises(DDTreeConfigError, match="Domino head, whose scores depend on the whole path"):
+        ranking_of(drafter(), **fields, emb_dim=4)

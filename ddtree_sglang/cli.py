@@ -24,6 +24,7 @@ from ddtree_sglang.contract.source import engine_at
 from ddtree_sglang.contract.start import require, untested_release
 from ddtree_sglang.contract.worker_patches import WORKER_PATCHES
 from ddtree_sglang.contract.workers import WORKERS
+from ddtree_sglang.engine.admission.drafter_report import read_configuration, report_of
 from ddtree_sglang.exceptions import DDTreeConfigError, DDTreeError, DemoNotInstalledError
 
 TABLES = {"engine": (*ENGINE, *ENTRY), "platform": CPU_PLATFORM, "workers": WORKERS}
@@ -53,7 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="WHEEL_OR_FOLDER",
         help="print instead which rows another release of SGLang breaks; it need not be installed",
     )
+    checks.add_argument(
+        "--draft",
+        metavar="FOLDER_OR_CONFIG",
+        help="print instead what DDTREE would do with a drafter, from its config.json alone",
+    )
     args = parser.parse_args(argv)
+    if args.draft is not None:
+        return describe_drafter(args.draft)
     return doctor() if args.engine is None else compare_engine(args.engine)
 
 
@@ -92,6 +100,17 @@ def compare_engine(place: str) -> int:
         broken, total = broken + len(problems), total + len(rows)
     print(f"{'FAILED' if broken else 'ok':7} sglang {release} in {place}: {broken} of {total} rows break")
     return 1 if broken else 0
+
+
+def describe_drafter(place: str) -> int:
+    """Print what a drafter's configuration says and what becomes of it; 1 if it is refused or cannot be read."""
+    try:
+        report = report_of(read_configuration(place))
+    except DDTreeConfigError as error:
+        print(f"FAILED  drafter: {error}")
+        return 1
+    print("\n".join([f"drafter {place}", *report.lines]))
+    return 0 if report.refusal is None else 1
 
 
 def _print_patches() -> None:

@@ -67,3 +67,17 @@ def test_doctor_names_damaged_files_of_the_demo(
     monkeypatch.setenv(CONFIG_ENV, "")
     assert cli.main(["doctor"]) == 1
     assert f"FAILED  demo: the shipped drafter in {tmp_path}" in capsys.readouterr().out
+
+
+def test_doctor_describes_a_drafter_and_its_status_says_whether_it_is_served(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert cli.main(["doctor", "--draft", str(shipped_drafter())]) == 0
+    out = capsys.readouterr().out
+    assert "family: DFlash\n" in out
+    assert out.endswith("ok      DDTREE serves it\n")
+    (tmp_path / "config.json").write_text('{"architectures": ["EagleModel"]}')
+    assert cli.main(["doctor", "--draft", str(tmp_path)]) == 1
+    assert "FAILED  DDTREE refuses it: DDTREE needs a block drafter" in capsys.readouterr().out
+    assert cli.main(["doctor", "--draft", str(tmp_path / "nowhere")]) == 1
+    assert "FAILED  drafter: --draft must name" in capsys.readouterr().out

@@ -35,6 +35,9 @@ from torch.nn import functional
 from ddtree_sglang.core.draft_tree import DraftTree
 from ddtree_sglang.core.tree_plan import TreePlan, tree_plan
 
+MANY_SCORES = 2048
+"""From so many on, those of all requests of a batch together, a partial selection is faster than a sort."""
+
 
 def build_draft_tree(
     topk_ids: torch.Tensor,  # [B, D, K] int64, best first
@@ -65,12 +68,11 @@ def build_draft_tree(
     law = _Factorised(usable(topk_logprobs), plan) if pair_logprobs is None else _Pairwise(usable(pair_logprobs), plan)
     scores, pairs = _best_pairs_per_depth(law, plan)
 
-    ordered, order = torch.sort(scores, dim=1, descending=True, stable=True)
-    logprobs, slots = ordered[:, :num_nodes].contiguous(), order[:, :num_nodes]
+    logprobs, slots = _best(scores, min(num_nodes, scores.shape[1]))
     padding = logprobs == -torch.inf
     candidates, depths, parent_slots = _rows_of(plan.pair_table, pairs.gather(1, slots))
     # A slot's place in the final order is its node number.
-    node_of_slot = torch.empty_like(order).scatter_(1, order, plan.slot_numbers.expand_as(order))
+    node_of_slot = torch.zeros_like(pairs).scatter_(1, slots, plan.slot_numbers[: slots.shape[1]].expand_as(slots))
     parents = node_of_slot.gather(1, parent_slots).masked_fill_(padding, -1)
     token_ids = topk_ids.flatten(1).gather(1, candidates).masked_fill_(padding, 0)
     parents[:, 0] = -1
@@ -105,10 +107,8 @@ class _Pairwise:
         self._num_kept = plan.num_kept[0]
 
     def first(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Depth 1, sorted: scores and pairs `[B, kept]`."""
-        row = self._logprobs[:, 0, : self._num_candidates]
-        ordered, index = torch.sort(row, dim=1, descending=True, stable=True)
-        return ordered[:, : self._num_kept], index[:, : self._num_kept]
+        """Depth 1, best first: scores and pairs `[B, kept]`."""
+        return _best(self._logprobs[:, 0, : self._num_candidates], self._num_kept)
 
     def step(self, d: int, kept: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
         """The conditionals of the pairs of depth d, `[B, pairs]`; `kept` are the pairs `[B, kept]` of depth d - 1."""
@@ -119,17 +119,35 @@ class _Pairwise:
 def _best_pairs_per_depth(law: _Factorised | _Pairwise, plan: TreePlan) -> tuple[torch.Tensor, torch.Tensor]:
     """Keep the root and each depth's best prefixes: scores `[B, slots]` float32, and pair numbers `[B, slots]` int64.
 
-    Within a depth the pairs are listed parent by parent, and the sort is stable, which makes the tie order.
+    Within a depth the pairs are listed parent by parent, and of equal scores the first is taken, which makes the tie
+    order.
     """
     best, kept = law.first()
     root = plan.slot_numbers[:1].expand(len(best), 1)
     scores, pairs = [best.new_zeros(len(best), 1), best], [root, kept]
     for d, (parents, num_kept) in enumerate(zip(plan.parent_ranks, plan.num_kept[1:], strict=True), start=2):
         extended = scores[-1].index_select(1, parents) + law.step(d, pairs[-1], parents)
-        ordered, index = torch.sort(extended, dim=1, descending=True, stable=True)
-        scores.append(ordered[:, :num_kept])
-        pairs.append(index[:, :num_kept])
+        best, kept = _best(extended, num_kept)
+        scores.append(best)
+        pairs.append(kept)
     return torch.cat(scores, dim=1), torch.cat(pairs, dim=1).add_(plan.first_pair)
+
+
+def _best(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` highest of `scores [B, M]` float32, best first and of equal ones the first; and their columns.
+
+    As one integer, a score's bits and its column have no ties, so a partial selection does what a stable sort does. On
+    a CPU that is up to ten times faster for many scores, and slower for few.
+    """
+    if scores.numel() < MANY_SCORES:
+        ordered, columns = torch.sort(scores, dim=1, descending=True, stable=True)
+        return ordered[:, :count].contiguous(), columns[:, :count]
+    bits = scores.detach().view(torch.int32)
+    # Two's complement in the order of the floats: negative ones have their other bits turned around.
+    keys = (bits ^ (bits >> 31 & 0x7FFFFFFF)).to(torch.int64)
+    last = scores.shape[1] - 1
+    columns = torch.topk(keys << 32 | torch.arange(last, -1, -1, device=scores.device), count, dim=1).indices
+    return scores.gather(1, columns), columns
 
 
 def _rows_of(table: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -159,9 +177,10 @@ def _pad(
 def usable(logprobs: torch.Tensor) -> torch.Tensor:
     """Log-probabilities as both builders read them: NaN as -inf, and nothing above 0.
 
-    Without it a NaN or a value rounded above 0 would put a child before its parent.
+    Without it a NaN or a value rounded above 0 would put a child before its parent. Zeros have one sign, and so have
+    their sums: scores are compared by their bits.
     """
-    return torch.nan_to_num(logprobs, nan=-torch.inf, posinf=0.0, neginf=-torch.inf).clamp_(max=0.0)
+    return torch.nan_to_num(logprobs, nan=-torch.inf, posinf=0.0, neginf=-torch.inf).clamp_(max=0.0).add_(0.0)
 
 
 def check_builder_inputs(

@@ -23,7 +23,14 @@ INF = float("inf")
 BUILDERS = pytest.mark.parametrize("builder", [build_draft_tree, build_draft_tree_heap])
 ALL_TIES = (-0.5,)
 FEW_POSSIBLE = (-INF, -INF, -INF, -0.25, -1.0)
-KINDS = {"random": (), "tie-prone": TIE_PRONE, "all equal": ALL_TIES, "mostly impossible": FEW_POSSIBLE}
+ZEROS = (0.0, -0.0, -1e-30)
+KINDS = {
+    "random": (),
+    "tie-prone": TIE_PRONE,
+    "all equal": ALL_TIES,
+    "mostly impossible": FEW_POSSIBLE,
+    "zeros of both signs": ZEROS,
+}
 
 # B, D, K, N: one candidate, one depth, fewer candidates than nodes, fewer prefixes than nodes, serving sizes.
 SIZES = [

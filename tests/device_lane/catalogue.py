@@ -12,6 +12,7 @@ from tests.device_lane.context_waves import (
     prefix_hit,
     to_the_context_limit,
 )
+from tests.device_lane.new_weights import unreadable_weights
 from tests.device_lane.penalty_waves import penalized
 from tests.device_lane.scenes import (
     CONTEXT_LIMIT,
@@ -20,6 +21,7 @@ from tests.device_lane.scenes import (
     changing_widths,
     ends,
     few,
+    few_adapters,
     greedy_by_top_k,
     one,
     pair_of_requests,
@@ -149,7 +151,17 @@ SCENES = (
         captured=(4,),
         adapters=True,
     ),
-    Scene("two-ranks", "fa3", (few,), pair="wide", budget=7, flags=("--tp-size", "2"), captured=(4,)),
+    Scene(
+        "two-ranks",
+        "fa3",
+        (few_adapters,),
+        pair="wide",
+        budget=7,
+        flags=("--tp-size", "2", *_ADAPTERS, "csgmv"),
+        captured=(4,),
+        adapters=True,
+        before=unreadable_weights,
+    ),
     STOCK_TRITON,
     STOCK_FA3,
     Scene("plain", "triton", (pair_of_requests,), algorithm=None, captured=(2,)),

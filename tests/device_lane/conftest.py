@@ -22,7 +22,7 @@ PAIRS = {
     "experts": ("qwen3_moe", 4, 32),
 }
 """Architecture, block size and vocabulary."""
-ADAPTERS = {"qwen3": {"first": 4, "second": 8}}
+ADAPTERS = {pair: {"first": 4, "second": 8} for pair in ("qwen3", "wide")}
 """Of a pair, their ranks by name."""
 
 

@@ -61,6 +61,7 @@ class Scene:
     captured: tuple[int, ...] = (1, 2, 4)
     late: bool = False
     adapters: bool = False  # the pair's are loaded at start
+    before: Callable[[LaneServer], None] | None = None  # what is done to the server first; raises ClientError
     must_log: tuple[str, ...] = field(default=())
 
     @property
@@ -248,6 +249,12 @@ def with_adapters(chooser: Chooser) -> list[Sent]:
     ]
 
 
+def few_adapters(chooser: Chooser) -> list[Sent]:
+    """The base model and each adapter, in a padded graph of four."""
+    sizes = zip(("", *chooser.reference.adapters), ((4, 6), (6, 8), (11, 9)), strict=True)
+    return [Sent(chooser.with_adapter(name, *size)) for name, size in sizes]
+
+
 def prefix_of_another_adapter(chooser: Chooser) -> list[Sent]:
     """A prompt of the wave before, with an adapter that did not write its keys: no hit, or a wrong answer."""
     used = chooser.with_adapter("", 10, 6)
@@ -375,6 +382,8 @@ def play(scene: Scene, lane: Lane, reference: Reference, mutation: str = "") -> 
             late=scene.late,
             captured=scene.captured,
         ) as server:
+            if scene.before is not None:
+                scene.before(server)
             for sent in waves:
                 answered += _ask(server, sent)
                 _keep(answered, log)

@@ -171,6 +171,7 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.layers.sampler", "Sampler._preprocess_logits", "logits sampling_info", "node_processors", exact=True
     ),
+    Row("sglang.srt.utils.async_probe", "sanitize_nan_logits", "logits msg", "target_choice", exact=True),
     Row(
         "sglang.srt.layers.vocab_parallel_embedding",
         "ParallelLMHead",

@@ -76,15 +76,24 @@ def choose_target_tokens(
     into probabilities in place (layers/sampler.py), unless `keep_logits`, which costs a copy of `[B * N, V]`: only
     `compute_spec_logprobs` reads them afterwards, for a batch that asks for log-probabilities. With processors the
     choice is theirs (`node_processors`), and the logits stay logits.
+
+    Where SGLang looks for NaN or sanitizes logits, which it does by flags of the environment, it does so here, too:
+    in the sampler, and in what the sampler does not see, an argmax and logits that are kept.
     """
+    from sglang.srt.utils.async_probe import sanitize_nan_logits
+
     batch_size, num_nodes = positions.shape
     _adjust(logits, sampling_info, num_nodes, adjustments)
     if adjustments.processors is not None:
         return adjustments.processors(logits)
-    if sampling_info is None or sampling_info.is_all_greedy:
+    is_greedy = sampling_info is None or sampling_info.is_all_greedy
+    if is_greedy or keep_logits:
+        sanitize_nan_logits(logits, "verify: target model logits")
+    if is_greedy:
         return torch.argmax(logits, dim=-1).view(batch_size, num_nodes)
     from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 
+    assert sampling_info is not None, "only a greedy batch has no parameters"
     chosen = sampler(
         LogitsProcessorOutput(next_token_logits=logits.clone() if keep_logits else logits),
         repeat_for_nodes(sampling_info, num_nodes),

@@ -159,3 +159,57 @@ def test_draws_follow_the_adjusted_distribution_of_plain_decoding() -> None:
     assert float(((counts[:3] - expected) ** 2 / expected).sum()) < 13.8
     wrong = torch.softmax(row[:3], -1).double() * num_nodes
     assert float(((counts[:3] - wrong) ** 2 / wrong).sum()) > 13.8, "temperature 1 must be told from 2"
+
+
+@pytest.fixture
+def sglang_sampler() -> Any:
+    """SGLang's, without the process groups that it looks up when it is built."""
+    from sglang.srt.layers.sampler import Sampler
+
+    made = Sampler.__new__(Sampler)
+    torch.nn.Module.__init__(made)
+    made.rl_on_policy_target = None
+    made.enable_deterministic = made.use_log_softmax_logprob = made.use_ascend_backend = False
+    return made
+
+
+@pytest.mark.parametrize("is_greedy", [True, False])
+def test_nan_is_sanitized_before_the_choice_and_before_log_probabilities(is_greedy: bool, sglang_sampler: Any) -> None:
+    """`SGLANG_SANITIZE_NAN_LOGITS`, against the choice of SGLang's own sampler."""
+    from sglang.srt.environ import envs
+    from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+
+    row = torch.tensor([[1.0, float("nan"), 3.0, 0.0, float("-inf"), float("nan")]])
+    # A temperature at which the likeliest token is as good as certain.
+    ones = {name: torch.ones(1) for name in ("top_ps", "min_ps")}
+    info = sampling_info(
+        **ones,
+        temperatures=torch.full((1, 1), 1e-3),
+        top_ks=torch.full((1,), V, dtype=torch.int32),
+        is_all_greedy=is_greedy,
+        need_top_p_sampling=False,
+        need_top_k_sampling=False,
+        need_min_p_sampling=False,
+        sampling_seed=None,
+    )
+    positions, kept = torch.zeros(1, 1, dtype=torch.int64), row.clone()
+    sglang_sampler._sync_token_ids_across_tp = lambda *_: None
+    with envs.SGLANG_SANITIZE_NAN_LOGITS.override(True):
+        plain = sglang_sampler(LogitsProcessorOutput(row.clone()), info, False, [], [], positions[0])
+        chosen = choose_target_tokens(kept, info, positions, sglang_sampler, keep_logits=True)
+    assert chosen.tolist() == [plain.tolist()] == [[2]]
+    assert kept.tolist() == torch.nan_to_num(row, nan=-1e30, neginf=-1e30).tolist()
+    untouched = row.clone()
+    choose_target_tokens(untouched, None, positions, sglang_sampler, keep_logits=True)
+    assert untouched.isnan().tolist() == row.isnan().tolist(), "without the flag nothing is changed"
+
+
+def test_a_nan_is_looked_for_where_sglang_looks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`SGLANG_ENABLE_NAN_LOGITS_CHECK`, whose probe needs a GPU: that it is asked."""
+    from sglang.srt.utils import async_probe
+
+    asked: list[int] = []
+    monkeypatch.setattr(async_probe, "maybe_detect_nan", lambda logits, _msg: asked.append(len(logits)))
+    positions = torch.zeros(B, N, dtype=torch.int64)
+    choose_target_tokens(torch.zeros(B * N, V), None, positions, lambda: None, keep_logits=False)  # type: ignore[arg-type]
+    assert asked == [B * N]

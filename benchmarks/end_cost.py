@@ -46,11 +46,16 @@ def requests(batch_size: int, tokenizer: Any, stop: str | None) -> list[Any]:
 
 def round_of(reqs: Sequence[Any], tokenizer: Any) -> tuple[Any, Any]:
     """The result of a round, a run of `RUN_LEN` tokens for each request, and its batch."""
+    from sglang.srt.layers.logits_processor import LogitsProcessorOutput
     from sglang.srt.managers.utils import GenerationBatchResult
 
     run = tokenizer.encode(" and so it goes on")[:RUN_LEN]
     rows = torch.tensor([*run, *[0] * (STRIDE - RUN_LEN)]).repeat(len(reqs))
-    result = GenerationBatchResult(next_token_ids=rows, speculative_output_stride=STRIDE)
+    result = GenerationBatchResult(
+        logits_output=LogitsProcessorOutput(next_token_logits=None),
+        next_token_ids=rows,
+        speculative_output_stride=STRIDE,
+    )
     result.accept_lens = torch.full((len(reqs),), RUN_LEN, dtype=torch.int32)
     return result, SimpleNamespace(reqs=reqs)
 
@@ -64,7 +69,7 @@ def cases(batch_size: int, tokenizer: Any) -> Iterator[tuple[str, Callable[[], A
         result, batch = round_of(requests(batch_size, tokenizer, stop), tokenizer)
 
         def cut(result: Any = result, batch: Any = batch) -> None:
-            run_ends.cut_runs(result, batch)
+            run_ends.cut_runs(None, result, batch)
             run_ends._judged.clear()
 
         yield name, cut

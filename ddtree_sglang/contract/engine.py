@@ -151,9 +151,9 @@ ENGINE: tuple[Row, ...] = (
         "sglang.srt.layers.logits_processor",
         "SamplingMaskOutput",
         "lengths num_accept_tokens selected_logprobs statuses support_logprobs token_ids",
-        "sampling_supports",
+        "run_ends, sampling_supports",
     ),
-    Row("sglang.srt.layers.logits_processor", "SamplingMaskStatus", "OK", "sampling_supports"),
+    Row("sglang.srt.layers.logits_processor", "SamplingMaskStatus", "OK", "run_ends, sampling_supports"),
     Row(
         "sglang.srt.layers.logprob_processor",
         "compute_spec_logprobs",

@@ -82,8 +82,16 @@ REQUESTS: tuple[Row, ...] = (
         _GRAMMAR,
         "BaseGrammarObject",
         "accept_token fill_vocab_mask finished is_terminated rollback",
-        "grammar_ends, node_grammar, node_masks",
+        "grammar_ends, grammar_scouts, node_grammar, node_masks",
     ),
+    Row(
+        "sglang.srt.constrained.llguidance_backend",
+        "GuidanceGrammar",
+        "finished ll_matcher llguidance_tokenizer serialized_grammar",
+        "grammar_scouts",
+    ),
+    Row("sglang.srt.constrained.llguidance_backend", "GuidanceGrammar.accept_token", "token", "grammar_scouts"),
+    Row("sglang.srt.constrained.reasoner_grammar_backend", "ReasonerGrammarObject", "grammar", "grammar_scouts"),
     Row(_GRAMMAR, "BaseGrammarObject.allocate_vocab_mask", "vocab_size batch_size device", "node_grammar"),
     Row(_GRAMMAR, "GrammarMask", "grammar vocab_mask", "node_grammar"),
     Row(_GRAMMAR, "GrammarMask.apply", "logits", "node_grammar"),
@@ -104,7 +112,7 @@ REQUESTS: tuple[Row, ...] = (
         "beam_group custom_logit_processor eos_token_ids finished finished_len finished_output finished_reason grammar "
         "hidden_states is_prefill_only is_retracted kv origin_input_ids output_ids output_ids_through_stop "
         "reasoning_tokens return_hidden_states return_sampling_mask rid sampling_params send_token_offset session "
-        "stream to_finish tokenizer vocab_size",
+        "skip_radix_cache_insert stream to_finish tokenizer vocab_size",
         "grammar_ends, hooks, mixed_chunks, node_grammar, node_penalties, node_processors, request_options, "
         "request_rules, round_ends, run_ends, sessions, token_outputs, worker",
     ),
@@ -139,6 +147,19 @@ REQUESTS: tuple[Row, ...] = (
         "SchedulerBatchResultProcessor",
         "metrics_collector model_worker",
         "pair_watch",
+    ),
+    Row(
+        "sglang.srt.managers.scheduler_components.batch_result_processor",
+        "SchedulerBatchResultProcessor.get_sampling_mask_finish_reason",
+        "status",
+        "run_ends",
+    ),
+    Row(
+        "sglang.srt.managers.scheduler_components.batch_result_processor",
+        "SchedulerBatchResultProcessor.process_batch_result_decode",
+        "batch result",
+        "run_ends",
+        exact=True,
     ),
     Row(
         "sglang.srt.managers.scheduler_components.batch_result_processor",

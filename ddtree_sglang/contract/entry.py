@@ -33,7 +33,7 @@ ENTRY: tuple[Row, ...] = (
         "sglang.srt.layers.sampler",
         "apply_custom_logit_processor",
         "logits sampling_batch_info num_tokens_in_batch",
-        "logit_processors",
+        "processor_failures",
         exact=True,
     ),
     Row("sglang.srt.configs.load_config", "LoadFormat", "", "memory"),
@@ -74,14 +74,14 @@ ENTRY: tuple[Row, ...] = (
     Row(_IO_STRUCT, "UpdateWeightsFromTensorReqInput", "load_format", "new_weights"),
     Row(_IO_STRUCT, "UpdateWeightsFromTensorReqOutput", "success message", "new_weights"),
     Row(_IO_STRUCT, "msgpack_encode", "obj", "refusals"),
-    Row(_SCHEDULE_BATCH, "FINISH_ABORT", "message status_code err_type", "logit_processors, stop_patterns"),
+    Row(_SCHEDULE_BATCH, "FINISH_ABORT", "message status_code err_type", "processor_failures, stop_patterns"),
     Row(
         _SCHEDULE_BATCH,
         "Req",
         "custom_logit_processor finished_reason input_embeds multi_item_delimiter_indices positional_embed_overrides "
         "return_hidden_states return_hidden_states_mode return_indexer_topk return_routed_experts "
         "return_sampling_mask rid sampling_params to_finish token_indices_to_pool",
-        "request_ids, embedding_prompts, hooks, logit_processors, stop_patterns",
+        "request_ids, embedding_prompts, hooks, processor_failures, stop_patterns",
     ),
     Row(_SCHEDULE_BATCH, "Req._check_str_based_finish", "new_accepted_len", "stop_patterns"),
     Row(_SCHEDULE_BATCH, "Req.set_finish_with_abort", "error_msg", "hooks"),
@@ -98,7 +98,7 @@ ENTRY: tuple[Row, ...] = (
     Row(_SCHEDULER, "Scheduler.abort_request", "recv_req", "request_ids", exact=True),
     Row(_SCHEDULER, "Scheduler.handle_generate_request", "recv_req", "hooks"),
     Row(_SCHEDULER, "Scheduler.init_request_dispatcher", "", "control_requests"),
-    Row(_SCHEDULER, "Scheduler.run_batch", "batch", "logit_processors"),
+    Row(_SCHEDULER, "Scheduler.run_batch", "batch", "processor_failures"),
     Row(_SCHEDULER, "Scheduler.send_abort_output", "abort_req req", "hooks"),
     Row(
         "sglang.srt.managers.scheduler_components.weight_updater",
@@ -142,12 +142,12 @@ ENTRY: tuple[Row, ...] = (
     Row("sglang.srt.runtime_context", "get_model", "", "new_weights"),
     Row("sglang.srt.runtime_context", "publish", "server_args role", "install"),
     Row("sglang.srt.sampling.custom_logit_processor", "CustomLogitProcessor.from_str", "json_str", "logit_processors"),
-    Row("sglang.srt.sampling.sampling_batch_info", "ProcessorEntry", "indices processor rows", "logit_processors"),
+    Row("sglang.srt.sampling.sampling_batch_info", "ProcessorEntry", "indices processor rows", "processor_failures"),
     Row(
         "sglang.srt.sampling.sampling_batch_info",
         "SamplingBatchInfo",
         "custom_logit_processor custom_params",
-        "logit_processors",
+        "processor_failures",
     ),
     Row(
         "sglang.srt.sampling.sampling_params",

@@ -7,7 +7,7 @@ from ddtree_sglang.contract.patch import Patch
 _HOOKS = "ddtree_sglang.engine.hooks"
 _ENTRY = "ddtree_sglang.engine.entry"
 _NEW_WEIGHTS = "ddtree_sglang.engine.admission.new_weights"
-_PROCESSORS = "ddtree_sglang.engine.admission.logit_processors"
+_PROCESSORS = "ddtree_sglang.engine.processor_failures"
 _TOKENIZER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 
 _GROUPS = (
@@ -277,7 +277,7 @@ REQUEST_PATCHES = (
     Patch(
         "sglang.srt.managers.schedule_batch.Req",
         "object",
-        f"{_PROCESSORS}:_end",
+        f"{_PROCESSORS}:_end_at_once",
         "the request whose processor raised ends with an error of its own",
         "to_finish",
     ),

@@ -10,6 +10,7 @@ from ddtree_sglang.contract.entry_patches import (
     RESPONSES_PATCHES,
     TOKENIZER_PATCHES,
 )
+from ddtree_sglang.contract.grammar_patches import GRAMMAR_PATCHES, GRAMMAR_STATE_PATCHES
 from ddtree_sglang.contract.patch import Patch
 
 _ARGS = "sglang.srt.server_args.ServerArgs"
@@ -120,6 +121,12 @@ ROUND_PATCHES = (
         "input embeddings keep the model's dtype, where stock makes them bfloat16",
     ),
     Patch(
+        f"{_RESULTS}.process_batch_result_decode",
+        "around",
+        f"{_RUN_ENDS}:cut_before_supports_are_read",
+        "a token past the end, or the last of a run, would take its whole run from a request that asks for supports",
+    ),
+    Patch(
         f"{_RESULTS}._resolve_spec_v2_tokens",
         "around",
         f"{_RUN_ENDS}:cut_before_tokens_are_resolved",
@@ -131,23 +138,12 @@ ROUND_PATCHES = (
         "ddtree_sglang.engine.pair_watch:watch_first_rounds",
         "a drafter that never hits changes no answer, so that nothing else would tell of it",
     ),
-    Patch(
-        f"{_RESULTS}.advance_grammar_fsm",
-        "around",
-        f"{_RUN_ENDS}:cut_before_grammars_advance",
-        "a grammar would take in tokens past the end of its request",
-    ),
+    *GRAMMAR_PATCHES,
     Patch(
         f"{_REQ}.update_finish_state",
         "around",
         f"{_RUN_ENDS}:end_as_plain",
         "a run would be judged at once, and its end, or its grammar's, be another than plain decoding's",
-    ),
-    Patch(
-        f"{_RESULTS}._accept_grammar_tokens",
-        "around",
-        "ddtree_sglang.engine.grammar_ends:accept_run",
-        "a grammar that takes an end token which the request ignores would be in another state than plain decoding's",
     ),
 )
 """Each but `keep_model_dtype` passes through under any other algorithm."""
@@ -161,7 +157,6 @@ SCHEDULER_PATCHES = (
     ),
 )
 """Installed when a scheduler makes its worker: before, the request's module cannot be imported."""
-_GRAMMAR = "sglang.srt.constrained.base_grammar_backend.BaseGrammarObject"
 
 ENGINE_PATCHES = (
     *FLAG_PATCHES,
@@ -174,6 +169,7 @@ ENGINE_PATCHES = (
     *TOKENIZER_PATCHES,
     *RESPONSES_PATCHES,
     *REQUEST_PATCHES,
+    *GRAMMAR_STATE_PATCHES,
     Patch(
         _REQ,
         "object",
@@ -185,8 +181,8 @@ ENGINE_PATCHES = (
         _REQ,
         "object",
         f"{_RUN_ENDS}:_end_as_judged",
-        "the end that was found",
-        "finished_reason finished_len",
+        "the end that was found; what plain decoding would not cache is not cached",
+        "finished_reason finished_len skip_radix_cache_insert",
     ),
     Patch(
         "sglang.srt.managers.utils.GenerationBatchResult",
@@ -196,32 +192,11 @@ ENGINE_PATCHES = (
         "accept_lens",
     ),
     Patch(
-        _GRAMMAR,
+        "sglang.srt.layers.logits_processor.LogitsProcessorOutput",
         "object",
-        "ddtree_sglang.core.node_masks:GrammarWalk",
-        "what a grammar notes of an end token is undone as plain decoding undoes it, and taken back with the token",
-        "finished",
-    ),
-    Patch(
-        _GRAMMAR,
-        "object",
-        "ddtree_sglang.core.node_masks:accept_as_plain",
-        "what a grammar notes of an end token is undone as plain decoding undoes it",
-        "finished",
-    ),
-    Patch(
-        _REQ,
-        "object",
-        "ddtree_sglang.engine.grammar_ends:grammar_as_plain",
-        "SGLang asks whether the grammar has ended when it has been advanced too far for the question",
-        "grammar",
-    ),
-    Patch(
-        _REQ,
-        "object",
-        "ddtree_sglang.engine.stages.node_grammar:_give_up",
-        "a grammar that gives up ends its request, not the server",
-        "to_finish",
+        f"{_RUN_ENDS}:_cut_supports",
+        "supports are as many as the tokens of a run",
+        "sampling_mask_output",
     ),
     Patch(
         _ARGS,

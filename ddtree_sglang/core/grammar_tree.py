@@ -72,7 +72,8 @@ def build_grammar_tree(
     Fills the rows of the nodes as `fill_node_masks` does and leaves the grammar as it was.
 
     Raises:
-        ValueError: the grammar gave up.
+        ValueError: the grammar gave up at the root.
+        GrammarGaveUp: it gave up below.
     """
     tree = GrammarTree()
     walk = GrammarWalk(grammar)

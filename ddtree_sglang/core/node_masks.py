@@ -16,6 +16,13 @@ from typing import Protocol
 import torch
 
 
+class GrammarGaveUp(Exception):
+    """A grammar cannot tell what may follow a node below the root, say at a limit of its parser.
+
+    It stands at the root again, and whose it is goes on without a tree.
+    """
+
+
 class Grammar(Protocol):
     """What is asked of a grammar; SGLang's objects of one request have it (constrained/base_grammar_backend.py)."""
 
@@ -87,7 +94,8 @@ def fill_node_masks(
     decoding ends with the token after it.
 
     Raises:
-        ValueError: the grammar gave up, say at a limit of its parser; it is of no further use.
+        ValueError: the grammar gave up at the root.
+        GrammarGaveUp: it gave up below.
     """
     children: list[list[int]] = [[] for _ in parents]
     for node in range(len(parents) - 1, 0, -1):

@@ -309,13 +309,14 @@ class DDTreeWorker(DFlashWorkerV2):
     ) -> tuple[RoundCommit, torch.Tensor]:
         """Let the target choose at every node, and follow its choices from the root."""
         # Ranks must agree on what was drawn; a no-op on one rank, and for greedy unless asked for.
-        site = SpecTpSyncSite.DFLASH_ACCEPT_SAMPLE
-        if batch.sampling_info is None or batch.sampling_info.is_all_greedy:
-            site = SpecTpSyncSite.DFLASH_ACCEPT_GREEDY
+        is_greedy = batch.sampling_info is None or batch.sampling_info.is_all_greedy
+        site = SpecTpSyncSite.DFLASH_ACCEPT_GREEDY if is_greedy else SpecTpSyncSite.DFLASH_ACCEPT_SAMPLE
         agree = partial(self._tp_sync.sync, site)
         sampler = self.model_runner.sampler
         logits = logits_output.next_token_logits
         supports = NodeSupports.of(batch.sampling_info, sampler, built.tree.num_nodes)
+        masking = None if grammars is None else grammars.masking(logits)
+        ends = window.ends if grammars is None else grammars.limit(window.ends)
         target_ids = choose_target_tokens(
             logits,
             batch.sampling_info,
@@ -324,12 +325,12 @@ class DDTreeWorker(DFlashWorkerV2):
             keep_logits=batch.return_logprob,
             adjustments=NodeAdjustments(
                 penalties=self.penalties.change(batch, built.tree),
-                grammar=None if grammars is None else grammars.masking(logits),
-                processors=choice_by_processors(batch, built, window.ends, sampler, agree, supports),
+                grammar=masking,
+                processors=choice_by_processors(batch, built, ends, sampler, agree, supports),
             ),
         )
         agree(target_ids)
-        commit = self.trees.walk(built, target_ids, window.prefix_lens, window.ends)
+        commit = self.trees.walk(built, target_ids, window.prefix_lens, ends)
         self.penalties.count(batch, window.root_ids, commit)
         if supports is not None:
             logits_output.sampling_mask_output = supports.of_path(commit.path)

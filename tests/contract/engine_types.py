@@ -100,7 +100,7 @@ _TOKENIZED = types_of("sglang.srt.managers.io_struct:TokenizedGenerateReqInput")
 _MANAGER = types_of("sglang.srt.managers.tokenizer_manager:TokenizerManager")
 
 IN_MODULE: dict[str, dict[str, Type]] = {
-    "ddtree_sglang.engine.admission.logit_processors": {
+    "ddtree_sglang.engine.processor_failures": {
         "entry": types_of("sglang.srt.sampling.sampling_batch_info:ProcessorEntry"),
         "info": types_of("sglang.srt.sampling.sampling_batch_info:SamplingBatchInfo"),
         "sampling_batch_info": types_of("sglang.srt.sampling.sampling_batch_info:SamplingBatchInfo"),
@@ -129,6 +129,12 @@ IN_MODULE: dict[str, dict[str, Type]] = {
         "draft_model": types_of("sglang.srt.models.dspark:DSparkDraftMixin"),
     },
     "ddtree_sglang.engine.hooks": {"request": _TOKENIZED, "req": _REQ},
+    "ddtree_sglang.engine.run_ends": {
+        "processor": types_of(
+            "sglang.srt.managers.scheduler_components.batch_result_processor:SchedulerBatchResultProcessor"
+        ),
+        "supports": types_of("sglang.srt.layers.logits_processor:SamplingMaskOutput"),
+    },
     "ddtree_sglang.cpu_platform.operators": {"op": OPERATOR},
     "ddtree_sglang.cpu_platform.lean_llama": {
         "inner": types_of("sglang.srt.models.llama:LlamaModel"),

@@ -34,6 +34,8 @@ class Ended:
     top_logprobs: list[Any]
     hidden_rows: list[int]
     kv_key_len: int
+    supports: list[int]  # the tokens of those that came with the answer, where they are asked for
+    is_cached: bool
 
 
 class Decoding:
@@ -53,7 +55,11 @@ class Decoding:
         monkeypatch.setattr(schedule_batch, "get_serving", lambda: SimpleNamespace(strip_thinking_cache=False))
         monkeypatch.setattr("sglang.srt.runtime_context.get_spec", lambda: self._spec)
         monkeypatch.setattr(self._class, "_handle_finish_state_updated_req", lambda *_, **__: None)
+        monkeypatch.setattr(
+            self._class, "_handle_sampling_mask_abort", lambda _self, req: setattr(req, "skip_radix_cache_insert", True)
+        )
         for owner, name, hook in (
+            (self._class, "process_batch_result_decode", run_ends.cut_before_supports_are_read),
             (self._class, "_resolve_spec_v2_tokens", run_ends.cut_before_tokens_are_resolved),
             (self._class, "advance_grammar_fsm", run_ends.cut_before_grammars_advance),
             (self._class, "_accept_grammar_tokens", grammar_ends.accept_run),
@@ -65,14 +71,22 @@ class Decoding:
         """From now on another algorithm serves: the hooks pass through, and rounds cut no path."""
         self._spec.speculative_algorithm = "DFLASH"
 
-    def request(self, tokenizer: Any, *, think_end: bool = False, **sampling: Any) -> Any:
-        """A request after its prefill's first token is still to come."""
+    def request(self, tokenizer: Any, *, think_end: bool = False, supported: bool = False, **sampling: Any) -> Any:
+        """A request after its prefill's first token is still to come; with `supported` it asks for sampling masks."""
         from sglang.srt.sampling.sampling_params import SamplingParams
 
         eos = sampling.pop("eos_token_ids", set())
         params = SamplingParams(**sampling)
         params.normalize(tokenizer)
-        req = self._req("r", "", array("q", range(PROMPT_LEN)), params, return_logprob=True, top_logprobs_num=1)
+        req = self._req(
+            "r",
+            "",
+            array("q", range(PROMPT_LEN)),
+            params,
+            return_logprob=True,
+            top_logprobs_num=1,
+            return_sampling_mask=supported,
+        )
         req.tokenizer, req.eos_token_ids, req.vocab_size = tokenizer, eos, 1 << 20
         req.logprob.output_token_logprobs_val, req.logprob.output_token_logprobs_idx = [], []
         req.logprob.output_top_logprobs_val, req.logprob.output_top_logprobs_idx = [], []
@@ -80,19 +94,23 @@ class Decoding:
         req.kv.kv_committed_len = PROMPT_LEN
         return req
 
-    def decode(self, req: Any, script: Sequence[int], runs: Sequence[int] | None) -> Ended:
+    def decode(
+        self, req: Any, script: Sequence[int], runs: Sequence[int] | None, statuses: Sequence[int] | None = None
+    ) -> Ended:
         """Decode to the end: a token a step on a plain server where `runs` is None, else runs of those lengths in turn.
 
-        A run that the device cuts is shorter.
+        A run that the device cuts is shorter. `statuses` are those of the tokens' supports, place by place.
         """
         serving = self._spec.speculative_algorithm
         self._spec.speculative_algorithm = None if runs is None else serving
         try:
-            return self._decode(req, script, runs)
+            return self._decode(req, script, runs, statuses)
         finally:
             self._spec.speculative_algorithm = serving
 
-    def _decode(self, req: Any, script: Sequence[int], runs: Sequence[int] | None) -> Ended:
+    def _decode(
+        self, req: Any, script: Sequence[int], runs: Sequence[int] | None, statuses: Sequence[int] | None
+    ) -> Ended:
         processor = self.processor()
         req.output_ids.append(script[0])
         processor._maybe_update_reasoning_tokens(req, script[0])
@@ -105,6 +123,8 @@ class Decoding:
             if self._spec.speculative_algorithm == "DDTREE":
                 run = run[: device_cut(req, script[at - 1], run)]
             result = result_of(run, at, is_run=runs is not None)
+            if statuses is not None:
+                result.logits_output.sampling_mask_output = supports_of(run, statuses[at:], is_run=runs is not None)
             spec = SimpleNamespace(is_none=lambda: runs is None)
             if runs is None:
                 req.kv.kv_committed_len += 1
@@ -134,6 +154,8 @@ class Decoding:
             top_logprobs=list(req.logprob.output_top_logprobs_val),
             hidden_rows=[int(row[0]) for row in req.hidden_states],
             kv_key_len=req.owned_kv_len(),
+            supports=req.sampling_mask_rows.view().token_ids.tolist() if req.return_sampling_mask else [],
+            is_cached=not req.skip_radix_cache_insert,
         )
 
     def processor(self) -> Any:
@@ -187,6 +209,23 @@ def result_of(run: Sequence[int], at: int, *, is_run: bool) -> Any:
         result.accept_lens = torch.tensor([len(run)], dtype=torch.int32)
         result.speculative_output_stride = RUN_LEN
     return result
+
+
+def supports_of(run: Sequence[int], statuses: Sequence[int], *, is_run: bool) -> Any:
+    """Each token as its own support, with these statuses."""
+    from sglang.srt.layers.logits_processor import SamplingMaskOutput
+
+    width = RUN_LEN if is_run else 1
+    tokens = torch.tensor([*run, *[0] * (width - len(run))], dtype=torch.int32)
+    shape = (1, width) if is_run else (1,)
+    return SamplingMaskOutput(
+        token_ids=tokens.view(*shape, 1),
+        lengths=torch.ones(shape, dtype=torch.int32),
+        selected_logprobs=-tokens.float().view(shape),
+        support_logprobs=None,
+        statuses=torch.tensor([*statuses, *[0] * width][:width], dtype=torch.int32).view(shape),
+        num_accept_tokens=torch.tensor([len(run)]) if is_run else None,
+    )
 
 
 def device_cut(req: Any, root: int, run: Sequence[int]) -> int:

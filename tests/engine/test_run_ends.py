@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -132,6 +133,43 @@ def test_hidden_states_are_as_many_as_tokens(decoding: Decoding, tokenizer: Any)
     assert len(stock.hidden_rows) > len(reference.hidden_rows)
 
 
+INVALID = 2
+
+
+def with_supports(
+    decoding: Decoding, tokenizer: Any, statuses: Sequence[int], runs: Sequence[int] | None, **asked: Any
+) -> Ended:
+    req = decoding.request(tokenizer, supported=True, **asked)
+    return decoding.decode(req, script_of(tokenizer), runs, statuses)
+
+
+def test_a_support_past_the_end_takes_nothing_from_the_run(decoding: Decoding, tokenizer: Any) -> None:
+    """`stop` ends the request in the same run as, and before, a token without a usable support."""
+    ids = script_of(tokenizer)
+    end = next(place for place in range(len(ids)) if "drafts" in tokenizer.decode(ids[: place + 1]))
+    runs = [end - 2, RUN_LEN]
+    statuses = [0] * (end + 1) + [INVALID] * 40
+    mine = with_supports(decoding, tokenizer, statuses, runs, stop="drafts")
+    assert mine == with_supports(decoding, tokenizer, statuses, None, stop="drafts")
+    assert mine.finish_reason["matched"] == "drafts"
+    assert len(mine.supports) == mine.completion_tokens - 1 == end
+    decoding.stock()
+    assert with_supports(decoding, tokenizer, statuses, runs, stop="drafts") != mine
+
+
+@pytest.mark.parametrize("good", range(1, 12))
+def test_the_tokens_before_an_unusable_support_are_given(good: int, decoding: Decoding, tokenizer: Any) -> None:
+    """At every place of a run; as in plain decoding the token itself is left out and nothing is cached."""
+    statuses = [0] * good + [INVALID] + [0] * 40
+    mine = with_supports(decoding, tokenizer, statuses, [5, RUN_LEN], max_new_tokens=30)
+    reference = with_supports(decoding, tokenizer, statuses, None, max_new_tokens=30)
+    # Nothing is cached, so the key's length is nobody's.
+    assert replace(mine, kv_key_len=0) == replace(reference, kv_key_len=0)
+    assert mine.completion_tokens == good
+    assert mine.finish_reason["type"] == "abort"
+    assert not mine.is_cached
+
+
 def test_reasoning_tokens_are_never_more_than_tokens(decoding: Decoding, tokenizer: Any) -> None:
     assert THINK_END not in script_of(tokenizer)
     mine, reference, stock = stock_differs(decoding, tokenizer, think_end=True, stop="drafts")
@@ -227,7 +265,7 @@ def test_a_run_of_a_request_that_was_retracted_since_is_forgotten(decoding: Deco
     req = decoding.request(tokenizer, max_new_tokens=50, stop="drafts")
     req.output_ids.append(ids[0])
     batch = batch_of(req, SimpleNamespace(is_none=lambda: False))
-    run_ends.cut_runs(result_of(ids[1 : 1 + RUN_LEN], 1, is_run=True), batch)
+    run_ends.cut_runs(None, result_of(ids[1 : 1 + RUN_LEN], 1, is_run=True), batch)
     assert req in run_ends._judged
     req.is_retracted = True
     decoding.processor()._resolve_spec_v2_tokens(result_of(ids[1 : 1 + RUN_LEN], 1, is_run=True), batch)

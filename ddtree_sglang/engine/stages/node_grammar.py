@@ -8,27 +8,34 @@ On a device the scheduler runs ahead of its results. Its barrier waits for the r
 its tokens (scheduler.py, `_advance_pending_grammar`), here while the drafter's forward runs. The masks of the roots
 keep what cannot follow a root out of the trees. Then the trees are copied to the host, which walks the grammars along
 them while the target verifies, and the masks follow the verify to the device. A batch without grammars pays nothing.
+
+A grammar that gives up below a root, which plain decoding does not ask of it, costs its request the tree, and nothing
+else (`grammar_scouts`). Where llguidance gives up at a root, it allows an end token alone, here as in plain decoding.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.constrained.base_grammar_backend import GrammarMask
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
+from sglang.srt.utils.common import async_h2d
 
 from ddtree_sglang.core.built_tree import BuiltTree
 from ddtree_sglang.core.candidates import DraftCandidates
 from ddtree_sglang.core.draft_tree import DraftTree
-from ddtree_sglang.core.grammar_tree import Drafted, allowed_first, build_grammar_tree
-from ddtree_sglang.core.node_masks import fill_node_masks
+from ddtree_sglang.core.grammar_tree import Drafted, GrammarTree, allowed_first, build_grammar_tree
+from ddtree_sglang.core.node_masks import GrammarGaveUp, fill_node_masks
+from ddtree_sglang.core.round_ends import NO_LIMIT, RoundEnds
 from ddtree_sglang.core.tree_builder import build_draft_tree
 from ddtree_sglang.engine.device_path import is_device_path
+from ddtree_sglang.engine.run_ends import is_over
+from ddtree_sglang.engine.stages.grammar_scouts import explored, guided_part
 from ddtree_sglang.engine.stages.target_choice import LogitsChange
 
 if TYPE_CHECKING:
@@ -72,6 +79,7 @@ class BatchGrammars:
     barrier: Callable[[], None] | None  # advances the grammars by the round before; None once that is done
     _trees: CopiedTrees | None = None
     _mask: torch.Tensor | None = None  # [B * N, words] int32 on the host, of trees that were built under the grammars
+    _roots_only: set[int] = field(default_factory=set)  # rows whose grammar gave up on the trees that are verified
 
     @classmethod
     def of(cls, batch: ScheduleBatch, barrier: Callable[[], None] | None) -> BatchGrammars | None:
@@ -88,14 +96,16 @@ class BatchGrammars:
         for row, req in self._constrained():
             positions = zip(ranked.topk_ids[row], ranked.topk_logprobs[row], strict=True)
             drafted = [Drafted.of(ids, logprobs) for ids, logprobs in positions]
-            rows = slice(row * num_nodes, (row + 1) * num_nodes)
+            first_row = row * num_nodes
             try:
-                planted = build_grammar_tree(req.grammar, drafted, num_nodes, mask, rows.start)
+                planted = build_grammar_tree(explored(req.grammar), drafted, num_nodes, mask, first_row)
+            except GrammarGaveUp:
+                planted = GrammarTree()
             except ValueError as error:
-                _give_up(req, error)
-                mask[rows] = -1
-            else:
-                planted.write_into(tree, row)
+                planted = GrammarTree()
+                _end_at_the_limit(req, error)
+            mask[first_row + len(planted.parents) : first_row + num_nodes] = -1
+            planted.write_into(tree, row)
         self._mask = mask
         return tree
 
@@ -112,7 +122,7 @@ class BatchGrammars:
             try:
                 req.grammar.fill_vocab_mask(mask, row)
             except ValueError as error:
-                _give_up(req, error)
+                _end_at_the_limit(req, error)
         return allowed_first(ranked, mask.to(ranked.topk_ids.device, non_blocking=True))
 
     def follow(self, built: BuiltTree) -> None:
@@ -133,10 +143,21 @@ class BatchGrammars:
         mask = self._open_mask(num_nodes)
         for row, req in self._constrained():
             try:
-                fill_node_masks(req.grammar, parents[row], token_ids[row], mask, row * num_nodes)
+                fill_node_masks(explored(req.grammar), parents[row], token_ids[row], mask, row * num_nodes)
+            except GrammarGaveUp:
+                self._roots_only.add(row)
             except ValueError as error:
-                _give_up(req, error)
+                self._roots_only.add(row)
+                _end_at_the_limit(req, error)
         return mask
+
+    def limit(self, ends: RoundEnds) -> RoundEnds:
+        """Keep requests at their roots whose nodes have no masks; to be called after `masking`."""
+        if not self._roots_only:
+            return ends
+        limits = [1 if row in self._roots_only else NO_LIMIT for row in range(len(self.reqs))]
+        most = async_h2d(limits, dtype=torch.int64, device=ends.node_limits.device)
+        return replace(ends, node_limits=ends.node_limits.minimum(most))
 
     def _advance(self) -> None:
         if self.barrier is not None:
@@ -144,8 +165,8 @@ class BatchGrammars:
             self.barrier = None
 
     def _constrained(self) -> Iterator[tuple[int, Req]]:
-        """Requests with a grammar. Under overlap a finished one is in one round more, whose tokens nobody takes."""
-        return ((row, req) for row, req in enumerate(self.reqs) if req.grammar is not None and not req.finished())
+        """Requests with a grammar. Under overlap one that is over is in one round more, whose tokens nobody takes."""
+        return ((row, req) for row, req in enumerate(self.reqs) if req.grammar is not None and not is_over(req))
 
     def _any(self) -> Any:
         return next(req.grammar for req in self.reqs if req.grammar is not None)
@@ -157,12 +178,13 @@ class BatchGrammars:
         return mask
 
 
-def _give_up(req: Req, error: ValueError) -> None:
-    """End a request as plain decoding ends one whose grammar does not take a token."""
+def _end_at_the_limit(req: Req, error: ValueError) -> None:
+    """A grammar gave up at its root: llguidance's row allows an end token by now, another one's cannot be known."""
     logger.error("The grammar of request %s gave up: %s", req.rid, error)
-    req.to_finish = FINISH_ABORT(
-        f"The request's grammar gave up: {error}", HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError"
-    )
+    if guided_part(req.grammar) is None and req.to_finish is None:
+        req.to_finish = FINISH_ABORT(
+            f"The request's grammar gave up: {error}", HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError"
+        )
 
 
 def _of_whole_rows(change: LogitsChange) -> LogitsChange:

@@ -25,7 +25,8 @@ import torch
 from ddtree_sglang.core.built_tree import BuiltTree
 from ddtree_sglang.core.round_ends import RoundEnds
 from ddtree_sglang.engine.debug.sync_check import permit_sync
-from ddtree_sglang.engine.run_ends import judge
+from ddtree_sglang.engine.processor_failures import called_for
+from ddtree_sglang.engine.run_ends import abort_at_next_token, judge
 from ddtree_sglang.engine.spec import serves_ddtree
 from ddtree_sglang.engine.stages.sampling_supports import NodeSupports
 from ddtree_sglang.engine.stages.target_choice import PathChoice
@@ -131,7 +132,8 @@ class ProcessedPaths:
         from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 
         info = rows_of(self.sampling_info, requests)
-        processed = self.sampler._preprocess_logits(logits.index_select(0, rows), info)
+        with called_for([self.reqs[request] for request in requests], abort_at_next_token):
+            processed = self.sampler._preprocess_logits(logits.index_select(0, rows), info)
         logits.index_copy_(0, rows, processed)
         sampler = self.sampler if self.supports is None else self.supports.at(requests, rows)
         tokens = sampler(

@@ -16,6 +16,7 @@ from ddtree_sglang.core.candidates import DraftCandidates
 from ddtree_sglang.core.draft_tree import DraftTree
 from ddtree_sglang.core.node_masks import fill_node_masks
 from ddtree_sglang.core.tree_builder import build_draft_tree
+from tests.engine.requests import FakeRequest
 
 if TYPE_CHECKING:
     from tests.e2e.servers import Pair
@@ -84,6 +85,13 @@ def compiled(tokenizer: Any) -> dict[tuple[str, str, str], Any]:
         for kind, spec in SPECS:
             made[name, kind, spec] = backend._init_value_dispatch((kind, spec or EBNF[name]), False)
     return made
+
+
+@pytest.fixture(autouse=True)
+def no_algorithm_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another test has installed the hooks, they pass through."""
+    spec = SimpleNamespace(speculative_algorithm=None)
+    monkeypatch.setattr("sglang.srt.runtime_context.get_spec", lambda: spec)
 
 
 def reasoning(grammar: Any) -> Any:
@@ -220,7 +228,7 @@ def test_masks_along_the_flat_order_are_seen_to_be_wrong(
 
 def batch_of(*reqs: tuple[Any, bool], size: int) -> Any:
     """A batch of requests, each a grammar or None and whether it has finished."""
-    made = [SimpleNamespace(grammar=one, finished=lambda done=end: done, rid="r", to_finish=None) for one, end in reqs]
+    made = [FakeRequest(grammar=one, finished=lambda done=end: done, rid="r", to_finish=None) for one, end in reqs]
     return SimpleNamespace(reqs=made, has_grammar=True, sampling_info=SimpleNamespace(vocab_size=size))
 
 
@@ -408,3 +416,21 @@ def test_a_grammar_that_gives_up_ends_its_request_alone(moment: str, compiled: d
         assert first_letters(logits[1], tokenizer) == set("0123456789")
     assert "too many items" in batch.reqs[0].to_finish.message
     assert batch.reqs[1].to_finish is None
+
+
+def test_an_answer_that_has_ended_is_not_replaced_by_an_error(compiled: dict[Any, Any], tokenizer: Any) -> None:
+    """Under overlap a run that ends its request is judged before it is processed; an abort waits as well."""
+    from ddtree_sglang.engine import run_ends
+
+    good = compiled["xgrammar", "regex", REGEXES[0]].copy()
+    batch = batch_of((Exhausted(good), False), (Exhausted(good), False), (Exhausted(good), False), size=len(tokenizer))
+    ended, going_on, aborted = batch.reqs
+    run_ends._judged[ended] = run_ends.JudgedRun([1], "stop", 1)
+    run_ends._judged[going_on] = run_ends.JudgedRun([1], None, None)
+    aborted.to_finish = "aborted by its client"
+    grammars = grammars_of(batch, None)
+    grammars.follow(roots(3))
+    grammars.masking(torch.zeros(3, len(tokenizer)))
+    assert ended.to_finish is None
+    assert "too many items" in going_on.to_finish.message
+    assert aborted.to_finish == "aborted by its client"

@@ -17,6 +17,8 @@ import torch
 
 from ddtree_sglang.core import build_draft_tree, commit_round, complete_tree
 from ddtree_sglang.core.round_ends import RoundEnds
+from ddtree_sglang.engine.processor_failures import let_processors_fail_alone
+from ddtree_sglang.engine.run_ends import judge, needs_host
 from ddtree_sglang.engine.stages import node_processors
 from ddtree_sglang.engine.stages.node_processors import choice_by_processors, restored_outputs
 from ddtree_sglang.engine.stages.round_ends import BatchEnds
@@ -308,6 +310,61 @@ def test_nothing_is_called_behind_an_end(end: str, sampler: Any) -> None:
     # A round that was launched before the end was known asks nothing.
     tree_round(mine, parameters(mine, recorder), sampler, built, prefix_lens)
     assert len(recorder.calls) == 2
+
+
+@pytest.mark.parametrize("tokens_before", range(1, 6))
+def test_the_tokens_before_one_that_a_processor_raises_at_are_kept(
+    tokens_before: int, sampler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever in an accepted path it raises, the answer has plain decoding's tokens, beside one that goes on."""
+    from sglang.srt.layers import sampler as module
+
+    stock = module.apply_custom_logit_processor
+    monkeypatch.setattr(module, "apply_custom_logit_processor", lambda *args: let_processors_fail_alone(stock, *args))
+
+    def raising(logits: torch.Tensor, params: list[Any]) -> torch.Tensor:
+        if any(len(one["__req__"].output_ids) == tokens_before and one.get("raises") for one in params):
+            raise KeyError("here")
+        return logits
+
+    def batch() -> list[Any]:
+        made = started([request(PROMPTS[0]), request(PROMPTS[1])])
+        made[0].sampling_params.custom_params["raises"] = True
+        return made
+
+    reference = started([request(PROMPTS[0]), request(PROMPTS[1])])
+    info = parameters(reference, lambda logits, _: logits)
+    for _ in range(9):
+        plain_step(reference, info, sampler)
+    tokens = list(reference[0].output_ids)
+    mine = batch()
+    info, run = parameters(mine, raising), list[int]()
+    for seed in range(6):
+        at = {id(req): list(one.output_ids[len(req.output_ids) :]) for one, req in zip(reference, mine, strict=True)}
+        built, prefix_lens = tree_after(mine, seed, like=lambda req, at=at: at[id(req)])
+        choice = choice_by_processors(
+            SimpleNamespace(reqs=mine, sampling_info=info),
+            built,
+            ends_of(mine),
+            sampler,
+            lambda ids: ids,  # type: ignore[arg-type]
+        )
+        assert choice is not None
+        ids = choice(rows_of_nodes(built, mine))
+        path = commit_round(built.tree, ids, prefix_lens, DEPTH + 1, ends_of(mine)).path
+        assert not needs_host(mine[1])
+        for row, req in enumerate(mine):
+            run = path.token_ids[row, : int(path.commit_lens[row])].tolist()
+            judged = judge(req, run)
+            assert req.to_finish is None, "until it is judged, the run goes to its end"
+            req.output_ids.extend(judged.token_ids)
+            req.finished_reason = judged.finished_reason
+        if mine[0].finished():
+            break
+    assert list(mine[0].output_ids) == tokens[: tokens_before + 1]
+    assert "custom_logit_processor raised KeyError" in mine[0].finished_reason.message
+    assert not mine[1].finished()
+    assert list(mine[1].output_ids) == list(reference[1].output_ids[: len(mine[1].output_ids)])
 
 
 def test_outputs_are_restored_when_a_processor_fails() -> None:

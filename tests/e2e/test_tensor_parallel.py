@@ -66,7 +66,7 @@ def check_ranks(
     serve: Callable[..., Any], ranks: int, asked: Sequence[Asked], pair: Pair | None, *flags: str
 ) -> list[dict[str, Any]]:
     """DDTREE's answers, whose tokens and hidden states are plain decoding's at the same number of ranks."""
-    tp = ("--tp-size", str(ranks), *flags)
+    tp = ("--tp-size", str(ranks), "--enable-return-hidden-states", *flags)
 
     def answers(url: str) -> list[dict[str, Any]]:
         with ThreadPoolExecutor(4) as pool:
@@ -98,7 +98,7 @@ def test_two_ranks_of_a_tiny_qwen3(serve: Callable[..., Any], tiny_qwen3: tuple[
     asked = [Asked(prompt, bodies[index % 4], long) for index, prompt in enumerate(TINY_PROMPTS)]
     asked += [Asked(TINY_PROMPTS[0], body, long) for body in bodies[1:3]]
     asked += [Asked(TINY_PROMPTS[0], {}, {"regex": "((w5|w6|w8)(w4|w7|w9))+", "max_new_tokens": 24})]
-    flags = (*adapters, "--max-loras-per-batch", "3", "--max-lora-rank", "8", "--enable-return-hidden-states")
+    flags = (*adapters, "--max-loras-per-batch", "3", "--max-lora-rank", "8")
     answers = check_ranks(serve, 2, asked, pair, *flags)
     assert answers[3]["meta_info"]["hidden_states"]
     same_prompt = [answers[0], *answers[len(TINY_PROMPTS) : -1]]
@@ -108,5 +108,9 @@ def test_two_ranks_of_a_tiny_qwen3(serve: Callable[..., Any], tiny_qwen3: tuple[
 
 
 def test_three_ranks_of_the_embedded_model(serve: Callable[..., Any]) -> None:
+    """Among them one under a grammar, with the hidden states of its tokens."""
     asked = [Asked(prompt, {}, {"max_new_tokens": 24, "ignore_eos": True}) for prompt in PROMPTS[:4]]
-    assert rounds_of(check_ranks(serve, 3, asked, None)) < 24 * len(asked)
+    asked += [Asked(PROMPTS[2], {"return_hidden_states": True}, {"regex": r"( [a-z]+){9}\.", "max_new_tokens": 30})]
+    answers = check_ranks(serve, 3, asked, None)
+    assert len(answers[-1]["meta_info"]["hidden_states"]) == len(answers[-1]["output_ids"])
+    assert rounds_of(answers) < sum(len(answer["output_ids"]) for answer in answers)

@@ -65,6 +65,10 @@ def arguments(**changes: Any) -> SimpleNamespace:
     fields: dict[str, Any] = dict.fromkeys(server_defaults._GPU_ONLY_SWITCHES, False)
     fields |= {
         "device": "cpu",
+        "model_path": "somewhere/on-the-hub",
+        "quantization": None,
+        "speculative_draft_model_path": None,
+        "speculative_draft_model_quantization": None,
         "pp_size": 1,
         "tp_size": 1,
         "dp_size": 1,

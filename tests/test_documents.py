@@ -18,7 +18,7 @@ import pytest
 from ddtree_sglang.config import DEFAULT_BUDGET, DEFAULT_VERIFY_TOKENS, DDTreeConfig
 from ddtree_sglang.engine.admission.request_rules import REQUEST_RULES
 from ddtree_sglang.engine.admission.server_args import ADAPTER_RULES, ARGUMENT_RULES, TREE_BACKENDS
-from ddtree_sglang.engine.admission.target_checks import WINDOW_BACKENDS
+from ddtree_sglang.engine.admission.target_checks import LATENT_BACKENDS, WINDOW_BACKENDS
 from ddtree_sglang.engine.cli_flags import add_ddtree_flags
 from deploy import serve_demo
 from tests.architecture import ROOT
@@ -159,7 +159,8 @@ def test_backends_of_the_tables_are_those_that_are_taken() -> None:
     readme = README.read_text(encoding="utf-8")
     row = next(line for line in readme.splitlines() if line.startswith("| attention backends"))
     assert set(re.findall(r"`(\w+)`", row)) == set(TREE_BACKENDS)
-    where = "README and guarantees.md say where windows are served"
+    where = "README and guarantees.md say where windows and latent attention are served"
+    assert set(LATENT_BACKENDS) == {"fa3", "triton"}, where
     assert set(WINDOW_BACKENDS) == {"fa3", "triton", "ddtree_cpu"}, where
 
 

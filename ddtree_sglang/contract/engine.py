@@ -37,7 +37,7 @@ ENGINE: tuple[Row, ...] = (
     ),
     Row("sglang.kernels.ops.speculative.spec_tree", "TreeMaskMode", "FULL_MASK", "trees"),
     Row("sglang.srt.configs.hybrid_arch", "mambaish_config", "model_config", "target_checks"),
-    Row("sglang.srt.configs.model_config", "AttentionArch", "MHA SSM", "target_checks"),
+    Row("sglang.srt.configs.model_config", "AttentionArch", "MHA MLA SSM", "target_checks"),
     Row(
         "sglang.srt.configs.model_config",
         "ModelConfig",
@@ -45,6 +45,7 @@ ENGINE: tuple[Row, ...] = (
         "sliding_window_size v_head_dim vocab_size",
         "context_limit, graph_memory, server_args, target_checks, worker",
     ),
+    Row("sglang.srt.configs.model_config", "is_deepseek_dsa", "config", "target_checks"),
     Row("sglang.srt.configs.model_config", "_get_and_verify_dtype", "config dtype", "server_args"),
     Row("sglang.srt.configs.model_config", "ModelConfig.get_default_sampling_params", "", "target_checks"),
     Row("sglang.srt.distributed.parallel_state", "GroupCoordinator", "world_size", "candidates, rank_check"),

@@ -9,6 +9,7 @@ from tests.device_lane.context_waves import (
     mixed,
     mixed_adapters,
     more_than_the_pool,
+    past_the_window,
     prefix_hit,
     to_the_context_limit,
 )
@@ -102,6 +103,16 @@ EXPERTS = Scene(
     captured=(4,),
 )
 
+# gpt-oss: windows of eight tokens and sinks.
+WINDOWS_TRITON = Scene(
+    "windows-triton", "triton", (past_the_window, prefix_hit), pair="gpt_oss", budget=7, captured=(4,)
+)
+
+WINDOWS_FA3 = Scene("windows-fa3", "fa3", (past_the_window,), pair="gpt_oss", budget=7, captured=(4,))
+# DeepSeek-V3: latent attention.
+LATENT_TRITON = Scene("latent-triton", "triton", (few, prefix_hit), pair="deepseek", budget=7, captured=(4,))
+LATENT_FA3 = Scene("latent-fa3", "fa3", (few,), pair="deepseek", budget=7, captured=(4,))
+
 # What these are asked is what the small scenes are, so that their rounds can be compared.
 STOCK_TRITON = Scene("stock-triton", "triton", (pair_of_requests,), algorithm="DFLASH", captured=(2,))
 STOCK_FA3 = Scene("stock-fa3", "fa3", (few,), algorithm="DFLASH", captured=(4,))
@@ -120,6 +131,19 @@ FA3_PAGES = Scene(
     must_log=("Session closed",),
 )
 
+# Not in each CI run, for their time: more requests at once, chunks, wider trees, no graphs.
+SLOW_SCENES = (
+    Scene(
+        "windows-triton-16",
+        "triton",
+        (past_the_window, staggered, prefix_hit, chunked),
+        pair="gpt_oss",
+        budget=16,
+        flags=_PAGES,
+    ),
+    Scene("windows-gemma", "triton", (past_the_window, prefix_hit), pair="gemma", budget=16, captured=(4,)),
+    Scene("windows-triton-eager", "triton", (past_the_window,), pair="gpt_oss", budget=7, captured=()),
+)
 SMALL = (SMALL_TRITON, SMALL_FA3, SMALL_FLASHINFER)
 SCENES = (
     Scene("triton", "triton", (staggered, prefix_hit, chunked), budget=16, flags=_PAGES),
@@ -162,6 +186,10 @@ SCENES = (
         adapters=True,
         before=unreadable_weights,
     ),
+    WINDOWS_TRITON,
+    WINDOWS_FA3,
+    LATENT_TRITON,
+    LATENT_FA3,
     STOCK_TRITON,
     STOCK_FA3,
     Scene("plain", "triton", (pair_of_requests,), algorithm=None, captured=(2,)),

@@ -20,6 +20,9 @@ PAIRS = {
     "llama": ("llama", 8, 32),
     "wide": ("qwen3", 4, 80),
     "experts": ("qwen3_moe", 4, 32),
+    "gpt_oss": ("gpt_oss", 4, 32),
+    "gemma": ("gemma", 4, 32),
+    "deepseek": ("deepseek", 4, 32),
 }
 """Architecture, block size and vocabulary."""
 ADAPTERS = {pair: {"first": 4, "second": 8} for pair in ("qwen3", "wide")}

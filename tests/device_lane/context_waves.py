@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.core.plain_penalties import Asked as Penalties
-from tests.device_lane.pairs import BOS_TOKEN
+from tests.device_lane.pairs import BOS_TOKEN, WINDOW
 from tests.device_lane.references import Asked
 from tests.device_lane.scenes import CONTEXT_LIMIT, WAVE_APART_S, Chooser, Sent
 
@@ -20,6 +20,11 @@ def prefix_hit(chooser: Chooser) -> list[Sent]:
         return replace(asked, prompt=(*first.prompt, *answer[:-1], *asked.prompt))
 
     return [Sent(first), Sent(chooser.find(3, 6, longer), after_s=WAVE_APART_S)]
+
+
+def past_the_window(chooser: Chooser) -> list[Sent]:
+    """Three requests whose texts are longer than a layer's window from the first round on."""
+    return [Sent(chooser.find(length, tokens)) for length, tokens in ((WINDOW + 3, 9), (2 * WINDOW, 12), (WINDOW, 7))]
 
 
 def chunked(chooser: Chooser) -> list[Sent]:

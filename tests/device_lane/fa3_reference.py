@@ -37,7 +37,7 @@ def flash_attn_with_kvcache(  # the kernel's own signature
     v_cache: torch.Tensor,  # [pages, page size, G, E]
     k: torch.Tensor | None = None,
     v: torch.Tensor | None = None,
-    qv: torch.Tensor | None = None,
+    qv: torch.Tensor | None = None,  # [T, H, E], scored against the values
     rotary_cos: torch.Tensor | None = None,
     rotary_sin: torch.Tensor | None = None,
     cache_seqlens: torch.Tensor | int | None = None,  # [B] int32
@@ -81,7 +81,7 @@ def flash_attn_with_kvcache(  # the kernel's own signature
         LaneViolation: an argument breaks the contract.
         NotImplementedError: an argument that SGLang's dense attention does not use.
     """
-    _refuse(k=k, v=v, qv=qv, rotary_cos=rotary_cos, rotary_sin=rotary_sin, cache_batch_idx=cache_batch_idx)
+    _refuse(k=k, v=v, rotary_cos=rotary_cos, rotary_sin=rotary_sin, cache_batch_idx=cache_batch_idx)
     _refuse(cache_leftpad=cache_leftpad, rotary_seqlens=rotary_seqlens, score_mod=score_mod, aux_tensors=aux_tensors)
     _refuse(attention_chunk=attention_chunk or None, only_qv=only_qv or None, q_descale=q_descale)
     if page_table is None or cu_seqlens_q is None or not isinstance(cache_seqlens, torch.Tensor):
@@ -90,17 +90,22 @@ def flash_attn_with_kvcache(  # the kernel's own signature
     _check_caches(q, k_cache, v_cache)
     kv_lens = _lengths(cache_seqlens, page_table)
     starts = _query_starts(cu_seqlens_q, kv_lens.numel(), q, max_seqlen_q)
-    slots = _slots(page_table, kv_lens, k_cache.shape[0], k_cache.shape[1])
+    left, right = (window_size[0], 0) if causal else (window_size[0], window_size[1])
+    allowed = window(starts.diff(), kv_lens, left, right)
+    slots = _slots(page_table, kv_lens, k_cache.shape[0], k_cache.shape[1], allowed.any(dim=1))
     _check_schedule(scheduler_metadata, kv_lens)
     keys = _descaled(k_cache.flatten(0, 1), k_descale, kv_lens.numel())
     values = _descaled(v_cache.flatten(0, 1), v_descale, kv_lens.numel())
-    left, right = (window_size[0], 0) if causal else (window_size[0], window_size[1])
-    requests = Requests(
-        starts[:-1], starts.diff(), slots, window(starts.diff(), kv_lens, left, right), k_cache.shape[1]
-    )
+    requests = Requests(starts[:-1], starts.diff(), slots, allowed, k_cache.shape[1])
     # The kernel answers 8-bit queries in bfloat16.
     rows = q.bfloat16() if q.dtype in FP8 else q
-    result = attend(rows, keys, values, requests, _scores(q, softmax_scale, softcap, sinks))
+    scores = _scores(q, softmax_scale, softcap, sinks)
+    if qv is not None:
+        # Latent attention: the values are the other part of the keys, and this is the other part of the queries.
+        require(softmax_scale is not None, "softmax_scale is given with qv", softmax_scale)
+        require(qv.shape == (*q.shape[:2], v_cache.shape[-1]), "qv is [rows, heads, head size of values]", qv.shape)
+        rows, keys = torch.cat([rows, qv], dim=-1), torch.cat([keys, values], dim=-1)
+    result = attend(rows, keys, values, requests, scores)
     return _returned(result, out, return_softmax_lse)
 
 
@@ -309,8 +314,10 @@ def _query_starts(
     return starts
 
 
-def _slots(page_table: torch.Tensor, kv_lens: torch.Tensor, num_pages: int, page_size: int) -> torch.Tensor:
-    """[B, K] int64, 0 behind the end of a request."""
+def _slots(
+    page_table: torch.Tensor, kv_lens: torch.Tensor, num_pages: int, page_size: int, attended: torch.Tensor
+) -> torch.Tensor:
+    """[B, K] int64, 0 behind the end of a request. Of keys that no row attends to, `attended` [B, K], any may be 0."""
     width = page_table.shape[1] * page_size
     require(
         bool((kv_lens <= width).all()),
@@ -321,7 +328,7 @@ def _slots(page_table: torch.Tensor, kv_lens: torch.Tensor, num_pages: int, page
     pages = page_table.long().cpu()[:, token // page_size]
     used = token < kv_lens[:, None]
     slots = torch.where(used, pages * page_size + token % page_size, 0)
-    require_slots(slots, kv_lens, num_pages * page_size, page_size)
+    require_slots(slots, kv_lens, num_pages * page_size, page_size, attended)
     return slots
 
 

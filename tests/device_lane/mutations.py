@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+from tests.device_lane.attention_mutations import ATTENTION_MUTATIONS
+from tests.device_lane.attention_mutations import set_attribute as _set
+
 
 def tail_mask_in_deterministic_mode() -> None:
     """Deterministic inference reads a mask's prefix columns, and gets a mask of tree cells alone."""
@@ -373,14 +376,6 @@ def _around_builder(build: Callable[..., None]) -> None:
     _set(tree_builder_triton, "build_into", lambda *arguments: build(original, *arguments))
 
 
-def _set(owner: Any, name: str, value: Any) -> None:
-    if not hasattr(owner, name):
-        raise AttributeError(
-            f"a mutation replaces what is there, found no {name} in {owner}; follow the product's name"
-        )
-    setattr(owner, name, value)
-
-
 MUTATIONS: dict[str, Callable[[], None]] = {
     mutation.__name__: mutation
     for mutation in (
@@ -417,5 +412,6 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         experts_where_their_nodes_were,
         processors_a_round_late,
         processors_see_the_root_alone,
+        *ATTENTION_MUTATIONS,
     )
 }

@@ -166,8 +166,11 @@ def require_slots(
     kv_lens: torch.Tensor,  # [B] int64
     num_slots: int,
     padding: int,
+    attended: torch.Tensor | None = None,  # [B, K] bool
 ) -> None:
     """The slots in use lie in the pool, each once, and a request has either real slots or padding slots.
+
+    A token that no row attends to, outside of its window, may have lost its slot and have a padding slot in its place.
 
     Slots below `padding` are the engine's padding slots (its first page). A request of padding slots alone is a padded
     row of a graph. Requests may share slots: the prefix cache does.
@@ -178,6 +181,8 @@ def require_slots(
     used = torch.arange(slots.shape[1]) < kv_lens[:, None]
     _require_none(used & ((slots < 0) | (slots >= num_slots)), slots, f"slots lie in the pool of {num_slots} slots")
     is_padding = slots < padding
+    if attended is not None:
+        used = used & (attended | ~is_padding)
     mixed = used & is_padding & (used & ~is_padding).any(dim=1, keepdim=True)
     _require_none(mixed, slots, "a request with real slots has no padding slot among them")
     marked = torch.where(used & ~is_padding, slots, -1 - torch.arange(slots.shape[1]))

@@ -21,6 +21,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -80,7 +86,49 @@ _EXPERTS: dict[str, Any] = {
     "norm_topk_prob": True,
 }
 
-Architecture = Literal["qwen3", "llama", "qwen3_moe"]
+WINDOW = 8
+"""Tokens that a layer with a sliding window sees, the query's own included: prompts and answers are longer."""
+# gpt-oss: a window in every other layer, a sink for each head, and experts that clamp and have biases.
+_GPT_OSS: dict[str, Any] = {
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": WINDOW,
+    "num_local_experts": NUM_EXPERTS,
+    "num_experts_per_tok": EXPERTS_PER_TOKEN,
+}
+
+# DeepSeek-V3: one latent row for all heads, a dense layer, then experts in groups and a shared one.
+_DEEPSEEK: dict[str, Any] = {
+    "num_key_value_heads": 2,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": NUM_EXPERTS,
+    "num_experts_per_tok": EXPERTS_PER_TOKEN,
+    "n_group": 2,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 32,
+    "routed_scaling_factor": 1.5,
+    # Of the published configuration, which Hugging Face's class does not have.
+    "moe_layer_freq": 1,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+}
+
+# Gemma 4: windows, scaled embeddings, norms of queries, keys and values and after each part, a scale per layer.
+_GEMMA: dict[str, Any] = {
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": WINDOW,
+    "hidden_size_per_layer_input": 0,
+    "global_head_dim": 16,
+    "rope_parameters": None,
+    "pad_token_id": 0,
+}
+
+Architecture = Literal["qwen3", "llama", "qwen3_moe", "gpt_oss", "gemma", "deepseek"]
 
 
 @dataclass(frozen=True)
@@ -145,6 +193,12 @@ def make_target(
         target = Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape, **_EXPERTS))
     elif architecture == "qwen3":
         target = Qwen3ForCausalLM(Qwen3Config(**shape))
+    elif architecture == "deepseek":
+        target = DeepseekV3ForCausalLM(DeepseekV3Config(**shape | _DEEPSEEK))
+    elif architecture == "gemma":
+        target = Gemma4ForCausalLM(Gemma4TextConfig(**shape | _GEMMA))
+    elif architecture == "gpt_oss":
+        target = GptOssForCausalLM(GptOssConfig(**shape, **_GPT_OSS))
     else:
         target = LlamaForCausalLM(LlamaConfig(**shape))
     fill(target, seed)
@@ -157,13 +211,30 @@ def fill(target: Any, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in target.named_parameters():
-            if parameter.dim() == 1:
-                # Norms on queries and keys take away the gain of what they are applied to.
-                parameter.fill_(_GAINS["q_proj"] if name.endswith("q_norm.weight") else 1.0)
-                continue
-            gain = next((gain for part, gain in _GAINS.items() if part in name), 1.0)
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * gain / parameter.shape[-1] ** 0.5)
+            # gpt-oss has its experts' inputs before their outputs.
+            is_turned = parameter.dim() == 3 and target.config.model_type == "gpt_oss"
+            fill_parameter(name, parameter, generator, parameter.shape[1 if is_turned else -1])
+        if target.config.model_type == "gemma4_text":
+            # Its embeddings are scaled, its attention's outputs are normed and its scores are not divided.
+            target.model.embed_tokens.weight.div_(2 * target.config.hidden_size**0.5)
+            for layer in target.model.layers:
+                layer.self_attn.q_norm.weight.div_(layer.self_attn.head_dim**0.5)
     target.eval()
+
+
+def fill_parameter(name: str, parameter: torch.Tensor, generator: torch.Generator, fan_in: int) -> None:
+    """Random values for one of a target's parameters, by its name and the inputs of an output."""
+    if name.endswith("sinks"):
+        # As large as the scores, in a form that SGLang's bfloat16 holds exactly.
+        parameter.copy_((1.0 + torch.randn(parameter.shape, generator=generator)).bfloat16())
+    elif name.endswith("bias"):
+        parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    elif parameter.dim() == 1:
+        # Norms on queries and keys take away the gain of what they are applied to.
+        parameter.fill_(_GAINS["q_proj"] if name.endswith("q_norm.weight") else 1.0)
+    else:
+        gain = next((gain for part, gain in _GAINS.items() if part in name), 1.0)
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * gain / fan_in**0.5)
 
 
 @torch.no_grad()
@@ -213,7 +284,7 @@ def train(drafter: DFlashDrafter, target: Any, seed: int, steps: int) -> None:
     with torch.no_grad():
         states = target(rows, output_hidden_states=True).hidden_states
         features = torch.cat([states[layer + 1] for layer in drafter.config.target_layer_ids], dim=-1)
-        embedding, head = target.model.embed_tokens.weight.detach(), target.lm_head.weight.detach()
+        head = target.lm_head.weight.detach()
     generator = torch.Generator().manual_seed(seed + 2)
     optimizer = torch.optim.AdamW(drafter.parameters(), lr=5e-3, weight_decay=0.0)
     last_anchor = rows.shape[1] - block_size
@@ -223,7 +294,8 @@ def train(drafter: DFlashDrafter, target: Any, seed: int, steps: int) -> None:
         blocks = (
             rows[chosen].gather(1, (anchors[..., None] + torch.arange(block_size)).flatten(1)).view(32, 6, block_size)
         )
-        block_embeds = embedding[drafter.block_token_ids(blocks[..., 0])]
+        with torch.no_grad():
+            block_embeds = target.model.embed_tokens(drafter.block_token_ids(blocks[..., 0]))
         hidden = drafter(block_embeds, features[chosen], anchors)
         logits = hidden[:, :, 1:] @ head.T
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 2), blocks[..., 1:].flatten())

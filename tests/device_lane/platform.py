@@ -97,11 +97,9 @@ class LanePlatform(SRTPlatform):
     def init_backend(self) -> None:
         """Experts by torch, in a form that a graph can hold; SGLang's own torch form counts tokens on the host."""
         from sglang.kernels.fused_op import BaseFusedOp
-        from sglang.srt.layers.moe.fused_moe_native import fused_moe_forward_native
         from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 
-        def forward(_method: Any, layer: Any, dispatch_output: Any) -> Any:
-            return fused_moe_forward_native(layer, dispatch_output)
+        from tests.device_lane.experts import forward
 
         BaseFusedOp.register_oot_forward(UnquantizedFusedMoEMethod, forward, self.get_dispatch_key_name())
 

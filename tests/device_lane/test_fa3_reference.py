@@ -73,6 +73,19 @@ def test_window_sinks_softcap_and_scale_equal_dense() -> None:
     torch.testing.assert_close(lse, want_lse, **CLOSE)
 
 
+def test_latent_queries_are_scored_against_the_values_too() -> None:
+    kv_lens, q_lens = [9, 21], [4, 3]
+    batch, qv = paged(kv_lens, 1), queries(7, seed=4)
+    out, lse = flash_attn_with_kvcache(**arguments(kv_lens, q_lens, softmax_scale=0.3, qv=qv))
+    rows = torch.cat([queries(7), qv], dim=-1).split(q_lens)
+    parts = []
+    for request, (keys, values) in enumerate(map(batch.owned, range(2))):
+        mask = torch.ones(q_lens[request], kv_lens[request], dtype=torch.bool)
+        parts.append(dense(rows[request], torch.cat([keys, values], dim=-1), values, mask, scale=0.3))
+    torch.testing.assert_close(out, torch.cat([part[0] for part in parts]), **CLOSE)
+    torch.testing.assert_close(lse, torch.cat([part[1] for part in parts]).T, **CLOSE)
+
+
 def test_causal_window_has_no_right_side() -> None:
     out, _ = flash_attn_with_kvcache(**arguments([12], [4], causal=True, window_size=(2, 5)))
     rows = causal(4, 12)

@@ -30,6 +30,7 @@ from tests.device_lane.catalogue import (
     TRITON_DETERMINISTIC,
     TRITON_WIDTHS,
     WIDTHS,
+    WINDOWS_TRITON,
 )
 from tests.device_lane.mutations import MUTATIONS
 from tests.device_lane.problems import problems
@@ -90,6 +91,9 @@ FAULTS = (
     Fault("experts_where_their_nodes_were", EXPERTS, "routed experts", slow=True),
     Fault("processors_a_round_late", PROCESSORS, TOKENS),
     Fault("processors_see_the_root_alone", PROCESSORS, TOKENS, slow=True),
+    Fault("windows_by_index_in_the_tree", WINDOWS_TRITON, TOKENS),
+    Fault("sinks_left_out", WINDOWS_TRITON, TOKENS, slow=True),
+    Fault("rows_of_windows_stay_where_they_are", WINDOWS_TRITON, TOKENS, slow=True),
 )
 
 

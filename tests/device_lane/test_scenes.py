@@ -6,13 +6,19 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.device_lane.catalogue import SCENES
+from tests.device_lane.catalogue import SCENES, SLOW_SCENES
 from tests.device_lane.problems import problems
 from tests.device_lane.references import Reference
 from tests.device_lane.scenes import Outcome, Scene
 
 
-@pytest.mark.parametrize("play", [(scene, "") for scene in SCENES], ids=[scene.name for scene in SCENES])
+@pytest.mark.parametrize(
+    "play",
+    [
+        *(pytest.param((scene, ""), id=scene.name) for scene in SCENES),
+        *(pytest.param((scene, ""), id=scene.name, marks=pytest.mark.slow) for scene in SLOW_SCENES),
+    ],
+)
 def test_scene(
     play: tuple[Scene, str],
     outcomes: Callable[[Scene, str], Outcome],

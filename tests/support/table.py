@@ -130,7 +130,7 @@ def _quantized(pair: str) -> Shown:
 
 
 RECURRENT = Refused("some of which keep a recurrent state")
-LATENT = Refused("needs multi-head or grouped-query attention")
+LATENT = Refused("honours a tree's mask with latent attention")
 WINDOW = Refused("needs an attention backend that places a sliding window per node")
 
 CHUNKS = Refused("does not support attention in chunks")
@@ -143,7 +143,7 @@ REFUSED_TARGETS = (
     Row("LFM2", TRITON, ALL, Refused("the first layer might not be an attention layer", by_sglang=True)),
     Row("Nemotron-H", ALL, ALL, RECURRENT),
     Row("Kimi-Linear", ALL, ALL, RECURRENT),
-    Row("DeepSeek / Kimi-K2", ALL, ALL, LATENT),
+    *(Row("DeepSeek / Kimi-K2", backend, ALL, LATENT) for backend in (CPU, FLASHINFER, FA4)),
     *(Row("Llama 4", backend, ALL, CHUNKS) for backend in (CPU, TRITON, FA3)),
     *(Row("Llama 4", backend, ALL, Refused("is required for Llama4", by_sglang=True)) for backend in (FLASHINFER, FA4)),
     *(Row("Gemma 3", backend, ALL, WINDOW) for backend in (FLASHINFER, FA4)),
@@ -194,6 +194,7 @@ REFUSED_FEATURES = (
         Refused("serves plain weights and those of fp8 and w8a8_int8", {"quantization": "awq"}),
     ),
     Row(ALL, FA4, "pages of several tokens", Refused("needs pages of one token", {"page_size": 16})),
+    Row("DeepSeek / Kimi-K2", FA3, "pages of several tokens", Refused("needs pages of one token", {"page_size": 16})),
     Row("Gemma 3", FA3, "pages of several tokens", Refused("needs pages of one token", {"page_size": 16})),
 )
 
@@ -310,6 +311,16 @@ IN_THE_LANE = (
     Row("Qwen3-MoE", FA3, GREEDY, scene("experts")),
     Row("Qwen3-MoE", FA3, "captured graphs and overlap", scene("experts")),
     Row("Qwen3-MoE", FA3, "routed experts", scene("experts")),
+    Row("gpt-oss", TRITON, GREEDY, scene("windows-triton")),
+    Row("gpt-oss", TRITON, "prefix cache", scene("windows-triton")),
+    Row("gpt-oss", TRITON, "captured graphs and overlap", scene("windows-triton")),
+    Row("gpt-oss", FA3, GREEDY, scene("windows-fa3")),
+    Row("gpt-oss", FA3, "captured graphs and overlap", scene("windows-fa3")),
+    Row("DeepSeek / Kimi-K2", TRITON, GREEDY, scene("latent-triton")),
+    Row("DeepSeek / Kimi-K2", TRITON, "prefix cache", scene("latent-triton")),
+    Row("DeepSeek / Kimi-K2", TRITON, "captured graphs and overlap", scene("latent-triton")),
+    Row("DeepSeek / Kimi-K2", FA3, GREEDY, scene("latent-fa3")),
+    Row("DeepSeek / Kimi-K2", FA3, "captured graphs and overlap", scene("latent-fa3")),
 )
 
 ROWS = (*REFUSED_TARGETS, *REFUSED_FEATURES, *ON_THE_CPU, *IN_THE_LANE)

@@ -100,7 +100,13 @@ def test_no_test_that_is_named_may_skip_itself() -> None:
         assert not names & {"pytest.skip", "pytest.importorskip", "pytest.xfail"}, path
 
 
-ARCHITECTURES = {"qwen3": "Qwen3", "llama": "Llama", "qwen3_moe": "Qwen3-MoE"}
+ARCHITECTURES = {
+    "qwen3": "Qwen3",
+    "llama": "Llama",
+    "qwen3_moe": "Qwen3-MoE",
+    "gpt_oss": "gpt-oss",
+    "deepseek": "DeepSeek / Kimi-K2",
+}
 """Of the lane's pairs, by family."""
 
 

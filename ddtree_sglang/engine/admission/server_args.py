@@ -87,7 +87,7 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
         lambda cfg: cfg.grammar_backend not in (None, *GRAMMAR_BACKENDS),
         "walks a grammar along its tree and back, which outlines cannot; use --grammar-backend xgrammar or llguidance.",
     ),
-    # Only latent attention has an indexer, and such targets are refused.
+    # Only sparse attention has an indexer, and such targets are refused.
     ArgumentRule(
         lambda cfg: bool(cfg.enable_return_indexer_topk),
         "serves no target with an indexer; remove --enable-return-indexer-topk.",
@@ -186,7 +186,7 @@ def check_resolved_target(server_args: Any) -> None:
     cfg, model_config = resolving_view(server_args), model_config_of(server_args)
     window = model_config.sliding_window_size if model_config.is_hybrid_swa else None
     check_target(model_config, window, attention_backends_of(cfg))
-    check_pages(int(cfg.page_size), window, attention_backends_of(cfg))
+    check_pages(model_config, int(cfg.page_size), window, attention_backends_of(cfg))
     check_context_len(int(model_config.context_len), int(cfg.speculative_dflash_block_size))
     _check_prefills_with_adapters(cfg)
     if str(cfg.dtype) == "auto":

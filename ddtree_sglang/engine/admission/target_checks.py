@@ -23,6 +23,11 @@ WINDOW_BACKENDS = ("fa3", "triton", ATTENTION_BACKEND)
 ONE_WINDOW_BACKENDS = ("triton",)
 """Those that keep one table of keys for all layers with a window, as long as the longest."""
 
+LATENT_BACKENDS = ("fa3", "triton")
+"""Those that honour a tree's mask where keys and values are one latent row for all heads: Triton's kernel is the one of
+other targets, FA3 attends to prefix and nodes apart as there. FlashInfer drops the mask (flashinfer_mla_backend.py,
+`call_begin_forward`)."""
+
 PAGED_BACKENDS = ("fa3", "flashinfer", "triton", ATTENTION_BACKEND)
 """Those that verify a tree in pages of several tokens: they read the tree's part by single slots. It has not been shown
 for FA4, whose kernels ask for pages of 128 tokens elsewhere (arg_groups/overrides.py, `_fa4_page_constraint`)."""
@@ -50,7 +55,7 @@ def check_loaded_target(runner: Any) -> None:
 
     check_target(runner.model_config, runner.sliding_window_size, attention_backends())
     _check_windows(runner, attention_backends())
-    check_pages(int(runner.page_size), runner.sliding_window_size, attention_backends())
+    check_pages(runner.model_config, int(runner.page_size), runner.sliding_window_size, attention_backends())
     if getattr(runner.model, "lm_head", None) is None:
         raise DDTreeConfigError(
             f"{ALGORITHM} drafts through the target's LM head, got {type(runner.model).__name__}, which has none at "
@@ -113,11 +118,11 @@ def check_target(model_config: Any, sliding_window: int | None, backends: tuple[
         backends: the attention backends of prefill and decode.
 
     Raises:
-        DDTreeConfigError: a recurrent state, latent attention, attention in chunks, or a window on a backend that
-            does not place it per node.
+        DDTreeConfigError: a recurrent state, sparse attention, attention in chunks, a window on a backend that does not
+            place it per node, or latent attention on one that drops the mask.
     """
     from sglang.srt.configs.hybrid_arch import mambaish_config
-    from sglang.srt.configs.model_config import AttentionArch
+    from sglang.srt.configs.model_config import AttentionArch, is_deepseek_dsa
 
     name = (model_config.hf_config.architectures or ["this target"])[0]
     if mambaish_config(model_config) is not None or model_config.attention_arch == AttentionArch.SSM:
@@ -125,11 +130,22 @@ def check_target(model_config: Any, sliding_window: int | None, backends: tuple[
             f"{ALGORITHM} needs a target whose layers all attend, got {name}, some of which keep a recurrent state "
             f"that a tree would have to advance per node; {_CHAIN}."
         )
-    if model_config.attention_arch != AttentionArch.MHA:
+    if model_config.attention_arch not in (AttentionArch.MHA, AttentionArch.MLA):
         raise DDTreeConfigError(
-            f"{ALGORITHM} needs multi-head or grouped-query attention, got {name} with "
-            f"{model_config.attention_arch.name}: FlashInfer drops a tree's mask there, and no other backend has been "
-            f"shown to honour it; {_CHAIN}."
+            f"{ALGORITHM} needs multi-head, grouped-query or latent attention, got {name} with "
+            f"{model_config.attention_arch.name}; {_CHAIN}."
+        )
+    if is_deepseek_dsa(model_config.hf_config):
+        raise DDTreeConfigError(
+            f"{ALGORITHM} needs a target whose layers see every key before a node, got {name} with an indexer that "
+            f"picks some (DSA), whose backends take no tree; {_CHAIN}."
+        )
+    unmasked = sorted({str(one) for one in backends if one not in LATENT_BACKENDS})
+    if model_config.attention_arch == AttentionArch.MLA and unmasked:
+        raise DDTreeConfigError(
+            f"{ALGORITHM} needs an attention backend that honours a tree's mask with latent attention (MLA), one of "
+            f"{list(LATENT_BACKENDS)}, got {', '.join(unmasked)} for {name}; set --attention-backend triton or, on a "
+            "GPU that has it, fa3."
         )
     if model_config.attention_chunk_size is not None:
         raise DDTreeConfigError(
@@ -146,25 +162,32 @@ def check_target(model_config: Any, sliding_window: int | None, backends: tuple[
         )
 
 
-def check_pages(page_size: int, sliding_window: int | None, backends: tuple[Any, ...]) -> None:
+def check_pages(model_config: Any, page_size: int, sliding_window: int | None, backends: tuple[Any, ...]) -> None:
     """Refuse pages of several tokens where a tree's nodes could not be read from them.
 
     Args:
+        model_config: SGLang's `ModelConfig` of the target.
         page_size: tokens of a page.
-        sliding_window: tokens, None where no layer has one. FA3 makes its table of the window and the
-            nodes for pages of one token (flashattention_backend.py, `_init_sliding_window_attn_spec_metadata`).
+        sliding_window: tokens, None where no layer has one.
         backends: the attention backends of prefill and decode.
 
     Raises:
-        DDTreeConfigError: a backend outside `PAGED_BACKENDS`, or a window on FA3.
+        DDTreeConfigError: a backend outside `PAGED_BACKENDS`, or a window or latent attention on FA3. It makes its
+            table of the window and the nodes for pages of one token (flashattention_backend.py,
+            `_init_sliding_window_attn_spec_metadata`), and reads single slots of latent rows by the pool's pages.
     """
+    from sglang.srt.configs.model_config import AttentionArch
+
     if page_size == 1:
         return
-    wrong = sorted({str(one) for one in backends if one not in PAGED_BACKENDS or (one == "fa3" and sliding_window)})
+    is_latent = model_config.attention_arch == AttentionArch.MLA
+    by_page = ("fa3",) if sliding_window or is_latent else ()
+    wrong = sorted({str(one) for one in backends if one not in PAGED_BACKENDS or one in by_page})
     if wrong:
         of_window = f" for a target with a window of {sliding_window}" if sliding_window else ""
+        of_latent = " for a target with latent attention" if is_latent else ""
         raise DDTreeConfigError(
-            f"{ALGORITHM} needs pages of one token on {', '.join(wrong)}{of_window}, got {page_size}; "
+            f"{ALGORITHM} needs pages of one token on {', '.join(wrong)}{of_window}{of_latent}, got {page_size}; "
             "remove --page-size."
         )
 

@@ -153,6 +153,8 @@ def drafter_config_for(
     `target` is the Hugging Face config of a Llama- or Qwen-shaped causal language model.
     """
     head_dim = getattr(target, "head_dim", None) or target.hidden_size // target.num_attention_heads
+    # One rope for all layers, or one by type of layer.
+    rope = target.rope_parameters.get("full_attention", target.rope_parameters)
     return DrafterConfig(
         hidden_size=target.hidden_size,
         num_hidden_layers=num_layers,
@@ -167,6 +169,6 @@ def drafter_config_for(
         mask_token_id=mask_token_id,
         mask_token=mask_token,
         rms_norm_eps=target.rms_norm_eps,
-        rope_theta=float(target.rope_parameters["rope_theta"]),
+        rope_theta=float(rope["rope_theta"]),
         max_position_embeddings=target.max_position_embeddings,
     )

@@ -11,6 +11,7 @@ import torch
 
 from ddtree_sglang.engine.admission.target_checks import (
     BACKEND_CLASSES,
+    LATENT_BACKENDS,
     WINDOW_BACKENDS,
     check_loaded_target,
     check_pages,
@@ -54,13 +55,17 @@ def test_plain_attention_is_served_by_every_tree_backend() -> None:
 @pytest.mark.parametrize("page_size", [16, 64])
 def test_pages_are_served_where_a_nodes_slot_is_read_by_itself(page_size: int) -> None:
     for backend in ("flashinfer", "triton", "fa3", "ddtree_cpu"):
-        check_pages(page_size, None, (backend, backend))
-    check_pages(page_size, 128, ("ddtree_cpu", "ddtree_cpu"))
+        check_pages(target(), page_size, None, (backend, backend))
+    check_pages(target(), page_size, 128, ("ddtree_cpu", "ddtree_cpu"))
     with pytest.raises(DDTreeConfigError, match=f"pages of one token on fa4, got {page_size}; remove --page-size"):
-        check_pages(page_size, None, ("fa3", "fa4"))
+        check_pages(target(), page_size, None, ("fa3", "fa4"))
     with pytest.raises(DDTreeConfigError, match=r"one token on fa3 for a target with a window of 128, got"):
-        check_pages(page_size, 128, ("fa3", "fa3"))
-    check_pages(1, 128, ("fa3", "fa4"))
+        check_pages(target(), page_size, 128, ("fa3", "fa3"))
+    check_pages(target("MLA"), page_size, None, ("triton", "triton"))
+    with pytest.raises(DDTreeConfigError, match="one token on fa3 for a target with latent attention, got"):
+        check_pages(target("MLA"), page_size, None, ("fa3", "triton"))
+    check_pages(target(), 1, 128, ("fa3", "fa4"))
+    check_pages(target("MLA"), 1, None, ("fa3", "fa3"))
 
 
 def loaded(model: torch.nn.Module, manager: Any = None) -> Any:
@@ -180,10 +185,26 @@ def test_recurrent_layers_are_refused(name: str) -> None:
         check_target(target(hf_config=hybrid_config(name)), None, ("fa3", "fa3"))
 
 
-@pytest.mark.parametrize("backend", ["flashinfer", "triton", "fa3"])
-def test_latent_attention_is_refused_whatever_the_backend(backend: str) -> None:
-    with pytest.raises(DDTreeConfigError, match="got TestForCausalLM with MLA"):
-        check_target(target("MLA"), None, (backend, backend))
+@pytest.mark.parametrize("backends", [FLASHINFER, ("fa4", "fa4"), ("ddtree_cpu", "ddtree_cpu"), ("triton", "fa4")])
+def test_latent_attention_is_refused_where_a_backend_drops_the_mask(backends: tuple[str, str]) -> None:
+    wrong = next(one for one in backends if one != "triton")
+    with pytest.raises(DDTreeConfigError, match=rf"latent attention \(MLA\), one of .*, got {wrong} for TestFor"):
+        check_target(target("MLA"), None, backends)
+
+
+@pytest.mark.parametrize("backend", LATENT_BACKENDS)
+def test_latent_attention_is_served_where_a_backend_reads_the_mask(backend: str) -> None:
+    check_target(target("MLA"), None, (backend, backend))
+
+
+def test_sparse_attention_is_refused() -> None:
+    from transformers import DeepseekV3Config
+
+    config = DeepseekV3Config(index_topk=2048)
+    sparse = target("MLA", config)
+    config.architectures = ["DeepseekV32ForCausalLM"]
+    with pytest.raises(DDTreeConfigError, match=r"got DeepseekV32ForCausalLM with an indexer"):
+        check_target(sparse, None, ("triton", "triton"))
 
 
 def test_chunked_attention_is_refused() -> None:

@@ -1,12 +1,14 @@
 """Custom logit processors that tests send to servers.
 
 A class goes by value, as a client's own script sends it: a server does not have this module. `dill` does that for
-classes of `__main__` and for those made in a function.
+classes of `__main__`, and for those made in a function, if it takes of the functions' module what they read alone.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+import dill
 
 NEWLINE, THINK_START, THINK_END = 198, 9, 12
 """Tokens of the embedded model: the end of a line, and two special ones that it does not write by itself."""
@@ -21,7 +23,7 @@ def thinking_budget() -> str:
         THINKING_END_TOKEN_ID = THINK_END
         NEW_LINE_TOKEN_ID = NEWLINE
 
-    return str(Budget.to_str())
+    return _by_value(Budget)
 
 
 def no_repeated_pair() -> str:
@@ -51,7 +53,7 @@ def counting() -> str:
                 logits[row, best[(sum(mine) % 3) % 2]] += 100.0
             return logits
 
-    return str(Counting.to_str())
+    return _by_value(Counting)
 
 
 def without_parameters() -> str:
@@ -65,4 +67,13 @@ def without_parameters() -> str:
             best = logits.argmax(-1, keepdim=True)
             return logits.scatter(-1, best, float("-inf"))
 
-    return str(SecondBest.to_str())
+    return _by_value(SecondBest)
+
+
+def _by_value(processor: Any) -> str:
+    kept = dill.settings["recurse"]
+    dill.settings["recurse"] = True
+    try:
+        return str(processor.to_str())
+    finally:
+        dill.settings["recurse"] = kept

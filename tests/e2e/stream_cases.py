@@ -13,7 +13,7 @@ from tests.e2e.grammar_cases import CITY, TOOL_CHOICES
 from tests.e2e.servers import Server
 
 Event = dict[str, Any]
-ATTEMPTS = 4
+ATTEMPTS = 12
 
 _USAGE = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 _GREEDY = {"model": "default", "temperature": 0}
@@ -73,13 +73,13 @@ def events_of(server: Server, case: StreamCase) -> list[Event]:
     return sorted(chunks(server.url, case.path, dict(case.body)), key=_choice_of)
 
 
-def alike(plain: Server, case: StreamCase, num_events: int) -> list[Event]:
-    """A plain server's events; asked again where it joined some, which it does when its reader is late."""
+def alike(plain: Server, ddtree: Server, case: StreamCase) -> tuple[list[Event], list[Event]]:
+    """Both servers' events; asked again where one joined some, which either does when its reader is late."""
     for _ in range(ATTEMPTS):
-        events = events_of(plain, case)
-        if len(events) == num_events:
+        expected, mine = events_of(plain, case), events_of(ddtree, case)
+        if len(expected) == len(mine):
             break
-    return events
+    return expected, mine
 
 
 def _choice_of(event: Event) -> int:

@@ -8,12 +8,14 @@ import itertools
 import pytest
 import torch
 
-from ddtree_sglang.core import DraftTree, build_draft_tree, build_draft_tree_heap
+from ddtree_sglang.core import build_draft_tree, build_draft_tree_heap
 from tests.core.tree_cases import (
     TIE_PRONE,
     Candidates,
     assert_same_tree,
     brute_force_tree,
+    build,
+    build_heap,
     pair_candidates,
     prefixes,
     random_candidates,
@@ -45,20 +47,6 @@ SIZES = [
     (40, 7, 16, 33),
 ]
 NUM_BLOCKS = len(KINDS) * sum(sizes[0] for sizes in SIZES)
-
-
-def build(candidates: Candidates, num_nodes: int) -> DraftTree:
-    tree = build_draft_tree(
-        candidates.ids, candidates.logprobs, candidates.root_ids, num_nodes, pair_logprobs=candidates.pairs
-    )
-    tree.check_invariants()
-    return tree
-
-
-def build_heap(candidates: Candidates, num_nodes: int) -> DraftTree:
-    return build_draft_tree_heap(
-        candidates.ids, candidates.logprobs, candidates.root_ids, num_nodes, pair_logprobs=candidates.pairs
-    )
 
 
 def test_hand_made_pairs_give_the_order_of_path_probability() -> None:

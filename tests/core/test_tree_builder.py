@@ -7,12 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddtree_sglang.core import DraftTree, build_draft_tree, build_draft_tree_heap
+from ddtree_sglang.core import build_draft_tree, build_draft_tree_heap
 from tests.core.tree_cases import (
     FIELDS,
     Candidates,
     assert_same_tree,
     brute_force_tree,
+    build,
+    build_heap,
     prefixes,
     random_candidates,
     tie_prone_candidates,
@@ -21,14 +23,6 @@ from tests.core.tree_cases import (
 
 BUILDERS = pytest.mark.parametrize("builder", [build_draft_tree, build_draft_tree_heap])
 INF = float("inf")
-
-
-def build(candidates: Candidates, num_nodes: int) -> DraftTree:
-    return build_draft_tree(candidates.ids, candidates.logprobs, candidates.root_ids, num_nodes)
-
-
-def build_heap(candidates: Candidates, num_nodes: int) -> DraftTree:
-    return build_draft_tree_heap(candidates.ids, candidates.logprobs, candidates.root_ids, num_nodes)
 
 
 def hand_candidates() -> Candidates:

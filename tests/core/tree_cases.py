@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from hypothesis import strategies as st
 
-from ddtree_sglang.core import DraftTree, RoundEnds
+from ddtree_sglang.core import DraftTree, RoundEnds, build_draft_tree, build_draft_tree_heap
 
 FIELDS = ("token_ids", "parents", "depths", "logprobs")
 
@@ -33,6 +33,20 @@ class Candidates:
     def to(self, device: torch.device) -> Candidates:
         pairs = None if self.pairs is None else self.pairs.to(device)
         return Candidates(self.ids.to(device), self.logprobs.to(device), self.root_ids.to(device), pairs)
+
+
+def build(candidates: Candidates, num_nodes: int) -> DraftTree:
+    tree = build_draft_tree(
+        candidates.ids, candidates.logprobs, candidates.root_ids, num_nodes, pair_logprobs=candidates.pairs
+    )
+    tree.check_invariants()
+    return tree
+
+
+def build_heap(candidates: Candidates, num_nodes: int) -> DraftTree:
+    return build_draft_tree_heap(
+        candidates.ids, candidates.logprobs, candidates.root_ids, num_nodes, pair_logprobs=candidates.pairs
+    )
 
 
 def top_candidates(full_logprobs: torch.Tensor, num_candidates: int) -> Candidates:

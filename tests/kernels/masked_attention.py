@@ -28,6 +28,14 @@ class AttentionCase:
         self.pool_key, self.pool_value = random(slots, KV_HEADS, width), random(slots, KV_HEADS, width)
         self.slots = torch.randperm(slots, generator=generator).to(device)
 
+    def query_starts(self) -> torch.Tensor:
+        """[B + 1] int32: where each request's rows begin among the queries."""
+        return (torch.arange(len(PREFIXES) + 1, dtype=torch.int32) * NODES).to(self.device)
+
+    def mask_starts(self) -> torch.Tensor:
+        """[B + 1] int64: where each request's cells begin in a mask of the flat layout."""
+        return torch.nn.functional.pad(torch.cumsum(NODES * (self.prefix_lens + NODES), 0), (1, 0)).to(self.device)
+
     def prefix_slots(self) -> list[torch.Tensor]:
         """Slots of each request's prefix, in order, on the host."""
         return list(self.slots.cpu().split(self.prefix_lens.tolist()))

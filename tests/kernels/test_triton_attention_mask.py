@@ -20,8 +20,6 @@ def attend(case: AttentionCase, mask: torch.Tensor | None) -> torch.Tensor:
     from sglang.kernels.ops.attention.extend_attention import extend_attention_fwd
 
     out = torch.zeros_like(case.query)
-    ends = torch.arange(len(PREFIXES) + 1, dtype=torch.int32) * NODES
-    cells = torch.cumsum(NODES * (case.prefix_lens + NODES), 0)
     extend_attention_fwd(
         case.query,
         case.key,
@@ -29,12 +27,12 @@ def attend(case: AttentionCase, mask: torch.Tensor | None) -> torch.Tensor:
         out,
         case.pool_key,
         case.pool_value,
-        ends.to(case.device),
+        case.query_starts(),
         torch.nn.functional.pad(torch.cumsum(case.prefix_lens, 0), (1, 0)).to(torch.int32).to(case.device),
         case.slots,
         None if mask is None else mask.view(torch.uint8).to(case.device),
         True,
-        None if mask is None else torch.nn.functional.pad(cells, (1, 0)).to(case.device),
+        None if mask is None else case.mask_starts(),
         NODES,
         1.0,
         1.0,
@@ -47,14 +45,13 @@ def attend_deterministically(case: AttentionCase, mask: torch.Tensor) -> torch.T
     from sglang.kernels.ops.attention.extend_attention import build_unified_kv_indices, extend_attention_fwd_unified
 
     out, device = torch.zeros_like(case.query), case.device
-    ends = (torch.arange(len(PREFIXES) + 1, dtype=torch.int32) * NODES).to(device)
+    ends = case.query_starts()
     prefix_ends = torch.nn.functional.pad(torch.cumsum(case.prefix_lens, 0), (1, 0)).to(torch.int32).to(device)
     window_slots = torch.arange(len(case.key), device=device) + len(case.pool_key)
     lens = torch.full((len(PREFIXES),), NODES, dtype=torch.int32, device=device)
     indptr, indices, prefix_lens = build_unified_kv_indices(
         prefix_ends, case.slots, ends[:-1], lens, window_slots, len(PREFIXES)
     )
-    cells = torch.cumsum(NODES * (case.prefix_lens + NODES), 0)
     extend_attention_fwd_unified(
         case.query,
         out,
@@ -68,7 +65,7 @@ def attend_deterministically(case: AttentionCase, mask: torch.Tensor) -> torch.T
         prefix_lens.to(torch.int32),
         NODES,
         custom_mask=mask.to(torch.uint8).to(device),
-        mask_indptr=torch.nn.functional.pad(cells, (1, 0)).to(device),
+        mask_indptr=case.mask_starts(),
     )
     return out.cpu()
 

@@ -19,15 +19,13 @@ def attend(case: AttentionCase, window: int, in_mask: bool, sinks: torch.Tensor 
     from sglang.kernels.ops.attention.extend_attention import extend_attention_fwd
 
     out, device, tree = torch.zeros_like(case.query), case.device, trees()
-    ends = (torch.arange(len(PREFIXES) + 1, dtype=torch.int32) * NODES).to(device)
     widths = case.prefix_lens.clamp(max=window)
     slots = [part[len(part) - int(width) :] for part, width in zip(case.prefix_slots(), widths, strict=True)]
     if in_mask:
         made = window_tree_mask(tree, case.prefix_lens, window)
         cells, starts = made.cells, made.starts
     else:
-        cells = flat_tree_mask(tree, case.prefix_lens)
-        starts = torch.nn.functional.pad(torch.cumsum(NODES * (case.prefix_lens + NODES), 0), (1, 0))
+        cells, starts = flat_tree_mask(tree, case.prefix_lens), case.mask_starts()
     extend_attention_fwd(
         case.query,
         case.key,
@@ -35,7 +33,7 @@ def attend(case: AttentionCase, window: int, in_mask: bool, sinks: torch.Tensor 
         out,
         case.pool_key,
         case.pool_value,
-        ends,
+        case.query_starts(),
         torch.nn.functional.pad(torch.cumsum(widths, 0), (1, 0)).to(torch.int32).to(device),
         torch.cat(slots).to(device),
         cells.view(torch.uint8).to(device),

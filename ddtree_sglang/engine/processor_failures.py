@@ -50,7 +50,12 @@ def called_for(reqs: Sequence[Any], end: End) -> Iterator[None]:
 def let_processors_fail_alone(
     original: Callable[..., None], logits: Any, sampling_batch_info: Any, num_tokens_in_batch: int = 1
 ) -> None:
-    """AROUND hook on `apply_custom_logit_processor`: a processor that raises ends its requests, and no others.
+    """AROUND hook on `apply_custom_logit_processor`: a processor that raises ends its request, and no other.
+
+    Stock calls a processor once for all requests that sent the same one. Where such a call raises, it cannot be told
+    for whose row, nor which rows the processor has seen by then, and what a client's code remembers cannot be taken
+    back. So a processor is called for one request at a time: a call that raises has seen no other request, and none
+    is repeated.
 
     Args:
         original: copies the rows of a processor, calls it, writes back what it returns.
@@ -59,26 +64,13 @@ def let_processors_fail_alone(
         num_tokens_in_batch: rows of each request.
     """
     for key, entry in sampling_batch_info.custom_logit_processor.items():
-        try:
-            original(logits, _with_only(sampling_batch_info, key, entry), num_tokens_in_batch)
-        except Exception as error:  # noqa: BLE001
-            # A client's code may raise anything.
-            _find_whose(original, logits, sampling_batch_info, num_tokens_in_batch, key, entry, error)
-
-
-def _find_whose(
-    original: Callable[..., None], logits: Any, info: Any, num_tokens: int, key: int, entry: Any, error: Exception
-) -> None:
-    """End the requests on whose rows the processor raises when it is called for one at a time."""
-    if len(entry.rows) == 1:
-        _end_with_400(entry.rows[0], error)
-        return
-    for place, row in enumerate(entry.rows):
-        alone = dataclasses.replace(entry, rows=[row], indices=entry.indices[place : place + 1])
-        try:
-            original(logits, _with_only(info, key, alone), num_tokens)
-        except Exception as own:  # noqa: BLE001
-            _end_with_400(row, own)
+        for place, row in enumerate(entry.rows):
+            own = dataclasses.replace(entry, rows=[row], indices=entry.indices[place : place + 1])
+            try:
+                original(logits, _with_only(sampling_batch_info, key, own), num_tokens_in_batch)
+            except Exception as error:  # noqa: BLE001
+                # A client's code may raise anything.
+                _end_with_400(row, error)
 
 
 def _with_only(sampling_info: Any, key: int, entry: Any) -> Any:

@@ -94,6 +94,41 @@ def test_a_request_without_parameters_is_not_ended_for_another_one() -> None:
     assert "seven" in requests[1].to_finish.message
 
 
+@pytest.mark.parametrize("raising", [0, 1, 2])
+@pytest.mark.parametrize("num_tokens", [1, 3])
+def test_neighbours_of_one_that_raises_meet_each_token_once(raising: int, num_tokens: int) -> None:
+    """Whatever the processor remembers, on itself or in the parameters, it remembers once for each of them."""
+
+    class Remembering:
+        def __init__(self) -> None:
+            self.met: list[str] = []
+
+        def __call__(self, logits: torch.Tensor, params: list[Any]) -> torch.Tensor:
+            for row, one in enumerate(params):
+                self.met.append(one["name"])
+                one["met"] += 1
+                if one.get("raises"):
+                    raise KeyError(one["name"])
+                logits[row, 0] += self.met.count(one["name"])
+            return logits
+
+    params: list[Any] = [{"name": name, "met": 0} for name in "abc"]
+    params[raising]["raises"] = True
+    processor = Remembering()
+    requests = [request("p", one) for one in params]
+    note_running(None, SimpleNamespace(reqs=requests))
+    logits = torch.zeros(3 * num_tokens, 4)
+    info = Batch({hash("p"): Entry(processor, [0, 1, 2], torch.arange(3))}, params)
+    let_processors_fail_alone(original, logits, info, num_tokens)
+    others = [row for row in range(3) if row != raising]
+    assert [params[row]["met"] for row in others] == [num_tokens] * 2
+    assert [processor.met.count(params[row]["name"]) for row in others] == [num_tokens] * 2
+    seen = [float(count) for count in range(1, num_tokens + 1)]
+    expected = [[0.0] * num_tokens if row == raising else seen for row in range(3)]
+    assert logits[:, 0].view(3, num_tokens).tolist() == expected
+    assert [req.to_finish is not None for req in requests] == [row == raising for row in range(3)]
+
+
 def test_an_abort_that_waits_already_stays() -> None:
     req = request("p", {"raise": "now"})
     req.to_finish = "aborted by its client"

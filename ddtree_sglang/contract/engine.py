@@ -5,6 +5,7 @@ from __future__ import annotations
 from ddtree_sglang.contract.check import Row
 from ddtree_sglang.contract.engine_attention import ATTENTION
 from ddtree_sglang.contract.engine_requests import REQUESTS
+from ddtree_sglang.contract.engine_states import STATES
 
 _MODEL_RUNNER = "sglang.srt.model_executor.model_runner"
 _RUNTIME_CONTEXT = "sglang.srt.runtime_context"
@@ -13,9 +14,9 @@ _DFLASH_WORKER_V2 = "sglang.srt.speculative.dflash_worker_v2"
 ENGINE: tuple[Row, ...] = (
     *REQUESTS,
     *ATTENTION,
+    *STATES,
     Row("sglang.kernels.ops.speculative.spec_tree", "TreeMaskMode", "FULL_MASK", "trees"),
-    Row("sglang.srt.configs.hybrid_arch", "mambaish_config", "model_config", "target_checks"),
-    Row("sglang.srt.configs.model_config", "AttentionArch", "MHA MLA SSM", "target_checks"),
+    Row("sglang.srt.configs.model_config", "AttentionArch", "MHA MLA SSM", "target_checks, recurrent_checks"),
     Row(
         "sglang.srt.configs.model_config",
         "ModelConfig",

@@ -38,7 +38,12 @@ REQUESTS: tuple[Row, ...] = (
         "enable_lora enable_lora_overlap_loading lora_backend lora_paths",
         "server_args",
     ),
-    Row("sglang.srt.arg_groups.fields.memory", "Memory", "enable_hierarchical_cache", "server_args"),
+    Row(
+        "sglang.srt.arg_groups.fields.memory",
+        "Memory",
+        "enable_hierarchical_cache enable_page_major_kv_layout enable_unified_memory",
+        "recurrent_checks, server_args",
+    ),
     Row(
         "sglang.srt.arg_groups.fields.model",
         "Model",
@@ -54,14 +59,14 @@ REQUESTS: tuple[Row, ...] = (
     Row(
         "sglang.srt.arg_groups.fields.schedule",
         "Schedule",
-        "disable_overlap_schedule max_running_requests mem_fraction_static page_size",
-        "graph_memory, server_args",
+        "disable_overlap_schedule enable_mixed_chunk max_running_requests mem_fraction_static page_size",
+        "graph_memory, recurrent_checks, server_args",
     ),
     Row(
         "sglang.srt.arg_groups.fields.serving",
         "Serving",
-        "host port preferred_sampling_params reasoning_parser tool_call_parser",
-        "server_args, token_outputs",
+        "enable_streaming_session host port preferred_sampling_params reasoning_parser tool_call_parser",
+        "recurrent_checks, server_args, token_outputs",
     ),
     Row(
         "sglang.srt.arg_groups.fields.spec",
@@ -118,14 +123,19 @@ REQUESTS: tuple[Row, ...] = (
     ),
     Row("sglang.srt.managers.schedule_batch", "Req.update_finish_state", "new_accepted_len", "run_ends"),
     Row("sglang.srt.managers.schedule_batch", "FINISH_ABORT", "message status_code err_type", "node_grammar"),
-    Row("sglang.srt.managers.schedule_batch", "ReqKvInfo", "kv_committed_len req_pool_idx", "node_penalties, sessions"),
+    Row(
+        "sglang.srt.managers.schedule_batch",
+        "ReqKvInfo",
+        "kv_committed_len mamba_ping_pong_track_buffer req_pool_idx",
+        "node_penalties, run_ends, sessions",
+    ),
     Row(
         "sglang.srt.managers.schedule_batch",
         "ScheduleBatch",
-        "can_run_decode_cuda_graph extend_lens forward_mode has_grammar is_extend_in_batch req_pool_indices "
-        "req_pool_indices_cpu reqs return_hidden_states return_logprob sampling_info seq_lens seq_lens_cpu "
-        "seq_lens_sum spec_info",
-        "final_states, kv_window, node_grammar, node_penalties, worker",
+        "can_run_decode_cuda_graph extend_lens forward_mode has_grammar is_extend_in_batch mamba_track_indices "
+        "req_pool_indices req_pool_indices_cpu reqs return_hidden_states return_logprob sampling_info seq_lens "
+        "seq_lens_cpu seq_lens_sum spec_info tree_cache",
+        "final_states, kv_window, node_grammar, node_penalties, recurrent_states, worker",
     ),
     Row(
         "sglang.srt.managers.scheduler",
@@ -145,8 +155,8 @@ REQUESTS: tuple[Row, ...] = (
     Row(
         "sglang.srt.managers.scheduler_components.batch_result_processor",
         "SchedulerBatchResultProcessor",
-        "metrics_collector model_worker",
-        "pair_watch",
+        "metrics_collector model_worker tree_cache",
+        "pair_watch, run_ends",
     ),
     Row(
         "sglang.srt.managers.scheduler_components.batch_result_processor",

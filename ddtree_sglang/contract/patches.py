@@ -145,6 +145,12 @@ ROUND_PATCHES = (
         f"{_RUN_ENDS}:end_as_plain",
         "a run would be judged at once, and its end, or its grammar's, be another than plain decoding's",
     ),
+    Patch(
+        f"{_RESULTS}._mamba_can_cache_finished_req",
+        "around",
+        f"{_RUN_ENDS}:keep_only_states_of_the_end",
+        "the prefix cache would take a recurrent state that is past the end of its text",
+    ),
 )
 """Each but `keep_model_dtype` passes through under any other algorithm."""
 

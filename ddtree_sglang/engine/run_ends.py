@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from sglang.srt.layers.logits_processor import SamplingMaskStatus
@@ -38,6 +38,9 @@ class JudgedRun:
 
 _judged: WeakKeyDictionary[Req, JudgedRun] = WeakKeyDictionary()
 """Runs that were cut and are still to be appended to their requests' outputs: at most one of each request."""
+
+_ended_inside: WeakSet[Req] = WeakSet()
+"""Requests whose last run went on behind their end: the device has committed tokens that they do not have."""
 
 
 _aborts: WeakKeyDictionary[Req, tuple[int, Any]] = WeakKeyDictionary()
@@ -107,6 +110,8 @@ def cut_runs(processor: Any, result: GenerationBatchResult, batch: ScheduleBatch
             reason = processor.get_sampling_mask_finish_reason(status=status)
             judged = JudgedRun(judged.token_ids, reason, None, is_cached=False)
         _judged[req] = judged
+        if len(judged.token_ids) < lens[row]:
+            _ended_inside.add(req)
         lens[row] = len(judged.token_ids)
     if lens is not None:
         result.accept_lens = torch.tensor(lens, dtype=torch.int32)
@@ -151,6 +156,8 @@ def _cut_once(processor: Any, result: GenerationBatchResult, batch: ScheduleBatc
     for req in batch.reqs:
         if req.is_retracted or req.finished():
             _judged.pop(req, None)
+        if req.is_retracted:
+            _ended_inside.discard(req)
     cut_runs(processor, result, batch)
 
 
@@ -201,6 +208,19 @@ def _end_as_judged(original: Callable[..., None], req: Req, new_accepted_len: in
     req.finished_reason, req.finished_len = judged.finished_reason, judged.finished_len
     if not judged.is_cached:
         req.skip_radix_cache_insert = True
+
+
+def keep_only_states_of_the_end(
+    original: Callable[..., bool], processor: Any, req: Req, result: GenerationBatchResult, i: int
+) -> bool:
+    """AROUND hook on `_mamba_can_cache_finished_req`: whether a request's recurrent state is that of its last token.
+
+    Without copies at fixed lengths the prefix cache takes the state that the request ends with, which no cut takes back
+    to the end. SGLang compares lengths, but those that it reads here are those of the cut run.
+    """
+    can = original(processor, req, result, i)
+    takes_the_last_state = processor.tree_cache.supports_mamba() and req.kv.mamba_ping_pong_track_buffer is None
+    return can and not (takes_the_last_state and req in _ended_inside and serves_ddtree())
 
 
 def prefill_only_at_no_tokens(stock: property) -> property:

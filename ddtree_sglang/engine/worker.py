@@ -32,7 +32,7 @@ from ddtree_sglang.core.round_commit import RoundCommit
 from ddtree_sglang.engine.admission.target_checks import check_loaded_target, check_target_backend
 from ddtree_sglang.engine.debug.rank_check import require_equal_trees
 from ddtree_sglang.engine.debug.sync_check import forbid_sync
-from ddtree_sglang.engine.debug.trace import RoundTrace
+from ddtree_sglang.engine.debug.trace import RoundTrace, facts_of_trees
 from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.graphs.drafter_tail import DraftGraphTail, GraphTrees
 from ddtree_sglang.engine.graphs.node_counts import NodeCountStates
@@ -53,6 +53,7 @@ from ddtree_sglang.engine.stages.node_grammar import BatchGrammars
 from ddtree_sglang.engine.stages.node_penalties import PenaltyTable
 from ddtree_sglang.engine.stages.node_processors import choice_by_processors
 from ddtree_sglang.engine.stages.ranking import make_ranking
+from ddtree_sglang.engine.stages.recurrent_states import RecurrentStates
 from ddtree_sglang.engine.stages.round_ends import EndsOfBatches
 from ddtree_sglang.engine.stages.routed_experts import check_capture_room, experts_of_path
 from ddtree_sglang.engine.stages.sampling_supports import NodeSupports
@@ -104,6 +105,7 @@ class DDTreeWorker(DFlashWorkerV2):
         )
         self.trees = make_trees(self.ranking)
         self.ends = EndsOfBatches(self.num_nodes, self.device)
+        self.states = RecurrentStates.of(target_worker)
         self.node_counts = NodeCountStates(runner, {})
 
     # -- construction: what DFlashWorkerV2 does, at the drafter's block size --------------------------------------
@@ -129,6 +131,8 @@ class DDTreeWorker(DFlashWorkerV2):
         check_capture_room(int(self.model_runner.max_running_requests) * self.num_nodes)
         with self._draft_scope():
             super().init_attention_backends()
+        if self.states is not None:
+            self.states.log_memory(int(self.model_runner.max_running_requests))
         self.mover = make_mover(self.model_runner.token_to_kv_pool)
         self.mover.warm_up(self.max_path_len)
         num_slots = len(self.model_runner.req_to_token_pool.req_to_token)
@@ -226,7 +230,7 @@ class DDTreeWorker(DFlashWorkerV2):
             commit, target_ids = self._accept(batch, built, window, target_out.logits_output, grammars)
             on_publish(commit.new_seq_lens)
         with stage("commit"):
-            self._commit(commit.path, window)
+            self._commit(batch, commit, window)
             experts = experts_of_path(target_out, window, commit.context_rows)
         with stage("context"):
             self._extend_draft_context(commit, window, target_out.logits_output)
@@ -344,9 +348,12 @@ class DDTreeWorker(DFlashWorkerV2):
             )
         return commit, target_ids
 
-    def _commit(self, accepted: AcceptedPath, window: RoundWindow) -> None:
-        """Move the target's KV rows of the accepted nodes to the front of the window."""
-        self.mover.move(window.inputs.node_slots, accepted)
+    def _commit(self, batch: ScheduleBatch, commit: RoundCommit, window: RoundWindow) -> None:
+        """Move the target's KV rows of the accepted nodes to the front of the window, and keep their last states."""
+        self.mover.move(window.inputs.node_slots, commit.path)
+        if self.states is not None:
+            with self.node_counts.active(window.num_nodes):
+                self.states.commit(batch, commit, window.prefix_lens, window.num_nodes)
 
     def _extend_draft_context(self, commit: RoundCommit, window: RoundWindow, logits_output: Any) -> None:
         """Give the drafter the target's hidden states of the accepted nodes, as DFLASH does for its chain."""
@@ -367,19 +374,11 @@ class DDTreeWorker(DFlashWorkerV2):
     def _trace_round(self, batch: ScheduleBatch, window: RoundWindow, built: BuiltTree, accepted: AcceptedPath) -> None:
         if not self.trace.enabled:
             return
-        tree = built.tree
         self.trace.end_round(
             batch_size=len(batch.reqs),
             request_ids=[req.rid for req in batch.reqs],
             prefix_lens=window.prefix_lens,
-            num_nodes=tree.num_nodes,
-            commit_lens=accepted.commit_lens,
-            accept_index=accepted.accept_index,
-            emitted_ids=accepted.token_ids,
-            token_ids=tree.token_ids,
-            parents=tree.parents,
-            depths=tree.depths,
-            path_probs=tree.logprobs.exp(),
+            **facts_of_trees(built, accepted),
             free_slots=self.model_runner.token_to_kv_pool_allocator.available_size(),
         )
 

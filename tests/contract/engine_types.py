@@ -80,6 +80,9 @@ VARIABLES: dict[str, Type] = {
     "pools": types_of("sglang.srt.mem_cache.swa_memory_pool:SWAKVPool"),
     "token_to_kv_pool_allocator": types_of("sglang.srt.mem_cache.allocator:TokenToKVPoolAllocator"),
     "req_to_token_pool": types_of("sglang.srt.mem_cache.memory_pool:ReqToTokenPool"),
+    "hybrid_pool": types_of("sglang.srt.mem_cache.memory_pool:HybridLinearKVPool"),
+    "states_pool": types_of("sglang.srt.mem_cache.memory_pool:HybridReqToTokenPool"),
+    "states_of_nodes": types_of("sglang.srt.mem_cache.memory_pool:MambaPool.SpeculativeState"),
     "kv_index_translator": types_of("sglang.srt.mem_cache.kv_index_translator:KVIndexTranslator"),
     "decode_cuda_graph_runner": types_of(
         "sglang.srt.model_executor.runner.decode_cuda_graph_runner:DecodeCudaGraphRunner"

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from tests.device_lane.context_waves import (
+    TRACKED_LEN,
     chunked,
+    finishes,
     first_turns,
     later_turns,
     mixed,
     mixed_adapters,
     more_than_the_pool,
+    passes_a_tracked_length,
     past_the_window,
     prefix_hit,
+    resumes_at_a_tracked_length,
+    resumes_at_its_end,
     to_the_context_limit,
 )
 from tests.device_lane.new_weights import unreadable_weights
@@ -23,6 +28,7 @@ from tests.device_lane.scenes import (
     ends,
     few,
     few_adapters,
+    few_of_chains,
     greedy_by_top_k,
     one,
     pair_of_requests,
@@ -131,7 +137,40 @@ FA3_PAGES = Scene(
     must_log=("Session closed",),
 )
 
-# Not in each CI run, for their time: more requests at once, chunks, wider trees, no graphs.
+# Layers with a recurrent state: the prefix cache gets a copy at multiples of a length, or, without overlap, the state
+# that a request ends with.
+_STATES_POOL = ("--max-mamba-cache-size", "48")
+_TRACKED = (*_STATES_POOL, "--mamba-track-interval", str(TRACKED_LEN))
+_LAST_STATES = (*_STATES_POOL, "--disable-overlap-schedule")
+GATED_DELTA = Scene(
+    "gated-delta",
+    "triton",
+    (few, passes_a_tracked_length, resumes_at_a_tracked_length),
+    pair="gated_delta",
+    budget=7,
+    flags=_TRACKED,
+    captured=(4,),
+    must_log=("recurrent state at every node",),
+)
+GATED_DELTA_CHAIN = Scene(
+    "gated-delta-chain",
+    "triton",
+    (few_of_chains,),
+    pair="gated_delta",
+    budget=7,
+    flags=(*_TRACKED, "--speculative-ddtree-top-k", "1"),
+    captured=(4,),
+)
+GATED_DELTA_16 = Scene(
+    "gated-delta-16",
+    "fa3",
+    (staggered, finishes, resumes_at_its_end, ends, aborted),
+    pair="gated_delta",
+    budget=16,
+    flags=_LAST_STATES,
+)
+
+# Not in each CI run, for their time: more requests at once, chunks, wider trees, no graphs, recurrent layers.
 SLOW_SCENES = (
     Scene(
         "windows-triton-16",
@@ -143,7 +182,11 @@ SLOW_SCENES = (
     ),
     Scene("windows-gemma", "triton", (past_the_window, prefix_hit), pair="gemma", budget=16, captured=(4,)),
     Scene("windows-triton-eager", "triton", (past_the_window,), pair="gpt_oss", budget=7, captured=()),
+    GATED_DELTA,
+    GATED_DELTA_CHAIN,
+    GATED_DELTA_16,
 )
+
 SMALL = (SMALL_TRITON, SMALL_FA3, SMALL_FLASHINFER)
 SCENES = (
     Scene("triton", "triton", (staggered, prefix_hit, chunked), budget=16, flags=_PAGES),

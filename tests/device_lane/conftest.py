@@ -23,6 +23,7 @@ PAIRS = {
     "gpt_oss": ("gpt_oss", 4, 32),
     "gemma": ("gemma", 4, 32),
     "deepseek": ("deepseek", 4, 32),
+    "gated_delta": ("qwen3_5", 4, 32),
 }
 """Architecture, block size and vocabulary."""
 ADAPTERS = {pair: {"first": 4, "second": 8} for pair in ("qwen3", "wide")}

@@ -10,6 +10,9 @@ from tests.device_lane.pairs import BOS_TOKEN, WINDOW
 from tests.device_lane.references import Asked
 from tests.device_lane.scenes import CONTEXT_LIMIT, WAVE_APART_S, Chooser, Sent
 
+TRACKED_LEN = 64
+"""Least interval of the prefix cache's states: a chunk of SGLang's prefill (fla/chunk.py)."""
+
 
 def prefix_hit(chooser: Chooser) -> list[Sent]:
     """A second request that begins with the first one and its answer, once that is cached."""
@@ -25,6 +28,44 @@ def prefix_hit(chooser: Chooser) -> list[Sent]:
 def past_the_window(chooser: Chooser) -> list[Sent]:
     """Three requests whose texts are longer than a layer's window from the first round on."""
     return [Sent(chooser.find(length, tokens)) for length, tokens in ((WINDOW + 3, 9), (2 * WINDOW, 12), (WINDOW, 7))]
+
+
+def passes_a_tracked_length(chooser: Chooser) -> list[Sent]:
+    """One whose answer passes the length at which the prefix cache keeps a state, beside one that does not."""
+    chooser.passed = chooser.find(TRACKED_LEN - 5, 12)
+    return [Sent(chooser.passed, cached=0), Sent(chooser.find(5, 9), cached=0)]
+
+
+def resumes_at_a_tracked_length(chooser: Chooser) -> list[Sent]:
+    """Two that begin with the text of the wave before, as far as it goes behind the kept state."""
+    assert chooser.passed is not None
+    text = (*chooser.passed.prompt, *chooser.reference.expect(chooser.passed).output_ids)
+
+    def resumed(asked: Asked) -> Asked:
+        return replace(asked, prompt=(*text[: TRACKED_LEN + 3], *asked.prompt))
+
+    return [Sent(chooser.find(length, tokens, resumed), cached=TRACKED_LEN) for length, tokens in ((2, 7), (3, 5))]
+
+
+def finishes(chooser: Chooser) -> list[Sent]:
+    """One whose last state the prefix cache gets."""
+    chooser.passed = chooser.find(7, 6)
+    return [Sent(chooser.passed, cached=0)]
+
+
+def resumes_at_its_end(chooser: Chooser) -> list[Sent]:
+    """One goes on behind the text of the wave before; one leaves it a token earlier, and gets its prompt's state."""
+    assert chooser.passed is not None
+    prompt = chooser.passed.prompt
+    text = (*prompt, *chooser.reference.expect(chooser.passed).output_ids[:-1])
+
+    def behind(asked: Asked) -> Asked:
+        return replace(asked, prompt=(*text, *asked.prompt))
+
+    def before(asked: Asked) -> Asked | None:
+        return None if asked.prompt[0] == text[-1] else replace(asked, prompt=(*text[:-1], *asked.prompt))
+
+    return [Sent(chooser.find(3, 7, behind), cached=len(text)), Sent(chooser.find(3, 6, before), cached=len(prompt))]
 
 
 def chunked(chooser: Chooser) -> list[Sent]:

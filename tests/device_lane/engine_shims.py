@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -53,6 +54,8 @@ def _install_memory_queries() -> None:
         }
         for name, answer in answers.items():
             setattr(module, name, answer)
+    # A kernel's launcher switches to its tensors' device; a host's module has none to switch to.
+    torch.cpu.device = lambda _: nullcontext()  # type: ignore[attr-defined]
 
 
 def _allocate_host_memory() -> None:

@@ -39,6 +39,7 @@ from transformers import (
 from ddtree_sglang.training.model.drafter_config import drafter_config_for
 from ddtree_sglang.training.model.drafter_model import DFlashDrafter
 from ddtree_sglang.training.model.export import export_drafter
+from tests.device_lane import hybrid_targets
 
 VOCABULARY = 32
 EOS_TOKEN = 2
@@ -47,7 +48,6 @@ MASK_TOKEN = VOCABULARY - 1
 NUM_WORDS = VOCABULARY - 2  # what prompts are made of; the mask token and its neighbour are left out
 MAX_POSITIONS = 512
 NUM_LAYERS = 2
-FEATURE_LAYERS = (0,)  # the last layer of a target is never a feature
 
 _SHAPE: dict[str, Any] = {
     "hidden_size": 32,
@@ -128,7 +128,19 @@ _GEMMA: dict[str, Any] = {
     "pad_token_id": 0,
 }
 
-Architecture = Literal["qwen3", "llama", "qwen3_moe", "gpt_oss", "gemma", "deepseek"]
+Architecture = Literal[
+    "qwen3",
+    "llama",
+    "qwen3_moe",
+    "gpt_oss",
+    "gemma",
+    "deepseek",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "qwen3_next",
+    "lfm2",
+    "nemotron_h",
+]
 
 
 @dataclass(frozen=True)
@@ -189,7 +201,9 @@ def make_target(
     """A random target whose matrices have the gains above."""
     shape = _SHAPE | {"vocab_size": vocabulary, "intermediate_size": intermediate_size}
     target: Any
-    if architecture == "qwen3_moe":
+    if architecture in hybrid_targets.MAKERS:
+        target = hybrid_targets.MAKERS[architecture](shape)
+    elif architecture == "qwen3_moe":
         target = Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape, **_EXPERTS))
     elif architecture == "qwen3":
         target = Qwen3ForCausalLM(Qwen3Config(**shape))
@@ -211,6 +225,10 @@ def fill(target: Any, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in target.named_parameters():
+            own = hybrid_targets.own_values(target.config.model_type, name, parameter.shape, generator)
+            if own is not None:
+                parameter.copy_(own)
+                continue
             # gpt-oss has its experts' inputs before their outputs.
             is_turned = parameter.dim() == 3 and target.config.model_type == "gpt_oss"
             fill_parameter(name, parameter, generator, parameter.shape[1 if is_turned else -1])
@@ -242,7 +260,7 @@ def _name_most_frequent_token(target: Any, name: int) -> None:
     """Swap two tokens of the vocabulary, so that the one that answers hold most often is `name`."""
     prompts = random_prompts(64, 6, 0)
     frequent = int(greedy(target, prompts, 12)[:, prompts.shape[1] :].flatten().mode().values)
-    for table in (target.model.embed_tokens.weight, target.lm_head.weight):
+    for table in (target.get_input_embeddings().weight, target.lm_head.weight):
         table[[name, frequent]] = table[[frequent, name]]
 
 
@@ -254,21 +272,26 @@ def random_prompts(count: int, length: int, seed: int) -> torch.Tensor:
 @torch.inference_mode()
 def greedy(target: Any, prompts: torch.Tensor, num_tokens: int) -> torch.Tensor:
     """Prompts of one length `[C, T]` and their greedy answers, `[C, T + num_tokens]`."""
-    rows = prompts
+    rows, cache = prompts, None
+    caches = target.config.model_type in hybrid_targets.CACHED
     for _ in range(num_tokens):
-        rows = torch.cat([rows, target(rows, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
+        new = rows if cache is None else rows[:, -1:]
+        out = target(new, past_key_values=cache, use_cache=caches)
+        cache = out.past_key_values
+        rows = torch.cat([rows, out.logits[:, -1:].argmax(-1)], dim=1)
     return rows
 
 
 def train_drafter(target: Any, block_size: int, seed: int) -> DFlashDrafter:
     """One layer, trained on greedy answers alone."""
     torch.manual_seed(seed)
+    feature_layer = target.config.num_hidden_layers - 2  # the last layer of a target is never a feature
     drafter = DFlashDrafter(
         drafter_config_for(
             target.config,
             mask_token_id=MASK_TOKEN,
             mask_token=f"w{MASK_TOKEN}",
-            target_layer_ids=FEATURE_LAYERS,
+            target_layer_ids=(feature_layer,),
             num_layers=1,
             block_size=block_size,
         )
@@ -295,7 +318,7 @@ def train(drafter: DFlashDrafter, target: Any, seed: int, steps: int) -> None:
             rows[chosen].gather(1, (anchors[..., None] + torch.arange(block_size)).flatten(1)).view(32, 6, block_size)
         )
         with torch.no_grad():
-            block_embeds = target.model.embed_tokens(drafter.block_token_ids(blocks[..., 0]))
+            block_embeds = target.get_input_embeddings()(drafter.block_token_ids(blocks[..., 0]))
         hidden = drafter(block_embeds, features[chosen], anchors)
         logits = hidden[:, :, 1:] @ head.T
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 2), blocks[..., 1:].flatten())

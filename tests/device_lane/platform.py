@@ -76,6 +76,12 @@ class LanePlatform(SRTPlatform):
         """All of them."""
         return True
 
+    # ---- recurrent layers
+
+    def support_mamba_cache_extra_buffer(self) -> bool:
+        """The prefix cache gets copies of states, as on CUDA."""
+        return True
+
     # ---- graphs
 
     def get_graph_runner_cls(self) -> Callable[..., Any]:

@@ -51,6 +51,8 @@ def _of_answer(scene: Scene, one_answer: Answered, reference: Reference) -> list
         logprobs = [entry[0] for entry in meta["output_token_logprobs"]]
         if any(abs(a - b) > 1e-3 for a, b in zip(logprobs, expected.logprobs, strict=True)):
             found.append(f"{about}: log-probabilities {logprobs}, expected {list(expected.logprobs)}")
+    if sent.cached is not None and meta["cached_tokens"] != sent.cached:
+        found.append(f"{about}: {meta['cached_tokens']} tokens from the prefix cache, expected {sent.cached}")
     if sent.states:
         found += [f"{about}: {problem}" for problem in _of_states(sent, answer, reference)]
     if sent.experts and not torch.equal(experts_of(answer), reference.experts(sent.asked)):

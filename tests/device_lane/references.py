@@ -292,7 +292,7 @@ class Reference:
         hidden = self.target(asked)(committed, output_hidden_states=True, use_cache=False).hidden_states
         features = torch.cat([hidden[layer + 1] for layer in drafter.config.target_layer_ids], dim=-1)
         blocks = drafter.block_token_ids(torch.tensor([[tokens[done - 1]]]))
-        block_embeds = target.model.embed_tokens(blocks)
+        block_embeds = target.get_input_embeddings()(blocks)
         states = drafter(block_embeds, features, torch.tensor([[committed.shape[1]]]))[:, 0, 1:]
         logprobs, ids = (states @ target.lm_head.weight.T).log_softmax(-1).sort(stable=True, dim=-1, descending=True)
         return ids, logprobs

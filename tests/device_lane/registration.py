@@ -23,10 +23,12 @@ ddtree = ddtree_sglang.engine.plugin:register
 def activate() -> str:
     """The platform's class, for SGLang; what stands in for kernels has to be there before the backends are imported."""
     from tests.device_lane.install import install_fa3, install_flashinfer, install_lora
+    from tests.device_lane.recurrent_layers import install_recurrent_layers
 
     install_fa3()
     install_flashinfer()
     install_lora()
+    install_recurrent_layers()
     return "tests.device_lane.platform:LanePlatform"
 
 
@@ -47,6 +49,8 @@ def environment(folder: Path) -> dict[str, str]:
         "TRITON_INTERPRET": "1",
         # The C++ core of the prefix cache refuses a device with an index.
         "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": "python",
+        # Convolutions of recurrent layers keep their inputs in the lane's float32; SGLang's own choice is bfloat16.
+        "SGLANG_MAMBA_CONV_DTYPE": "float32",
         # SGLang orders the scheduler's writes behind a forward's reads on CUDA alone, unless asked.
         "SGLANG_ENABLE_WAR_BARRIER": "1",
     }

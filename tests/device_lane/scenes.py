@@ -42,6 +42,7 @@ class Sent:
     num_sent: int | None = None  # tokens of the prompt that are sent, where the session has the others
     states: bool = False  # hidden states of every token
     experts: bool = False  # routed experts of every token
+    cached: int | None = None  # tokens of the prompt that the prefix cache must have had
 
 
 Wave = Callable[["Chooser"], list[Sent]]
@@ -82,6 +83,7 @@ class Chooser:
         self.reference, self.scene = reference, scene
         self._seed = 1000 * sum(map(ord, scene.name))
         self.sessions: dict[str, Asked] = {}  # the last turn of each
+        self.passed: Asked | None = None  # one whose text later ones resume
 
     def rounds(self, asked: Asked) -> list[Round]:
         """What the scene's algorithm needs for a request."""
@@ -194,6 +196,11 @@ def staggered(chooser: Chooser) -> list[Sent]:
 def few(chooser: Chooser) -> list[Sent]:
     """Three greedy requests, in a padded graph of four."""
     return [Sent(chooser.find(length, tokens)) for length, tokens in ((4, 6), (6, 8), (11, 9))]
+
+
+def few_of_chains(chooser: Chooser) -> list[Sent]:
+    """The same where trees are chains, which the reference's rounds are not."""
+    return [replace(sent, check="tokens") for sent in few(chooser)]
 
 
 def pair_of_requests(chooser: Chooser) -> list[Sent]:

@@ -129,6 +129,7 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
 
         device, num_nodes, max_path_len = "meta", NODES, BLOCK
         draft_parallel_layout = None
+        states = None
         _tp_sync = SimpleNamespace(sync=lambda *_: None)
 
         def __init__(self) -> None:
@@ -179,6 +180,33 @@ def test_parts_run_in_order_and_the_length_is_published_before_the_commit(
     assert (result.speculative_num_draft_tokens, result.speculative_output_stride) == (NODES, BLOCK)
     # What other streams still read outlives the round.
     assert len(result.extra_keep_alive_refs) == 4
+
+
+def test_recurrent_states_are_committed_with_the_rows_on_the_backend_that_verified(
+    round_of_fakes: tuple[Any, Any, Events],
+) -> None:
+    from ddtree_sglang.engine.graphs.node_counts import NodeCountStates, VerifyState
+
+    worker, batch, events = round_of_fakes
+    worker.model_runner.attn_backend, worker.model_runner.decode_cuda_graph_runner = "of the largest", None
+    fewer = {NODES: VerifyState("of this round", None)}
+    worker.node_counts = NodeCountStates(worker.model_runner, fewer)
+    given: list[Any] = []
+
+    def commit(*arguments: Any) -> None:
+        events.append(f"states {worker.model_runner.attn_backend}")
+        given.extend(arguments)
+
+    worker.states = SimpleNamespace(commit=commit)
+    scope = "ddtree_sglang.engine.graphs.node_counts.node_count_scope"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scope, lambda _: nullcontext())
+        worker._decode_round(batch, events.returning("publish"))
+    expected = ["draft graph", "verify graph", "publish", "move KV", "states of this round", "draft context"]
+    assert events == expected
+    assert given[0] is batch
+    assert given[2] is batch.seq_lens
+    assert given[3] == NODES
 
 
 def test_a_backend_without_host_lengths_needs_none(round_of_fakes: tuple[Any, Any, Events]) -> None:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from ddtree_sglang.engine.run_ends import judge, prefill_only_at_no_tokens
 from tests.e2e.servers import Pair
@@ -267,9 +268,11 @@ def test_a_run_of_a_request_that_was_retracted_since_is_forgotten(decoding: Deco
     batch = batch_of(req, SimpleNamespace(is_none=lambda: False))
     run_ends.cut_runs(None, result_of(ids[1 : 1 + RUN_LEN], 1, is_run=True), batch)
     assert req in run_ends._judged
+    assert req in run_ends._ended_inside
     req.is_retracted = True
     decoding.processor()._resolve_spec_v2_tokens(result_of(ids[1 : 1 + RUN_LEN], 1, is_run=True), batch)
     assert req not in run_ends._judged
+    assert req not in run_ends._ended_inside
 
 
 @pytest.mark.parametrize(("algorithm", "expected"), [("DDTREE", [True, False]), ("DFLASH", [False, False])])
@@ -301,3 +304,28 @@ def test_judging_a_run_leaves_its_request_as_it_was(asked: dict[str, Any], decod
     judged = judge(req, ids[1 : 1 + RUN_LEN])
     assert (judged.finished_reason is None) == (not asked)
     assert (list(req.output_ids), req.finished_reason, req.finished_len, req.to_finish) == (ids[:1], None, None, abort)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [({"stop": "drafts"}, False), ({"stop_regex": "d[a-z]+"}, False), ({"max_new_tokens": 5}, True)],
+    ids=["stop-string", "pattern", "limit"],
+)
+def test_the_prefix_cache_takes_no_recurrent_state_of_a_run_that_was_cut(
+    asked: dict[str, Any], kept: bool, decoding: Decoding, tokenizer: Any
+) -> None:
+    """The device has committed the whole run, unless it has cut it itself; SGLang compares lengths that are cut."""
+    from ddtree_sglang.engine.run_ends import keep_only_states_of_the_end
+
+    req = decoding.request(tokenizer, **{"max_new_tokens": 50, **asked})
+    decoding.decode(req, script_of(tokenizer), [RUN_LEN])
+
+    def may_be_kept(*, has_states: bool = True, stock: bool = True) -> bool:
+        processor = SimpleNamespace(tree_cache=SimpleNamespace(supports_mamba=lambda: has_states))
+        return keep_only_states_of_the_end(lambda *_: stock, processor, req, None, 0)  # type: ignore[arg-type]
+
+    assert may_be_kept() == kept
+    assert not may_be_kept(stock=False)
+    assert may_be_kept(has_states=False), "what attends alone is cached up to the cut"
+    req.kv.mamba_ping_pong_track_buffer = torch.tensor([1, 2])
+    assert may_be_kept(), "copies at fixed lengths are not of the end"

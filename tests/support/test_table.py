@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.architecture import ROOT
-from tests.device_lane.catalogue import SCENES
+from tests.device_lane.catalogue import SCENES, SLOW_SCENES
 from tests.device_lane.conftest import PAIRS as LANE_PAIRS
 from tests.support import collected, table
 from tests.support.document import DOCUMENT, document
@@ -105,6 +105,7 @@ ARCHITECTURES = {
     "llama": "Llama",
     "qwen3_moe": "Qwen3-MoE",
     "gpt_oss": "gpt-oss",
+    "qwen3_5": "Qwen3.5 / 3.6",
     "deepseek": "DeepSeek / Kimi-K2",
 }
 """Of the lane's pairs, by family."""
@@ -117,7 +118,7 @@ def scene_of(cell: Shown) -> str | None:
 
 
 def test_scenes_are_of_the_family_and_backend_of_their_row() -> None:
-    scenes = {scene.name: scene for scene in SCENES}
+    scenes = {scene.name: scene for scene in (*SCENES, *SLOW_SCENES)}
     for row, cell in SHOWN:
         if (name := scene_of(cell)) is not None:
             scene = scenes[name]

@@ -22,6 +22,7 @@ from ddtree_sglang.engine.admission.drafter_checks import (
     check_same_dtype,
 )
 from ddtree_sglang.engine.admission.drafter_weights import check_drafter_weights
+from ddtree_sglang.engine.admission.recurrent_checks import check_recurrent_arguments
 from ddtree_sglang.engine.admission.target_checks import check_pages, check_target
 from ddtree_sglang.engine.cli_flags import apply_config
 from ddtree_sglang.engine.device_path import is_device_path
@@ -186,6 +187,7 @@ def check_resolved_target(server_args: Any) -> None:
     cfg, model_config = resolving_view(server_args), model_config_of(server_args)
     window = model_config.sliding_window_size if model_config.is_hybrid_swa else None
     check_target(model_config, window, attention_backends_of(cfg))
+    check_recurrent_arguments(model_config, cfg)
     check_pages(model_config, int(cfg.page_size), window, attention_backends_of(cfg))
     check_context_len(int(model_config.context_len), int(cfg.speculative_dflash_block_size))
     _check_prefills_with_adapters(cfg)

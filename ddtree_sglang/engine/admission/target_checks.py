@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
+from ddtree_sglang.engine.admission.recurrent_checks import STATE_BACKEND_CLASSES, check_recurrent_target
 from ddtree_sglang.engine.attention_layers import has_sinks_without_window, window_sizes
 from ddtree_sglang.engine.spec import ALGORITHM
 from ddtree_sglang.exceptions import DDTreeConfigError
@@ -118,18 +119,13 @@ def check_target(model_config: Any, sliding_window: int | None, backends: tuple[
         backends: the attention backends of prefill and decode.
 
     Raises:
-        DDTreeConfigError: a recurrent state, sparse attention, attention in chunks, a window on a backend that does not
-            place it per node, or latent attention on one that drops the mask.
+        DDTreeConfigError: recurrent layers that no tree was shown on, sparse attention, attention in chunks, a window
+            on a backend that does not place it per node, or latent attention on one that drops the mask.
     """
-    from sglang.srt.configs.hybrid_arch import mambaish_config
     from sglang.srt.configs.model_config import AttentionArch, is_deepseek_dsa
 
     name = (model_config.hf_config.architectures or ["this target"])[0]
-    if mambaish_config(model_config) is not None or model_config.attention_arch == AttentionArch.SSM:
-        raise DDTreeConfigError(
-            f"{ALGORITHM} needs a target whose layers all attend, got {name}, some of which keep a recurrent state "
-            f"that a tree would have to advance per node; {_CHAIN}."
-        )
+    check_recurrent_target(model_config)
     if model_config.attention_arch not in (AttentionArch.MHA, AttentionArch.MLA):
         raise DDTreeConfigError(
             f"{ALGORITHM} needs multi-head, grouped-query or latent attention, got {name} with "
@@ -199,10 +195,11 @@ def check_target_backend(runner: Any) -> None:
         runner: the target's model runner, its attention backend built.
 
     Raises:
-        DDTreeConfigError: the class of the backend is not one of `BACKEND_CLASSES`, nor a pair of those.
+        DDTreeConfigError: the class of the backend is not one of `BACKEND_CLASSES`, nor a pair of those, nor such a
+            one beside one of `STATE_BACKEND_CLASSES`.
     """
     for one in _parts(runner.attn_backend):
-        if type(one).__name__ not in BACKEND_CLASSES:
+        if type(one).__name__ not in (*BACKEND_CLASSES, *STATE_BACKEND_CLASSES):
             name = (runner.model_config.hf_config.architectures or ["this target"])[0]
             raise DDTreeConfigError(
                 f"{ALGORITHM} needs a target whose layers all use one attention backend with tree masks, got {name}, "
@@ -211,7 +208,12 @@ def check_target_backend(runner: Any) -> None:
 
 
 def _parts(backend: Any) -> tuple[Any, ...]:
-    """The two of a pair for prefill and decode (layers/attention/hybrid_attn_backend.py), or the one."""
+    """The two of a pair for prefill and decode (layers/attention/hybrid_attn_backend.py), or the one.
+
+    With those of recurrent layers, which attend beside it (layers/attention/hybrid_linear_attn_backend.py).
+    """
+    if type(backend).__name__ == "HybridLinearAttnBackend":
+        return (*_parts(backend.full_attn_backend), backend.linear_attn_backend)
     if type(backend).__name__ != "HybridAttnBackend":
         return (backend,)
     return (backend.prefill_backend, backend.decode_backend)

@@ -11,9 +11,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from ddtree_sglang.core.acceptance import AcceptedPath
+    from ddtree_sglang.core.built_tree import BuiltTree
 
 STAGES = ("prepare", "draft", "build", "verify", "accept", "commit", "context")
 
@@ -70,6 +74,21 @@ class RoundTrace:
         if self._on_gpu:
             torch.cuda.synchronize()
         return time.perf_counter()
+
+
+def facts_of_trees(built: BuiltTree, accepted: AcceptedPath) -> dict[str, Any]:
+    """What a line says of a round's trees and the paths through them, by name; tensors are not read back yet."""
+    tree = built.tree
+    return {
+        "num_nodes": tree.num_nodes,
+        "commit_lens": accepted.commit_lens,
+        "accept_index": accepted.accept_index,
+        "emitted_ids": accepted.token_ids,
+        "token_ids": tree.token_ids,
+        "parents": tree.parents,
+        "depths": tree.depths,
+        "path_probs": tree.logprobs.exp(),
+    }
 
 
 def _plain(value: Any) -> Any:

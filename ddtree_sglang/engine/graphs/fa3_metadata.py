@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ddtree_sglang.core.ancestor_pages import AncestorPages
-from ddtree_sglang.engine.stages.trees import verifying_backend
+from ddtree_sglang.engine.stages.trees import has_recurrent_layers, verifying_backend
 
 _FA3 = "sglang.srt.layers.attention.flashattention_backend.FlashAttentionBackend"
 
@@ -27,7 +27,12 @@ class TreeMetadata:
 
     @classmethod
     def of(cls, attn_backend: Any) -> TreeMetadata | None:
-        """None for other backends, for chains, and where SGLang keeps more tables or translates slots."""
+        """None for other backends, for chains, and where SGLang keeps more tables or translates slots.
+
+        Beside recurrent layers, too: their metadata is made with FA3's before a replay.
+        """
+        if has_recurrent_layers(attn_backend):
+            return None
         backend = verifying_backend(attn_backend)
         # By name: where there is no FA3, its module cannot be imported.
         if f"{type(backend).__module__}.{type(backend).__qualname__}" != _FA3:

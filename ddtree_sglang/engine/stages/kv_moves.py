@@ -130,9 +130,17 @@ def make_mover(pool: Any) -> KVMover:
     """The way for the platform that serves and the target's pool, whose buffers exist by now."""
     if not is_device_path():
         return HostMover(pool)
+    pool = attending_pool(pool)
     if has_plain_rows(pool):
         return _kernel_mover(pool)
     return _windowed_mover(pool) or PoolMover(pool)
+
+
+def attending_pool(hybrid_pool: Any) -> Any:
+    """Of a target some of whose layers keep a recurrent state, the pool of those that attend; slots are the same."""
+    from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool
+
+    return hybrid_pool.full_kv_pool if type(hybrid_pool) is HybridLinearKVPool else hybrid_pool
 
 
 def _kernel_mover(pool: Any) -> KernelMover:

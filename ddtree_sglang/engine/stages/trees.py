@@ -172,11 +172,22 @@ def mask_buffers(backends: Mapping[int, Any], *, deterministic: bool) -> dict[in
     }
 
 
+def has_recurrent_layers(backend: Any) -> bool:
+    """Whether it is SGLang's pair of a backend that attends and one for recurrent layers."""
+    return hasattr(backend, "linear_attn_backend")
+
+
 def verifying_backend(backend: Any) -> Any:
-    """The backend that verifies, of a pair for prefill and decode (layers/attention/hybrid_attn_backend.py)."""
+    """The backend that verifies a tree's attention.
+
+    Of a target with recurrent layers, the one beside theirs (layers/attention/hybrid_linear_attn_backend.py); of a pair
+    for prefill and decode, the one that verifies (layers/attention/hybrid_attn_backend.py).
+    """
     from sglang.srt.layers.attention.hybrid_attn_backend import HybridAttnBackend
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
+    if has_recurrent_layers(backend):
+        backend = backend.full_attn_backend
     if isinstance(backend, HybridAttnBackend):
         return backend._select_backend(ForwardMode.TARGET_VERIFY)
     return backend

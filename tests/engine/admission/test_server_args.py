@@ -277,5 +277,5 @@ def test_target_with_recurrent_layers_is_refused_before_it_loads(tmp_path: Path,
         hidden_size=64, num_hidden_layers=4, vocab_size=100, num_attention_heads=4, num_key_value_heads=2
     )
     hybrid = {**config.to_dict(), "architectures": ["Lfm2ForCausalLM"]}
-    with pytest.raises(SystemExit, match="got Lfm2ForCausalLM, some of which keep a recurrent state"):
+    with pytest.raises(SystemExit, match="got Lfm2ForCausalLM, whose states have not been shown to follow a tree"):
         resolve(*ddtree(write_checkpoint(tmp_path / "hybrid", hybrid), drafter))

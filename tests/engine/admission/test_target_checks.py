@@ -41,12 +41,6 @@ def target(arch: str = "MHA", hf_config: Any = None, chunk: int | None = None) -
     )
 
 
-def hybrid_config(name: str) -> Any:
-    from sglang.srt import configs
-
-    return getattr(configs, name)()
-
-
 def test_plain_attention_is_served_by_every_tree_backend() -> None:
     for backend in ("flashinfer", "triton", "fa3", "fa4", "ddtree_cpu"):
         check_target(target(), None, (backend, backend))
@@ -179,12 +173,6 @@ def test_windows_that_one_table_of_keys_cannot_hold_are_refused(
         check_loaded_target(runner)
 
 
-@pytest.mark.parametrize("name", ["Qwen3NextConfig", "NemotronHConfig", "KimiLinearConfig"])
-def test_recurrent_layers_are_refused(name: str) -> None:
-    with pytest.raises(DDTreeConfigError, match=r"got TestForCausalLM, some of which keep a recurrent state"):
-        check_target(target(hf_config=hybrid_config(name)), None, ("fa3", "fa3"))
-
-
 @pytest.mark.parametrize("backends", [FLASHINFER, ("fa4", "fa4"), ("ddtree_cpu", "ddtree_cpu"), ("triton", "fa4")])
 def test_latent_attention_is_refused_where_a_backend_drops_the_mask(backends: tuple[str, str]) -> None:
     wrong = next(one for one in backends if one != "triton")
@@ -245,11 +233,16 @@ def named(name: str, **parts: Any) -> Any:
 def test_backends_that_honour_a_mask_are_taken_alone_and_in_pairs(name: str) -> None:
     runner = SimpleNamespace(model_config=target(), attn_backend=named(name))
     check_target_backend(runner)
-    runner.attn_backend = named("HybridAttnBackend", prefill_backend=named(name), decode_backend=named(name))
+    pair = named("HybridAttnBackend", prefill_backend=named(name), decode_backend=named(name))
+    runner.attn_backend = pair
+    check_target_backend(runner)
+    runner.attn_backend = named(
+        "HybridLinearAttnBackend", full_attn_backend=pair, linear_attn_backend=named("GDNAttnBackend")
+    )
     check_target_backend(runner)
 
 
-@pytest.mark.parametrize("wrapper", ["MiniMaxHybridAttnBackend", "HybridLinearAttnBackend", "TRTLLMHAAttnBackend"])
+@pytest.mark.parametrize("wrapper", ["MiniMaxHybridAttnBackend", "TRTLLMHAAttnBackend"])
 def test_a_target_for_which_sglang_builds_another_backend_is_refused(wrapper: str) -> None:
     """MiniMax-M3's sparse layers attend in a backend that takes no mask, while `--attention-backend` says fa3."""
     wrapped = named(wrapper, full_attn_backend=named("FlashAttentionBackend"))
@@ -260,3 +253,13 @@ def test_a_target_for_which_sglang_builds_another_backend_is_refused(wrapper: st
     ):
         with pytest.raises(DDTreeConfigError, match=f"got TestForCausalLM, for which SGLang builds {wrapper}; use"):
             check_target_backend(SimpleNamespace(model_config=target(), attn_backend=backend))
+
+
+def test_recurrent_layers_of_another_backend_are_refused() -> None:
+    backend = named(
+        "HybridLinearAttnBackend",
+        full_attn_backend=named("TritonAttnBackend"),
+        linear_attn_backend=named("LightningAttentionBackend"),
+    )
+    with pytest.raises(DDTreeConfigError, match="for which SGLang builds LightningAttentionBackend; use"):
+        check_target_backend(SimpleNamespace(model_config=target(), attn_backend=backend))

@@ -138,3 +138,14 @@ def test_pools_of_a_model_with_sliding_windows_are_moved_by_a_kernel_each() -> N
 def test_pair_of_pools_with_one_that_is_not_plain_moves_its_rows_itself() -> None:
     """As where all layers have a sliding window, and the other pool has no buffer."""
     assert isinstance(kv_moves.make_mover(windowed_pool(full_layers=0)), kv_moves.PoolMover)
+
+
+@pytest.mark.usefixtures("on_device")
+def test_beside_recurrent_layers_the_pool_of_those_that_attend_is_moved_by_the_kernel() -> None:
+    from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool
+
+    both = object.__new__(HybridLinearKVPool)
+    both.full_kv_pool = plain_pool()
+    mover = kv_moves.make_mover(both)
+    assert isinstance(mover, kv_moves.KernelMover)
+    assert mover.rows.data_ptrs.tolist() == both.full_kv_pool.data_ptrs.tolist()

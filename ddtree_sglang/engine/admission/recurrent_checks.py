@@ -1,0 +1,142 @@
+"""Targets some of whose layers keep a recurrent state: which are served, and with what arguments.
+
+A tree needs kernels that read the state of a node's parent and keep one per node. SGLang has them in Triton, for gated
+delta nets; its other kernels of recurrent layers advance one state along a chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ddtree_sglang.engine.device_path import is_device_path
+from ddtree_sglang.engine.spec import ALGORITHM
+from ddtree_sglang.exceptions import DDTreeConfigError
+
+SERVED = (
+    "Qwen3_5ForCausalLM",
+    "Qwen3_5ForConditionalGeneration",
+    "Qwen3_5MoeForCausalLM",
+    "Qwen3_5MoeForConditionalGeneration",
+    "Qwen3NextForCausalLM",
+)
+"""Architectures with recurrent layers that are verified as trees: gated delta nets, of Qwen3.5, 3.6 and Qwen3-Next."""
+
+STATE_BACKEND_CLASSES = ("GDNAttnBackend",)
+"""SGLang's backends of recurrent layers whose kernels have been shown to take a tree (layers/attention/linear)."""
+
+_CHAIN = "use --speculative-algorithm DFLASH, whose chain SGLang supports there"
+
+
+class RecurrentRule(NamedTuple):
+    """One combination of server arguments that is refused for a target with recurrent layers."""
+
+    broken: Callable[[Any], bool]
+    message: str
+
+
+def _other_than_triton(cfg: Any) -> bool:
+    kernels = (cfg.linear_attn_decode_backend, cfg.linear_attn_verify_backend)
+    return cfg.linear_attn_backend != "triton" or any(one not in (None, "triton") for one in kernels)
+
+
+RECURRENT_RULES: tuple[RecurrentRule, ...] = (
+    RecurrentRule(
+        lambda cfg: not is_device_path(),
+        "is served where SGLang launches Triton kernels, which a tree of states needs; without a GPU leave out "
+        f"--speculative-algorithm {ALGORITHM}.",
+    ),
+    # FlashInfer's and CuTe DSL's verify a chain (linear/gdn_backend.py, GDNKernelDispatcher), and a round of one node
+    # would go through them.
+    RecurrentRule(
+        _other_than_triton,
+        "verifies trees with the Triton kernels of linear attention; give triton to --linear-attn-backend, "
+        "--linear-attn-decode-backend and --linear-attn-verify-backend.",
+    ),
+    # Both keep the drafts of a chain in a ring, and no states of nodes.
+    RecurrentRule(
+        lambda cfg: bool(cfg.enable_linear_replayssm or cfg.enable_linear_replayssm_spec),
+        "keeps a state per node, where ReplaySSM replays a chain; remove --enable-linear-replayssm and "
+        "--enable-linear-replayssm-spec.",
+    ),
+    RecurrentRule(
+        lambda cfg: bool(cfg.enable_int8_mamba_checkpoint),
+        "has not been shown to resume from rounded states; remove --enable-int8-mamba-checkpoint.",
+    ),
+    RecurrentRule(
+        lambda cfg: bool(cfg.enable_page_major_kv_layout or cfg.enable_unified_memory),
+        "has not been shown to keep states in pages; remove --enable-page-major-kv-layout and --enable-unified-memory.",
+    ),
+    RecurrentRule(
+        lambda cfg: cfg.mamba_radix_cache_strategy == "extra_buffer_lazy",
+        "has not been shown to plan the prefix cache's states ahead; change --mamba-radix-cache-strategy.",
+    ),
+    # The slot of a round that is in flight when its request ends would be that of the state which was kept.
+    RecurrentRule(
+        lambda cfg: (cfg.mamba_track_interval or 0) <= int(cfg.speculative_num_draft_tokens),
+        "keeps states for the prefix cache at lengths further apart than a tree has nodes; raise "
+        "--mamba-track-interval or lower --speculative-ddtree-budget.",
+    ),
+    # A running request's state would be kept by a prefill of others, which SGLang has not been shown to do for rounds.
+    RecurrentRule(
+        lambda cfg: bool(cfg.enable_mixed_chunk),
+        "has not been shown to advance a state in another request's prefill; remove --enable-mixed-chunk.",
+    ),
+    # A round that is in flight at a turn's end advances the session's state past the tokens that it keeps.
+    RecurrentRule(
+        lambda cfg: bool(cfg.enable_streaming_session),
+        "has not been shown to keep a session's state from turn to turn; remove --enable-streaming-session.",
+    ),
+)
+"""What is refused of a server whose target has recurrent layers."""
+
+
+def check_recurrent_target(model_config: Any) -> None:
+    """Refuse a target whose recurrent layers no kernel verifies as a tree.
+
+    Args:
+        model_config: SGLang's `ModelConfig` of the target.
+
+    Raises:
+        DDTreeConfigError: it has recurrent layers, and its architecture is not one of `SERVED`.
+    """
+    from sglang.srt.configs.hybrid_arch import mambaish_config
+    from sglang.srt.configs.model_config import AttentionArch
+
+    name = (model_config.hf_config.architectures or ["this target"])[0]
+    is_recurrent = mambaish_config(model_config) is not None or model_config.attention_arch == AttentionArch.SSM
+    if is_recurrent and name not in SERVED:
+        raise DDTreeConfigError(
+            f"{ALGORITHM} serves targets with recurrent layers of the architectures {', '.join(SERVED)}, got {name}, "
+            f"whose states have not been shown to follow a tree; {_CHAIN}."
+        )
+
+
+def check_recurrent_arguments(model_config: Any, cfg: Any) -> None:
+    """Under a target with recurrent layers, refuse what advances a state along a chain alone.
+
+    Args:
+        model_config: SGLang's `ModelConfig` of the target.
+        cfg: the resolved arguments.
+
+    Raises:
+        DDTreeConfigError: the first rule that is broken; or convolutions keep their inputs in another type than the
+            model's, which a tree's nodes do not go through.
+    """
+    from sglang.srt.configs.hybrid_arch import mambaish_config
+    from sglang.srt.configs.mamba_utils import mamba2_state_dtype
+
+    if mambaish_config(model_config) is None:
+        return
+    name = (model_config.hf_config.architectures or ["this target"])[0]
+    for rule in RECURRENT_RULES:
+        if rule.broken(cfg):
+            raise DDTreeConfigError(f"{ALGORITHM} for {name}, which has recurrent layers, {rule.message}")
+    kept = mamba2_state_dtype(model_config.hf_config).conv
+    if kept != model_config.dtype:
+        raise DDTreeConfigError(
+            f"{ALGORITHM} needs inputs of convolutions kept in the model's dtype, {model_config.dtype}, got {kept}: "
+            "plain decoding rounds each token's input to it, a tree's nodes read one another's as they are. Set "
+            f"SGLANG_MAMBA_CONV_DTYPE={str(model_config.dtype).removeprefix('torch.')}, or --dtype "
+            f"{str(kept).removeprefix('torch.')}."
+        )

@@ -1,0 +1,120 @@
+"""Tiny random targets some of whose layers keep a recurrent state, as Hugging Face's classes for plain torch.
+
+Three layers, of which the second attends: two layers with a state show whether each reads its own. A state has to
+reach far and to differ between siblings, so decays are slow and what a token writes is large.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+NUM_LAYERS = 3
+
+_GATED_DELTA: dict[str, Any] = {
+    "num_hidden_layers": NUM_LAYERS,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "full_attention_interval": 2,  # how SGLang reads the same
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 2,
+}
+
+
+_EXPERTS: dict[str, Any] = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "norm_topk_prob": True,
+}
+_SHORT_CONVOLUTION: dict[str, Any] = {
+    "num_hidden_layers": NUM_LAYERS,
+    "layer_types": ["conv", "full_attention", "conv"],
+    "conv_L_cache": 3,
+    "block_auto_adjust_ff_dim": False,
+    "norm_eps": 1e-6,
+    "rms_norm_eps": 1e-6,  # the drafter's
+}
+_MAMBA: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "layers_block_type": ["mamba", "attention", "mamba", "mlp"],
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 16,
+    "ssm_state_size": 16,
+    "n_groups": 2,
+    "chunk_size": 16,
+    "conv_kernel": 4,
+    "use_mamba_kernels": False,
+    "layer_norm_epsilon": 1e-6,
+    "rms_norm_eps": 1e-6,  # the drafter's
+}
+
+
+def _qwen3_5(shape: Mapping[str, Any]) -> Any:
+    from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+    return Qwen3_5ForCausalLM(Qwen3_5TextConfig(**{**shape, **_GATED_DELTA}))
+
+
+def _qwen3_5_moe(shape: Mapping[str, Any]) -> Any:
+    from transformers import Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig
+
+    return Qwen3_5MoeForCausalLM(Qwen3_5MoeTextConfig(**{**shape, **_GATED_DELTA, **_EXPERTS}))
+
+
+def _qwen3_next(shape: Mapping[str, Any]) -> Any:
+    from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+
+    return Qwen3NextForCausalLM(Qwen3NextConfig(**{**shape, **_GATED_DELTA, **_EXPERTS}))
+
+
+def _lfm2(shape: Mapping[str, Any]) -> Any:
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    return Lfm2ForCausalLM(Lfm2Config(**{**shape, **_SHORT_CONVOLUTION}))
+
+
+def _nemotron_h(shape: Mapping[str, Any]) -> Any:
+    from transformers import NemotronHConfig, NemotronHForCausalLM
+
+    return NemotronHForCausalLM(NemotronHConfig(**{**shape, **_MAMBA}))
+
+
+MAKERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "qwen3_5": _qwen3_5,
+    "qwen3_5_moe": _qwen3_5_moe,
+    "qwen3_next": _qwen3_next,
+    "lfm2": _lfm2,
+    "nemotron_h": _nemotron_h,
+}
+"""By architecture: a target of a shape, as `pairs` has them."""
+
+
+CACHED = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+"""Model types that are faster with a cache: their recurrence over a text is a loop over tokens."""
+
+
+def own_values(model_type: str, name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor | None:
+    """What a parameter of a recurrent layer begins with; None for those that other layers have as well.
+
+    Args:
+        model_type: of the model's configuration.
+        name: of the parameter in the model.
+        shape: its shape.
+        generator: what is drawn from.
+    """
+    if name.endswith("A_log"):
+        # A token's share after ten others is between a half and nine tenths.
+        return torch.empty(shape).uniform_(math.log(0.01), math.log(0.1), generator=generator)
+    if name.endswith(("dt_bias", "conv1d.bias")):
+        return torch.randn(shape, generator=generator)
+    if model_type in CACHED and "norm.weight" in name and "linear_attn.norm" not in name:
+        # These weigh by one more than they say.
+        return torch.full(shape, 0.5 if "q_norm" in name else 0.0)
+    return None

@@ -1,0 +1,135 @@
+"""Which targets with recurrent layers are served, and what arguments are refused for them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ddtree_sglang.engine.admission import recurrent_checks
+from ddtree_sglang.engine.admission.recurrent_checks import (
+    RECURRENT_RULES,
+    SERVED,
+    check_recurrent_arguments,
+    check_recurrent_target,
+)
+from ddtree_sglang.exceptions import DDTreeConfigError
+
+pytestmark = pytest.mark.sglang
+
+PLAIN: dict[str, Any] = {
+    "enable_int8_mamba_checkpoint": False,
+    "enable_linear_replayssm": False,
+    "enable_linear_replayssm_spec": False,
+    "enable_mixed_chunk": False,
+    "enable_page_major_kv_layout": False,
+    "enable_streaming_session": False,
+    "enable_unified_memory": False,
+    "linear_attn_backend": "triton",
+    "linear_attn_decode_backend": None,
+    "linear_attn_verify_backend": None,
+    "mamba_radix_cache_strategy": "extra_buffer",
+    "mamba_track_interval": 256,
+    "speculative_num_draft_tokens": 17,
+}
+
+
+def target(config: str, name: str, dtype: torch.dtype = torch.bfloat16, arch: str = "MHA") -> Any:
+    """What the checks ask of SGLang's ModelConfig."""
+    from sglang.srt import configs
+    from sglang.srt.configs.model_config import AttentionArch
+    from transformers import LlamaConfig
+
+    hf_config = LlamaConfig() if config == "LlamaConfig" else getattr(configs, config)()
+    hf_config.architectures = [name]
+    return SimpleNamespace(
+        hf_config=hf_config,
+        attention_arch=AttentionArch[arch],
+        dtype=dtype,
+        is_draft_model=False,
+        linear_attn_registry_result=None,
+    )
+
+
+def arguments(**changes: Any) -> Any:
+    return SimpleNamespace(**PLAIN | changes)
+
+
+@pytest.fixture
+def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recurrent_checks, "is_device_path", lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ("NemotronHConfig", "NemotronHForCausalLM"),
+        ("FalconH1Config", "FalconH1ForCausalLM"),
+        ("KimiLinearConfig", "KimiLinearForCausalLM"),
+        ("Lfm2Config", "Lfm2ForCausalLM"),
+        # Gated delta nets of another model, whose kernels have more in them.
+        ("JetNemotronConfig", "JetNemotronForCausalLM"),
+    ],
+)
+def test_recurrent_layers_that_were_not_shown_are_refused(config: str, name: str) -> None:
+    with pytest.raises(DDTreeConfigError, match=f"got {name}, whose states have not been shown to follow a tree"):
+        check_recurrent_target(target(config, name))
+
+
+def test_a_target_that_never_attends_is_refused() -> None:
+    with pytest.raises(DDTreeConfigError, match="got Mamba2ForCausalLM, whose states"):
+        check_recurrent_target(target("LlamaConfig", "Mamba2ForCausalLM", arch="SSM"))
+
+
+@pytest.mark.usefixtures("on_device")
+@pytest.mark.parametrize("name", SERVED)
+def test_gated_delta_nets_are_served(name: str) -> None:
+    config = target("Qwen3NextConfig", name)
+    check_recurrent_target(config)
+    check_recurrent_arguments(config, arguments())
+    check_recurrent_arguments(config, arguments(linear_attn_decode_backend="triton", mamba_track_interval=18))
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"linear_attn_backend": "flashinfer"}, "give triton to --linear-attn-backend"),
+        ({"linear_attn_decode_backend": "cutedsl"}, "give triton to --linear-attn-backend"),
+        ({"linear_attn_verify_backend": "flashinfer"}, "give triton to --linear-attn-backend"),
+        ({"enable_linear_replayssm": True}, "remove --enable-linear-replayssm"),
+        ({"enable_linear_replayssm_spec": True}, "remove --enable-linear-replayssm"),
+        ({"enable_int8_mamba_checkpoint": True}, "remove --enable-int8-mamba-checkpoint"),
+        ({"enable_page_major_kv_layout": True}, "remove --enable-page-major-kv-layout"),
+        ({"enable_unified_memory": True}, "remove --enable-page-major-kv-layout"),
+        ({"mamba_radix_cache_strategy": "extra_buffer_lazy"}, "change --mamba-radix-cache-strategy"),
+        ({"mamba_track_interval": 17}, "raise --mamba-track-interval"),
+        ({"enable_mixed_chunk": True}, "remove --enable-mixed-chunk"),
+        ({"enable_streaming_session": True}, "remove --enable-streaming-session"),
+    ],
+)
+@pytest.mark.usefixtures("on_device")
+def test_what_advances_a_state_along_a_chain_is_refused(changes: dict[str, Any], found: str) -> None:
+    with pytest.raises(DDTreeConfigError, match=f"DDTREE for Qwen3NextForCausalLM, which has recurrent .*{found}"):
+        check_recurrent_arguments(target("Qwen3NextConfig", "Qwen3NextForCausalLM"), arguments(**changes))
+    check_recurrent_arguments(target("LlamaConfig", "LlamaForCausalLM"), arguments(**changes))
+
+
+def test_without_triton_kernels_they_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recurrent_checks, "is_device_path", lambda: False)
+    with pytest.raises(DDTreeConfigError, match="is served where SGLang launches Triton kernels"):
+        check_recurrent_arguments(target("Qwen3NextConfig", "Qwen3NextForCausalLM"), arguments())
+
+
+@pytest.mark.usefixtures("on_device")
+def test_convolutions_that_round_their_inputs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = target("Qwen3NextConfig", "Qwen3NextForCausalLM", torch.float16)
+    with pytest.raises(DDTreeConfigError, match=r"float16, got torch.bfloat16: .*SGLANG_MAMBA_CONV_DTYPE=float16"):
+        check_recurrent_arguments(config, arguments())
+    monkeypatch.setenv("SGLANG_MAMBA_CONV_DTYPE", "float16")
+    check_recurrent_arguments(config, arguments())
+
+
+def test_every_rule_is_one_of_those_that_are_tested() -> None:
+    assert len(RECURRENT_RULES) == 9

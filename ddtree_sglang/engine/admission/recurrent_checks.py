@@ -40,6 +40,17 @@ def _other_than_triton(cfg: Any) -> bool:
     return cfg.linear_attn_backend != "triton" or any(one not in (None, "triton") for one in kernels)
 
 
+def _keeps_states_too_often(cfg: Any) -> bool:
+    """Whether the state that a request's last round kept can be overwritten by the round that is in flight at its end.
+
+    Both have the same slot. The last round may end a path behind the length that it keeps, less one token, so another
+    path must not reach the next such length. SGLang itself wants more tokens between them than a tree has nodes.
+    """
+    num_nodes = int(cfg.speculative_num_draft_tokens)
+    max_path_len = min(num_nodes, int(cfg.speculative_dflash_block_size))
+    return (cfg.mamba_track_interval or 0) < max(num_nodes + 1, 2 * max_path_len)
+
+
 RECURRENT_RULES: tuple[RecurrentRule, ...] = (
     RecurrentRule(
         lambda cfg: not is_device_path(),
@@ -71,11 +82,10 @@ RECURRENT_RULES: tuple[RecurrentRule, ...] = (
         lambda cfg: cfg.mamba_radix_cache_strategy == "extra_buffer_lazy",
         "has not been shown to plan the prefix cache's states ahead; change --mamba-radix-cache-strategy.",
     ),
-    # The slot of a round that is in flight when its request ends would be that of the state which was kept.
     RecurrentRule(
-        lambda cfg: (cfg.mamba_track_interval or 0) <= int(cfg.speculative_num_draft_tokens),
-        "keeps states for the prefix cache at lengths further apart than a tree has nodes; raise "
-        "--mamba-track-interval or lower --speculative-ddtree-budget.",
+        _keeps_states_too_often,
+        "keeps states for the prefix cache at lengths further apart than a tree has nodes, and than two blocks of the "
+        "drafter; raise --mamba-track-interval or lower --speculative-ddtree-budget.",
     ),
     # A running request's state would be kept by a prefill of others, which SGLang has not been shown to do for rounds.
     RecurrentRule(

@@ -32,6 +32,7 @@ PLAIN: dict[str, Any] = {
     "linear_attn_verify_backend": None,
     "mamba_radix_cache_strategy": "extra_buffer",
     "mamba_track_interval": 256,
+    "speculative_dflash_block_size": 8,
     "speculative_num_draft_tokens": 17,
 }
 
@@ -90,6 +91,9 @@ def test_gated_delta_nets_are_served(name: str) -> None:
     check_recurrent_target(config)
     check_recurrent_arguments(config, arguments())
     check_recurrent_arguments(config, arguments(linear_attn_decode_backend="triton", mamba_track_interval=18))
+    # Two rounds behind a kept length: 64 + 31 and 64 + 63 tokens.
+    longest = arguments(mamba_track_interval=64, speculative_num_draft_tokens=33, speculative_dflash_block_size=32)
+    check_recurrent_arguments(config, longest)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +109,10 @@ def test_gated_delta_nets_are_served(name: str) -> None:
         ({"enable_unified_memory": True}, "remove --enable-page-major-kv-layout"),
         ({"mamba_radix_cache_strategy": "extra_buffer_lazy"}, "change --mamba-radix-cache-strategy"),
         ({"mamba_track_interval": 17}, "raise --mamba-track-interval"),
+        (
+            {"mamba_track_interval": 64, "speculative_num_draft_tokens": 40, "speculative_dflash_block_size": 33},
+            "raise --mamba-track-interval",
+        ),
         ({"enable_mixed_chunk": True}, "remove --enable-mixed-chunk"),
         ({"enable_streaming_session": True}, "remove --enable-streaming-session"),
     ],

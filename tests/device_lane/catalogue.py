@@ -5,6 +5,8 @@ from __future__ import annotations
 from tests.device_lane.context_waves import (
     TRACKED_LEN,
     chunked,
+    ends_about_a_tracked_length,
+    fill_the_pool,
     finishes,
     first_turns,
     later_turns,
@@ -142,6 +144,17 @@ FA3_PAGES = Scene(
 _STATES_POOL = ("--max-mamba-cache-size", "48")
 _TRACKED = (*_STATES_POOL, "--mamba-track-interval", str(TRACKED_LEN))
 _LAST_STATES = (*_STATES_POOL, "--disable-overlap-schedule")
+# Of the class that published ones have.
+GATED_DELTA_IMAGES = Scene(
+    "gated-delta-images",
+    "fa3",
+    (few,),
+    pair="gated_delta_images",
+    budget=7,
+    flags=_TRACKED,
+    captured=(4,),
+    must_log=("recurrent state at every node",),
+)
 GATED_DELTA = Scene(
     "gated-delta",
     "triton",
@@ -170,6 +183,73 @@ GATED_DELTA_16 = Scene(
     flags=_LAST_STATES,
 )
 
+GATED_DELTA_FA3 = Scene(
+    "gated-delta-fa3",
+    "fa3",
+    (few, passes_a_tracked_length, resumes_at_a_tracked_length),
+    pair="gated_delta",
+    budget=7,
+    flags=_TRACKED,
+    captured=(4,),
+)
+GATED_DELTA_OTHERS = (
+    Scene("gated-delta-stock", "fa3", (few,), pair="gated_delta", algorithm="DFLASH", flags=_TRACKED, captured=(4,)),
+    Scene(
+        "gated-delta-chunks",
+        "fa3",
+        (staggered, chunked, ends, aborted),
+        pair="gated_delta",
+        budget=16,
+        flags=(*_TRACKED, *_CHUNKS),
+    ),
+    Scene(
+        "gated-delta-64",
+        "fa3",
+        (pair_of_requests,),
+        pair="gated_delta",
+        budget=64,
+        flags=(*_STATES_POOL, "--mamba-track-interval", "128"),
+        captured=(2,),
+    ),
+    Scene(
+        "gated-delta-widths",
+        "fa3",
+        (changing_widths,),
+        pair="gated_delta",
+        budget=4,
+        flags=(*_TRACKED, *_WIDTHS),
+        captured=(1, 2),
+    ),
+    Scene(
+        "gated-delta-retraction",
+        "fa3",
+        (fill_the_pool,),
+        pair="gated_delta",
+        budget=7,
+        flags=(*_TRACKED, "--max-total-tokens", "100", "--schedule-conservativeness", "0"),
+        must_log=("Retract requests",),
+    ),
+    Scene(
+        "gated-delta-ends",
+        "fa3",
+        (ends_about_a_tracked_length, resumes_at_a_tracked_length),
+        pair="gated_delta",
+        budget=7,
+        flags=_TRACKED,
+        captured=(1, 2),
+    ),
+    Scene(
+        "gated-delta-experts",
+        "fa3",
+        (few,),
+        pair="gated_delta_experts",
+        budget=7,
+        flags=_TRACKED,
+        captured=(4,),
+    ),
+    Scene("qwen3-next", "fa3", (few,), pair="next", budget=7, flags=_TRACKED, captured=(4,)),
+)
+
 # Not in each CI run, for their time: more requests at once, chunks, wider trees, no graphs, recurrent layers.
 SLOW_SCENES = (
     Scene(
@@ -185,6 +265,8 @@ SLOW_SCENES = (
     GATED_DELTA,
     GATED_DELTA_CHAIN,
     GATED_DELTA_16,
+    GATED_DELTA_FA3,
+    *GATED_DELTA_OTHERS,
 )
 
 SMALL = (SMALL_TRITON, SMALL_FA3, SMALL_FLASHINFER)
@@ -200,6 +282,7 @@ SCENES = (
     TRITON_WIDTHS,
     GRAMMARS,
     PENALTIES,
+    GATED_DELTA_IMAGES,
     Scene("triton-3", "triton", (greedy_by_top_k, aborted), budget=3, captured=(4,)),
     RETRACTION,
     FA3_PAGES,

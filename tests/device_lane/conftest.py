@@ -24,6 +24,9 @@ PAIRS = {
     "gemma": ("gemma", 4, 32),
     "deepseek": ("deepseek", 4, 32),
     "gated_delta": ("qwen3_5", 4, 32),
+    "gated_delta_images": ("qwen3_5_images", 4, 32),
+    "gated_delta_experts": ("qwen3_5_moe", 4, 32),
+    "next": ("qwen3_next", 4, 32),
 }
 """Architecture, block size and vocabulary."""
 ADAPTERS = {pair: {"first": 4, "second": 8} for pair in ("qwen3", "wide")}

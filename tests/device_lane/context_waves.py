@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.core.plain_penalties import Asked as Penalties
-from tests.device_lane.pairs import BOS_TOKEN, WINDOW
+from tests.device_lane.pairs import BOS_TOKEN, EOS_TOKEN, WINDOW
 from tests.device_lane.references import Asked
 from tests.device_lane.scenes import CONTEXT_LIMIT, WAVE_APART_S, Chooser, Sent
 
@@ -47,6 +47,26 @@ def resumes_at_a_tracked_length(chooser: Chooser) -> list[Sent]:
     return [Sent(chooser.find(length, tokens, resumed), cached=TRACKED_LEN) for length, tokens in ((2, 7), (3, 5))]
 
 
+def ends_about_a_tracked_length(chooser: Chooser) -> list[Sent]:
+    """Two that a stop token ends in the middle of the path that passes the length: behind it, and before it."""
+
+    def ended(asked: Asked, passes: bool) -> Asked | None:
+        for token in dict.fromkeys(chooser.reference.expect(asked).output_ids):
+            one = replace(asked, stop_token_ids=(token,), ignore_eos=False)
+            if token == EOS_TOKEN or not chooser.ends_inside(one):
+                continue
+            *before, last = [each.commit_len for each in chooser.rounds(one)]
+            *_, longer = chooser.reference.rounds(one, chooser.scene.num_nodes, past_the_end=True)
+            length = len(one.prompt) + sum(before)
+            if length < TRACKED_LEN <= length + longer.commit_len and passes == (length + last >= TRACKED_LEN):
+                return one
+        return None
+
+    chooser.passed = chooser.find(TRACKED_LEN - 4, 12, lambda asked: ended(asked, passes=True))
+    before = chooser.find(TRACKED_LEN - 5, 12, lambda asked: ended(asked, passes=False))
+    return [Sent(chooser.passed, cached=0), Sent(before, cached=0)]
+
+
 def finishes(chooser: Chooser) -> list[Sent]:
     """One whose last state the prefix cache gets."""
     chooser.passed = chooser.find(7, 6)
@@ -71,6 +91,11 @@ def resumes_at_its_end(chooser: Chooser) -> list[Sent]:
 def chunked(chooser: Chooser) -> list[Sent]:
     """Prompts of several chunks, beside one that decodes meanwhile."""
     return [Sent(chooser.find(4, 9)), Sent(chooser.find(21, 6)), Sent(chooser.find(13, 5))]
+
+
+def fill_the_pool(chooser: Chooser) -> list[Sent]:
+    """Requests that do not fit the pool together, so that one is retracted and starts again."""
+    return [Sent(chooser.find(length, 14), check="tokens") for length in (10, 9, 11, 12)]
 
 
 def more_than_the_pool(chooser: Chooser) -> list[Sent]:

@@ -88,6 +88,7 @@ def _nemotron_h(shape: Mapping[str, Any]) -> Any:
 
 MAKERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "qwen3_5": _qwen3_5,
+    "qwen3_5_images": _qwen3_5,  # saved under another name (multimodal.py)
     "qwen3_5_moe": _qwen3_5_moe,
     "qwen3_next": _qwen3_next,
     "lfm2": _lfm2,

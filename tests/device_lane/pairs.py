@@ -40,6 +40,7 @@ from ddtree_sglang.training.model.drafter_config import drafter_config_for
 from ddtree_sglang.training.model.drafter_model import DFlashDrafter
 from ddtree_sglang.training.model.export import export_drafter
 from tests.device_lane import hybrid_targets
+from tests.device_lane.multimodal import save_as_multimodal
 
 VOCABULARY = 32
 EOS_TOKEN = 2
@@ -136,6 +137,7 @@ Architecture = Literal[
     "gemma",
     "deepseek",
     "qwen3_5",
+    "qwen3_5_images",
     "qwen3_5_moe",
     "qwen3_next",
     "lfm2",
@@ -188,6 +190,8 @@ def make_pair(
         drafter = train_drafter(target, block_size, seed)
     target.save_pretrained(folder / "target")
     save_tokenizer(folder / "target", vocabulary)
+    if architecture == "qwen3_5_images":
+        save_as_multimodal(folder / "target")
     export_drafter(drafter, folder / "draft", torch.float32)
     return TinyPair(target, drafter.eval(), str(folder / "target"), str(folder / "draft"))
 

@@ -2,8 +2,8 @@
 
 The kernels that verify a tree, that decode and that convolve are Triton's and are interpreted. The prefill's gated
 delta rule takes no float32, so here it is the recurrence itself. What else is replaced is what asks a GPU for
-something: its generation, the number of its processors, and whether a tensor is CUDA's where states of nodes are
-copied.
+something: its generation, the number of its processors, its current device, and whether a tensor is CUDA's where
+states of nodes are copied.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def install_recurrent_layers() -> None:
     on_import(f"{kernels}.attention.fla.layernorm_gated", Patch(_ask_no_gpu))
     on_import(f"{kernels}.mamba.mamba_state_scatter_triton", Patch(_copy_states))
     on_import("sglang.srt.layers.attention.linear.kernels.gdn_triton", Patch(_prefill))
+    on_import("sglang.srt.models.qwen3_next", Patch(_norms_on_the_host))
 
 
 @kernel_door
@@ -102,6 +103,17 @@ def _ask_no_gpu(module: ModuleType) -> None:
 
     replace(module, "_get_sm_count", _get_sm_count, ("device",))
     replace(module, "device_context", contextlib.nullcontext)
+
+
+def _norms_on_the_host(module: ModuleType) -> None:
+    """Their weights would be put where the process's current CUDA device is."""
+    original = module.FusedRMSNormGated
+
+    def made(*args: Any, device: Any, **kwargs: Any) -> torch.nn.Module:
+        norm: torch.nn.Module = original(*args, **kwargs)
+        return norm
+
+    replace(module, "FusedRMSNormGated", made)
 
 
 def _copy_states(module: ModuleType) -> None:

@@ -148,16 +148,17 @@ class Chooser:
         def wanted(asked: Asked) -> Asked | None:
             if with_eos:
                 asked = replace(asked, ignore_eos=False)
-                return asked if self._ends_inside(asked) else None
+                return asked if self.ends_inside(asked) else None
             for token in set(self.reference.expect(asked).output_ids):
                 ended = replace(asked, stop_token_ids=(token,), ignore_eos=False)
-                if token != EOS_TOKEN and self._ends_inside(ended):
+                if token != EOS_TOKEN and self.ends_inside(ended):
                     return ended
             return None
 
         return self.find(length, 14, wanted)
 
-    def _ends_inside(self, asked: Asked) -> bool:
+    def ends_inside(self, asked: Asked) -> bool:
+        """Whether a token ends the answer, and its last round accepts more behind that."""
         if self.reference.expect(asked).finish_reason != "stop":
             return False
         return self._last_round_goes_on(asked)

@@ -100,6 +100,11 @@ FAMILIES: dict[str, Family] = {
         window=127,
     ),
     "Qwen3.5 / 3.6": Family("Qwen3_5ForCausalLM", {"model_type": "qwen3_5_text", **_GDN}, "GDN and full attention"),
+    "Qwen3.5 / 3.6 MoE": Family(
+        "Qwen3_5MoeForCausalLM",
+        {"model_type": "qwen3_5_moe_text", **_EXPERTS, "shared_expert_intermediate_size": 32, **_GDN},
+        "GDN and full attention, experts",
+    ),
     "Qwen3-Next": Family("Qwen3NextForCausalLM", {"model_type": "qwen3_next", **_EXPERTS, **_GDN}, "GDN, experts"),
     "LFM2": Family("Lfm2ForCausalLM", {"model_type": "lfm2"}, "short convolutions and full attention"),
     "Nemotron-H": Family(

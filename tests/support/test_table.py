@@ -106,6 +106,9 @@ ARCHITECTURES = {
     "qwen3_moe": "Qwen3-MoE",
     "gpt_oss": "gpt-oss",
     "qwen3_5": "Qwen3.5 / 3.6",
+    "qwen3_5_images": "Qwen3.5 / 3.6",
+    "qwen3_5_moe": "Qwen3.5 / 3.6 MoE",
+    "qwen3_next": "Qwen3-Next",
     "deepseek": "DeepSeek / Kimi-K2",
 }
 """Of the lane's pairs, by family."""

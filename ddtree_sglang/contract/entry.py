@@ -7,9 +7,12 @@ from ddtree_sglang.contract.check import Row
 _IO_STRUCT = "sglang.srt.managers.io_struct"
 _SCHEDULE_BATCH = "sglang.srt.managers.schedule_batch"
 _SCHEDULER = "sglang.srt.managers.scheduler"
+_MANAGERS_UPDATER = "sglang.srt.managers.scheduler_components.weight_updater"
+_RUNNERS_UPDATER = "sglang.srt.model_executor.model_runner_components.weight_updater"
 _TOKENIZER_MANAGER = "sglang.srt.managers.tokenizer_manager"
 
 ENTRY: tuple[Row, ...] = (
+    Row("concurrent.futures.thread", "ThreadPoolExecutor.submit", "fn", "weight_undo"),
     Row("fastapi.dependencies.utils", "solve_dependencies", "request", "bodies"),
     Row("fastapi.routing", "run_endpoint_function", "", "bodies"),
     Row("fastapi.exceptions", "RequestValidationError", "", "bodies"),
@@ -37,7 +40,12 @@ ENTRY: tuple[Row, ...] = (
         exact=True,
     ),
     Row("sglang.srt.configs.load_config", "LoadFormat", "", "memory"),
-    Row("sglang.srt.configs.model_config", "ModelConfig", "hidden_size vocab_size", "hooks, refusals"),
+    Row(
+        "sglang.srt.configs.model_config",
+        "ModelConfig",
+        "hidden_size model_path vocab_size",
+        "hooks, refusals, weight_updates",
+    ),
     Row("sglang.srt.constrained.grammar_manager", "GrammarManager", "grammar_queue", "request_ids"),
     Row("sglang.srt.constants", "HEALTH_CHECK_RID_PREFIX", "", "refusals"),
     Row("sglang.srt.entrypoints.http_server", "_setup_and_run_http_server", "", "install"),
@@ -73,6 +81,10 @@ ENTRY: tuple[Row, ...] = (
     ),
     Row(_IO_STRUCT, "UpdateWeightsFromTensorReqInput", "load_format", "new_weights"),
     Row(_IO_STRUCT, "UpdateWeightsFromTensorReqOutput", "success message", "new_weights"),
+    Row(_IO_STRUCT, "LoadLoRAAdapterFromTensorsReqInput.to_ref", "", "adapter_weights"),
+    Row(_IO_STRUCT, "UpdateWeightFromDiskReqOutput", "success message", "weight_updates"),
+    Row(_IO_STRUCT, "UpdateWeightsFromDistributedReqOutput", "success message", "weight_updates"),
+    Row(_IO_STRUCT, "UpdateWeightsFromIPCReqOutput", "success message", "weight_updates"),
     Row(_IO_STRUCT, "msgpack_encode", "obj", "refusals"),
     Row(_SCHEDULE_BATCH, "FINISH_ABORT", "message status_code err_type", "processor_failures, stop_patterns"),
     Row(
@@ -100,20 +112,85 @@ ENTRY: tuple[Row, ...] = (
     Row(_SCHEDULER, "Scheduler.init_request_dispatcher", "", "control_requests"),
     Row(_SCHEDULER, "Scheduler.run_batch", "batch", "processor_failures"),
     Row(_SCHEDULER, "Scheduler.send_abort_output", "abort_req req", "hooks"),
-    Row(
-        "sglang.srt.managers.scheduler_components.weight_updater",
-        "SchedulerWeightUpdaterManager.update_weights_from_tensor",
-        "recv_req",
-        "new_weights",
+    *(
+        Row(_MANAGERS_UPDATER, f"SchedulerWeightUpdaterManager.{name}", "recv_req", "weight_updates", exact=True)
+        for name in (
+            "update_weights_from_disk",
+            "update_weights_from_distributed",
+            "update_weights_from_ipc",
+            "update_weights_from_tensor",
+        )
     ),
+    Row(_MANAGERS_UPDATER, "SchedulerWeightUpdaterManager._select_runners", "selector", "weight_updates", exact=True),
+    Row(
+        _RUNNERS_UPDATER,
+        "WeightUpdater",
+        "device get_model get_model_runner gpu_id load_weights_from_distributed model_config recapture_cuda_graph "
+        "receive_weights_from_distributed update_weights_from_ipc update_weights_from_tensor",
+        "weight_updates",
+    ),
+    Row(
+        _RUNNERS_UPDATER,
+        "WeightUpdater.update_weights_from_disk",
+        "model_path load_format weight_name_filter recapture_cuda_graph",
+        "weight_updates",
+        exact=True,
+    ),
+    Row("sglang.srt.model_executor.model_runner", "ModelRunner", "load_config lora_manager model", "weight_updates"),
+    Row(
+        "sglang.srt.model_executor.model_runner",
+        "ModelRunner.update_model_fields",
+        "new_model model_path load_format load_config",
+        "weight_updates",
+        exact=True,
+    ),
+    Row("sglang.srt.utils", "get_available_gpu_memory", "device gpu_id empty_cache", "weight_updates"),
+    Row(
+        "sglang.srt.lora.lora_manager",
+        "LoRAManager",
+        "configs embed_tokens_module init_memory_pool lm_head_module lora_modules lora_refs loras memory_pool "
+        "num_pinned_loras",
+        "adapter_weights",
+    ),
+    Row(
+        "sglang.srt.lora.lora_manager",
+        "LoRAManager.create_lora_update_result",
+        "success error_message",
+        "adapter_weights",
+        exact=True,
+    ),
+    Row("sglang.srt.lora.lora_manager", "LoRAManager.load_lora_adapter", "lora_ref", "adapter_weights", exact=True),
+    Row("sglang.srt.lora.lora_registry", "LoRARef", "lora_id lora_name pinned", "adapter_weights"),
+    Row(
+        "sglang.srt.lora.mem_pool",
+        "LoRAMemoryPool",
+        "A_buffer B_buffer embedding_A_buffer embedding_B_buffer lm_head_A_buffer lm_head_B_buffer "
+        "new_embeddings_buffer",
+        "adapter_weights",
+    ),
+    Row(
+        "sglang.srt.lora.mem_pool",
+        "LoRAMemoryPool.load_lora_weight_to_buffer",
+        "uid buffer_id lora_adapter lora_modules lora_embed_tokens_module lora_lm_head_module",
+        "adapter_weights",
+        exact=True,
+    ),
+    Row(
+        "sglang.srt.managers.tp_worker",
+        "TpModelWorker.load_lora_adapter_from_tensors",
+        "recv_req",
+        "adapter_weights",
+        exact=True,
+    ),
+    Row("sglang.srt.managers.tp_worker", "TpModelWorker", "model_runner", "adapter_weights"),
     Row(
         _TOKENIZER_MANAGER,
         "TokenizerManager",
         "init_weights_send_group_for_remote_instance init_weights_update_group is_pause model_config "
         "preferred_sampling_params release_memory_occupation resume_memory_occupation rid_to_state "
         "sampling_params_class send_weights_to_remote_instance slow_down tokenizer update_weights_from_disk "
-        "update_weights_from_ipc update_weights_from_tensor",
-        "memory, refusals",
+        "update_weights_from_distributed update_weights_from_ipc update_weights_from_tensor",
+        "memory, refusals, weight_groups",
     ),
     Row(_TOKENIZER_MANAGER, "TokenizerManager._async_dispatch_to_scheduler", "obj", "refusals", exact=True),
     Row(_TOKENIZER_MANAGER, "TokenizerManager._create_tokenized_object", "obj", "refusals"),
@@ -136,10 +213,15 @@ ENTRY: tuple[Row, ...] = (
         "new_weights",
     ),
     Row("sglang.srt.distributed.parallel_state", "GroupCoordinator.all_gather_object", "obj", "new_weights"),
-    Row("sglang.srt.arg_groups.fields.model", "Model", "custom_weight_loader", "new_weights"),
+    Row(
+        "sglang.srt.arg_groups.fields.model",
+        "Model",
+        "custom_weight_loader load_format model_path",
+        "new_weights, weight_updates",
+    ),
     Row("sglang.srt.arg_groups.fields.serving", "Serving", "tokenizer_worker_num", "install, memory"),
     Row("sglang.srt.plugins", "load_plugins", "", "http_workers"),
-    Row("sglang.srt.runtime_context", "get_model", "", "new_weights"),
+    Row("sglang.srt.runtime_context", "get_model", "", "new_weights, weight_updates"),
     Row("sglang.srt.runtime_context", "publish", "server_args role", "install"),
     Row("sglang.srt.sampling.custom_logit_processor", "CustomLogitProcessor.from_str", "json_str", "logit_processors"),
     Row("sglang.srt.sampling.sampling_batch_info", "ProcessorEntry", "indices processor rows", "processor_failures"),
@@ -160,6 +242,8 @@ ENTRY: tuple[Row, ...] = (
     Row("sglang.srt.session.session_controller", "Session", "req_nodes streaming", "session_requests"),
     Row("sglang.srt.session.session_controller", "Session.create_req", "req", "session_requests"),
     Row("sglang.srt.session.session_controller", "SessionReqNode.abort", "", "session_requests", exact=True),
+    Row("torch", "ops.aten.copy_.default", "", "weight_undo", compiled=True),
+    Row("torch.utils._python_dispatch", "TorchDispatchMode", "", "weight_undo"),
     Row("starlette.responses", "StreamingResponse", "body_iterator", "refusals"),
     Row("starlette.responses", "StreamingResponse.stream_response", "send", "refusals"),
 )

@@ -10,12 +10,11 @@ _NEW_WEIGHTS = "ddtree_sglang.engine.admission.new_weights"
 _PROCESSORS = "ddtree_sglang.engine.processor_failures"
 _TOKENIZER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 
-_GROUPS = (
-    "init_weights_update_group",
-    "init_weights_send_group_for_remote_instance",
-    "send_weights_to_remote_instance",
-    "update_weights_from_ipc",
-)
+_UPDATES = "ddtree_sglang.engine.admission.weight_updates"
+_ADAPTERS = "ddtree_sglang.engine.admission.adapter_weights"
+_UPDATER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
+_RUNNERS_UPDATER = "sglang.srt.model_executor.model_runner_components.weight_updater.WeightUpdater"
+_LORA_MANAGER = "sglang.srt.lora.lora_manager.LoRAManager"
 
 ADMISSION_PATCHES = (
     Patch(
@@ -37,11 +36,64 @@ ADMISSION_PATCHES = (
         "a handler of a control request that raises would end the scheduler",
     ),
     Patch(
-        "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
-        ".update_weights_from_tensor",
+        f"{_UPDATER}.update_weights_from_tensor",
         "around",
         f"{_NEW_WEIGHTS}:answer_unreadable_weights",
-        "new weights that cannot be read would end the scheduler",
+        "new weights that cannot be read, or loaded, would end the scheduler",
+    ),
+    *(
+        Patch(
+            f"{_UPDATER}.{name}",
+            "around",
+            f"{_UPDATES}:take_back_failures",
+            "an update that fails would end the scheduler, or leave half of the new weights",
+        )
+        for name in ("update_weights_from_disk", "update_weights_from_distributed", "update_weights_from_ipc")
+    ),
+    *(
+        Patch(
+            f"{_RUNNERS_UPDATER}.{name}",
+            "around",
+            f"{_UPDATES}:load_on_all_ranks",
+            "a rank that fails alone would leave the others with new weights, or waiting",
+        )
+        for name in ("update_weights_from_tensor", "load_weights_from_distributed", "update_weights_from_ipc")
+    ),
+    Patch(
+        f"{_RUNNERS_UPDATER}.update_weights_from_disk",
+        "around",
+        f"{_UPDATES}:load_checkpoint_on_all_ranks",
+        "as above; and a checkpoint without some of the weights would be half of a model",
+    ),
+    Patch(
+        f"{_RUNNERS_UPDATER}.receive_weights_from_distributed",
+        "around",
+        f"{_UPDATES}:receive_on_all_ranks",
+        "as above",
+    ),
+    Patch(
+        "concurrent.futures.thread.ThreadPoolExecutor.submit",
+        "around",
+        "ddtree_sglang.engine.admission.weight_undo:watch_threads",
+        "loaders of experts write weights in threads, where nothing would keep what was there",
+    ),
+    Patch(
+        f"{_LORA_MANAGER}.load_lora_adapter",
+        "around",
+        f"{_ADAPTERS}:load_where_it_fits",
+        "an adapter of other shapes would end the scheduler when a batch first needs it",
+    ),
+    Patch(
+        "sglang.srt.managers.tp_worker.TpModelWorker.load_lora_adapter_from_tensors",
+        "around",
+        f"{_ADAPTERS}:load_tensors_where_they_fit",
+        "as above; and a rank that cannot read its own would leave the others waiting",
+    ),
+    Patch(
+        f"{_LORA_MANAGER}.init_memory_pool",
+        "after",
+        f"{_ADAPTERS}:check_adapters_of_the_start",
+        "as above, of an adapter that is named at start",
     ),
     Patch(
         "sglang.srt.managers.tp_worker.TpModelWorker.deserialize_own_rank",
@@ -143,14 +195,27 @@ TOKENIZER_PATCHES = (
         f"{_ENTRY}.memory:check_release",
         "the scheduler asserts that it is idle, and has nothing to release on a CPU",
     ),
+    Patch(
+        f"{_TOKENIZER}.init_weights_update_group",
+        "around",
+        f"{_ENTRY}.weight_groups:check_receivers",
+        "the scheduler waits for the address that a client names, asserts that its group has a name; a CPU has none",
+    ),
     *(
-        Patch(
-            f"{_TOKENIZER}.{name}",
-            "around",
-            f"{_ENTRY}.memory:refuse_groups_on_a_cpu",
-            "the scheduler waits for the address that a client names, and a CPU takes no weights",
-        )
-        for name in _GROUPS
+        Patch(f"{_TOKENIZER}.{name}", "around", f"{_ENTRY}.weight_groups:check_senders", "as above")
+        for name in ("init_weights_send_group_for_remote_instance", "send_weights_to_remote_instance")
+    ),
+    Patch(
+        f"{_TOKENIZER}.update_weights_from_distributed",
+        "around",
+        f"{_ENTRY}.weight_groups:check_received",
+        "lists of several lengths leave the sender waiting",
+    ),
+    Patch(
+        f"{_TOKENIZER}.update_weights_from_ipc",
+        "around",
+        f"{_ENTRY}.memory:refuse_handles_on_a_cpu",
+        "the scheduler waits for the sockets that a client names, and a CPU takes no weights",
     ),
     Patch(
         f"{_TOKENIZER}.update_weights_from_tensor",
@@ -281,5 +346,26 @@ REQUEST_PATCHES = (
         "the request whose processor raised ends with an error of its own",
         "to_finish",
     ),
+    Patch(
+        "torch.Tensor",
+        "object",
+        "ddtree_sglang.engine.admission.weight_undo:_data_binding",
+        "a parameter that a failed update has bound to other memory",
+        "data",
+    ),
+    Patch(
+        "sglang.srt.configs.model_config.ModelConfig",
+        "object",
+        f"{_UPDATES}:_memory_of_the_old_path",
+        "a failed update has named the checkpoint anew",
+        "model_path",
+    ),
+    Patch(
+        _LORA_MANAGER,
+        "object",
+        f"{_ADAPTERS}:_forget",
+        "an adapter that was loaded and does not fit is none",
+        "num_pinned_loras",
+    ),
 )
-"""Attributes of requests and responses."""
+"""Attributes of requests, responses, and what a failed update has touched."""

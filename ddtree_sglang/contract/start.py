@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
@@ -23,7 +24,7 @@ def require(rows: Iterable[Row]) -> None:
     # The parsed files are some 200,000 objects, which each full garbage collection of a server would walk.
     installed.cache_clear()
     if problems:
-        packages = sorted({row.module.partition(".")[0] for row in table})
+        packages = sorted({row.module.partition(".")[0] for row in table} - sys.stdlib_module_names)
         raise EngineContractError(
             f"{', '.join(f'{name} {_version(name)}' for name in packages)} must have what ddtree_sglang was written "
             f"against: {'; '.join(problems)}. Install sglang=={SUPPORTED_SGLANG}, with replicas the Ray that "

@@ -109,8 +109,21 @@ IN_MODULE: dict[str, dict[str, Type]] = {
         "sampling_batch_info": types_of("sglang.srt.sampling.sampling_batch_info:SamplingBatchInfo"),
         "req": _REQ,
     },
+    "ddtree_sglang.engine.admission.adapter_weights": {
+        "pool": types_of("sglang.srt.lora.mem_pool:LoRAMemoryPool"),
+        "stand_in": types_of("sglang.srt.lora.mem_pool:LoRAMemoryPool"),
+        "lora_ref": types_of("sglang.srt.lora.lora_registry:LoRARef"),
+        "worker": types_of("sglang.srt.managers.tp_worker:TpModelWorker"),
+        "request": types_of("sglang.srt.managers.io_struct:LoadLoRAAdapterFromTensorsReqInput"),
+    },
     "ddtree_sglang.engine.admission.request_fields": {"request": _TOKENIZED},
     "ddtree_sglang.engine.admission.stop_patterns": {"req": _REQ},
+    "ddtree_sglang.engine.admission.weight_updates": {
+        "manager": types_of("sglang.srt.managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager"),
+        "updater": types_of("sglang.srt.model_executor.model_runner_components.weight_updater:WeightUpdater"),
+        "weight_updater": types_of("sglang.srt.model_executor.model_runner_components.weight_updater:WeightUpdater"),
+        "served": types_of(f"{_FIELDS}.model:Model", _BAG),
+    },
     "ddtree_sglang.engine.entry.memory": {"manager": _MANAGER},
     "ddtree_sglang.engine.entry.refusals": {
         "manager": _MANAGER,

@@ -20,7 +20,7 @@ from tests.device_lane.context_waves import (
     resumes_at_its_end,
     to_the_context_limit,
 )
-from tests.device_lane.new_weights import unreadable_weights
+from tests.device_lane.new_weights import failing_adapters, failing_checkpoints, failing_updates_from_tensors
 from tests.device_lane.penalty_waves import penalized
 from tests.device_lane.scenes import (
     CONTEXT_LIMIT,
@@ -94,6 +94,7 @@ ADAPTERS = Scene(
     flags=(*_ADAPTERS, "csgmv"),
     captured=(1, 4),
     adapters=True,
+    before=failing_adapters,
 )
 PENALTIES = Scene("penalties", "fa3", (penalized,), budget=7, captured=(4,))
 
@@ -310,7 +311,7 @@ SCENES = (
         flags=("--tp-size", "2", *_ADAPTERS, "csgmv"),
         captured=(4,),
         adapters=True,
-        before=unreadable_weights,
+        before=failing_updates_from_tensors,
     ),
     WINDOWS_TRITON,
     WINDOWS_FA3,
@@ -318,5 +319,5 @@ SCENES = (
     LATENT_FA3,
     STOCK_TRITON,
     STOCK_FA3,
-    Scene("plain", "triton", (pair_of_requests,), algorithm=None, captured=(2,)),
+    Scene("plain", "triton", (pair_of_requests,), algorithm=None, captured=(2,), before=failing_checkpoints),
 )

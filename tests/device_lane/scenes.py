@@ -19,7 +19,7 @@ from deploy.local.server_process import ServerError
 from tests.core.plain_penalties import Asked as Penalties
 from tests.device_lane.adapters import flags_of
 from tests.device_lane.asking import Lane, LaneServer
-from tests.device_lane.pairs import EOS_TOKEN, random_prompts
+from tests.device_lane.pairs import EOS_TOKEN, TinyPair, random_prompts
 from tests.device_lane.references import NO_PENALTIES, Asked, Reference, Round
 
 Check = Literal["rounds", "steps", "tokens", "prefix"]
@@ -62,7 +62,7 @@ class Scene:
     captured: tuple[int, ...] = (1, 2, 4)
     late: bool = False
     adapters: bool = False  # the pair's are loaded at start
-    before: Callable[[LaneServer], None] | None = None  # what is done to the server first; raises ClientError
+    before: Callable[[LaneServer, TinyPair], None] | None = None  # done to the server first; raises ClientError
     must_log: tuple[str, ...] = field(default=())
 
     @property
@@ -391,7 +391,7 @@ def play(scene: Scene, lane: Lane, reference: Reference, mutation: str = "") -> 
             captured=scene.captured,
         ) as server:
             if scene.before is not None:
-                scene.before(server)
+                scene.before(server, reference.pair)
             for sent in waves:
                 answered += _ask(server, sent)
                 _keep(answered, log)

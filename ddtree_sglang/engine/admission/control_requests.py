@@ -1,8 +1,8 @@
 """A control request whose handler raises gets a failure for an answer: the scheduler would end over it.
 
-Its client waits for an answer of one class, so one of that class is made. Requests that change weights stay as they
-are, once they have been read (`engine.admission.new_weights`): a scheduler that goes on with half of them would answer
-wrongly, for everybody.
+Its client waits for an answer of one class, so one of that class is made. Requests that change weights are not among
+them: a scheduler that goes on with half of them would answer wrongly, for everybody. They fail whole, or not at all
+(`engine.admission.weight_updates`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ logger = logging.getLogger(__name__)
 
 ANSWERS = {
     "CheckWeightsReqInput": "CheckWeightsReqOutput",
+    "DestroyWeightsUpdateGroupReqInput": "DestroyWeightsUpdateGroupReqOutput",
     "FlushCacheReqInput": "FlushCacheReqOutput",
     "GetWeightsByNameReqInput": "GetWeightsByNameReqOutput",
+    "InitWeightsSendGroupForRemoteInstanceReqInput": "InitWeightsSendGroupForRemoteInstanceReqOutput",
+    "InitWeightsUpdateGroupReqInput": "InitWeightsUpdateGroupReqOutput",
     "LoadLoRAAdapterFromTensorsReqInput": "LoRAUpdateOutput",
     "LoadLoRAAdapterReqInput": "LoRAUpdateOutput",
     "OpenSessionReqInput": "OpenSessionReqOutput",
     "ProfileReq": "ProfileReqOutput",
+    "SendWeightsToRemoteInstanceReqInput": "SendWeightsToRemoteInstanceReqOutput",
     "SetInternalStateReq": "SetInternalStateReqOutput",
     "SlowDownReqInput": "SlowDownReqOutput",
     "UnloadLoRAAdapterReqInput": "LoRAUpdateOutput",

@@ -2,7 +2,7 @@
 
 Stock's scheduler ends over a payload that cannot be unpickled, or that is of another form than its loader's. A rank
 that refused alone would leave the others waiting where they meet after an update (managers/scheduler_components/
-weight_updater.py). What fails later, in the middle of loading, still ends the server: half of the weights are new.
+weight_updater.py). What fails later, in the middle of loading, is taken back (`engine.admission.weight_updates`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+
+from ddtree_sglang.engine.admission.weight_updates import take_back_failures
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ def answer_unreadable_weights(original: Callable[..., Any], updater: Any, reques
     reading = _update.set(request)
     try:
         _check_format(request.load_format)
-        return original(updater, request)
+        return take_back_failures(original, updater, request)
     except WeightsUnreadable as error:
         logger.error("new weights are refused: %s", error)
         return UpdateWeightsFromTensorReqOutput(success=False, message=str(error))

@@ -56,18 +56,16 @@ async def check_resume(original: Callable[..., Awaitable[Any]], manager: Any, ob
     return result
 
 
-def refuse_groups_on_a_cpu(original: Callable[..., Awaitable[Any]], manager: Any, obj: Any, *args: Any) -> Any:
-    """AROUND hook on the methods of `TokenizerManager` that connect the scheduler to senders of weights.
+def refuse_handles_on_a_cpu(original: Callable[..., Awaitable[Any]], manager: Any, obj: Any, *args: Any) -> Any:
+    """AROUND hook on `TokenizerManager.update_weights_from_ipc`.
 
-    It waits for whatever address it is given, and the CPU platform takes no weights.
+    The scheduler waits for the sockets that it is given.
 
     Raises:
         RequestRefused: the CPU platform.
     """
     if is_active():
-        raise RequestRefused(
-            "a server on the CPU platform takes no new weights, so it joins no group; restart it instead."
-        )
+        raise RequestRefused("a server on the CPU platform takes no new weights; restart it instead.")
     return original(manager, obj, *args)
 
 
@@ -93,10 +91,10 @@ def check_weights(original: Callable[..., Awaitable[Any]], manager: Any, obj: An
 def check_checkpoint(
     original: Callable[..., Awaitable[Any]], manager: Any, obj: UpdateWeightFromDiskReqInput, *args: Any
 ) -> Any:
-    """AROUND hook on `TokenizerManager.update_weights_from_disk`: what would end the scheduler half way is not begun.
+    """AROUND hook on `TokenizerManager.update_weights_from_disk`: what cannot be loaded rightly is not begun.
 
-    SGLang loads the one checkpoint into every model that it runs, a drafter too, and takes a failure back by loading
-    once more, from the new path (model_runner_components/weight_updater.py).
+    SGLang loads the one checkpoint into every model that it runs, a drafter too (managers/scheduler_components/
+    weight_updater.py).
 
     Raises:
         RequestRefused: the CPU platform, a drafter beside the target, or a format that SGLang does not know.

@@ -44,9 +44,10 @@ class Updating:
         updater.metrics_collector = updater.tp_cpu_group = None
         updater.scheduler = SimpleNamespace(record_weight_version_change=lambda **_: None)
         updater.flush_cache = lambda **_: True
+        runner = SimpleNamespace(weight_updater=self, model=torch.nn.Linear(2, 2))
         updater.tp_worker = SimpleNamespace(
             deserialize_own_rank=lambda payloads: read_on_all_ranks(read, updater.tp_worker, payloads),
-            weight_update_runners=lambda: [("target", SimpleNamespace(weight_updater=self))],
+            weight_update_runners=lambda: [("target", runner)],
         )
         updater.draft_worker = None
         self.updater = updater

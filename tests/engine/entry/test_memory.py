@@ -16,7 +16,7 @@ from ddtree_sglang.engine.entry.memory import (
     check_resume,
     check_sleep,
     check_weights,
-    refuse_groups_on_a_cpu,
+    refuse_handles_on_a_cpu,
 )
 
 
@@ -46,11 +46,11 @@ def test_a_cpu_has_nothing_to_release(hook: Any, monkeypatch: pytest.MonkeyPatch
         ask(hook, None)
 
 
-def test_a_cpu_joins_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ask(refuse_groups_on_a_cpu, None) == "sent"
+def test_a_cpu_waits_for_no_handles(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ask(refuse_handles_on_a_cpu, None) == "sent"
     monkeypatch.setattr(memory, "is_active", lambda: True)
     with pytest.raises(ValueError, match="takes no new weights"):
-        refuse_groups_on_a_cpu(sent, manager(), SimpleNamespace())
+        refuse_handles_on_a_cpu(sent, manager(), SimpleNamespace())
 
 
 @pytest.mark.parametrize("given", [0, 1, 3])

@@ -109,6 +109,8 @@ def _variants(trees: dict[tuple[str, int], Case]) -> list[Case]:
     found += [replace(trees[b, 16], name=f"policy/{b}", flags=load) for b in ("triton", "flashinfer")]
     found.append(Case("sampled/plain", None, "triton", asked=("sampled",)))
     found += [replace(trees[b, 16], name=f"sampled/{b}", asked=("sampled",)) for b in BACKENDS]
+    found.append(Case("features/plain", None, "triton", asked=("features",)))
+    found += [replace(trees[b, 16], name=f"features/{b}", asked=("features",)) for b in BACKENDS]
     ranks = ("--tp-size", "2")
     found.append(Case("tp/plain", None, "triton", flags=ranks))
     found.append(replace(trees["triton", 16], name="tp/triton", flags=(*ranks, "--speculative-ddtree-check-ranks")))

@@ -78,12 +78,16 @@ def same_tokens(record: Record, plain: Record, tolerance: float) -> Finding:
     """Every greedy answer is plain decoding's, but where the plain server was undecided by at most `tolerance`."""
     expected = _by_key(plain)
     pairs = [(one, expected[one["key"]]) for one in _answers(record) if one["key"] in expected]
-    margins = [_margin(one, plain_one) for one, plain_one in pairs if tuple(one["ids"]) != tuple(plain_one["ids"])]
-    ties = sum(margin is not None and margin <= tolerance for margin in margins)
-    wrong = len(margins) - ties
+    parted = [pair for pair in pairs if tuple(pair[0]["ids"]) != tuple(pair[1]["ids"])]
+    wrong = [pair for pair in parted if not _is_tie(_margin(*pair), tolerance)]
+    ties = len(parted) - len(wrong)
     passed = bool(pairs) and not wrong and ties <= max(1, MOST_TIES * len(pairs))
-    told = f"{len(pairs)} answers, {wrong} different, {ties} near ties"
-    return Finding(passed, told if wrong == 0 else f"{told}, {_first_difference(pairs)}")
+    told = f"{len(pairs)} answers, {len(wrong)} different, {ties} near ties"
+    return Finding(passed, f"{told}, {_difference(*wrong[0])}" if wrong else told)
+
+
+def _is_tie(margin: float | None, tolerance: float) -> bool:
+    return margin is not None and margin <= tolerance
 
 
 def _margin(one: Answer, plain: Answer) -> float | None:
@@ -101,14 +105,10 @@ def _parting(left: Sequence[int], right: Sequence[int]) -> int:
     return next((i for i in range(shared) if left[i] != right[i]), shared)
 
 
-def _first_difference(pairs: Sequence[tuple[Answer, Answer]]) -> str:
-    for one, plain in pairs:
-        if tuple(one["ids"]) != tuple(plain["ids"]):
-            position = _parting(one["ids"], plain["ids"])
-            margin = _margin(one, plain)
-            told = "not among its most probable" if margin is None else f"margin {margin:.3f}"
-            return f"first {one['key']} at token {position}, {told}"
-    return ""
+def _difference(one: Answer, plain: Answer) -> str:
+    margin = _margin(one, plain)
+    told = "not among its most probable" if margin is None else f"margin {margin:.3f}"
+    return f"first {one['key']} at token {_parting(one['ids'], plain['ids'])}, {told}"
 
 
 def _answers(record: Record) -> list[Answer]:

@@ -82,7 +82,8 @@ def candidates(size: Size) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def pair_candidates(size: Size) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The first of `candidates`, and [B, D, K, K] conditionals that raise and lower them by the parent."""
-    ids, logprobs, roots = (one[..., :PAIR_CANDIDATES] for one in candidates(size))
+    ids, logprobs, roots = candidates(size)
+    ids, logprobs = ids[..., :PAIR_CANDIDATES], logprobs[..., :PAIR_CANDIDATES]
     generator = torch.Generator().manual_seed(size.num_nodes)
     change = torch.randn(*ids.shape, ids.shape[2], generator=generator)
     covered = logprobs.logsumexp(-1)[..., None, None]

@@ -6,6 +6,7 @@ name, pair and scale give the same questions on every machine.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,25 @@ TOP = 4
 """Most probable tokens that a plain server gives with every token: a difference within them can be judged as a tie."""
 GREEDY: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
 SAMPLED: dict[str, Any] = {"temperature": 1.5, "top_k": 3, "ignore_eos": True}
+_WORD = {"type": "string", "pattern": "^[a-p]{1,12}$"}
+FEATURES: dict[str, dict[str, Any]] = {
+    "penalties": {"frequency_penalty": 0.7, "presence_penalty": 0.4},
+    "repetition": {"repetition_penalty": 1.2},
+    "bias": {"logit_bias": {str(byte): 4.0 for byte in range(97, 105)}},
+    "least": {"stop_token_ids": list(range(64)), "min_new_tokens": 12, "ignore_eos": False},
+    "stop": {"stop": ["e", "th"], "ignore_eos": False},
+    "regex": {"regex": "([a-z]{2,6} ){3,6}", "ignore_eos": False},
+    "ebnf": {"ebnf": 'root ::= ("ab" | "ac" [0-9]+ ",")+ "."', "ignore_eos": False},
+    "schema": {
+        "json_schema": json.dumps({"type": "object", "properties": {"a": _WORD, "b": _WORD}, "required": ["a", "b"]}),
+        "ignore_eos": False,
+    },
+    "regex-penalized": {"regex": "[a-h]{10,40}", "frequency_penalty": 0.9, "ignore_eos": False},
+}
+"""What a request may ask for that changes logits or ends below a node: name -> sampling parameters, all greedy.
+
+No request both adds a penalty and scales by one: without overlap scheduling SGLang keeps its penalizers in a set
+(penaltylib/orchestrator.py), and which of the two it applies first differs from one server to the next."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +115,16 @@ def _sampled(scale: Scale, prompts: Prompts) -> list[Wave]:
     return [Wave("sampled", tuple(mixed), 8)]
 
 
+def _features(scale: Scale, prompts: Prompts) -> list[Wave]:
+    """Requests of every kind in one batch, and bare ones among them."""
+    asked = []
+    for index, prompt in enumerate(made_up_prompts(4, 40, 13)):
+        asked.append(Question(f"bare-{index}", prompt, scale.new_tokens))
+        for name, parameters in FEATURES.items():
+            asked.append(Question(f"{name}-{index}", prompt, 2 * scale.new_tokens, GREEDY | parameters))
+    return [Wave("features", tuple(asked), 8)]
+
+
 def _crowd(scale: Scale, prompts: Prompts) -> list[Wave]:
     """As many requests at once as the server takes, half of them sampled: the largest transient buffers."""
     chosen = made_up_prompts(32, 400, 11)
@@ -109,6 +139,7 @@ _SETS: dict[str, Callable[[Scale, Prompts], list[Wave]]] = {
     "many": _many,
     "limit": _limit,
     "sampled": _sampled,
+    "features": _features,
     "crowd": _crowd,
 }
 

@@ -136,6 +136,10 @@ def _sampled(lab: Lab, records: Records, name: str) -> Finding:
     return _judged(lab, records, ("sampled/plain", name), law, beside)
 
 
+def _features(lab: Lab, records: Records, name: str) -> Finding:
+    return _tokens(lab, records, "features/plain", name, least=1.0)
+
+
 def _memory(lab: Lab, records: Records) -> Finding:
     record = records["memory"]
     told = Finding(True, " | ".join(line[-160:] for line in record["memory_lines"][-2:]))
@@ -260,6 +264,12 @@ SECTIONS = (
         "sampled answers follow the target's law, greedy ones beside them are plain decoding's",
         90,
         _each("sampled", _sampled, "sampled/plain", *BACKENDS),
+    ),
+    Section(
+        "features",
+        "penalties, biases, stops and grammars: tokens are plain decoding's",
+        90,
+        _each("features", _features, "features/plain", *BACKENDS),
     ),
     Section("tp", "two ranks build the same trees", 60, _TP),
     Section(

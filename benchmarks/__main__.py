@@ -30,6 +30,7 @@ COMMANDS = {
     "gpu_prompts": ("token ids of prompts for a carried pair of the GPU proof", "seconds"),
     "gpu_kernels": ("every kernel against its oracle, and its time on a GPU", "a minute, by estimate"),
     "tiny_pair": ("write a tiny target and a drafter that knows something of it", "seconds"),
+    "recurrent_pair": ("write the tiny pair with gated delta nets in its target", "seconds"),
     "dummy_pair": ("write a target and a drafter of a real shape without weights", "seconds"),
     "register_checkout": ("make a checkout on PYTHONPATH known to SGLang as a plugin", "seconds"),
 }

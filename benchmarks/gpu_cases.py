@@ -11,7 +11,7 @@ from typing import Literal
 
 from benchmarks.harness.gpu_machine import Machine
 
-Pair = Literal["tiny", "real", "shape"]
+Pair = Literal["tiny", "recurrent", "real", "shape"]
 BACKENDS = ("triton", "fa3", "flashinfer")
 BUDGETS = (16, 64)
 """Trees of 17 and 65 nodes: within a block of 16 and far wider than it."""
@@ -21,6 +21,8 @@ LIMIT_CONTEXT_LEN = 128
 # No multiple of 4096: there a page table that is written past its row reaches the next request's (FA3).
 BATCH_SIZES = (1, 4, 8)
 # float32 as it is written: sgl_kernel's norms know half precision alone, and Triton's products would be TF32.
+# Room for states of requests, their copies and the prefix cache. FlashInfer would compile its prefill first.
+STATES = ("--max-mamba-cache-size", "160", "--mamba-track-interval", "64", "--linear-attn-prefill-backend", "triton")
 AS_WRITTEN = (("SGLANG_FORCE_FUSED_OP_BACKEND", "torch"), ("TRITON_F32_DEFAULT", "ieee"))
 
 
@@ -75,6 +77,11 @@ def _table() -> dict[str, Case]:
         for case in (cases[0], trees["triton", 16], trees["triton", 64])
     ]
     cases += _variants(trees)
+    recurrent = (cases[0], *(trees[b, 16] for b in ("triton", "fa3")))
+    cases += [
+        replace(case, name=f"recurrent/{case.name}", pair="recurrent", asked=("many", "again"), gpu_flags=STATES)
+        for case in recurrent
+    ]
     real = (Case("plain/triton", None, "triton"), *trees.values())
     cases += [replace(case, name=f"real/{case.name}", pair="real") for case in real]
     cases.append(

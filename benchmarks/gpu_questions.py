@@ -86,6 +86,12 @@ def _many(scale: Scale, prompts: Prompts) -> list[Wave]:
     return [Wave("many@1", asked[: max(1, len(asked) // 4)], 1), Wave("many@8", asked, 8)]
 
 
+def _again(scale: Scale, prompts: Prompts) -> list[Wave]:
+    """Long prompts, asked again when the prefix cache has most of each."""
+    asked = tuple(Question(f"again-{i}", one, 24) for i, one in enumerate(made_up_prompts(8, 150, 13)))
+    return [Wave("again-first", asked, 8), Wave("again-cached", asked, 8)]
+
+
 def _limit(scale: Scale, prompts: Prompts) -> list[Wave]:
     """Requests that end at the context limit among short ones that look at their own first tokens meanwhile.
 
@@ -137,6 +143,7 @@ def _crowd(scale: Scale, prompts: Prompts) -> list[Wave]:
 _SETS: dict[str, Callable[[Scale, Prompts], list[Wave]]] = {
     "few": _few,
     "many": _many,
+    "again": _again,
     "limit": _limit,
     "sampled": _sampled,
     "features": _features,

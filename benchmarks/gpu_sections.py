@@ -212,6 +212,15 @@ def _float32() -> Step:
     return _token_step("float32/triton", "float32/plain/triton", *trees)
 
 
+def _recurrent() -> tuple[Step, ...]:
+    """Only a GPU has the kernels that verify a tree there."""
+    trees = {b: f"recurrent/ddtree-16/{b}" for b in ("triton", "fa3")}
+    return tuple(
+        _token_step(f"recurrent/{b}", "recurrent/plain/triton", case, needs=("cuda", *_needs(b)), pair="recurrent")
+        for b, case in trees.items()
+    )
+
+
 def _speed() -> tuple[Step, ...]:
     chosen: tuple[tuple[Pair, tuple[str, ...]], ...] = (("real", ("real",)), ("shape", ()))
     return tuple(
@@ -242,6 +251,12 @@ SECTIONS = (
         "requests that end at the context limit harm nobody beside them",
         90,
         _each("limit", _limit, "limit/plain", *BACKENDS),
+    ),
+    Section(
+        "recurrent",
+        "a target with gated delta nets: tokens, also behind a text that the prefix cache has",
+        60,
+        _recurrent(),
     ),
     Section(
         "deterministic",

@@ -99,7 +99,7 @@ def config_of_drafter() -> DrafterConfig:
     )
 
 
-class _Weights:
+class Weights:
     """Seeded tensors of the pair."""
 
     def __init__(self, seed: int) -> None:
@@ -154,7 +154,7 @@ class _Weights:
 
 def target_weights(seed: int = 0) -> dict[str, torch.Tensor]:
     """The target's tensors by their Hugging Face names."""
-    made = _Weights(seed)
+    made = Weights(seed)
     norm = torch.zeros(HIDDEN)
     norm[OUT] = TARGET_SCALE
     state = {"model.embed_tokens.weight": made.embeddings(), "lm_head.weight": made.head(), "model.norm.weight": norm}
@@ -194,7 +194,7 @@ def target_weights(seed: int = 0) -> dict[str, torch.Tensor]:
 
 def drafter_of_target(seed: int = 0) -> DFlashDrafter:
     """The drafter: slot j of a block says what stands FAR tokens before position anchor + j."""
-    made = _Weights(seed)
+    made = Weights(seed)
     drafter = DFlashDrafter(config_of_drafter())
     eye = torch.eye(HEAD_DIM)
     query, key, value = made.looking_back((*FAR, 0, 0))

@@ -25,8 +25,8 @@ def prepare(lab: Lab, name: str) -> None:
     setting = lab.setting
     if name in setting.identity:
         return
-    if name == "tiny":
-        setting.pairs[name] = _made(lab, name, "tiny_pair")
+    if name in ("tiny", "recurrent"):
+        setting.pairs[name] = _made(lab, name, f"{name}_pair")
     elif name == "shape":
         setting.pairs[name] = _shape(lab)
     else:

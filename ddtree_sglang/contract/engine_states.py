@@ -12,8 +12,9 @@ STATES: tuple[Row, ...] = (
     Row(
         _EXEC,
         "ExecMamba",
-        "enable_int8_mamba_checkpoint enable_linear_replayssm enable_linear_replayssm_spec linear_attn_backend "
-        "linear_attn_decode_backend linear_attn_verify_backend mamba_radix_cache_strategy mamba_track_interval",
+        "enable_int8_mamba_checkpoint enable_linear_replayssm enable_linear_replayssm_spec "
+        "enable_mamba_cache_stochastic_rounding linear_attn_backend linear_attn_decode_backend "
+        "linear_attn_verify_backend mamba_backend mamba_radix_cache_strategy mamba_track_interval",
         "recurrent_checks",
     ),
     Row("sglang.srt.configs.hybrid_arch", "mambaish_config", "model_config", "recurrent_checks, recurrent_states"),
@@ -25,6 +26,7 @@ STATES: tuple[Row, ...] = (
         "full_attn_backend linear_attn_backend verify_mask",
         "target_checks, trees",
     ),
+    Row(_HYBRID, "Mamba2AttnBackend", "", "target_checks"),
     # They read the links of a verify input, as first children and next siblings.
     Row(_HYBRID, "MambaAttnBackendBase", "retrieve_next_sibling_list retrieve_next_token_list", "recurrent_states"),
     Row("sglang.srt.layers.attention.linear.gdn_backend", "GDNAttnBackend", "", "target_checks"),

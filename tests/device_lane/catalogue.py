@@ -144,6 +144,7 @@ FA3_PAGES = Scene(
 # that a request ends with.
 _STATES_POOL = ("--max-mamba-cache-size", "48")
 _TRACKED = (*_STATES_POOL, "--mamba-track-interval", str(TRACKED_LEN))
+_SCARCE = ("--max-total-tokens", "100", "--schedule-conservativeness", "0")
 _LAST_STATES = (*_STATES_POOL, "--disable-overlap-schedule")
 # Of the class that published ones have.
 GATED_DELTA_IMAGES = Scene(
@@ -193,6 +194,33 @@ GATED_DELTA_FA3 = Scene(
     flags=_TRACKED,
     captured=(4,),
 )
+# Nemotron-H: Mamba2.
+MAMBA = Scene(
+    "mamba",
+    "fa3",
+    (few, passes_a_tracked_length, resumes_at_a_tracked_length),
+    pair="mamba",
+    budget=7,
+    flags=_TRACKED,
+    captured=(4,),
+    must_log=("recurrent state at every node",),
+)
+MAMBA_16 = Scene(
+    "mamba-16",
+    "triton",
+    (staggered, finishes, resumes_at_its_end, ends, aborted),
+    pair="mamba",
+    budget=16,
+    flags=_LAST_STATES,
+)
+MAMBA_CHUNKS = Scene(
+    "mamba-chunks",
+    "fa3",
+    (chunked, fill_the_pool, aborted),
+    pair="mamba",
+    budget=16,
+    flags=(*_TRACKED, *_CHUNKS, *_SCARCE),
+)
 GATED_DELTA_OTHERS = (
     Scene("gated-delta-stock", "fa3", (few,), pair="gated_delta", algorithm="DFLASH", flags=_TRACKED, captured=(4,)),
     Scene(
@@ -227,7 +255,7 @@ GATED_DELTA_OTHERS = (
         (fill_the_pool,),
         pair="gated_delta",
         budget=7,
-        flags=(*_TRACKED, "--max-total-tokens", "100", "--schedule-conservativeness", "0"),
+        flags=(*_TRACKED, *_SCARCE),
         must_log=("Retract requests",),
     ),
     Scene(
@@ -268,6 +296,9 @@ SLOW_SCENES = (
     GATED_DELTA_16,
     GATED_DELTA_FA3,
     *GATED_DELTA_OTHERS,
+    MAMBA,
+    MAMBA_16,
+    MAMBA_CHUNKS,
 )
 
 SMALL = (SMALL_TRITON, SMALL_FA3, SMALL_FLASHINFER)

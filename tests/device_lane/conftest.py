@@ -26,6 +26,7 @@ PAIRS = {
     "gated_delta": ("qwen3_5", 4, 32),
     "gated_delta_images": ("qwen3_5_images", 4, 32),
     "gated_delta_experts": ("qwen3_5_moe", 4, 32),
+    "mamba": ("nemotron_h", 4, 32),
     "next": ("qwen3_next", 4, 32),
 }
 """Architecture, block size and vocabulary."""

@@ -6,8 +6,10 @@ reach far and to differ between siblings, so decays are slow and what a token wr
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,6 +86,15 @@ def _nemotron_h(shape: Mapping[str, Any]) -> Any:
     from transformers import NemotronHConfig, NemotronHForCausalLM
 
     return NemotronHForCausalLM(NemotronHConfig(**{**shape, **_MAMBA}))
+
+
+def name_layers_as_published(folder: Path) -> None:
+    """Give a saved Nemotron-H the names of layers that SGLang reads; Hugging Face reads those, and writes others."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {"layers_block_type": _MAMBA["layers_block_type"], "mamba_n_groups": _MAMBA["n_groups"]}
+    for name in ("mtp_layers_block_type", "time_step_limit"):
+        config.pop(name, None)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 MAKERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {

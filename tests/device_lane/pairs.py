@@ -192,6 +192,8 @@ def make_pair(
     save_tokenizer(folder / "target", vocabulary)
     if architecture == "qwen3_5_images":
         save_as_multimodal(folder / "target")
+    if architecture == "nemotron_h":
+        hybrid_targets.name_layers_as_published(folder / "target")
     export_drafter(drafter, folder / "draft", torch.float32)
     return TinyPair(target, drafter.eval(), str(folder / "target"), str(folder / "draft"))
 

@@ -29,10 +29,12 @@ SCATTERS = ("fused_mamba_state_scatter_with_mask", "fused_conv_window_scatter_wi
 def install_recurrent_layers() -> None:
     """Put these in place. Twice is as once."""
     kernels = "sglang.kernels.ops"
+    _launch_without_measuring()
     on_import("sglang.kernels.jit.utils.arch", Patch(_launch_one_after_the_other))
     on_import(f"{kernels}.attention.fla.layernorm_gated", Patch(_ask_no_gpu))
     on_import(f"{kernels}.mamba.mamba_state_scatter_triton", Patch(_copy_states))
     on_import("sglang.srt.layers.attention.linear.kernels.gdn_triton", Patch(_prefill))
+    on_import("sglang.srt.layers.attention.mamba.mamba", Patch(_convolve_as_on_cuda))
     on_import("sglang.srt.models.qwen3_next", Patch(_norms_on_the_host))
 
 
@@ -90,6 +92,13 @@ def _prefill(module: ModuleType) -> None:
     replace(module, "chunk_gated_delta_rule", chunk_gated_delta_rule, (*parameters, *others))
 
 
+def _launch_without_measuring() -> None:
+    """A kernel that picks its fastest shape by measuring takes its first one."""
+    from triton.runtime.autotuner import Autotuner
+
+    Autotuner._bench = lambda *_, **__: [0.0]  # type: ignore[method-assign]
+
+
 def _launch_one_after_the_other(module: ModuleType) -> None:
     def is_arch_support_pdl() -> bool:
         return False
@@ -103,6 +112,14 @@ def _ask_no_gpu(module: ModuleType) -> None:
 
     replace(module, "_get_sm_count", _get_sm_count, ("device",))
     replace(module, "device_context", contextlib.nullcontext)
+
+
+def _convolve_as_on_cuda(module: ModuleType) -> None:
+    """The convolutions' kernels, which the module imports where it finds CUDA."""
+    from sglang.kernels.ops.mamba import causal_conv1d_triton
+
+    module.__dict__.setdefault("causal_conv1d_fn_triton", causal_conv1d_triton.causal_conv1d_fn)
+    module.__dict__.setdefault("causal_conv1d_update_triton", causal_conv1d_triton.causal_conv1d_update)
 
 
 def _norms_on_the_host(module: ModuleType) -> None:

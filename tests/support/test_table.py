@@ -109,6 +109,7 @@ ARCHITECTURES = {
     "qwen3_5_images": "Qwen3.5 / 3.6",
     "qwen3_5_moe": "Qwen3.5 / 3.6 MoE",
     "qwen3_next": "Qwen3-Next",
+    "nemotron_h": "Nemotron-H",
     "deepseek": "DeepSeek / Kimi-K2",
 }
 """Of the lane's pairs, by family."""

@@ -1,7 +1,7 @@
 """Targets some of whose layers keep a recurrent state: which are served, and with what arguments.
 
 A tree needs kernels that read the state of a node's parent and keep one per node. SGLang has them in Triton, for gated
-delta nets; its other kernels of recurrent layers advance one state along a chain.
+delta nets and Mamba2; its other kernels of recurrent layers advance one state along a chain.
 """
 
 from __future__ import annotations
@@ -9,20 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.spec import ALGORITHM
 from ddtree_sglang.exceptions import DDTreeConfigError
 
-SERVED = (
+GATED_DELTA = (
     "Qwen3_5ForCausalLM",
     "Qwen3_5ForConditionalGeneration",
     "Qwen3_5MoeForCausalLM",
     "Qwen3_5MoeForConditionalGeneration",
     "Qwen3NextForCausalLM",
 )
-"""Architectures with recurrent layers that are verified as trees: gated delta nets, of Qwen3.5, 3.6 and Qwen3-Next."""
+MAMBA2 = ("NemotronHForCausalLM",)
+SERVED = (*GATED_DELTA, *MAMBA2)
+"""Architectures with recurrent layers that are verified as trees, by the kind of those layers."""
 
-STATE_BACKEND_CLASSES = ("GDNAttnBackend",)
+STATE_BACKEND_CLASSES = ("GDNAttnBackend", "Mamba2AttnBackend")
 """SGLang's backends of recurrent layers whose kernels have been shown to take a tree (layers/attention/linear)."""
 
 _CHAIN = "use --speculative-algorithm DFLASH, whose chain SGLang supports there"
@@ -33,6 +36,7 @@ class RecurrentRule(NamedTuple):
 
     broken: Callable[[Any], bool]
     message: str
+    architectures: tuple[str, ...] = SERVED
 
 
 def _other_than_triton(cfg: Any) -> bool:
@@ -87,6 +91,24 @@ RECURRENT_RULES: tuple[RecurrentRule, ...] = (
         "keeps states for the prefix cache at lengths further apart than a tree has nodes, and than two blocks of the "
         "drafter; raise --mamba-track-interval or lower --speculative-ddtree-budget.",
     ),
+    # A draw of the rounding is another one at a node than in plain decoding.
+    RecurrentRule(
+        lambda cfg: bool(cfg.enable_mamba_cache_stochastic_rounding),
+        "cannot round states as plain decoding does by chance; remove --enable-mamba-cache-stochastic-rounding.",
+    ),
+    # FlashInfer's kernel of Mamba2 was not shown to take a tree.
+    RecurrentRule(
+        lambda cfg: cfg.mamba_backend != "triton",
+        "verifies trees with the Triton kernels of Mamba2; give triton to --mamba-backend.",
+        MAMBA2,
+    ),
+    # The kernel counts a request's states by the nodes of the round (attention/mamba/mamba.py, cache_steps), and those
+    # that are committed are looked for behind the states of the largest one.
+    RecurrentRule(
+        lambda cfg: DDTreeConfig.from_env().policy != "fixed",
+        "keeps the states of Mamba2's nodes with a fixed number of nodes; remove --speculative-ddtree-policy.",
+        MAMBA2,
+    ),
     # A running request's state would be kept by a prefill of others, which SGLang has not been shown to do for rounds.
     RecurrentRule(
         lambda cfg: bool(cfg.enable_mixed_chunk),
@@ -140,7 +162,7 @@ def check_recurrent_arguments(model_config: Any, cfg: Any) -> None:
         return
     name = (model_config.hf_config.architectures or ["this target"])[0]
     for rule in RECURRENT_RULES:
-        if rule.broken(cfg):
+        if name in rule.architectures and rule.broken(cfg):
             raise DDTreeConfigError(f"{ALGORITHM} for {name}, which has recurrent layers, {rule.message}")
     kept = mamba2_state_dtype(model_config.hf_config).conv
     if kept != model_config.dtype:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from ddtree_sglang.config import CONFIG_ENV
 from ddtree_sglang.engine.admission import recurrent_checks
 from ddtree_sglang.engine.admission.recurrent_checks import (
     RECURRENT_RULES,
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.sglang
 PLAIN: dict[str, Any] = {
     "enable_int8_mamba_checkpoint": False,
     "enable_linear_replayssm": False,
+    "enable_mamba_cache_stochastic_rounding": False,
     "enable_linear_replayssm_spec": False,
     "enable_mixed_chunk": False,
     "enable_page_major_kv_layout": False,
@@ -30,6 +32,7 @@ PLAIN: dict[str, Any] = {
     "linear_attn_backend": "triton",
     "linear_attn_decode_backend": None,
     "linear_attn_verify_backend": None,
+    "mamba_backend": "triton",
     "mamba_radix_cache_strategy": "extra_buffer",
     "mamba_track_interval": 256,
     "speculative_dflash_block_size": 8,
@@ -66,7 +69,6 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("config", "name"),
     [
-        ("NemotronHConfig", "NemotronHForCausalLM"),
         ("FalconH1Config", "FalconH1ForCausalLM"),
         ("KimiLinearConfig", "KimiLinearForCausalLM"),
         ("Lfm2Config", "Lfm2ForCausalLM"),
@@ -113,6 +115,7 @@ def test_gated_delta_nets_are_served(name: str) -> None:
             {"mamba_track_interval": 64, "speculative_num_draft_tokens": 40, "speculative_dflash_block_size": 33},
             "raise --mamba-track-interval",
         ),
+        ({"enable_mamba_cache_stochastic_rounding": True}, "remove --enable-mamba-cache-stochastic-rounding"),
         ({"enable_mixed_chunk": True}, "remove --enable-mixed-chunk"),
         ({"enable_streaming_session": True}, "remove --enable-streaming-session"),
     ],
@@ -122,6 +125,21 @@ def test_what_advances_a_state_along_a_chain_is_refused(changes: dict[str, Any],
     with pytest.raises(DDTreeConfigError, match=f"DDTREE for Qwen3NextForCausalLM, which has recurrent .*{found}"):
         check_recurrent_arguments(target("Qwen3NextConfig", "Qwen3NextForCausalLM"), arguments(**changes))
     check_recurrent_arguments(target("LlamaConfig", "LlamaForCausalLM"), arguments(**changes))
+
+
+@pytest.mark.usefixtures("on_device")
+def test_what_only_mamba2_cannot_is_refused_for_that_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    mamba, other = target("NemotronHConfig", "NemotronHForCausalLM"), target("Qwen3NextConfig", "Qwen3NextForCausalLM")
+    check_recurrent_target(mamba)
+    check_recurrent_arguments(mamba, arguments())
+    flashinfer = arguments(mamba_backend="flashinfer")
+    check_recurrent_arguments(other, flashinfer)
+    with pytest.raises(DDTreeConfigError, match="give triton to --mamba-backend"):
+        check_recurrent_arguments(mamba, flashinfer)
+    monkeypatch.setenv(CONFIG_ENV, '{"policy": "load"}')
+    check_recurrent_arguments(other, arguments())
+    with pytest.raises(DDTreeConfigError, match="remove --speculative-ddtree-policy"):
+        check_recurrent_arguments(mamba, arguments())
 
 
 def test_without_triton_kernels_they_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,4 +158,4 @@ def test_convolutions_that_round_their_inputs_are_refused(monkeypatch: pytest.Mo
 
 
 def test_every_rule_is_one_of_those_that_are_tested() -> None:
-    assert len(RECURRENT_RULES) == 9
+    assert len(RECURRENT_RULES) == 12

@@ -1,7 +1,7 @@
 """A row for every kernel of `ddtree_sglang.kernels`: inputs of a serving size, its oracle, what it must move.
 
-A plain list of functions: it needs neither pytest nor hypothesis, and works in Triton's interpreter on tensors of the
-CPU. Whoever adds a kernel adds its row; tests/benchmarks says which module has none.
+A plain list of functions, without pytest and hypothesis; Triton's interpreter does for it. Whoever adds a kernel adds
+its row; tests/benchmarks says which module has none.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ from ddtree_sglang.core.round_inputs import round_inputs
 from ddtree_sglang.core.window_mask import WindowMask, window_tree_mask
 
 PREFIX_LEN = 2048
-PAIR_CANDIDATES = 16
-"""Of a law of pairs: what published selectors are trained for."""
+PAIR_CANDIDATES = 16  # of a law of pairs: what published selectors are trained for
 WINDOW = 1023  # positions before a node's own in a layer with a sliding window
 LAYERS, KV_HEADS, HEAD_DIM = 36, 8, 128
 """Of the KV rows that are moved: the shape of Qwen3-8B."""
@@ -82,8 +81,8 @@ def candidates(size: Size) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def pair_candidates(size: Size) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The first of `candidates`, and [B, D, K, K] conditionals that raise and lower them by the parent."""
-    ids, logprobs, roots = candidates(size)
-    ids, logprobs = ids[..., :PAIR_CANDIDATES], logprobs[..., :PAIR_CANDIDATES]
+    *laws, roots = candidates(size)
+    ids, logprobs = (one[..., :PAIR_CANDIDATES] for one in laws)
     generator = torch.Generator().manual_seed(size.num_nodes)
     change = torch.randn(*ids.shape, ids.shape[2], generator=generator)
     covered = logprobs.logsumexp(-1)[..., None, None]

@@ -122,13 +122,17 @@ def _sampled(scale: Scale, prompts: Prompts) -> list[Wave]:
 
 
 def _features(scale: Scale, prompts: Prompts) -> list[Wave]:
-    """Requests of every kind in one batch, and bare ones among them."""
+    """Requests of every kind in one batch, and bare ones among them; first each alone.
+
+    Where a request joins a batch that decodes, SGLang's overlap scheduling leaves a token of the others out of their
+    penalties (schedule_batch.py counts `output_ids[-1]` of the host): plain decoding is what it answers alone.
+    """
     asked = []
     for index, prompt in enumerate(made_up_prompts(4, 40, 13)):
         asked.append(Question(f"bare-{index}", prompt, scale.new_tokens))
         for name, parameters in FEATURES.items():
             asked.append(Question(f"{name}-{index}", prompt, 2 * scale.new_tokens, GREEDY | parameters))
-    return [Wave("features", tuple(asked), 8)]
+    return [Wave("features@1", tuple(asked), 1), Wave("features", tuple(asked), 8)]
 
 
 def _crowd(scale: Scale, prompts: Prompts) -> list[Wave]:

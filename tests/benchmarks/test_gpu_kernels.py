@@ -34,6 +34,13 @@ def test_every_row_is_checked_and_timed(tmp_path: Path) -> None:
     assert json.loads(output.splitlines()[-1])["failed"] == 0
 
 
+@pytest.mark.parametrize("size", [Size(1, 17), Size(8, 65), Size(32, 17)])
+def test_laws_of_pairs_have_a_root_for_each_request(size: Size) -> None:
+    ids, logprobs, roots, pairs = gpu_kernel_rows.pair_candidates(size)
+    assert roots.shape == (size.batch_size,)
+    assert ids.shape == logprobs.shape == pairs.shape[:3] == (size.batch_size, size.depth, 16)
+
+
 WRONG = """
 import ddtree_sglang.kernels.tree_builder_triton as module
 right = module.build_into

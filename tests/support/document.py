@@ -34,7 +34,8 @@ HEAD = (
     "* not run: nobody has tried.\n\n"
     "`ddtree_cpu` is the CPU platform, with real servers. `triton`, `flashinfer` and `fa3` run in the "
     "[device lane](../../tests/device_lane/__init__.py), on a\nmachine without a GPU: SGLang's own scheduler and "
-    "backends, Triton's interpreter, stand-ins for other kernels. **No cell was run on a GPU.**\n"
+    "backends, Triton's interpreter, stand-ins for other kernels. On a GPU\n"
+    "[guarantees.md](guarantees.md#not-shown) says what ran; no cell here stands for it.\n"
 )
 
 

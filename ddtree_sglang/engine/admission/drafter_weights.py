@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ddtree_sglang.engine.admission.drafter_families import PLAIN_ARCHITECTURE
+from ddtree_sglang.engine.admission.drafter_families import MARKOV, PLAIN_ARCHITECTURE, SELECTOR, family_of
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -27,6 +27,13 @@ _FUSED = {
 _NORMS = ("self_attn.q_norm", "self_attn.k_norm", "input_layernorm", "post_attention_layernorm")
 _WEIGHTS = ("weight", "qweight", "weight_packed")
 """A linear layer's, plain, of AWQ and GPTQ, and of compressed-tensors."""
+_HEADS = {
+    SELECTOR: ("hidden_projection.weight", "predecessor_codebook", "successor_codebook"),
+    MARKOV: ("markov_w1.weight", "markov_w2.weight"),
+}
+"""What the heads that score pairs are made of, LiLiCorr's excepted, which SGLang looks after (models/lilicorr.py)."""
+_PLACES = {SELECTOR: "candidate_selector", MARKOV: "markov_head"}
+_GATE = ("gate_proj.weight", "gate_proj.bias")
 _ALIASES = {"encoder.fc.weight": "fc.weight", "encoder.output_norm_enc.weight": "hidden_norm.weight"}
 _ADVICE = (
     "SGLang would serve it all the same, and hardly a guess would hit. Export the drafter again, or use another one"
@@ -39,19 +46,33 @@ def check_drafter_weights(folder: Path) -> None:
     Nemotron's drafters, which have an embedding of their own, and other classes name their layers and quantize `fc`.
 
     Raises:
-        DDTreeConfigError: a weight is missing, `fc` is quantized, some layers are quantized and others are not, or
-            weights are quantized and no configuration says how.
+        DDTreeConfigError: a weight is missing, of a head that scores pairs too, `fc` is quantized, some layers are
+            quantized and others are not, or weights are quantized and no configuration says how.
     """
     tensors = stored_types(folder)
     config = folder / "config.json"
     if not tensors or not config.is_file():
         return
     drafter = json.loads(config.read_text(encoding="utf-8"))
+    _check_head(tensors, drafter)
     is_plain = PLAIN_ARCHITECTURE in (drafter.get("architectures") or ()) and not drafter.get("has_embed_tokens")
     if not is_plain or not isinstance(drafter.get("num_hidden_layers"), int):
         return
     _check_names(tensors, drafter["num_hidden_layers"])
     _check_types(tensors, drafter)
+
+
+def _check_head(tensors: Mapping[str, str], drafter: Mapping[str, Any]) -> None:
+    family = family_of(drafter).name
+    parts = _HEADS.get(family, ())
+    if family == MARKOV and str(drafter.get("markov_head_type", "vanilla")).lower() == "gated":
+        parts = (*parts, *_GATE)
+    missing = [f"{_PLACES[family]}.{part}" for part in parts if f"{_PLACES[family]}.{part}" not in tensors]
+    if missing:
+        raise DDTreeConfigError(
+            f"a {family} drafter's checkpoint must hold the weights of the head that scores pairs, got no "
+            f"{', '.join(missing)}. SGLang would leave them as they happen to be. Use the release's own files."
+        )
 
 
 def stored_types(folder: Path) -> dict[str, str]:

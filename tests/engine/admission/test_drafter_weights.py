@@ -122,6 +122,39 @@ def test_what_would_be_misread_is_refused(
         check_drafter_weights(folder)
 
 
+SELECTOR_CONFIG = {"architectures": ["DFlash2DraftModel"], "dflash_config": {"selector_rank": 4, "selector_top_k": 8}}
+MARKOV_CONFIG = {"architectures": ["DSparkDraftModel"], "markov_rank": 4}
+GATED_CONFIG = MARKOV_CONFIG | {"markov_head_type": "gated"}
+HEADS = {
+    "candidate_selector.hidden_projection.weight": SELECTOR_CONFIG,
+    "candidate_selector.predecessor_codebook": SELECTOR_CONFIG,
+    "candidate_selector.successor_codebook": SELECTOR_CONFIG,
+    "markov_head.markov_w1.weight": MARKOV_CONFIG,
+    "markov_head.markov_w2.weight": MARKOV_CONFIG,
+    "markov_head.gate_proj.weight": GATED_CONFIG,
+    "markov_head.gate_proj.bias": GATED_CONFIG,
+}
+
+
+def with_head(folder: Path, config: dict[str, object], left_out: str = "") -> Path:
+    """A checkpoint of nothing but heads, of which one tensor may be left out."""
+    (folder / "config.json").write_text(json.dumps(config))
+    heads = {f"model.{name}": torch.ones(2) for name in HEADS if name != left_out}
+    save_file(heads, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(("name", "config"), HEADS.items())
+def test_a_head_that_scores_pairs_is_whole(name: str, config: dict[str, object], tmp_path: Path) -> None:
+    check_drafter_weights(with_head(tmp_path, config))
+    with pytest.raises(DDTreeConfigError, match=f"head that scores pairs, got no {name}"):
+        check_drafter_weights(with_head(tmp_path, config, name))
+
+
+def test_a_vanilla_markov_head_has_no_gate(tmp_path: Path) -> None:
+    check_drafter_weights(with_head(tmp_path, MARKOV_CONFIG, "markov_head.gate_proj.weight"))
+
+
 def test_the_drafter_that_ships_is_served() -> None:
     assert set(stored_types(Path(str(shipped_drafter()))).values()) == {"BF16"}
     check_drafter_weights(Path(str(shipped_drafter())))

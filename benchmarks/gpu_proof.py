@@ -44,6 +44,7 @@ from benchmarks.register_checkout import write_metadata
 from workers.progress import say, step
 
 BY_NAME = {section.name: section for section in SECTIONS}
+SMALL_PAIRS = ("tiny", "recurrent")
 LEAST_TO_RECORD_S = 45
 """With less left no server is started: it would be cut off before it answers."""
 
@@ -92,7 +93,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--start-timeout", default=150, help="of a server, in float32 twice (default 150)", **seconds)
     parser.add_argument("--client-timeout", default=60, help="of an answer (default 60)", **seconds)
     parser.add_argument(
-        "--at-once", type=int, help="tiny servers at once (default: one for every four cores, at most 4)"
+        "--at-once", type=int, help="tiny servers at once (default: one for every two cores, at most 8)"
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal without a GPU")
     parser.add_argument(
@@ -175,7 +176,7 @@ def origin(machine: Machine) -> dict[str, Any]:
 
 
 def _at_once(args: argparse.Namespace, machine: Machine) -> int:
-    return args.at_once or (max(1, min(4, len(os.sched_getaffinity(0)) // 4)) if machine.kind == "cuda" else 1)
+    return args.at_once or (max(1, min(8, len(os.sched_getaffinity(0)) // 2)) if machine.kind == "cuda" else 1)
 
 
 def child_environment() -> dict[str, str]:
@@ -214,8 +215,11 @@ def cases_of(lab: Lab, one: Step) -> tuple[str, ...]:
     return tuple(case for case in one.cases if not (one.is_across and lab.lacks(CASES[case].backend)))
 
 
-def run_section(lab: Lab, section: Section) -> None:
-    """Skip what cannot run, keep what passed before, record the servers of the rest together, then judge each step."""
+def run_section(lab: Lab, section: Section, ahead: Sequence[str] = ()) -> None:
+    """Skip what cannot run, keep what passed before, record the servers of the rest together, then judge each step.
+
+    Servers of the cases `ahead` are recorded with them: a server takes a minute to start and seconds to answer.
+    """
     say(f"== {section.name} (about {section.limit_s} s; {time.monotonic() - lab.started:.0f} s so far)")
     steps = []
     for one in section.steps:
@@ -231,7 +235,7 @@ def run_section(lab: Lab, section: Section) -> None:
         with (lab.out / f"{section.name}.log").open("ab") as lab.log:
             for one in (one for one in steps if one.run):
                 conclude_step(lab, one, partial(run_step, lab, one))
-            late = record_servers(lab, [one for one in steps if one.cases])
+            late = record_servers(lab, [one for one in steps if one.cases], ahead)
             for one in (one for one in steps if one.cases):
                 conclude_step(lab, one, partial(judge_step, lab, one, late))
     finally:
@@ -284,11 +288,25 @@ def run_step(lab: Lab, one: Step) -> Finding:
     return one.run(lab)
 
 
-def record_servers(lab: Lab, steps: Sequence[Step]) -> str:
-    """Have all servers of `steps` recorded; empty, or why some are not."""
+def cases_ahead(lab: Lab, sections: Sequence[Section]) -> tuple[str, ...]:
+    """Cases of sections to come that can be served beside others, in their order; none where one server runs at a time.
+
+    A large target's servers would leave the others no memory, and time is measured alone.
+    """
+    if lab.at_once == 1:
+        return ()
+    small = (one for section in sections for one in section.steps if one.pair in SMALL_PAIRS and one.cases)
+    served = [one for one in small if not why_skipped(lab, one) and why_unprepared(lab, one) is None]
+    waiting = [one for one in served if lab.earlier(one.name, verdict_identity(lab, one)) is None]
+    return tuple(dict.fromkeys(case for one in waiting for case in cases_of(lab, one)))
+
+
+def record_servers(lab: Lab, steps: Sequence[Step], ahead: Sequence[str] = ()) -> str:
+    """Have all servers of `steps` recorded, then those of `ahead`; empty, or why some are not."""
     cases = list(dict.fromkeys(case for one in steps for case in cases_of(lab, one)))
     if all(lab.record_of(case) is not None for case in cases):
         return ""
+    cases = list(dict.fromkeys((*cases, *ahead)))
     if lab.left_s() < LEAST_TO_RECORD_S:
         return f"{lab.left_s():.0f} s are left of {lab.time_limit_s} s"
     try:
@@ -336,8 +354,9 @@ def main(argv: Sequence[str]) -> int:
         if args.again:
             steps = [one for section in sections for one in section.steps]
             lab.forget([one.name for one in steps], [case for one in steps for case in one.cases])
-        for section in sections:
-            run_section(lab, section)
+        for index, section in enumerate(sections):
+            # What works at all is told before anything else is started.
+            run_section(lab, section, cases_ahead(lab, sections[index + 1 :]) if section.name != "works" else ())
     except (RefusedError, CutOffError, OSError) as error:
         print(f"gpu_proof: {error}", file=sys.stderr)
         return 2

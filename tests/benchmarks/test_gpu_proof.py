@@ -54,6 +54,25 @@ def test_answers_that_are_right_pass_on_every_backend(rig: Rig, capsys: pytest.C
     assert len(rig.started()) == 7 + 4 + 4, "one server a case, the plain one shared by all steps"
 
 
+def test_servers_of_later_sections_start_beside_those_of_the_first(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "works", "works/triton")
+    only(monkeypatch, "lossless", "lossless/triton")
+    only(monkeypatch, "limit", "limit/triton")
+    assert rig.main("works", "lossless", "limit") == 0, rig.verdicts()
+    told = {name: (rig.out / f"{name}.log").read_text() for name in ("works", "lossless", "limit")}
+    assert "limit/triton: recorded" in told["lossless"]
+    assert "recorded" not in told["limit"]
+    assert "lossless" not in told["works"], "what works at all is told before more is started"
+    assert "plain/triton: recorded" not in told["works"].replace("works/plain", "")
+
+
+def test_one_server_at_a_time_starts_none_ahead(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "lossless", "lossless/triton")
+    only(monkeypatch, "limit", "limit/triton")
+    assert rig.main("--at-once", "1", "lossless", "limit") == 0
+    assert "limit" not in (rig.out / "lossless.log").read_text()
+
+
 FAULTS = [
     ("dies", "lossless/fa3", "illegal memory access"),
     ("wrong", "lossless/fa3", "different"),

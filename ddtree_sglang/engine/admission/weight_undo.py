@@ -85,13 +85,29 @@ class UndoLog:
             content.copy_(before)
         for bind in self._bindings:
             bind()
+        self.forget()
+
+    def forget(self) -> None:
+        """Give the copies' memory back, to other users of a device as well; the log can undo nothing from now on."""
+        devices = {before.device for _, before in self._saved.values()}
         self._saved.clear()
+        self._bindings.clear()
+        for device in devices:
+            give_back = getattr(torch.get_device_module(device), "empty_cache", None)
+            if give_back is not None:
+                give_back()
 
     def _copy(self, content: torch.Tensor) -> torch.Tensor:
         if content.numel() > self.room_bytes:
             return content.cpu() if content.device.type != "cpu" else content.clone()
+        try:
+            copy = content.clone()
+        except torch.OutOfMemoryError:
+            # What was sent came after the room was measured.
+            self.room_bytes = 0
+            return content.to("cpu", copy=True)
         self.room_bytes -= content.numel()
-        return content.clone()
+        return copy
 
     def _note_module(self, module: torch.nn.Module) -> None:
         tables = [module.__dict__, module._parameters, module._buffers, module._modules]
@@ -130,7 +146,9 @@ def watching(log: UndoLog) -> Iterator[None]:
         _watched.reset(token)
 
 
-def watch_threads(original: Callable[..., Any], executor: Any, work: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+def watch_threads(
+    original: Callable[..., Any], executor: Any, work: Callable[..., Any], /, *args: Any, **kw: Any
+) -> Any:
     """AROUND hook on `ThreadPoolExecutor.submit`: what a loader hands to a thread is watched there.
 
     A mode of torch's dispatcher ends at its thread; loaders of experts copy in several.
@@ -177,6 +195,10 @@ def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
 
 
+def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
 def _kind(tensor: torch.Tensor) -> str:
     if tensor.is_complex():
         return "complex"
@@ -201,7 +223,7 @@ def _data_binding(tensor: torch.Tensor) -> Callable[[], None]:
     data, attributes = tensor.data, dict(tensor.__dict__)
 
     def bind() -> None:
-        if data.data_ptr() != tensor.data_ptr() or data.shape != tensor.shape:
+        if _place(data) != _place(tensor):
             tensor.data = data
         tensor.__dict__.clear()
         tensor.__dict__.update(attributes)

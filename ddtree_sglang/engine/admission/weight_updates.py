@@ -33,6 +33,9 @@ ANSWERS = {
 }
 """SGLang's classes of updates (managers/io_struct.py) with those of their answers."""
 
+NOTHING = "none of them is a weight of the model"
+"""A failure if all ranks say so: an expert of one rank is nothing to the others."""
+
 MOST_NAMES = 4
 """Names that a message gives in full."""
 
@@ -59,6 +62,7 @@ def take_back_failures(original: Callable[..., Any], manager: Any, request: Any)
         return _failure(request, f"{error}; the weights are those from before.")
     finally:
         _log.reset(token)
+        log.forget()
 
 
 def load_on_all_ranks(original: Callable[..., Any], updater: Any, *args: Any, **kwargs: Any) -> tuple[bool, str]:
@@ -97,6 +101,9 @@ def load_checkpoint_on_all_ranks(
         forget()
         raise
     if recapture_cuda_graph and is_device_path():
+        # Graphs need the memory that the copies hold, and a checkpoint is for one model: nothing else can fail.
+        if (log := _log.get()) is not None:
+            log.forget()
         updater.recapture_cuda_graph()
     return answer
 
@@ -118,11 +125,12 @@ def receive_on_all_ranks(original: Callable[..., Any], updater: Any, *args: Any,
 
 
 def agree(reason: str | None, done: str) -> None:
-    """Raise UpdateFailed on all tensor-parallel ranks if one of them has a reason."""
+    """Raise UpdateFailed on all tensor-parallel ranks if one of them has a reason, or if all found NOTHING."""
     from sglang.srt.runtime_context import get_parallel
 
     reasons = get_parallel().tp_group.all_gather_object(reason)
-    wrong = [f"rank {rank}: {one}" for rank, one in enumerate(reasons) if one is not None]
+    passed = (None,) if set(reasons) == {NOTHING} else (None, NOTHING)
+    wrong = [f"rank {rank}: {one}" for rank, one in enumerate(reasons) if one not in passed]
     if wrong:
         raise UpdateFailed(f"new weights cannot be {done} by " + "; ".join(wrong))
 
@@ -154,7 +162,7 @@ def _loaded(
 def _what_is_missing(log: UndoLog, model: torch.nn.Module, is_whole: bool) -> str | None:
     """What is wrong with an update that `model` was given; at least the last of several has to be reached by it."""
     if not log.writes:
-        return "none of them is a weight of the model" if model is log.models[-1] else None
+        return NOTHING if model is log.models[-1] else None
     missing = log.unwritten(model) if is_whole else []
     if not missing:
         return None

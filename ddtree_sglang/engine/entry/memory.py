@@ -59,13 +59,20 @@ async def check_resume(original: Callable[..., Awaitable[Any]], manager: Any, ob
 def refuse_handles_on_a_cpu(original: Callable[..., Awaitable[Any]], manager: Any, obj: Any, *args: Any) -> Any:
     """AROUND hook on `TokenizerManager.update_weights_from_ipc`.
 
-    The scheduler waits for the sockets that it is given.
+    The scheduler waits for the sockets that it is given, and once more for the drafter: handles are sent once.
 
     Raises:
-        RequestRefused: the CPU platform.
+        RequestRefused: the CPU platform, or a drafter beside the target.
     """
+    from sglang.srt.runtime_context import get_spec
+
     if is_active():
         raise RequestRefused("a server on the CPU platform takes no new weights; restart it instead.")
+    if get_spec().speculative_algorithm is not None:
+        raise RequestRefused(
+            "update_weights_from_ipc would load the target's weights into the drafter, too; use "
+            "update_weights_from_tensor with selector target."
+        )
     return original(manager, obj, *args)
 
 

@@ -156,6 +156,33 @@ def test_what_is_not_written_is_not_copied() -> None:
     assert log.unwritten(model) == ["embed.weight", "fused.weight"]
 
 
+def test_a_copy_for_which_the_device_has_no_room_goes_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model()
+    before = state(model)
+    log = UndoLog([model], room_bytes=1 << 30)
+
+    def full(_self: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with watching(log), torch.no_grad():
+        monkeypatch.setattr(torch.Tensor, "clone", full)
+        model.table.fill_(1.0)
+        monkeypatch.undo()
+    assert log.room_bytes == 0
+    log.roll_back()
+    assert same(before[".table"], state(model)[".table"])
+
+
+def test_a_weight_that_was_turned_in_place_is_turned_back() -> None:
+    model = nn.Linear(2, 2, bias=False)
+    before = model.weight.detach().clone()
+    log = UndoLog([model])
+    with watching(log), torch.no_grad():
+        model.weight.data = model.weight.data.t()
+    log.roll_back()
+    assert torch.equal(model.weight.detach(), before)
+
+
 def test_what_is_written_after_the_update_stays() -> None:
     model = Model()
     log = UndoLog([model])

@@ -239,10 +239,44 @@ def test_a_selector_chooses_what_is_written(selector: str, is_loaded: bool, monk
 @pytest.mark.parametrize("way", WAYS)
 def test_an_update_of_which_nothing_is_loaded_is_a_failure(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server(monkeypatch)
+    server.theirs = weight_updates.NOTHING
     answer = server.update(way, NONE)
     assert not answer.success
     assert "none of them is a weight of the model" in answer.message
     assert server.is_unchanged()
+
+
+@pytest.mark.parametrize("way", ["tensor", "distributed", "ipc"])
+def test_an_expert_of_another_rank_is_nothing_to_this_one(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(monkeypatch)
+    assert server.update(way, NONE).success
+    server.theirs = weight_updates.NOTHING
+    assert server.update(way, GOOD).success
+
+
+def test_copies_are_given_back_before_graphs_are_captured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(monkeypatch)
+    copies: list[int] = []
+    forget = weight_updates.UndoLog.forget
+
+    def noted(log: Any) -> None:
+        copies.append(len(log._saved))
+        forget(log)
+
+    monkeypatch.setattr(weight_updates.UndoLog, "forget", noted)
+    monkeypatch.setattr(weight_updates, "is_device_path", lambda: True)
+    monkeypatch.setattr(weight_updates, "_room_bytes", lambda _runners: 0)
+    updater = server.manager.tp_worker.model_runner.weight_updater._stock
+
+    def capture() -> None:
+        log = weight_updates._log.get()
+        assert log is not None
+        assert not log._saved
+        copies.append(-1)
+
+    object.__setattr__(updater, "recapture_cuda_graph", capture)  # it is frozen
+    assert server.update("disk", GOOD, recapture_cuda_graph=True).success
+    assert copies == [2, -1, 0], "forgotten, captured, forgotten at the end"
 
 
 def test_names_that_one_of_two_models_has_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,7 @@ def test_an_application_of_the_users_own_is_kept_and_said(
 
 
 def test_our_application_is_sglangs_behind_its_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sglang.srt.entrypoints.http_server  # what it imports itself is not looked at
     import sglang.srt.plugins
 
     name = HTTP_WORKERS.partition(":")[0]

@@ -37,6 +37,7 @@ def _on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "is_active", lambda: False)
     monkeypatch.setattr(memory, "_released", set())
     monkeypatch.setattr("sglang.srt.runtime_context.get_serving", lambda: SimpleNamespace(tokenizer_worker_num=1))
+    monkeypatch.setattr("sglang.srt.runtime_context.get_spec", lambda: SimpleNamespace(speculative_algorithm=None))
 
 
 @pytest.mark.parametrize("hook", [check_release, check_resume])
@@ -50,6 +51,12 @@ def test_a_cpu_waits_for_no_handles(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ask(refuse_handles_on_a_cpu, None) == "sent"
     monkeypatch.setattr(memory, "is_active", lambda: True)
     with pytest.raises(ValueError, match="takes no new weights"):
+        refuse_handles_on_a_cpu(sent, manager(), SimpleNamespace())
+
+
+def test_handles_are_sent_once_and_a_drafter_would_wait_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sglang.srt.runtime_context.get_spec", lambda: SimpleNamespace(speculative_algorithm="DDTREE"))
+    with pytest.raises(ValueError, match="into the drafter, too; use update_weights_from_tensor"):
         refuse_handles_on_a_cpu(sent, manager(), SimpleNamespace())
 
 

@@ -51,7 +51,7 @@ _LIMIT = ("--context-length", str(CONTEXT_LIMIT))
 _STATES = ("--enable-return-hidden-states",)
 _WIDTHS = ("--speculative-ddtree-policy", "load", "--speculative-ddtree-verify-tokens", "8")
 # Less than four requests of some twenty tokens and two windows each; all are admitted at once.
-_SMALL_POOL = ("--max-total-tokens", "100", "--schedule-conservativeness", "0", "--page-size", "4")
+_SMALL_POOL = ("--max-total-tokens", "76", "--schedule-conservativeness", "0", "--page-size", "4")
 
 SMALL_TRITON = Scene("small-triton", "triton", (pair_of_requests,), budget=7, captured=(2,))
 SMALL_FA3 = Scene("small-fa3", "fa3", (few,), budget=7, captured=(4,))

@@ -34,8 +34,7 @@ from ddtree_sglang.core.window_mask import WindowMask, window_tree_mask
 PREFIX_LEN = 2048
 PAIR_CANDIDATES = 16  # of a law of pairs: what published selectors are trained for
 WINDOW = 1023  # positions before a node's own in a layer with a sliding window
-LAYERS, KV_HEADS, HEAD_DIM = 36, 8, 128
-"""Of the KV rows that are moved: the shape of Qwen3-8B."""
+LAYERS, KV_HEADS, HEAD_DIM = 36, 8, 128  # of the KV rows that are moved: the shape of Qwen3-8B
 
 LOGPROB_TOLERANCE = 5e-5
 """The kernel's exponentials are approximate, and a log-partition sums some hundred thousand of them."""

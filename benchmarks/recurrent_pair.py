@@ -10,16 +10,12 @@ for which SGLang's kernels are built.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from benchmarks.harness.byte_tokenizer import save_byte_tokenizer
 from benchmarks.tiny_pair import (
     FAR,
     FAR_WEIGHTS,
@@ -35,9 +31,9 @@ from benchmarks.tiny_pair import (
     TARGET_SCALE,
     Weights,
     config_of_target,
-    drafter_of_target,
+    run,
+    save_pair,
 )
-from ddtree_sglang.training.model.export import export_drafter
 
 ATTENDS = 1
 """The layer that attends; SGLang counts: every second one does."""
@@ -124,26 +120,9 @@ def _gated_delta_net(made: Weights) -> dict[str, torch.Tensor]:
 
 def write_pair(folder: Path, seed: int = 0) -> tuple[Path, Path]:
     """Write FOLDER/target and FOLDER/draft in bfloat16; returns both."""
-    target, draft = folder / "target", folder / "draft"
-    target.mkdir(parents=True, exist_ok=True)
-    weights = {name: one.to(torch.bfloat16).contiguous() for name, one in recurrent_weights(seed).items()}
-    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-    (target / "config.json").write_text(json.dumps(config_of_recurrent_target(), indent=1) + "\n", encoding="utf-8")
-    save_byte_tokenizer(target)
-    export_drafter(drafter_of_target(seed), draft)
-    return target, draft
+    return save_pair(folder, recurrent_weights(seed), config_of_recurrent_target(), seed)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the pair and print its two folders; with --measure, what it is accepted for, too."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--measure", action="store_true", help="acceptance and ties, by Hugging Face on the processor")
-    args = parser.parse_args(argv)
-    pair = write_pair(args.folder)
-    if args.measure:
-        from benchmarks.harness.tiny_measure import measure
-
-        print(json.dumps(measure(*pair)))
-    print(*pair, sep="\n")
-    return 0
+    """Write the pair and print its two folders."""
+    return run(argv, (__doc__ or "").split("\n", 1)[0], write_pair)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -227,26 +227,38 @@ def drafter_of_target(seed: int = 0) -> DFlashDrafter:
 
 def write_pair(folder: Path, seed: int = 0) -> tuple[Path, Path]:
     """Write FOLDER/target and FOLDER/draft in bfloat16; returns both."""
+    return save_pair(folder, target_weights(seed), config_of_target(), seed)
+
+
+def save_pair(
+    folder: Path, weights: Mapping[str, torch.Tensor], config: Mapping[str, object], seed: int
+) -> tuple[Path, Path]:
+    """Write a target of these tensors and this config.json, and the drafter of `seed` beside it, in bfloat16."""
     target, draft = folder / "target", folder / "draft"
     target.mkdir(parents=True, exist_ok=True)
-    weights = {name: one.to(torch.bfloat16).contiguous() for name, one in target_weights(seed).items()}
-    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-    (target / "config.json").write_text(json.dumps(config_of_target(), indent=1) + "\n", encoding="utf-8")
+    halves = {name: one.to(torch.bfloat16).contiguous() for name, one in weights.items()}
+    save_file(halves, target / "model.safetensors", metadata={"format": "pt"})
+    (target / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     save_byte_tokenizer(target)
     export_drafter(drafter_of_target(seed), draft)
     return target, draft
 
 
-def main(argv: Sequence[str]) -> int:
-    """Write the pair and print its two folders; with --measure, what it is accepted for, too."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+def run(argv: Sequence[str], description: str, write: Callable[[Path], tuple[Path, Path]]) -> int:
+    """Write a pair and print its two folders; with --measure, what it is accepted for, too."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--measure", action="store_true", help="acceptance and ties, by Hugging Face on the processor")
     args = parser.parse_args(argv)
-    pair = write_pair(args.folder)
+    pair = write(args.folder)
     if args.measure:
         from benchmarks.harness.tiny_measure import measure
 
         print(json.dumps(measure(*pair)))
     print(*pair, sep="\n")
     return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the pair and print its two folders."""
+    return run(argv, (__doc__ or "").split("\n", 1)[0], write_pair)

@@ -214,7 +214,7 @@ TOKENIZER_PATCHES = (
     Patch(
         f"{_TOKENIZER}.update_weights_from_ipc",
         "around",
-        f"{_ENTRY}.memory:refuse_handles_on_a_cpu",
+        f"{_ENTRY}.memory:check_handles",
         "the scheduler waits for the sockets that a client names, and a CPU takes no weights",
     ),
     Patch(

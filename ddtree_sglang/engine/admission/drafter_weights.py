@@ -28,12 +28,15 @@ _NORMS = ("self_attn.q_norm", "self_attn.k_norm", "input_layernorm", "post_atten
 _WEIGHTS = ("weight", "qweight", "weight_packed")
 """A linear layer's, plain, of AWQ and GPTQ, and of compressed-tensors."""
 _HEADS = {
-    SELECTOR: ("hidden_projection.weight", "predecessor_codebook", "successor_codebook"),
-    MARKOV: ("markov_w1.weight", "markov_w2.weight"),
+    SELECTOR: (
+        "candidate_selector.hidden_projection.weight",
+        "candidate_selector.predecessor_codebook",
+        "candidate_selector.successor_codebook",
+    ),
+    MARKOV: ("markov_head.markov_w1.weight", "markov_head.markov_w2.weight"),
 }
 """What the heads that score pairs are made of, LiLiCorr's excepted, which SGLang looks after (models/lilicorr.py)."""
-_PLACES = {SELECTOR: "candidate_selector", MARKOV: "markov_head"}
-_GATE = ("gate_proj.weight", "gate_proj.bias")
+_GATE = ("markov_head.gate_proj.weight", "markov_head.gate_proj.bias")
 _ALIASES = {"encoder.fc.weight": "fc.weight", "encoder.output_norm_enc.weight": "hidden_norm.weight"}
 _ADVICE = (
     "SGLang would serve it all the same, and hardly a guess would hit. Export the drafter again, or use another one"
@@ -67,7 +70,7 @@ def _check_head(tensors: Mapping[str, str], drafter: Mapping[str, Any]) -> None:
     parts = _HEADS.get(family, ())
     if family == MARKOV and str(drafter.get("markov_head_type", "vanilla")).lower() == "gated":
         parts = (*parts, *_GATE)
-    missing = [f"{_PLACES[family]}.{part}" for part in parts if f"{_PLACES[family]}.{part}" not in tensors]
+    missing = [part for part in parts if part not in tensors]
     if missing:
         raise DDTreeConfigError(
             f"a {family} drafter's checkpoint must hold the weights of the head that scores pairs, got no "

@@ -56,7 +56,7 @@ async def check_resume(original: Callable[..., Awaitable[Any]], manager: Any, ob
     return result
 
 
-def refuse_handles_on_a_cpu(original: Callable[..., Awaitable[Any]], manager: Any, obj: Any, *args: Any) -> Any:
+def check_handles(original: Callable[..., Awaitable[Any]], manager: Any, obj: Any, *args: Any) -> Any:
     """AROUND hook on `TokenizerManager.update_weights_from_ipc`.
 
     The scheduler waits for the sockets that it is given, and once more for the drafter: handles are sent once.

@@ -12,11 +12,11 @@ import pytest
 from ddtree_sglang.engine.entry import memory
 from ddtree_sglang.engine.entry.memory import (
     check_checkpoint,
+    check_handles,
     check_release,
     check_resume,
     check_sleep,
     check_weights,
-    refuse_handles_on_a_cpu,
 )
 
 
@@ -48,16 +48,16 @@ def test_a_cpu_has_nothing_to_release(hook: Any, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_cpu_waits_for_no_handles(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ask(refuse_handles_on_a_cpu, None) == "sent"
+    assert ask(check_handles, None) == "sent"
     monkeypatch.setattr(memory, "is_active", lambda: True)
     with pytest.raises(ValueError, match="takes no new weights"):
-        refuse_handles_on_a_cpu(sent, manager(), SimpleNamespace())
+        check_handles(sent, manager(), SimpleNamespace())
 
 
 def test_handles_are_sent_once_and_a_drafter_would_wait_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sglang.srt.runtime_context.get_spec", lambda: SimpleNamespace(speculative_algorithm="DDTREE"))
     with pytest.raises(ValueError, match="into the drafter, too; use update_weights_from_tensor"):
-        refuse_handles_on_a_cpu(sent, manager(), SimpleNamespace())
+        check_handles(sent, manager(), SimpleNamespace())
 
 
 @pytest.mark.parametrize("given", [0, 1, 3])

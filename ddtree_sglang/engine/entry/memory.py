@@ -66,8 +66,7 @@ def check_handles(original: Callable[..., Awaitable[Any]], manager: Any, obj: An
     """
     from sglang.srt.runtime_context import get_spec
 
-    if is_active():
-        raise RequestRefused("a server on the CPU platform takes no new weights; restart it instead.")
+    _refuse_on_a_cpu()
     if get_spec().speculative_algorithm is not None:
         raise RequestRefused(
             "update_weights_from_ipc would load the target's weights into the drafter, too; use "
@@ -84,8 +83,7 @@ def check_weights(original: Callable[..., Awaitable[Any]], manager: Any, obj: An
     """
     from sglang.srt.runtime_context import get_parallel
 
-    if is_active():
-        raise RequestRefused("a server on the CPU platform takes no new weights; restart it instead.")
+    _refuse_on_a_cpu()
     given, ranks = len(obj.serialized_named_tensors), int(get_parallel().tp_size)
     if given != ranks:
         raise RequestRefused(
@@ -109,8 +107,7 @@ def check_checkpoint(
     from sglang.srt.configs.load_config import LoadFormat
     from sglang.srt.runtime_context import get_spec
 
-    if is_active():
-        raise RequestRefused("a server on the CPU platform takes no new weights; restart it instead.")
+    _refuse_on_a_cpu()
     if get_spec().speculative_algorithm is not None:
         raise RequestRefused(
             "update_weights_from_disk would load the target's checkpoint into the drafter, too; restart the server, or "
@@ -151,3 +148,8 @@ def _checked_tags(obj: Any) -> tuple[str, ...]:
     if unknown:
         raise RequestRefused(f"tags must be among {', '.join(RELEASABLE)}, got {unknown[0]!r}; leave tags out for all.")
     return tags
+
+
+def _refuse_on_a_cpu() -> None:
+    if is_active():
+        raise RequestRefused("a server on the CPU platform takes no new weights; restart it instead.")

@@ -90,7 +90,7 @@ ENGINE: tuple[Row, ...] = (
         "kv_moves",
     ),
     Row("sglang.srt.mem_cache.memory_pool", "MHATokenToKVPool.move_kv_cache", "tgt_loc src_loc", "kv_moves"),
-    Row("sglang.srt.mem_cache.memory_pool", "ReqToTokenPool", "req_to_token", "worker"),
+    Row("sglang.srt.mem_cache.memory_pool", "ReqToTokenPool", "req_to_token", "draft_window, worker"),
     Row("sglang.srt.mem_cache.swa_memory_pool", "SWAKVPool", "full_kv_pool swa_kv_pool", "kv_moves"),
     Row(
         "sglang.srt.mem_cache.swa_memory_pool",
@@ -232,7 +232,7 @@ ENGINE: tuple[Row, ...] = (
         "DFlashWorkerV2",
         "_draft_block_spec_info _full_embed_gpu _lilicorr_anchor _mask_token_id "
         "_noise_embed_scale _tp_sync alloc_memory_pool block_size device draft_model draft_model_runner "
-        "draft_parallel_layout init_attention_backends init_cuda_graphs model_runner "
+        "draft_parallel_layout draft_window_size init_attention_backends init_cuda_graphs model_runner page_size "
         "prewarm_sampling speculative_num_draft_tokens",
         "worker",
     ),

@@ -73,8 +73,9 @@ REQUESTS: tuple[Row, ...] = (
         "Spec",
         "speculative_accept_threshold_acc speculative_accept_threshold_single speculative_adaptive "
         "speculative_algorithm speculative_dflash_block_size speculative_draft_attention_backend "
-        "speculative_draft_model_path speculative_draft_model_revision speculative_draft_window_size "
-        "speculative_eagle_topk speculative_moe_runner_backend speculative_num_draft_tokens speculative_num_steps "
+        "speculative_draft_model_path speculative_draft_model_revision speculative_draft_sink_size "
+        "speculative_draft_window_size speculative_eagle_topk speculative_moe_runner_backend "
+        "speculative_num_draft_tokens speculative_num_steps "
         "speculative_use_rejection_sampling",
         "algorithm, hooks, kv_window, node_counts, server_args, target, worker",
     ),

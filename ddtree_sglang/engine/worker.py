@@ -133,6 +133,7 @@ class DDTreeWorker(DFlashWorkerV2):
             super().init_attention_backends()
         if self.states is not None:
             self.states.log_memory(int(self.model_runner.max_running_requests))
+        self.draft_block = self.draft_block.within(self.draft_window_size, int(self.page_size), self.model_runner)
         self.mover = make_mover(self.model_runner.token_to_kv_pool)
         self.mover.warm_up(self.max_path_len)
         num_slots = len(self.model_runner.req_to_token_pool.req_to_token)

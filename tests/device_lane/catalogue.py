@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.device_lane.context_waves import (
     TRACKED_LEN,
     chunked,
@@ -9,6 +11,7 @@ from tests.device_lane.context_waves import (
     fill_the_pool,
     finishes,
     first_turns,
+    hits_about_the_window,
     later_turns,
     mixed,
     mixed_adapters,
@@ -18,6 +21,7 @@ from tests.device_lane.context_waves import (
     prefix_hit,
     resumes_at_a_tracked_length,
     resumes_at_its_end,
+    retracted_in_time,
     to_the_context_limit,
 )
 from tests.device_lane.new_weights import failing_adapters, failing_checkpoints, failing_updates_from_tensors
@@ -279,6 +283,44 @@ GATED_DELTA_OTHERS = (
     Scene("qwen3-next", "fa3", (few,), pair="next", budget=7, flags=_TRACKED, captured=(4,)),
 )
 
+# A drafter that reads the last eight tokens of a context, in whole pages.
+_DRAFT_WINDOW = ("--speculative-draft-window-size", "8")
+DRAFT_WINDOW = Scene(
+    "draft-window",
+    "fa3",
+    (past_the_window, hits_about_the_window, to_the_context_limit),
+    budget=7,
+    flags=(*_DRAFT_WINDOW, *_PAGES, *_LIMIT),
+)
+DRAFT_WINDOW_FLASHINFER = Scene(
+    "draft-window-flashinfer", "flashinfer", (past_the_window,), budget=7, flags=_DRAFT_WINDOW, captured=(4,)
+)
+DRAFT_WINDOW_OTHERS = (
+    DRAFT_WINDOW_FLASHINFER,
+    Scene(
+        "draft-window-retraction",
+        "triton",
+        (retracted_in_time, past_the_window, aborted),
+        budget=7,
+        flags=(*_DRAFT_WINDOW, *_SMALL_POOL),
+        captured=(4,),
+        must_log=("Retract requests",),
+    ),
+    Scene(
+        "draft-window-stock",
+        "fa3",
+        (past_the_window, hits_about_the_window),
+        algorithm="DFLASH",
+        flags=(*_DRAFT_WINDOW, *_PAGES),
+        captured=(4,),
+    ),
+)
+# A drafter of two layers, of which the first has a window of its own.
+SLIDING_DRAFTER = Scene("sliding-drafter", "fa3", (past_the_window,), pair="sliding", budget=7, captured=(4,))
+SLIDING_DRAFTERS = (
+    replace(SLIDING_DRAFTER, name="sliding-drafter-triton", backend="triton"),
+    replace(SLIDING_DRAFTER, name="sliding-drafter-stock", algorithm="DFLASH", budget=None),
+)
 # Not in each CI run, for their time: more requests at once, chunks, wider trees, no graphs, recurrent layers.
 SLOW_SCENES = (
     Scene(
@@ -296,6 +338,8 @@ SLOW_SCENES = (
     GATED_DELTA_16,
     GATED_DELTA_FA3,
     *GATED_DELTA_OTHERS,
+    *DRAFT_WINDOW_OTHERS,
+    *SLIDING_DRAFTERS,
     MAMBA,
     MAMBA_16,
     MAMBA_CHUNKS,
@@ -348,6 +392,8 @@ SCENES = (
     WINDOWS_FA3,
     LATENT_TRITON,
     LATENT_FA3,
+    DRAFT_WINDOW,
+    SLIDING_DRAFTER,
     STOCK_TRITON,
     STOCK_FA3,
     Scene("plain", "triton", (pair_of_requests,), algorithm=None, captured=(2,), before=failing_checkpoints),

@@ -13,6 +13,7 @@ from tests.device_lane.asking import Lane, open_lane
 from tests.device_lane.pairs import make_pair, one_thread
 from tests.device_lane.references import Reference
 from tests.device_lane.scenes import Outcome, Scene, play
+from tests.device_lane.sliding_drafter import FULL, SLIDING
 
 SERVERS_AT_ONCE = 2
 PAIRS = {
@@ -28,8 +29,11 @@ PAIRS = {
     "gated_delta_experts": ("qwen3_5_moe", 4, 32),
     "mamba": ("nemotron_h", 4, 32),
     "next": ("qwen3_next", 4, 32),
+    "sliding": ("qwen3", 4, 32),
 }
 """Architecture, block size and vocabulary."""
+KINDS = {"sliding": (SLIDING, FULL)}
+"""Of the layers of a pair's drafter, where they are not one that sees the whole context."""
 ADAPTERS = {pair: {"first": 4, "second": 8} for pair in ("qwen3", "wide")}
 """Of a pair, their ranks by name."""
 
@@ -54,7 +58,8 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Refe
     def make(name: str) -> Reference:
         architecture, block_size, vocabulary = PAIRS[name]
         folder = tmp_path_factory.mktemp(name)
-        pair = make_pair(folder, architecture, block_size, vocabulary=vocabulary)  # type: ignore[arg-type]
+        kinds = KINDS.get(name, (FULL,))
+        pair = make_pair(folder, architecture, block_size, vocabulary=vocabulary, kinds=kinds)  # type: ignore[arg-type]
         return Reference(pair, make_adapters(pair, folder, ADAPTERS.get(name, {})))
 
     return make

@@ -30,6 +30,23 @@ def past_the_window(chooser: Chooser) -> list[Sent]:
     return [Sent(chooser.find(length, tokens)) for length, tokens in ((WINDOW + 3, 9), (2 * WINDOW, 12), (WINDOW, 7))]
 
 
+def hits_about_the_window(chooser: Chooser) -> list[Sent]:
+    """Two that begin with the text of a first one: what they add is shorter than a window, and longer than one."""
+    first = chooser.find(7, 6)
+    text = (*first.prompt, *chooser.reference.expect(first).output_ids[:-1])
+
+    def longer(asked: Asked) -> Asked:
+        return replace(asked, prompt=(*text, *asked.prompt))
+
+    more = [chooser.find(length, 6, longer) for length in (3, WINDOW + 3)]
+    return [Sent(first), *(Sent(asked, after_s=WAVE_APART_S) for asked in more)]
+
+
+def retracted_in_time(chooser: Chooser) -> list[Sent]:
+    """Requests that do not fit the pool together, so that one is retracted, and whose rounds are known all the same."""
+    return [Sent(chooser.find(length, 14, anywhere=True), check="steps") for length in (10, 9, 11, 12)]
+
+
 def passes_a_tracked_length(chooser: Chooser) -> list[Sent]:
     """One whose answer passes the length at which the prefix cache keeps a state, beside one that does not."""
     chooser.passed = chooser.find(TRACKED_LEN - 5, 12)

@@ -10,7 +10,7 @@ programs, and this is the least that has several of each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ from ddtree_sglang.training.model.drafter_model import DFlashDrafter
 from ddtree_sglang.training.model.export import export_drafter
 from tests.device_lane import hybrid_targets
 from tests.device_lane.multimodal import save_as_multimodal
+from tests.device_lane.sliding_drafter import FULL, state_kinds, with_sliding_layers
 
 VOCABULARY = 32
 EOS_TOKEN = 2
@@ -178,16 +179,17 @@ def make_pair(
     seed: int = 0,
     vocabulary: int = VOCABULARY,
     intermediate_size: int = _SHAPE["intermediate_size"],
+    kinds: Sequence[str] = (FULL,),
 ) -> TinyPair:
     """Make a pair and write it to `folder`; takes a few seconds.
 
     A larger vocabulary than the usual one is for tensor parallelism: SGLang pads it to a multiple of 64, and with less
     than that a second rank would have none of it. Acceptance is lower then. An `intermediate_size` that 32 divides is
-    for adapters on a CPU, where SGLang pads others.
+    for adapters on a CPU, where SGLang pads others. The drafter has a layer of each of the `kinds`.
     """
     with one_thread():
         target = make_target(architecture, seed, vocabulary, intermediate_size)
-        drafter = train_drafter(target, block_size, seed)
+        drafter = train_drafter(target, block_size, seed, kinds)
     target.save_pretrained(folder / "target")
     save_tokenizer(folder / "target", vocabulary)
     if architecture == "qwen3_5_images":
@@ -195,6 +197,7 @@ def make_pair(
     if architecture == "nemotron_h":
         hybrid_targets.name_layers_as_published(folder / "target")
     export_drafter(drafter, folder / "draft", torch.float32)
+    state_kinds(folder / "draft", drafter)
     return TinyPair(target, drafter.eval(), str(folder / "target"), str(folder / "draft"))
 
 
@@ -288,8 +291,8 @@ def greedy(target: Any, prompts: torch.Tensor, num_tokens: int) -> torch.Tensor:
     return rows
 
 
-def train_drafter(target: Any, block_size: int, seed: int) -> DFlashDrafter:
-    """One layer, trained on greedy answers alone."""
+def train_drafter(target: Any, block_size: int, seed: int, kinds: Sequence[str] = (FULL,)) -> DFlashDrafter:
+    """A layer of each of the `kinds`, trained on greedy answers alone."""
     torch.manual_seed(seed)
     feature_layer = target.config.num_hidden_layers - 2  # the last layer of a target is never a feature
     drafter = DFlashDrafter(
@@ -298,10 +301,11 @@ def train_drafter(target: Any, block_size: int, seed: int) -> DFlashDrafter:
             mask_token_id=MASK_TOKEN,
             mask_token=f"w{MASK_TOKEN}",
             target_layer_ids=(feature_layer,),
-            num_layers=1,
+            num_layers=len(kinds),
             block_size=block_size,
         )
     )
+    with_sliding_layers(drafter, kinds, WINDOW)
     train(drafter, target, seed, _TRAINING_STEPS)
     return drafter
 

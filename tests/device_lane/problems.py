@@ -21,6 +21,7 @@ def _last_error(log: str) -> list[str]:
 
 def problems(scene: Scene, outcome: Outcome, reference: Reference) -> list[str]:
     """What is wrong with a scene's outcome; empty when all is as plain torch says."""
+    reference = reference.of_server(scene.flags)
     found = [outcome.failure, *_last_error(outcome.log)] if outcome.failure else []
     for one_answer in outcome.answered:
         found += _of_answer(scene, one_answer, reference)

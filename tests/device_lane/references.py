@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,15 @@ class Reference:
     pair: TinyPair
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     _known: dict[Asked, Expected] = field(default_factory=dict)
+    seen_tokens: int | None = None  # that the drafter reads of a context, in whole pages; None for all
+    page_size: int = 1
+
+    def of_server(self, flags: Sequence[str]) -> Reference:
+        """The same answers, and the rounds of a server with these flags."""
+        values = dict(pairwise(flags))
+        seen = values.get("--speculative-draft-window-size")
+        page_size = int(values.get("--page-size", 1))
+        return replace(self, seen_tokens=None if seen is None else int(seen), page_size=page_size)
 
     def expect(self, asked: Asked) -> Expected:
         """The answer of plain decoding."""
@@ -291,11 +301,19 @@ class Reference:
         committed = torch.tensor([[*asked.prompt, *tokens[: done - 1]]])
         hidden = self.target(asked)(committed, output_hidden_states=True, use_cache=False).hidden_states
         features = torch.cat([hidden[layer + 1] for layer in drafter.config.target_layer_ids], dim=-1)
+        # Rotary attention knows distances alone, so what is left of a context may begin at position 0.
+        features = features[:, self._first_seen(committed.shape[1]) :]
         blocks = drafter.block_token_ids(torch.tensor([[tokens[done - 1]]]))
         block_embeds = target.get_input_embeddings()(blocks)
-        states = drafter(block_embeds, features, torch.tensor([[committed.shape[1]]]))[:, 0, 1:]
+        states = drafter(block_embeds, features, torch.tensor([[features.shape[1]]]))[:, 0, 1:]
         logprobs, ids = (states @ target.lm_head.weight.T).log_softmax(-1).sort(stable=True, dim=-1, descending=True)
         return ids, logprobs
+
+    def _first_seen(self, length: int) -> int:
+        """First token that the drafter reads of a context: a page's first, `seen_tokens` before the end or earlier."""
+        if self.seen_tokens is None:
+            return 0
+        return max(0, length - self.seen_tokens) // self.page_size * self.page_size
 
 
 def follow(tree: Any, tokens: Sequence[int]) -> torch.Tensor:

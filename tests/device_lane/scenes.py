@@ -80,7 +80,7 @@ class Chooser:
     """Finds requests that rounding cannot change, at this scene's number of nodes, always the same ones."""
 
     def __init__(self, reference: Reference, scene: Scene) -> None:
-        self.reference, self.scene = reference, scene
+        self.reference, self.scene = reference.of_server(scene.flags), scene
         self._seed = 1000 * sum(map(ord, scene.name))
         self.sessions: dict[str, Asked] = {}  # the last turn of each
         self.passed: Asked | None = None  # one whose text later ones resume

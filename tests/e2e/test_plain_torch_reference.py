@@ -15,18 +15,35 @@ import pytest
 from deploy.local.client import post
 from tests.device_lane.pairs import make_pair, one_thread, random_prompts
 from tests.device_lane.references import Asked, Reference, histogram
+from tests.device_lane.sliding_drafter import FULL, SLIDING
 from tests.e2e.servers import Pair
 
 NUM_NODES = 17
 NUM_REQUESTS = 10
 
 
-@pytest.mark.parametrize(("algorithm", "block_size"), [("DDTREE", 4), ("DFLASH", 8)])
+WINDOW = ("--speculative-draft-window-size", "6", "--page-size", "4")
+"""A drafter that sees six tokens and up to three more, on a page's edge."""
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "block_size", "kinds", "flags"),
+    [
+        pytest.param("DDTREE", 4, (FULL,), (), id="DDTREE-4"),
+        pytest.param("DFLASH", 8, (FULL,), (), id="DFLASH-8"),
+        pytest.param("DDTREE", 4, (SLIDING, FULL), WINDOW, id="window"),
+    ],
+)
 def test_rounds_of_a_tiny_pair(
-    algorithm: str, block_size: int, serve: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+    algorithm: str,
+    block_size: int,
+    kinds: tuple[str, ...],
+    flags: tuple[str, ...],
+    serve: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    pair = make_pair(tmp_path_factory.mktemp("tiny"), "qwen3", block_size)
-    reference = Reference(pair)
+    pair = make_pair(tmp_path_factory.mktemp("tiny"), "qwen3", block_size, kinds=kinds)
+    reference = Reference(pair).of_server(flags)
     with one_thread():
         candidates = [Asked(tuple(random_prompts(1, 3 + i % 10, i)[0].tolist()), 14) for i in range(2 * NUM_REQUESTS)]
         requests = [asked for asked in candidates if reference.is_clear(asked, (NUM_NODES,))][:NUM_REQUESTS]
@@ -37,7 +54,7 @@ def test_rounds_of_a_tiny_pair(
     assert len(requests) == NUM_REQUESTS
     budget = NUM_NODES - 1 if algorithm == "DDTREE" else None
     with (
-        serve(algorithm, budget, pair=Pair(pair.model, pair.draft)) as server,
+        serve(algorithm, budget, *flags, pair=Pair(pair.model, pair.draft)) as server,
         ThreadPoolExecutor(4) as pool,
     ):
         answers = list(pool.map(lambda asked: post(server.url, "/generate", asked.body()), requests))

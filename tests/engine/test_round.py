@@ -258,6 +258,22 @@ def test_a_round_launches_six_kernels_outside_its_graphs(
     assert launches.names == ["inputs", "embedding", "argmax", "walk", "move rows", "index_select"]
 
 
+def test_a_drafters_window_launches_eight_more_and_reads_nothing(
+    round_of_fakes: tuple[Any, Any, Events], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ddtree_sglang.engine.stages.draft_window import DraftWindow
+
+    worker, batch, events = round_of_fakes
+    launches = launches_of(worker, batch, monkeypatch)
+    table = worker.model_runner.req_to_token_pool.req_to_token
+    seen = DraftWindow(8, 1, table, torch.empty_like(table))
+    worker.draft_block = dataclasses.replace(worker.draft_block, seen=seen)
+    with launches:
+        worker._decode_round(batch, events.returning("publish"))
+    of_window = ["sub", "clamp", "arange", "add", "clamp", "index", "index_put_", "sub"]
+    assert launches.names == ["inputs", "embedding", *of_window, "argmax", "walk", "move rows", "index_select"]
+
+
 def test_a_round_of_requests_with_penalties_launches_two_more(
     round_of_fakes: tuple[Any, Any, Events], monkeypatch: pytest.MonkeyPatch
 ) -> None:

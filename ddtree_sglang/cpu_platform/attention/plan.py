@@ -85,7 +85,10 @@ class UniformPlan:
     def _sliding(self, window_size: int) -> torch.Tensor:
         columns = torch.arange(self.slots.num_keys, device=self.prefix_lens.device)
         chain = self.prefix_lens[:, None] + torch.arange(self.num_queries, device=self.prefix_lens.device)
-        queries = chain if self.positions is None else self.positions
+        queries = chain
+        if self.positions is not None:
+            # By its place in the row, which begins later than the context where a drafter sees the last tokens alone.
+            queries = self.positions - self.positions[:, :1] + self.prefix_lens[:, None]
         offsets = (columns[None, :] - self.prefix_lens[:, None]).clamp(max=self.num_queries - 1)
         in_window = queries.gather(1, offsets.clamp(min=0))
         keys = torch.where(offsets >= 0, in_window, columns[None, :].expand_as(offsets))

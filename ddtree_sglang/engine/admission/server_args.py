@@ -71,9 +71,10 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
         lambda cfg: bool(cfg.enable_two_batch_overlap or cfg.enable_pdmux),
         "does not support two-batch overlap or PD multiplexing; remove --enable-two-batch-overlap / --enable-pdmux.",
     ),
+    # SGLang reads it for the heads of EAGLE and MTP alone, and says nothing of it to a block drafter.
     ArgumentRule(
-        lambda cfg: cfg.speculative_draft_window_size is not None,
-        "drafts on the whole context, as its drafter was trained; remove --speculative-draft-window-size.",
+        lambda cfg: cfg.speculative_draft_sink_size is not None,
+        "keeps no first tokens in its drafter's window; remove --speculative-draft-sink-size.",
     ),
     ArgumentRule(lambda cfg: bool(cfg.speculative_adaptive), "has no adaptive steps; remove --speculative-adaptive."),
     # The host's copy is loaded by device kernels, for target and drafter apart; neither runs without a GPU.
@@ -144,6 +145,7 @@ def resolve_server_args(cfg: Any) -> None:
     check_attention_backend(cfg)
     shape = read_drafter_shape(cfg)
     _check_block_size(cfg, shape)
+    _check_draft_window(cfg, shape)
     if cfg.speculative_num_steps not in (None, shape.draft_depth):
         raise DDTreeConfigError(
             f"--speculative-num-steps is no knob of {ALGORITHM}: the drafter's block gives {shape.draft_depth}, got "
@@ -270,4 +272,14 @@ def _check_block_size(cfg: Any, shape: DrafterShape) -> None:
         raise DDTreeConfigError(
             f"the block size must be the one that the drafter was trained for, {shape.block_size}, got {asked}; remove "
             "--speculative-dflash-block-size."
+        )
+
+
+def _check_draft_window(cfg: Any, shape: DrafterShape) -> None:
+    """SGLang's own rule for block drafters (speculative_hook.py, _handle_dflash)."""
+    window = cfg.speculative_draft_window_size
+    if window is not None and int(window) < shape.block_size:
+        raise DDTreeConfigError(
+            f"the drafter's window must be at least its block of {shape.block_size} tokens, got {window}; raise "
+            "--speculative-draft-window-size, or remove it for the whole context."
         )

@@ -60,6 +60,11 @@ class RoundWindow:
         return None if self.host_lens is None else int(self.host_lens.sum())
 
     @property
+    def max_prefix_len(self) -> int | None:
+        """The greatest of `host_lens`, None if the host does not know them."""
+        return None if self.host_lens is None else int(self.host_lens.max())
+
+    @property
     def num_nodes(self) -> int:
         """N of this round."""
         return self.inputs.node_slots.shape[1]

@@ -117,7 +117,11 @@ def test_help_lists_our_flags(capsys: pytest.CaptureFixture[str]) -> None:
         (("--pp-size", "2"), "--pp-size"),
         (("--speculative-use-rejection-sampling",), "rejection-sampling"),
         (("--speculative-accept-threshold-single", "0.5"), "lossless"),
-        (("--speculative-draft-window-size", "64"), "window"),
+        (("--speculative-draft-window-size", "7"), "at least its block of 8 tokens, got 7"),
+        (
+            ("--speculative-draft-window-size", "64", "--speculative-draft-sink-size", "4"),
+            "first tokens .* remove --speculative-draft-sink-size",
+        ),
         (("--grammar-backend", "outlines"), "which outlines cannot; use --grammar-backend xgrammar or llguidance"),
         (("--enable-return-indexer-topk",), "--enable-return-indexer-topk"),
         ((*ADAPTERS, "--lora-backend", "triton"), "--lora-backend must be 'torch_native' on a machine without a GPU"),
@@ -131,6 +135,12 @@ def test_unsupported_arguments_end_with_one_line(
 ) -> None:
     with pytest.raises((SystemExit, ValueError), match=message):
         resolve(*ddtree(target, drafter, *more))
+
+
+@pytest.mark.parametrize("window", [8, 2048])
+def test_a_drafters_window_may_be_as_short_as_its_block(target: str, drafter: str, window: int) -> None:
+    cfg = resolve(*ddtree(target, drafter, "--speculative-draft-window-size", str(window)))
+    assert cfg.speculative_draft_window_size == window
 
 
 def test_adapters_are_served_on_the_backend_of_this_machine(target: str, drafter: str) -> None:

@@ -40,6 +40,9 @@ OTHER_MODELS = {
 }
 """Block drafters with a model class of their own, none of which has been run under DDTREE."""
 
+MAX_CANDIDATES = 256
+"""Per depth, of a drafter that scores pairs: what the trees' kernel takes (kernels/tree_builder_triton.py)."""
+
 LATTICE_FIELDS = (
     "candidate_topk",
     "hidden_size",
@@ -69,7 +72,10 @@ class DrafterFamily:
 
 
 def family_of(drafter: Mapping[str, Any]) -> DrafterFamily:
-    """Of a drafter's parsed `config.json`."""
+    """Of a drafter's parsed `config.json`; what is malformed is refused as of no known family."""
+    malformed = _malformed(drafter)
+    if malformed is not None:
+        return DrafterFamily("unknown", "unknown", malformed)
     architectures = [str(one) for one in drafter.get("architectures") or []]
     known = [name for name in architectures if name in FAMILIES]
     if known:
@@ -100,14 +106,26 @@ def require_served(drafter: Mapping[str, Any]) -> DrafterFamily:
 
 
 def block_field(drafter: Mapping[str, Any], name: str, default: Any = None) -> Any:
-    """A field of `dflash_config` or, where that has none, of the top level."""
+    """A field of `dflash_config` or, where that has none, of the top level; one that is null is none."""
     nested = drafter.get("dflash_config") or {}
-    return nested.get(name, drafter.get(name, default))
+    stated = (one[name] for one in (nested, drafter) if one.get(name) is not None)
+    return next(stated, default)
 
 
 def block_size_of(drafter: Mapping[str, Any]) -> int:
     """P: the root and the masks of a block."""
     return int(block_field(drafter, "block_size", DEFAULT_BLOCK_SIZE))
+
+
+def _malformed(drafter: Mapping[str, Any]) -> str | None:
+    """Fields of another kind than SGLang reads them as."""
+    names = drafter.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(one, str) for one in names)):
+        return f"architectures must be a list of names in the drafter's config.json, got {names!r}; correct it."
+    for field in ("dflash_config", "quantization_config"):
+        if not isinstance(drafter.get(field) or {}, Mapping):
+            return f"{field} must be an object in the drafter's config.json, got {drafter[field]!r}; correct it."
+    return None
 
 
 def _check_head(name: str, drafter: Mapping[str, Any]) -> DrafterFamily:
@@ -147,12 +165,15 @@ def _heads(name: str, drafter: Mapping[str, Any], dflash: Mapping[str, Any]) -> 
     if name == SELECTOR:
         top_k, rank = dflash.get("selector_top_k"), dflash.get("selector_rank")
         scores = f"the token before: a selector of rank {rank} among {top_k} candidates"
-        return DrafterFamily(name, scores, None if top_k and rank else _missing(name, "selector_rank, selector_top_k"))
+        numbers = {"selector_rank": (rank, None), "selector_top_k": (top_k, MAX_CANDIDATES)}
+        return DrafterFamily(name, scores, _wrong_number(name, numbers))
     if name == LATTICE:
         missing = [f"lilicorr_{field}" for field in LATTICE_FIELDS if f"lilicorr_{field}" not in dflash]
         top_k = dflash.get("lilicorr_candidate_topk")
         scores = f"the token before: a lattice of {top_k} candidates, {dflash.get('lilicorr_num_layers')} layers"
-        return DrafterFamily(name, scores, _missing(name, ", ".join(missing)) if missing else None)
+        refusal = _missing(name, ", ".join(missing)) if missing else None
+        number = {"lilicorr_candidate_topk": (top_k, MAX_CANDIDATES)}
+        return DrafterFamily(name, scores, refusal or _wrong_number(name, number))
     if name == MARKOV:
         return _markov(drafter)
     return DrafterFamily(name, "its position alone")
@@ -160,11 +181,12 @@ def _heads(name: str, drafter: Mapping[str, Any], dflash: Mapping[str, Any]) -> 
 
 def _markov(drafter: Mapping[str, Any]) -> DrafterFamily:
     """DSpark; SGLang builds its head from the top level's fields."""
-    rank = int(drafter.get("markov_rank") or 0)
+    rank = drafter.get("markov_rank")
     kind = str(drafter.get("markov_head_type", "vanilla")).lower()
     scores = f"the token before: a {kind} Markov table of rank {rank}"
-    if rank < 1:
-        return DrafterFamily(MARKOV, "unknown", _missing(MARKOV, "markov_rank"))
+    refusal = _wrong_number(MARKOV, {"markov_rank": (rank, None)})
+    if refusal is not None:
+        return DrafterFamily(MARKOV, "unknown", refusal)
     if kind not in ("vanilla", "gated"):
         return DrafterFamily(
             MARKOV,
@@ -180,6 +202,21 @@ def _markov(drafter: Mapping[str, Any]) -> DrafterFamily:
             f"{drafter['quantization_config']['quant_algo']}; use a checkpoint in half precision.",
         )
     return DrafterFamily(MARKOV, scores)
+
+
+def _wrong_number(name: str, numbers: Mapping[str, tuple[Any, int | None]]) -> str | None:
+    """The first of these fields, each with its value and its limit, that is not a whole number from 1 to that limit."""
+    absent = [field for field, (value, _) in numbers.items() if value is None]
+    if absent:
+        return _missing(name, ", ".join(absent))
+    for field, (value, limit) in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (limit is not None and value > limit):
+            most = "" if limit is None else f" and at most {limit}"
+            return (
+                f"{field} of a {name} drafter must be a whole number of at least 1{most}, got {value!r}; correct the "
+                "drafter's config.json."
+            )
+    return None
 
 
 def _missing(name: str, fields: str) -> str:

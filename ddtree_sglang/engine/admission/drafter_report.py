@@ -68,9 +68,8 @@ def report_of(drafter: Mapping[str, Any]) -> DrafterReport:
     try:
         facts, refusal = _facts(drafter, family), family.refusal or _refusal_of_block(drafter)
     except (TypeError, ValueError, AttributeError) as error:
-        return DrafterReport(
-            (("family", family.name),), f"a field of the config.json is not what it should be: {error}."
-        )
+        refusal = family.refusal or f"a field of the config.json is not what it should be: {error}."
+        return DrafterReport((("family", family.name),), refusal)
     return DrafterReport(facts, refusal)
 
 
@@ -85,7 +84,7 @@ def _refusal_of_block(drafter: Mapping[str, Any]) -> str | None:
 
 def _facts(drafter: Mapping[str, Any], family: DrafterFamily) -> tuple[tuple[str, str], ...]:
     return (
-        ("architecture", ", ".join(map(str, drafter.get("architectures") or [])) or UNSTATED),
+        ("architecture", _architectures(drafter)),
         ("family", family.name),
         ("a score depends on", family.scores),
         ("block", _block(drafter, family)),
@@ -100,6 +99,11 @@ def _facts(drafter: Mapping[str, Any], family: DrafterFamily) -> tuple[tuple[str
             "its own, and the target's" if drafter.get("has_embed_tokens") else "the target's",
         ),
     )
+
+
+def _architectures(drafter: Mapping[str, Any]) -> str:
+    names = drafter.get("architectures")
+    return ", ".join(map(str, names)) if isinstance(names, list) and names else str(names or UNSTATED)
 
 
 def _block(drafter: Mapping[str, Any], family: DrafterFamily) -> str:

@@ -48,6 +48,10 @@ def published(architecture: str, dflash: dict[str, Any], **top: Any) -> dict[str
     return {"architectures": [architecture], **QWEN3, "dflash_config": {**FEATURES, **dflash}, **top}
 
 
+def selector(rank: Any, top_k: Any) -> dict[str, Any]:
+    return published("DFlash2DraftModel", {"selector_rank": rank, "selector_top_k": top_k})
+
+
 DFLASH = published("DFlashDraftModel", {}, block_size=16)
 DFLASH2 = published("DFlash2DraftModel", {"selector_rank": 256, "selector_top_k": 16, **CONVOLUTIONS}, block_size=8)
 LATTICE = published("LiLiCorrDraftModel", LILICORR, block_size=8)
@@ -81,7 +85,20 @@ def test_every_other_name_of_a_familys_class_is_served_too() -> None:
         (WITH_DOMINO, r"a Domino head \(projector_type\) scores a candidate by its whole path"),
         (RECURRENT, "a Markov head of type 'rnn' scores a candidate by its whole path"),
         (DSPARK | {"quantization_config": {"quant_algo": "W4A16_NVFP4"}}, "unquantized, got .* W4A16_NVFP4"),
-        (DSPARK | {"markov_rank": 0}, "DSpark drafter needs the fields markov_rank"),
+        ({key: value for key, value in DSPARK.items() if key != "markov_rank"}, "DSpark drafter needs the fields mark"),
+        (DSPARK | {"markov_rank": 0}, "markov_rank of a DSpark drafter must be a whole number of at least 1, got 0"),
+        (DSPARK | {"markov_rank": "256"}, "markov_rank .* got '256'"),
+        (DSPARK | {"quantization_config": "fp8"}, "quantization_config must be an object .* got 'fp8'"),
+        (DFLASH | {"dflash_config": [1]}, r"dflash_config must be an object .* got \[1\]"),
+        (DFLASH | {"architectures": "DFlashDraftModel"}, "architectures must be a list of names .* got 'DFlashDraftM"),
+        (selector(-4, 16), "selector_rank of a DFlash2 drafter must be a whole number of at least 1, got -4"),
+        (selector(True, 16), "selector_rank .* got True"),
+        (selector(256, "16"), "selector_top_k .* at least 1 and at most 256, got '16'"),
+        (selector(256, 257), "selector_top_k .* at most 256, got 257"),
+        (
+            published("LiLiCorrDraftModel", LILICORR | {"lilicorr_candidate_topk": 0}),
+            "lilicorr_candidate_topk .* got 0",
+        ),
         (published("DFlash2DraftModel", {}), "DFlash2 drafter needs the fields selector_rank, selector_top_k"),
         (published("LiLiCorrDraftModel", {"lilicorr_num_heads": 2}), "needs the fields lilicorr_candidate_topk, "),
         (
@@ -105,6 +122,12 @@ def test_what_is_refused_is_refused_by_doctor_and_by_a_server(config: dict[str, 
     assert report.lines[-1].startswith("FAILED  DDTREE refuses it: ")
     with pytest.raises((DDTreeConfigError, ValueError)):
         check_drafter_fits_target(config, TARGET)
+
+
+def test_a_field_that_is_null_is_one_that_is_not_stated() -> None:
+    assert dict(report_of(DFLASH | {"block_size": None, "dflash_config": None}).facts)["block"].startswith(
+        "16 tokens ("
+    )
 
 
 def test_a_head_that_is_switched_off_is_no_head() -> None:

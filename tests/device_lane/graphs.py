@@ -161,7 +161,7 @@ def full_graph_backend() -> type:
     from sglang.srt.model_executor.runner_backend.base_cuda_graph_backend import BaseCudaGraphBackend
 
     class LaneGraphBackend(BaseCudaGraphBackend):
-        """Two warm-ups and a capture per shape, as the CUDA backend does."""
+        """A warm-up and a capture per shape; the CUDA backend warms up twice, for kernels that are measured."""
 
         def __init__(self, cuda_graph_runner: Any, *, enable_memory_saver: bool = False) -> None:
             self._graphs: dict[Any, Graph] = {}
@@ -178,10 +178,9 @@ def full_graph_backend() -> type:
             capture_inputs: Any = None,
             post_warmup_hook: Callable[[], None] | None = None,
         ) -> None:
-            for _ in range(2):
-                forward_fn()
-                if post_warmup_hook is not None:
-                    post_warmup_hook()
+            forward_fn()
+            if post_warmup_hook is not None:
+                post_warmup_hook()
             self._graphs[shape_key], self._results[shape_key] = capture(forward_fn)
 
         def can_run(self, forward_batch: Any, shape_key: Any) -> bool:

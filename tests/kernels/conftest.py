@@ -7,6 +7,8 @@ import os
 import pytest
 import torch
 
+from tests.fast_interpreter import speed_up
+
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
@@ -16,4 +18,5 @@ def device() -> torch.device:
     if os.environ.get("TRITON_INTERPRET") != "1":
         # Triton decides when it is imported, which another test of this process may have done already.
         pytest.skip("no GPU, and Triton's interpreter is off: start pytest with TRITON_INTERPRET=1")
+    speed_up()
     return torch.device("cpu")

@@ -26,6 +26,10 @@ DEFAULT_VERIFY_TOKENS = 16
 """Of policy "load". From the batch-1 rows of benchmarks/results/decode-20261122T041831Z.md, two CPU cores: 17 tokens in
 one forward still paid (on two of three prompt sets), 33 did not. Untested elsewhere: measure there, and give it."""
 
+DEFAULT_TRACE_EVERY = 1
+DEFAULT_TRACE_MIB = 1024
+MAX_TRACE_EVERY, MAX_TRACE_MIB = 10**6, 2**20
+
 Policy = Literal["fixed", "load"]
 
 
@@ -40,6 +44,8 @@ class DDTreeConfig:
         policy: how the budget follows the load: "fixed", or "load": less per request the more requests there are.
         verify_tokens: of policy "load", the most nodes of all requests in one verify forward.
         trace: file that gets one JSON line per round, or None.
+        trace_every: of a trace, every how many rounds one is written. None: `DEFAULT_TRACE_EVERY`, each.
+        trace_mib: of a trace, the most MiB that its two files take. None: `DEFAULT_TRACE_MIB`.
         check_ranks: compare the trees of tensor-parallel ranks in every round, for debugging; costs a host read.
         check_sync: on an NVIDIA GPU, make a round that waits for the device an error, for proofs.
         stream_tokens: deliver streams token by token, also where no parser reads them; else a round's tokens together.
@@ -54,6 +60,8 @@ class DDTreeConfig:
     policy: Policy = "fixed"
     verify_tokens: int | None = None
     trace: str | None = None
+    trace_every: int | None = None
+    trace_mib: int | None = None
     check_ranks: bool = False
     check_sync: bool = False
     stream_tokens: bool = False
@@ -65,11 +73,6 @@ class DDTreeConfig:
         for name in ("check_ranks", "check_sync", "stream_tokens", "untested_engine"):
             if not isinstance(getattr(self, name), bool):
                 raise DDTreeConfigError(f"{name} must be true or false, got {getattr(self, name)!r}; change it.")
-        if self.check_sync and self.trace is not None:
-            raise DDTreeConfigError(
-                f"check_sync={self.check_sync} needs a round that reads nothing back, trace={self.trace!r} reads in "
-                "every round; give one of them."
-            )
         if self.policy not in get_args(Policy):
             raise DDTreeConfigError(
                 f"policy must be one of {list(get_args(Policy))}, got {self.policy!r}; change "
@@ -81,7 +84,25 @@ class DDTreeConfig:
                 f"verify_tokens={self.verify_tokens} belongs to policy 'load', got policy {self.policy!r}; add "
                 "--speculative-ddtree-policy load."
             )
-        if self.trace is not None and not Path(self.trace).expanduser().absolute().parent.is_dir():
+        self._check_trace()
+
+    def _check_trace(self) -> None:
+        _require_int("trace_every", "--speculative-ddtree-trace-every", self.trace_every, 1, MAX_TRACE_EVERY)
+        _require_int("trace_mib", "--speculative-ddtree-trace-mib", self.trace_mib, 1, MAX_TRACE_MIB)
+        if self.trace is None:
+            given = {"trace_every": self.trace_every, "trace_mib": self.trace_mib}
+            lonely = [f"{name}={value}" for name, value in given.items() if value is not None]
+            if lonely:
+                raise DDTreeConfigError(
+                    f"{' and '.join(lonely)} needs a trace, got none; add --speculative-ddtree-trace."
+                )
+            return
+        if self.check_sync:
+            raise DDTreeConfigError(
+                f"check_sync={self.check_sync} needs a round that reads nothing back, trace={self.trace!r} reads in "
+                "every round that it writes; give one of them."
+            )
+        if not Path(self.trace).expanduser().absolute().parent.is_dir():
             raise DDTreeConfigError(
                 f"trace must lie in an existing folder, got {self.trace!r}; create the folder or choose another "
                 "--speculative-ddtree-trace."

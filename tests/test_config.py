@@ -26,6 +26,10 @@ from ddtree_sglang.exceptions import DDTreeConfigError
         ({"untested_engine": "yes"}, "untested_engine"),
         ({"check_sync": True, "trace": "trace.jsonl"}, "give one of them"),
         ({"trace": "/no/such/folder/t.jsonl"}, "trace"),
+        ({"trace_every": 0, "trace": "t.jsonl"}, "--speculative-ddtree-trace-every"),
+        ({"trace_every": 2.0, "trace": "t.jsonl"}, "trace_every"),
+        ({"trace_mib": 0, "trace": "t.jsonl"}, "--speculative-ddtree-trace-mib"),
+        ({"trace_mib": 64}, "trace_mib=64 needs a trace"),
     ],
 )
 def test_config_out_of_range_names_the_knob_and_the_value(values: dict[str, object], named: str) -> None:

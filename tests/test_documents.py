@@ -15,7 +15,13 @@ from typing import Any
 
 import pytest
 
-from ddtree_sglang.config import DEFAULT_BUDGET, DEFAULT_VERIFY_TOKENS, DDTreeConfig
+from ddtree_sglang.config import (
+    DEFAULT_BUDGET,
+    DEFAULT_TRACE_EVERY,
+    DEFAULT_TRACE_MIB,
+    DEFAULT_VERIFY_TOKENS,
+    DDTreeConfig,
+)
 from ddtree_sglang.engine.admission.recurrent_checks import RECURRENT_RULES
 from ddtree_sglang.engine.admission.request_rules import REQUEST_RULES
 from ddtree_sglang.engine.admission.server_args import ADAPTER_RULES, ARGUMENT_RULES, TREE_BACKENDS
@@ -201,6 +207,8 @@ def test_server_flags_are_the_parsers_with_their_keys_and_defaults() -> None:
     assert all(flag.removeprefix("--speculative-ddtree-").replace("-", "_") == key for flag, key in keys.items())
     assert table["--speculative-ddtree-budget"][1] == str(DEFAULT_BUDGET)
     assert table["--speculative-ddtree-verify-tokens"][1] == str(DEFAULT_VERIFY_TOKENS)
+    assert table["--speculative-ddtree-trace-every"][1] == str(DEFAULT_TRACE_EVERY)
+    assert table["--speculative-ddtree-trace-mib"][1] == str(DEFAULT_TRACE_MIB)
 
 
 def test_json_keys_are_the_fields_of_the_configuration() -> None:

@@ -14,7 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ddtree_sglang.config import CONFIG_ENV, DEFAULT_BUDGET, DEFAULT_VERIFY_TOKENS, DDTreeConfig, load_config
+from ddtree_sglang.config import (
+    CONFIG_ENV,
+    DEFAULT_BUDGET,
+    DEFAULT_TRACE_EVERY,
+    DEFAULT_TRACE_MIB,
+    DEFAULT_VERIFY_TOKENS,
+    DDTreeConfig,
+    load_config,
+)
 from ddtree_sglang.engine.spec import ALGORITHM, TREE_TOPK, is_ddtree
 from ddtree_sglang.exceptions import DDTreeConfigError
 
@@ -45,7 +53,23 @@ def add_ddtree_flags(_result: None, parser: argparse.ArgumentParser) -> None:
         type=int,
         help=f"With policy load, most nodes of all requests in one verify (default {DEFAULT_VERIFY_TOKENS}).",
     )
-    group.add_argument("--speculative-ddtree-trace", type=str, help="File that gets one JSON line per round.")
+    group.add_argument(
+        "--speculative-ddtree-trace",
+        type=str,
+        help="File that gets one JSON line per round. `ddtree trace FILE` shows it.",
+    )
+    group.add_argument(
+        "--speculative-ddtree-trace-every",
+        type=int,
+        help=f"With a trace, every how many rounds one is written (default {DEFAULT_TRACE_EVERY}, each). The others "
+        "are not timed either.",
+    )
+    group.add_argument(
+        "--speculative-ddtree-trace-mib",
+        type=int,
+        help=f"With a trace, most MiB of it on disk (default {DEFAULT_TRACE_MIB}): at half of that FILE becomes "
+        "FILE.1, in place of an older one.",
+    )
     group.add_argument(
         "--speculative-ddtree-check-ranks",
         action="store_const",
@@ -74,8 +98,9 @@ def add_ddtree_flags(_result: None, parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--speculative-ddtree-config",
         type=str,
-        help="JSON file with any of budget, top_k, policy, verify_tokens, trace, check_ranks, check_sync, "
-        f"stream_tokens, untested_engine; flags win over it. Also in the environment: {CONFIG_ENV}.",
+        help="JSON file with any of budget, top_k, policy, verify_tokens, trace, trace_every, trace_mib, "
+        "check_ranks, check_sync, stream_tokens, untested_engine; flags win over it. Also in the environment: "
+        f"{CONFIG_ENV}.",
     )
 
 

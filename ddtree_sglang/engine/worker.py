@@ -89,7 +89,7 @@ class DDTreeWorker(DFlashWorkerV2):
             super().__init__(server_args, gpu_id, nccl_port, target_worker)
         self.speculative_num_draft_tokens = self.num_nodes
         self.max_path_len = int(self.block_size)
-        self.trace = RoundTrace(self.config.trace if get_parallel().tp_rank == 0 else None, self.device)
+        self.trace = RoundTrace.of(self.config, server_args, self.device, get_parallel().tp_rank)
         self.draft_block = DraftBlock(
             self.draft_model_runner,
             unwrap_lora_layer(_resolve_dflash_embedding_module(self.draft_model, runner.model)),
@@ -373,14 +373,15 @@ class DDTreeWorker(DFlashWorkerV2):
             self.ranking.scorer.keep(batch.req_pool_indices, self._lilicorr_anchor)
 
     def _trace_round(self, batch: ScheduleBatch, window: RoundWindow, built: BuiltTree, accepted: AcceptedPath) -> None:
-        if not self.trace.enabled:
-            return
         self.trace.end_round(
-            batch_size=len(batch.reqs),
-            request_ids=[req.rid for req in batch.reqs],
-            prefix_lens=window.prefix_lens,
-            **facts_of_trees(built, accepted),
-            free_slots=self.model_runner.token_to_kv_pool_allocator.available_size(),
+            lambda: {
+                "batch_size": len(batch.reqs),
+                "request_ids": [req.rid for req in batch.reqs],
+                "prefix_lens": window.prefix_lens,
+                "node_limits": window.ends.node_limits,
+                **facts_of_trees(built, accepted),
+                "free_slots": self.model_runner.token_to_kv_pool_allocator.available_size(),
+            }
         )
 
     def _result(

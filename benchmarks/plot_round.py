@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from ddtree_sglang.training.whole_file import replace_text
+from ddtree_sglang.viewer.layout import node_depths, node_rows, visible
 
 CHAR_WIDTH = 8.0  # of the 13 px monospace font, pixels
 NODE_HEIGHT, ROW_HEIGHT, COLUMN_GAP, MARGIN, TOP = 40, 54, 46, 28, 96
@@ -60,37 +61,19 @@ class Box:
     row: int
 
 
-def visible(token: str) -> str:
-    """A token's text with its white space shown."""
-    return token.replace("\n", "\u23ce").replace("\t", "\u21e5").replace(" ", "\u00b7") or "\u2205"
-
-
 def boxes(record: dict[str, Any]) -> list[Box]:
     """The record's nodes and the bonus token, which hangs below the last accepted node."""
     nodes, path = record["nodes"], record["path"]
     bonus = {"token": record["bonus_token"], "parent": path[-1]}
     drawn = [*nodes, bonus]
-    depths: list[int] = []
-    for node in drawn:
-        depths.append(depths[node["parent"]] + 1 if node["parent"] >= 0 else 0)
-    rows = dict(_rows(drawn, 0, iter(range(len(drawn)))))
+    parents = [node["parent"] for node in drawn]
+    depths, rows = node_depths(parents), node_rows(parents)
     kinds = ["root", *("accepted" if n in path else "rejected" for n in range(1, len(nodes))), "bonus"]
     notes = ["root", *(f"{100 * node['path_prob']:.0f} %" for node in nodes[1:]), "bonus"]
     return [
         Box(visible(node["token"]), note, kind, node["parent"], depth, rows[n])
         for n, (node, note, kind, depth) in enumerate(zip(drawn, notes, kinds, depths, strict=True))
     ]
-
-
-def _rows(nodes: Sequence[dict[str, Any]], node: int, free: Iterator[int]) -> Iterator[tuple[int, int]]:
-    """(node, row) of a subtree: the first child shares its parent's row, the others follow below."""
-    children = [n for n, one in enumerate(nodes) if one["parent"] == node]
-    if not children:
-        yield node, next(free)
-        return
-    below = [pair for child in children for pair in _rows(nodes, child, free)]
-    yield node, dict(below)[children[0]]
-    yield from below
 
 
 def svg(record: dict[str, Any]) -> str:

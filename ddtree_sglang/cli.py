@@ -1,4 +1,4 @@
-"""The `ddtree` command: `ddtree doctor` says whether DDTREE can serve here, and why not.
+"""The `ddtree` command: `doctor` says whether DDTREE can serve here, and why not; `trace` and `top` show how it serves.
 
 Starts nothing and loads no model.
 """
@@ -26,6 +26,7 @@ from ddtree_sglang.contract.worker_patches import WORKER_PATCHES
 from ddtree_sglang.contract.workers import WORKERS
 from ddtree_sglang.engine.admission.drafter_report import read_configuration, report_of
 from ddtree_sglang.exceptions import DDTreeConfigError, DDTreeError, DemoNotInstalledError
+from ddtree_sglang.viewer.commands import add_commands
 
 TABLES = {"engine": (*ENGINE, *ENTRY), "platform": CPU_PLATFORM, "workers": WORKERS}
 PATCHES = {
@@ -59,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FOLDER_OR_CONFIG",
         help="print instead what DDTREE would do with a drafter, from its config.json alone",
     )
+    add_commands(commands)
     args = parser.parse_args(argv)
+    if args.command != "doctor":
+        return int(args.run(args))
     if args.draft is not None:
         return describe_drafter(args.draft)
     return doctor() if args.engine is None else compare_engine(args.engine)

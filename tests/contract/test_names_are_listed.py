@@ -14,6 +14,7 @@ from ddtree_sglang.contract.engine import ENGINE
 from ddtree_sglang.contract.entry import ENTRY
 from ddtree_sglang.contract.models import MODELS
 from ddtree_sglang.contract.patches import ENGINE_PATCHES
+from ddtree_sglang.contract.viewer import VIEWER
 from ddtree_sglang.contract.worker_patches import WORKER_PATCHES
 from ddtree_sglang.contract.workers import WORKERS
 from tests.architecture import ROOT, source_files
@@ -28,6 +29,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
     "ddtree_sglang/cpu_platform": CPU_PLATFORM,
     "ddtree_sglang/demo": MODELS,
     "ddtree_sglang/training": MODELS,
+    "ddtree_sglang/viewer": VIEWER,
     "workers": WORKERS,
 }
 """The table of each folder; what is in none of them may rely on nothing foreign."""

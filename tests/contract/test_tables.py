@@ -17,13 +17,21 @@ from ddtree_sglang.contract.entry import ENTRY
 from ddtree_sglang.contract.models import MODELS
 from ddtree_sglang.contract.source import installed
 from ddtree_sglang.contract.start import require, untested_release
+from ddtree_sglang.contract.viewer import VIEWER
 from ddtree_sglang.contract.workers import WORKERS
 from ddtree_sglang.exceptions import EngineContractError
 from tests.architecture import source_files
 
 pytestmark = pytest.mark.sglang
 
-TABLES = {"engine": ENGINE, "entry": ENTRY, "cpu_platform": CPU_PLATFORM, "workers": WORKERS, "models": MODELS}
+TABLES = {
+    "engine": ENGINE,
+    "entry": ENTRY,
+    "cpu_platform": CPU_PLATFORM,
+    "workers": WORKERS,
+    "models": MODELS,
+    "viewer": VIEWER,
+}
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -56,7 +56,7 @@ def _run(site: Path, *arguments: str, **more: str) -> subprocess.CompletedProces
 
 def test_the_wheel_has_the_code_and_the_model_card_and_no_weights(installed: Path) -> None:
     assert list(installed.rglob("*.safetensors")) == []
-    for name in ("demo/drafter/README.md", "demo/drafter/config.json", "training/__main__.py", "engine/plugin.py"):
+    for name in ("demo/drafter/README.md", "demo/drafter/config.json", "training/__main__.py", "viewer/assets/page.js"):
         assert (installed / "ddtree_sglang" / name).is_file()
     assert {path.name for path in installed.iterdir()} == {"ddtree_sglang", "workers", "ddtree_sglang-0.1.0.dist-info"}
 

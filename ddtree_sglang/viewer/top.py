@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from ddtree_sglang.exceptions import DDTreeError
@@ -116,14 +116,13 @@ class Course:
             self.looks.clear()
         self.looks.append((now, sample))
 
-    def values(self, name: str) -> list[float]:
+    def values(self, name: str) -> list[float | None]:
         """One value's course; a server that runs nothing makes no tokens, whatever its gauge was set to last."""
         found = []
         for _, sample in self.looks:
             value = getattr(sample, name)
-            idle = name == "tokens_per_s" and sample.running == 0
-            if value is not None:
-                found.append(0.0 if idle else value)
+            is_idle = name == "tokens_per_s" and sample.running == 0 and value is not None
+            found.append(0.0 if is_idle else value)
         return found
 
 
@@ -148,7 +147,7 @@ def watch(
     while True:
         course.add(clock(), sample)
         text = screen(server.url, about, course, has_metrics)
-        out.write(text + "\n" if once else CLEAR + text + "\nCtrl-C ends it\n")
+        out.write(text + "\n" if once else _redrawn(text, "Ctrl-C ends it"))
         out.flush()
         if once:
             return 0
@@ -158,19 +157,25 @@ def watch(
                 sample, has_metrics = server.look()
                 break
             except NoServer as error:
-                out.write(f"{CLEAR}{text}\n{error} Waiting for it.\n")
+                out.write(_redrawn(text, f"{error} Waiting for it."))
                 out.flush()
+
+
+def _redrawn(text: str, last: str) -> str:
+    """The screen in place of the one before, its lines cut at the terminal's edge; the last one may wrap."""
+    columns = shutil.get_terminal_size().columns
+    return CLEAR + "".join(f"{line[:columns]}\n" for line in text.splitlines()) + last + "\n"
 
 
 def screen(url: str, about: str, course: Course, has_metrics: bool) -> str:
     """The screen as text."""
     now = course.looks[-1][1]
     width = max(10, min(HISTORY, shutil.get_terminal_size().columns - 34))
-    lines = [f"{plain_line(url)}  {plain_line(about)}".rstrip(), ""]
+    lines = [plain_line(url), *([plain_line(about)] if about else []), ""]
     lines += [] if has_metrics else [NO_METRICS, ""]
     for label, name, form in ROWS:
         values = course.values(name)
-        if values:
+        if values[-1] is not None:
             lines.append(f"{label:<18}{form.format(values[-1]):>9}  {sparkline(values[-width:])}".rstrip())
     lines += _note(now)
     lines += ["", *_finished(now)] if now.finished_tokens else []
@@ -184,7 +189,7 @@ ROWS = (
     ("requests waiting", "waiting", "{:.0f}"),
     ("tokens/s", "tokens_per_s", "{:.1f}"),
     ("accept length", "accept_length", "{:.2f}"),
-    ("width (N)", "num_nodes", "{:.0f}"),
+    ("most nodes (N)", "num_nodes", "{:.0f}"),
     ("KV in use", "kv_usage", "{:.1%}"),
 )
 
@@ -210,9 +215,8 @@ def _ours(series: Mapping[str, float], before: Mapping[str, float]) -> Iterator[
         yield f"  {plain_line(name):<{width}}  {value:>10.6g}  {f'{change:+.6g}' if change else ''}".rstrip()
 
 
-def sparkline(values: list[float]) -> str:
-    """A bar per value, from 0 to the largest."""
-    most = max(values, default=0.0)
-    if most <= 0:
-        return BARS[0] * len(values)
-    return "".join(BARS[min(len(BARS) - 1, int(len(BARS) * max(value, 0.0) / most))] for value in values)
+def sparkline(values: Sequence[float | None]) -> str:
+    """A bar per value, from 0 to the largest; a blank where there is none."""
+    most = max((value for value in values if value is not None), default=0.0)
+    steps = [None if value is None else len(BARS) * max(value, 0.0) / most if most > 0 else 0.0 for value in values]
+    return "".join(" " if step is None else BARS[min(len(BARS) - 1, int(step))] for step in steps)

@@ -209,6 +209,24 @@ def test_course_is_of_all_rounds_or_of_those_that_are_here(browser: Browser, tmp
     assert browser.run("document.getElementById('near').checked") is True
 
 
+def test_very_large_batch_is_stepped_through_at_once_and_drawn_on_demand(browser: Browser, tmp_path: Path) -> None:
+    nodes, batch = 256, 8
+    each = {
+        "token_ids": [[7] * nodes] * batch,
+        "parents": [[-1, *(n // 2 for n in range(nodes - 1))]] * batch,
+        "path_probs": [[1.0 / (n + 1) for n in range(nodes)]] * batch,
+        "node_limits": None,
+        "accept_index": [[0, 1]] * batch,
+    }
+    lines = [a_round(number, batch, num_nodes=nodes, **each) for number in range(3)]
+    opened(browser, write(tmp_path / "t.jsonl", lines), tmp_path)
+    assert (count(browser, "article"), count(browser, ".tree"), count(browser, "article button")) == (8, 2, 6)
+    browser.run("document.querySelector('article button').click()")
+    assert (count(browser, ".tree"), count(browser, "article button")) == (3, 5)
+    assert browser.run("document.querySelector('.tree').scrollHeight") > 3000, "a large tree scrolls in its own box"
+    assert browser.run("document.documentElement.scrollWidth") <= 1200
+
+
 def test_address_with_a_round_opens_there(browser: Browser, tmp_path: Path) -> None:
     assert title(opened(browser, SAMPLE, tmp_path, fragment="#17")) == "Round 17"
     assert title(opened(browser, SAMPLE, tmp_path, fragment="#9999")) == "Round 38"

@@ -67,13 +67,14 @@ def test_one_look_at_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     with serving(pages(metrics=metrics, server_info=json.dumps(INFO))) as url:
         assert main(["top", url + "/", "--once"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{url}  SmolLM2-135M-Instruct, DDTREE, N up to 17",
+        url,
+        "SmolLM2-135M-Instruct, DDTREE, N up to 17",
         "",
         "requests running          2  █",
         "requests waiting          0  ▁",
         "tokens/s               14.8  █",
         "accept length          2.48  █",
-        "width (N)                17  █",
+        "most nodes (N)           17  █",
         "KV in use              1.2%  █",
         "",
         "finished since start: 28 tokens of 2 answers in 11 rounds, 2.55 each",
@@ -179,6 +180,13 @@ def test_values_have_a_course_and_a_server_that_goes_away_is_waited_for() -> Non
     assert drawn[3].endswith("Ctrl-C ends it\n")
 
 
+def test_lines_end_at_the_terminals_edge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    drawn = screens(*[Sample(running=float(number), ours={"ddtree_" + "x" * 60: 1.0}) for number in range(30)])
+    assert {len(line) <= 40 for line in drawn[-1].splitlines()[:-1]} == {True}
+    assert drawn[-1].splitlines()[3].endswith("█"), "the newest value is there"
+
+
 def test_server_that_was_started_anew_begins_a_new_course() -> None:
     drawn = screens(Sample(running=1, finished_tokens=50), Sample(running=1, finished_tokens=2))
     assert "requests running          1  █\n" in drawn[1]
@@ -218,7 +226,7 @@ def test_history_is_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "shown"), [([], ""), ([0, 0], "▁▁"), ([1, 2, 8], "▂▃█"), ([5], "█"), ([-1, 4], "▁█")]
+    ("values", "shown"), [([], ""), ([0, 0], "▁▁"), ([1, 2, 8], "▂▃█"), ([5], "█"), ([-1, 4], "▁█"), ([None, 4], " █")]
 )
-def test_sparkline_goes_from_zero_to_the_largest(values: list[float], shown: str) -> None:
+def test_sparkline_goes_from_zero_to_the_largest(values: list[float | None], shown: str) -> None:
     assert sparkline(values) == shown

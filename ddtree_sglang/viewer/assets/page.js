@@ -4,6 +4,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const find = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 const CHAR = 7.9, ROW = 40, NODE = 33, GAP = 34, LONGEST = 18;
+const MOST_NODES = 600; // drawn at once; more would make a step slow
 const state = { chosen: data.rounds.map((_, place) => place), at: 0, request: -1, tables: false, near: false };
 
 function fill(node, attributes, children) {
@@ -105,7 +106,7 @@ function fateOf(part, one) {
 
 // -- one request's part -----------------------------------------------------------------------------------------------
 
-function partOf(part, now) {
+function partOf(part, now, isDrawn) {
   const article = el("article", {});
   const facts = [];
   if (part.prefix !== null) facts.push(`${part.prefix} tokens before`);
@@ -119,8 +120,13 @@ function partOf(part, now) {
     article.append(el("p", { class: "soft" }, "This line of the trace has no tree: an older build wrote it."));
     return article;
   }
-  const tree = el("div", { class: "tree", tabindex: 0 }, treeOf(part));
-  article.append(el("div", { class: "sides" }, tree, gainsOf(part)), tableOf(part, now));
+  const draw = () => {
+    const tree = el("div", { class: "tree", tabindex: 0 }, treeOf(part));
+    return [el("div", { class: "sides" }, tree, gainsOf(part)), tableOf(part, now)];
+  };
+  const ask = el("button", {}, `Draw this tree of ${part.parents.length} nodes`);
+  ask.addEventListener("click", () => ask.replaceWith(...draw()));
+  article.append(...(isDrawn ? draw() : [ask]));
   return article;
 }
 
@@ -155,6 +161,15 @@ function gainsOf(part) {
 }
 
 function tableOf(part, now) {
+  const details = el("details", {}, el("summary", {}, "The nodes, in the order in which the tree took them"));
+  const fillIn = () => { if (details.open && details.children.length === 1) details.append(rowsOf(part, now)); };
+  details.open = state.tables;
+  fillIn();
+  details.addEventListener("toggle", () => { state.tables = details.open; fillIn(); });
+  return details;
+}
+
+function rowsOf(part, now) {
   const perNode = now.nodes ? now.total / (now.nodes * now.batch) : null;
   const titles = ["node", "token", "depth", "parent", "path probability", "given its parent", "expected up to here", "its share, ms", "fate"];
   const body = el("tbody", {});
@@ -169,10 +184,7 @@ function tableOf(part, now) {
     body.append(el("tr", {}, el("td", {}, String(one.node)), name, ...cells.map((cell) => el("td", {}, String(cell)))));
   }
   const head = el("thead", {}, el("tr", {}, ...titles.map((title) => el("th", { scope: "col" }, title))));
-  const details = el("details", {}, el("summary", {}, "The nodes, in the order in which the tree took them"), el("div", { class: "scroll" }, el("table", {}, head, body)));
-  details.open = state.tables;
-  details.addEventListener("toggle", () => { state.tables = details.open; });
-  return details;
+  return el("div", { class: "scroll" }, el("table", {}, head, body));
 }
 
 // -- the round --------------------------------------------------------------------------------------------------------
@@ -242,9 +254,24 @@ const PANELS = [
 ];
 const PANEL = 66, PLOT = 40, LEFT = 44;
 
+let course = { drawn: "" };
+
+// Drawn anew when what it shows or its width changes; else the cursor moves.
 function showCourse() {
-  const points = pointsOfCourse();
   const wide = Math.max(320, find("course").clientWidth);
+  const wanted = [wide, state.request, state.near].join();
+  if (course.drawn !== wanted) course = { drawn: wanted, ...drawCourse(wide) };
+  const { points, cursor, x } = course;
+  const at = x(nearest(points, round().round));
+  cursor.setAttribute("x1", at);
+  cursor.setAttribute("x2", at);
+  find("near").checked = state.near;
+  find("near").parentElement.hidden = data.rounds.length === data.rounds_in_all || state.request >= 0;
+  readOut(points[nearest(points, round().round)]);
+}
+
+function drawCourse(wide) {
+  const points = pointsOfCourse();
   const x = (place) => LEFT + ((wide - LEFT - 8) * (place + 0.5)) / Math.max(1, points.length);
   const drawing = svg("svg", { width: wide, height: PANEL * PANELS.length, role: "img", "aria-label": "Course over the rounds" });
   const inside = points.map((one) => one.round >= data.rounds[0].round && one.round <= data.rounds[data.rounds.length - 1].round);
@@ -253,8 +280,8 @@ function showCourse() {
     drawing.append(svg("rect", { class: "shown", x: x(from) - 2, y: 0, width: x(to) - x(from) + 4, height: PANEL * PANELS.length }));
   }
   PANELS.forEach((panel, place) => drawPanel(drawing, panel, points, x, wide, place * PANEL));
-  const place = nearest(points, round().round);
-  drawing.append(svg("line", { class: "cursor", x1: x(place), x2: x(place), y1: 0, y2: PANEL * PANELS.length }));
+  const cursor = svg("line", { class: "cursor", y1: 0, y2: PANEL * PANELS.length });
+  drawing.append(cursor);
   const under = (event) => {
     const box = drawing.getBoundingClientRect();
     const found = Math.floor(((event.clientX - box.left - LEFT) / (wide - LEFT - 8)) * points.length);
@@ -262,11 +289,9 @@ function showCourse() {
   };
   drawing.addEventListener("click", (event) => goToRound(under(event).round));
   drawing.addEventListener("pointermove", (event) => readOut(under(event)));
-  drawing.addEventListener("pointerleave", () => readOut(points[place]));
+  drawing.addEventListener("pointerleave", () => readOut(points[nearest(points, round().round)]));
   find("course").replaceChildren(drawing);
-  find("near").checked = state.near;
-  find("near").parentElement.hidden = data.rounds.length === data.rounds_in_all || state.request >= 0;
-  readOut(points[place]);
+  return { points, cursor, x };
 }
 
 function drawPanel(drawing, panel, points, x, wide, top) {
@@ -312,7 +337,11 @@ function show() {
   showFacts(now);
   showCosts(now);
   const parts = now.parts.filter((part) => state.request < 0 || part.request === state.request);
-  find("parts").replaceChildren(...parts.map((part) => partOf(part, now)));
+  let left = MOST_NODES;
+  find("parts").replaceChildren(...parts.map((part, place) => {
+    left -= part.parents.length;
+    return partOf(part, now, place === 0 || left >= 0);
+  }));
   showCourse();
   find("slider").max = state.chosen.length - 1;
   find("slider").value = state.at;

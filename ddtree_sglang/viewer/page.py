@@ -11,10 +11,13 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+SCRIPTS = ("basics.js", "tree.js", "parts.js", "course.js", "page.js")
+"""One script in the page, in this order."""
+
 
 def page(data: Mapping[str, Any], title: str) -> str:
     """The HTML. The browser is told to run this script and this style alone, whatever a token says."""
-    style, script = _part("page.css"), _part("page.js")
+    style, script = _part("page.css"), "\n".join(map(_part, SCRIPTS))
     filled = {
         "title": escape(title),
         "style": style,

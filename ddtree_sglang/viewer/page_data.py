@@ -19,7 +19,7 @@ TOKENS_BEFORE = 60
 
 
 def page_data(trace: Trace, run: Run, chosen: Sequence[Summary], vocabulary: Vocabulary) -> dict[str, Any]:
-    """The JSON that `assets/page.js` draws; `chosen` are rounds of the run, oldest first, at least one."""
+    """The JSON that the scripts in `assets/` draw; `chosen` are rounds of the run, oldest first, at least one."""
     words, requests, texts = _Numbers(), _Numbers(), _Texts(vocabulary)
     rounds = []
     for summary in chosen:

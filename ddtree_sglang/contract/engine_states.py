@@ -26,10 +26,36 @@ STATES: tuple[Row, ...] = (
         "full_attn_backend linear_attn_backend verify_mask",
         "target_checks, trees",
     ),
+    Row(_HYBRID, "ShortConvHybridAttnBackend", "short_conv_backend", "short_convolutions, target_checks"),
     Row(_HYBRID, "Mamba2AttnBackend", "", "target_checks"),
     # They read the links of a verify input, as first children and next siblings.
     Row(_HYBRID, "MambaAttnBackendBase", "retrieve_next_sibling_list retrieve_next_token_list", "recurrent_states"),
     Row("sglang.srt.layers.attention.linear.gdn_backend", "GDNAttnBackend", "", "target_checks"),
+    Row("sglang.srt.layers.attention.linear.short_conv_backend", "ShortConvAttnBackend", "", "target_checks"),
+    Row(
+        "sglang.srt.layers.attention.linear.short_conv_backend",
+        "ShortConvMetadata",
+        "cache_indices layer_cache",
+        "short_convolutions",
+    ),
+    Row(
+        "sglang.kernels.ops.mamba.causal_conv1d_triton",
+        "causal_conv1d_update",
+        "x conv_state weight bias activation conv_state_indices intermediate_conv_window intermediate_state_indices "
+        "retrieve_next_token retrieve_next_sibling retrieve_parent_token",
+        "short_convolutions",
+    ),
+    Row("sglang.srt.model_executor.forward_context", "get_attn_backend", "", "short_convolutions"),
+    *(
+        Row(
+            f"sglang.srt.models.{module}",
+            "shortconv_target_verify",
+            "conv Bx meta draft_token_num arch",
+            "short_convolutions",
+            exact=True,
+        )
+        for module in ("lfm2", "lfm2_moe")
+    ),
     Row(
         "sglang.srt.managers.scheduler_components.batch_result_processor",
         "SchedulerBatchResultProcessor._mamba_can_cache_finished_req",

@@ -12,6 +12,7 @@ from ddtree_sglang.contract.entry_patches import (
 )
 from ddtree_sglang.contract.grammar_patches import GRAMMAR_PATCHES, GRAMMAR_STATE_PATCHES
 from ddtree_sglang.contract.patch import Patch
+from ddtree_sglang.contract.state_patches import SHORT_CONVOLUTION_PATCHES
 
 _ARGS = "sglang.srt.server_args.ServerArgs"
 _RUNNER = "sglang.srt.model_executor.model_runner.ModelRunner"
@@ -170,6 +171,7 @@ ENGINE_PATCHES = (
     *SCHEDULER_PATCHES,
     *WINDOW_PATCHES,
     *SINK_PATCHES,
+    *SHORT_CONVOLUTION_PATCHES,
     *ADMISSION_PATCHES,
     *ENTRY_PATCHES,
     *TOKENIZER_PATCHES,

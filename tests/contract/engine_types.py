@@ -83,6 +83,8 @@ VARIABLES: dict[str, Type] = {
     "hybrid_pool": types_of("sglang.srt.mem_cache.memory_pool:HybridLinearKVPool"),
     "states_pool": types_of("sglang.srt.mem_cache.memory_pool:HybridReqToTokenPool"),
     "states_of_nodes": types_of("sglang.srt.mem_cache.memory_pool:MambaPool.SpeculativeState"),
+    "hybrid_backend": types_of("sglang.srt.layers.attention.hybrid_linear_attn_backend:ShortConvHybridAttnBackend"),
+    "conv_metadata": types_of("sglang.srt.layers.attention.linear.short_conv_backend:ShortConvMetadata"),
     "kv_index_translator": types_of("sglang.srt.mem_cache.kv_index_translator:KVIndexTranslator"),
     "decode_cuda_graph_runner": types_of(
         "sglang.srt.model_executor.runner.decode_cuda_graph_runner:DecodeCudaGraphRunner"

@@ -5,22 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.device_lane.context_waves import (
-    TRACKED_LEN,
     chunked,
-    ends_about_a_tracked_length,
     fill_the_pool,
-    finishes,
     first_turns,
     hits_about_the_window,
     later_turns,
     mixed,
     mixed_adapters,
     more_than_the_pool,
-    passes_a_tracked_length,
     past_the_window,
     prefix_hit,
-    resumes_at_a_tracked_length,
-    resumes_at_its_end,
     retracted_in_time,
     to_the_context_limit,
 )
@@ -34,7 +28,6 @@ from tests.device_lane.scenes import (
     ends,
     few,
     few_adapters,
-    few_of_chains,
     greedy_by_top_k,
     one,
     pair_of_requests,
@@ -47,13 +40,18 @@ from tests.device_lane.scenes import (
     with_experts,
     with_states,
 )
+from tests.device_lane.state_catalogue import (
+    CHUNKS,
+    GATED_DELTA_IMAGES,
+    LOAD_FLAGS,
+    SHORT_CONVOLUTION,
+    SLOW_STATES,
+)
 
-_CHUNKS = ("--chunked-prefill-size", "8")
-_PAGES = ("--page-size", "4", *_CHUNKS)
+_PAGES = ("--page-size", "4", *CHUNKS)
 _DETERMINISTIC = ("--enable-deterministic-inference",)
 _LIMIT = ("--context-length", str(CONTEXT_LIMIT))
 _STATES = ("--enable-return-hidden-states",)
-_WIDTHS = ("--speculative-ddtree-policy", "load", "--speculative-ddtree-verify-tokens", "8")
 # Less than four requests of some twenty tokens and two windows each; all are admitted at once.
 _SMALL_POOL = ("--max-total-tokens", "76", "--schedule-conservativeness", "0", "--page-size", "4")
 
@@ -70,8 +68,8 @@ PROCESSORS = Scene(
     "processors", "fa3", (processed,), budget=7, flags=("--enable-custom-logit-processor",), captured=(1, 4)
 )
 CONTEXT_END = Scene("context-end", "fa3", (to_the_context_limit,), budget=7, flags=_LIMIT, captured=(4,))
-WIDTHS = Scene("widths", "fa3", (changing_widths,), budget=4, flags=_WIDTHS, captured=(1, 2))
-TRITON_WIDTHS = Scene("triton-widths", "triton", (changing_widths,), budget=4, flags=_WIDTHS, captured=(1, 2))
+WIDTHS = Scene("widths", "fa3", (changing_widths,), budget=4, flags=LOAD_FLAGS, captured=(1, 2))
+TRITON_WIDTHS = Scene("triton-widths", "triton", (changing_widths,), budget=4, flags=LOAD_FLAGS, captured=(1, 2))
 
 # Prompts of two chunks: what a chunk gives is no token of the grammar.
 GRAMMARS = Scene(
@@ -131,7 +129,7 @@ STOCK_TRITON = Scene("stock-triton", "triton", (pair_of_requests,), algorithm="D
 STOCK_FA3 = Scene("stock-fa3", "fa3", (few,), algorithm="DFLASH", captured=(4,))
 
 # Five answers of up to twelve tokens: long enough that a key in a wrong slot is read again.
-FA3 = Scene("fa3", "fa3", (staggered, prefix_hit, chunked, greedy_by_top_k, ends, aborted), budget=16, flags=_CHUNKS)
+FA3 = Scene("fa3", "fa3", (staggered, prefix_hit, chunked, greedy_by_top_k, ends, aborted), budget=16, flags=CHUNKS)
 
 # A table of pages in the graph, prompts that running requests are mixed into, and sessions.
 FA3_PAGES = Scene(
@@ -142,145 +140,6 @@ FA3_PAGES = Scene(
     flags=("--page-size", "16", "--chunked-prefill-size", "16", "--enable-mixed-chunk", "--enable-streaming-session"),
     captured=(2,),
     must_log=("Session closed",),
-)
-
-# Layers with a recurrent state: the prefix cache gets a copy at multiples of a length, or, without overlap, the state
-# that a request ends with.
-_STATES_POOL = ("--max-mamba-cache-size", "48")
-_TRACKED = (*_STATES_POOL, "--mamba-track-interval", str(TRACKED_LEN))
-_SCARCE = ("--max-total-tokens", "100", "--schedule-conservativeness", "0")
-_LAST_STATES = (*_STATES_POOL, "--disable-overlap-schedule")
-# Of the class that published ones have.
-GATED_DELTA_IMAGES = Scene(
-    "gated-delta-images",
-    "fa3",
-    (few,),
-    pair="gated_delta_images",
-    budget=7,
-    flags=_TRACKED,
-    captured=(4,),
-    must_log=("recurrent state at every node",),
-)
-GATED_DELTA = Scene(
-    "gated-delta",
-    "triton",
-    (few, passes_a_tracked_length, resumes_at_a_tracked_length),
-    pair="gated_delta",
-    budget=7,
-    flags=_TRACKED,
-    captured=(4,),
-    must_log=("recurrent state at every node",),
-)
-GATED_DELTA_CHAIN = Scene(
-    "gated-delta-chain",
-    "triton",
-    (few_of_chains,),
-    pair="gated_delta",
-    budget=7,
-    flags=(*_TRACKED, "--speculative-ddtree-top-k", "1"),
-    captured=(4,),
-)
-GATED_DELTA_16 = Scene(
-    "gated-delta-16",
-    "fa3",
-    (staggered, finishes, resumes_at_its_end, ends, aborted),
-    pair="gated_delta",
-    budget=16,
-    flags=_LAST_STATES,
-)
-
-GATED_DELTA_FA3 = Scene(
-    "gated-delta-fa3",
-    "fa3",
-    (few, passes_a_tracked_length, resumes_at_a_tracked_length),
-    pair="gated_delta",
-    budget=7,
-    flags=_TRACKED,
-    captured=(4,),
-)
-# Nemotron-H: Mamba2.
-MAMBA = Scene(
-    "mamba",
-    "fa3",
-    (few, passes_a_tracked_length, resumes_at_a_tracked_length),
-    pair="mamba",
-    budget=7,
-    flags=_TRACKED,
-    captured=(4,),
-    must_log=("recurrent state at every node",),
-)
-MAMBA_16 = Scene(
-    "mamba-16",
-    "triton",
-    (staggered, finishes, resumes_at_its_end, ends, aborted),
-    pair="mamba",
-    budget=16,
-    flags=_LAST_STATES,
-)
-MAMBA_CHUNKS = Scene(
-    "mamba-chunks",
-    "fa3",
-    (chunked, fill_the_pool, aborted),
-    pair="mamba",
-    budget=16,
-    flags=(*_TRACKED, *_CHUNKS, *_SCARCE),
-)
-GATED_DELTA_OTHERS = (
-    Scene("gated-delta-stock", "fa3", (few,), pair="gated_delta", algorithm="DFLASH", flags=_TRACKED, captured=(4,)),
-    Scene(
-        "gated-delta-chunks",
-        "fa3",
-        (staggered, chunked, ends, aborted),
-        pair="gated_delta",
-        budget=16,
-        flags=(*_TRACKED, *_CHUNKS),
-    ),
-    Scene(
-        "gated-delta-64",
-        "fa3",
-        (pair_of_requests,),
-        pair="gated_delta",
-        budget=64,
-        flags=(*_STATES_POOL, "--mamba-track-interval", "128"),
-        captured=(2,),
-    ),
-    Scene(
-        "gated-delta-widths",
-        "fa3",
-        (changing_widths,),
-        pair="gated_delta",
-        budget=4,
-        flags=(*_TRACKED, *_WIDTHS),
-        captured=(1, 2),
-    ),
-    Scene(
-        "gated-delta-retraction",
-        "fa3",
-        (fill_the_pool,),
-        pair="gated_delta",
-        budget=7,
-        flags=(*_TRACKED, *_SCARCE),
-        must_log=("Retract requests",),
-    ),
-    Scene(
-        "gated-delta-ends",
-        "fa3",
-        (ends_about_a_tracked_length, resumes_at_a_tracked_length),
-        pair="gated_delta",
-        budget=7,
-        flags=_TRACKED,
-        captured=(1, 2),
-    ),
-    Scene(
-        "gated-delta-experts",
-        "fa3",
-        (few,),
-        pair="gated_delta_experts",
-        budget=7,
-        flags=_TRACKED,
-        captured=(4,),
-    ),
-    Scene("qwen3-next", "fa3", (few,), pair="next", budget=7, flags=_TRACKED, captured=(4,)),
 )
 
 # A drafter that reads the last eight tokens of a context, in whole pages.
@@ -331,18 +190,20 @@ SLOW_SCENES = (
         budget=16,
         flags=_PAGES,
     ),
+    Scene(
+        "windows-retraction",
+        "triton",
+        (fill_the_pool,),
+        pair="gpt_oss",
+        budget=7,
+        flags=_SMALL_POOL,
+        must_log=("Retract requests",),
+    ),
     Scene("windows-gemma", "triton", (past_the_window, prefix_hit), pair="gemma", budget=16, captured=(4,)),
     Scene("windows-triton-eager", "triton", (past_the_window,), pair="gpt_oss", budget=7, captured=()),
-    GATED_DELTA,
-    GATED_DELTA_CHAIN,
-    GATED_DELTA_16,
-    GATED_DELTA_FA3,
-    *GATED_DELTA_OTHERS,
+    *SLOW_STATES,
     *DRAFT_WINDOW_OTHERS,
     *SLIDING_DRAFTERS,
-    MAMBA,
-    MAMBA_16,
-    MAMBA_CHUNKS,
 )
 
 SMALL = (SMALL_TRITON, SMALL_FA3, SMALL_FLASHINFER)
@@ -359,6 +220,7 @@ SCENES = (
     GRAMMARS,
     PENALTIES,
     GATED_DELTA_IMAGES,
+    SHORT_CONVOLUTION,
     Scene("triton-3", "triton", (greedy_by_top_k, aborted), budget=3, captured=(4,)),
     RETRACTION,
     FA3_PAGES,
@@ -373,7 +235,7 @@ SCENES = (
         "fa3",
         (mixed_adapters,),
         budget=7,
-        flags=(*_ADAPTERS, "triton", *_CHUNKS, "--enable-mixed-chunk"),
+        flags=(*_ADAPTERS, "triton", *CHUNKS, "--enable-mixed-chunk"),
         captured=(4,),
         adapters=True,
     ),

@@ -25,11 +25,14 @@ PAIRS = {
     "gemma": ("gemma", 4, 32),
     "deepseek": ("deepseek", 4, 32),
     "gated_delta": ("qwen3_5", 4, 32),
+    "gated_delta_wide": ("qwen3_5_wide", 4, 80),
     "gated_delta_images": ("qwen3_5_images", 4, 32),
     "gated_delta_experts": ("qwen3_5_moe", 4, 32),
     "mamba": ("nemotron_h", 4, 32),
     "next": ("qwen3_next", 4, 32),
     "sliding": ("qwen3", 4, 32),
+    "short_convolution": ("lfm2", 4, 32),
+    "short_convolution_experts": ("lfm2_moe", 4, 32),
 }
 """Architecture, block size and vocabulary."""
 KINDS = {"sliding": (SLIDING, FULL)}

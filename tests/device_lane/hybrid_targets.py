@@ -25,6 +25,7 @@ _GATED_DELTA: dict[str, Any] = {
     "linear_value_head_dim": 16,
     "linear_num_key_heads": 1,
     "linear_num_value_heads": 2,
+    "rope_parameters": {"rope_theta": 1e7, "rope_type": "default", "partial_rotary_factor": 0.25},
 }
 
 
@@ -64,6 +65,14 @@ def _qwen3_5(shape: Mapping[str, Any]) -> Any:
     return Qwen3_5ForCausalLM(Qwen3_5TextConfig(**{**shape, **_GATED_DELTA}))
 
 
+def _qwen3_5_wide(shape: Mapping[str, Any]) -> Any:
+    """With heads for two ranks."""
+    from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+    heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    return Qwen3_5ForCausalLM(Qwen3_5TextConfig(**{**shape, **_GATED_DELTA, **heads}))
+
+
 def _qwen3_5_moe(shape: Mapping[str, Any]) -> Any:
     from transformers import Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig
 
@@ -80,6 +89,14 @@ def _lfm2(shape: Mapping[str, Any]) -> Any:
     from transformers import Lfm2Config, Lfm2ForCausalLM
 
     return Lfm2ForCausalLM(Lfm2Config(**{**shape, **_SHORT_CONVOLUTION}))
+
+
+def _lfm2_moe(shape: Mapping[str, Any]) -> Any:
+    """A dense layer, then experts."""
+    from transformers import Lfm2MoeConfig, Lfm2MoeForCausalLM
+
+    experts = {name: _EXPERTS[name] for name in ("num_experts", "num_experts_per_tok", "moe_intermediate_size")}
+    return Lfm2MoeForCausalLM(Lfm2MoeConfig(**{**shape, **_SHORT_CONVOLUTION, **experts, "num_dense_layers": 1}))
 
 
 def _nemotron_h(shape: Mapping[str, Any]) -> Any:
@@ -99,10 +116,12 @@ def name_layers_as_published(folder: Path) -> None:
 
 MAKERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "qwen3_5": _qwen3_5,
+    "qwen3_5_wide": _qwen3_5_wide,
     "qwen3_5_images": _qwen3_5,  # saved under another name (multimodal.py)
     "qwen3_5_moe": _qwen3_5_moe,
     "qwen3_next": _qwen3_next,
     "lfm2": _lfm2,
+    "lfm2_moe": _lfm2_moe,
     "nemotron_h": _nemotron_h,
 }
 """By architecture: a target of a shape, as `pairs` has them."""

@@ -15,6 +15,7 @@ import torch
 
 from tests.device_lane.attention_mutations import ATTENTION_MUTATIONS
 from tests.device_lane.attention_mutations import set_attribute as _set
+from tests.device_lane.state_mutations import STATE_MUTATIONS
 
 
 def tail_mask_in_deterministic_mode() -> None:
@@ -126,31 +127,6 @@ def accepted_rows_stay_where_they_are() -> None:
     _set(DDTreeWorker, "_commit", lambda worker, batch, commit, window: None)
 
 
-def states_by_depth() -> None:
-    """A request goes on with the state of the node whose index is its path's depth: what stock DFLASH commits."""
-
-    def steps(original: Callable[..., Any], path: Any, prefix_lens: torch.Tensor, interval: int | None) -> Any:
-        return replace(original(path, prefix_lens, interval), last=path.commit_lens - 1)
-
-    _change_state_steps(steps)
-
-
-def states_stay_where_they_were() -> None:
-    """No state of an accepted node becomes its request's."""
-    from ddtree_sglang.engine.stages.recurrent_states import RecurrentStates
-
-    _set(RecurrentStates, "commit", lambda *_: None)
-
-
-def kept_state_is_one_token_off() -> None:
-    """The prefix cache gets the state after one token more than it says."""
-
-    def steps(original: Callable[..., Any], path: Any, prefix_lens: torch.Tensor, interval: int | None) -> Any:
-        return replace(original(path, prefix_lens, interval), tracked=original(path, prefix_lens - 1, interval).tracked)
-
-    _change_state_steps(steps)
-
-
 def nodes_linked_as_a_chain() -> None:
     """Each node has the state of the node before it, whoever its parent is: siblings share what they read."""
 
@@ -162,13 +138,6 @@ def nodes_linked_as_a_chain() -> None:
         built.layout.retrieve_next_sibling.fill_(-1)
 
     _around_builder(build)
-
-
-def _change_state_steps(steps: Callable[..., Any]) -> None:
-    from ddtree_sglang.engine.stages import recurrent_states
-
-    original = recurrent_states.state_steps
-    _set(recurrent_states, "state_steps", lambda *arguments: steps(original, *arguments))
 
 
 def drafter_is_told_nothing() -> None:
@@ -436,9 +405,6 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         host_value_in_a_graph,
         nodes_written_to_their_neighbours_window,
         accepted_rows_stay_where_they_are,
-        states_by_depth,
-        states_stay_where_they_were,
-        kept_state_is_one_token_off,
         nodes_linked_as_a_chain,
         drafter_is_told_nothing,
         trees_of_the_round_before,
@@ -462,5 +428,6 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         processors_a_round_late,
         processors_see_the_root_alone,
         *ATTENTION_MUTATIONS,
+        *STATE_MUTATIONS,
     )
 }

@@ -90,8 +90,18 @@ _EXPERTS: dict[str, Any] = {
 
 WINDOW = 8
 """Tokens that a layer with a sliding window sees, the query's own included: prompts and answers are longer."""
-# gpt-oss: a window in every other layer, a sink for each head, and experts that clamp and have biases.
+# gpt-oss: a window in every other layer, a sink for each head, experts that clamp and have biases, YaRN.
 _GPT_OSS: dict[str, Any] = {
+    "max_position_embeddings": 131072,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 150000.0,
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "original_max_position_embeddings": 4096,
+        "truncate": False,
+    },
     "layer_types": ["sliding_attention", "full_attention"],
     "sliding_window": WINDOW,
     "num_local_experts": NUM_EXPERTS,
@@ -138,10 +148,12 @@ Architecture = Literal[
     "gemma",
     "deepseek",
     "qwen3_5",
+    "qwen3_5_wide",
     "qwen3_5_images",
     "qwen3_5_moe",
     "qwen3_next",
     "lfm2",
+    "lfm2_moe",
     "nemotron_h",
 ]
 
@@ -221,7 +233,7 @@ def make_target(
     elif architecture == "gemma":
         target = Gemma4ForCausalLM(Gemma4TextConfig(**shape | _GEMMA))
     elif architecture == "gpt_oss":
-        target = GptOssForCausalLM(GptOssConfig(**shape, **_GPT_OSS))
+        target = GptOssForCausalLM(GptOssConfig(**shape | _GPT_OSS))
     else:
         target = LlamaForCausalLM(LlamaConfig(**shape))
     fill(target, seed)

@@ -18,7 +18,6 @@ from tests.device_lane.catalogue import (
     FA3,
     FA3_DETERMINISTIC,
     FA3_PAGES,
-    GATED_DELTA,
     GRAMMARS,
     LATE,
     PENALTIES,
@@ -37,6 +36,7 @@ from tests.device_lane.mutations import MUTATIONS
 from tests.device_lane.problems import problems
 from tests.device_lane.references import Reference
 from tests.device_lane.scenes import Outcome, Scene
+from tests.device_lane.state_catalogue import GATED_DELTA, SHORT_CONVOLUTION
 
 TOKENS = "tokens .* expected"
 ROUNDS = "rounds by correct drafts .* expected"
@@ -73,6 +73,7 @@ FAULTS = (
     Fault("penalties_of_the_root_at_every_node", PENALTIES, TOKENS),
     Fault("one_token_of_a_round_is_counted", PENALTIES, TOKENS, slow=True),
     Fault("answers_are_forgotten_when_requests_are_retracted", RETRACTION, TOKENS, slow=True),
+    Fault("short_convolutions_in_a_chain", SHORT_CONVOLUTION, TOKENS, slow=True),
     Fault("states_by_depth", GATED_DELTA, TOKENS, slow=True),
     Fault("states_stay_where_they_were", GATED_DELTA, TOKENS, slow=True),
     Fault("kept_state_is_one_token_off", GATED_DELTA, TOKENS, slow=True),

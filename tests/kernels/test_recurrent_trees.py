@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,10 +129,14 @@ def delta_step(
     decay: torch.Tensor,
     bias: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token of one request: its output `[HV, V]`, and the state `[HV, V, K]` behind it."""
+    """One token of one request: its output `[HV, V]`, and the state `[HV, V, K]` behind it.
+
+    `a` and `bias` are `[HV]` of a gated delta net, `[HV, K]` of KDA, which forgets by channel.
+    """
     per_key = VALUE_HEADS // KEY_HEADS
     q, k = ((one / (one.square().sum(-1, keepdim=True) + 1e-6).sqrt()).repeat_interleave(per_key, 0) for one in (q, k))
-    state = state * (-decay.exp() * torch.nn.functional.softplus(a + bias)).exp()[:, None, None]
+    decays = (-decay.view(-1, *[1] * (a.dim() - 1)).exp() * torch.nn.functional.softplus(a + bias)).exp()
+    state = state * (decays[:, None, None] if a.dim() == 1 else decays[:, None, :])
     change = b.sigmoid()[:, None] * (v - torch.einsum("hvk,hk->hv", state, k))
     state = state + change[:, :, None] * k[:, None, :]
     return torch.einsum("hvk,hk->hv", state, q * KEY_DIM**-0.5), state
@@ -139,7 +144,10 @@ def delta_step(
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("room", [NUM_NODES, NUM_NODES + 5], ids=["all-nodes", "fewer-nodes"])
-def test_gated_delta_rule_follows_a_nodes_path_and_keeps_its_state(seed: int, room: int, device: torch.device) -> None:
+@pytest.mark.parametrize("is_kda", [False, True], ids=["gdn", "kda"])
+def test_gated_delta_rule_follows_a_nodes_path_and_keeps_its_state(
+    seed: int, room: int, is_kda: bool, device: torch.device
+) -> None:
     """`room`: of nodes in the buffer, which a round of fewer nodes leaves unused at each request's end."""
     from sglang.kernels.ops.attention.linear.fused_sigmoid_gating_recurrent import (
         fused_sigmoid_gating_delta_rule_update,
@@ -153,13 +161,15 @@ def test_gated_delta_rule_follows_a_nodes_path_and_keeps_its_state(seed: int, ro
     built = random_trees(seed)
     tokens = BATCH * NUM_NODES
     q, k = drawn(1, tokens, KEY_HEADS, KEY_DIM), drawn(1, tokens, KEY_HEADS, KEY_DIM)
-    v, a, b = drawn(1, tokens, VALUE_HEADS, VALUE_DIM), drawn(tokens, VALUE_HEADS), drawn(tokens, VALUE_HEADS)
-    decay, bias = drawn(VALUE_HEADS), drawn(VALUE_HEADS)
+    gates = (VALUE_HEADS, KEY_DIM) if is_kda else (VALUE_HEADS,)
+    v, a, b = drawn(1, tokens, VALUE_HEADS, VALUE_DIM), drawn(tokens, *gates), drawn(tokens, VALUE_HEADS)
+    decay, bias = drawn(VALUE_HEADS), drawn(*gates)
     before = drawn(NUM_SLOTS, VALUE_HEADS, VALUE_DIM, KEY_DIM)
     states = torch.full((BATCH + 1, room, VALUE_HEADS, VALUE_DIM, KEY_DIM), torch.nan, device=device)
     own = before.clone().to(device)
     outputs = fused_sigmoid_gating_delta_rule_update(
-        A_log=decay.to(device), a=a.to(device), dt_bias=bias.to(device), softplus_beta=1.0, softplus_threshold=20.0,
+        A_log=decay.to(device), a=a.flatten(1).to(device), dt_bias=bias.to(device), is_kda=is_kda,
+        softplus_beta=1.0, softplus_threshold=20.0,
         q=q.to(device), k=k.to(device), v=v.to(device), b=b.to(device),
         initial_state_source=own, initial_state_indices=SLOTS.to(device), use_qk_l2norm_in_kernel=True,
         cu_seqlens=(torch.arange(BATCH + 1, dtype=torch.int32) * NUM_NODES).to(device),
@@ -230,3 +240,34 @@ def test_mamba_follows_a_nodes_path_and_keeps_its_state(seed: int, device: torch
                 output = (state * read[:, None, :]).sum(-1) + skip[:, None] * x[request, one]
             torch.testing.assert_close(outputs[request, node].cpu(), output, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(states[request, node].cpu(), state, atol=1e-4, rtol=1e-4)
+
+
+def test_short_convolutions_are_told_the_trees_links(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddtree_sglang.engine.stages import short_convolutions
+
+    generator = torch.Generator().manual_seed(0)
+    built = random_trees(1)
+    inputs = torch.randn(BATCH, NUM_NODES, CHANNELS, generator=generator)
+    before = torch.randn(NUM_SLOTS, CHANNELS, 2, generator=generator)
+    weight = torch.randn(CHANNELS, 3, generator=generator)
+    links = SimpleNamespace(
+        retrieve_next_token=built.layout.retrieve_next_token.to(device),
+        retrieve_next_sibling=built.layout.retrieve_next_sibling.to(device),
+        retrieve_parent_token=torch.zeros(BATCH, NUM_NODES, dtype=torch.int64, device=device),
+    )
+    backend = SimpleNamespace(short_conv_backend=SimpleNamespace(forward_metadata=links))
+    monkeypatch.setattr(short_convolutions, "get_attn_backend", lambda: backend)
+    windows = torch.zeros(BATCH + 1, NUM_NODES, CHANNELS, 2, device=device)
+    cache = SimpleNamespace(conv=[before.clone().to(device)], intermediate_conv_window=[windows])
+    meta = SimpleNamespace(cache_indices=SLOTS.long().to(device), layer_cache=cache)
+    conv = SimpleNamespace(conv_weight=weight.to(device), conv_bias=None)
+    convolve = short_convolutions.along_paths(lambda *_: torch.zeros(()))
+    made = convolve(conv, inputs.flatten(0, 1).to(device), meta, NUM_NODES, "LFM2").cpu().view(BATCH, NUM_NODES, -1)
+    for request in range(BATCH):
+        for node in real_nodes(built, request):
+            tokens = inputs[request, path_to(built, request, node)].T
+            seen = torch.cat([before[SLOTS[request]], tokens], dim=1)[:, -3:]
+            torch.testing.assert_close(made[request, node], (seen * weight).sum(1))
+            torch.testing.assert_close(windows[request, node].cpu(), seen[:, 1:])
+    links.retrieve_next_token = None
+    assert convolve(conv, inputs, meta, 1, "LFM2").shape == (), "one node is a chain's"

@@ -99,6 +99,18 @@ FAMILIES: dict[str, Family] = {
         "windows and full attention",
         window=127,
     ),
+    "Gemma 4": Family(
+        "Gemma4ForCausalLM",
+        {
+            "model_type": "gemma4_text",
+            "sliding_window": 128,
+            "layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2),
+            "hidden_size_per_layer_input": 0,
+            "global_head_dim": 16,
+        },
+        "windows and full attention",
+        window=127,
+    ),
     "Qwen3.5 / 3.6": Family("Qwen3_5ForCausalLM", {"model_type": "qwen3_5_text", **_GDN}, "GDN and full attention"),
     "Qwen3.5 / 3.6 MoE": Family(
         "Qwen3_5MoeForCausalLM",
@@ -107,6 +119,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "Qwen3-Next": Family("Qwen3NextForCausalLM", {"model_type": "qwen3_next", **_EXPERTS, **_GDN}, "GDN, experts"),
     "LFM2": Family("Lfm2ForCausalLM", {"model_type": "lfm2"}, "short convolutions and full attention"),
+    "LFM2-MoE": Family(
+        "Lfm2MoeForCausalLM", {"model_type": "lfm2_moe", **_EXPERTS}, "short convolutions and full attention, experts"
+    ),
     "Nemotron-H": Family(
         "NemotronHForCausalLM",
         {"model_type": "nemotron_h", "hybrid_override_pattern": "M*M-", "mamba_num_heads": 4, "mamba_head_dim": 16},

@@ -130,7 +130,6 @@ def _quantized(pair: str) -> Shown:
     return _e2e(f"test_quantized_pairs.py::test_answers_and_rounds_are_those_of_the_stored_values[{pair}]")
 
 
-RECURRENT = Refused("whose states have not been shown to follow a tree")
 RECURRENT_HERE = Refused("is served where SGLang launches Triton kernels, which a tree of states needs")
 LATENT = Refused("honours a tree's mask with latent attention")
 WINDOW = Refused("needs an attention backend that places a sliding window per node")
@@ -142,17 +141,27 @@ REFUSED_TARGETS = (
     Row("Qwen3.5 / 3.6", CPU, ALL, RECURRENT_HERE),
     Row("Qwen3.5 / 3.6 MoE", CPU, ALL, RECURRENT_HERE),
     Row("Qwen3-Next", CPU, ALL, RECURRENT_HERE),
-    *(Row("LFM2", backend, ALL, RECURRENT) for backend in (CPU, FLASHINFER, FA3, FA4)),
+    Row("LFM2", CPU, ALL, RECURRENT_HERE),
+    Row("LFM2-MoE", CPU, ALL, RECURRENT_HERE),
+    Row("LFM2-MoE", TRITON, ALL, Refused("the first layer might not be an attention layer", by_sglang=True)),
     Row("LFM2", TRITON, ALL, Refused("the first layer might not be an attention layer", by_sglang=True)),
     Row("Nemotron-H", CPU, ALL, RECURRENT_HERE),
-    Row("Kimi-Linear", ALL, ALL, RECURRENT),
+    Row("Kimi-Linear", ALL, ALL, Refused("whose class in SGLang hands its layers' states to no drafter")),
     *(Row("DeepSeek / Kimi-K2", backend, ALL, LATENT) for backend in (CPU, FLASHINFER, FA4)),
     *(Row("Llama 4", backend, ALL, CHUNKS) for backend in (CPU, TRITON, FA3)),
     *(Row("Llama 4", backend, ALL, Refused("is required for Llama4", by_sglang=True)) for backend in (FLASHINFER, FA4)),
     *(Row("Gemma 3", backend, ALL, WINDOW) for backend in (FLASHINFER, FA4)),
+    *(Row("Gemma 3", backend, ALL, Refused("hands none to a drafter")) for backend in (CPU, TRITON, FA3)),
+    *(
+        Row("Gemma 4", backend, ALL, Refused("Gemma4 only supports", by_sglang=True))
+        for backend in (CPU, FLASHINFER, FA3)
+    ),
+    Row("Gemma 4", FA4, ALL, WINDOW),
     Row("gpt-oss", FA4, ALL, WINDOW),
     *(Row("gpt-oss", backend, ALL, NOT_BY_SGLANG) for backend in (CPU, FLASHINFER)),
 )
+
+_ADAPTERS = {"enable_lora": True, "max_lora_rank": 4, "lora_target_modules": ["q_proj"]}
 
 REFUSED_FEATURES = (
     Row(ALL, ALL, "pipeline parallelism", Refused("supports --pp-size 1 only", {"pp_size": 2})),
@@ -197,7 +206,11 @@ REFUSED_FEATURES = (
     ),
     Row(ALL, FA4, "pages of several tokens", Refused("needs pages of one token", {"page_size": 16})),
     Row("DeepSeek / Kimi-K2", FA3, "pages of several tokens", Refused("needs pages of one token", {"page_size": 16})),
-    Row("Gemma 3", FA3, "pages of several tokens", Refused("needs pages of one token", {"page_size": 16})),
+    *(
+        Row(family, FA3, "LoRA adapters", Refused("has not been shown with adapters", _ADAPTERS))
+        for family in ("Qwen3.5 / 3.6", "Qwen3.5 / 3.6 MoE", "Qwen3-Next", "Nemotron-H", "LFM2", "LFM2-MoE")
+    ),
+    Row("gpt-oss", FA3, "pages of several tokens", Refused("needs pages of one token", {"page_size": 16})),
 )
 
 ON_THE_CPU = (
@@ -331,11 +344,22 @@ IN_THE_LANE = (
     Row("gpt-oss", TRITON, "captured graphs and overlap", scene("windows-triton")),
     Row("gpt-oss", FA3, GREEDY, scene("windows-fa3")),
     Row("gpt-oss", FA3, "captured graphs and overlap", scene("windows-fa3")),
+    Row("gpt-oss", TRITON, "chunked prefill", scene("windows-triton-16", "slow")),
+    Row("gpt-oss", TRITON, "pages of several tokens", scene("windows-triton-16", "slow")),
+    Row("gpt-oss", TRITON, "requests that join and leave a batch", scene("windows-triton-16", "slow")),
+    Row("gpt-oss", TRITON, "retraction", scene("windows-retraction", "slow")),
+    Row("Gemma 4", TRITON, GREEDY, scene("windows-gemma", "slow")),
+    Row("Gemma 4", TRITON, "prefix cache", scene("windows-gemma", "slow")),
+    Row("Gemma 4", TRITON, "captured graphs and overlap", scene("windows-gemma", "slow")),
     Row("Qwen3.5 / 3.6", TRITON, GREEDY, scene("gated-delta", "slow")),
     Row("Qwen3.5 / 3.6", TRITON, "prefix cache", scene("gated-delta", "slow")),
     Row("Qwen3.5 / 3.6", TRITON, "captured graphs and overlap", scene("gated-delta", "slow")),
+    *(
+        Row("Qwen3.5 / 3.6", FLASHINFER, feature, scene("gated-delta-flashinfer", "slow"))
+        for feature in (GREEDY, "prefix cache", "captured graphs and overlap")
+    ),
+    Row("Qwen3.5 / 3.6", FA3, "tensor parallelism", scene("gated-delta-two-ranks", "slow")),
     Row("Qwen3.5 / 3.6", FA3, GREEDY, scene("gated-delta-images")),
-    Row("Qwen3.5 / 3.6", FA3, "prefix cache", scene("gated-delta-fa3", "slow")),
     Row("Qwen3.5 / 3.6", FA3, "captured graphs and overlap", scene("gated-delta-images")),
     Row("Qwen3.5 / 3.6", FA3, "ends", scene("gated-delta-chunks", "slow")),
     Row("Qwen3.5 / 3.6", FA3, "requests that join and leave a batch", scene("gated-delta-chunks", "slow")),
@@ -347,6 +371,7 @@ IN_THE_LANE = (
     Row("Qwen3.5 / 3.6 MoE", FA3, "captured graphs and overlap", scene("gated-delta-experts", "slow")),
     Row("Qwen3-Next", FA3, GREEDY, scene("qwen3-next", "slow")),
     Row("Qwen3-Next", FA3, "captured graphs and overlap", scene("qwen3-next", "slow")),
+    Row("Qwen3.5 / 3.6", FA3, "prefix cache", scene("gated-delta-fa3", "slow")),
     Row("Nemotron-H", FA3, GREEDY, scene("mamba", "slow")),
     Row("Nemotron-H", FA3, "prefix cache", scene("mamba", "slow")),
     Row("Nemotron-H", FA3, "captured graphs and overlap", scene("mamba", "slow")),
@@ -358,6 +383,19 @@ IN_THE_LANE = (
     Row("Nemotron-H", TRITON, "ends", scene("mamba-16", "slow")),
     Row("Nemotron-H", TRITON, "requests that join and leave a batch", scene("mamba-16", "slow")),
     Row("Nemotron-H", TRITON, "aborted requests", scene("mamba-16", "slow")),
+    *(
+        Row("LFM2-MoE", FA3, feature, scene("short-convolution-experts", "slow"))
+        for feature in (GREEDY, "prefix cache", "captured graphs and overlap")
+    ),
+    Row("LFM2", FA3, GREEDY, scene("short-convolution")),
+    Row("LFM2", FA3, "prefix cache", scene("short-convolution")),
+    Row("LFM2", FA3, "captured graphs and overlap", scene("short-convolution", "without overlap, as SGLang sets it")),
+    Row("LFM2", FA3, "ends", scene("short-convolution")),
+    Row("LFM2", FA3, "chunked prefill", scene("short-convolution-16", "slow")),
+    Row("LFM2", FA3, "retraction", scene("short-convolution-retraction", "slow")),
+    Row("LFM2", FA3, "requests that join and leave a batch", scene("short-convolution-16", "slow")),
+    Row("LFM2", FA3, "aborted requests", scene("short-convolution-16", "slow")),
+    Row("LFM2", FA3, "budget that follows the load", scene("short-convolution-widths", "slow")),
     Row("DeepSeek / Kimi-K2", TRITON, GREEDY, scene("latent-triton")),
     Row("DeepSeek / Kimi-K2", TRITON, "prefix cache", scene("latent-triton")),
     Row("DeepSeek / Kimi-K2", TRITON, "captured graphs and overlap", scene("latent-triton")),

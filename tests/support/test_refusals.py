@@ -6,7 +6,10 @@ own platform for CUDA, told that the machine is a Hopper; `ddtree_cpu` on the CP
 
 from __future__ import annotations
 
+import ast
 import json
+from functools import cache
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,8 +87,29 @@ class Layer(torch.nn.Module):
         self.attn = SimpleNamespace(sliding_window_size=window)
 
 
+METHOD = "set_dflash_layers_to_capture"
+"""By which a model is told which layers' states to hand to a drafter."""
+
+
+@cache
+def models_of_sglang() -> dict[str, ast.ClassDef]:
+    """Every class of SGLang's models, by name; read, not imported."""
+    folder = Path(str(find_spec("sglang").origin)).parent / "srt/models"  # type: ignore[union-attr]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.py"))]
+    return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def methods_in_sglang(name: str) -> set[str]:
+    """Methods of a model's class and of those it comes from."""
+    found = models_of_sglang().get(name)
+    if found is None:
+        return set()
+    own = {node.name for node in found.body if isinstance(node, ast.FunctionDef)}
+    return own.union(*(methods_in_sglang(base.id) for base in found.bases if isinstance(base, ast.Name)))
+
+
 def load(name: str, cfg: Any, backend: str) -> None:
-    """The checks of a loaded model, of which the layers' sinks are made up."""
+    """The checks of a loaded model, of which the layers' sinks are made up, and what its class hands to a drafter."""
     from sglang.srt import runtime_context
     from sglang.srt.arg_groups.overrides import model_config_of
 
@@ -93,6 +117,8 @@ def load(name: str, cfg: Any, backend: str) -> None:
 
     model = torch.nn.Sequential(*map(Layer, FAMILIES[name].sinks))
     model.lm_head = torch.nn.Identity()
+    if METHOD in methods_in_sglang(FAMILIES[name].architecture):
+        setattr(model, METHOD, None)
     config = model_config_of(cfg)
     window = config.sliding_window_size if config.is_hybrid_swa else FAMILIES[name].window
     runner = SimpleNamespace(

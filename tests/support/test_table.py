@@ -110,6 +110,10 @@ ARCHITECTURES = {
     "qwen3_5_moe": "Qwen3.5 / 3.6 MoE",
     "qwen3_next": "Qwen3-Next",
     "nemotron_h": "Nemotron-H",
+    "lfm2": "LFM2",
+    "lfm2_moe": "LFM2-MoE",
+    "gemma": "Gemma 4",
+    "qwen3_5_wide": "Qwen3.5 / 3.6",
     "deepseek": "DeepSeek / Kimi-K2",
 }
 """Of the lane's pairs, by family."""

@@ -1,7 +1,7 @@
 """Targets some of whose layers keep a recurrent state: which are served, and with what arguments.
 
 A tree needs kernels that read the state of a node's parent and keep one per node. SGLang has them in Triton, for gated
-delta nets and Mamba2; its other kernels of recurrent layers advance one state along a chain.
+delta nets, Mamba2 and convolutions; its other kernels of recurrent layers advance one state along a chain.
 """
 
 from __future__ import annotations
@@ -22,11 +22,19 @@ GATED_DELTA = (
     "Qwen3NextForCausalLM",
 )
 MAMBA2 = ("NemotronHForCausalLM",)
-SERVED = (*GATED_DELTA, *MAMBA2)
+SHORT_CONVOLUTIONS = ("Lfm2ForCausalLM", "Lfm2MoeForCausalLM")
+SERVED = (*GATED_DELTA, *MAMBA2, *SHORT_CONVOLUTIONS)
 """Architectures with recurrent layers that are verified as trees, by the kind of those layers."""
 
-STATE_BACKEND_CLASSES = ("GDNAttnBackend", "Mamba2AttnBackend")
+STATE_BACKEND_CLASSES = ("GDNAttnBackend", "Mamba2AttnBackend", "ShortConvAttnBackend")
 """SGLang's backends of recurrent layers whose kernels have been shown to take a tree (layers/attention/linear)."""
+
+NOT_DRAFTED_FOR = {
+    "KimiLinearForCausalLM": (
+        "whose class in SGLang hands its layers' states to no drafter, though the Triton kernel of its KDA takes a tree"
+    )
+}
+"""Architectures that no drafter can follow, and why, which is more than that their states were not shown."""
 
 _CHAIN = "use --speculative-algorithm DFLASH, whose chain SGLang supports there"
 
@@ -109,6 +117,11 @@ RECURRENT_RULES: tuple[RecurrentRule, ...] = (
         "keeps the states of Mamba2's nodes with a fixed number of nodes; remove --speculative-ddtree-policy.",
         MAMBA2,
     ),
+    # SGLang's buffers of adapters do not fit a gated q_proj, and no layer's with a state.
+    RecurrentRule(
+        lambda cfg: bool(cfg.enable_lora or cfg.lora_paths),
+        "has not been shown with adapters; remove --enable-lora and --lora-paths.",
+    ),
     # A running request's state would be kept by a prefill of others, which SGLang has not been shown to do for rounds.
     RecurrentRule(
         lambda cfg: bool(cfg.enable_mixed_chunk),
@@ -138,9 +151,12 @@ def check_recurrent_target(model_config: Any) -> None:
     name = (model_config.hf_config.architectures or ["this target"])[0]
     is_recurrent = mambaish_config(model_config) is not None or model_config.attention_arch == AttentionArch.SSM
     if is_recurrent and name not in SERVED:
+        why = f"whose states have not been shown to follow a tree; {_CHAIN}"
+        if name in NOT_DRAFTED_FOR:
+            why = f"{NOT_DRAFTED_FOR[name]}; use a server without {ALGORITHM}"
         raise DDTreeConfigError(
             f"{ALGORITHM} serves targets with recurrent layers of the architectures {', '.join(SERVED)}, got {name}, "
-            f"whose states have not been shown to follow a tree; {_CHAIN}."
+            f"{why}."
         )
 
 

@@ -49,8 +49,9 @@ def check_loaded_target(runner: Any) -> None:
     """`check_target` of a loaded model's runner: only the model knows for certain whether a layer has a window.
 
     Raises:
-        DDTreeConfigError: as `check_target`; the model keeps no LM head where SGLang's DFLASH looks for it; or it has
-            attention sinks that a backend would count twice, or windows that it would misplace.
+        DDTreeConfigError: as `check_target`; the model keeps no LM head where SGLang's DFLASH looks for it, or hands
+            no layer's states to a drafter; or it has attention sinks that a backend would count twice, or windows that
+            it would misplace.
     """
     from sglang.srt.runtime_context import attention_backends
 
@@ -63,8 +64,18 @@ def check_loaded_target(runner: Any) -> None:
             "its top (`model.lm_head`); use a target whose class in SGLang keeps it there, or a server without "
             f"{ALGORITHM}."
         )
+    _check_layers_are_handed_out(runner.model)
     _check_sinks(runner.model, attention_backends())
     _check_adapters(runner)
+
+
+def _check_layers_are_handed_out(model: Any) -> None:
+    """SGLang asks the model for its layers' states by this method (attention_backend_setup.py), later and with less."""
+    if not hasattr(model, "set_dflash_layers_to_capture"):
+        raise DDTreeConfigError(
+            f"{ALGORITHM} drafts from states of the target's layers, got {type(model).__name__}, whose class in SGLang "
+            f"hands none to a drafter (set_dflash_layers_to_capture); use a server without {ALGORITHM}."
+        )
 
 
 def _check_adapters(runner: Any) -> None:
@@ -212,7 +223,7 @@ def _parts(backend: Any) -> tuple[Any, ...]:
 
     With those of recurrent layers, which attend beside it (layers/attention/hybrid_linear_attn_backend.py).
     """
-    if type(backend).__name__ == "HybridLinearAttnBackend":
+    if type(backend).__name__ in ("HybridLinearAttnBackend", "ShortConvHybridAttnBackend"):
         return (*_parts(backend.full_attn_backend), backend.linear_attn_backend)
     if type(backend).__name__ != "HybridAttnBackend":
         return (backend,)

@@ -1,4 +1,4 @@
-"""What SGLang's attention backends are changed by for a tree, by what the target's layers have."""
+"""What SGLang's layers are changed by for a tree: windows, sinks and short convolutions, where a target has them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,24 @@ from ddtree_sglang.engine.stages.window_masks import window_of_masks
 
 
 def adapt_attention(runner: Any) -> None:
-    """Make the target's backend place windows by position and count sinks once, where it would not.
+    """Make the target place windows by position, count sinks once and convolve along paths, where it would not.
 
     Args:
         runner: the target's model runner, its backend built and no graph captured.
     """
     from ddtree_sglang.contract.attention_patches import SINK_PATCHES, WINDOW_PATCHES
-    from ddtree_sglang.contract.patch import assign
+    from ddtree_sglang.contract.patch import Patch, assign
+    from ddtree_sglang.contract.state_patches import SHORT_CONVOLUTION_PATCHES
 
     has_masks = window_of_masks(runner) is not None
     # By name: where there is no FA3, its module cannot be imported.
     is_fa3 = type(verifying_backend(runner.attn_backend)).__name__ == "FlashAttentionBackend"
     merges_sinks = is_fa3 and has_sinks_without_window(runner.model)
-    for patch in (*(WINDOW_PATCHES if has_masks else ()), *(SINK_PATCHES if merges_sinks else ())):
+    convolves = type(runner.attn_backend).__name__ == "ShortConvHybridAttnBackend"
+    needed: tuple[tuple[bool, tuple[Patch, ...]], ...] = (
+        (has_masks, WINDOW_PATCHES),
+        (merges_sinks, SINK_PATCHES),
+        (convolves, SHORT_CONVOLUTION_PATCHES),
+    )
+    for patch in (patch for is_needed, patches in needed if is_needed for patch in patches):
         assign(patch)

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.sglang
 PLAIN: dict[str, Any] = {
     "enable_int8_mamba_checkpoint": False,
     "enable_linear_replayssm": False,
+    "enable_lora": False,
     "enable_mamba_cache_stochastic_rounding": False,
     "enable_linear_replayssm_spec": False,
     "enable_mixed_chunk": False,
@@ -32,6 +33,7 @@ PLAIN: dict[str, Any] = {
     "linear_attn_backend": "triton",
     "linear_attn_decode_backend": None,
     "linear_attn_verify_backend": None,
+    "lora_paths": None,
     "mamba_backend": "triton",
     "mamba_radix_cache_strategy": "extra_buffer",
     "mamba_track_interval": 256,
@@ -70,8 +72,7 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
     ("config", "name"),
     [
         ("FalconH1Config", "FalconH1ForCausalLM"),
-        ("KimiLinearConfig", "KimiLinearForCausalLM"),
-        ("Lfm2Config", "Lfm2ForCausalLM"),
+        ("ZayaConfig", "ZayaForCausalLM"),
         # Gated delta nets of another model, whose kernels have more in them.
         ("JetNemotronConfig", "JetNemotronForCausalLM"),
     ],
@@ -79,6 +80,14 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_recurrent_layers_that_were_not_shown_are_refused(config: str, name: str) -> None:
     with pytest.raises(DDTreeConfigError, match=f"got {name}, whose states have not been shown to follow a tree"):
         check_recurrent_target(target(config, name))
+
+
+def test_kimi_linear_is_refused_for_what_its_class_lacks() -> None:
+    from sglang.srt.models.kimi_linear import KimiLinearForCausalLM
+
+    assert not hasattr(KimiLinearForCausalLM, "set_dflash_layers_to_capture"), "a drafter could follow it now"
+    with pytest.raises(DDTreeConfigError, match="got KimiLinearForCausalLM, whose class in SGLang hands its layers'"):
+        check_recurrent_target(target("KimiLinearConfig", "KimiLinearForCausalLM"))
 
 
 def test_a_target_that_never_attends_is_refused() -> None:
@@ -116,6 +125,8 @@ def test_gated_delta_nets_are_served(name: str) -> None:
             "raise --mamba-track-interval",
         ),
         ({"enable_mamba_cache_stochastic_rounding": True}, "remove --enable-mamba-cache-stochastic-rounding"),
+        ({"enable_lora": True}, "remove --enable-lora and --lora-paths"),
+        ({"lora_paths": ["first=adapter"]}, "remove --enable-lora and --lora-paths"),
         ({"enable_mixed_chunk": True}, "remove --enable-mixed-chunk"),
         ({"enable_streaming_session": True}, "remove --enable-streaming-session"),
     ],
@@ -158,4 +169,4 @@ def test_convolutions_that_round_their_inputs_are_refused(monkeypatch: pytest.Mo
 
 
 def test_every_rule_is_one_of_those_that_are_tested() -> None:
-    assert len(RECURRENT_RULES) == 12
+    assert len(RECURRENT_RULES) == 13

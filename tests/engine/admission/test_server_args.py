@@ -281,11 +281,11 @@ def test_a_pair_that_auto_would_load_in_two_dtypes_is_refused_unless_one_is_name
 
 
 def test_target_with_recurrent_layers_is_refused_before_it_loads(tmp_path: Path, drafter: str) -> None:
-    from sglang.srt.configs import Lfm2Config
+    from sglang.srt.configs import FalconH1Config
 
-    config = Lfm2Config(
+    config = FalconH1Config(
         hidden_size=64, num_hidden_layers=4, vocab_size=100, num_attention_heads=4, num_key_value_heads=2
     )
-    hybrid = {**config.to_dict(), "architectures": ["Lfm2ForCausalLM"]}
-    with pytest.raises(SystemExit, match="got Lfm2ForCausalLM, whose states have not been shown to follow a tree"):
+    hybrid = {**config.to_dict(), "architectures": ["FalconH1ForCausalLM"]}
+    with pytest.raises(SystemExit, match="got FalconH1ForCausalLM, whose states have not been shown to follow a tree"):
         resolve(*ddtree(write_checkpoint(tmp_path / "hybrid", hybrid), drafter))

@@ -63,7 +63,8 @@ def test_pages_are_served_where_a_nodes_slot_is_read_by_itself(page_size: int) -
 
 
 def loaded(model: torch.nn.Module, manager: Any = None) -> Any:
-    """The runner of a loaded model; `manager` is SGLang's of LoRA adapters."""
+    """The runner of a loaded model, which hands its layers' states out; `manager` is SGLang's of LoRA adapters."""
+    model.set_dflash_layers_to_capture = lambda layer_ids: None  # type: ignore[assignment]
     return SimpleNamespace(
         model_config=target(), sliding_window_size=None, page_size=1, model=model, lora_manager=manager
     )
@@ -95,6 +96,18 @@ def test_a_loaded_target_without_a_head_at_its_top_is_refused(monkeypatch: pytes
         check_loaded_target(runner)
     runner.model.lm_head = object()
     check_loaded_target(runner)
+
+
+def test_a_loaded_target_that_hands_no_layers_states_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt import runtime_context
+
+    monkeypatch.setattr(runtime_context, "attention_backends", lambda: ("fa3", "fa3"))
+    runner = loaded(torch.nn.Sequential())
+    runner.model.lm_head = object()
+    check_loaded_target(runner)
+    del runner.model.set_dflash_layers_to_capture
+    with pytest.raises(DDTreeConfigError, match="got Sequential, whose class in SGLang hands none to a drafter"):
+        check_loaded_target(runner)
 
 
 class Layer(torch.nn.Module):

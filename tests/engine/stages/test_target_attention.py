@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ddtree_sglang.contract.attention_patches import SINK_PATCHES, WINDOW_PATCHES
+from ddtree_sglang.contract.state_patches import SHORT_CONVOLUTION_PATCHES
 from ddtree_sglang.engine.stages.attention_sinks import with_sinks
 from ddtree_sglang.engine.stages.target_attention import adapt_attention
 from ddtree_sglang.engine.stages.window_masks import window_of_masks
@@ -22,7 +23,10 @@ def runner(backend: str, window: int | None, layers: tuple[int, ...] = (), has_s
     for module, size in zip(model, layers, strict=True):
         module.attn = SimpleNamespace(sliding_window_size=size)
         module.sinks = torch.zeros(2) if has_sinks else None
-    return SimpleNamespace(attn_backend=type(backend, (), {})(), sliding_window_size=window, model=model)
+    made = type(backend, (), {})()
+    if "Hybrid" in backend:
+        made.linear_attn_backend, made.full_attn_backend = object(), type("FlashAttentionBackend", (), {})()
+    return SimpleNamespace(attn_backend=made, sliding_window_size=window, model=model)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +38,8 @@ def runner(backend: str, window: int | None, layers: tuple[int, ...] = (), has_s
         (runner("FlashAttentionBackend", 127, (127, 127)), ()),
         (runner("FlashAttentionBackend", 127, (127, -1), has_sinks=False), ()),
         (runner("DDTreeCpuAttnBackend", 127, (127, -1)), ()),
+        (runner("ShortConvHybridAttnBackend", None, (-1,), has_sinks=False), SHORT_CONVOLUTION_PATCHES),
+        (runner("HybridLinearAttnBackend", None, (-1,), has_sinks=False), ()),
     ],
 )
 def test_a_backend_is_changed_where_it_would_be_wrong(

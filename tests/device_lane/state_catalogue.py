@@ -1,0 +1,246 @@
+"""Scenes of targets with recurrent layers."""
+
+from __future__ import annotations
+
+from tests.device_lane.context_waves import (
+    TRACKED_LEN,
+    chunked,
+    ends_about_a_tracked_length,
+    fill_the_pool,
+    finishes,
+    passes_a_tracked_length,
+    resumes_at_a_tracked_length,
+    resumes_at_its_end,
+)
+from tests.device_lane.scenes import (
+    Scene,
+    aborted,
+    changing_widths,
+    ends,
+    few,
+    few_of_chains,
+    pair_of_requests,
+    staggered,
+)
+
+CHUNKS = ("--chunked-prefill-size", "8")
+LOAD_FLAGS = ("--speculative-ddtree-policy", "load", "--speculative-ddtree-verify-tokens", "8")
+
+# Layers with a recurrent state: the prefix cache gets a copy at multiples of a length, or, without overlap, the state
+# that a request ends with.
+_STATES_POOL = ("--max-mamba-cache-size", "48")
+_TRACKED = (*_STATES_POOL, "--mamba-track-interval", str(TRACKED_LEN))
+_SCARCE = ("--max-total-tokens", "100", "--schedule-conservativeness", "0")
+_LAST_STATES = (*_STATES_POOL, "--disable-overlap-schedule")
+# Of the class that published ones have.
+GATED_DELTA_IMAGES = Scene(
+    "gated-delta-images",
+    "fa3",
+    (few,),
+    pair="gated_delta_images",
+    budget=7,
+    flags=_TRACKED,
+    captured=(4,),
+    must_log=("recurrent state at every node",),
+)
+GATED_DELTA = Scene(
+    "gated-delta",
+    "triton",
+    (few, passes_a_tracked_length, resumes_at_a_tracked_length),
+    pair="gated_delta",
+    budget=7,
+    flags=_TRACKED,
+    captured=(4,),
+    must_log=("recurrent state at every node",),
+)
+GATED_DELTA_CHAIN = Scene(
+    "gated-delta-chain",
+    "triton",
+    (few_of_chains,),
+    pair="gated_delta",
+    budget=7,
+    flags=(*_TRACKED, "--speculative-ddtree-top-k", "1"),
+    captured=(4,),
+)
+GATED_DELTA_16 = Scene(
+    "gated-delta-16",
+    "fa3",
+    (staggered, finishes, resumes_at_its_end, ends, aborted),
+    pair="gated_delta",
+    budget=16,
+    flags=_LAST_STATES,
+)
+
+GATED_DELTA_FA3 = Scene(
+    "gated-delta-fa3",
+    "fa3",
+    (few, passes_a_tracked_length, resumes_at_a_tracked_length),
+    pair="gated_delta",
+    budget=7,
+    flags=_TRACKED,
+    captured=(4,),
+)
+# Nemotron-H: Mamba2.
+MAMBA = Scene(
+    "mamba",
+    "fa3",
+    (few, passes_a_tracked_length, resumes_at_a_tracked_length),
+    pair="mamba",
+    budget=7,
+    flags=_TRACKED,
+    captured=(4,),
+    must_log=("recurrent state at every node",),
+)
+MAMBA_16 = Scene(
+    "mamba-16",
+    "triton",
+    (staggered, finishes, resumes_at_its_end, ends, aborted),
+    pair="mamba",
+    budget=16,
+    flags=_LAST_STATES,
+)
+MAMBA_CHUNKS = Scene(
+    "mamba-chunks",
+    "fa3",
+    (chunked, fill_the_pool, aborted),
+    pair="mamba",
+    budget=16,
+    flags=(*_TRACKED, *CHUNKS, *_SCARCE),
+)
+# LFM2. SGLang keeps no copies of its states at fixed lengths, and overlaps nothing.
+SHORT_CONVOLUTION = Scene(
+    "short-convolution",
+    "fa3",
+    (few, finishes, resumes_at_its_end, ends),
+    pair="short_convolution",
+    budget=7,
+    flags=_STATES_POOL,
+    captured=(1, 4),
+    must_log=("recurrent state at every node",),
+)
+SHORT_CONVOLUTION_OTHERS = (
+    Scene(
+        "short-convolution-16",
+        "fa3",
+        (staggered, chunked, aborted),
+        pair="short_convolution",
+        budget=16,
+        flags=(*_STATES_POOL, *CHUNKS),
+    ),
+    Scene(
+        "short-convolution-retraction",
+        "fa3",
+        (fill_the_pool,),
+        pair="short_convolution",
+        budget=16,
+        flags=(*_STATES_POOL, *_SCARCE),
+        must_log=("Retract requests",),
+    ),
+    Scene(
+        "short-convolution-experts",
+        "fa3",
+        (few, finishes, resumes_at_its_end),
+        pair="short_convolution_experts",
+        budget=7,
+        flags=_STATES_POOL,
+        captured=(4,),
+    ),
+    Scene(
+        "short-convolution-chain",
+        "fa3",
+        (few_of_chains,),
+        pair="short_convolution",
+        budget=7,
+        flags=(*_STATES_POOL, "--speculative-ddtree-top-k", "1"),
+        captured=(4,),
+    ),
+    Scene(
+        "short-convolution-widths",
+        "fa3",
+        (changing_widths,),
+        pair="short_convolution",
+        budget=4,
+        flags=(*_STATES_POOL, *LOAD_FLAGS),
+        captured=(1, 2),
+    ),
+)
+GATED_DELTA_OTHERS = (
+    Scene("gated-delta-stock", "fa3", (few,), pair="gated_delta", algorithm="DFLASH", flags=_TRACKED, captured=(4,)),
+    Scene("gated-delta-experts", "fa3", (few,), pair="gated_delta_experts", budget=7, flags=_TRACKED, captured=(4,)),
+    Scene("qwen3-next", "fa3", (few,), pair="next", budget=7, flags=_TRACKED, captured=(4,)),
+    Scene(
+        "gated-delta-chunks",
+        "fa3",
+        (staggered, chunked, ends, aborted),
+        pair="gated_delta",
+        budget=16,
+        flags=(*_TRACKED, *CHUNKS),
+    ),
+    Scene(
+        "gated-delta-64",
+        "fa3",
+        (pair_of_requests,),
+        pair="gated_delta",
+        budget=64,
+        flags=(*_STATES_POOL, "--mamba-track-interval", "128"),
+        captured=(2,),
+    ),
+    Scene(
+        "gated-delta-widths",
+        "fa3",
+        (changing_widths,),
+        pair="gated_delta",
+        budget=4,
+        flags=(*_TRACKED, *LOAD_FLAGS),
+        captured=(1, 2),
+    ),
+    Scene(
+        "gated-delta-retraction",
+        "fa3",
+        (fill_the_pool,),
+        pair="gated_delta",
+        budget=7,
+        flags=(*_TRACKED, *_SCARCE),
+        must_log=("Retract requests",),
+    ),
+    Scene(
+        "gated-delta-two-ranks",
+        "fa3",
+        (few,),
+        pair="gated_delta_wide",
+        budget=7,
+        flags=(*_TRACKED, "--tp-size", "2"),
+        captured=(4,),
+    ),
+    Scene(
+        "gated-delta-flashinfer",
+        "flashinfer",
+        (few, passes_a_tracked_length, resumes_at_a_tracked_length),
+        pair="gated_delta",
+        budget=7,
+        flags=_TRACKED,
+        captured=(4,),
+    ),
+    Scene(
+        "gated-delta-ends",
+        "fa3",
+        (ends_about_a_tracked_length, resumes_at_a_tracked_length),
+        pair="gated_delta",
+        budget=7,
+        flags=_TRACKED,
+        captured=(1, 2),
+    ),
+)
+
+# Of recurrent layers, for their time not in each CI run.
+SLOW_STATES = (
+    GATED_DELTA,
+    GATED_DELTA_CHAIN,
+    GATED_DELTA_16,
+    GATED_DELTA_FA3,
+    *GATED_DELTA_OTHERS,
+    MAMBA,
+    MAMBA_16,
+    MAMBA_CHUNKS,
+    *SHORT_CONVOLUTION_OTHERS,
+)

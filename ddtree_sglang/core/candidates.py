@@ -18,8 +18,17 @@ class DraftCandidates:
 
     topk_ids: torch.Tensor  # [B, D, K] int64, best first, ids of the whole vocabulary
     topk_logprobs: torch.Tensor  # [B, D, K] float32, log-softmax over the whole vocabulary, descending along K
-    # [B, D, K, K] float32, of a drafter that scores pairs: parent's rank, then the candidate's; core.tree_builder
+    # [B, D, K, K] float32, of a drafter that scores pairs: parent's rank, then the candidate's; core.tree_builder.
+    # Under a grammar on a host there are more candidates than these K.
     pair_logprobs: torch.Tensor | None = None
+
+    def scored(self) -> DraftCandidates:
+        """Of a drafter that scores pairs, the candidates that it scores; else all."""
+        if self.pair_logprobs is None:
+            return self
+        k = self.pair_logprobs.shape[-1]
+        ids, logprobs = (part[..., :k].contiguous() for part in (self.topk_ids, self.topk_logprobs))
+        return DraftCandidates(ids, logprobs, self.pair_logprobs)
 
     def first(self, batch_size: int) -> DraftCandidates:
         """Views of the first requests."""

@@ -1,10 +1,10 @@
 """The most probable prefixes that a grammar allows, as a tree, with the masks of its nodes.
 
-The drafter's law of a position is cut to the tokens that the grammar allows after a path, and renormalised: that is the
-law of a target under the same mask, as far as the drafter knows the target. So no node is spent on a token that cannot
-be chosen, and a token that the grammar forces costs its path no probability. The N - 1 most probable prefixes of that
-law are found best first, as in `tree_builder`; each node's mask, which its children need, is the mask that the verify
-needs.
+The drafter's law of a position, after the parent if it knows pairs, is cut to the tokens that the grammar allows after
+a path, and renormalised: that is the law of a target under the same mask, as far as the drafter knows the target. So no
+node is spent on a token that cannot be chosen, and a token that the grammar forces costs its path no probability. The
+N - 1 most probable prefixes of that law are found best first, as in `tree_builder`; each node's mask, which its
+children need, is the mask that the verify needs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -38,6 +39,14 @@ class GrammarTree:
         trees.logprobs[row] = torch.tensor(self.logprobs + missing * [-torch.inf])
 
 
+class Offer(NamedTuple):
+    """What may follow a node, best first."""
+
+    tokens: list[int]
+    ranks: list[int]  # among the position's candidates
+    logprobs: list[float]  # of their paths, in float32
+
+
 @dataclass(frozen=True)
 class Drafted:
     """What the drafter proposes at one position."""
@@ -46,18 +55,32 @@ class Drafted:
     logprobs: torch.Tensor  # [K] float64, descending
     words: torch.Tensor  # [K] int64, word of each token's bit in a mask row
     bits: torch.Tensor  # [K] int32, place of the bit
+    # [k, k] float64, of a drafter that scores pairs of the first k candidates: parent's rank, then the candidate's
+    pairs: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, ids: torch.Tensor, logprobs: torch.Tensor) -> Drafted:
-        """From `[K]` ids and log-probabilities on the host."""
-        return cls(ids, logprobs.double(), ids >> 5, (ids & 31).int())
+    def of(cls, ids: torch.Tensor, logprobs: torch.Tensor, pairs: torch.Tensor | None = None) -> Drafted:
+        """From `[K]` ids and log-probabilities and `[k, k]` conditionals on the host."""
+        return cls(ids, logprobs.double(), ids >> 5, (ids & 31).int(), None if pairs is None else pairs.double())
 
-    def allowed(self, row: torch.Tensor, path_logprob: float) -> tuple[list[int], list[float]]:
-        """The tokens that a mask row allows and their paths' log-probabilities in float32, renormalised."""
-        kept = ((row[self.words] >> self.bits & 1).bool() & (self.logprobs > -torch.inf)).nonzero().squeeze(1)
-        logprobs = self.logprobs[kept]
+    def allowed(self, row: torch.Tensor, path_logprob: float, parent_rank: int) -> Offer:
+        """The tokens that a mask row allows after a parent, best first, with their paths' log-probabilities."""
+        law = self._after(parent_rank)
+        kept = ((row[self.words] >> self.bits & 1).bool() & (law > -torch.inf)).nonzero().squeeze(1)
+        if self.pairs is not None:
+            kept = kept[law[kept].sort(descending=True, stable=True).indices]
+        logprobs = law[kept]
         scores = (logprobs - logprobs.logsumexp(0)).clamp(max=0) + path_logprob
-        return self.ids[kept].tolist(), scores.float().tolist()
+        return Offer(self.ids[kept].tolist(), kept.tolist(), scores.float().tolist())
+
+    def _after(self, parent_rank: int) -> torch.Tensor:
+        """The log-probabilities `[K]` after the parent of this rank.
+
+        Candidates that the pairs leave out, and those after parents that they leave out, have the position's own.
+        """
+        if self.pairs is None or parent_rank >= len(self.pairs):
+            return self.logprobs
+        return torch.cat((self.pairs[parent_rank], self.logprobs[len(self.pairs) :]))
 
 
 def build_grammar_tree(
@@ -69,6 +92,8 @@ def build_grammar_tree(
 ) -> GrammarTree:
     """At most N nodes, the most probable prefixes under the grammar among those of the K candidates per depth.
 
+    At depth 1 row 0 of pairs is the root's.
+
     Fills the rows of the nodes as `fill_node_masks` does and leaves the grammar as it was.
 
     Raises:
@@ -77,23 +102,23 @@ def build_grammar_tree(
     """
     tree = GrammarTree()
     walk = GrammarWalk(grammar)
-    # Of each node: its children's tokens and path log-probabilities, best first.
-    offers: list[tuple[list[int], list[float]]] = []
+    offers: list[Offer] = []  # of each node
+    ranks = [0]  # of each node among its position's candidates
     heap: list[tuple[float, int, int, int]] = []  # minus log-probability, depth, parent, rank among its children
 
     def offer(parent: int, rank: int) -> None:
-        tokens, scores = offers[parent]
-        if rank < len(tokens):
-            heapq.heappush(heap, (-scores[rank], tree.depths[parent] + 1, parent, rank))
+        logprobs = offers[parent].logprobs
+        if rank < len(logprobs):
+            heapq.heappush(heap, (-logprobs[rank], tree.depths[parent] + 1, parent, rank))
 
     def arrive(node: int) -> None:
         depth = tree.depths[node]
-        offers.append(([], []))
+        offers.append(Offer([], [], []))
         if grammar.is_terminated():
             return
         grammar.fill_vocab_mask(mask, first_row + node)
         if depth < len(drafted):
-            offers[node] = drafted[depth].allowed(mask[first_row + node], tree.logprobs[node])
+            offers[node] = drafted[depth].allowed(mask[first_row + node], tree.logprobs[node], ranks[node])
             offer(node, 0)
 
     arrive(0)
@@ -102,7 +127,7 @@ def build_grammar_tree(
         minus_score, depth, parent, rank = heapq.heappop(heap)
         offer(parent, rank + 1)
         at = _go(walk, tree, at, parent)
-        token = offers[parent][0][rank]
+        token = offers[parent].tokens[rank]
         if not walk.down(token):
             continue
         at = len(tree.parents)
@@ -110,6 +135,7 @@ def build_grammar_tree(
         tree.parents.append(parent)
         tree.depths.append(depth)
         tree.logprobs.append(-minus_score)
+        ranks.append(offers[parent].ranks[rank])
         arrive(at)
     _go(walk, tree, at, 0)
     return tree

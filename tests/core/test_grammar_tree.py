@@ -16,16 +16,30 @@ from tests.core.grammar_toys import END, Countdown, open_rows
 from tests.core.tree_cases import pair_candidates
 
 
-def draft(seed: int, depth: int, num_candidates: int) -> list[Drafted]:
-    """Candidates of `depth` positions, mostly small tokens, END among them."""
+def draft(seed: int, depth: int, num_candidates: int, num_scored: int = 0) -> list[Drafted]:
+    """Candidates of `depth` positions, mostly small tokens, END among them; pairs of the first `num_scored`."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for _ in range(depth):
         ids = torch.randperm(8, generator=generator)[: num_candidates - 1]
         ids = torch.cat([ids, torch.tensor([END])])
         logprobs = (2 * torch.randn(len(ids), generator=generator)).log_softmax(0).sort(descending=True).values
-        made.append(Drafted.of(ids, logprobs))
+        pairs = (2 * torch.randn(num_scored, num_scored, generator=generator)).log_softmax(1) if num_scored else None
+        if pairs is not None:
+            pairs += logprobs[:num_scored].logsumexp(0)
+        made.append(Drafted.of(ids, logprobs, pairs))
     return made
+
+
+def law_after(path: tuple[int, ...], drafted: list[Drafted]) -> list[float]:
+    """Log-probabilities of the candidates behind a path: of pairs where both are scored, else the position's."""
+    at = drafted[len(path)]
+    law = at.logprobs.tolist()
+    if at.pairs is not None:
+        parent = drafted[len(path) - 1].ids.tolist().index(path[-1]) if path else 0
+        if parent < len(at.pairs):
+            law[: len(at.pairs)] = at.pairs[parent].tolist()
+    return law
 
 
 def every_prefix(left: int, strict: bool, drafted: list[Drafted]) -> list[tuple[float, tuple[int, ...]]]:
@@ -39,7 +53,7 @@ def every_prefix(left: int, strict: bool, drafted: list[Drafted]) -> list[tuple[
             accept_as_plain(grammar, token)
         if len(path) == len(drafted) or grammar.is_terminated():
             continue
-        ids, logprobs = drafted[len(path)].ids.tolist(), drafted[len(path)].logprobs.tolist()
+        ids, logprobs = drafted[len(path)].ids.tolist(), law_after(path, drafted)
         kept = [(token, logprob) for token, logprob in zip(ids, logprobs, strict=True) if token in grammar.allowed()]
         mass = sum(math.exp(logprob) for _, logprob in kept)
         children = [(score + logprob - math.log(mass), (*path, token)) for token, logprob in kept]
@@ -56,12 +70,15 @@ def paths_of(tree: GrammarTree) -> list[tuple[int, ...]]:
     return paths
 
 
+@pytest.mark.parametrize("num_scored", [0, 3, 5])
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("seed", range(30))
-def test_the_tree_holds_the_most_probable_prefixes_that_the_grammar_allows(seed: int, strict: bool) -> None:
+def test_the_tree_holds_the_most_probable_prefixes_that_the_grammar_allows(
+    seed: int, strict: bool, num_scored: int
+) -> None:
     rng = random.Random(seed)
     left, num_nodes = rng.randrange(9), rng.randrange(1, 14)
-    drafted = draft(seed, rng.randrange(1, 5), 5)
+    drafted = draft(seed, rng.randrange(1, 5), 5, num_scored)
     grammar, mask = Countdown(left, strict), open_rows(num_nodes + 3)
     tree = build_grammar_tree(grammar, drafted, num_nodes, mask, 2)
     expected = every_prefix(left, strict, drafted)[: num_nodes - 1]

@@ -119,7 +119,9 @@ class CandidateRanking:
         ranked = self._rank(states, out)
         if self.scorer is None:
             return ranked
-        pairs = pair_conditionals(self.scorer.scores(states, roots, ranked), ranked.topk_logprobs)
+        k = self.scorer.top_k
+        best = DraftCandidates(ranked.topk_ids[..., :k], ranked.topk_logprobs[..., :k])
+        pairs = pair_conditionals(self.scorer.scores(states, roots, best), best.topk_logprobs)
         if out is None or out.pair_logprobs is None:
             return DraftCandidates(ranked.topk_ids, ranked.topk_logprobs, pairs)
         out.pair_logprobs.copy_(pairs)
@@ -136,8 +138,8 @@ class CandidateRanking:
         return out
 
     def wider(self, top_k: int) -> CandidateRanking:
-        """The same of at least so many candidates, without scores of pairs."""
-        return replace(self, top_k=max(self.top_k, top_k), scorer=None)
+        """The same of at least so many candidates; pairs are scored of the best, as many as the head was made for."""
+        return replace(self, top_k=max(self.top_k, top_k))
 
     def empty_candidates(self, batch_size: int, device: torch.device) -> DraftCandidates:
         """What `rank` writes into, for up to so many requests."""

@@ -91,11 +91,13 @@ class BatchGrammars:
     def plant(self, ranked: DraftCandidates, num_nodes: int, root_ids: torch.Tensor) -> DraftTree:
         """Trees of N = `num_nodes` from roots `[B]` int64 on the host, each under its request's grammar."""
         self._advance()
-        tree = build_draft_tree(ranked.topk_ids, ranked.topk_logprobs, root_ids, num_nodes)
+        best = ranked.scored()
+        tree = build_draft_tree(best.topk_ids, best.topk_logprobs, root_ids, num_nodes, best.pair_logprobs)
         mask = self._open_mask(num_nodes)
         for row, req in self._constrained():
-            positions = zip(ranked.topk_ids[row], ranked.topk_logprobs[row], strict=True)
-            drafted = [Drafted.of(ids, logprobs) for ids, logprobs in positions]
+            pairs = [None] * ranked.topk_ids.shape[1] if best.pair_logprobs is None else best.pair_logprobs[row]
+            positions = zip(ranked.topk_ids[row], ranked.topk_logprobs[row], pairs, strict=True)
+            drafted = [Drafted.of(*position) for position in positions]
             first_row = row * num_nodes
             try:
                 planted = build_grammar_tree(explored(req.grammar), drafted, num_nodes, mask, first_row)

@@ -99,8 +99,8 @@ class HostTrees(RoundTrees):
     def draft(
         self, drafter_out: Any, roots: BlockRoots, num_nodes: int, grammars: BatchGrammars | None = None
     ) -> TreeBuild:
-        """Under a grammar more candidates are ranked: it may forbid all of the best ones. Their pairs are not scored:
-        heads score the number of candidates that they were trained for.
+        """Under a grammar more candidates are ranked: it may forbid all of the best ones. Pairs are scored of the best,
+        as many as the head was trained for.
         """
         hidden = drafter_out.logits_output.hidden_states
         if grammars is None:

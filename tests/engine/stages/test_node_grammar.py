@@ -319,19 +319,22 @@ def check_planted(grammars: Any, tree: DraftTree, template: Any, size: int) -> l
 def test_planted_trees_hold_what_the_grammar_allows_with_the_masks_of_plain_decoding(
     kind: str, spec: str, backend: str, compiled: dict[Any, Any], tokenizer: Any
 ) -> None:
+    """Of a drafter that scores pairs, too, whose trees without a grammar are those of pairs."""
     template, size, num_nodes = compiled[backend, kind, spec], len(tokenizer), 9
     walked = a_walk(template, random.Random(1), 6, size, tokenizer.eos_token_id)
-    common = [tokenizer.eos_token_id, *range(size - 200, size), *walked]
+    common = list(dict.fromkeys([tokenizer.eos_token_id, *range(size - 200, size), *walked]))
     ids = torch.tensor([common, common, common]).expand(2, 3, len(common)).contiguous()
     logprobs = torch.randn(2, 3, len(common), generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     logprobs, order = logprobs.sort(descending=True)
-    ranked = DraftCandidates(ids.gather(2, order), logprobs)
-    grammars = grammars_of(batch_of((None, False), (template.copy(), False), size=size), None)
-    tree = grammars.plant(ranked, num_nodes, torch.tensor([3, 4]))
-    assert tree.token_ids[:, 0].tolist() == [3, 4]
-    free = build_draft_tree(ranked.topk_ids, ranked.topk_logprobs, torch.tensor([3, 4]), num_nodes)
-    assert torch.equal(tree.token_ids[0], free.token_ids[0])
-    check_planted(grammars, tree, template, size)
+    ids, root_ids = ids.gather(2, order), torch.tensor([3, 4])
+    pairs = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
+    for scored, law in ((len(common), None), (16, pairs)):
+        grammars = grammars_of(batch_of((None, False), (template.copy(), False), size=size), None)
+        tree = grammars.plant(DraftCandidates(ids, logprobs, law), num_nodes, root_ids)
+        assert tree.token_ids[:, 0].tolist() == [3, 4]
+        best = (part[..., :scored].contiguous() for part in (ids, logprobs))
+        assert torch.equal(tree.token_ids[0], build_draft_tree(*best, root_ids, num_nodes, law).token_ids[0])
+        check_planted(grammars, tree, template, size)
 
 
 def test_a_device_is_waited_for_when_its_trees_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

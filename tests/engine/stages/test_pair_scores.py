@@ -241,6 +241,22 @@ def planter(kind: str, top_k: int, num_nodes: int, first_state: int = 1) -> Plan
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_of_more_candidates_the_best_have_the_pairs_that_they_have_alone(kind: str) -> None:
+    from ddtree_sglang.engine.stages.candidates import BlockRoots, CandidateRanking, VocabShard
+
+    scorer = scorer_of(kind, 4)
+    ranking = CandidateRanking(VocabShard(head(), VOCAB, 0, LogitTransform(), None), scorer.top_k, D + 1, scorer)
+    hidden, roots = torch.randn(2 * (D + 1), H), BlockRoots(torch.tensor([3, 1]), torch.tensor([0, 1]))
+    scorer.keep(roots.rows, torch.randn(2, H))
+    alone, wider = ranking.rank(hidden, roots), ranking.wider(7).rank(hidden, roots)
+    assert wider.topk_ids.shape == (2, D, 7)
+    assert alone.pair_logprobs is not None
+    assert wider.pair_logprobs is not None
+    torch.testing.assert_close(wider.pair_logprobs, alone.pair_logprobs)
+    assert torch.equal(wider.scored().topk_ids, alone.topk_ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("top_k", "num_nodes"), [(1, D + 1), (4, 3), (4, 17)], ids=["chain", "small", "tree"])
 def test_what_is_committed_is_plain_decodings(kind: str, top_k: int, num_nodes: int) -> None:
     greedy = [decode_greedily(prompt, NUM_TOKENS + 2 * D) for prompt in PROMPTS]

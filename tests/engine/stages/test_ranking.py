@@ -43,7 +43,7 @@ def test_a_selector_ranks_as_many_candidates_as_it_was_trained_for() -> None:
     assert (ranking.top_k, ranking.first_state) == (16, 1)
     assert ranking.empty_candidates(2, torch.device("cpu")).pair_logprobs.shape == (2, BLOCK - 1, 16, 16)
     wider = ranking.wider(256)
-    assert (wider.top_k, wider.scorer, wider.first_state) == (256, None, 1)
+    assert (wider.top_k, wider.scorer, wider.first_state) == (256, ranking.scorer, 1)
 
 
 @pytest.mark.parametrize(("from_anchor", "first_state"), [(True, 0), (False, 1)])

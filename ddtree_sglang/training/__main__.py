@@ -5,11 +5,14 @@
     python -m ddtree_sglang.training train    --target M --data FILE.npz --work DIR --steps 2000
     python -m ddtree_sglang.training evaluate --target M --data FILE.npz --work DIR
     python -m ddtree_sglang.training export   --work DIR --output FOLDER
+    python -m ddtree_sglang.training selector --target M --data FILE.npz --work DIR --draft FOLDER --output FOLDER
     python -m ddtree_sglang.training all      --target M --data FILE.npz --work DIR --output FOLDER
 
 A stage that is stopped goes on when the same command is given again. Features are computed once per `--work` folder,
 training goes on from the newest checkpoint there, and evaluation and export read that checkpoint. `train` computes
-features that are missing. `all` runs every stage and scores the exported drafter on prompts of four kinds.
+features that are missing. `selector` gives an exported drafter, whose weights stay, a head that scores pairs of
+candidates (DFlash2); its conversations had better be ones that the drafter was not trained on. `all` runs every stage
+but that one, and scores the exported drafter on prompts of four kinds.
 A run goes on only with its own data, split and training flags. `--allow-changed-plan` allows other data and flags,
 never another split. Targets: any of Llama's shape, see `model/target_check.py`.
 The recipe is block drafting over several target features (DFlash, arXiv 2602.06036), trained on the target's own
@@ -31,6 +34,7 @@ from ddtree_sglang.training.stages.evaluate import evaluate
 from ddtree_sglang.training.stages.export import export
 from ddtree_sglang.training.stages.features import compute_features
 from ddtree_sglang.training.stages.generate import generate
+from ddtree_sglang.training.stages.selector import train_selector
 from ddtree_sglang.training.stages.train import train
 
 
@@ -85,6 +89,21 @@ def _export(command: Command) -> None:
     export(command.run.work, command.output(), command.training.dtype)
 
 
+def _selector(command: Command) -> None:
+    if command.scoring.draft is None:
+        raise ValueError("this stage adds a selector to an exported drafter: pass --draft FOLDER.")
+    train_selector(
+        command.target(),
+        command.data(),
+        command.run.work,
+        command.scoring.draft,
+        command.output(),
+        command.selector,
+        command.training,
+        command.held_out,
+    )
+
+
 def _all(command: Command) -> None:
     output, target = command.output(), command.target()
     check_target(target.folder, target.tokenizer(), command.choices)  # before hours of generation
@@ -99,6 +118,7 @@ STAGE_RUNNERS: dict[str, Callable[[Command], None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "export": _export,
+    "selector": _selector,
     "all": _all,
 }
 

@@ -14,11 +14,12 @@ from ddtree_sglang.training.data.conversations import HeldOutConfig
 from ddtree_sglang.training.data.self_generation import GenerationPlan
 from ddtree_sglang.training.described import add_flags, described, from_flags
 from ddtree_sglang.training.fit.config import TrainingConfig
+from ddtree_sglang.training.fit.selector_fit import SelectorConfig
 from ddtree_sglang.training.model.drafter_config import DrafterChoices
 from ddtree_sglang.training.stages.evaluate import ScoringConfig
 from ddtree_sglang.training.stages.target import TargetFolder
 
-STAGES = ("generate", "features", "train", "evaluate", "export", "all")
+STAGES = ("generate", "features", "train", "evaluate", "export", "selector", "all")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Command:
     choices: DrafterChoices
     generation: GenerationPlan
     training: TrainingConfig
+    selector: SelectorConfig
     scoring: ScoringConfig
     server: str | None  # URL of a server that generates
     allow_changed_plan: bool
@@ -90,6 +92,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         action="store_true",
         help="train: go on from a checkpoint of other training flags or of other data",
     )
+    add_flags(parser, "selector", SelectorConfig)
     add_flags(parser, "evaluate", ScoringConfig)
     return parser
 
@@ -109,6 +112,7 @@ def parse_command(argv: Sequence[str] | None, description: str) -> Command:
         choices=from_flags(DrafterChoices, args),
         generation=from_flags(GenerationPlan, args, seed=training.seed),
         training=training,
+        selector=from_flags(SelectorConfig, args, seed=training.seed),
         scoring=from_flags(ScoringConfig, args),
         server=args.server,
         allow_changed_plan=args.allow_changed_plan,

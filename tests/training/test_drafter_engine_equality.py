@@ -7,6 +7,7 @@ block, as an ENCODER_ONLY layer over a KV cache that holds the prefix sees it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,10 @@ class DenseAttention(torch.nn.Module):
         return out.transpose(0, 1).flatten(1)
 
 
-def _random_drafter() -> DFlashDrafter:
+def _random_drafter(selector_rank: int = 0) -> DFlashDrafter:
     torch.manual_seed(5)
-    model = DFlashDrafter(tiny_config(tiny_target()))
+    shape = dataclasses.replace(tiny_config(tiny_target()), selector_rank=selector_rank, selector_top_k=6)
+    model = DFlashDrafter(shape)
     for name, parameter in model.named_parameters():
         offset = 1.0 if "norm" in name else 0.0
         torch.nn.init.normal_(parameter, mean=offset, std=0.3)
@@ -75,10 +77,11 @@ def _random_drafter() -> DFlashDrafter:
 
 def _engine_model(folder: Path) -> Any:
     from safetensors.torch import load_file
-    from sglang.srt.models.dflash import DFlashDraftModel
+    from sglang.srt.models import dflash
     from transformers import AutoConfig
 
-    model = DFlashDraftModel(AutoConfig.from_pretrained(folder)).float()
+    config = AutoConfig.from_pretrained(folder)
+    model = getattr(dflash, config.architectures[0])(config).float()
     for parameter in model.parameters():
         parameter.data.fill_(float("nan"))  # whatever loading misses would show
     model.load_weights(load_file(folder / "model.safetensors").items())
@@ -106,6 +109,29 @@ def test_block_hidden_states_equal_the_engines(engine: None, tmp_path: Path, anc
 
     found = ours(embeds[None, None], features[None], torch.tensor([[anchor]]))[0, 0]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_scores_of_pairs_equal_the_servers(engine: None, tmp_path: Path) -> None:
+    from ddtree_sglang.core.candidates import DraftCandidates
+    from ddtree_sglang.engine.stages.candidates import BlockRoots
+    from ddtree_sglang.engine.stages.pair_scores import scorer_of
+
+    ours = _random_drafter(selector_rank=5)
+    theirs = _engine_model(export_drafter(ours, tmp_path / "drafter", torch.float32))
+    scorer = scorer_of(theirs, None, 6)
+    assert scorer is not None
+    assert scorer.top_k == 6
+    config = ours.config
+    generator = torch.Generator().manual_seed(2)
+    states = torch.randn(4, config.num_drafts, config.hidden_size, generator=generator)
+    logprobs, ids = torch.randn(4, config.num_drafts, 97, generator=generator).log_softmax(-1).topk(6)
+    roots = torch.tensor([3, 14, 15, 92])
+    assert ours.candidate_selector is not None
+    found = ours.candidate_selector.scores(states, roots, ids, logprobs)
+    expected = scorer.scores(states, BlockRoots(roots, torch.arange(4)), DraftCandidates(ids, logprobs))
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found[:, :, 0], found[:, :, 1])
 
 
 def test_engine_reads_the_exported_config_as_meant(engine: None, tmp_path: Path) -> None:

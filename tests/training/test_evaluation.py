@@ -19,7 +19,7 @@ WRONG = 19  # in no conversation
 class TableDrafter:
     """Drafts two tokens by a table: (anchor, slot) -> best and second-best token; all others are hopeless."""
 
-    config = SimpleNamespace(num_drafts=2, vocab_size=VOCABULARY)
+    config = SimpleNamespace(num_drafts=2, vocab_size=VOCABULARY, selector_rank=0)
 
     def __init__(self, table: dict[tuple[int, int], tuple[int, int]]) -> None:
         self.table = table
@@ -76,6 +76,47 @@ def test_rounds_of_a_chain_and_of_trees_are_those_counted_by_hand() -> None:
     # Two nodes are the two choices for the first token: 1, 3, 4, 6. Eight hold every path, so 1 leads to 4 and 4 to 7.
     assert scores["tree2"] == DraftScore(tokens=(7,), rounds=(4,))
     assert scores["tree8"] == DraftScore(tokens=(7,), rounds=(3,))
+
+
+class ParentSelector:
+    """Scores that forbid, at depth 2, every token that does not stand right behind its parent in the conversation."""
+
+    hidden_projection = SimpleNamespace(weight=torch.zeros(1))
+
+    def scores(self, _states: torch.Tensor, _roots: torch.Tensor, ids: torch.Tensor, logprobs: torch.Tensor) -> Any:
+        scores = logprobs.unsqueeze(2).repeat(1, 1, ids.shape[2], 1)
+        follows = ids[:, 1, None, :] == ids[:, 0, :, None] + 1
+        scores[:, 1] = scores[:, 1].masked_fill(~follows, -1e4)
+        return scores
+
+
+def test_a_law_of_pairs_walks_its_own_trees_beside_those_of_positions() -> None:
+    """After 4 come 5, a first choice, and 6, a second one: of two nodes 6 is one only if it is likely after 5."""
+    hopeless = (WRONG, 18)
+    table = {(anchor, slot): hopeless for anchor in (5, 6) for slot in (1, 2)}
+    table |= {(4, 1): (5, WRONG), (4, 2): (WRONG, 6)}
+    model: Any = TableDrafter(table)
+    model.config = SimpleNamespace(num_drafts=2, vocab_size=VOCABULARY, selector_rank=1, selector_top_k=2)
+    model.candidate_selector = ParentSelector()
+    conversations = Conversations(torch.arange(8), torch.tensor([0, 8]), torch.tensor([4]))
+    cache: Any = EmptyCache()
+    identity = torch.eye(VOCABULARY)
+    scores = evaluate_drafter(model, identity, identity, conversations, cache, [0], torch.ones(4), budgets=(2,)).scores
+    # Positions: the nodes 5 and WRONG at depth 1, so 5 and the bonus, then a bonus. Pairs: 5, 6 and the bonus.
+    assert scores["tree2"] == DraftScore(tokens=(3,), rounds=(2,))
+    assert scores["pairs2"] == DraftScore(tokens=(3,), rounds=(1,))
+
+
+def test_a_gain_is_of_the_same_conversations() -> None:
+    """Both rules need more rounds where text is hard; one of them always needs a tenth fewer."""
+    hard, easy = DraftScore((100, 100), (100, 100)), DraftScore((100, 100), (50, 50))
+    mixed = DraftScore(hard.tokens + easy.tokens, hard.rounds + easy.rounds)
+    better = DraftScore(mixed.tokens, tuple(round(0.9 * n) for n in mixed.rounds))
+    gain, low, high = better.gain_over(mixed)
+    assert gain == pytest.approx(better.accept_length - mixed.accept_length)
+    assert 0 < low <= gain <= high
+    assert better.confidence_interval()[0] < mixed.confidence_interval()[1]  # apart from one another they overlap
+    assert mixed.gain_over(mixed) == (0.0, 0.0, 0.0)
 
 
 def test_accuracy_counts_positions_that_exist() -> None:

@@ -17,11 +17,25 @@ from ddtree_sglang.training.data.conversations import load_conversations
 from ddtree_sglang.training.data.held_out_prompts import HELD_OUT_PROMPTS
 from ddtree_sglang.training.model.drafter_model import DFlashDrafter
 from ddtree_sglang.training.model.export import export_drafter, load_drafter
-from ddtree_sglang.training.score.scoring import answer_prompts
+from ddtree_sglang.training.score.calibration import ReliabilityCounter
+from ddtree_sglang.training.score.evaluation import DraftScore, Evaluation
+from ddtree_sglang.training.score.scoring import KindScore, answer_prompts, score_table
 from ddtree_sglang.training.stages import evaluate
 from tests.training.tiny import save_tiny_target, tiny_config, tiny_target
 
 PROMPTS = {"short": ("w5 w6", "w8"), "long": ("w9 w10 w11 w12 w13 w14",)}
+
+
+def test_what_pairs_add_is_told_by_kind_beside_its_interval() -> None:
+    counter = ReliabilityCounter(2)
+    tokens = (40, 60, 50)
+    by_positions = DraftScore(tokens, (20, 30, 25))
+    scores = {"chain": by_positions, "tree8": by_positions, "pairs8": DraftScore(tokens, (16, 24, 20))}
+    kind = KindScore("code", Evaluation(scores, counter))
+    assert kind.record()["gains_of_pairs"] == {"8": [0.5, 0.5, 0.5]}
+    assert "| code | +0.500 (+0.500 to +0.500) |" in score_table([kind])
+    plain = KindScore("code", Evaluation({"chain": by_positions, "tree8": by_positions}, counter))
+    assert "pairs" not in score_table([plain])
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ from typing import Any
 from ddtree_sglang.training.described import described, layer_ids
 
 ARCHITECTURE = "DFlashDraftModel"
+SELECTOR_ARCHITECTURE = "DFlash2DraftModel"
+"""Of a drafter whose head scores pairs of candidates (`candidate_selector`)."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class DrafterConfig:
     """Everything that fixes the shape of a drafter; lengths in tokens, widths in elements.
 
     `target_layer_ids` are 0-based target layers whose *output* residual stream is a context feature. The
-    last target layer cannot be one: SGLang captures a feature as the input of the following layer.
+    last target layer cannot be one: SGLang captures a feature as the input of the following layer. A drafter of
+    `selector_rank` 0 has no head that scores pairs.
     """
 
     hidden_size: int
@@ -54,6 +57,8 @@ class DrafterConfig:
     rms_norm_eps: float
     rope_theta: float
     max_position_embeddings: int
+    selector_rank: int = 0
+    selector_top_k: int = 0  # candidates per depth that the selector scores
 
     def __post_init__(self) -> None:
         if self.block_size < 2:
@@ -85,8 +90,9 @@ class DrafterConfig:
 
     def to_hf_config(self) -> dict[str, Any]:
         """The dictionary to write as `config.json` of the exported drafter."""
+        head = {"selector_rank": self.selector_rank, "selector_top_k": self.selector_top_k}
         return {
-            "architectures": [ARCHITECTURE],
+            "architectures": [SELECTOR_ARCHITECTURE if self.selector_rank else ARCHITECTURE],
             "model_type": "qwen3",
             "attention_bias": False,
             "attention_dropout": 0.0,
@@ -97,6 +103,7 @@ class DrafterConfig:
                 "mask_token_id": self.mask_token_id,
                 "num_target_layers": self.num_target_layers,
                 "target_layer_ids": list(self.target_layer_ids),
+                **(head if self.selector_rank else {}),
             },
             "dtype": "bfloat16",
             "head_dim": self.head_dim,
@@ -136,6 +143,8 @@ class DrafterConfig:
             rms_norm_eps=config["rms_norm_eps"],
             rope_theta=config["rope_parameters"]["rope_theta"],
             max_position_embeddings=config["max_position_embeddings"],
+            selector_rank=dflash.get("selector_rank", 0),
+            selector_top_k=dflash.get("selector_top_k", 0),
         )
 
 

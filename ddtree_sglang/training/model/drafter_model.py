@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddtree_sglang.training.model.candidate_selector import CandidateSelector
 from ddtree_sglang.training.model.drafter_config import DrafterConfig
 
 Rope = tuple[Tensor, Tensor]  # cosines and sines
@@ -158,6 +159,11 @@ class DFlashDrafter(nn.Module):
         self.layers = nn.ModuleList(DrafterLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = Rotary(config.head_dim, config.rope_theta)
+        self.candidate_selector = (
+            CandidateSelector(config.hidden_size, config.vocab_size, config.selector_rank)
+            if config.selector_rank
+            else None
+        )
 
     def block_token_ids(self, anchor_tokens: Tensor) -> Tensor:
         """Input ids [..., S] of blocks that start with the given bonus tokens [...]."""

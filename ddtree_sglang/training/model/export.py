@@ -2,8 +2,8 @@
 
 Weight names are those `DFlashDraftModel.load_weights` (SGLang 0.5.23, `srt/models/dflash.py`) expects:
 `layers.N.self_attn.{q,k,v,o}_proj`, `{q,k}_norm`, `layers.N.mlp.{gate,up,down}_proj`, the two layer norms,
-`fc`, `hidden_norm`, `norm`, each with `.weight`. It ignores unknown and
-missing names without a message, so the check here is the only one.
+`fc`, `hidden_norm`, `norm`, each with `.weight`; a drafter that scores pairs has `candidate_selector.*`, too. It
+ignores unknown and missing names without a message, so the check here is the only one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ddtree_sglang.training.model.drafter_config import ARCHITECTURE, DrafterConfig
+from ddtree_sglang.training.model.drafter_config import ARCHITECTURE, SELECTOR_ARCHITECTURE, DrafterConfig
 from ddtree_sglang.training.model.drafter_model import DFlashDrafter
 
 
@@ -45,17 +45,17 @@ def load_drafter(folder: Path) -> DFlashDrafter:
 
     Raises:
         FileNotFoundError: `config.json` or `model.safetensors` is missing.
-        ValueError: not a plain DFlash drafter, a damaged file, or names or shapes differ from the config's.
+        ValueError: neither a DFlash nor a DFlash2 drafter, a damaged file, or names or shapes differ from the config's.
     """
     try:
         config = json.loads((folder / "config.json").read_text())
         weights = load_file(folder / "model.safetensors")
     except (json.JSONDecodeError, SafetensorError) as error:
         raise ValueError(f"the drafter in {folder} is damaged ({error}): export it again.") from error
-    if config.get("architectures") != [ARCHITECTURE]:
+    if config.get("architectures") not in ([ARCHITECTURE], [SELECTOR_ARCHITECTURE]):
         raise ValueError(
-            f"a drafter's config.json must say architectures ['{ARCHITECTURE}'], found "
-            f"{config.get('architectures')} in {folder}: pass a DFlash drafter folder."
+            f"a drafter's config.json must say architectures ['{ARCHITECTURE}'] or ['{SELECTOR_ARCHITECTURE}'], found "
+            f"{config.get('architectures')} in {folder}: pass a DFlash or DFlash2 drafter folder."
         )
     try:
         model = DFlashDrafter(DrafterConfig.from_hf_config(config))

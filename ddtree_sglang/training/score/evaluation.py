@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddtree_sglang.core import accept_length, build_draft_tree, count_rounds, walk_tree
+from ddtree_sglang.core import DraftTree, accept_length, build_draft_tree, count_rounds, walk_tree
+from ddtree_sglang.core.candidates import pair_conditionals
 from ddtree_sglang.training.data.conversations import Conversations
 from ddtree_sglang.training.features.cache import FeatureCache
 from ddtree_sglang.training.fit.anchor_batches import AnchorBatch, gather_batch
 from ddtree_sglang.training.model.drafter_model import DFlashDrafter
+from ddtree_sglang.training.model.drafting import Drafts, draft_blocks
 from ddtree_sglang.training.score.calibration import Reliability, ReliabilityCounter
 
 TREE_BUDGETS = (8, 16, 32, 64)
@@ -36,12 +38,28 @@ class DraftScore:
 
     def confidence_interval(self, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
         """95 % bootstrap interval of the accept length over conversations."""
+        return _interval(self._resampled(resamples, seed))
+
+    def gain_over(self, other: DraftScore, resamples: int = 1000, seed: int = 0) -> tuple[float, float, float]:
+        """How much longer the accept length is than `other`'s on the same conversations, and its 95 % interval.
+
+        The resamples are of conversations, the same for both, so what makes a conversation hard counts for neither.
+        """
+        low, high = _interval(self._resampled(resamples, seed) - other._resampled(resamples, seed))
+        return self.accept_length - other.accept_length, low, high
+
+    def _resampled(self, resamples: int, seed: int) -> Tensor:
+        """Accept lengths [resamples] of conversations drawn with replacement."""
         tokens, rounds = torch.tensor(self.tokens).float(), torch.tensor(self.rounds).float()
         generator = torch.Generator().manual_seed(seed)
         picks = torch.randint(len(tokens), (resamples, len(tokens)), generator=generator)
-        ratios = tokens[picks].sum(1) / rounds[picks].sum(1).clamp_min(1)
-        low, high = ratios.quantile(torch.tensor([0.025, 0.975])).tolist()
-        return low, high
+        return tokens[picks].sum(1) / rounds[picks].sum(1).clamp_min(1)
+
+
+def _interval(values: Tensor) -> tuple[float, float]:
+    """The 2.5th and the 97.5th percentile."""
+    low, high = values.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return low, high
 
 
 @dataclass(frozen=True)
@@ -55,6 +73,11 @@ class Evaluation:
     def reliability(self) -> tuple[Reliability, ...]:
         """By draft depth."""
         return self.counter.by_depth()
+
+    def gains_of_pairs(self) -> dict[str, tuple[float, float, float]]:
+        """By budget, how much longer the accept length of pairs is than that of positions, and its 95 % interval."""
+        budgets = [name.removeprefix("pairs") for name in self.scores if name.startswith("pairs")]
+        return {budget: self.scores[f"pairs{budget}"].gain_over(self.scores[f"tree{budget}"]) for budget in budgets}
 
     def merged(self, other: Evaluation) -> Evaluation:
         """The score over the conversations of both."""
@@ -82,8 +105,12 @@ def evaluate_drafter(
     *,
     budgets: tuple[int, ...] = TREE_BUDGETS,
 ) -> Evaluation:
-    """Draft at every answer position of the given conversations and walk the rounds."""
-    names = ["chain", *(f"tree{budget}" for budget in budgets)]
+    """Draft at every answer position of the given conversations and walk the rounds.
+
+    A drafter whose head scores pairs is scored with trees of its law of pairs, too, by the names "pairs8", ....
+    """
+    laws = ("tree", "pairs") if model.config.selector_rank else ("tree",)
+    names = ["chain", *(f"{law}{budget}" for law in laws for budget in budgets)]
     tokens: dict[str, list[int]] = {name: [] for name in names}
     rounds: dict[str, list[int]] = {name: [] for name in names}
     counter = ReliabilityCounter(model.config.num_drafts)
@@ -93,9 +120,11 @@ def evaluate_drafter(
             continue
         anchors = torch.arange(start, length - 1)
         batch = gather_batch(conversations, cache, [index], [anchors], model.config.num_drafts)
-        top_ids, top_logprobs = _draft(model, embedding, head, batch, feature_scale, max(budgets))
-        accepted = _accepted_drafts(top_ids, top_logprobs, batch, budgets)
-        counter.add(top_ids, top_logprobs, batch.labels[0], batch.valid[0])
+        features = batch.features.float() * feature_scale
+        drafts = draft_blocks(model, embedding, head, features, batch.anchors, batch.anchor_tokens, max(budgets))
+        pairs = _pair_logprobs(model, drafts, batch.anchor_tokens[0])
+        accepted = _accepted_drafts(drafts, pairs, batch, budgets)
+        counter.add(drafts.topk_ids, drafts.topk_logprobs, batch.labels[0], batch.valid[0])
         for name in names:
             tokens[name].append(length - 1 - start)
             rounds[name].append(count_rounds((accepted[name] + 1).tolist()))
@@ -103,40 +132,43 @@ def evaluate_drafter(
     return Evaluation(scores, counter)
 
 
-def _draft(
-    model: DFlashDrafter, embedding: Tensor, head: Tensor, batch: AnchorBatch, feature_scale: Tensor, k: int
-) -> tuple[Tensor, Tensor]:
-    """Best ids and full-vocabulary log-probabilities [A, D, k] of one conversation's blocks."""
-    device = embedding.device
-    batch = batch.to(device)
-    embeds = embedding[model.block_token_ids(batch.anchor_tokens)].float()
-    with torch.autocast(device.type, torch.bfloat16, enabled=head.dtype == torch.bfloat16):
-        hidden = model(embeds, batch.features.float() * feature_scale.to(device), batch.anchors)[0, :, 1:]
-    ids, logprobs = [], []
-    for part in hidden.split(64):
-        logits = (part.to(head.dtype) @ head.T).float()
-        top = logits.topk(min(k, logits.shape[-1]), dim=-1)
-        ids.append(top.indices.cpu())
-        logprobs.append((top.values - logits.logsumexp(-1, keepdim=True)).cpu())
-    return torch.cat(ids), torch.cat(logprobs)
-
-
 def _accepted_drafts(
-    top_ids: Tensor, top_logprobs: Tensor, batch: AnchorBatch, budgets: tuple[int, ...]
+    drafts: Drafts, pair_logprobs: Tensor | None, batch: AnchorBatch, budgets: tuple[int, ...]
 ) -> dict[str, Tensor]:
     """Drafts accepted [A] int64 at each anchor, by rule."""
     labels = batch.labels[0].masked_fill(~batch.valid[0], -1)  # [A, D]
-    agree = (top_ids[..., 0] == labels).long()
+    agree = (drafts.topk_ids[..., 0] == labels).long()
     accepted = {"chain": agree.cumprod(-1).sum(-1)}
     for budget in budgets:
-        k = min(budget, top_ids.shape[-1])
-        tree = build_draft_tree(
-            top_ids[..., :k].contiguous(),
-            top_logprobs[..., :k].contiguous(),
-            batch.anchor_tokens[0],
-            budget + 1,
-        )
-        # What the target says after a node of depth d is the answer's token d + 1 past the anchor, on its path.
-        target_ids = labels.gather(1, tree.depths.clamp(max=labels.shape[1] - 1))
-        accepted[f"tree{budget}"] = walk_tree(tree, target_ids, labels.shape[1] + 1).num_correct_drafts
+        tree = build_draft_tree(*_best(drafts, budget), batch.anchor_tokens[0], budget + 1)
+        accepted[f"tree{budget}"] = _walked(tree, labels)
+    if pair_logprobs is not None:
+        best = _best(drafts, pair_logprobs.shape[-1])
+        for budget in budgets:
+            tree = build_draft_tree(*best, batch.anchor_tokens[0], budget + 1, pair_logprobs)
+            accepted[f"pairs{budget}"] = _walked(tree, labels)
     return accepted
+
+
+def _best(drafts: Drafts, k: int) -> tuple[Tensor, Tensor]:
+    """The best k tokens of each position: ids and log-probabilities [A, D, k]."""
+    return drafts.topk_ids[..., :k].contiguous(), drafts.topk_logprobs[..., :k].contiguous()
+
+
+def _walked(tree: DraftTree, labels: Tensor) -> Tensor:
+    """Correct drafts [A] of trees, where the target's tokens are `labels` [A, D], -1 where there is none."""
+    # What the target says after a node of depth d is the answer's token d + 1 past the anchor, on its path.
+    target_ids = labels.gather(1, tree.depths.clamp(max=labels.shape[1] - 1))
+    return walk_tree(tree, target_ids, labels.shape[1] + 1).num_correct_drafts
+
+
+def _pair_logprobs(model: DFlashDrafter, drafts: Drafts, root_ids: Tensor) -> Tensor | None:
+    """The law of pairs [A, D, K, K] of a drafter that has one, as the server takes it."""
+    if model.config.selector_rank == 0:
+        return None
+    ids, logprobs = _best(drafts, model.config.selector_top_k)
+    selector = model.candidate_selector
+    assert selector is not None
+    device = selector.hidden_projection.weight.device
+    scores = selector.scores(*(one.to(device) for one in (drafts.states, root_ids, ids, logprobs)))
+    return pair_conditionals(scores.cpu(), logprobs)

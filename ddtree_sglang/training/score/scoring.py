@@ -39,6 +39,9 @@ class KindScore:
             "conversations": len(scores["chain"].rounds),
             **self.evaluation.summary(),
             "interval_95": {name: [round(end, 3) for end in one.confidence_interval()] for name, one in scores.items()},
+            "gains_of_pairs": {
+                budget: [round(value, 4) for value in gain] for budget, gain in self.evaluation.gains_of_pairs().items()
+            },
             "tokens": sum(scores["chain"].tokens),
             "rounds": {name: sum(one.rounds) for name, one in scores.items()},
             "reliability": [
@@ -102,7 +105,10 @@ def _answer(
 
 
 def score_table(scores: Sequence[KindScore]) -> str:
-    """Markdown: accept length with its 95 % interval by kind, then the reliability of all prompts by depth."""
+    """Markdown: accept length with its 95 % interval by kind, then the reliability of all prompts by depth.
+
+    Of a drafter that scores pairs, between the two: how much longer trees of pairs are accepted.
+    """
     rules = list(scores[0].evaluation.scores)
     lines = [
         "| prompts | " + " | ".join(rules) + " |",
@@ -115,7 +121,20 @@ def score_table(scores: Sequence[KindScore]) -> str:
             low, high = one.confidence_interval()
             cells.append(f"{one.accept_length:.2f} ({low:.2f} to {high:.2f})")
         lines.append(f"| {score.kind} | " + " | ".join(cells) + " |")
+    lines += _gains_table(scores)
     lines += ["", "| depth | confidence | accuracy | calibration error |", "|--:|--:|--:|--:|"]
     for depth, at in enumerate(scores[-1].evaluation.reliability, start=1):
         lines.append(f"| {depth} | {at.confidence:.3f} | {at.accuracy:.3f} | {at.calibration_error:.3f} |")
     return "\n".join(lines)
+
+
+def _gains_table(scores: Sequence[KindScore]) -> list[str]:
+    """What pairs add to the accept length at each budget, with its 95 % interval over the same conversations."""
+    gains = [score.evaluation.gains_of_pairs() for score in scores]
+    if not gains[0]:
+        return []
+    lines = ["", "| pairs more than positions | " + " | ".join(gains[0]) + " |", "|---|" + "--:|" * len(gains[0])]
+    for score, by_budget in zip(scores, gains, strict=True):
+        cells = [f"{gain:+.3f} ({low:+.3f} to {high:+.3f})" for gain, low, high in by_budget.values()]
+        lines.append(f"| {score.kind} | " + " | ".join(cells) + " |")
+    return lines

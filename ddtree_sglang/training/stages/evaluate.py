@@ -37,7 +37,10 @@ from ddtree_sglang.training.stages.target import TargetFolder
 class ScoringConfig:
     """Which drafter is scored, on what, and where the scores go."""
 
-    draft: Path | None = described(None, "folder of an exported drafter to score; default: the newest checkpoint")
+    draft: Path | None = described(
+        None,
+        "folder of an exported drafter: evaluate scores it (default: the newest checkpoint), selector adds a head",
+    )
     prompts: str = described(
         "held-out",
         "what to score on: held-out conversations of --data, or the recipe's own 80 prompts of four kinds",

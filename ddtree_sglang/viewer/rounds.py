@@ -7,13 +7,14 @@ what a line lacks is None here, or empty.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 MAX_BATCH = 2**16
 """More than any server runs at once; a damaged number asks for no memory."""
+MAX_VALUE = 2**53
+"""Up to here a page's script has whole numbers as they are."""
 
 
 class NotARound(ValueError):
@@ -169,7 +170,7 @@ def _tree(
     real = 1 + next((n for n, parent in enumerate(parents[1:]) if parent < 0), len(parents) - 1)
     if any(not 0 <= _count(parent) < node for node, parent in enumerate(parents[1:real], 1)):
         raise ValueError("a parent comes before its children")
-    return tuple(map(_count, token_ids[:real])), (-1, *parents[1:real]), tuple(map(_number, probs[:real]))
+    return tuple(map(_count, token_ids[:real])), (-1, *parents[1:real]), tuple(map(_probability, probs[:real]))
 
 
 def _optional(convert: Any, value: Any) -> Any:
@@ -177,14 +178,21 @@ def _optional(convert: Any, value: Any) -> Any:
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_VALUE:
         raise ValueError(f"a whole number of 0 or more was needed, got {value!r}")
     return value
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"a finite number was needed, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_VALUE:
+        raise ValueError(f"a number of 0 or more was needed, got {value!r}")
+    return float(value)
+
+
+def _probability(value: Any) -> float:
+    # A product of rounded factors may be a little more than 1.
+    if _number(value) > 1.001:
+        raise ValueError(f"a probability was needed, got {value!r}")
     return float(value)
 
 

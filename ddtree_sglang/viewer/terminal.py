@@ -156,7 +156,7 @@ def _cost_lines(found: Round) -> Iterator[str]:
     stages = {plain_line(name): spent for name, spent in found.stages_ms.items()}
     width = max(map(len, stages), default=0)
     for name, spent in stages.items():
-        share = spent / found.total_ms if found.total_ms else 0.0
+        share = min(1.0, spent / found.total_ms) if found.total_ms else 0.0
         each = f"{spent / nodes:8.3f} a node" if nodes else ""
         yield f"{name:<{width}} {spent:8.2f} ms {each}  {'█' * round(BAR * share)}".rstrip()
 

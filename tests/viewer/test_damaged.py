@@ -14,9 +14,9 @@ from ddtree_sglang.viewer.trace_file import Trace, TraceError
 from ddtree_sglang.viewer.vocabulary import Vocabulary
 from tests.viewer.cases import SAMPLE, write
 
-CASES = 400
+CASES = 600
 ODD = (
-    *(None, True, -1, 0, 1, -5.5, 2**70, 1e308, float("nan"), "x", "", "\x1b[2J"),
+    *(None, True, -1, 0, 1, 40, 40, -5.5, 2**70, 1e308, float("nan"), "x", "", "\x1b[2J"),
     *([], [[]], {}, {"a": 1}, [None], [1, 2, 3], [[-1]], [[0, 0, 0]], [["a"]], [{}]),
 )
 OPTIONAL = ("decision", "expected_tokens", "expected_ms", "server")

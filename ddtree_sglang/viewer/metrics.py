@@ -17,13 +17,22 @@ _HIDDEN = ("_created", "_bucket", "_sum")
 
 @dataclass(frozen=True)
 class Sample:
-    """One look at a server. None: it does not say. `ours` are the series of this project by name and labels."""
+    """One look at a server. None: it does not say. `ours` are the series of this project by name and labels.
+
+    `num_nodes` is of the newest round; expected, realised and measured values are sums since the server's start, of
+    rounds whose budget policy "adaptive" chose.
+    """
 
     running: float | None = None
     waiting: float | None = None
     tokens_per_s: float | None = None
     accept_length: float | None = None
+    most_nodes: float | None = None
     num_nodes: float | None = None
+    expected_tokens: float | None = None
+    realised_tokens: float | None = None
+    expected_s: float | None = None
+    measured_s: float | None = None
     kv_usage: float | None = None
     finished_tokens: float | None = None
     finished_rounds: float | None = None
@@ -46,7 +55,7 @@ def parse_metrics(text: str) -> Sample:
     series = list(_series(text))
 
     def of(name: str) -> list[float]:
-        return [value for found, _, value in series if found == "sglang:" + name and math.isfinite(value)]
+        return [value for found, _, value in series if found == name and math.isfinite(value)]
 
     def total(name: str) -> float | None:
         return sum(of(name)) if of(name) else None
@@ -55,18 +64,23 @@ def parse_metrics(text: str) -> Sample:
         values = of(name)
         return sum(values) / len(values) if values else None
 
-    usage = mean("full_token_usage")
+    usage = mean("sglang:full_token_usage")
     return Sample(
-        running=total("num_running_reqs"),
-        waiting=total("num_queue_reqs"),
-        tokens_per_s=total("gen_throughput"),
+        running=total("sglang:num_running_reqs"),
+        waiting=total("sglang:num_queue_reqs"),
+        tokens_per_s=total("sglang:gen_throughput"),
         # 0 stands for a server that has not reported yet: an accept length is 1 or more.
-        accept_length=mean("spec_accept_length") or None,
-        num_nodes=mean("spec_num_draft_tokens") or None,
-        kv_usage=mean("token_usage") if usage is None else usage,
-        finished_tokens=total("generation_tokens_total"),
-        finished_rounds=total("spec_verify_calls_total"),
-        finished_requests=total("num_requests_total"),
+        accept_length=mean("sglang:spec_accept_length") or None,
+        most_nodes=mean("sglang:spec_num_draft_tokens") or None,
+        num_nodes=mean("ddtree_nodes") or None,
+        expected_tokens=total("ddtree_expected_tokens"),
+        realised_tokens=total("ddtree_realised_tokens"),
+        expected_s=total("ddtree_expected_round_seconds"),
+        measured_s=total("ddtree_measured_round_seconds"),
+        kv_usage=mean("sglang:token_usage") if usage is None else usage,
+        finished_tokens=total("sglang:generation_tokens_total"),
+        finished_rounds=total("sglang:spec_verify_calls_total"),
+        finished_requests=total("sglang:num_requests_total"),
         ours=_ours(series),
     )
 
@@ -74,11 +88,21 @@ def parse_metrics(text: str) -> Sample:
 def _series(text: str) -> Iterator[Series]:
     from prometheus_client.parser import text_string_to_metric_families
 
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            ranks = [sample.labels.get(name, "0") for name in ("tp_rank", "pp_rank", "moe_ep_rank")]
-            if set(ranks) <= {"0"}:
-                yield sample.name, sample.labels, float(sample.value)
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    first: dict[str, tuple[int, ...]] = {}
+    for sample in samples:
+        group, rank = _rank(sample.labels)
+        first[group] = min(rank, first.get(group, rank))
+    for sample in samples:
+        group, rank = _rank(sample.labels)
+        if rank == first[group]:
+            yield sample.name, sample.labels, float(sample.value)
+
+
+def _rank(labels: Mapping[str, str]) -> tuple[str, tuple[int, ...]]:
+    """The data-parallel group of a series and its place there. Under DP attention a group's ranks do not begin at 0."""
+    told = (labels.get(name, "") for name in ("pp_rank", "tp_rank", "moe_ep_rank"))
+    return labels.get("dp_rank", ""), tuple(int(rank) if rank.isdigit() else 0 for rank in told)
 
 
 _COMMON = ("engine_type", "model_name", "tp_rank", "pp_rank", "moe_ep_rank", "pid", "is_streaming")

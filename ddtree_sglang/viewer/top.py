@@ -179,6 +179,7 @@ def screen(url: str, about: str, course: Course, has_metrics: bool) -> str:
             lines.append(f"{label:<18}{form.format(values[-1]):>9}  {sparkline(values[-width:])}".rstrip())
     lines += _note(now)
     lines += ["", *_finished(now)] if now.finished_tokens else []
+    lines += list(_as_expected(now))
     before = course.looks[-2][1].ours if len(course.looks) > 1 else {}
     lines += ["", "decisions and verdicts of DDTREE", *_ours(now.ours, before)] if now.ours else []
     return "\n".join(lines)
@@ -189,7 +190,8 @@ ROWS = (
     ("requests waiting", "waiting", "{:.0f}"),
     ("tokens/s", "tokens_per_s", "{:.1f}"),
     ("accept length", "accept_length", "{:.2f}"),
-    ("most nodes (N)", "num_nodes", "{:.0f}"),
+    ("nodes now (N)", "num_nodes", "{:.0f}"),
+    ("most nodes (N)", "most_nodes", "{:.0f}"),
     ("KV in use", "kv_usage", "{:.1%}"),
 )
 
@@ -205,6 +207,16 @@ def _finished(now: Sample) -> Iterator[str]:
     told = f" in {rounds:.0f} rounds, {tokens / rounds:.2f} each" if rounds else ""
     answers = f" of {now.finished_requests:.0f} answers" if now.finished_requests else ""
     yield f"finished since start: {tokens:.0f} tokens{answers}{told}"
+
+
+def _as_expected(now: Sample) -> Iterator[str]:
+    """Whether drafter and costs are known well: what came against what policy "adaptive" had expected."""
+    if now.expected_tokens and now.realised_tokens is not None:
+        share = now.realised_tokens / now.expected_tokens
+        yield f"tokens of drafted rounds: {now.realised_tokens:.0f} of {now.expected_tokens:.0f} expected, {share:.0%}"
+    if now.expected_s and now.measured_s is not None:
+        share = now.measured_s / now.expected_s
+        yield f"seconds of rounds: {now.measured_s:.1f} of {now.expected_s:.1f} expected, {share:.0%}"
 
 
 def _ours(series: Mapping[str, float], before: Mapping[str, float]) -> Iterator[str]:

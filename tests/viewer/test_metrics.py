@@ -17,7 +17,7 @@ def test_recorded_metrics_are_read() -> None:
         waiting=0.0,
         tokens_per_s=14.842271681168713,
         accept_length=2.4761904761904763,
-        num_nodes=17.0,
+        most_nodes=17.0,
         kv_usage=0.01153564453125,
         finished_tokens=28.0,
         finished_rounds=11.0,
@@ -36,6 +36,18 @@ def test_ranks_of_one_model_count_once_and_data_parallel_ranks_add_up() -> None:
     )
     found = parse_metrics(text)
     assert (found.running, found.accept_length) == (5.0, 2.5)
+
+
+def test_first_rank_of_a_group_counts_under_attention_in_groups() -> None:
+    text = "".join(f'sglang:num_running_reqs{{dp_rank="{tp // 2}",tp_rank="{tp}"}} {tp + 1}\n' for tp in range(4))
+    assert parse_metrics(text).running == 1 + 3
+
+
+def test_what_policy_adaptive_exports_is_read() -> None:
+    names = ("nodes", "expected_tokens", "realised_tokens", "expected_round_seconds", "measured_round_seconds")
+    found = parse_metrics("".join(f"ddtree_{name} {place + 1}\n" for place, name in enumerate(names)))
+    told = (found.num_nodes, found.expected_tokens, found.realised_tokens, found.expected_s, found.measured_s)
+    assert told == (1, 2, 3, 4, 5)
 
 
 def test_every_series_of_this_project_is_shown_by_its_telling_labels() -> None:
@@ -63,7 +75,7 @@ def test_zeros_of_a_server_that_has_not_reported_are_no_values() -> None:
     found = parse_metrics(
         "sglang:spec_accept_length 0.0\nsglang:spec_num_draft_tokens 0.0\nsglang:gen_throughput NaN\n"
     )
-    assert (found.accept_length, found.num_nodes, found.tokens_per_s) == (None, None, None)
+    assert (found.accept_length, found.most_nodes, found.tokens_per_s) == (None, None, None)
 
 
 @pytest.mark.parametrize("text", ["", "some_other_series 3\n"])

@@ -218,6 +218,16 @@ def test_decisions_show_what_was_added_since_the_look_before() -> None:
     ]
 
 
+def test_expected_stands_beside_what_came() -> None:
+    told = {"expected_tokens": 200.0, "realised_tokens": 190.0, "expected_s": 10.0, "measured_s": 12.5}
+    course = Course()
+    course.add(0.0, Sample(num_nodes=5.0, **told))
+    shown = screen("http://server", "m", course, True)
+    assert "nodes now (N)             5  █" in shown
+    assert "tokens of drafted rounds: 190 of 200 expected, 95%" in shown
+    assert "seconds of rounds: 12.5 of 10.0 expected, 125%" in shown
+
+
 def test_history_is_bounded() -> None:
     course = Course()
     for number in range(1000):

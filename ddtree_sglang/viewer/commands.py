@@ -11,6 +11,7 @@ from typing import Any
 from ddtree_sglang.training.whole_file import replace_text
 from ddtree_sglang.viewer import top
 from ddtree_sglang.viewer.choice import choose_rounds, choose_run, newest
+from ddtree_sglang.viewer.follow import follow
 from ddtree_sglang.viewer.layout import plain_line
 from ddtree_sglang.viewer.page import page
 from ddtree_sglang.viewer.page_data import page_data
@@ -40,6 +41,7 @@ def add_commands(commands: Any) -> None:
         default=MAX_ROUNDS,
         help=f"most rounds whose trees a page holds, the newest (default {MAX_ROUNDS})",
     )
+    trace.add_argument("--follow", action="store_true", help="print a line for each new round, until Ctrl-C")
     trace.set_defaults(run=run_trace)
     live = commands.add_parser("top", help="watch a server: accept length, width, tokens per second, decisions")
     live.add_argument("url", metavar="URL", help="of the server, such as http://127.0.0.1:30000")
@@ -52,7 +54,11 @@ def add_commands(commands: Any) -> None:
 def run_trace(args: argparse.Namespace) -> int:
     """Print the trace, or write its page; 1 with a line on stderr if it cannot be shown."""
     try:
+        if args.follow:
+            follow(args.file, sys.stdout, request=args.request)
         sys.stdout.write(shown_trace(args))
+    except KeyboardInterrupt:
+        return 0
     except BrokenPipeError:
         # The reader, such as `head`, has enough. What is left in the buffer has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

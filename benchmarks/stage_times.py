@@ -31,6 +31,10 @@ class StageSummary:
         return asdict(self)
 
 
+NOT_STAGES = ("total_ms", "expected_ms")
+"""Times of a line that are no stage's: their sum, and what a policy expected."""
+
+
 class TraceReader:
     """Follows one trace file: `mark` the present end, later `since_mark` gives the rounds in between."""
 
@@ -56,7 +60,7 @@ def _stages(line: dict[str, Any]) -> dict[str, float]:
     return {
         key.removesuffix("_ms"): float(value)
         for key, value in line.items()
-        if key.endswith("_ms") and key != "total_ms"
+        if key.endswith("_ms") and key not in NOT_STAGES
     }
 
 

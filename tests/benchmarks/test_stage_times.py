@@ -50,5 +50,11 @@ def test_summary_takes_one_batch_size_and_splits_forwards_from_tree_work() -> No
     assert summary.tree_share == pytest.approx(10 / 100)
 
 
+def test_what_a_policy_expected_is_no_stage() -> None:
+    summary = summarise([{**line(1, draft=4, verify=6), "expected_ms": 90.0}], batch_size=1)
+    assert summary is not None
+    assert (summary.round_ms, summary.stage_ms) == (10, {"draft": 4, "verify": 6})
+
+
 def test_no_round_of_that_batch_size_gives_none() -> None:
     assert summarise([line(1, draft=1, verify=1)], batch_size=8) is None

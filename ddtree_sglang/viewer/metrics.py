@@ -134,7 +134,9 @@ def parse_info(info: Mapping[str, Any]) -> Sample:
 
 
 def describe(info: Mapping[str, Any]) -> str:
-    """What is served, on one line."""
+    """What is served, on one line; empty where the server does not say, as the workers' ingress."""
+    if not info:
+        return ""
     model = str(info.get("served_model_name") or info.get("model_path") or "").rstrip("/").rsplit("/", 1)[-1]
     algorithm = info.get("speculative_algorithm") or "plain decoding"
     nodes = info.get("speculative_num_draft_tokens")

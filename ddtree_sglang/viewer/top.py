@@ -170,19 +170,23 @@ def _redrawn(text: str, last: str) -> str:
 def screen(url: str, about: str, course: Course, has_metrics: bool) -> str:
     """The screen as text."""
     now = course.looks[-1][1]
+    before = course.looks[-2][1].ours if len(course.looks) > 1 else {}
+    sections = (
+        [plain_line(url), plain_line(about)],
+        [] if has_metrics else [NO_METRICS],
+        [*_rows(course), *_note(now)],
+        [*_finished(now), *_as_expected(now)],
+        ["what DDTREE itself counts", *_ours(now.ours, before)] if now.ours else [],
+    )
+    return "\n\n".join("\n".join(filter(None, lines)) for lines in sections if lines)
+
+
+def _rows(course: Course) -> Iterator[str]:
     width = max(10, min(HISTORY, shutil.get_terminal_size().columns - 34))
-    lines = [plain_line(url), *([plain_line(about)] if about else []), ""]
-    lines += [] if has_metrics else [NO_METRICS, ""]
     for label, name, form in ROWS:
         values = course.values(name)
         if values[-1] is not None:
-            lines.append(f"{label:<18}{form.format(values[-1]):>9}  {sparkline(values[-width:])}".rstrip())
-    lines += _note(now)
-    lines += ["", *_finished(now)] if now.finished_tokens else []
-    lines += list(_as_expected(now))
-    before = course.looks[-2][1].ours if len(course.looks) > 1 else {}
-    lines += ["", "decisions and verdicts of DDTREE", *_ours(now.ours, before)] if now.ours else []
-    return "\n".join(lines)
+            yield f"{label:<18}{form.format(values[-1]):>9}  {sparkline(values[-width:])}".rstrip()
 
 
 ROWS = (
@@ -203,7 +207,9 @@ def _note(now: Sample) -> list[str]:
 
 
 def _finished(now: Sample) -> Iterator[str]:
-    tokens, rounds = now.finished_tokens or 0.0, now.finished_rounds
+    tokens, rounds = now.finished_tokens, now.finished_rounds
+    if not tokens:
+        return
     told = f" in {rounds:.0f} rounds, {tokens / rounds:.2f} each" if rounds else ""
     answers = f" of {now.finished_requests:.0f} answers" if now.finished_requests else ""
     yield f"finished since start: {tokens:.0f} tokens{answers}{told}"

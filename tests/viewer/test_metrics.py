@@ -107,5 +107,5 @@ def test_server_info_tells_two_values_and_what_is_served() -> None:
     assert (parse_info({}), parse_info({"internal_states": ["x"]}), describe({})) == (
         Sample(),
         Sample(),
-        "plain decoding",
+        "",
     )

@@ -79,7 +79,7 @@ def test_one_look_at_a_server(capsys: pytest.CaptureFixture[str]) -> None:
         "",
         "finished since start: 28 tokens of 2 answers in 11 rounds, 2.55 each",
         "",
-        "decisions and verdicts of DDTREE",
+        "what DDTREE itself counts",
         "  ddtree_suspect_pair           0",
     ]
 
@@ -116,6 +116,22 @@ def test_what_cannot_be_watched_is_one_line(
     captured = capsys.readouterr()
     assert (captured.out, captured.err.count("\n")) == ("", 1)
     assert message in captured.err
+
+
+def test_ingress_of_the_workers_is_watched_too(capsys: pytest.CaptureFixture[str]) -> None:
+    from workers.answers.retry import AnswerCounters
+    from workers.http.metrics import IngressMetrics
+
+    metrics = IngressMetrics()
+    metrics.count(AnswerCounters(requests=5, tokens=80))
+    with serving(pages(metrics=metrics.text(ready_replicas=2).decode())) as url:
+        assert main(["top", url, "--once"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{url}\n\nwhat DDTREE itself counts\n")
+    assert [line.split()[-1] for line in out.splitlines() if "requests_total" in line or "tokens_total" in line] == [
+        "5",
+        "80",
+    ]
 
 
 def test_something_that_is_no_such_server_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -54,6 +55,17 @@ def expected_per_round(rounds: Iterable[Summary]) -> float | None:
     known = [one for one in rounds if one.expected_tokens is not None and one.batch_size]
     parts = sum(one.batch_size for one in known)
     return sum(one.expected_tokens or 0.0 for one in known) / parts if parts else None
+
+
+def time_share(rounds: Iterable[Summary]) -> float | None:
+    """Time that rounds took as a share of the time that a policy expected of them; None where it expected none."""
+    known = [(one.total_ms, one.expected_ms) for one in rounds if one.expected_ms]
+    return sum(took for took, _ in known) / sum(expected for _, expected in known) if known else None
+
+
+def decisions(rounds: Iterable[Summary]) -> Counter[str]:
+    """Rounds by what a policy decided, where it says so."""
+    return Counter(one.decision for one in rounds if one.decision is not None)
 
 
 def shapes(rounds: Sequence[Summary]) -> list[Shape]:
@@ -116,6 +128,7 @@ def _point(rounds: Sequence[Summary]) -> dict[str, Any]:
         "batch": mean(lambda one: one.batch_size),
         "nodes": mean(lambda one: one.num_nodes),
         "ms": mean(lambda one: one.total_ms),
+        "expected_ms": mean(lambda one: one.expected_ms),
         "tokens": _rounded(tokens_per_round(rounds)),
         "expected": _rounded(expected_per_round(rounds)),
     }

@@ -10,15 +10,18 @@ from ddtree_sglang.viewer.layout import children_of, plain_line, visible
 from ddtree_sglang.viewer.rounds import Part, Round
 from ddtree_sglang.viewer.statistics import (
     FORWARDS,
+    decisions,
     expected_per_round,
     requests,
     shapes,
+    time_share,
     tokens_per_round,
 )
 from ddtree_sglang.viewer.trace_file import Run, Summary, Trace
 from ddtree_sglang.viewer.vocabulary import Vocabulary
 
 MOST_REQUESTS = 20
+MOST_DECISIONS = 8
 BAR = 40
 _CODES = {"good": "32;1", "root": "34;1", "dim": "2", "bold": "1"}
 
@@ -72,6 +75,12 @@ def _accept_lines(rounds: Sequence[Summary]) -> Iterator[str]:
     if tokens is not None:
         told = "" if expected is None else f"; expected {expected:.2f}, {_percent(tokens, expected)} of it came"
         yield f"accept length {tokens:.2f} tokens a request and round{told}"
+    if (share := time_share(rounds)) is not None:
+        yield f"rounds took {share:.0%} of the time that was expected"
+    if found := decisions(rounds):
+        yield "decided: " + ", ".join(
+            f"{plain_line(name)} {count}" for name, count in found.most_common(MOST_DECISIONS)
+        )
 
 
 def _percent(part: float, whole: float) -> str:
@@ -118,6 +127,10 @@ def _table(rows: Iterator[list[str]] | Sequence[list[str]]) -> Iterator[str]:
         yield "  ".join([first.strip().ljust(widths[0]), *others]).rstrip()
 
 
+def _counted(count: int | None, thing: str) -> str:
+    return f"{_or_dash(count, 'd')} {thing}{'' if count == 1 else 's'}"
+
+
 def _or_dash(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
@@ -137,8 +150,8 @@ def listing(rounds: Sequence[Summary]) -> str:
 
 def picture(number: int, found: Round, vocabulary: Vocabulary, ink: Ink) -> str:
     """One round: its costs, then each request's tree, the accepted path marked."""
-    requests_of = "1 request" if found.batch_size == 1 else f"{found.batch_size} requests"
-    lines = [f"{ink('bold', f'round {number}')}: {requests_of} of {_or_dash(found.num_nodes, 'd')} nodes"]
+    requests_of = _counted(found.batch_size, "request")
+    lines = [f"{ink('bold', f'round {number}')}: {requests_of} of {_counted(found.num_nodes, 'node')}"]
     if found.decision is not None:
         lines.append(f"  decision: {plain_line(found.decision)}")
     lines += [f"  {line}" for line in _cost_lines(found)]

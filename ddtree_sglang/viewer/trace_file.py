@@ -29,6 +29,7 @@ class Summary:
     num_nodes: int | None
     batch_size: int
     total_ms: float
+    expected_ms: float | None
     stages_ms: Mapping[str, float]
     tokens: int | None
     expected_tokens: float | None
@@ -129,6 +130,7 @@ def _summary(found: Round, number: int, file: int, offset: int) -> Summary:
         num_nodes=found.num_nodes,
         batch_size=found.batch_size,
         total_ms=found.total_ms,
+        expected_ms=found.expected_ms,
         stages_ms=found.stages_ms,
         tokens=found.tokens,
         expected_tokens=found.expected_tokens,

@@ -132,6 +132,7 @@ def test_long_trace_keeps_its_newest_rounds_and_a_thinned_course_and_says_so(tmp
         "batch": 1.0,
         "nodes": 7.0,
         "ms": 10.0,
+        "expected_ms": None,
         "tokens": 1.667,
         "expected": 2.55,
     }

@@ -30,7 +30,7 @@ def test_overview_of_the_sample(capsys: pytest.CaptureFixture[str]) -> None:
     # The request with a budget of its own.
     assert [line.split()[1:] for line in out.splitlines() if line.startswith("133fbd7d")] == [["8", "19", "2.38", "4"]]
     # The last round is drawn: one request, one node, no draft.
-    assert "round 38: 1 request of 1 nodes" in out
+    assert "round 38: 1 request of 1 node\n" in out
     assert "is not on this machine, so tokens are numbers" in out
 
 
@@ -106,6 +106,14 @@ def test_requests_of_a_long_trace_are_the_last_ones(tmp_path: Path, capsys: pyte
     out = printed(capsys, str(write(tmp_path / "t.jsonl", lines)))
     assert "the last 20 of 50 requests" in out
     assert ("\nr30 " in out, "\nr29 " in out) == (True, False)
+
+
+def test_what_was_decided_and_expected_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = [("tree", 8.0), ("plain", 12.0), ("tree", 20.0), (None, None), ("cold", 0.0)]
+    lines = [a_round(place, decision=name, expected_ms=spent) for place, (name, spent) in enumerate(told)]
+    out = printed(capsys, str(write(tmp_path / "t.jsonl", lines)))
+    assert "\nrounds took 75% of the time that was expected\ndecided: tree 2, plain 1, cold 1\n" in out
+    assert "decided" not in printed(capsys, str(SAMPLE))
 
 
 def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

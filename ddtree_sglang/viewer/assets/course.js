@@ -4,7 +4,7 @@ function pointsOfCourse() {
   const each = (value, batch) => (value === null || !batch ? null : value / batch);
   return state.chosen.map((place) => {
     const one = data.rounds[place];
-    const point = { round: one.round, last: one.round, batch: one.batch, ms: one.total };
+    const point = { round: one.round, last: one.round, batch: one.batch, ms: one.total, expected_ms: one.expected_ms };
     if (state.request < 0) return { ...point, nodes: one.nodes, tokens: each(one.tokens, one.batch), expected: each(one.expected, one.batch) };
     const part = one.parts.find((mine) => mine.request === state.request);
     const nodes = part.parents.length ? walkable(part) : one.nodes;
@@ -15,7 +15,7 @@ function pointsOfCourse() {
 const PANELS = [
   { title: "nodes a request could walk", whole: "nodes (N)", series: [["nodes", ""]], area: true },
   { title: "tokens: emitted, expected", whole: "tokens a request: emitted, expected", series: [["expected", "expected"], ["tokens", "came"]] },
-  { title: "ms a round", whole: "ms a round", series: [["ms", ""]] },
+  { title: "ms a round: taken, expected", whole: "ms a round: taken, expected", series: [["expected_ms", "expected"], ["ms", ""]] },
   { title: "requests in the round", whole: "requests", series: [["batch", ""]], area: true },
 ];
 const PANEL = 66, PLOT = 40, LEFT = 44;

@@ -3,7 +3,7 @@ function partOf(part, now, isDrawn) {
   const article = el("article", {});
   const facts = [];
   if (part.prefix !== null) facts.push(`${part.prefix} tokens before`);
-  if (part.parents.length) facts.push(`${part.parents.length} nodes`);
+  if (part.parents.length) facts.push(`${part.parents.length} node${part.parents.length === 1 ? "" : "s"}`);
   if (walkable(part) < part.parents.length) facts.push(`allows itself ${walkable(part)}`);
   if (part.expected !== null) facts.push(`expected ${fixed(part.expected, 2)} tokens`);
   if (part.commit !== null) facts.push(`emitted ${part.commit}`);

@@ -57,6 +57,8 @@ _SMALL_POOL = ("--max-total-tokens", "76", "--schedule-conservativeness", "0", "
 
 SMALL_TRITON = Scene("small-triton", "triton", (pair_of_requests,), budget=7, captured=(2,))
 SMALL_FA3 = Scene("small-fa3", "fa3", (few,), budget=7, captured=(4,))
+# A drafter that scores pairs of candidates.
+PAIRS_OF_CANDIDATES = Scene("pairs-of-candidates", "fa3", (staggered,), pair="selector", budget=7, captured=(4,))
 SMALL_FLASHINFER = Scene("small-flashinfer", "flashinfer", (pair_of_requests,), budget=16, captured=(2,))
 TRITON_DETERMINISTIC = Scene(
     "triton-deterministic", "triton", (seeded,), pair="llama", budget=7, flags=_DETERMINISTIC, captured=(4,)
@@ -256,6 +258,7 @@ SCENES = (
     LATENT_FA3,
     DRAFT_WINDOW,
     SLIDING_DRAFTER,
+    PAIRS_OF_CANDIDATES,
     STOCK_TRITON,
     STOCK_FA3,
     Scene("plain", "triton", (pair_of_requests,), algorithm=None, captured=(2,), before=failing_checkpoints),

@@ -10,6 +10,7 @@ import pytest
 
 from tests.device_lane.adapters import make_adapters
 from tests.device_lane.asking import Lane, open_lane
+from tests.device_lane.pair_heads import with_selector
 from tests.device_lane.pairs import make_pair, one_thread
 from tests.device_lane.references import Reference
 from tests.device_lane.scenes import Outcome, Scene, play
@@ -19,6 +20,7 @@ SERVERS_AT_ONCE = 2
 PAIRS = {
     "qwen3": ("qwen3", 4, 32),
     "llama": ("llama", 8, 32),
+    "selector": ("qwen3", 4, 32),
     "wide": ("qwen3", 4, 80),
     "experts": ("qwen3_moe", 4, 32),
     "gpt_oss": ("gpt_oss", 4, 32),
@@ -37,6 +39,8 @@ PAIRS = {
 """Architecture, block size and vocabulary."""
 KINDS = {"sliding": (SLIDING, FULL)}
 """Of the layers of a pair's drafter, where they are not one that sees the whole context."""
+HEADS = {"selector": with_selector}
+"""Of a pair whose drafter scores pairs of candidates, what gives it the head."""
 ADAPTERS = {pair: {"first": 4, "second": 8} for pair in ("qwen3", "wide")}
 """Of a pair, their ranks by name."""
 
@@ -63,6 +67,7 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Refe
         folder = tmp_path_factory.mktemp(name)
         kinds = KINDS.get(name, (FULL,))
         pair = make_pair(folder, architecture, block_size, vocabulary=vocabulary, kinds=kinds)  # type: ignore[arg-type]
+        pair = HEADS[name](pair) if name in HEADS else pair
         return Reference(pair, make_adapters(pair, folder, ADAPTERS.get(name, {})))
 
     return make

@@ -84,6 +84,14 @@ def host_value_in_a_graph() -> None:
     _around_builder(build)
 
 
+def pairs_after_the_neighbours_tokens() -> None:
+    """Candidates are scored after the roots and candidates of the request before."""
+    from ddtree_sglang.engine.stages import pair_scores
+
+    original = pair_scores.parent_ids
+    _set(pair_scores, "parent_ids", lambda topk_ids, roots: original(topk_ids, roots).roll(1, dims=0))
+
+
 def lengths_published_before_acceptance() -> None:
     """The next round is told the lengths that this one began with."""
     from ddtree_sglang.engine.worker import DDTreeWorker
@@ -403,6 +411,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         widths_share_the_widest_mask,
         positions_off_by_one,
         host_value_in_a_graph,
+        pairs_after_the_neighbours_tokens,
         nodes_written_to_their_neighbours_window,
         accepted_rows_stay_where_they_are,
         nodes_linked_as_a_chain,

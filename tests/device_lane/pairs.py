@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from tokenizers import Tokenizer
@@ -158,6 +158,18 @@ Architecture = Literal[
 ]
 
 
+class PairHead(Protocol):
+    """A drafter's head that scores pairs of adjacent candidates, in plain torch."""
+
+    top_k: int
+    """Candidates per depth that it scores."""
+
+    def scores(
+        self, states: torch.Tensor, root_ids: torch.Tensor, topk_ids: torch.Tensor, topk_logprobs: torch.Tensor
+    ) -> torch.Tensor:
+        """`[B, D, K, K]` of states `[B, D, H]`, roots `[B]` and candidates `[B, D, K]`: the parent's rank, its own."""
+
+
 @dataclass(frozen=True)
 class TinyPair:
     """A pair in memory and on disk, in the folders that a server loads."""
@@ -166,6 +178,7 @@ class TinyPair:
     drafter: DFlashDrafter
     model: str
     draft: str
+    head: PairHead | None = None  # of a drafter that scores pairs
 
     @property
     def block_size(self) -> int:

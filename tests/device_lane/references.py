@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ddtree_sglang.core.acceptance import walk_tree
+from ddtree_sglang.core.candidates import pair_conditionals
 from ddtree_sglang.core.tree_builder import build_draft_tree
 from tests.core.plain_penalties import Asked as Penalties
 from tests.core.plain_penalties import PlainPenalties
@@ -246,17 +247,19 @@ class Reference:
         """The round whose root is the last of the answer's first `done` tokens."""
         expected = self.expect(asked)
         num_nodes = num_nodes if asked.budget is None else min(asked.budget + 1, num_nodes)
-        ids, logprobs = self._candidates(asked, expected.continuation, done)
+        ids, logprobs, states = self._candidates(asked, expected.continuation, done)
         if noise is not None:
             logprobs = logprobs + NOISE * (2 * torch.rand(logprobs.shape, generator=noise) - 1)
             logprobs, order = logprobs.sort(dim=-1, descending=True)
             ids = ids.gather(-1, order)
-        top_k = min(max(num_nodes - 1, 1), ids.shape[-1])
+        head = self.pair.head
+        top_k = min(max(num_nodes - 1, 1), ids.shape[-1]) if head is None else head.top_k
         ids, logprobs = ids[:, :, :top_k].clone(), logprobs[:, :, :top_k].clone()
         if asked.pairs:
             keep_what_may_follow(ids[0, 0], logprobs[0, 0], expected.continuation[:done])
         root = torch.tensor([expected.continuation[done - 1]])
-        tree = build_draft_tree(ids, logprobs, root, num_nodes)
+        pairs = None if head is None else pair_conditionals(head.scores(states, root, ids, logprobs), logprobs)
+        tree = build_draft_tree(ids, logprobs, root, num_nodes, pairs)
         target_ids = follow(tree, expected.continuation[done - 1 :])
         accepted = walk_tree(tree, target_ids, self.pair.block_size)
         left = expected.continuation if past_the_end else expected.output_ids
@@ -284,7 +287,7 @@ class Reference:
         expected = self.expect(asked)
         rounds, done = [], 1
         while done < len(expected.output_ids):
-            ids, _ = self._candidates(asked, expected.continuation, done)
+            ids, *_ = self._candidates(asked, expected.continuation, done)
             target = expected.continuation[done : done + self.pair.block_size - 1]
             hits = [draft == token for draft, token in zip(ids[0, :, 0].tolist(), target, strict=True)]
             commit_len = 1 + (hits.index(False) if False in hits else len(hits))
@@ -292,8 +295,10 @@ class Reference:
             done += commit_len
         return rounds
 
-    def _candidates(self, asked: Asked, tokens: Sequence[int], done: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ranked ids and log-probabilities `[1, D, V]` of the block whose root is the last of `done` tokens.
+    def _candidates(
+        self, asked: Asked, tokens: Sequence[int], done: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of the block whose root is the last of `done` tokens: ranked ids and log-probabilities `[1, D, V]`, states.
 
         The drafter has no adapter: it reads the states of a target that has one, through the base model's head.
         """
@@ -307,7 +312,7 @@ class Reference:
         block_embeds = target.get_input_embeddings()(blocks)
         states = drafter(block_embeds, features, torch.tensor([[features.shape[1]]]))[:, 0, 1:]
         logprobs, ids = (states @ target.lm_head.weight.T).log_softmax(-1).sort(stable=True, dim=-1, descending=True)
-        return ids, logprobs
+        return ids, logprobs, states
 
     def _first_seen(self, length: int) -> int:
         """First token that the drafter reads of a context: a page's first, `seen_tokens` before the end or earlier."""

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from deploy.local.client import post
-from tests.device_lane.pairs import make_pair, one_thread, random_prompts
+from tests.device_lane.pair_heads import with_gated_markov
+from tests.device_lane.pairs import TinyPair, make_pair, one_thread, random_prompts
 from tests.device_lane.references import Asked, Reference, histogram
 from tests.device_lane.sliding_drafter import FULL, SLIDING
 from tests.e2e.servers import Pair
@@ -27,22 +28,25 @@ WINDOW = ("--speculative-draft-window-size", "6", "--page-size", "4")
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "block_size", "kinds", "flags"),
+    ("algorithm", "block_size", "kinds", "head", "flags"),
     [
-        pytest.param("DDTREE", 4, (FULL,), (), id="DDTREE-4"),
-        pytest.param("DFLASH", 8, (FULL,), (), id="DFLASH-8"),
-        pytest.param("DDTREE", 4, (SLIDING, FULL), WINDOW, id="window"),
+        pytest.param("DDTREE", 4, (FULL,), None, (), id="DDTREE-4"),
+        pytest.param("DDTREE", 4, (FULL,), with_gated_markov, (), id="gated-markov"),
+        pytest.param("DFLASH", 8, (FULL,), None, (), id="DFLASH-8"),
+        pytest.param("DDTREE", 4, (SLIDING, FULL), None, WINDOW, id="window"),
     ],
 )
 def test_rounds_of_a_tiny_pair(
     algorithm: str,
     block_size: int,
     kinds: tuple[str, ...],
+    head: Callable[[TinyPair], TinyPair] | None,
     flags: tuple[str, ...],
     serve: Callable[..., Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     pair = make_pair(tmp_path_factory.mktemp("tiny"), "qwen3", block_size, kinds=kinds)
+    pair = pair if head is None else head(pair)
     reference = Reference(pair).of_server(flags)
     with one_thread():
         candidates = [Asked(tuple(random_prompts(1, 3 + i % 10, i)[0].tolist()), 14) for i in range(2 * NUM_REQUESTS)]

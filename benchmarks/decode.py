@@ -39,6 +39,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     add_common_flags(parser)
     parser.add_argument("--budgets", type=int, nargs="+", default=[4, 8, 16, 32], help="DDTREE tree budgets")
+    parser.add_argument("--adaptive", type=int, metavar="BUDGET", help="also policy adaptive, at most so many nodes")
     parser.add_argument("--prompts", type=int, default=8, help="prompts per dataset (default 8)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--repeats", type=int, default=3)
@@ -137,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
     common = Common.from_args(args, max(args.batch_sizes))
     output = args.output or default_output()
     lines: list[dict[str, Any]] = []
-    for group in groups_for(args.budgets, args.servers_at_once or servers_that_fit()):
+    for group in groups_for(args.budgets, args.servers_at_once or servers_that_fit(), args.adaptive):
         with running(group, common, trace=not args.no_trace) as systems:
             mismatches = count_mismatches(systems, encoded, args)
             say(f"prompts whose tokens differ from plain decoding's: {mismatches}")

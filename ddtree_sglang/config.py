@@ -30,7 +30,7 @@ DEFAULT_TRACE_EVERY = 1
 DEFAULT_TRACE_MIB = 1024
 MAX_TRACE_EVERY, MAX_TRACE_MIB = 10**6, 2**20
 
-Policy = Literal["fixed", "load"]
+Policy = Literal["fixed", "load", "adaptive"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,8 @@ class DDTreeConfig:
         budget: nodes besides the root (the paper's B); the verify forward is `budget + 1` tokens a request.
             None: taken from `--speculative-num-draft-tokens` minus one, else `DEFAULT_BUDGET`.
         top_k: candidates per depth (the paper's K). None: equal to the budget, which loses nothing (Lemma 1).
-        policy: how the budget follows the load: "fixed", or "load": less per request the more requests there are.
+        policy: how the budget follows the load: "fixed"; "load": less per request the more requests there are;
+            "adaptive": in each round what measured costs and acceptance say brings the most tokens per second.
         verify_tokens: of policy "load", the most nodes of all requests in one verify forward.
         trace: file that gets one JSON line per round, or None.
         trace_every: of a trace, every how many rounds one is written. None: `DEFAULT_TRACE_EVERY`, each.

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Before any test imports the engine.
 keep_bytecode()
+# What rounds cost beside other tests is nothing to keep for servers to come.
+os.environ["DDTREE_COSTS"] = ""
 
 HERE = Path(__file__).parent
 STARTS_SERVERS = (HERE / "e2e", HERE / "e2e_ray")

@@ -18,7 +18,7 @@ from ddtree_sglang.exceptions import DDTreeConfigError
         ({"budget": True}, "budget"),
         ({"budget": 8.0}, "budget"),
         ({"top_k": 0}, "top_k"),
-        ({"policy": "adaptive"}, "policy"),
+        ({"policy": "clever"}, "policy"),
         ({"verify_tokens": 0, "policy": "load"}, "verify_tokens"),
         ({"verify_tokens": 32}, "belongs to policy 'load'"),
         ({"check_ranks": "yes"}, "check_ranks"),

@@ -105,19 +105,24 @@ class RunningSystem:
         return self.server.url
 
 
-def groups_for(budgets: Sequence[int], servers_at_once: int) -> list[list[System]]:
+def groups_for(budgets: Sequence[int], servers_at_once: int, adaptive: int | None = None) -> list[list[System]]:
     """Plain decoding, the stock chain and DDTREE at each budget, in groups that can be up together.
 
-    Every group has both baselines, so that each ratio is of servers that took turns.
+    Every group has both baselines, so that each ratio is of servers that took turns. With `adaptive` each also has
+    the policy of that name, at most so many drafted nodes.
 
     Raises:
-        ServerError: not even three servers fit.
+        ServerError: not even one budget fits beside the others.
     """
-    room = servers_at_once - 2
-    if room < 1:
-        raise ServerError(f"a comparison needs three servers at once, {servers_at_once} fit; free some memory.")
-    trees = [System(f"ddtree-{budget}", "DDTREE", budget) for budget in budgets]
     baselines = [System("plain", None), System("dflash", "DFLASH")]
+    if adaptive is not None:
+        flags = ("--speculative-ddtree-policy", "adaptive")
+        baselines.append(System(f"ddtree-adaptive-{adaptive}", "DDTREE", adaptive, flags))
+    room = servers_at_once - len(baselines)
+    if room < 1:
+        least = len(baselines) + 1
+        raise ServerError(f"a comparison needs {least} servers at once, {servers_at_once} fit; free some memory.")
+    trees = [System(f"ddtree-{budget}", "DDTREE", budget) for budget in budgets]
     return [[*baselines, *trees[first : first + room]] for first in range(0, len(trees), room)]
 
 

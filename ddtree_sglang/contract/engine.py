@@ -27,7 +27,7 @@ ENGINE: tuple[Row, ...] = (
     Row("sglang.srt.configs.model_config", "is_deepseek_dsa", "config", "target_checks"),
     Row("sglang.srt.configs.model_config", "_get_and_verify_dtype", "config dtype", "server_args"),
     Row("sglang.srt.configs.model_config", "ModelConfig.get_default_sampling_params", "", "target_checks"),
-    Row("sglang.srt.distributed.parallel_state", "GroupCoordinator", "world_size", "candidates, rank_check"),
+    Row("sglang.srt.distributed.parallel_state", "GroupCoordinator", "cpu_group world_size", "candidates, rank_check"),
     Row("sglang.srt.distributed.parallel_state", "GroupCoordinator.all_gather", "dim", "candidates, rank_check"),
     Row(
         "sglang.srt.layers.logits_processor",

@@ -231,7 +231,7 @@ REQUESTS: tuple[Row, ...] = (
         "routed_experts_output speculative_num_draft_tokens speculative_output_stride",
         "pair_watch, routed_experts, run_ends, worker",
     ),
-    Row("sglang.srt.observability.metrics_collector", "SchedulerMetricsCollector", "_gauge_cls labels", "pair_watch"),
+    Row("sglang.srt.observability.metrics_collector", "SchedulerMetricsCollector", "_gauge_cls labels", "gauges"),
     Row(
         "sglang.srt.sampling.sampling_batch_info",
         "SamplingBatchInfo",

@@ -139,6 +139,12 @@ ROUND_PATCHES = (
         "ddtree_sglang.engine.pair_watch:watch_first_rounds",
         "a drafter that never hits changes no answer, so that nothing else would tell of it",
     ),
+    Patch(
+        f"{_RESULTS}._resolve_spec_v2_tokens",
+        "after",
+        "ddtree_sglang.engine.decision_metrics:export_decisions",
+        "what the adaptive budget decides, and whether it came true, would stand in no metric",
+    ),
     *GRAMMAR_PATCHES,
     Patch(
         f"{_REQ}.update_finish_state",

@@ -60,6 +60,10 @@ class DraftTree:
         real[:, 0] = True
         return real
 
+    def first_nodes(self, num_nodes: int) -> DraftTree:
+        """Views of the first nodes of each tree, which are the best tree of that many."""
+        return DraftTree(*(part[:, :num_nodes] for part in (self.token_ids, self.parents, self.depths, self.logprobs)))
+
     def check_invariants(self) -> None:
         """Raise AssertionError if the tree breaks a promise of the module docstring.
 

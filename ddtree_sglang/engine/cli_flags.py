@@ -46,7 +46,8 @@ def add_ddtree_flags(_result: None, parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--speculative-ddtree-policy",
         type=str,
-        help="How the budget follows the load: fixed (default), or load: less per request the more there are.",
+        help="How the budget follows the load: fixed (default); load: less per request the more there are; adaptive: "
+        "what measured costs and acceptance say is fastest, down to no draft.",
     )
     group.add_argument(
         "--speculative-ddtree-verify-tokens",

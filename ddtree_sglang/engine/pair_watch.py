@@ -8,21 +8,21 @@ the device is not asked.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from sglang.srt.runtime_context import get_parallel
 
 from ddtree_sglang.engine.admission.pair_facts import suspicions
+from ddtree_sglang.engine.gauges import set_gauge
 from ddtree_sglang.engine.spec import ALGORITHM, serves_ddtree
 from ddtree_sglang.engine.stages.round_ends import node_limit
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
-    from sglang.srt.managers.utils import GenerationBatchResult
 
-    from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
+    from ddtree_sglang.engine.round_result import RoundResult
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +44,11 @@ class PairWatch:
     than one token, too. So are rounds without a draft, of a policy or of a request that wants none.
     """
 
-    def __init__(self, found: Sequence[str], policy: BudgetPolicy, num_nodes: int, num_rounds: int = ROUNDS) -> None:
+    def __init__(self, found: Sequence[str], num_nodes: int, num_rounds: int = ROUNDS) -> None:
         """`found`: what the configurations tell; `num_nodes`: N of a full tree."""
         self.found = tuple(found)
         self.num_rounds = num_rounds
-        self._policy, self._num_nodes = policy, num_nodes
+        self._num_nodes = num_nodes
         self._counted = self._hits = 0
         self._newest: WeakKeyDictionary[Req, int] = WeakKeyDictionary()
 
@@ -60,7 +60,7 @@ class PairWatch:
         if get_parallel().tp_rank == 0:
             for one in found:
                 logger.warning("%s: drafter and target may not fit each other; %s.", ALGORITHM, one)
-        return cls(found, worker.policy, worker.num_nodes)
+        return cls(found, worker.num_nodes)
 
     @property
     def is_done(self) -> bool:
@@ -77,14 +77,14 @@ class PairWatch:
         """Whether enough was counted and hardly a guess has hit."""
         return self.is_done and self.accept_length <= LEAST_LENGTH
 
-    def count(self, reqs: Sequence[Req], hits: Sequence[int]) -> None:
-        """A round of a batch, on the host: of each request the drafted tokens that were accepted.
+    def count(self, reqs: Sequence[Req], hits: Sequence[int], num_nodes: int) -> None:
+        """A round of `num_nodes` a request, on the host: of each request the drafted tokens that were accepted.
 
         A round of a request counts when its next one comes.
         """
-        wanted = [node_limit(req, self._num_nodes) for req in reqs]
-        if self._policy.num_nodes(len(reqs), max(wanted, default=1)) == 1:
+        if num_nodes == 1:
             return
+        wanted = [node_limit(req, self._num_nodes) for req in reqs]
         for req, nodes, hit in zip(reqs, wanted, hits, strict=True):
             if nodes == 1 or req.is_retracted or req.finished():
                 continue
@@ -103,14 +103,12 @@ class PairWatch:
         )
 
 
-def watch_first_rounds(
-    _tokens: list[list[int]], processor: Any, result: GenerationBatchResult, batch: ScheduleBatch
-) -> None:
+def watch_first_rounds(_tokens: list[list[int]], processor: Any, result: RoundResult, batch: ScheduleBatch) -> None:
     """AFTER hook on `_resolve_spec_v2_tokens`, which has a round's accepted lengths on the host."""
     if not serves_ddtree() or processor.model_worker.pair_watch.is_done:
         return
     watch: PairWatch = processor.model_worker.pair_watch
-    watch.count(batch.reqs, result.num_correct_drafts_per_req_cpu)
+    watch.count(batch.reqs, result.num_correct_drafts_per_req_cpu, result.num_nodes)
     if not watch.is_done:
         return
     if watch.is_suspect and get_parallel().tp_rank == 0:
@@ -121,18 +119,5 @@ def watch_first_rounds(
 
 def export(collector: Any, watch: PairWatch) -> None:
     """The verdict as a metric with SGLang's labels: 1 for a suspect pair, 0 for one that hits."""
-    labels: Mapping[str, str] = collector.labels
-    gauge = _gauge_class(collector)(
-        name=METRIC,
-        documentation=f"1 if the first {watch.num_rounds} rounds emitted at most {LEAST_LENGTH} tokens each.",
-        labelnames=labels.keys(),
-        multiprocess_mode="mostrecent",
-    )
-    gauge.labels(**labels).set(float(watch.is_suspect))
-
-
-def _gauge_class(collector: Any) -> Any:
-    """Ray's where SGLang's collector emits through Ray; imported late, as there, once its folder is known."""
-    from prometheus_client import Gauge
-
-    return collector._gauge_cls or Gauge
+    text = f"1 if the first {watch.num_rounds} rounds emitted at most {LEAST_LENGTH} tokens each."
+    set_gauge(collector, METRIC, text, float(watch.is_suspect))

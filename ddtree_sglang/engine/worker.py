@@ -39,21 +39,24 @@ from ddtree_sglang.engine.graphs.node_counts import NodeCountStates
 from ddtree_sglang.engine.graphs.rehearsal import rehearse_penalties, rehearse_rounds, rehearse_windows
 from ddtree_sglang.engine.graphs.target import install_tree_graph_runner
 from ddtree_sglang.engine.pair_watch import PairWatch
+from ddtree_sglang.engine.round_result import result_of_round
 from ddtree_sglang.engine.stages.budget_policy import make_policy
 from ddtree_sglang.engine.stages.candidates import BlockRoots
 from ddtree_sglang.engine.stages.draft_block import DraftBlock
+from ddtree_sglang.engine.stages.draft_context import DraftContext
 from ddtree_sglang.engine.stages.final_states import (
     hand_out_prompt_states,
     hand_out_round_states,
     keep_final_states,
 )
 from ddtree_sglang.engine.stages.kv_moves import make_mover
-from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput, RoundWindow
+from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput, RoundWindow, plan_slots
 from ddtree_sglang.engine.stages.node_grammar import BatchGrammars
 from ddtree_sglang.engine.stages.node_penalties import PenaltyTable
 from ddtree_sglang.engine.stages.node_processors import choice_by_processors
 from ddtree_sglang.engine.stages.ranking import make_ranking
 from ddtree_sglang.engine.stages.recurrent_states import RecurrentStates
+from ddtree_sglang.engine.stages.round_budget import make_round_budget
 from ddtree_sglang.engine.stages.round_ends import EndsOfBatches
 from ddtree_sglang.engine.stages.routed_experts import check_capture_room, experts_of_path
 from ddtree_sglang.engine.stages.sampling_supports import NodeSupports
@@ -79,7 +82,8 @@ class DDTreeWorker(DFlashWorkerV2):
     def __init__(self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: Any) -> None:
         self.config = DDTreeConfig.from_env()
         self.num_nodes = int(get_spec().speculative_num_draft_tokens)
-        self.policy = make_policy(self.config, self.num_nodes, any_width=not is_device_path())
+        policy = make_policy(self.config, self.num_nodes, any_width=not is_device_path())
+        self.budget = make_round_budget(policy, self.config.policy, server_args)
         runner = target_worker.model_runner
         check_loaded_target(runner)
         install_tree_graph_runner(runner)
@@ -104,6 +108,9 @@ class DDTreeWorker(DFlashWorkerV2):
             self.draft_model_runner, runner.model, self.draft_block.embedding, tp_group, top_k, self.max_path_len
         )
         self.trees = make_trees(self.ranking)
+        # LiLiCorr's head reads an anchor of each token that is written; a host cache copies keys when a request ends.
+        waits = self.ranking.scorer is None and not server_args.enable_hierarchical_cache
+        self.context = DraftContext(self._append_target_hidden_to_draft_kv_by_loc, waits=waits)
         self.ends = EndsOfBatches(self.num_nodes, self.device)
         self.states = RecurrentStates.of(target_worker)
         self.node_counts = NodeCountStates(runner, {})
@@ -146,9 +153,11 @@ class DDTreeWorker(DFlashWorkerV2):
         batch_sizes = get_exec().graph.cuda_graph_config.decode.bs
         if is_device_path():
             rehearse_penalties(self.max_path_len, self.penalties.vocab_size, self.device)
-            rehearse_windows(self.policy.node_counts, window_of_masks(self.model_runner), self.device)
+            rehearse_windows(self.budget.policy.node_counts, window_of_masks(self.model_runner), self.device)
             with draft_tp_context(self.draft_parallel_layout):
-                rehearse_rounds(self.ranking, self.policy.node_counts, self.model_runner.req_to_token_pool.req_to_token)
+                rehearse_rounds(
+                    self.ranking, self.budget.policy.node_counts, self.model_runner.req_to_token_pool.req_to_token
+                )
             if batch_sizes:
                 self._use_graphs(batch_sizes)
         with self._draft_scope():
@@ -156,7 +165,7 @@ class DDTreeWorker(DFlashWorkerV2):
 
     def _use_graphs(self, batch_sizes: list[int]) -> None:
         """Make what rounds need of graphs; `batch_sizes` are those that the server was asked to capture."""
-        counts = self.policy.node_counts
+        counts = self.budget.policy.node_counts
         self.node_counts = NodeCountStates.capture(self.model_runner, counts)
         buffers = mask_buffers(
             {num_nodes: self.node_counts.backend(num_nodes) for num_nodes in counts},
@@ -201,8 +210,10 @@ class DDTreeWorker(DFlashWorkerV2):
         """Prefill as DFLASH does; decode one round."""
         if batch.forward_mode.is_extend() or batch.is_extend_in_batch or batch.forward_mode.is_idle():
             self.penalties.prefill(batch)
+            self.context.flush()
             result = super().forward_batch_generation(batch, on_publish, grammar_barrier, pp_proxy_tensors)
             self._keep_anchors(batch)
+            self.budget.interrupt()
             if result.logits_output is not None:
                 hand_out_prompt_states(batch, result.logits_output)
             return result
@@ -222,6 +233,9 @@ class DDTreeWorker(DFlashWorkerV2):
         build = self._draft(batch, window, grammars)
         with stage("build"):
             built = self._build(build, window)
+            if built.tree.num_nodes < window.num_nodes:
+                translator = self.model_runner.kv_index_translator
+                window = window.narrowed(built.tree.num_nodes, translator, batch.req_pool_indices)
             verify_input = self._verify_input(built, window)
             if grammars is not None:
                 grammars.follow(built)
@@ -234,11 +248,19 @@ class DDTreeWorker(DFlashWorkerV2):
             self._commit(batch, commit, window)
             experts = experts_of_path(target_out, window, commit.context_rows)
         with stage("context"):
-            self._extend_draft_context(commit, window, target_out.logits_output)
+            self.context.extend(commit, window, target_out.logits_output.hidden_states)
             self._keep_anchors(batch)
             hand_out_round_states(batch, target_out.logits_output, commit.context_rows, self.max_path_len)
+        self.budget.end(built.tree, commit.path)
         self._trace_round(batch, window, built, commit.path)
-        return self._result(target_out, commit, experts, keep_alive=[window, built, verify_input, target_ids])
+        return result_of_round(
+            target_out,
+            commit,
+            experts,
+            num_nodes=window.num_nodes,
+            most_nodes=self.num_nodes,
+            keep_alive=[window, built, verify_input, target_ids],
+        )
 
     def _open_window(self, batch: ScheduleBatch) -> RoundWindow:
         state = batch.spec_info
@@ -251,23 +273,17 @@ class DDTreeWorker(DFlashWorkerV2):
         runner = self.model_runner
         root_ids = state.bonus_tokens.to(torch.int64)
         ends = self.ends.of(batch.reqs)
+        host_lens = batch.seq_lens_cpu if batch.seq_lens_cpu is not None else state.nxt_kv_lens_cpu
         inputs = self.trees.inputs(
             runner.req_to_token_pool.req_to_token,
             batch.req_pool_indices,
             prefix_lens,
             root_ids,
             mask_token_id=self.draft_block.mask_token_id,
-            num_nodes=self.policy.num_nodes(len(batch.reqs), ends.most_nodes),
+            num_nodes=self.budget.begin(batch, ends, host_lens),
             block_size=self.max_path_len,
         )
-        host_lens = batch.seq_lens_cpu if batch.seq_lens_cpu is not None else state.nxt_kv_lens_cpu
-        plan = runner.kv_index_translator.plan(
-            req_pool_indices=batch.req_pool_indices,
-            seq_lens=prefix_lens,
-            seq_lens_cpu=host_lens,
-            write_virtual=inputs.node_slots.view(-1),
-            read_extent=max(inputs.node_slots.shape[1], inputs.block_slots.shape[1]),
-        )
+        plan = plan_slots(runner.kv_index_translator, batch.req_pool_indices, prefix_lens, host_lens, inputs)
         return RoundWindow(prefix_lens, root_ids, inputs, host_lens, plan, ends.ends)
 
     def _draft(self, batch: ScheduleBatch, window: RoundWindow, grammars: BatchGrammars | None) -> TreeBuild:
@@ -275,11 +291,12 @@ class DDTreeWorker(DFlashWorkerV2):
         if window.num_nodes == 1:
             return root_trees
         with self.trace.stage("draft"):
+            self.context.flush()
             forward_batch = self.draft_block.forward_batch(batch, window)
             with draft_tp_context(self.draft_parallel_layout):
                 out = self.draft_model_runner.forward(forward_batch)
                 roots = BlockRoots(window.root_ids, batch.req_pool_indices)
-                return self.trees.draft(out, roots, window.num_nodes, grammars)
+                return self.trees.draft(out, roots, window.num_nodes, grammars, self.budget.cut)
 
     def _build(self, build: TreeBuild, window: RoundWindow) -> BuiltTree:
         """Keep the N - 1 most probable prefixes as a tree, laid out and masked."""
@@ -356,17 +373,6 @@ class DDTreeWorker(DFlashWorkerV2):
             with self.node_counts.active(window.num_nodes):
                 self.states.commit(batch, commit, window.prefix_lens, window.num_nodes)
 
-    def _extend_draft_context(self, commit: RoundCommit, window: RoundWindow, logits_output: Any) -> None:
-        """Give the drafter the target's hidden states of the accepted nodes, as DFLASH does for its chain."""
-        slots = window.context_slots
-        self._append_target_hidden_to_draft_kv_by_loc(
-            target_hidden=logits_output.hidden_states.index_select(0, commit.context_rows.view(-1)),
-            cache_loc=slots.view(-1),
-            cache_loc_2d=slots,
-            positions=commit.context_positions.view(-1),
-            commit_lens=commit.accept_lens,
-        )
-
     def _keep_anchors(self, batch: ScheduleBatch) -> None:
         """Give the drafter's head the projected features of each request's last committed token, if it reads them."""
         if self.ranking.scorer is not None and self._lilicorr_anchor is not None:
@@ -381,21 +387,6 @@ class DDTreeWorker(DFlashWorkerV2):
                 "node_limits": window.ends.node_limits,
                 **facts_of_trees(built, accepted),
                 "free_slots": self.model_runner.token_to_kv_pool_allocator.available_size(),
+                **self.budget.facts(),
             }
-        )
-
-    def _result(
-        self, target_out: Any, commit: RoundCommit, experts: Any, keep_alive: list[Any]
-    ) -> GenerationBatchResult:
-        return GenerationBatchResult(
-            logits_output=target_out.logits_output,
-            next_token_ids=commit.path.token_ids.reshape(-1),
-            accept_lens=commit.accept_lens,
-            can_run_cuda_graph=target_out.can_run_cuda_graph,
-            next_draft_input=DDTreeDraftInput.carry(commit.path.bonus_ids, commit.new_seq_lens),
-            speculative_num_draft_tokens=self.num_nodes,
-            speculative_output_stride=self.max_path_len,
-            new_seq_lens=commit.new_seq_lens,
-            routed_experts_output=experts,
-            extra_keep_alive_refs=keep_alive,
         )

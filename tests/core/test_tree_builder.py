@@ -273,3 +273,11 @@ def test_build_with_bad_input_names_the_argument(builder, change: dict[str, obje
     }
     with pytest.raises(ValueError, match=message):
         builder(**(arguments | change))
+
+
+@pytest.mark.parametrize("kept", [1, 2, 9, 16])
+def test_the_first_nodes_of_a_tree_are_the_best_tree_of_that_many(kept: int) -> None:
+    candidates = random_candidates(batch_size=3, depth=5, vocab=20, num_candidates=16, seed=kept)
+    cut = build(candidates, 17).first_nodes(kept)
+    cut.check_invariants()
+    assert_same_tree(cut, build(candidates, kept))

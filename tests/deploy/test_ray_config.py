@@ -195,7 +195,7 @@ def test_engine_arguments_are_sglangs_and_the_tree_is_valid() -> None:
     [
         ("mem_fraction_static:", "mem_fraction:", "mem_fraction is no argument"),
         ("context_length: 32768", "trust_remote_code: true", "trust_remote_code"),
-        ("policy: load", "policy: adaptive", "adaptive"),
+        ("policy: load", "policy: clever", "clever"),
         ("budget: 16", "budgets: 16", "budgets"),
     ],
 )

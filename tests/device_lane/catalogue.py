@@ -52,6 +52,7 @@ _PAGES = ("--page-size", "4", *CHUNKS)
 _DETERMINISTIC = ("--enable-deterministic-inference",)
 _LIMIT = ("--context-length", str(CONTEXT_LIMIT))
 _STATES = ("--enable-return-hidden-states",)
+_ADAPTIVE = ("--speculative-ddtree-policy", "adaptive")
 # Less than four requests of some twenty tokens and two windows each; all are admitted at once.
 _SMALL_POOL = ("--max-total-tokens", "76", "--schedule-conservativeness", "0", "--page-size", "4")
 
@@ -70,7 +71,8 @@ PROCESSORS = Scene(
     "processors", "fa3", (processed,), budget=7, flags=("--enable-custom-logit-processor",), captured=(1, 4)
 )
 CONTEXT_END = Scene("context-end", "fa3", (to_the_context_limit,), budget=7, flags=_LIMIT, captured=(4,))
-WIDTHS = Scene("widths", "fa3", (changing_widths,), budget=4, flags=LOAD_FLAGS, captured=(1, 2))
+# What the host learns of a round, it reads when the round's copies are there.
+ADAPTIVE = Scene("adaptive", "fa3", (changing_widths,), budget=4, flags=_ADAPTIVE, captured=(1, 2), late=True)
 TRITON_WIDTHS = Scene("triton-widths", "triton", (changing_widths,), budget=4, flags=LOAD_FLAGS, captured=(1, 2))
 
 # Prompts of two chunks: what a chunk gives is no token of the grammar.
@@ -217,7 +219,7 @@ SCENES = (
     FA3_DETERMINISTIC,
     CONTEXT_END,
     PROCESSORS,
-    WIDTHS,
+    ADAPTIVE,
     TRITON_WIDTHS,
     GRAMMARS,
     PENALTIES,

@@ -150,12 +150,9 @@ def nodes_linked_as_a_chain() -> None:
 
 def drafter_is_told_nothing() -> None:
     """The target's hidden states of accepted nodes do not reach the drafter's cache."""
-    from ddtree_sglang.engine.worker import DDTreeWorker
+    from ddtree_sglang.engine.stages.draft_context import DraftContext
 
-    def extend(worker: Any, commit: Any, window: Any, logits_output: Any) -> None:
-        logits_output.hidden_states = None
-
-    _set(DDTreeWorker, "_extend_draft_context", extend)
+    _set(DraftContext, "extend", lambda *_: None)
 
 
 def trees_of_the_round_before() -> None:
@@ -280,10 +277,22 @@ def path_of_the_widest_tree() -> None:
     """With several widths, the trees of the configured one are verified at the width of the round."""
     from ddtree_sglang.engine.graphs.drafter_tail import GraphTrees
 
-    def draft(trees: Any, drafter_out: Any, batch_size: int, num_nodes: int) -> Any:
-        return lambda _root_ids, _prefix_lens: trees.tail.trees(batch_size)
+    def draft(trees: Any, _drafter_out: Any, roots: Any, *_: Any) -> Any:
+        return lambda _root_ids, _prefix_lens: trees.tail.trees(roots.batch_size)
 
     _set(GraphTrees, "draft", draft)
+
+
+def rounds_are_looked_at_before_they_are_over() -> None:
+    """The adaptive budget learns of a round as soon as it is launched."""
+    from ddtree_sglang.engine.stages.adaptive_budget import AdaptiveBudget
+
+    original = AdaptiveBudget.__init__
+
+    def make(budget: Any, *args: Any, **options: Any) -> None:
+        original(budget, *args, **{**options, "lag": 0})
+
+    _set(AdaptiveBudget, "__init__", make)
 
 
 def end_tokens_are_not_known() -> None:
@@ -424,6 +433,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         one_token_of_a_round_is_counted,
         answers_are_forgotten_when_requests_are_retracted,
         path_of_the_widest_tree,
+        rounds_are_looked_at_before_they_are_over,
         end_tokens_are_not_known,
         limit_one_token_too_far,
         budgets_of_one_node_more,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.device_lane.catalogue import (
+    ADAPTIVE,
     CONTEXT_END,
     EXPERTS,
     FA3,
@@ -30,7 +31,6 @@ from tests.device_lane.catalogue import (
     SMALL_TRITON,
     TRITON_DETERMINISTIC,
     TRITON_WIDTHS,
-    WIDTHS,
     WINDOWS_TRITON,
 )
 from tests.device_lane.mutations import MUTATIONS
@@ -89,7 +89,8 @@ FAULTS = (
     Fault("root_is_another_token", SMALL_FA3, TOKENS, slow=True),
     Fault("draws_at_the_roots_position", FA3_DETERMINISTIC, TOKENS, slow=True),
     Fault("parameters_of_another_request", FA3_DETERMINISTIC, TOKENS, slow=True),
-    Fault("path_of_the_widest_tree", WIDTHS, SIZES, slow=True),
+    Fault("path_of_the_widest_tree", ADAPTIVE, SIZES, slow=True),
+    Fault("rounds_are_looked_at_before_they_are_over", ADAPTIVE, "must begin at node 0", slow=True),
     Fault("end_tokens_are_not_known", FA3_DETERMINISTIC, ROUNDS, slow=True),
     Fault("limit_one_token_too_far", FA3_DETERMINISTIC, ROUNDS, slow=True),
     Fault("budgets_of_one_node_more", FA3_DETERMINISTIC, ROUNDS, slow=True),

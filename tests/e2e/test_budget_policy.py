@@ -1,4 +1,4 @@
-"""Policy load through a real server: fewer nodes the more requests there are, none at many, the same tokens always."""
+"""Policies through real servers: the load limits the nodes, measured costs choose them, and tokens stay the same."""
 
 from __future__ import annotations
 
@@ -26,3 +26,20 @@ def test_budget_follows_the_batch_and_tokens_do_not(plain: Server, serve: Callab
     assert seen[8] == 1
     assert all(one["draft_ms"] == 0 for one in rounds if one["num_nodes"] == 1)
     assert any(max(one["commit_lens"]) > 1 for one in rounds if one["num_nodes"] > 1)
+
+
+def test_measured_costs_choose_the_budget_and_tokens_stay(plain: Server, serve: Callable[..., Any]) -> None:
+    options = {"max_new_tokens": MAX_NEW_TOKENS, "ignore_eos": True}
+    expected = [ask(plain.url, prompt, **options)["output_ids"] for prompt in PROMPTS]
+    with serve("DDTREE", 16, "--speculative-ddtree-policy", "adaptive") as server:
+        for at_once in (1, 3, 8):
+            answers = ask_all(server.url, PROMPTS, at_once, **options)
+            assert [answer["output_ids"] for answer in answers] == expected
+        own = ask(server.url, PROMPTS[0], **options, custom_params={"ddtree": {"budget": 2}})
+        assert own["output_ids"] == expected[0]
+        rounds = rounds_of(server.trace)
+    assert {one["decision"] for one in rounds} >= {"tree", "plain (try)"}
+    assert len({one["num_nodes"] for one in rounds}) > 3
+    assert all((one["draft_ms"] == 0) == one["decision"].startswith("plain") for one in rounds)
+    assert all(one["expected_ms"] > 0 and one["expected_tokens"] >= one["batch_size"] for one in rounds[20:])
+    assert max(one["num_nodes"] for one in rounds[-5:]) <= 3, "the last answer allowed itself three nodes"

@@ -63,9 +63,17 @@ def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pair, tuple[st
 
 
 def check_ranks(
-    serve: Callable[..., Any], ranks: int, asked: Sequence[Asked], pair: Pair | None, *flags: str
+    serve: Callable[..., Any],
+    ranks: int,
+    asked: Sequence[Asked],
+    pair: Pair | None,
+    *flags: str,
+    own: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """DDTREE's answers, whose tokens and hidden states are plain decoding's at the same number of ranks."""
+    """DDTREE's answers, whose tokens and hidden states are plain decoding's at the same number of ranks.
+
+    `own`: flags that plain decoding has not.
+    """
     tp = ("--tp-size", str(ranks), "--enable-return-hidden-states", *flags)
 
     def answers(url: str) -> list[dict[str, Any]]:
@@ -75,7 +83,7 @@ def check_ranks(
     with serve(None, None, *tp, pair=pair) as plain:
         expected = answers(plain.url)
     # Each rank walks the grammars on its own.
-    with serve("DDTREE", 12, *tp, "--speculative-ddtree-check-ranks", pair=pair) as server:
+    with serve("DDTREE", 12, *tp, *own, "--speculative-ddtree-check-ranks", pair=pair) as server:
         found = answers(server.url)
     for one, mine, reference in zip(asked, found, expected, strict=True):
         assert mine["output_ids"] == reference["output_ids"], one
@@ -108,9 +116,9 @@ def test_two_ranks_of_a_tiny_qwen3(serve: Callable[..., Any], tiny_qwen3: tuple[
 
 
 def test_three_ranks_of_the_embedded_model(serve: Callable[..., Any]) -> None:
-    """Among them one under a grammar, with the hidden states of its tokens."""
+    """Among them one under a grammar, with the hidden states of its tokens; one rank's clock chooses the nodes."""
     asked = [Asked(prompt, {}, {"max_new_tokens": 24, "ignore_eos": True}) for prompt in PROMPTS[:4]]
     asked += [Asked(PROMPTS[2], {"return_hidden_states": True}, {"regex": r"( [a-z]+){9}\.", "max_new_tokens": 30})]
-    answers = check_ranks(serve, 3, asked, None)
+    answers = check_ranks(serve, 3, asked, None, own=("--speculative-ddtree-policy", "adaptive"))
     assert len(answers[-1]["meta_info"]["hidden_states"]) == len(answers[-1]["output_ids"])
     assert rounds_of(answers) < sum(len(answer["output_ids"]) for answer in answers)

@@ -13,7 +13,6 @@ import pytest
 from ddtree_sglang.engine import pair_watch
 from ddtree_sglang.engine.admission.pair_facts import suspicions
 from ddtree_sglang.engine.pair_watch import METRIC, ROUNDS, PairWatch, watch_first_rounds
-from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
 from tests.e2e.servers import Pair
 from tests.engine.requests import request_of
 
@@ -29,13 +28,13 @@ def asked(**options: Any) -> Any:
     return request
 
 
-def watch(num_rounds: int = 100, found: tuple[str, ...] = (), policy: BudgetPolicy | None = None) -> PairWatch:
-    return PairWatch(found, policy or BudgetPolicy.fixed(NUM_NODES), NUM_NODES, num_rounds)
+def watch(num_rounds: int = 100, found: tuple[str, ...] = ()) -> PairWatch:
+    return PairWatch(found, NUM_NODES, num_rounds)
 
 
 def play(one: PairWatch, request: Any, hits: list[int]) -> None:
     for hit in hits:
-        one.count([request], [hit])
+        one.count([request], [hit], NUM_NODES)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +65,7 @@ def test_last_rounds_are_left_out() -> None:
     """A request of one or two tokens gets one round, in which no drafter could hit."""
     one = watch()
     for _ in range(1000):
-        one.count([asked(max_new_tokens=2)], [0])
+        one.count([asked(max_new_tokens=2)], [0], NUM_NODES)
     assert not one.is_done
     assert one.accept_length == 1
 
@@ -79,19 +78,19 @@ def test_rounds_without_a_draft_are_left_out(left_out: str) -> None:
     request.finished = lambda: left_out == "finished"
     other = asked()
     for _ in range(101):
-        one.count([request, other], [0, 1])
+        one.count([request, other], [0, 1], NUM_NODES)
     assert one.is_done
     assert one.accept_length == 2
 
 
 def test_a_policy_that_drafts_nothing_under_load_is_no_bad_drafter() -> None:
-    one = watch(policy=BudgetPolicy.by_load(NUM_NODES, 16))
+    one = watch()
     many = [asked() for _ in range(16)]
     for _ in range(200):
-        one.count(many, [0] * 16)
+        one.count(many, [0] * 16, 1)
     assert not one.is_done
     for _ in range(101):
-        one.count(many[:1], [1])
+        one.count(many[:1], [1], NUM_NODES)
     assert one.accept_length == 2
 
 
@@ -104,11 +103,13 @@ class Collector:
         class Gauge:
             def __init__(self, name: str, documentation: str, labelnames: Any, multiprocess_mode: str) -> None:
                 assert documentation
-                assert (list(labelnames), multiprocess_mode) == (["model_name"], "mostrecent")
-                self.name = name
+                assert multiprocess_mode == "mostrecent"
+                self.name, self.labelnames = name, list(labelnames)
 
-            def labels(self, model_name: str) -> Any:
-                return SimpleNamespace(set=lambda value: values.update({f"{self.name}[{model_name}]": value}))
+            def labels(self, **labels: str) -> Any:
+                assert list(labels) == self.labelnames
+                place = ",".join(labels.values())
+                return SimpleNamespace(set=lambda value: values.update({f"{self.name}[{place}]": value}))
 
         self._gauge_cls = Gauge
 
@@ -123,7 +124,7 @@ def test_the_log_is_told_once_by_the_first_rank_and_the_metric_by_each_that_has_
     worker = SimpleNamespace(pair_watch=watch(20, ("rope parameters: the drafter's rope_theta is 1, the target's 2",)))
     processor = SimpleNamespace(model_worker=worker, metrics_collector=Collector(values) if rank == 0 else None)
     batch = SimpleNamespace(reqs=[asked(), asked()])
-    result = SimpleNamespace(num_correct_drafts_per_req_cpu=[hit, hit])
+    result = SimpleNamespace(num_correct_drafts_per_req_cpu=[hit, hit], num_nodes=NUM_NODES)
     with caplog.at_level(logging.WARNING):
         for _ in range(30):
             watch_first_rounds([], processor, result, batch)

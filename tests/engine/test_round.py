@@ -113,9 +113,11 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
     from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
     from ddtree_sglang.engine.stages.candidates import CandidateRanking
     from ddtree_sglang.engine.stages.draft_block import DraftBlock
+    from ddtree_sglang.engine.stages.draft_context import DraftContext
     from ddtree_sglang.engine.stages.kv_moves import PoolMover
     from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput
     from ddtree_sglang.engine.stages.node_penalties import PenaltyTable
+    from ddtree_sglang.engine.stages.round_budget import RoundBudget
     from ddtree_sglang.engine.stages.round_ends import EndsOfBatches
     from ddtree_sglang.kernels import round_commit_triton, round_inputs_triton
 
@@ -133,7 +135,7 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
         _tp_sync = SimpleNamespace(sync=lambda *_: None)
 
         def __init__(self) -> None:
-            self.config, self.policy = DDTreeConfig(), BudgetPolicy.fixed(NODES)
+            self.config, self.budget = DDTreeConfig(), RoundBudget(BudgetPolicy.fixed(NODES))
             self.trace = RoundTrace(None, "meta")
             self.model_runner, self._target_worker = fake_target(events)
             self.draft_model_runner = fake_drafter(events)
@@ -145,8 +147,9 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
             self.node_counts = NodeCountStates(self.model_runner, {})
             self.ends = EndsOfBatches(NODES, META)
             self.penalties = PenaltyTable(ROWS, VOCABULARY, META)
+            self.context = DraftContext(self.append, waits=True)
 
-        def _append_target_hidden_to_draft_kv_by_loc(self, **arguments: Any) -> None:
+        def append(self, **arguments: Any) -> None:
             events.append("draft context")
             assert arguments["target_hidden"].shape == (REQUESTS * BLOCK, 5 * HIDDEN)
 
@@ -221,11 +224,13 @@ def test_hidden_states_that_are_asked_for_are_a_row_per_token_and_cost_no_read(
     round_of_fakes: tuple[Any, Any, Events], num_nodes: int
 ) -> None:
     from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
+    from ddtree_sglang.engine.stages.draft_context import DraftContext
+    from ddtree_sglang.engine.stages.round_budget import RoundBudget
 
     worker, batch, events = round_of_fakes
-    worker.policy = BudgetPolicy.fixed(num_nodes)
+    worker.budget = RoundBudget(BudgetPolicy.fixed(num_nodes))
     _, worker._target_worker = fake_target(events, num_nodes)
-    worker._append_target_hidden_to_draft_kv_by_loc = lambda **_: None
+    worker.context = DraftContext(lambda **_: None, waits=True)
     output = worker._target_worker.forward_batch_generation().logits_output
     output.last_hidden_states = empty(REQUESTS * num_nodes, HIDDEN, dtype=torch.float32)
     batch.return_hidden_states = True
@@ -320,13 +325,17 @@ def launches_of(worker: Any, batch: Any, monkeypatch: pytest.MonkeyPatch) -> Lau
 
 def test_a_round_of_one_node_drafts_nothing(round_of_fakes: tuple[Any, Any, Events]) -> None:
     from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
+    from ddtree_sglang.engine.stages.draft_context import DraftContext
+    from ddtree_sglang.engine.stages.round_budget import RoundBudget
 
     worker, batch, events = round_of_fakes
-    worker.policy = BudgetPolicy.fixed(1)
+    worker.budget = RoundBudget(BudgetPolicy.fixed(1))
     _, worker._target_worker = fake_target(events, num_nodes=1)
-    worker._append_target_hidden_to_draft_kv_by_loc = events.returning("draft context")
+    worker.context = DraftContext(events.returning("draft context"), waits=True)
     result = worker._decode_round(batch, events.returning("publish"))
-    assert events == ["verify graph", "publish", "draft context"]  # and its row stays
+    assert events == ["verify graph", "publish"]  # its row stays, and the drafter's context waits
+    worker.context.flush()
+    assert events[-1] == "draft context"
     # The scheduler's stride stays, whatever the round.
     assert result.next_token_ids.shape == (REQUESTS * BLOCK,)
 
@@ -343,11 +352,12 @@ def test_the_drafters_graph_is_given_the_masks_buffer(
 
     from ddtree_sglang.engine import worker as module
     from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
+    from ddtree_sglang.engine.stages.round_budget import RoundBudget
 
     worker, _, events = round_of_fakes
     worker.device, worker.draft_model_runner.capture_tail_hooks = "cuda", []
     if verify_tokens is not None:
-        worker.policy = BudgetPolicy.by_load(NODES, verify_tokens)
+        worker.budget = RoundBudget(BudgetPolicy.by_load(NODES, verify_tokens))
     decode = SimpleNamespace(bs=[1, 2, 256])
     graph = SimpleNamespace(cuda_graph_config=SimpleNamespace(decode=decode))
     # The mask's buffer has room for what the target's runner captured, fewer than configured: so must the trees.

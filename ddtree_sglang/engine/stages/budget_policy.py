@@ -13,6 +13,8 @@ from ddtree_sglang.config import DEFAULT_VERIFY_TOKENS, DDTreeConfig
 
 BUDGET_STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 """What a round may choose from below the configured budget; 0 is plain decoding, without a draft."""
+FINE_STEPS = (3, 5, 6, 10, 12, 14, 20, 24, 28, 40, 48, 56, 80, 96, 112)
+"""Between them, where a width needs nothing of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,12 @@ class BudgetPolicy:
         fitting = [count for count in self.node_counts if count * batch_size <= self.verify_tokens]
         return min(enough, fitting[-1] if fitting else self.node_counts[0])
 
+    @classmethod
+    def adaptive(cls, num_nodes: int, *, any_width: bool = False) -> BudgetPolicy:
+        """The widths that `stages.adaptive_budget` chooses from; with `any_width` more of them."""
+        steps = sorted({*BUDGET_STEPS, *(FINE_STEPS if any_width else ())})
+        return cls((*(step + 1 for step in steps if step + 1 < num_nodes), num_nodes), None)
+
 
 def _steps_below(num_nodes: int) -> tuple[int, ...]:
     return tuple(step + 1 for step in BUDGET_STEPS if step + 1 < num_nodes)
@@ -62,4 +70,6 @@ def make_policy(config: DDTreeConfig, num_nodes: int, *, any_width: bool = False
     """
     if config.policy == "fixed":
         return BudgetPolicy.fixed(num_nodes, any_width=any_width)
+    if config.policy == "adaptive":
+        return BudgetPolicy.adaptive(num_nodes, any_width=any_width)
     return BudgetPolicy.by_load(num_nodes, config.verify_tokens or DEFAULT_VERIFY_TOKENS)

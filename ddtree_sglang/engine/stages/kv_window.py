@@ -8,8 +8,8 @@ one round old (mem_cache/allocation_sizing.py).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.mem_cache.allocation_sizing import get_alloc_page_size
@@ -43,6 +43,23 @@ def row_headroom(original: Callable[[], int]) -> int:
     return max(extra, 2 * window_len() + get_alloc_page_size() - 1)
 
 
+def plan_slots(
+    translator: Any,
+    req_pool_indices: torch.Tensor,
+    prefix_lens: torch.Tensor,
+    host_lens: torch.Tensor | None,
+    inputs: RoundInputs,
+) -> KVLocPlan:
+    """SGLang's translation of the slots that a round reads and writes (mem_cache/kv_loc_plan.py)."""
+    return translator.plan(
+        req_pool_indices=req_pool_indices,
+        seq_lens=prefix_lens,
+        seq_lens_cpu=host_lens,
+        write_virtual=inputs.node_slots.view(-1),
+        read_extent=max(inputs.node_slots.shape[1], inputs.block_slots.shape[1]),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class RoundWindow:
     """Where a round of B requests reads and writes."""
@@ -68,6 +85,12 @@ class RoundWindow:
     def num_nodes(self) -> int:
         """N of this round."""
         return self.inputs.node_slots.shape[1]
+
+    def narrowed(self, num_nodes: int, translator: Any, req_pool_indices: torch.Tensor) -> RoundWindow:
+        """For the first `num_nodes` nodes alone."""
+        inputs = replace(self.inputs, node_slots=self.inputs.node_slots[:, :num_nodes].contiguous())
+        plan = plan_slots(translator, req_pool_indices, self.prefix_lens, self.host_lens, inputs)
+        return replace(self, inputs=inputs, plan=plan)
 
     @property
     def context_slots(self) -> torch.Tensor:

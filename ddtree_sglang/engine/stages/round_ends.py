@@ -50,10 +50,15 @@ def node_limit(req: Req, num_nodes: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class BatchEnds:
-    """The ends of a batch, and the most nodes that one of its requests allows itself."""
+    """The ends of a batch, and the nodes that its requests allow themselves."""
 
     ends: RoundEnds
-    most_nodes: int
+    node_limits: tuple[int, ...]
+
+    @property
+    def most_nodes(self) -> int:
+        """The most that one of the requests allows itself."""
+        return max(self.node_limits, default=1)
 
     @classmethod
     def of(cls, reqs: Sequence[Req], num_nodes: int, device: torch.device | str) -> BatchEnds:
@@ -65,7 +70,7 @@ class BatchEnds:
         packed = async_h2d([*map(limit_len, reqs), *limits, *rows], dtype=torch.int64, device=device)
         size = len(reqs)
         ends = RoundEnds(packed[2 * size :].view(size, width), packed[:size], packed[size : 2 * size])
-        return cls(ends, max(limits, default=1))
+        return cls(ends, tuple(limits))
 
 
 class EndsOfBatches:

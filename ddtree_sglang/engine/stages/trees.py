@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ddtree_sglang.core.built_tree import BuiltTree, complete_tree
+from ddtree_sglang.core.draft_tree import DraftTree
 from ddtree_sglang.core.round_commit import RoundCommit, commit_round
 from ddtree_sglang.core.round_ends import RoundEnds
 from ddtree_sglang.core.round_inputs import RoundInputs, round_inputs
@@ -39,6 +40,8 @@ GRAMMAR_CANDIDATES = 256
 TreeBuild = Callable[[torch.Tensor, torch.Tensor], BuiltTree]
 """What is left to do after a draft: trees from the roots `[B]` int64 and the prefix lengths `[B]` int64. A round that
 drafts nothing has `core.built_tree.root_trees`."""
+TreeCut = Callable[[DraftTree], int]
+"""How many nodes of the drafted trees a round verifies; asked where the host has them."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,17 @@ class RoundTrees(ABC):
 
     @abstractmethod
     def draft(
-        self, drafter_out: Any, roots: BlockRoots, num_nodes: int, grammars: BatchGrammars | None = None
+        self,
+        drafter_out: Any,
+        roots: BlockRoots,
+        num_nodes: int,
+        grammars: BatchGrammars | None = None,
+        cut: TreeCut | None = None,
     ) -> TreeBuild:
         """Rank now what the drafter's forward proposes after `roots`, and build trees of N = `num_nodes` later.
 
-        `grammars` of the batch, if it has any, keep tokens that they forbid out of the trees.
+        `grammars` of the batch, if it has any, keep tokens that they forbid out of the trees. `cut`, where the host has
+        the trees and no grammar has planted them, says how many nodes of them are kept; elsewhere N are.
         """
 
     @abstractmethod
@@ -97,23 +106,37 @@ class HostTrees(RoundTrees):
         return round_inputs(*tensors, **sizes)
 
     def draft(
-        self, drafter_out: Any, roots: BlockRoots, num_nodes: int, grammars: BatchGrammars | None = None
+        self,
+        drafter_out: Any,
+        roots: BlockRoots,
+        num_nodes: int,
+        grammars: BatchGrammars | None = None,
+        cut: TreeCut | None = None,
     ) -> TreeBuild:
         """Under a grammar more candidates are ranked: it may forbid all of the best ones. Pairs are scored of the best,
         as many as the head was trained for.
         """
         hidden = drafter_out.logits_output.hidden_states
         if grammars is None:
-            return partial(self.build, self.ranking.rank(hidden, roots), num_nodes)
+            return partial(self.build, self.ranking.rank(hidden, roots), num_nodes, cut=cut)
         ranked = self.ranking.wider(GRAMMAR_CANDIDATES).rank(hidden, roots)
         return partial(self._plant, grammars, ranked, num_nodes)
 
     def build(
-        self, ranked: DraftCandidates, num_nodes: int, root_ids: torch.Tensor, prefix_lens: torch.Tensor
+        self,
+        ranked: DraftCandidates,
+        num_nodes: int,
+        root_ids: torch.Tensor,
+        prefix_lens: torch.Tensor,
+        cut: TreeCut | None = None,
     ) -> BuiltTree:
-        """Core's tree, completed."""
+        """Core's tree, cut and completed."""
         tree = build_draft_tree(ranked.topk_ids, ranked.topk_logprobs, root_ids, num_nodes, ranked.pair_logprobs)
-        return complete_tree(tree, prefix_lens, self.ranking.block_size - 1)
+        return self._complete(tree, prefix_lens, cut)
+
+    def _complete(self, tree: DraftTree, prefix_lens: torch.Tensor, cut: TreeCut | None) -> BuiltTree:
+        kept = tree if cut is None else tree.first_nodes(cut(tree))
+        return complete_tree(kept, prefix_lens, self.ranking.block_size - 1)
 
     def _plant(
         self,
@@ -123,7 +146,7 @@ class HostTrees(RoundTrees):
         root_ids: torch.Tensor,
         prefix_lens: torch.Tensor,
     ) -> BuiltTree:
-        return complete_tree(grammars.plant(ranked, num_nodes, root_ids), prefix_lens, self.ranking.block_size - 1)
+        return self._complete(grammars.plant(ranked, num_nodes, root_ids), prefix_lens, None)
 
     def verify_mask(self, built: BuiltTree, prefix_lens: torch.Tensor, total_prefix_len: int | None) -> VerifyMask:
         """The ancestor mask, which the CPU's attention reads."""
@@ -208,7 +231,12 @@ class DeviceTrees(RoundTrees):
         return round_inputs_triton(*tensors, **sizes)
 
     def draft(
-        self, drafter_out: Any, roots: BlockRoots, num_nodes: int, grammars: BatchGrammars | None = None
+        self,
+        drafter_out: Any,
+        roots: BlockRoots,
+        num_nodes: int,
+        grammars: BatchGrammars | None = None,
+        cut: TreeCut | None = None,
     ) -> TreeBuild:
         """In launches of their own."""
         return self._build_of(self.ranking.rank(drafter_out.logits_output.hidden_states, roots), num_nodes, grammars)

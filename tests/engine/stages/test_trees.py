@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddtree_sglang.core import BuiltTree, build_draft_tree, complete_tree, root_trees
+from ddtree_sglang.core import BuiltTree, DraftTree, build_draft_tree, complete_tree, root_trees
 from ddtree_sglang.core.tree_mask import FlatMask
 
 pytestmark = pytest.mark.sglang
@@ -57,6 +58,25 @@ def test_on_the_host_a_round_is_cores_tree() -> None:
     expected = expected_trees()
     assert torch.equal(built.tree.token_ids, expected.tree.token_ids)
     assert torch.equal(built.layout.positions, expected.layout.positions)
+    assert torch.equal(built.mask.cells, expected.mask.cells)
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3, 4])
+def test_a_tree_that_is_cut_on_the_host_is_the_best_tree_of_that_many(kept: int) -> None:
+    from ddtree_sglang.engine.stages.trees import HostTrees
+
+    asked = []
+
+    def cut(tree: DraftTree) -> int:
+        asked.append(tree.num_nodes)
+        return kept
+
+    built = HostTrees(FixedRanking()).draft(drafter_out(), None, NUM_NODES, cut=cut)(ROOTS, PREFIX_LENS)
+    expected = complete_tree(build_draft_tree(RANKED_IDS, RANKED_LOGPROBS, ROOTS, kept), PREFIX_LENS)
+    assert asked == [NUM_NODES]
+    for part in ("tree", "layout"):
+        for field in dataclasses.fields(getattr(built, part)):
+            assert torch.equal(getattr(getattr(built, part), field.name), getattr(getattr(expected, part), field.name))
     assert torch.equal(built.mask.cells, expected.mask.cells)
 
 

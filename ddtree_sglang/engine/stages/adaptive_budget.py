@@ -1,0 +1,360 @@
+"""Policy "adaptive": every round verifies as many nodes as bring the most tokens per second, none if none pays.
+
+Two questions a round. Before the draft: does one pay at all? Its answer is made of what each request's last trees
+promised and kept. After the draft, where the tree is at hand on the host: how many of its nodes? On a device the tree
+is not at hand, so the first answer names the width, too, and copies of a round's trees are looked at one round later.
+
+Three things are learned while serving: what rounds cost (`core.cost_model`), how much of the drafter's word to believe
+(`core.honest_probs`), and by request how much of what was expected came true. A round takes from its beginning to the
+next one's beginning, so the scheduler's own work counts, and no device is asked for the time. Where scheduling
+overlaps, the host begins a round when it has the result of the one before the last, so what lies between two beginnings
+is the last but one's time.
+
+A server begins with a look at each width. Knowledge ages: a share of all rounds, EXPLORED, tries what is unknown, and
+what is next to the best and was not measured for long.
+
+Ranks have clocks of their own. So the first rank of a tensor-parallel target decides, and tells the others each round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+
+from ddtree_sglang.core.cost_model import KNOWN, CostModel
+from ddtree_sglang.core.honest_probs import Floats, HonestProbs, RoundTrees
+from ddtree_sglang.core.width_choice import best_width, drafted_tokens
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+
+    from ddtree_sglang.core.acceptance import AcceptedPath
+    from ddtree_sglang.core.draft_tree import DraftTree
+
+EXPLORED = 0.015
+"""Share of rounds that try something else than what seems best."""
+MOST_SAVED = 8.0
+"""Tries that may be saved up."""
+FIRST_TRIES = 3
+"""Of each width, that a server begins with."""
+STALE_ROUNDS = 300
+"""After so many rounds a measurement is made again."""
+FIRST_WAIT, LONGEST_WAIT = 8, 128
+"""Rounds without a draft after which one is drafted to see whether texts have changed; doubled each time in vain."""
+MARGIN = 1.02
+"""To change between drafting and not drafting, the other must be better by this factor."""
+PACE = 0.25
+"""How fast a request's curve follows its newest tree."""
+DOUBT = 6.0
+"""Tokens that a request must be off by before its own record counts half."""
+MEMORY, LONG_MEMORY = 0.97, 0.995
+"""What of a request's record is left after each of its rounds, and of the whole server's."""
+NO_HOPE = 0.25
+"""Drafted tokens a round that a pair is thought to get before the first tree."""
+
+
+@dataclass
+class RequestRecord:
+    """What is known of one request."""
+
+    drafted: Floats  # [W] expected drafted tokens by width, followed over its trees
+    promised: float = 0.0
+    kept: float = 0.0
+
+    def honesty(self, usual: float) -> float:
+        """Factor on what its trees promise, `usual` before it has a record: sampled requests keep less than greedy."""
+        return (DOUBT * usual + self.kept) / (DOUBT + self.promised)
+
+    def keep(self, promised: float, kept: float, memory: float) -> None:
+        """One more round of drafted tokens."""
+        self.promised = memory * self.promised + promised
+        self.kept = memory * self.kept + kept
+
+    def follow(self, drafted: Floats, num_seen: int) -> None:
+        """A newer tree, of which the first `num_seen` widths were seen; the others keep their distance."""
+        old = self.drafted[num_seen - 1]
+        self.drafted[:num_seen] += PACE * (drafted[:num_seen] - self.drafted[:num_seen])
+        self.drafted[num_seen:] += self.drafted[num_seen - 1] - old
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a round does, and why."""
+
+    num_nodes: int
+    tokens: float  # expected of all requests together, the target's own included
+    seconds: float  # expected of the round; 0 before the first measurement
+    is_try: bool  # not what seems best: to measure it
+
+    @property
+    def name(self) -> str:
+        """In a word or two, for traces and metrics."""
+        return ("plain" if self.num_nodes == 1 else "tree") + (" (try)" if self.is_try else "")
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """A round of which the host learns when it is over; tensors are copies in the host's memory."""
+
+    reqs: Sequence[Req]
+    node_limits: Sequence[int]
+    logprobs: torch.Tensor  # [B, N]
+    parents: torch.Tensor
+    depths: torch.Tensor
+    accept_index: torch.Tensor  # [B, P]
+    was_narrowed: bool  # its trees were looked at before they were verified
+
+    @classmethod
+    def of(
+        cls, reqs: Sequence[Req], limits: Sequence[int], tree: DraftTree, path: AcceptedPath, *, was_narrowed: bool
+    ) -> RoundRecord:
+        """Copies that nothing waits for; `reqs` is the batch's list, which changes."""
+        wanted = tree.logprobs, tree.parents, tree.depths, path.accept_index
+        logprobs, parents, depths, index = (tensor.to("cpu", non_blocking=True) for tensor in wanted)
+        return cls(tuple(reqs), tuple(limits), logprobs, parents, depths, index, was_narrowed)
+
+    def trees(self) -> RoundTrees:
+        """As the host's arithmetic takes them.
+
+        Raises:
+            RuntimeError: a path does not begin at its root, so the copies are read before they are there.
+        """
+        if bool((self.accept_index[:, 0] != 0).any()):
+            raise RuntimeError(
+                f"a round's paths must begin at node 0, got {self.accept_index[:, 0].tolist()}: the host reads a round "
+                "that the device has not finished; serve with another --speculative-ddtree-policy and report it"
+            )
+        return host_trees(self.logprobs, self.parents, self.depths)
+
+
+def host_trees(logprobs: torch.Tensor, parents: torch.Tensor, depths: torch.Tensor) -> RoundTrees:
+    """Trees in the host's memory as arrays."""
+    return RoundTrees(logprobs.double().numpy(), parents.numpy(), depths.numpy())
+
+
+@dataclass
+class Totals:
+    """Sums over all rounds of the server."""
+
+    rounds: dict[str, int] = field(default_factory=dict)
+    expected_tokens: float = 0.0
+    tokens: float = 0.0
+    expected_seconds: float = 0.0
+    seconds: float = 0.0
+
+    def decided(self, decision: Decision) -> None:
+        """One more round."""
+        self.rounds[decision.name] = self.rounds.get(decision.name, 0) + 1
+
+    def came_true(self, expected: float, tokens: float) -> None:
+        """What a drafted round was expected to emit, and what it did."""
+        self.expected_tokens += expected
+        self.tokens += tokens
+
+    def took(self, expected: float, seconds: float) -> None:
+        """What a round was expected to take, and what it did."""
+        self.expected_seconds += expected
+        self.seconds += seconds
+
+
+class AdaptiveBudget:
+    """Chooses the nodes of each round of one worker; `begin`, `narrow`, `end`, once each and in this order."""
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        costs: CostModel | None = None,
+        *,
+        lag: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`widths`: nodes a request, ascending from 1; `lag`: rounds that the host is behind the device."""
+        self.widths = tuple(widths)
+        self.costs = costs or CostModel()
+        self.probs = HonestProbs()
+        self.totals = Totals()
+        self.decision = Decision(self.widths[-1], 0.0, 0.0, is_try=False)
+        self._lag, self._clock = lag, clock
+        self._narrows = False
+        self._records: deque[RoundRecord | None] = deque()
+        self._requests: WeakKeyDictionary[Req, RequestRecord] = WeakKeyDictionary()
+        # Before the first tree a pair is thought to be so-so: it is tried, and not for long.
+        self._usual = RequestRecord(NO_HOPE * np.log2(np.array(self.widths, dtype=np.float64)))
+        self._began: float | None = None
+        self._launched: deque[tuple[int, float, Decision]] = deque(maxlen=lag + 1)
+        self._saved = float(FIRST_TRIES * len(self.widths))
+        self._measured_at: dict[tuple[int, int], int] = {}
+        self._num_rounds = 0
+        self._drafts = True
+        self._wait, self._waited = FIRST_WAIT, 0
+        self._tokens = np.zeros(len(self.widths))
+        self._now: tuple[int, float] = 1, 1.0
+
+    # -- a round -----------------------------------------------------------------------------------------------------
+
+    def begin(self, reqs: Sequence[Req], mean_prefix: float, most_nodes: int, *, narrows: bool) -> int:
+        """Nodes a request to draft for, 1 for none; at most `most_nodes`, one of the widths.
+
+        `narrows`: the round's trees will be at hand, and `narrow` asked for what is to be verified of them.
+        """
+        self._measure()
+        self._learn()
+        self._narrows = narrows
+        self._num_rounds += 1
+        self._saved = max(self._saved, min(MOST_SAVED, self._saved + EXPLORED))
+        self._now = len(reqs), mean_prefix
+        allowed = [width for width in self.widths if width <= most_nodes]
+        records = [self._requests.get(req) for req in reqs]
+        usual = self._usual_honesty
+        drafted = [usual * self._usual.drafted if one is None else one.honesty(usual) * one.drafted for one in records]
+        self._tokens = len(reqs) + np.sum(drafted, axis=0)
+        self.decision = self._choose_before(allowed)
+        drafts = self.decision.num_nodes > 1
+        # Where the tree can be looked at, it is drafted whole and cut then.
+        return allowed[-1] if drafts and self._narrows else self.decision.num_nodes
+
+    def narrow(self, reqs: Sequence[Req], node_limits: Sequence[int], trees: RoundTrees) -> int:
+        """Nodes to verify of the trees that were drafted; at least 2, as the draft is paid for."""
+        num_nodes = trees.parents.shape[1]
+        drafted = drafted_tokens(self.probs.of_paths(trees), np.array(node_limits), self.widths)
+        self._follow(reqs, drafted, len(self.widths))
+        usual = self._usual_honesty
+        honesty = np.array([self._requests[req].honesty(usual) for req in reqs])
+        self._tokens = len(reqs) + honesty @ drafted
+        self.decision = self._choose_after([width for width in self.widths if 1 < width <= num_nodes])
+        return self.decision.num_nodes
+
+    def end(self, record: RoundRecord | None) -> None:
+        """The round was launched; `record` of what it drafted, None for nothing."""
+        self._records.append(record)
+        self._launched.append((*self._now, self.decision))
+        self.totals.decided(self.decision)
+
+    def interrupt(self) -> None:
+        """Something else than a round was run, so the time up to the next one is not a round's."""
+        self._began = None
+        self._launched.clear()
+
+    # -- what is chosen ----------------------------------------------------------------------------------------------
+
+    def _choose_before(self, allowed: Sequence[int]) -> Decision:
+        seconds = self._seconds(allowed)
+        tokens = self._tokens[: len(allowed)]
+        if len(allowed) == 1:
+            return self._decide(0, seconds, is_try=False)
+        tree = 1 + best_width(tokens[1:], seconds[1:])
+        gain = tokens[tree] / seconds[tree] / (tokens[0] / seconds[0])
+        self._drafts = bool(gain > (1 / MARGIN if self._drafts else MARGIN))
+        if self._drafts:
+            self._wait, self._waited = FIRST_WAIT, 0
+            # Where the tree can be looked at, its width is chosen then.
+            tried = self._try(allowed, tree, [0] if self._narrows else range(len(allowed)))
+        elif self._saved > MOST_SAVED:
+            tried = self._try(allowed, 0, range(1, len(allowed)))
+        else:
+            tried = self._peek(tree)
+        if tried is None:
+            return self._decide(tree if self._drafts else 0, seconds, is_try=False)
+        return self._decide(tried, seconds, is_try=True)
+
+    def _peek(self, tree: int) -> int | None:
+        """`tree`, if it is time to draft again although it does not pay."""
+        self._waited += 1
+        if self._waited < self._wait:
+            return None
+        self._wait, self._waited = min(2 * self._wait, LONGEST_WAIT), 0
+        return tree
+
+    def _choose_after(self, allowed: Sequence[int]) -> Decision:
+        seconds = self._seconds(allowed)
+        tokens = self._tokens[1 : 1 + len(allowed)]
+        best = best_width(tokens, seconds)
+        tried = self._try(allowed, best, range(len(allowed)))
+        chosen = 1 + (best if tried is None else tried)
+        return self._decide(chosen, self._seconds([1, *allowed]), is_try=tried is not None)
+
+    def _decide(self, index: int, seconds: Floats, *, is_try: bool) -> Decision:
+        expected = float(seconds[index]) if self.costs.cells else 0.0
+        return Decision(self.widths[index], float(self._tokens[index]), expected, is_try)
+
+    def _seconds(self, widths: Sequence[int]) -> Floats:
+        batch_size, mean_prefix = self._now
+        return self.costs.seconds(batch_size, mean_prefix, widths)
+
+    def _try(self, allowed: Sequence[int], best: int, among: Sequence[int]) -> int | None:
+        """An index of `allowed`, one of `among` and not `best`, that is worth a measurement, if a try is left.
+
+        Plain decoding and the neighbours of the best are worth several, and new ones when they are old; the others,
+        behind what may be a cliff, one.
+        """
+        if self._saved < 1.0:
+            return None
+        batch_size, mean_prefix = self._now
+        near = {0, best - 1, best + 1}
+        for index in sorted(among, key=lambda place: (place not in near, abs(place - best))):
+            if index == best:
+                continue
+            age = self._num_rounds - self._measured_at.get((batch_size, allowed[index]), -STALE_ROUNDS)
+            samples = self.costs.num_samples(batch_size, mean_prefix, allowed[index])
+            if samples < (KNOWN if index in near else 1) or (index in near and age >= STALE_ROUNDS):
+                self._saved -= 1.0
+                return index
+        return None
+
+    # -- what is learned ---------------------------------------------------------------------------------------------
+
+    def _measure(self) -> None:
+        """The time since the last round began is a sample, if it was that round's."""
+        now = self._clock()
+        began, self._began = self._began, now
+        if began is None or len(self._launched) <= self._lag:
+            return
+        batch_size, mean_prefix, decision = self._launched[0]
+        self.costs.observe(batch_size, mean_prefix, decision.num_nodes, now - began)
+        self._measured_at[batch_size, decision.num_nodes] = self._num_rounds
+        if decision.seconds:
+            self.totals.took(decision.seconds, now - began)
+
+    def _learn(self) -> None:
+        """Of rounds that the host knows the end of."""
+        while len(self._records) > self._lag:
+            if (record := self._records.popleft()) is not None:
+                self._learn_from(record)
+
+    def _learn_from(self, record: RoundRecord) -> None:
+        trees = record.trees()
+        accept_index = record.accept_index.numpy()
+        # Where a request ended, its limit or an end token cut the path, not the target's other choice.
+        goes_on = np.array([not req.finished() for req in record.reqs])
+        limits = np.array(record.node_limits)
+        counted = (np.arange(trees.parents.shape[1]) < limits[:, None]) & goes_on[:, None]
+        drafted = drafted_tokens(self.probs.of_paths(trees), limits, self.widths)
+        seen = sum(width <= trees.parents.shape[1] for width in self.widths)
+        if not record.was_narrowed:
+            self._follow(record.reqs, drafted, seen)
+        kept = (accept_index > 0).sum(1)
+        for row, req in enumerate(record.reqs):
+            if goes_on[row] and (one := self._requests.get(req)) is not None:
+                one.keep(float(drafted[row, seen - 1]), float(kept[row]), MEMORY)
+                self._usual.keep(float(drafted[row, seen - 1]), float(kept[row]), LONG_MEMORY)
+        size = len(record.reqs)
+        self.totals.came_true(float(drafted[:, seen - 1].sum()) + size, float(kept.sum()) + size)
+        self.probs.learn(trees, accept_index, counted)
+
+    def _follow(self, reqs: Sequence[Req], drafted: Floats, num_seen: int) -> None:
+        for req, row in zip(reqs, drafted, strict=True):
+            if (one := self._requests.get(req)) is None:
+                one = self._requests[req] = RequestRecord(self._usual.drafted.copy())
+            one.follow(row, num_seen)
+        self._usual.follow(drafted.mean(0), num_seen)
+
+    @property
+    def _usual_honesty(self) -> float:
+        return self._usual.honesty(1.0)

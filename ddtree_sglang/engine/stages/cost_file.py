@@ -1,0 +1,108 @@
+"""What rounds cost here, kept on disk: the next server of the same kind need not measure anew.
+
+A file is of one machine, pair and setting; its name is a digest of them, so nothing is ever compared across. It is a
+hint and no more: rounds that are served outvote it, and one that cannot be read or written changes nothing but a start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddtree_sglang.core.cost_model import CostModel
+
+logger = logging.getLogger(__name__)
+
+FOLDER_ENV = "DDTREE_COSTS"
+"""Folder of the files; empty for none."""
+SAVE_ROUNDS = 500
+"""Rounds between two writes."""
+
+
+def cost_folder() -> Path | None:
+    """Where files are kept, None for nowhere."""
+    given = os.environ.get(FOLDER_ENV)
+    if given is None:
+        return Path(os.environ.get("DDTREE_CACHE") or "~/.cache/ddtree_sglang").expanduser() / "costs"
+    return Path(given).expanduser() if given.strip() else None
+
+
+def machine_facts() -> dict[str, Any]:
+    """The processor that computes, as far as it tells; threads and accelerators included."""
+    devices = torch.get_device_module()
+    names = [devices.get_device_name(0)] if devices.is_available() and hasattr(devices, "get_device_name") else []
+    return {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "accelerators": names,
+        "versions": [version("sglang"), version("torch")],
+    }
+
+
+def _processor() -> str:
+    """The model's name where the system has it; `platform.processor` is empty on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+class CostFile:
+    """The table of one kind of server."""
+
+    def __init__(self, path: Path | None, facts: Mapping[str, Any]) -> None:
+        self.path, self._facts = path, dict(facts)
+        self._rounds = 0
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any], folder: Path | None) -> CostFile:
+        """`facts`: all that rounds' times hang on, as JSON."""
+        text = json.dumps(facts, sort_keys=True, default=str)
+        name = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return cls(None if folder is None else folder / f"{name}.json", facts)
+
+    def load(self) -> CostModel:
+        """What was kept; an empty model if nothing was, or nothing that can be read."""
+        if self.path is None:
+            return CostModel()
+        try:
+            held = json.loads(self.path.read_text(encoding="utf-8"))
+            model = CostModel.from_json(held["cells"] if isinstance(held, dict) and "cells" in held else held)
+        except FileNotFoundError:
+            return CostModel()
+        except (OSError, ValueError) as error:
+            logger.warning("the cost table %s cannot be read (%s); rounds are measured anew.", self.path, error)
+            return CostModel()
+        logger.info("costs of %d kinds of rounds are known from %s", len(model.cells), self.path)
+        return model
+
+    def save(self, model: CostModel) -> None:
+        """Replace the file in one step; a folder that cannot be written is said once, and not tried again."""
+        if self.path is None:
+            return
+        held = {"facts": self._facts, "columns": ["requests", "nodes", "context", "seconds"], "cells": model.to_json()}
+        partial = self.path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(held, indent=1, default=str), encoding="utf-8")
+            partial.replace(self.path)
+        except OSError as error:
+            logger.warning("the cost table %s cannot be written (%s); nothing is kept.", self.path, error)
+            self.path = None
+
+    def count_round(self, model: CostModel) -> None:
+        """After each round; saves now and then."""
+        self._rounds += 1
+        if self._rounds % SAVE_ROUNDS == 0:
+            self.save(model)

@@ -1,0 +1,162 @@
+"""What the worker asks of a policy in each round: how many nodes, how many of them to keep, and what came of it.
+
+A fixed budget and one that follows the load answer the first question alone (`stages.budget_policy`). The adaptive one
+(`stages.adaptive_budget`) also looks at trees that the host has, and learns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.runtime_context import get_parallel
+
+from ddtree_sglang.engine.device_path import is_device_path
+from ddtree_sglang.engine.stages.adaptive_budget import AdaptiveBudget, RoundRecord, Totals, host_trees
+from ddtree_sglang.engine.stages.cost_file import CostFile, cost_folder, machine_facts
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+    from ddtree_sglang.core.acceptance import AcceptedPath
+    from ddtree_sglang.core.draft_tree import DraftTree
+    from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
+    from ddtree_sglang.engine.stages.round_ends import BatchEnds
+    from ddtree_sglang.engine.stages.trees import TreeCut
+
+
+class RoundBudget:
+    """Of a policy that reads the batch size alone."""
+
+    def __init__(self, policy: BudgetPolicy) -> None:
+        self.policy = policy
+
+    def begin(self, batch: ScheduleBatch, ends: BatchEnds, host_lens: torch.Tensor | None) -> int:
+        """Nodes a request that the round drafts for, 1 for none.
+
+        Args:
+            host_lens: `[B]` committed lengths on the host, or a bound of them; None if it does not know them.
+        """
+        return self.policy.num_nodes(len(batch.reqs), ends.most_nodes)
+
+    @property
+    def cut(self) -> TreeCut | None:
+        """Says how many nodes of the round's trees are verified; None: all."""
+        return None
+
+    def end(self, tree: DraftTree, path: AcceptedPath) -> None:
+        """What the round verified and accepted, on whatever device."""
+
+    def interrupt(self) -> None:
+        """A prefill was run between rounds."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a trace's line says of the choice."""
+        return {}
+
+    @property
+    def totals(self) -> Totals | None:
+        """What choices have come to, None where none is made."""
+        return None
+
+
+class AdaptiveRounds(RoundBudget):
+    """Of policy "adaptive": the first rank's choice, which the other ranks of its group are told."""
+
+    def __init__(self, policy: BudgetPolicy, costs: CostFile, *, lag: int) -> None:
+        super().__init__(policy)
+        parallel = get_parallel()
+        self._decides = parallel.tp_rank == 0
+        self._costs = costs
+        self.budget = AdaptiveBudget(policy.node_counts, costs.load() if self._decides else None, lag=lag)
+        self._group = parallel.tp_group.cpu_group if parallel.tp_size > 1 else None
+        self._reqs: Sequence[Any] = ()
+        self._limits: tuple[int, ...] = ()
+        self._narrows = False
+
+    def begin(self, batch: ScheduleBatch, ends: BatchEnds, host_lens: torch.Tensor | None) -> int:
+        """See `RoundBudget.begin`; grammars plant their trees at the width that is chosen before the draft."""
+        self._reqs, self._limits = batch.reqs, ends.node_limits
+        self._narrows = not is_device_path() and not batch.has_grammar
+        most_nodes = super().begin(batch, ends, host_lens)
+        if not self._decides:
+            return self._told(most_nodes)
+        mean_prefix = 1.0 if host_lens is None else float(host_lens.sum()) / max(len(batch.reqs), 1)
+        return self._told(self.budget.begin(batch.reqs, mean_prefix, most_nodes, narrows=self._narrows))
+
+    @property
+    def cut(self) -> TreeCut | None:
+        """The nodes that bring the most tokens per second, of trees on the host."""
+        return self._cut if self._narrows else None
+
+    def _cut(self, tree: DraftTree) -> int:
+        num_nodes = tree.num_nodes
+        if self._decides:
+            trees = host_trees(tree.logprobs, tree.parents, tree.depths)
+            num_nodes = self.budget.narrow(self._reqs, self._limits, trees)
+        return self._told(num_nodes)
+
+    def end(self, tree: DraftTree, path: AcceptedPath) -> None:
+        """Keep copies of what a drafted round was, to learn from when the host knows its end."""
+        if not self._decides:
+            return
+        drafted = tree.num_nodes > 1
+        make = partial(RoundRecord.of, self._reqs, self._limits, tree, path, was_narrowed=self._narrows)
+        self.budget.end(make() if drafted else None)
+        self._costs.count_round(self.budget.costs)
+
+    @property
+    def totals(self) -> Totals | None:
+        """Of the rank that decides."""
+        return self.budget.totals if self._decides else None
+
+    def interrupt(self) -> None:
+        """The time up to the next round is not a round's."""
+        self.budget.interrupt()
+
+    def facts(self) -> dict[str, Any]:
+        """The choice, in words and numbers."""
+        chosen = self.budget.decision
+        return {
+            "decision": chosen.name,
+            "expected_tokens": round(chosen.tokens, 4),
+            "expected_ms": round(1e3 * chosen.seconds, 4),
+        }
+
+    def _told(self, num_nodes: int) -> int:
+        """What the first rank says; a message between hosts, in which no device takes part."""
+        if self._group is None:
+            return num_nodes
+        told = torch.tensor([num_nodes], dtype=torch.int64)
+        torch.distributed.broadcast(told, src=torch.distributed.get_global_rank(self._group, 0), group=self._group)
+        return int(told.item())
+
+
+COST_FACTS = (
+    "model_path",
+    "revision",
+    "dtype",
+    "quantization",
+    "kv_cache_dtype",
+    "attention_backend",
+    "tp_size",
+    "page_size",
+    "disable_cuda_graph",
+    "disable_overlap_schedule",
+    "enable_lora",
+    "speculative_draft_model_path",
+    "speculative_draft_model_revision",
+    "speculative_draft_model_quantization",
+)
+"""Server arguments that a round's time hangs on."""
+
+
+def make_round_budget(policy: BudgetPolicy, name: str, server_args: Any) -> RoundBudget:
+    """The one that the configuration names."""
+    if name != "adaptive":
+        return RoundBudget(policy)
+    facts = {**machine_facts(), **{field: getattr(server_args, field) for field in COST_FACTS}}
+    lag = int(not server_args.disable_overlap_schedule)
+    return AdaptiveRounds(policy, CostFile.of(facts, cost_folder()), lag=lag)

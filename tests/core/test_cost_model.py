@@ -1,0 +1,140 @@
+"""Costs of rounds: what was measured, what is guessed of the rest, and what no sample can spoil."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from ddtree_sglang.core.cost_model import CostModel, context_class, first_guess
+
+WIDTHS = (1, 2, 3, 5, 9, 17)
+
+
+def measured(cells: dict[tuple[int, int], float], times: int = 5, mean_prefix: float = 100) -> CostModel:
+    """A model that saw each cell (requests, nodes) so many times, in turns."""
+    model = CostModel()
+    for _ in range(times):
+        for (batch_size, num_nodes), seconds in cells.items():
+            model.observe(batch_size, mean_prefix, num_nodes, seconds)
+    return model
+
+
+def test_measured_cells_are_what_was_measured_cliffs_included() -> None:
+    cells = {(1, 1): 0.020, (1, 2): 0.050, (1, 3): 0.021, (1, 5): 0.090, (1, 9): 0.022, (1, 17): 0.023}
+    assert measured(cells).seconds(1, 100, WIDTHS) == pytest.approx(list(cells.values()), rel=1e-6)
+
+
+def test_before_the_first_sample_more_rows_cost_more() -> None:
+    seconds = CostModel().seconds(4, 100, WIDTHS)
+    assert (np.diff(seconds) > 0).all()
+    assert CostModel().seconds(8, 100, WIDTHS)[-1] > seconds[-1]
+
+
+def test_an_unknown_cell_follows_what_its_neighbours_are_off_the_guess() -> None:
+    """All rounds take 30 ms times the guess: one that was never run does, too."""
+    cells = {(1, nodes): 0.03 * first_guess(1, nodes, 0) for nodes in (1, 3, 17)}
+    model = measured(cells)
+    assert model.seconds(1, 100, (9,))[0] == pytest.approx(0.03 * first_guess(1, 9, 0), rel=1e-3)
+    assert model.seconds(32, 100, (9,))[0] == pytest.approx(0.03 * first_guess(32, 9, 0), rel=1e-3)
+
+
+def test_near_cells_count_more_than_far_ones() -> None:
+    model = measured({(1, 1): first_guess(1, 1, 0), (32, 17): 4 * first_guess(32, 17, 0)})
+    off = [
+        model.seconds(*at, (nodes,))[0] / first_guess(at[0], nodes, 0) for at, nodes in [((1, 100), 2), ((32, 100), 13)]
+    ]
+    assert off[0] < 1.3
+    assert off[1] > 3
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.inf, -math.inf, math.nan])
+def test_what_no_clock_can_give_is_dropped(seconds: float) -> None:
+    model = measured({(1, 1): 0.02})
+    before = model.seconds(1, 100, WIDTHS)
+    model.observe(1, 100, 1, seconds)
+    model.observe(1, 100, 17, seconds)
+    assert (model.seconds(1, 100, WIDTHS) == before).all()
+
+
+@pytest.mark.parametrize("seconds", [1e-6, 3600.0])
+def test_a_clock_that_jumps_once_changes_no_choice(seconds: float) -> None:
+    """All cells move a little and together, their ratios hardly."""
+    model = measured({(1, nodes): 0.02 + 0.001 * nodes for nodes in WIDTHS})
+    before = model.seconds(1, 100, WIDTHS)
+    model.observe(1, 100, 5, seconds)
+    after = model.seconds(1, 100, WIDTHS)
+    assert after / after[0] == pytest.approx(before / before[0], rel=0.02)
+    assert after[0] == pytest.approx(before[0], rel=0.2)
+
+
+def test_a_machine_that_slows_down_slows_what_is_not_measured_now() -> None:
+    model = measured({(1, 1): 0.020, (1, 9): 0.030})
+    for _ in range(40):
+        model.observe(1, 100, 9, 0.060)
+    plain, tree = model.seconds(1, 100, (1, 9))
+    assert tree == pytest.approx(0.060, rel=0.02)
+    assert plain == pytest.approx(0.040, rel=0.15)
+
+
+def test_a_cell_that_alone_has_changed_is_found_out_by_measuring_it() -> None:
+    model = measured({(1, 1): 0.020, (1, 9): 0.030})
+    for _ in range(80):
+        model.observe(1, 100, 1, 0.020)
+        model.observe(1, 100, 9, 0.015)
+    plain, tree = model.seconds(1, 100, (1, 9))
+    assert tree / plain == pytest.approx(0.75, rel=0.05)
+
+
+def test_context_counts_by_powers_of_two() -> None:
+    assert [context_class(length) for length in (0, 1, 256, 300, 600, 1024, 32768)] == [0, 0, 0, 0, 1, 2, 7]
+    model = measured({(1, 1): 0.02, (1, 9): 0.03})
+    for _ in range(5):
+        model.observe(1, 8000, 9, 0.30)
+        model.observe(1, 8000, 1, 0.03)
+        model.observe(1, 100, 1, 0.02)
+        model.observe(1, 100, 9, 0.03)
+    near, far = (model.seconds(1, length, (1, 9)) for length in (100, 8000))
+    assert near[1] / near[0] == pytest.approx(1.5, rel=0.05)
+    assert far[1] / far[0] == pytest.approx(10, rel=0.05)
+
+
+def test_a_table_is_kept_and_read_again() -> None:
+    model = measured({(1, 1): 0.020, (4, 9): 0.030})
+    again = CostModel.from_json(json.loads(json.dumps(model.to_json())))
+    assert again.seconds(4, 100, WIDTHS) == pytest.approx(model.seconds(4, 100, WIDTHS), rel=0.01)
+
+
+def test_a_stale_table_is_outvoted_where_rounds_are_served() -> None:
+    stale = CostModel.from_json([[1, 1, 0, 0.002], [1, 9, 0, 0.001]])
+    for _ in range(4):
+        stale.observe(1, 100, 1, 0.020)
+        stale.observe(1, 100, 9, 0.040)
+    plain, tree = stale.seconds(1, 100, (1, 9))
+    assert tree / plain == pytest.approx(2.0, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {},
+        None,
+        "x",
+        [1],
+        [[1, 1, 0]],
+        [[1, 1, 0, "a"]],
+        [[1, 1, 0, True]],
+        [[0, 1, 0, 1.0]],
+        [[1, 0, 0, 1.0]],
+        [[1, 1, -1, 1.0]],
+        [[1.5, 1, 0, 1.0]],
+        [[1, 1, 0, 0.0]],
+        [[1, 1, 0, math.nan]],
+        [[1, 1, 0, math.inf]],
+    ],
+)
+def test_what_is_no_table_is_refused(rows: object) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        CostModel.from_json(rows)

@@ -1,0 +1,192 @@
+"""Policy adaptive on made-up servers: where it ends, how soon, what it pays for looking, and what cannot mislead it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ddtree_sglang.core.cost_model import CostModel
+from ddtree_sglang.engine.stages.adaptive_budget import FIRST_WAIT, AdaptiveBudget
+from tests.engine.stages.served_rounds import Served, running_request
+
+pytestmark = pytest.mark.sglang
+
+WIDTHS = (1, 2, 3, 5, 9, 17)
+Cost = Callable[[int, int], float]
+
+
+def flat(_requests: int, nodes: int) -> float:
+    """A forward that waits for memory: nodes cost nothing."""
+    return 0.020 + (0.004 if nodes > 1 else 0.0)
+
+
+def steep(requests: int, nodes: int) -> float:
+    """Every row is paid for."""
+    return 0.020 + 0.010 * requests * nodes + (0.008 if nodes > 1 else 0.0)
+
+
+def cliff(_requests: int, nodes: int) -> float:
+    """Dear from 3 to 9 nodes, cheap at 17: a captured width, or a kernel of its own."""
+    return (0.021 if nodes <= 2 else 0.060 if nodes <= 9 else 0.024) + (0.004 if nodes > 1 else 0.0)
+
+
+def served(cost: Cost, size: int, lag: int, num_rounds: int = 300, **options: Any) -> Served:
+    one = Served(AdaptiveBudget(WIDTHS, lag=lag), cost, **options)
+    return one.rounds(num_rounds, [running_request() for _ in range(size)])
+
+
+def share_of(one: Served, is_meant: Callable[[int], bool], last: int = 120) -> float:
+    return sum(map(is_meant, one.widths[-last:])) / last
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize(
+    ("cost", "size", "truth", "is_meant"),
+    [
+        (flat, 1, 1.0, lambda nodes: nodes >= 9),
+        (flat, 4, 1.0, lambda nodes: nodes >= 9),
+        (cliff, 1, 1.0, lambda nodes: nodes == 17),
+        (steep, 8, 1.0, lambda nodes: nodes == 1),
+        (flat, 1, 100.0, lambda nodes: nodes == 1),
+    ],
+    ids=["one", "four", "behind-a-cliff", "many", "never-hits"],
+)
+def test_it_ends_where_the_rate_is_best(
+    cost: Cost, size: int, truth: float, is_meant: Callable[[int], bool], lag: int
+) -> None:
+    one = served(cost, size, lag, truth=truth)
+    assert share_of(one, is_meant) > 0.9
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_looking_costs_two_per_cent_at_most(lag: int) -> None:
+    """A pair that never hits, where each draft is a loss: plain decoding's rate, nearly."""
+    one = served(flat, 1, lag, num_rounds=300, truth=100.0)
+    tokens, seconds = one.tokens, one.seconds
+    one.rounds(500, [running_request()])
+    rate = (one.tokens - tokens) / (one.seconds - seconds)
+    assert rate > 0.98 / flat(1, 1)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_the_first_rounds_are_no_disaster(lag: int) -> None:
+    one = served(flat, 1, lag, num_rounds=100, truth=100.0)
+    assert one.rate > 0.85 / flat(1, 1)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_texts_that_get_easier_are_noticed(lag: int) -> None:
+    one, reqs = served(flat, 1, lag, truth=100.0), [running_request()]
+    assert share_of(one, lambda nodes: nodes == 1) > 0.9
+    one.truth = 1.0
+    one.rounds(400, reqs)
+    assert share_of(one, lambda nodes: nodes > 5) > 0.9
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_pair_that_stops_to_hit_ends_in_plain_decoding(lag: int) -> None:
+    one, reqs = served(flat, 1, lag), [running_request()]
+    one.truth = 100.0
+    one.rounds(250, reqs)
+    assert share_of(one, lambda nodes: nodes == 1) > 0.9
+
+
+def test_a_drafter_that_is_too_sure_is_not_believed() -> None:
+    """By its own word a tree pays, by what is accepted it does not."""
+
+    def dear(requests: int, nodes: int) -> float:
+        return 0.020 + (0.016 if nodes > 1 else 0.0)
+
+    honest, boastful = served(dear, 1, 0, sureness=4.0), served(dear, 1, 0, sureness=4.0, truth=8.0)
+    assert share_of(honest, lambda nodes: nodes > 1) > 0.9
+    assert share_of(boastful, lambda nodes: nodes == 1) > 0.85
+
+
+def test_one_request_that_keeps_nothing_does_not_end_the_others_trees() -> None:
+    """Of two requests one is sampled hot: what it expects is corrected by its own record."""
+    budget = AdaptiveBudget(WIDTHS)
+    one = Served(budget, flat)
+    good, bad = running_request(), running_request()
+    one.rounds(60, [good])
+    one.truth = 100.0
+    one.rounds(60, [bad])
+    assert budget._requests[bad].honesty(1.0) < 0.6 * budget._requests[good].honesty(1.0)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_neighbour_that_comes_and_goes_changes_no_choice(lag: int) -> None:
+    factor = [1.0]
+    one = served(lambda requests, nodes: factor[0] * flat(requests, nodes), 1, lag)
+    reqs = [running_request()]
+    for factor[0] in (2.5, 1.0, 3.0, 1.0):
+        one.rounds(60, reqs)
+        assert share_of(one, lambda nodes: nodes >= 9, 60) > 0.85
+
+
+@pytest.mark.parametrize("jump", [-3600.0, 3600.0])
+def test_a_clock_that_jumps_changes_no_choice(jump: float) -> None:
+    one, reqs = served(flat, 1, 0), [running_request()]
+    for _ in range(5):
+        one.now += jump
+        one.rounds(20, reqs)
+    assert share_of(one, lambda nodes: nodes >= 9, 100) > 0.85
+
+
+def test_a_wrong_table_is_found_out() -> None:
+    """It says that plain decoding is ten times as fast as it is, and trees dear."""
+    wrong = CostModel.from_json([[1, 1, 0, 0.002], *([1, nodes, 0, 0.5] for nodes in WIDTHS[1:])])
+    one = Served(AdaptiveBudget(WIDTHS, wrong), flat)
+    one.rounds(400, [running_request()])
+    assert share_of(one, lambda nodes: nodes >= 9) > 0.85
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_requests_that_come_and_go_every_round_are_served(lag: int) -> None:
+    one, rng = Served(AdaptiveBudget(WIDTHS, lag=lag), flat), np.random.default_rng(0)
+    for _ in range(200):
+        one.round([running_request() for _ in range(rng.integers(1, 9))])
+    assert len(one.budget._requests) <= 16, "ended requests are forgotten"
+    plain, wide = share_of(one, lambda nodes: nodes == 1), share_of(one, lambda nodes: nodes >= 5)
+    assert plain < 0.1
+    assert wide > 0.8
+
+
+def test_no_more_nodes_than_a_request_allows_itself() -> None:
+    one, reqs = served(flat, 1, 0, num_rounds=100), [running_request()]
+    assert max(one.round(reqs, limit=3, most=3) for _ in range(50)) <= 3
+    assert all(one.round(reqs, limit=1, most=1) == 1 for _ in range(20))
+
+
+def test_ended_requests_teach_nothing() -> None:
+    """Where an end cut a path, the target's other choice did not."""
+    budget = AdaptiveBudget(WIDTHS)
+    one, ended = Served(budget, flat), running_request()
+    ended.finished = lambda: True
+    one.rounds(40, [ended])
+    assert budget.probs.table() == []
+
+
+def test_a_prefill_between_rounds_is_no_sample() -> None:
+    one, reqs = Served(AdaptiveBudget(WIDTHS), flat), [running_request()]
+    for _ in range(60):
+        one.budget.interrupt()
+        one.now += 5.0
+        one.round(reqs)
+    assert one.budget.costs.cells == {}
+
+
+def test_without_a_hit_drafts_become_rare() -> None:
+    one = served(flat, 1, 0, num_rounds=400, truth=100.0)
+    drafted = [place for place, nodes in enumerate(one.widths) if nodes > 1 and place > 100]
+    assert min(np.diff(drafted), default=FIRST_WAIT) >= FIRST_WAIT
+
+
+def test_decisions_are_counted_and_named() -> None:
+    totals = served(flat, 2, 0, num_rounds=200).budget.totals
+    assert set(totals.rounds) <= {"plain", "plain (try)", "tree", "tree (try)"}
+    assert sum(totals.rounds.values()) == 200
+    assert totals.expected_tokens == pytest.approx(totals.tokens, rel=0.1)
+    assert totals.expected_seconds == pytest.approx(totals.seconds, rel=0.1)

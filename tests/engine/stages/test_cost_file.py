@@ -1,0 +1,80 @@
+"""Tables of costs on disk: of one kind of server each, a hint and no more."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from ddtree_sglang.core.cost_model import CostModel
+from ddtree_sglang.engine.stages.cost_file import FOLDER_ENV, SAVE_ROUNDS, CostFile, cost_folder, machine_facts
+
+FACTS = {"model_path": "m", "dtype": "float32"}
+
+
+def known() -> CostModel:
+    model = CostModel()
+    model.observe(1, 100, 9, 0.03)
+    return model
+
+
+def test_a_table_is_found_by_a_server_of_the_same_kind_alone(tmp_path: Path) -> None:
+    CostFile.of(FACTS, tmp_path).save(known())
+    assert CostFile.of(dict(reversed(FACTS.items())), tmp_path).load().num_samples(1, 100, 9) == 1
+    assert CostFile.of({**FACTS, "dtype": "bfloat16"}, tmp_path).load().cells == {}
+
+
+def test_a_table_says_what_it_is_of(tmp_path: Path) -> None:
+    CostFile.of(FACTS, tmp_path / "new").save(known())
+    (path,) = (tmp_path / "new").iterdir()
+    held = json.loads(path.read_text(encoding="utf-8"))
+    assert held["facts"] == FACTS
+    assert held["cells"] == [[1, 9, 0, 0.03]]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]]", "null", '{"cells": 3}', '{"cells": [[1, 9, 0, -1]]}', "\x00\xff"])
+def test_a_spoiled_table_is_measured_anew(text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = CostFile.of(FACTS, tmp_path)
+    assert file.path is not None
+    file.path.write_bytes(text.encode("latin-1"))
+    with caplog.at_level(logging.WARNING):
+        assert file.load().cells == {}
+    assert "cannot be read" in caplog.text
+    file.save(known())
+    assert file.load().num_samples(1, 100, 9) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    file = CostFile.of(FACTS, tmp_path / "file")
+    with caplog.at_level(logging.WARNING):
+        file.save(known())
+        file.save(known())
+    assert caplog.text.count("cannot be written") == 1
+
+
+def test_it_is_saved_now_and_then(tmp_path: Path) -> None:
+    file = CostFile.of(FACTS, tmp_path)
+    for _ in range(SAVE_ROUNDS - 1):
+        file.count_round(known())
+    assert list(tmp_path.iterdir()) == []
+    file.count_round(known())
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_without_a_folder_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FOLDER_ENV, " ")
+    assert cost_folder() is None
+    file = CostFile.of(FACTS, cost_folder())
+    file.save(known())
+    assert file.load().cells == {}
+    monkeypatch.setenv(FOLDER_ENV, "~/here")
+    assert cost_folder() == Path.home() / "here"
+
+
+def test_facts_of_a_machine_are_json() -> None:
+    facts = machine_facts()
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["threads"] >= 1

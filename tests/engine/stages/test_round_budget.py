@@ -1,0 +1,144 @@
+"""What the worker asks of a policy: a fixed one answers at once, the adaptive one by its first rank."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ddtree_sglang.core.acceptance import walk_tree
+from ddtree_sglang.engine.stages import round_budget
+from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
+from ddtree_sglang.engine.stages.cost_file import CostFile
+from ddtree_sglang.engine.stages.round_budget import COST_FACTS, AdaptiveRounds, RoundBudget, make_round_budget
+from ddtree_sglang.engine.stages.round_ends import BatchEnds
+from tests.core.tree_cases import build, random_candidates
+from tests.engine.stages.served_rounds import running_request
+
+pytestmark = pytest.mark.sglang
+
+NODES = 9
+POLICY = BudgetPolicy.adaptive(NODES, any_width=True)
+LENS = torch.tensor([40, 60])
+
+
+def parallel(monkeypatch: pytest.MonkeyPatch, rank: int = 0, size: int = 1, group: Any = None) -> None:
+    fake = SimpleNamespace(tp_rank=rank, tp_size=size, tp_group=SimpleNamespace(cpu_group=group))
+    monkeypatch.setattr(round_budget, "get_parallel", lambda: fake)
+
+
+def batch_of_two(*, has_grammar: bool = False) -> Any:
+    return SimpleNamespace(reqs=[running_request(), running_request()], has_grammar=has_grammar)
+
+
+def ends_of(*limits: int) -> Any:
+    return BatchEnds(None, limits)  # type: ignore[arg-type]
+
+
+def rounds(lag: int = 0) -> AdaptiveRounds:
+    return AdaptiveRounds(POLICY, CostFile(None, {}), lag=lag)
+
+
+def play(one: AdaptiveRounds, batch: Any, ends: Any) -> int:
+    """A round whose targets accept nothing; its nodes."""
+    num_nodes = one.begin(batch, ends, LENS)
+    tree = build(random_candidates(batch_size=2, depth=4, vocab=12, num_candidates=8, seed=0), num_nodes)
+    if num_nodes > 1 and one.cut is not None:
+        tree = tree.first_nodes(one.cut(tree))
+    one.end(tree, walk_tree(tree, torch.full(tree.token_ids.shape, -7), 5))
+    return tree.num_nodes
+
+
+def test_a_fixed_budget_asks_nobody() -> None:
+    one = make_round_budget(BudgetPolicy.fixed(NODES), "fixed", None)
+    assert type(one) is RoundBudget
+    assert one.begin(batch_of_two(), ends_of(NODES, NODES), LENS) == NODES
+    assert (one.cut, one.facts(), one.totals) == (None, {}, None)
+
+
+def test_the_adaptive_one_is_made_of_the_servers_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    parallel(monkeypatch)
+    monkeypatch.setenv("DDTREE_COSTS", str(tmp_path))
+    values = dict.fromkeys(COST_FACTS, "x")
+    one = make_round_budget(POLICY, "adaptive", SimpleNamespace(**values | {"disable_overlap_schedule": True}))
+    other = make_round_budget(POLICY, "adaptive", SimpleNamespace(**values | {"disable_overlap_schedule": False}))
+    assert isinstance(one, AdaptiveRounds)
+    assert isinstance(other, AdaptiveRounds)
+    assert (one.budget._lag, other.budget._lag) == (0, 1)
+    assert one._costs.path != other._costs.path
+
+
+def test_rounds_are_narrowed_learned_from_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    parallel(monkeypatch)
+    one, batch = rounds(), batch_of_two()
+    widths = {play(one, batch, ends_of(NODES, NODES)) for _ in range(40)}
+    assert widths <= set(POLICY.node_counts)
+    assert len(widths) > 2
+    assert one.budget.probs.table(), "what was accepted is learned"
+    assert one.totals is not None
+    assert sum(one.totals.rounds.values()) == 40
+    assert set(one.facts()) == {"decision", "expected_tokens", "expected_ms"}
+
+
+def test_under_a_grammar_the_width_is_chosen_before_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    parallel(monkeypatch)
+    one, batch = rounds(), batch_of_two(has_grammar=True)
+    for _ in range(10):
+        num_nodes = one.begin(batch, ends_of(NODES, NODES), LENS)
+        assert one.cut is None
+        tree = build(random_candidates(batch_size=2, depth=4, vocab=12, num_candidates=8, seed=0), num_nodes)
+        one.end(tree, walk_tree(tree, torch.full(tree.token_ids.shape, -7), 5))
+
+
+def test_requests_of_small_trees_have_no_larger_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    parallel(monkeypatch)
+    one, batch = rounds(), batch_of_two()
+    assert max(play(one, batch, ends_of(3, 2)) for _ in range(30)) <= 3
+    assert {play(one, batch, ends_of(1, 1)) for _ in range(5)} == {1}
+
+
+def test_the_other_ranks_do_what_the_first_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks with clocks and costs of their own, as threads over one mailbox."""
+    told: list[int] = []
+    turn = threading.Semaphore(0)
+
+    def broadcast(tensor: torch.Tensor, *, src: int, group: str) -> None:
+        assert (src, group) == (0, "ranks")
+        if threading.current_thread().name == "first":
+            told.append(int(tensor))
+            turn.release()
+        else:
+            turn.acquire()
+            tensor.fill_(told[len(heard)])
+            heard.append(int(tensor))
+
+    heard: list[int] = []
+    monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
+    monkeypatch.setattr(torch.distributed, "get_global_rank", lambda _group, rank: rank)
+    ranks = []
+    for rank in range(2):
+        parallel(monkeypatch, rank, 2, "ranks")
+        ranks.append(rounds())
+    played: dict[str, list[int]] = {}
+
+    def serve(name: str, one: AdaptiveRounds) -> None:
+        batch = batch_of_two()
+        played[name] = [play(one, batch, ends_of(NODES, NODES)) for _ in range(30)]
+
+    threads = [
+        threading.Thread(target=serve, args=(name, one), name=name)
+        for name, one in zip(("first", "second"), ranks, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert played["first"] == played["second"]
+    assert len(set(played["first"])) > 2
+    assert told == heard
+    assert ranks[1].totals is None
+    assert ranks[1].budget.probs.table() == [], "only the first rank learns"

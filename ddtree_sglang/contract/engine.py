@@ -179,7 +179,8 @@ ENGINE: tuple[Row, ...] = (
         _RUNTIME_CONTEXT,
         "get_spec",
         "",
-        "algorithm, hooks, kv_window, node_counts, node_processors, one_at_a_time, target, token_outputs, worker",
+        "algorithm, hooks, host_cache, kv_window, node_counts, node_processors, one_at_a_time, target, token_outputs, "
+        "worker",
     ),
     # What a drafter's head holds: scorers read its parameters.
     Row("sglang.srt.models.dflash", "DFlashDraftModel", "candidate_selector lilicorr", "pair_scores"),

@@ -41,7 +41,8 @@ REQUESTS: tuple[Row, ...] = (
     Row(
         "sglang.srt.arg_groups.fields.memory",
         "Memory",
-        "enable_hierarchical_cache enable_page_major_kv_layout enable_unified_memory",
+        "enable_flexkv enable_hierarchical_cache enable_lmcache enable_page_major_kv_layout "
+        "enable_unified_cache_external_linker enable_unified_memory hicache_storage_backend radix_cache_backend",
         "recurrent_checks, server_args",
     ),
     Row(
@@ -153,6 +154,8 @@ REQUESTS: tuple[Row, ...] = (
     ),
     Row("sglang.srt.managers.scheduler", "Scheduler.get_new_batch_prefill", "running_batch", "mixed_chunks"),
     Row("sglang.srt.managers.scheduler", "Scheduler.init_model_worker", "", "context_limit"),
+    Row("sglang.srt.managers.scheduler", "Scheduler.attach_hicache_storage_wrapped", "recv_req", "host_cache"),
+    Row("sglang.srt.managers.io_struct", "AttachHiCacheStorageReqOutput", "message success", "host_cache"),
     Row(
         "sglang.srt.managers.scheduler_components.batch_result_processor",
         "SchedulerBatchResultProcessor",

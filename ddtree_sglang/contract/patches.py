@@ -104,6 +104,12 @@ ROUND_PATCHES = (
         "a request in another's prefill is sampled without what a round keeps for it",
     ),
     Patch(
+        "sglang.srt.managers.scheduler.Scheduler.attach_hicache_storage_wrapped",
+        "around",
+        "ddtree_sglang.engine.admission.host_cache:refuse_storage",
+        "storage that is refused at start could be attached later",
+    ),
+    Patch(
         "sglang.srt.session.streaming_session.StreamingSession.try_cache_finished_req",
         "around",
         "ddtree_sglang.engine.sessions:keep_written_tokens",

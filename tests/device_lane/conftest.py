@@ -35,9 +35,10 @@ PAIRS = {
     "sliding": ("qwen3", 4, 32),
     "short_convolution": ("lfm2", 4, 32),
     "short_convolution_experts": ("lfm2_moe", 4, 32),
+    "sliding_gated_delta": ("qwen3_5", 4, 32),
 }
 """Architecture, block size and vocabulary."""
-KINDS = {"sliding": (SLIDING, FULL)}
+KINDS = dict.fromkeys(("sliding", "sliding_gated_delta"), (SLIDING, FULL))
 """Of the layers of a pair's drafter, where they are not one that sees the whole context."""
 HEADS = {"selector": with_selector}
 """Of a pair whose drafter scores pairs of candidates, what gives it the head."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tests.core.plain_penalties import Asked as Penalties
 from tests.device_lane.pairs import BOS_TOKEN, EOS_TOKEN, WINDOW
-from tests.device_lane.references import Asked
+from tests.device_lane.references import Asked, histogram
 from tests.device_lane.scenes import CONTEXT_LIMIT, WAVE_APART_S, Chooser, Sent
 
 TRACKED_LEN = 64
@@ -40,6 +40,31 @@ def hits_about_the_window(chooser: Chooser) -> list[Sent]:
 
     more = [chooser.find(length, 6, longer) for length in (3, WINDOW + 3)]
     return [Sent(first), *(Sent(asked, after_s=WAVE_APART_S) for asked in more)]
+
+
+def leaves_the_device(chooser: Chooser) -> list[Sent]:
+    """One whose text is kept on the host, then others that need its slots."""
+    chooser.passed = chooser.find(21, 6)
+    others = [Sent(chooser.find(length, 9), after_s=WAVE_APART_S) for length in (24, 27, 23)]
+    return [Sent(chooser.passed), *others]
+
+
+def comes_back_from_the_host(chooser: Chooser) -> list[Sent]:
+    """Two that go on behind the text of the wave before, whose drafts hang on that text."""
+    assert chooser.passed is not None
+    reference = chooser.reference
+    text = (*chooser.passed.prompt, *reference.expect(chooser.passed).output_ids[:-1])
+    forgetful = replace(reference, seen_tokens=4, page_size=1)
+
+    def longer(asked: Asked) -> Asked | None:
+        asked = replace(asked, prompt=(*text, *asked.prompt))
+        rounds = [histogram(chooser.rounds(asked, of=one)) for one in (reference, forgetful)]
+        return asked if rounds[0] != rounds[1] else None
+
+    kept = len(text) // reference.page_size * reference.page_size
+    first, second = (chooser.find(length, 14, longer) for length in (3, 5))
+    # The first token may be that of the server's own health check, which stays on the device.
+    return [Sent(first, cached=kept, from_host=kept - 1), Sent(second, cached=kept, after_s=WAVE_APART_S / 3)]
 
 
 def retracted_in_time(chooser: Chooser) -> list[Sent]:

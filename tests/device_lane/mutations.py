@@ -45,6 +45,33 @@ def drafter_planned_for_the_window() -> None:
     _set(DraftBlock, "_host_lens", host_lens)
 
 
+def drafter_sees_the_first_tokens() -> None:
+    """A windowed drafter's rows begin with the context instead of its last tokens."""
+    from ddtree_sglang.engine.stages import draft_window
+
+    original = draft_window.copy_windows
+
+    def copy(seen: Any, req_to_token: Any, rows: Any, starts: torch.Tensor, width: int) -> None:
+        original(seen, req_to_token, rows, torch.zeros_like(starts), width)
+
+    _set(draft_window, "copy_windows", copy)
+
+
+def drafters_rows_stay_on_the_device() -> None:
+    """The hierarchical cache copies the target's keys and values alone."""
+    from sglang.srt.speculative.base_spec_worker import HiCacheDraftPlan
+
+    from ddtree_sglang.engine.worker import DDTreeWorker
+
+    original = DDTreeWorker.init_hicache_draft_plan
+
+    def plan(worker: Any) -> None:
+        original(worker)
+        worker._hicache_draft_plan = HiCacheDraftPlan()
+
+    _set(DDTreeWorker, "init_hicache_draft_plan", plan)
+
+
 def causal_verify_graph() -> None:
     """The target's graphs are those that SGLang captures for a chain."""
     from ddtree_sglang.engine import worker
@@ -413,6 +440,8 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         tail_mask_in_deterministic_mode,
         requests_as_long_as_the_context,
         drafter_planned_for_the_window,
+        drafter_sees_the_first_tokens,
+        drafters_rows_stay_on_the_device,
         causal_verify_graph,
         mask_keeps_old_cells,
         lengths_published_before_acceptance,

@@ -52,13 +52,23 @@ def _of_answer(scene: Scene, one_answer: Answered, reference: Reference) -> list
         logprobs = [entry[0] for entry in meta["output_token_logprobs"]]
         if any(abs(a - b) > 1e-3 for a, b in zip(logprobs, expected.logprobs, strict=True)):
             found.append(f"{about}: log-probabilities {logprobs}, expected {list(expected.logprobs)}")
-    if sent.cached is not None and meta["cached_tokens"] != sent.cached:
-        found.append(f"{about}: {meta['cached_tokens']} tokens from the prefix cache, expected {sent.cached}")
+    found += [f"{about}: {problem}" for problem in _of_prefix_cache(sent, meta)]
     if sent.states:
         found += [f"{about}: {problem}" for problem in _of_states(sent, answer, reference)]
     if sent.experts and not torch.equal(experts_of(answer), reference.experts(sent.asked)):
         found.append(f"{about}: routed experts {experts_of(answer).tolist()}")
     return found + _of_rounds(scene, sent, meta.get("spec_correct_drafts_histogram", []), reference, about)
+
+
+def _of_prefix_cache(sent: Sent, meta: dict[str, Any]) -> list[str]:
+    """What is wrong with the tokens that it had of a prompt."""
+    found = []
+    if sent.cached is not None and meta["cached_tokens"] != sent.cached:
+        found.append(f"{meta['cached_tokens']} tokens from the prefix cache, expected {sent.cached}")
+    by_place = meta.get("cached_tokens_details") or {"host": 0}
+    if sent.from_host is not None and by_place["host"] < sent.from_host:
+        found.append(f"{by_place['host']} tokens from the host, expected {sent.from_host} at least")
+    return found
 
 
 def _of_rounds(scene: Scene, sent: Sent, accepted: list[int], reference: Reference, about: str) -> list[str]:

@@ -43,6 +43,7 @@ class Sent:
     states: bool = False  # hidden states of every token
     experts: bool = False  # routed experts of every token
     cached: int | None = None  # tokens of the prompt that the prefix cache must have had
+    from_host: int | None = None  # how many of them, at least, had to be copied back from the host
 
 
 Wave = Callable[["Chooser"], list[Sent]]
@@ -85,11 +86,12 @@ class Chooser:
         self.sessions: dict[str, Asked] = {}  # the last turn of each
         self.passed: Asked | None = None  # one whose text later ones resume
 
-    def rounds(self, asked: Asked) -> list[Round]:
-        """What the scene's algorithm needs for a request."""
+    def rounds(self, asked: Asked, of: Reference | None = None) -> list[Round]:
+        """What the scene's algorithm needs for a request; `of` another reference than the scene's."""
+        reference = of or self.reference
         if self.scene.algorithm == "DFLASH":
-            return self.reference.chain_rounds(asked)
-        return self.reference.rounds(asked, self.scene.num_nodes)
+            return reference.chain_rounds(asked)
+        return reference.rounds(asked, self.scene.num_nodes)
 
     def find(
         self,

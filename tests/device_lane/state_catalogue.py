@@ -29,7 +29,7 @@ LOAD_FLAGS = ("--speculative-ddtree-policy", "load", "--speculative-ddtree-verif
 # Layers with a recurrent state: the prefix cache gets a copy at multiples of a length, or, without overlap, the state
 # that a request ends with.
 _STATES_POOL = ("--max-mamba-cache-size", "48")
-_TRACKED = (*_STATES_POOL, "--mamba-track-interval", str(TRACKED_LEN))
+TRACKED = (*_STATES_POOL, "--mamba-track-interval", str(TRACKED_LEN))
 _SCARCE = ("--max-total-tokens", "100", "--schedule-conservativeness", "0")
 _LAST_STATES = (*_STATES_POOL, "--disable-overlap-schedule")
 # Of the class that published ones have.
@@ -39,7 +39,7 @@ GATED_DELTA_IMAGES = Scene(
     (few,),
     pair="gated_delta_images",
     budget=7,
-    flags=_TRACKED,
+    flags=TRACKED,
     captured=(4,),
     must_log=("recurrent state at every node",),
 )
@@ -49,7 +49,7 @@ GATED_DELTA = Scene(
     (few, passes_a_tracked_length, resumes_at_a_tracked_length),
     pair="gated_delta",
     budget=7,
-    flags=_TRACKED,
+    flags=TRACKED,
     captured=(4,),
     must_log=("recurrent state at every node",),
 )
@@ -59,7 +59,7 @@ GATED_DELTA_CHAIN = Scene(
     (few_of_chains,),
     pair="gated_delta",
     budget=7,
-    flags=(*_TRACKED, "--speculative-ddtree-top-k", "1"),
+    flags=(*TRACKED, "--speculative-ddtree-top-k", "1"),
     captured=(4,),
 )
 GATED_DELTA_16 = Scene(
@@ -77,7 +77,7 @@ GATED_DELTA_FA3 = Scene(
     (few, passes_a_tracked_length, resumes_at_a_tracked_length),
     pair="gated_delta",
     budget=7,
-    flags=_TRACKED,
+    flags=TRACKED,
     captured=(4,),
 )
 # Nemotron-H: Mamba2.
@@ -87,7 +87,7 @@ MAMBA = Scene(
     (few, passes_a_tracked_length, resumes_at_a_tracked_length),
     pair="mamba",
     budget=7,
-    flags=_TRACKED,
+    flags=TRACKED,
     captured=(4,),
     must_log=("recurrent state at every node",),
 )
@@ -105,7 +105,7 @@ MAMBA_CHUNKS = Scene(
     (chunked, fill_the_pool, aborted),
     pair="mamba",
     budget=16,
-    flags=(*_TRACKED, *CHUNKS, *_SCARCE),
+    flags=(*TRACKED, *CHUNKS, *_SCARCE),
 )
 # LFM2. SGLang keeps no copies of its states at fixed lengths, and overlaps nothing.
 SHORT_CONVOLUTION = Scene(
@@ -165,16 +165,16 @@ SHORT_CONVOLUTION_OTHERS = (
     ),
 )
 GATED_DELTA_OTHERS = (
-    Scene("gated-delta-stock", "fa3", (few,), pair="gated_delta", algorithm="DFLASH", flags=_TRACKED, captured=(4,)),
-    Scene("gated-delta-experts", "fa3", (few,), pair="gated_delta_experts", budget=7, flags=_TRACKED, captured=(4,)),
-    Scene("qwen3-next", "fa3", (few,), pair="next", budget=7, flags=_TRACKED, captured=(4,)),
+    Scene("gated-delta-stock", "fa3", (few,), pair="gated_delta", algorithm="DFLASH", flags=TRACKED, captured=(4,)),
+    Scene("gated-delta-experts", "fa3", (few,), pair="gated_delta_experts", budget=7, flags=TRACKED, captured=(4,)),
+    Scene("qwen3-next", "fa3", (few,), pair="next", budget=7, flags=TRACKED, captured=(4,)),
     Scene(
         "gated-delta-chunks",
         "fa3",
         (staggered, chunked, ends, aborted),
         pair="gated_delta",
         budget=16,
-        flags=(*_TRACKED, *CHUNKS),
+        flags=(*TRACKED, *CHUNKS),
     ),
     Scene(
         "gated-delta-64",
@@ -191,7 +191,7 @@ GATED_DELTA_OTHERS = (
         (changing_widths,),
         pair="gated_delta",
         budget=4,
-        flags=(*_TRACKED, *LOAD_FLAGS),
+        flags=(*TRACKED, *LOAD_FLAGS),
         captured=(1, 2),
     ),
     Scene(
@@ -200,7 +200,7 @@ GATED_DELTA_OTHERS = (
         (fill_the_pool,),
         pair="gated_delta",
         budget=7,
-        flags=(*_TRACKED, *_SCARCE),
+        flags=(*TRACKED, *_SCARCE),
         must_log=("Retract requests",),
     ),
     Scene(
@@ -209,7 +209,7 @@ GATED_DELTA_OTHERS = (
         (few,),
         pair="gated_delta_wide",
         budget=7,
-        flags=(*_TRACKED, "--tp-size", "2"),
+        flags=(*TRACKED, "--tp-size", "2"),
         captured=(4,),
     ),
     Scene(
@@ -218,7 +218,7 @@ GATED_DELTA_OTHERS = (
         (few, passes_a_tracked_length, resumes_at_a_tracked_length),
         pair="gated_delta",
         budget=7,
-        flags=_TRACKED,
+        flags=TRACKED,
         captured=(4,),
     ),
     Scene(
@@ -227,7 +227,7 @@ GATED_DELTA_OTHERS = (
         (ends_about_a_tracked_length, resumes_at_a_tracked_length),
         pair="gated_delta",
         budget=7,
-        flags=_TRACKED,
+        flags=TRACKED,
         captured=(1, 2),
     ),
 )

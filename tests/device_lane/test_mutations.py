@@ -15,11 +15,13 @@ import pytest
 from tests.device_lane.catalogue import (
     ADAPTIVE,
     CONTEXT_END,
+    DRAFT_WINDOW_FLASHINFER,
     EXPERTS,
     FA3,
     FA3_DETERMINISTIC,
     FA3_PAGES,
     GRAMMARS,
+    HOST_CACHE,
     LATE,
     PAIRS_OF_CANDIDATES,
     PENALTIES,
@@ -102,6 +104,8 @@ FAULTS = (
     Fault("processors_see_the_root_alone", PROCESSORS, TOKENS, slow=True),
     Fault("windows_by_index_in_the_tree", WINDOWS_TRITON, TOKENS),
     Fault("sinks_left_out", WINDOWS_TRITON, TOKENS, slow=True),
+    Fault("drafter_sees_the_first_tokens", DRAFT_WINDOW_FLASHINFER, ROUNDS, slow=True),
+    Fault("drafters_rows_stay_on_the_device", HOST_CACHE, ROUNDS, slow=True),
     Fault("rows_of_windows_stay_where_they_are", WINDOWS_TRITON, TOKENS, slow=True),
 )
 

@@ -55,6 +55,8 @@ ENGINE = (
     "DP attention",
     "prefill/decode disaggregation",
     "hierarchical cache",
+    "storage behind the hierarchical cache",
+    "other stores of prefixes",
     "drafter's window",
     "drafter with sliding layers",
     "two-batch overlap",
@@ -135,6 +137,7 @@ RECURRENT_HERE = Refused("is served where SGLang launches Triton kernels, which 
 LATENT = Refused("honours a tree's mask with latent attention")
 WINDOW = Refused("needs an attention backend that places a sliding window per node")
 
+STATES_ON_THE_HOST = Refused("bring states back from the host", {"enable_hierarchical_cache": True})
 CHUNKS = Refused("does not support attention in chunks")
 NOT_BY_SGLANG = Refused("requires one of", by_sglang=True)
 
@@ -178,11 +181,24 @@ REFUSED_FEATURES = (
         "prefill/decode disaggregation",
         Refused("does not support prefill/decode disaggregation yet", {"disaggregation_mode": "prefill"}),
     ),
+    *(
+        Row(family, backend, "hierarchical cache", STATES_ON_THE_HOST)
+        for family in ("Qwen3.5 / 3.6", "Qwen3.5 / 3.6 MoE", "Qwen3-Next", "Nemotron-H")
+        for backend in (TRITON, FA3)
+    ),
+    *(Row(family, FA3, "hierarchical cache", STATES_ON_THE_HOST) for family in ("LFM2", "LFM2-MoE")),
+    Row(ALL, CPU, "hierarchical cache", Refused("needs a GPU", {"enable_hierarchical_cache": True})),
     Row(
         ALL,
         ALL,
-        "hierarchical cache",
-        Refused("has not been shown to keep the drafter's keys", {"enable_hierarchical_cache": True}),
+        "other stores of prefixes",
+        Refused("needs a prefix cache that brings back the drafter's keys", {"enable_flexkv": True}),
+    ),
+    Row(
+        ALL,
+        ALL,
+        "storage behind the hierarchical cache",
+        Refused("keys back from storage", {"enable_hierarchical_cache": True, "hicache_storage_backend": "file"}),
     ),
     Row(
         ALL, ALL, "two-batch overlap", Refused("does not support two-batch overlap", {"enable_two_batch_overlap": True})
@@ -330,11 +346,13 @@ IN_THE_LANE = (
     Row("Qwen3", FA3, "budget that follows measured costs", scene("adaptive")),
     Row("Qwen3", FA3, "tensor parallelism", scene("two-ranks")),
     Row("Qwen3", FA3, "LoRA adapters", scene("adapters-triton")),
+    Row("Qwen3", FA3, "hierarchical cache", scene("host-cache")),
+    Row("Qwen3", TRITON, "hierarchical cache", scene("host-cache-window", "slow")),
     Row("Qwen3", FA3, "drafter's window", scene("draft-window")),
     Row("Qwen3", TRITON, "drafter's window", scene("draft-window-retraction", "slow")),
     Row("Qwen3", TRITON, "retraction", scene("draft-window-retraction", "slow")),
     Row("Qwen3", FLASHINFER, "drafter's window", scene("draft-window-flashinfer", "slow")),
-    Row("Qwen3", FA3, "drafter with sliding layers", scene("sliding-drafter")),
+    Row("Qwen3", FA3, "drafter with sliding layers", scene("host-cache")),
     Row("Qwen3", TRITON, "drafter with sliding layers", scene("sliding-drafter-triton", "slow")),
     Row("Llama", FA3, GREEDY, scene("late")),
     Row("Llama", FA3, "captured graphs and overlap", scene("late")),
@@ -374,6 +392,8 @@ IN_THE_LANE = (
     Row("Qwen3.5 / 3.6", FA3, "chunked prefill", scene("gated-delta-chunks", "slow")),
     Row("Qwen3.5 / 3.6", FA3, "retraction", scene("gated-delta-retraction", "slow")),
     Row("Qwen3.5 / 3.6", FA3, "budget that follows the load", scene("gated-delta-widths", "slow")),
+    Row("Qwen3.5 / 3.6", FA3, "drafter's window", scene("sliding-drafter-gated-delta", "slow")),
+    Row("Qwen3.5 / 3.6", FA3, "drafter with sliding layers", scene("sliding-drafter-gated-delta", "slow")),
     Row("Qwen3.5 / 3.6 MoE", FA3, GREEDY, scene("gated-delta-experts", "slow")),
     Row("Qwen3.5 / 3.6 MoE", FA3, "captured graphs and overlap", scene("gated-delta-experts", "slow")),
     Row("Qwen3-Next", FA3, GREEDY, scene("qwen3-next", "slow")),
@@ -406,6 +426,8 @@ IN_THE_LANE = (
     Row("DeepSeek / Kimi-K2", TRITON, GREEDY, scene("latent-triton")),
     Row("DeepSeek / Kimi-K2", TRITON, "prefix cache", scene("latent-triton")),
     Row("DeepSeek / Kimi-K2", TRITON, "captured graphs and overlap", scene("latent-triton")),
+    Row("DeepSeek / Kimi-K2", TRITON, "hierarchical cache", scene("host-cache-latent", "slow")),
+    Row("gpt-oss", TRITON, "hierarchical cache", scene("host-cache-windows", "slow")),
     Row("DeepSeek / Kimi-K2", FA3, GREEDY, scene("latent-fa3")),
     Row("DeepSeek / Kimi-K2", FA3, "captured graphs and overlap", scene("latent-fa3")),
 )

@@ -91,6 +91,10 @@ RECURRENT_RULES: tuple[RecurrentRule, ...] = (
         "has not been shown to keep states in pages; remove --enable-page-major-kv-layout and --enable-unified-memory.",
     ),
     RecurrentRule(
+        lambda cfg: bool(cfg.enable_hierarchical_cache),
+        "has not been shown to bring states back from the host; remove --enable-hierarchical-cache.",
+    ),
+    RecurrentRule(
         lambda cfg: cfg.mamba_radix_cache_strategy == "extra_buffer_lazy",
         "has not been shown to plan the prefix cache's states ahead; change --mamba-radix-cache-strategy.",
     ),

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
+from ddtree_sglang.engine.admission import host_cache
 from ddtree_sglang.engine.admission.context_limit import check_context_len
 from ddtree_sglang.engine.admission.drafter_checks import (
     DrafterShape,
@@ -77,11 +78,22 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
         "keeps no first tokens in its drafter's window; remove --speculative-draft-sink-size.",
     ),
     ArgumentRule(lambda cfg: bool(cfg.speculative_adaptive), "has no adaptive steps; remove --speculative-adaptive."),
-    # The host's copy is loaded by device kernels, for target and drafter apart; neither runs without a GPU.
+    # The drafter's pool is copied beside the target's (speculative/base_spec_worker.py, `_build_hicache_draft_plan`).
+    # What storage holds of it was not looked into; one pool of all layers holds it in another way.
     ArgumentRule(
-        lambda cfg: bool(cfg.enable_hierarchical_cache),
-        "has not been shown to keep the drafter's keys through the hierarchical cache; remove "
-        "--enable-hierarchical-cache.",
+        lambda cfg: cfg.hicache_storage_backend is not None or bool(cfg.enable_unified_cache_external_linker),
+        f"{host_cache.NO_STORAGE}; remove --hicache-storage-backend and --enable-unified-cache-external-linker.",
+    ),
+    ArgumentRule(
+        lambda cfg: bool(cfg.enable_hierarchical_cache and cfg.enable_unified_memory),
+        "has not been shown to bring the drafter's keys back from the host into unified memory; remove "
+        "--enable-hierarchical-cache or --enable-unified-memory.",
+    ),
+    # Neither knows of a drafter (mem_cache/storage/lmcache, mem_cache/storage/flexkv).
+    ArgumentRule(
+        lambda cfg: bool(cfg.enable_lmcache or cfg.enable_flexkv or cfg.radix_cache_backend),
+        "needs a prefix cache that brings back the drafter's keys with the target's; remove --enable-lmcache, "
+        "--enable-flexkv and --radix-cache-backend.",
     ),
     # The mark of a token is drawn from those before it, which differ from node to node (sampling_batch_info.py).
     ArgumentRule(lambda cfg: bool(cfg.enable_watermark), "marks no tree's nodes; remove --enable-watermark."),

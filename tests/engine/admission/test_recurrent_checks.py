@@ -22,6 +22,7 @@ pytestmark = pytest.mark.sglang
 
 PLAIN: dict[str, Any] = {
     "enable_int8_mamba_checkpoint": False,
+    "enable_hierarchical_cache": False,
     "enable_linear_replayssm": False,
     "enable_lora": False,
     "enable_mamba_cache_stochastic_rounding": False,
@@ -127,6 +128,7 @@ def test_gated_delta_nets_are_served(name: str) -> None:
         ({"enable_mamba_cache_stochastic_rounding": True}, "remove --enable-mamba-cache-stochastic-rounding"),
         ({"enable_lora": True}, "remove --enable-lora and --lora-paths"),
         ({"lora_paths": ["first=adapter"]}, "remove --enable-lora and --lora-paths"),
+        ({"enable_hierarchical_cache": True}, "remove --enable-hierarchical-cache"),
         ({"enable_mixed_chunk": True}, "remove --enable-mixed-chunk"),
         ({"enable_streaming_session": True}, "remove --enable-streaming-session"),
     ],
@@ -169,4 +171,4 @@ def test_convolutions_that_round_their_inputs_are_refused(monkeypatch: pytest.Mo
 
 
 def test_every_rule_is_one_of_those_that_are_tested() -> None:
-    assert len(RECURRENT_RULES) == 13
+    assert len(RECURRENT_RULES) == 14

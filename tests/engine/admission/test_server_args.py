@@ -122,6 +122,8 @@ def test_help_lists_our_flags(capsys: pytest.CaptureFixture[str]) -> None:
             ("--speculative-draft-window-size", "64", "--speculative-draft-sink-size", "4"),
             "first tokens .* remove --speculative-draft-sink-size",
         ),
+        (("--hicache-storage-backend", "file"), "drafter's keys back from storage; remove --hicache-storage-backend"),
+        (("--enable-flexkv",), "remove --enable-lmcache, --enable-flexkv and --radix-cache-backend"),
         (("--grammar-backend", "outlines"), "which outlines cannot; use --grammar-backend xgrammar or llguidance"),
         (("--enable-return-indexer-topk",), "--enable-return-indexer-topk"),
         ((*ADAPTERS, "--lora-backend", "triton"), "--lora-backend must be 'torch_native' on a machine without a GPU"),

@@ -31,6 +31,8 @@ MOOD_PACE, CELL_PACE = 0.2, 0.04
 """How fast the mood and a cell follow: their logarithms go this share of the way to the newest sample."""
 LARGEST_STEP = math.log(1.5)
 """A sample counts as at most this far from its estimate, in logarithms."""
+REGUESS = 64
+"""Samples of known cells after which the others are guessed anew."""
 NEARNESS = (1.0, 1.0, 1.5)
 """Where a known cell's word about an unknown one counts e^-0.5: powers of 2 of requests, nodes and context between."""
 OWN_WEIGHT, GUESS_WEIGHT = 4.0, 0.05
@@ -77,8 +79,9 @@ class CostModel:
 
     cells: dict[Cell, CellTime] = field(default_factory=dict)
     mood: float = 0.0  # logarithm of the factor that all times have now
-    _known: tuple[Array, Array] | None = field(default=None, repr=False)
-    _asked: dict[tuple[int, int, tuple[int, ...]], Array] = field(default_factory=dict, repr=False)
+    _table: tuple[Array, Array] | None = field(default=None, repr=False)
+    _guessed: dict[Cell, float] = field(default_factory=dict, repr=False)  # of the cells that are hardly known
+    _observed: int = 0
 
     def seconds(self, batch_size: int, mean_prefix: float, widths: Sequence[int]) -> Array:
         """`[W]` seconds of a round of `batch_size` requests, by the nodes that it verifies of each.
@@ -86,10 +89,8 @@ class CostModel:
         `mean_prefix` is the mean committed length of the requests. Before the first sample the unit is arbitrary;
         ratios are the first guess's.
         """
-        key = batch_size, context_class(mean_prefix), tuple(widths)
-        if (made := self._asked.get(key)) is None:
-            made = self._asked[key] = np.array([self._estimate((batch_size, width, key[1])) for width in widths])
-        return made * math.exp(self.mood)
+        context, factor = context_class(mean_prefix), math.exp(self.mood)
+        return np.array([factor * self._estimate((batch_size, width, context)) for width in widths])
 
     def num_samples(self, batch_size: int, mean_prefix: float, num_nodes: int) -> int:
         """How often this very cell was measured; counted up to FIRST_SAMPLES."""
@@ -109,28 +110,33 @@ class CostModel:
             if len(known.first) >= KNOWN:
                 self.mood += MOOD_PACE * _clipped(value - known.now)
             known.observe(math.log(seconds) - self.mood)
-        self._known = None
-        self._asked.clear()
+        self._observed += 1
+        if known is None or len(known.first) < KNOWN or self._observed % REGUESS == 0:
+            self._table = None
+            self._guessed.clear()
 
     def _estimate(self, cell: Cell) -> float:
         """Without the mood: the first guess times a mean factor, in logarithms, of what cells are off it."""
+        if (own := self.cells.get(cell)) is not None and len(own.first) >= KNOWN:
+            return math.exp(own.now)
+        if (guessed := self._guessed.get(cell)) is None:
+            guessed = self._guessed[cell] = self._guess(cell)
+        return guessed
+
+    def _guess(self, cell: Cell) -> float:
         guess = first_guess(*cell)
         if not self.cells:
             return guess
-        if (own := self.cells.get(cell)) is not None and len(own.first) >= KNOWN:
-            return math.exp(own.now)
-        places, offs = self._known = self._known or self._table()
+        if self._table is None:
+            offs = [time.now - math.log(first_guess(*known)) for known, time in self.cells.items()]
+            self._table = np.array([_place(known) for known in self.cells]), np.array(offs)
+        places, offs_of = self._table
         distance = (places - _place(cell)) / NEARNESS
         weights = np.exp(-0.5 * (distance**2).sum(1))
         weights[(distance == 0).all(1)] = OWN_WEIGHT
         # Far cells still tell what a forward takes here, so their mean is what near ones are weighed against.
-        return float(guess * math.exp((weights @ offs + GUESS_WEIGHT * offs.mean()) / (weights.sum() + GUESS_WEIGHT)))
-
-    def _table(self) -> tuple[Array, Array]:
-        """`[cells, 3]` places and `[cells]` logarithms of what each is off its guess."""
-        places = np.array([_place(cell) for cell in self.cells])
-        offs = [time.now - math.log(first_guess(*cell)) for cell, time in self.cells.items()]
-        return places, np.array(offs)
+        mean = (weights @ offs_of + GUESS_WEIGHT * offs_of.mean()) / (weights.sum() + GUESS_WEIGHT)
+        return float(guess * math.exp(mean))
 
     def to_json(self) -> list[list[Any]]:
         """`[requests, nodes, context, seconds]` of each cell, the seconds being those of now."""

@@ -15,6 +15,7 @@ Host arithmetic on copies of a round's small tensors. Letters as in `core.draft_
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -31,23 +32,12 @@ POOLED_TRIALS, OWN_TRIALS = 20.0, 40.0
 """Trials that were not made: of the drafter's word in a class of all depths, and of that in a class of one depth."""
 MEMORY = 20_000.0
 """Trials of all classes after which all are halved."""
-REFRESH = 16
+REFRESH = 32
 """Rounds between two looks at the counts."""
 MAX_DEPTH = 16
 """Deeper nodes share a class."""
-
-
-@dataclass(frozen=True)
-class RoundTrees:
-    """A round's trees and paths on the host."""
-
-    logprobs: Floats  # [B, N] of whole paths, the drafter's word; -inf at padding
-    parents: Ints  # [B, N], -1 at the root and at padding
-    depths: Ints  # [B, N]
-
-    def first(self, num_nodes: int) -> RoundTrees:
-        """The same trees, cut."""
-        return RoundTrees(self.logprobs[:, :num_nodes], self.parents[:, :num_nodes], self.depths[:, :num_nodes])
+KINDS = MAX_DEPTH * 4
+"""Classes without their bins: each depth with its parent on or off the spine, first child or not."""
 
 
 @dataclass(frozen=True)
@@ -55,69 +45,86 @@ class NodeClasses:
     """What a correction depends on, of each node."""
 
     conditional: Floats  # [B, N] the drafter's probability of a node given its parent; 1 at the root, 0 at padding
-    kind: Ints  # [B, N] row of the tables: depth, spine and rank in one number
-    bins: Ints  # [B, N] of `conditional` in EDGES
+    cells: Ints  # [B, N] row and column of the tables in one number: depth, spine, rank, and the bin of `conditional`
     parents: Ints  # [B, N], the root and padding their own
+
+    def first(self, num_nodes: int) -> NodeClasses:
+        """Those of the first nodes, whose parents are among them."""
+        return NodeClasses(self.conditional[:, :num_nodes], self.cells[:, :num_nodes], self.parents[:, :num_nodes])
+
+
+@dataclass(frozen=True)
+class RoundTrees:
+    """A round's trees on the host."""
+
+    logprobs: Floats  # [B, N] of whole paths, the drafter's word; -inf at padding
+    parents: Ints  # [B, N], -1 at the root and at padding
+    depths: Ints  # [B, N]
+
+    def first(self, num_nodes: int) -> RoundTrees:
+        """The same trees, cut; what was found out about their nodes stays known."""
+        cut = RoundTrees(self.logprobs[:, :num_nodes], self.parents[:, :num_nodes], self.depths[:, :num_nodes])
+        cut.__dict__["classes"] = self.classes.first(num_nodes)
+        return cut
+
+    @cached_property
+    def classes(self) -> NodeClasses:
+        """Of its nodes, looked at once."""
+        return classify(self)
+
+    @property
+    def doublings(self) -> int:
+        """How often jumps to a parent must be doubled to reach every root."""
+        return max(int(self.depths.max()), 1).bit_length()
 
 
 def classify(trees: RoundTrees) -> NodeClasses:
     """Look at the nodes of B trees."""
     batch_size, num_nodes = trees.parents.shape
-    index = np.arange(num_nodes)
+    index, rows = np.arange(num_nodes), np.arange(batch_size)[:, None]
     real = trees.parents >= 0
     parents = np.where(real, trees.parents, index)
-    rows = np.arange(batch_size)[:, None]
     with np.errstate(invalid="ignore"):
         conditional = np.exp(np.minimum(trees.logprobs - trees.logprobs[rows, parents], 0.0))
-    conditional = np.where(real, conditional, 0.0)
+    conditional[~real] = 0.0
     conditional[:, 0] = 1.0
-    # Nodes stand in descending probability: a parent's first child is its most probable one.
-    children = np.full((batch_size, num_nodes), num_nodes)
-    np.minimum.at(children, (np.broadcast_to(rows, parents.shape)[:, 1:], parents[:, 1:]), index[1:])
-    is_first = children[rows, parents] == index
+    # Nodes stand in descending probability, so a parent's first child is its most probable one.
+    first_child = np.full(batch_size * num_nodes, num_nodes)
+    places = rows * num_nodes + parents
+    np.minimum.at(first_child, places[:, 1:].ravel(), np.tile(index[1:], batch_size))
+    is_first = first_child[places] == index
     is_first[:, 0] = True
-    on_spine = _all_ancestors(is_first, parents, rows)
+    on_spine, jump = is_first, parents
+    for _ in range(trees.doublings):
+        on_spine = on_spine & on_spine[rows, jump]
+        jump = jump[rows, jump]
     depth = np.clip(trees.depths, 1, MAX_DEPTH) - 1
     kind = (depth * 2 + ~on_spine[rows, parents]) * 2 + ~is_first
     bins = np.minimum(np.searchsorted(EDGES, conditional, side="right") - 1, BINS - 1)
-    return NodeClasses(conditional, kind, bins, parents)
-
-
-def _all_ancestors(flags: Bools, parents: Ints, rows: Ints) -> Bools:
-    """`[B, N]`: whether the flag holds at a node and at all of its ancestors, by doubling."""
-    held, jump = flags, parents
-    for _ in range(int(np.ceil(np.log2(MAX_DEPTH + 1)))):
-        held = held & held[rows, jump]
-        jump = jump[rows, jump]
-    return held
+    return NodeClasses(conditional, kind * BINS + bins, parents)
 
 
 class HonestProbs:
     """Learns the correction of one pair; begins with the drafter's own word."""
 
     def __init__(self) -> None:
-        shape = (MAX_DEPTH * 4, BINS)
-        self._said, self._hits, self._trials = (np.zeros(shape) for _ in range(3))
+        self._said, self._hits, self._trials = (np.zeros(KINDS * BINS) for _ in range(3))
         self._rounds = 0
         self._refresh()
 
     def of_paths(self, trees: RoundTrees) -> Floats:
         """`[B, N]`: probability that the target accepts each node; 1 at the root, 0 at padding."""
-        classes = classify(trees)
-        rows = np.arange(len(classes.kind))[:, None]
-        cell = classes.kind, classes.bins
-        held = self._base[cell] + self._slope[cell] * (classes.conditional - EDGES[classes.bins])
-        held = np.where(trees.parents >= 0, held, 0.0)
+        classes = trees.classes
+        rows = np.arange(len(classes.cells))[:, None]
+        held = self._base[classes.cells] + self._slope[classes.cells] * classes.conditional
+        held[trees.parents < 0] = 0.0
         held[:, 0] = 1.0
-        with np.errstate(divide="ignore"):
-            logs = np.log(held)
         jump = classes.parents
-        # The root is its own parent, with a logarithm of 0; so is padding, with one of minus infinity.
-        for _ in range(int(np.ceil(np.log2(max(int(trees.depths.max(initial=1)), 1) + 1)))):
-            logs = logs + logs[rows, jump]
+        # The root is its own parent, and certain; so is padding, and impossible.
+        for _ in range(trees.doublings):
+            held = held * held[rows, jump]
             jump = jump[rows, jump]
-        probs: Floats = np.exp(logs)
-        return probs
+        return held
 
     def learn(self, trees: RoundTrees, accept_index: Ints, counted: Bools) -> None:
         """What a round's targets accepted.
@@ -127,15 +134,14 @@ class HonestProbs:
             accept_index: `[B, P]` nodes of each path, the root first, then -1.
             counted: `[B, N]`, False at nodes that no target was asked about: a request's own limit, its end.
         """
-        if trees.parents.shape[1] > 1:
-            classes = classify(trees)
-            accepted = _accepted(accept_index, trees.parents.shape)
-            rows = np.arange(len(accepted))[:, None]
-            tried = (trees.parents >= 0) & accepted[rows, classes.parents] & counted
-            cell = classes.kind[tried], classes.bins[tried]
-            np.add.at(self._trials, cell, 1.0)
-            np.add.at(self._said, cell, classes.conditional[tried])
-            np.add.at(self._hits, cell, accepted[tried])
+        classes = trees.classes
+        accepted = _accepted(accept_index, trees.parents.shape)
+        rows = np.arange(len(accepted))[:, None]
+        tried = (trees.parents >= 0) & accepted[rows, classes.parents] & counted
+        cells = classes.cells[tried]
+        np.add.at(self._trials, cells, 1.0)
+        np.add.at(self._said, cells, classes.conditional[tried])
+        np.add.at(self._hits, cells, accepted[tried])
         self._rounds += 1
         if self._rounds % REFRESH == 0:
             self._refresh()
@@ -145,25 +151,26 @@ class HonestProbs:
             for counts in (self._said, self._hits, self._trials):
                 counts /= 2
         middles = (EDGES[1:] + EDGES[:-1]) / 2
-        own = np.stack([self._said, self._hits, self._trials])
+        own = np.stack([self._said, self._hits, self._trials]).reshape(3, KINDS, BINS)
         pooled = _share(own.reshape(3, MAX_DEPTH, 4, BINS).sum(1), POOLED_TRIALS, middles, middles)
         shares = _share(own, OWN_TRIALS, np.tile(pooled, (MAX_DEPTH, 1)), middles)
-        shares = np.stack([pool_adjacent_violators(*pair) for pair in zip(shares, self._trials + 1.0, strict=True)])
-        self._base, self._slope = _line(shares, middles)
+        for row in np.flatnonzero((np.diff(shares, axis=1) < 0).any(1)):
+            shares[row] = pool_adjacent_violators(shares[row], own[2, row] + 1.0)
+        self._base, self._slope = (part.ravel() for part in _line(shares, middles))
 
     def table(self) -> list[dict[str, float]]:
         """The reliability diagram: of each bin that was tried what the drafter said, and what was accepted."""
         rows = []
-        for kind, which in np.argwhere(self._trials > 0):
-            trials = self._trials[kind, which]
+        for cell in np.flatnonzero(self._trials):
+            kind, trials = int(cell) // BINS, self._trials[cell]
             rows.append(
                 {
-                    "depth": int(kind // 4) + 1,
+                    "depth": kind // 4 + 1,
                     "on_spine": not (kind // 2) % 2,
                     "first_child": not kind % 2,
                     "trials": float(trials),
-                    "said": float(self._said[kind, which] / trials),
-                    "accepted": float(self._hits[kind, which] / trials),
+                    "said": float(self._said[cell] / trials),
+                    "accepted": float(self._hits[cell] / trials),
                 }
             )
         return rows
@@ -178,12 +185,13 @@ def _share(counts: Floats, weight: float, prior: Floats, middles: Floats) -> Flo
 
 
 def _line(shares: Floats, middles: Floats) -> tuple[Floats, Floats]:
-    """`[classes, BINS]` value at each bin's lower edge, and slope within it, of the line through the shares."""
+    """`[classes, BINS]` offset and slope in each bin, of the line through the shares at the middles."""
     part = (EDGES[1:-1] - middles[:-1]) / np.diff(middles)
     inner = shares[:, :-1] + part * np.diff(shares, axis=1)
     last = shares[:, -1:] + (shares[:, -1:] - inner[:, -1:]) * (1.0 - middles[-1]) / (middles[-1] - EDGES[-2])
     values = np.concatenate([np.zeros((len(shares), 1)), inner, np.minimum(last, 1.0)], axis=1)
-    return values[:, :-1], np.diff(values, axis=1) / np.diff(EDGES)
+    slope = np.diff(values, axis=1) / np.diff(EDGES)
+    return values[:, :-1] - slope * EDGES[:-1], slope
 
 
 def _accepted(accept_index: Ints, shape: tuple[int, ...]) -> Bools:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddtree_sglang.core.honest_probs import EDGES, HonestProbs, RoundTrees, classify, pool_adjacent_violators
+from ddtree_sglang.core.honest_probs import (
+    BINS,
+    EDGES,
+    KINDS,
+    HonestProbs,
+    RoundTrees,
+    classify,
+    pool_adjacent_violators,
+)
 from ddtree_sglang.core.tree_builder import build_draft_tree
 from tests.core.tree_cases import SAMPLE_TREE
 
@@ -76,9 +84,12 @@ def test_sums_of_path_probabilities_come_true(power: float) -> None:
 
 def test_corrections_are_monotone_in_what_the_drafter_says() -> None:
     probs = learned(3.0, rounds=100)
-    at_edges = np.concatenate([probs._base, probs._base[:, -1:] + probs._slope[:, -1:] * (EDGES[-1] - EDGES[-2])], 1)
-    assert (np.diff(at_edges, axis=1) >= -1e-12).all()
-    assert ((at_edges >= 0) & (at_edges <= 1)).all()
+    base, slope = probs._base.reshape(KINDS, BINS), probs._slope.reshape(KINDS, BINS)
+    lower, upper = base + slope * EDGES[:-1], base + slope * EDGES[1:]
+    assert lower[:, 1:] == pytest.approx(upper[:, :-1])
+    assert (slope >= -1e-12).all()
+    assert (lower >= -1e-12).all()
+    assert (upper <= 1 + 1e-12).all()
 
 
 def test_spine_and_rank_are_told_apart() -> None:
@@ -99,7 +110,7 @@ def test_spine_and_rank_are_told_apart() -> None:
         probs.learn(trees, paths, np.ones(trees.parents.shape, dtype=np.bool_))
     trees = trees_of(8, 17, 99_999)
     ratio = probs.of_paths(trees) / np.exp(trees.logprobs)
-    is_first = classify(trees).kind % 2 == 0
+    is_first = classify(trees).cells // BINS % 2 == 0
     inner = np.arange(17) > 0
     at_depth_1 = (trees.depths == 1) & inner
     assert np.median(ratio[at_depth_1 & is_first]) == pytest.approx(1.0, abs=0.12)

@@ -22,14 +22,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
 from ddtree_sglang.core.cost_model import KNOWN, CostModel
-from ddtree_sglang.core.honest_probs import Floats, HonestProbs, RoundTrees
+from ddtree_sglang.core.honest_probs import Floats, HonestProbs, Ints, RoundTrees
 from ddtree_sglang.core.width_choice import best_width, drafted_tokens
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ STALE_ROUNDS = 300
 """After so many rounds a measurement is made again."""
 FIRST_WAIT, LONGEST_WAIT = 8, 128
 """Rounds without a draft after which one is drafted to see whether texts have changed; doubled each time in vain."""
+LOOK_ROUNDS = 16
+"""Where nothing was worth a try, rounds until the next look for one."""
 MARGIN = 1.02
 """To change between drafting and not drafting, the other must be better by this factor."""
 PACE = 0.25
@@ -101,27 +103,21 @@ class Decision:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """A round of which the host learns when it is over; tensors are copies in the host's memory."""
+    """A drafted round of which the host learns when it is over; tensors are copies in the host's memory."""
 
     reqs: Sequence[Req]
     node_limits: Sequence[int]
-    logprobs: torch.Tensor  # [B, N]
-    parents: torch.Tensor
-    depths: torch.Tensor
     accept_index: torch.Tensor  # [B, P]
-    was_narrowed: bool  # its trees were looked at before they were verified
+    tree: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None  # log-probabilities, parents, depths: [B, N] each
 
     @classmethod
-    def of(
-        cls, reqs: Sequence[Req], limits: Sequence[int], tree: DraftTree, path: AcceptedPath, *, was_narrowed: bool
-    ) -> RoundRecord:
-        """Copies that nothing waits for; `reqs` is the batch's list, which changes."""
-        wanted = tree.logprobs, tree.parents, tree.depths, path.accept_index
-        logprobs, parents, depths, index = (tensor.to("cpu", non_blocking=True) for tensor in wanted)
-        return cls(tuple(reqs), tuple(limits), logprobs, parents, depths, index, was_narrowed)
+    def of(cls, reqs: Sequence[Req], limits: Sequence[int], tree: DraftTree | None, path: AcceptedPath) -> RoundRecord:
+        """Copies that nothing waits for; `reqs` is the batch's list, which changes. No `tree`: it was narrowed."""
+        parts = None if tree is None else (_copied(tree.logprobs), _copied(tree.parents), _copied(tree.depths))
+        return cls(tuple(reqs), tuple(limits), _copied(path.accept_index), parts)
 
-    def trees(self) -> RoundTrees:
-        """As the host's arithmetic takes them.
+    def path(self) -> Ints:
+        """`[B, P]`: the nodes accepted.
 
         Raises:
             RuntimeError: a path does not begin at its root, so the copies are read before they are there.
@@ -131,12 +127,20 @@ class RoundRecord:
                 f"a round's paths must begin at node 0, got {self.accept_index[:, 0].tolist()}: the host reads a round "
                 "that the device has not finished; serve with another --speculative-ddtree-policy and report it"
             )
-        return host_trees(self.logprobs, self.parents, self.depths)
+        return self.accept_index.numpy()
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to("cpu", non_blocking=True)
 
 
 def host_trees(logprobs: torch.Tensor, parents: torch.Tensor, depths: torch.Tensor) -> RoundTrees:
     """Trees in the host's memory as arrays."""
     return RoundTrees(logprobs.double().numpy(), parents.numpy(), depths.numpy())
+
+
+Narrowed: TypeAlias = tuple[RoundTrees, Floats]
+"""Trees as they were cut, and `[B, W]` drafted tokens that were expected of them."""
 
 
 @dataclass
@@ -183,7 +187,8 @@ class AdaptiveBudget:
         self.decision = Decision(self.widths[-1], 0.0, 0.0, is_try=False)
         self._lag, self._clock = lag, clock
         self._narrows = False
-        self._records: deque[RoundRecord | None] = deque()
+        self._records: deque[tuple[RoundRecord, Narrowed | None] | None] = deque()
+        self._narrowed: Narrowed | None = None
         self._requests: WeakKeyDictionary[Req, RequestRecord] = WeakKeyDictionary()
         # Before the first tree a pair is thought to be so-so: it is tried, and not for long.
         self._usual = RequestRecord(NO_HOPE * np.log2(np.array(self.widths, dtype=np.float64)))
@@ -191,6 +196,8 @@ class AdaptiveBudget:
         self._launched: deque[tuple[int, float, Decision]] = deque(maxlen=lag + 1)
         self._saved = float(FIRST_TRIES * len(self.widths))
         self._measured_at: dict[tuple[int, int], int] = {}
+        # By requests and widths to choose from: the round from which on a try is looked for.
+        self._look_at: dict[tuple[int, int], int] = {}
         self._num_rounds = 0
         self._drafts = True
         self._wait, self._waited = FIRST_WAIT, 0
@@ -206,7 +213,7 @@ class AdaptiveBudget:
         """
         self._measure()
         self._learn()
-        self._narrows = narrows
+        self._narrows, self._narrowed = narrows, None
         self._num_rounds += 1
         self._saved = max(self._saved, min(MOST_SAVED, self._saved + EXPLORED))
         self._now = len(reqs), mean_prefix
@@ -229,11 +236,12 @@ class AdaptiveBudget:
         honesty = np.array([self._requests[req].honesty(usual) for req in reqs])
         self._tokens = len(reqs) + honesty @ drafted
         self.decision = self._choose_after([width for width in self.widths if 1 < width <= num_nodes])
+        self._narrowed = trees.first(self.decision.num_nodes), drafted
         return self.decision.num_nodes
 
     def end(self, record: RoundRecord | None) -> None:
         """The round was launched; `record` of what it drafted, None for nothing."""
-        self._records.append(record)
+        self._records.append(None if record is None else (record, self._narrowed))
         self._launched.append((*self._now, self.decision))
         self.totals.decided(self.decision)
 
@@ -294,9 +302,10 @@ class AdaptiveBudget:
         Plain decoding and the neighbours of the best are worth several, and new ones when they are old; the others,
         behind what may be a cliff, one.
         """
-        if self._saved < 1.0:
-            return None
         batch_size, mean_prefix = self._now
+        look = batch_size, len(among)
+        if self._saved < 1.0 or self._num_rounds < self._look_at.get(look, 0):
+            return None
         near = {0, best - 1, best + 1}
         for index in sorted(among, key=lambda place: (place not in near, abs(place - best))):
             if index == best:
@@ -306,6 +315,7 @@ class AdaptiveBudget:
             if samples < (KNOWN if index in near else 1) or (index in near and age >= STALE_ROUNDS):
                 self._saved -= 1.0
                 return index
+        self._look_at[look] = self._num_rounds + LOOK_ROUNDS
         return None
 
     # -- what is learned ---------------------------------------------------------------------------------------------
@@ -325,20 +335,26 @@ class AdaptiveBudget:
     def _learn(self) -> None:
         """Of rounds that the host knows the end of."""
         while len(self._records) > self._lag:
-            if (record := self._records.popleft()) is not None:
-                self._learn_from(record)
+            if (held := self._records.popleft()) is not None:
+                self._learn_from(*held)
 
-    def _learn_from(self, record: RoundRecord) -> None:
-        trees = record.trees()
-        accept_index = record.accept_index.numpy()
+    def _learn_from(self, record: RoundRecord, narrowed: Narrowed | None) -> None:
+        accept_index, limits = record.path(), np.array(record.node_limits)
+        if narrowed is not None:
+            trees, drafted = narrowed
+        else:
+            if record.tree is None:
+                raise ValueError(
+                    "a round's record must hold its tree unless it was narrowed; give it to RoundRecord.of"
+                )
+            trees = host_trees(*record.tree)
+            drafted = drafted_tokens(self.probs.of_paths(trees), limits, self.widths)
+        seen = sum(width <= trees.parents.shape[1] for width in self.widths)
+        if narrowed is None:
+            self._follow(record.reqs, drafted, seen)
         # Where a request ended, its limit or an end token cut the path, not the target's other choice.
         goes_on = np.array([not req.finished() for req in record.reqs])
-        limits = np.array(record.node_limits)
         counted = (np.arange(trees.parents.shape[1]) < limits[:, None]) & goes_on[:, None]
-        drafted = drafted_tokens(self.probs.of_paths(trees), limits, self.widths)
-        seen = sum(width <= trees.parents.shape[1] for width in self.widths)
-        if not record.was_narrowed:
-            self._follow(record.reqs, drafted, seen)
         kept = (accept_index > 0).sum(1)
         for row, req in enumerate(record.reqs):
             if goes_on[row] and (one := self._requests.get(req)) is not None:

@@ -7,7 +7,6 @@ A fixed budget and one that follows the load answer the first question alone (`s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -102,9 +101,10 @@ class AdaptiveRounds(RoundBudget):
         """Keep copies of what a drafted round was, to learn from when the host knows its end."""
         if not self._decides:
             return
-        drafted = tree.num_nodes > 1
-        make = partial(RoundRecord.of, self._reqs, self._limits, tree, path, was_narrowed=self._narrows)
-        self.budget.end(make() if drafted else None)
+        record = None
+        if tree.num_nodes > 1:
+            record = RoundRecord.of(self._reqs, self._limits, None if self._narrows else tree, path)
+        self.budget.end(record)
         self._costs.count_round(self.budget.costs)
 
     @property

@@ -65,7 +65,7 @@ class Served:
                 num_nodes = budget.narrow(reqs, limits, host_trees(tree.logprobs, tree.parents, tree.depths))
                 tree = tree.first_nodes(num_nodes)
             path = self.accepted(tree)
-            record = RoundRecord.of(reqs, limits, tree, path, was_narrowed=narrows)
+            record = RoundRecord.of(reqs, limits, None if narrows else tree, path)
             self.tokens += int(path.commit_lens.sum())
         else:
             self.tokens += size

@@ -45,8 +45,9 @@ from tests.device_lane.scenes import (
 )
 from tests.device_lane.state_catalogue import (
     CHUNKS,
-    GATED_DELTA_IMAGES,
     LOAD_FLAGS,
+    PUBLISHED,
+    PUBLISHED_CHAINS,
     SHORT_CONVOLUTION,
     SLOW_STATES,
     TRACKED,
@@ -127,7 +128,6 @@ WINDOWS_TRITON = Scene(
     "windows-triton", "triton", (past_the_window, prefix_hit), pair="gpt_oss", budget=7, captured=(4,)
 )
 
-WINDOWS_FA3 = Scene("windows-fa3", "fa3", (past_the_window,), pair="gpt_oss", budget=7, captured=(4,))
 # DeepSeek-V3: latent attention.
 LATENT_TRITON = Scene("latent-triton", "triton", (few, prefix_hit), pair="deepseek", budget=7, captured=(4,))
 LATENT_FA3 = Scene("latent-fa3", "fa3", (few,), pair="deepseek", budget=7, captured=(4,))
@@ -240,6 +240,7 @@ SLOW_SCENES = (
     ),
     Scene("windows-gemma", "triton", (past_the_window, prefix_hit), pair="gemma", budget=16, captured=(4,)),
     Scene("windows-triton-eager", "triton", (past_the_window,), pair="gpt_oss", budget=7, captured=()),
+    LATENT_TRITON,
     *SLOW_STATES,
     *DRAFT_WINDOW_OTHERS,
     *SLIDING_DRAFTERS,
@@ -259,7 +260,8 @@ SCENES = (
     TRITON_WIDTHS,
     GRAMMARS,
     PENALTIES,
-    GATED_DELTA_IMAGES,
+    *PUBLISHED,
+    *PUBLISHED_CHAINS,
     SHORT_CONVOLUTION,
     Scene("triton-3", "triton", (greedy_by_top_k, aborted), budget=3, captured=(4,)),
     RETRACTION,
@@ -291,8 +293,6 @@ SCENES = (
         before=failing_updates_from_tensors,
     ),
     WINDOWS_TRITON,
-    WINDOWS_FA3,
-    LATENT_TRITON,
     LATENT_FA3,
     DRAFT_WINDOW,
     PAIRS_OF_CANDIDATES,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from threading import Lock
 
 import pytest
 
@@ -26,10 +27,11 @@ PAIRS = {
     "gpt_oss": ("gpt_oss", 4, 32),
     "gemma": ("gemma", 4, 32),
     "deepseek": ("deepseek", 4, 32),
+    "kimi": ("kimi", 4, 32),
     "gated_delta": ("qwen3_5", 4, 32),
     "gated_delta_wide": ("qwen3_5_wide", 4, 80),
     "gated_delta_images": ("qwen3_5_images", 4, 32),
-    "gated_delta_experts": ("qwen3_5_moe", 4, 32),
+    "gated_delta_experts": ("qwen3_5_moe_images", 4, 32),
     "mamba": ("nemotron_h", 4, 32),
     "next": ("qwen3_next", 4, 32),
     "sliding": ("qwen3", 4, 32),
@@ -60,7 +62,8 @@ def lane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lane]:
 
 @pytest.fixture(scope="session")
 def references(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Reference]:
-    """By the name of a pair; made when first asked for."""
+    """By the name of a pair; made when first asked for, one at a time: they draw from torch's one generator."""
+    made_alone = Lock()
 
     @cache
     def make(name: str) -> Reference:
@@ -71,7 +74,11 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Refe
         pair = HEADS[name](pair) if name in HEADS else pair
         return Reference(pair, make_adapters(pair, folder, ADAPTERS.get(name, {})))
 
-    return make
+    def reference(name: str) -> Reference:
+        with made_alone:
+            return make(name)
+
+    return reference
 
 
 @pytest.fixture(scope="session")
@@ -84,18 +91,19 @@ def outcomes(
         for item in request.session.items
         if "play" in getattr(getattr(item, "callspec", None), "params", {})
     ]
-    for name in {scene.pair for scene, _ in asked_for}:
-        references(name)
     pool = ThreadPoolExecutor(SERVERS_AT_ONCE)
-    running = {
-        key: pool.submit(play, scene, lane, references(scene.pair), key[1])
-        for key, scene in {(scene.name, mutation): scene for scene, mutation in asked_for}.items()
-    }
+
+    def begun(scene: Scene, mutation: str) -> Future[Outcome]:
+        # A pair is made while the other server runs.
+        return pool.submit(lambda: play(scene, lane, references(scene.pair), mutation))
+
+    chosen = {(scene.name, mutation): scene for scene, mutation in asked_for}
+    running = {key: begun(scene, key[1]) for key, scene in chosen.items()}
 
     def outcome(scene: Scene, mutation: str) -> Outcome:
         key = scene.name, mutation
         if key not in running:  # its own test was not chosen for this run
-            running[key] = pool.submit(play, scene, lane, references(scene.pair), mutation)
+            running[key] = begun(scene, mutation)
         return running[key].result()
 
     yield outcome

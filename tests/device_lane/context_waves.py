@@ -10,6 +10,8 @@ from tests.device_lane.pairs import BOS_TOKEN, EOS_TOKEN, WINDOW
 from tests.device_lane.references import Asked, histogram
 from tests.device_lane.scenes import CONTEXT_LIMIT, WAVE_APART_S, Chooser, Sent
 
+SMALLER = 7
+"""Nodes besides the root that a request of a published pair allows itself, where the server has sixteen."""
 TRACKED_LEN = 64
 """Least interval of the prefix cache's states: a chunk of SGLang's prefill (fla/chunk.py)."""
 
@@ -72,6 +74,54 @@ def retracted_in_time(chooser: Chooser) -> list[Sent]:
     return [Sent(chooser.find(length, 14, anywhere=True), check="steps") for length in (10, 9, 11, 12)]
 
 
+def three_at_two_budgets(chooser: Chooser) -> list[Sent]:
+    """Three requests, two of which allow themselves fewer nodes; longer than a layer's window."""
+    chooser.begun = [
+        chooser.find(WINDOW + 3, 9),
+        chooser.find(WINDOW, 7, _smaller),
+        chooser.find(2 * WINDOW, 8, _smaller),
+    ]
+    return [Sent(one) for one in chooser.begun]
+
+
+def three_go_on(chooser: Chooser) -> list[Sent]:
+    """Three that go on where those of the wave before ended, one of which allows itself fewer nodes."""
+
+    def behind(one: Asked, budget: int | None) -> Asked:
+        text = (*one.prompt, *chooser.reference.expect(one).output_ids)
+        return chooser.find(3, 6, lambda asked: replace(asked, prompt=(*text, *asked.prompt), budget=budget))
+
+    first, second, third = chooser.begun
+    # The last token's keys are the next round's to write.
+    kept = [len(one.prompt) + one.max_new_tokens - 1 for one in chooser.begun]
+    asked = (behind(first, SMALLER), behind(second, None), behind(third, None))
+    return [Sent(one, cached=length) for one, length in zip(asked, kept, strict=True)]
+
+
+def three_past_a_tracked_length(chooser: Chooser) -> list[Sent]:
+    """One whose answer passes the length at which a state is kept, beside two that allow themselves fewer nodes."""
+    chooser.passed = chooser.find(TRACKED_LEN - 5, 12)
+    others = (chooser.find(5, 9, _smaller), chooser.find(8, 6, _smaller))
+    return [Sent(one, cached=0) for one in (chooser.passed, *others)]
+
+
+def three_resume(chooser: Chooser) -> list[Sent]:
+    """Two go on behind the kept state, one of which allows itself fewer nodes, beside one that begins anew."""
+    first, second = resumes_at_a_tracked_length(chooser)
+    smaller = chooser.find(2, 6, lambda asked: _smaller(_resumed(chooser, asked)))
+    return [replace(first, asked=smaller), second, Sent(chooser.find(6, 5), cached=0)]
+
+
+def _smaller(asked: Asked) -> Asked:
+    return replace(asked, budget=SMALLER)
+
+
+def _resumed(chooser: Chooser, asked: Asked) -> Asked:
+    assert chooser.passed is not None
+    text = (*chooser.passed.prompt, *chooser.reference.expect(chooser.passed).output_ids)
+    return replace(asked, prompt=(*text[: TRACKED_LEN + 3], *asked.prompt))
+
+
 def passes_a_tracked_length(chooser: Chooser) -> list[Sent]:
     """One whose answer passes the length at which the prefix cache keeps a state, beside one that does not."""
     chooser.passed = chooser.find(TRACKED_LEN - 5, 12)
@@ -80,11 +130,9 @@ def passes_a_tracked_length(chooser: Chooser) -> list[Sent]:
 
 def resumes_at_a_tracked_length(chooser: Chooser) -> list[Sent]:
     """Two that begin with the text of the wave before, as far as it goes behind the kept state."""
-    assert chooser.passed is not None
-    text = (*chooser.passed.prompt, *chooser.reference.expect(chooser.passed).output_ids)
 
     def resumed(asked: Asked) -> Asked:
-        return replace(asked, prompt=(*text[: TRACKED_LEN + 3], *asked.prompt))
+        return _resumed(chooser, asked)
 
     return [Sent(chooser.find(length, tokens, resumed), cached=TRACKED_LEN) for length, tokens in ((2, 7), (3, 5))]
 

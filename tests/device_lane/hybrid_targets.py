@@ -105,6 +105,13 @@ def _nemotron_h(shape: Mapping[str, Any]) -> Any:
     return NemotronHForCausalLM(NemotronHConfig(**{**shape, **_MAMBA}))
 
 
+def write_rope_as_published(folder: Path) -> None:
+    """Give a saved Qwen3-Next the base of its rotation where SGLang reads it; Hugging Face writes it elsewhere."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["rope_theta"] = config["rope_parameters"]["rope_theta"]
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
 def name_layers_as_published(folder: Path) -> None:
     """Give a saved Nemotron-H the names of layers that SGLang reads; Hugging Face reads those, and writes others."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -119,6 +126,7 @@ MAKERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "qwen3_5_wide": _qwen3_5_wide,
     "qwen3_5_images": _qwen3_5,  # saved under another name (multimodal.py)
     "qwen3_5_moe": _qwen3_5_moe,
+    "qwen3_5_moe_images": _qwen3_5_moe,  # as well
     "qwen3_next": _qwen3_next,
     "lfm2": _lfm2,
     "lfm2_moe": _lfm2_moe,

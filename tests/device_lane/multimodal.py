@@ -1,21 +1,44 @@
 """A tiny text target under the name of published ones: the language part of a model that sees images, too.
 
 Its weights and answers are the text model's. What changes is how SGLang takes it: another class, a nested
-configuration, and rotary positions of three rows, which are equal as long as nobody sends an image.
+configuration, other names of weights, and for some rotary positions of three rows, which are equal as long as nobody
+sends an image. The vision part has no weights.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
-ARCHITECTURE = "Qwen3_5ForConditionalGeneration"
-_VISION = {
-    "model_type": "qwen3_5",
+
+@dataclass(frozen=True)
+class Wrapping:
+    """How a text model becomes a published class.
+
+    Attributes:
+        architecture: the class.
+        model_type: of its configuration.
+        vision: its `vision_config`.
+        renamed: the beginning of the text's weights, and what it becomes.
+        rotates_images: whether time, height and width turn parts of a head.
+        needs_processor: whether it gets one; else its configuration says that it is for text alone.
+    """
+
+    architecture: str
+    model_type: str
+    vision: Mapping[str, Any]
+    renamed: tuple[tuple[str, str], ...]
+    rotates_images: bool = True
+    needs_processor: bool = True
+
+
+_QWEN: dict[str, Any] = {
     "depth": 1,
     "hidden_size": 32,
     "intermediate_size": 32,
@@ -24,32 +47,70 @@ _VISION = {
     "num_position_embeddings": 16,
     "deepstack_visual_indexes": [],
 }
+_MOON: dict[str, Any] = {
+    "patch_size": 2,
+    "init_pos_emb_height": 2,
+    "init_pos_emb_width": 2,
+    "init_pos_emb_time": 1,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "hidden_size": 32,
+    "vt_hidden_size": 32,
+    "intermediate_size": 32,
+    "text_hidden_size": 32,
+}
+_RENAMED = (("model.", "model.language_model."),)
+MULTIMODAL = {
+    "qwen3_5_images": Wrapping("Qwen3_5ForConditionalGeneration", "qwen3_5", _QWEN, _RENAMED),
+    "qwen3_5_moe_images": Wrapping("Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", _QWEN, _RENAMED),
+    "kimi": Wrapping(
+        "KimiK25ForConditionalGeneration",
+        "kimi_k25",
+        _MOON,
+        (("model.", "language_model.model."), ("lm_head.", "language_model.lm_head.")),
+        rotates_images=False,
+        needs_processor=False,
+    ),
+}
+"""By architecture of `pairs`."""
 
 
-def save_as_multimodal(folder: Path) -> None:
-    """Rename a saved Qwen3.5 and its weights, and give it a processor; its vision part has no weights.
+def save_as_multimodal(folder: Path, architecture: str) -> None:
+    """Rename a saved text target and its weights, and give it a processor if it needs one.
 
     Args:
         folder: of the target, with its tokenizer.
+        architecture: one of `MULTIMODAL`.
     """
+    wrapping = MULTIMODAL[architecture]
     text: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    text.pop("architectures")
-    # Of the rotated pairs of a head, those that time, height and width turn.
-    pairs = int(text["head_dim"] * text["rope_parameters"]["partial_rotary_factor"]) // 2
-    text["rope_parameters"] |= {"mrope_section": [pairs - pairs // 2, pairs // 2, 0], "mrope_interleaved": True}
+    if wrapping.rotates_images:
+        text.pop("architectures")  # which Kimi's text keeps
+        # Of the rotated pairs of a head, those that time, height and width turn.
+        pairs = int(text["head_dim"] * text["rope_parameters"]["partial_rotary_factor"]) // 2
+        text["rope_parameters"] |= {"mrope_section": [pairs - pairs // 2, pairs // 2, 0], "mrope_interleaved": True}
+    names = ("image_token", "video_token", "vision_start_token", "vision_end_token", "media_placeholder_token")
     config = {
-        "architectures": [ARCHITECTURE],
-        "model_type": "qwen3_5",
+        "architectures": [wrapping.architecture],
+        "model_type": wrapping.model_type,
         "text_config": text,
-        "vision_config": _VISION,
+        "vision_config": {"model_type": wrapping.model_type, **wrapping.vision},
         "tie_word_embeddings": False,
+        **({} if wrapping.needs_processor else {"language_model_only": True}),
         "dtype": text["dtype"],
-        **{f"{name}_id": text["vocab_size"] - 1 for name in ("image_token", "video_token", "vision_start_token")},
-        "vision_end_token_id": text["vocab_size"] - 1,
+        **{f"{name}_id": text["vocab_size"] - 1 for name in names},
     }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     weights = load_file(folder / "model.safetensors")
-    named = {name.replace("model.", "model.language_model.", 1): one for name, one in weights.items()}
+    named = {_renamed(name, wrapping): one for name, one in weights.items()}
     save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    Qwen3VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen3VLVideoProcessor()).save_pretrained(folder)
+    if wrapping.needs_processor:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        Qwen3VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen3VLVideoProcessor()).save_pretrained(folder)
+
+
+def _renamed(name: str, wrapping: Wrapping) -> str:
+    for before, after in wrapping.renamed:
+        if name.startswith(before):
+            return after + name.removeprefix(before)
+    return name

@@ -40,7 +40,7 @@ from ddtree_sglang.training.model.drafter_config import drafter_config_for
 from ddtree_sglang.training.model.drafter_model import DFlashDrafter
 from ddtree_sglang.training.model.export import export_drafter
 from tests.device_lane import hybrid_targets
-from tests.device_lane.multimodal import save_as_multimodal
+from tests.device_lane.multimodal import MULTIMODAL, save_as_multimodal
 from tests.device_lane.sliding_drafter import FULL, state_kinds, with_sliding_layers
 
 VOCABULARY = 32
@@ -130,6 +130,25 @@ _DEEPSEEK: dict[str, Any] = {
     "topk_method": "noaux_tc",
 }
 
+# Kimi-K2: one group of experts, YaRN with a scale of its own.
+_KIMI: dict[str, Any] = {
+    **_DEEPSEEK,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 2.827,
+    "max_position_embeddings": 262144,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 50000.0,
+        "factor": 64.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 4096,
+    },
+}
+
 # Gemma 4: windows, scaled embeddings, norms of queries, keys and values and after each part, a scale per layer.
 _GEMMA: dict[str, Any] = {
     "layer_types": ["sliding_attention", "full_attention"],
@@ -147,10 +166,12 @@ Architecture = Literal[
     "gpt_oss",
     "gemma",
     "deepseek",
+    "kimi",
     "qwen3_5",
     "qwen3_5_wide",
     "qwen3_5_images",
     "qwen3_5_moe",
+    "qwen3_5_moe_images",
     "qwen3_next",
     "lfm2",
     "lfm2_moe",
@@ -217,8 +238,10 @@ def make_pair(
         drafter = train_drafter(target, block_size, seed, kinds)
     target.save_pretrained(folder / "target")
     save_tokenizer(folder / "target", vocabulary)
-    if architecture == "qwen3_5_images":
-        save_as_multimodal(folder / "target")
+    if architecture in MULTIMODAL:
+        save_as_multimodal(folder / "target", architecture)
+    if architecture == "qwen3_next":
+        hybrid_targets.write_rope_as_published(folder / "target")
     if architecture == "nemotron_h":
         hybrid_targets.name_layers_as_published(folder / "target")
     export_drafter(drafter, folder / "draft", torch.float32)
@@ -243,6 +266,8 @@ def make_target(
         target = Qwen3ForCausalLM(Qwen3Config(**shape))
     elif architecture == "deepseek":
         target = DeepseekV3ForCausalLM(DeepseekV3Config(**shape | _DEEPSEEK))
+    elif architecture == "kimi":
+        target = DeepseekV3ForCausalLM(DeepseekV3Config(**shape | _KIMI))
     elif architecture == "gemma":
         target = Gemma4ForCausalLM(Gemma4TextConfig(**shape | _GEMMA))
     elif architecture == "gpt_oss":

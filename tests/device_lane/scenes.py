@@ -85,6 +85,7 @@ class Chooser:
         self._seed = 1000 * sum(map(ord, scene.name))
         self.sessions: dict[str, Asked] = {}  # the last turn of each
         self.passed: Asked | None = None  # one whose text later ones resume
+        self.begun: list[Asked] = []  # a wave whose texts the next one's go on
 
     def rounds(self, asked: Asked, of: Reference | None = None) -> list[Round]:
         """What the scene's algorithm needs for a request; `of` another reference than the scene's."""

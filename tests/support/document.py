@@ -7,9 +7,10 @@ from itertools import product
 
 from tests.architecture import ROOT
 from tests.support.families import FAMILIES
-from tests.support.published import PAIRS, TESTS, Draft
+from tests.support.published import PAIRS, SCENES, SERVED, TESTS, Draft
 from tests.support.table import (
     BACKENDS,
+    CPU,
     ENGINE,
     FEATURES,
     GREEDY,
@@ -101,7 +102,9 @@ def _pairs() -> str:
         "## Published pairs\n\nThe drafters that DFlash's authors list: block size, layers, target layers that it "
         "reads, mask token, attention, as far as public repositories quote\nthem. Of the targets those of Qwen3-4B and "
         "Llama-3.1-8B were compared with such quotations, the others are what is generally known of them. No\n"
-        "checkpoint of these was loaded here.\n"
+        "checkpoint of these was loaded here. What is shown is a tiny random pair: on `ddtree_cpu` with the fields of "
+        "the pair's own row, in the device lane one of\neach class, with its kinds of layers, its rope and its head, "
+        "three layers at most and blocks of four.\n"
     )
     return f"{text}\n{_table(names, rows)}"
 
@@ -118,15 +121,11 @@ def _draft(draft: Draft) -> str:
 
 
 def _today(name: str) -> str:
-    if name in TESTS:
-        return f"[shown]({_FROM}{TESTS[name].partition('::')[0]}) on `ddtree_cpu`"
-    refused = {backend: refused_target(PAIRS[name].family, backend) for backend in BACKENDS}
-    by_why: dict[str, list[str]] = {}
-    for backend, cell in refused.items():
-        by_why.setdefault(render(cell) if cell else "not run", []).append(f"`{backend}`")
-    if len(by_why) == 1:
-        return next(iter(by_why))
-    return "; ".join(f"{', '.join(names)} {why}" for why, names in by_why.items())
+    """Where the pair's kind is shown: its own fields on the CPU platform, or its class in the lane."""
+    if name in SERVED:
+        return f"[shown]({_FROM}{TESTS[name][0].partition('::')[0]}) on `{CPU}`"
+    scenes = " and ".join(test.partition("[")[2].removesuffix("]") for test in TESTS[name])
+    return f"[shown]({_FROM}{TESTS[name][0].partition('::')[0]}) on `{SCENES[PAIRS[name].family][1]}` (scenes {scenes})"
 
 
 def _by_family(feature: str, backend: str) -> str:

@@ -74,7 +74,8 @@ class Family:
     @property
     def config_json(self) -> dict[str, Any]:
         """As a checkpoint has it."""
-        return {**_SHAPE, "architectures": [self.architecture], **self.config}
+        shape = {"torch_dtype": _SHAPE["torch_dtype"]} if "text_config" in self.config else _SHAPE
+        return {**shape, "architectures": [self.architecture], **self.config}
 
 
 FAMILIES: dict[str, Family] = {
@@ -133,6 +134,15 @@ FAMILIES: dict[str, Family] = {
         "KDA and latent attention",
     ),
     "DeepSeek / Kimi-K2": Family("DeepseekV3ForCausalLM", {"model_type": "deepseek_v3", **_LATENT}, "latent attention"),
+    "Kimi-K2.5": Family(
+        "KimiK25ForConditionalGeneration",
+        {
+            "model_type": "kimi_k25",
+            "text_config": {**_SHAPE, "model_type": "deepseek_v3", **_LATENT},
+            "vision_config": {"vt_hidden_size": 64},
+        },
+        "latent attention, images",
+    ),
     "Llama 4": Family(
         "Llama4ForCausalLM",
         {

@@ -75,8 +75,10 @@ _DENSE = Draft(16, 5, (1, 9, 17, 25, 33), 151669, "full")
 
 def _gdn(drafter: str, layers: int, draft: Draft | None = None, *, experts: bool = False) -> Published:
     """Of Qwen3.5 and 3.6: three layers of GDN to one of attention."""
-    kind = "Qwen3_5MoeForConditionalGeneration" if experts else "Qwen3_5ForConditionalGeneration"
-    return Published(drafter, "Qwen3.5 / 3.6", layers, "GDN", draft=draft or Draft(), architecture=kind)
+    family, kind = "Qwen3.5 / 3.6", "Qwen3_5ForConditionalGeneration"
+    if experts:
+        family, kind = "Qwen3.5 / 3.6 MoE", "Qwen3_5MoeForConditionalGeneration"
+    return Published(drafter, family, layers, "GDN", draft=draft or Draft(), architecture=kind)
 
 
 PAIRS: dict[str, Published] = {
@@ -166,15 +168,28 @@ PAIRS: dict[str, Published] = {
     "Qwen3.6-35B-A3B": _gdn("Qwen3.6-35B-A3B-DFlash", 40, Draft(16, 8, (1, 10, 19, 28, 37), 248070), experts=True),
     "Kimi-K2.5": Published(
         "Kimi-K2.5-DFlash",
-        "DeepSeek / Kimi-K2",
+        "Kimi-K2.5",
         61,
         "latent",
         draft=Draft(8, 6, (1, 12, 24, 35, 47, 58), 163838),
-        architecture="KimiK25ForConditionalGeneration",
     ),
 }
 SERVED = tuple(name for name, pair in PAIRS.items() if pair.tiny)
-"""Those that a test runs."""
-TESTS = {name: f"tests/e2e/test_published_pairs.py::test_chain_and_tree_are_plain_decoding[{name}]" for name in SERVED}
-"""Their tests."""
+"""Those that run on the CPU platform, each with its own fields."""
+SCENES = {
+    "gpt-oss": ("gpt-oss", "fa3"),
+    "Qwen3-Next": ("qwen3-next", "fa3"),
+    "Qwen3.5 / 3.6": ("gated-delta-images", "fa3"),
+    "Qwen3.5 / 3.6 MoE": ("gated-delta-experts", "fa3"),
+    "Kimi-K2.5": ("kimi", "triton"),
+}
+"""By family, the device lane's scenes of the others, and their backends; of the same name with `-stock`, the chain."""
+_LANE = "tests/device_lane/test_scenes.py::test_scene"
+TESTS: dict[str, tuple[str, ...]] = {
+    name: (f"tests/e2e/test_published_pairs.py::test_chain_and_tree_are_plain_decoding[{name}]",)
+    if name in SERVED
+    else tuple(f"{_LANE}[{SCENES[pair.family][0]}{end}]" for end in ("", "-stock"))
+    for name, pair in PAIRS.items()
+}
+"""What runs of each pair."""
 DEFAULT_BLOCK = 16

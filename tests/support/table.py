@@ -151,7 +151,11 @@ REFUSED_TARGETS = (
     Row("LFM2", TRITON, ALL, Refused("the first layer might not be an attention layer", by_sglang=True)),
     Row("Nemotron-H", CPU, ALL, RECURRENT_HERE),
     Row("Kimi-Linear", ALL, ALL, Refused("whose class in SGLang hands its layers' states to no drafter")),
-    *(Row("DeepSeek / Kimi-K2", backend, ALL, LATENT) for backend in (CPU, FLASHINFER, FA4)),
+    *(
+        Row(family, backend, ALL, LATENT)
+        for family in ("DeepSeek / Kimi-K2", "Kimi-K2.5")
+        for backend in (CPU, FLASHINFER, FA4)
+    ),
     *(Row("Llama 4", backend, ALL, CHUNKS) for backend in (CPU, TRITON, FA3)),
     *(Row("Llama 4", backend, ALL, Refused("is required for Llama4", by_sglang=True)) for backend in (FLASHINFER, FA4)),
     *(Row("Gemma 3", backend, ALL, WINDOW) for backend in (FLASHINFER, FA4)),
@@ -223,6 +227,7 @@ REFUSED_FEATURES = (
     ),
     Row(ALL, FA4, "pages of several tokens", Refused("needs pages of one token", {"page_size": 16})),
     Row("DeepSeek / Kimi-K2", FA3, "pages of several tokens", Refused("needs pages of one token", {"page_size": 16})),
+    Row("Kimi-K2.5", FA3, "pages of several tokens", Refused("needs pages of one token", {"page_size": 16})),
     *(
         Row(family, FA3, "LoRA adapters", Refused("has not been shown with adapters", _ADAPTERS))
         for family in ("Qwen3.5 / 3.6", "Qwen3.5 / 3.6 MoE", "Qwen3-Next", "Nemotron-H", "LFM2", "LFM2-MoE")
@@ -367,8 +372,10 @@ IN_THE_LANE = (
     Row("gpt-oss", TRITON, GREEDY, scene("windows-triton")),
     Row("gpt-oss", TRITON, "prefix cache", scene("windows-triton")),
     Row("gpt-oss", TRITON, "captured graphs and overlap", scene("windows-triton")),
-    Row("gpt-oss", FA3, GREEDY, scene("windows-fa3")),
-    Row("gpt-oss", FA3, "captured graphs and overlap", scene("windows-fa3")),
+    Row("gpt-oss", FA3, GREEDY, scene("gpt-oss")),
+    Row("gpt-oss", FA3, "prefix cache", scene("gpt-oss")),
+    Row("gpt-oss", FA3, "a smaller tree for one request", scene("gpt-oss")),
+    Row("gpt-oss", FA3, "captured graphs and overlap", scene("gpt-oss")),
     Row("gpt-oss", TRITON, "chunked prefill", scene("windows-triton-16", "slow")),
     Row("gpt-oss", TRITON, "pages of several tokens", scene("windows-triton-16", "slow")),
     Row("gpt-oss", TRITON, "requests that join and leave a batch", scene("windows-triton-16", "slow")),
@@ -394,11 +401,17 @@ IN_THE_LANE = (
     Row("Qwen3.5 / 3.6", FA3, "budget that follows the load", scene("gated-delta-widths", "slow")),
     Row("Qwen3.5 / 3.6", FA3, "drafter's window", scene("sliding-drafter-gated-delta", "slow")),
     Row("Qwen3.5 / 3.6", FA3, "drafter with sliding layers", scene("sliding-drafter-gated-delta", "slow")),
-    Row("Qwen3.5 / 3.6 MoE", FA3, GREEDY, scene("gated-delta-experts", "slow")),
-    Row("Qwen3.5 / 3.6 MoE", FA3, "captured graphs and overlap", scene("gated-delta-experts", "slow")),
-    Row("Qwen3-Next", FA3, GREEDY, scene("qwen3-next", "slow")),
-    Row("Qwen3-Next", FA3, "captured graphs and overlap", scene("qwen3-next", "slow")),
-    Row("Qwen3.5 / 3.6", FA3, "prefix cache", scene("gated-delta-fa3", "slow")),
+    Row("Qwen3.5 / 3.6", FA3, "prefix cache", scene("gated-delta-images")),
+    Row("Qwen3.5 / 3.6", FA3, "a smaller tree for one request", scene("gated-delta-images")),
+    *(
+        Row(family, backend, feature, scene(name))
+        for family, backend, name in (
+            ("Qwen3.5 / 3.6 MoE", FA3, "gated-delta-experts"),
+            ("Qwen3-Next", FA3, "qwen3-next"),
+            ("Kimi-K2.5", TRITON, "kimi"),
+        )
+        for feature in (GREEDY, "prefix cache", "a smaller tree for one request", "captured graphs and overlap")
+    ),
     Row("Nemotron-H", FA3, GREEDY, scene("mamba", "slow")),
     Row("Nemotron-H", FA3, "prefix cache", scene("mamba", "slow")),
     Row("Nemotron-H", FA3, "captured graphs and overlap", scene("mamba", "slow")),
@@ -423,11 +436,11 @@ IN_THE_LANE = (
     Row("LFM2", FA3, "requests that join and leave a batch", scene("short-convolution-16", "slow")),
     Row("LFM2", FA3, "aborted requests", scene("short-convolution-16", "slow")),
     Row("LFM2", FA3, "budget that follows the load", scene("short-convolution-widths", "slow")),
-    Row("DeepSeek / Kimi-K2", TRITON, GREEDY, scene("latent-triton")),
-    Row("DeepSeek / Kimi-K2", TRITON, "prefix cache", scene("latent-triton")),
-    Row("DeepSeek / Kimi-K2", TRITON, "captured graphs and overlap", scene("latent-triton")),
     Row("DeepSeek / Kimi-K2", TRITON, "hierarchical cache", scene("host-cache-latent", "slow")),
     Row("gpt-oss", TRITON, "hierarchical cache", scene("host-cache-windows", "slow")),
+    Row("DeepSeek / Kimi-K2", TRITON, GREEDY, scene("latent-triton", "slow")),
+    Row("DeepSeek / Kimi-K2", TRITON, "prefix cache", scene("latent-triton", "slow")),
+    Row("DeepSeek / Kimi-K2", TRITON, "captured graphs and overlap", scene("latent-triton", "slow")),
     Row("DeepSeek / Kimi-K2", FA3, GREEDY, scene("latent-fa3")),
     Row("DeepSeek / Kimi-K2", FA3, "captured graphs and overlap", scene("latent-fa3")),
 )

@@ -16,16 +16,18 @@ import pytest
 from tests.architecture import ROOT
 from tests.device_lane.catalogue import SCENES, SLOW_SCENES
 from tests.device_lane.conftest import PAIRS as LANE_PAIRS
+from tests.device_lane.multimodal import MULTIMODAL
 from tests.support import collected, table
 from tests.support.document import DOCUMENT, document
 from tests.support.families import FAMILIES
 from tests.support.published import PAIRS, SERVED, TESTS
+from tests.support.published import SCENES as PUBLISHED_SCENES
 from tests.support.table import BACKENDS, CPU, FEATURES, ROWS, Refused, Row, Shown
 
 NOT_RUN_BY_DEFAULT = {"slow", "gpu", "skip", "skipif", "xfail"}
 """Marks of tests that a run of everything leaves out, or may."""
 SHOWN = [(row, row.cell) for row in ROWS if isinstance(row.cell, Shown)]
-NAMED = [*(cell for _, cell in SHOWN), *map(Shown, TESTS.values())]
+NAMED = [*(cell for _, cell in SHOWN), *(Shown(test) for tests in TESTS.values() for test in tests)]
 
 
 def test_rows_name_what_is_there() -> None:
@@ -106,15 +108,16 @@ ARCHITECTURES = {
     "qwen3_moe": "Qwen3-MoE",
     "gpt_oss": "gpt-oss",
     "qwen3_5": "Qwen3.5 / 3.6",
+    "qwen3_5_wide": "Qwen3.5 / 3.6",
     "qwen3_5_images": "Qwen3.5 / 3.6",
-    "qwen3_5_moe": "Qwen3.5 / 3.6 MoE",
+    "qwen3_5_moe_images": "Qwen3.5 / 3.6 MoE",
     "qwen3_next": "Qwen3-Next",
     "nemotron_h": "Nemotron-H",
     "lfm2": "LFM2",
     "lfm2_moe": "LFM2-MoE",
     "gemma": "Gemma 4",
-    "qwen3_5_wide": "Qwen3.5 / 3.6",
     "deepseek": "DeepSeek / Kimi-K2",
+    "kimi": "Kimi-K2.5",
 }
 """Of the lane's pairs, by family."""
 
@@ -149,10 +152,23 @@ def test_refused_means_the_same_message_wherever_it_stands() -> None:
     assert not row.covers("Llama", "fa3", "streams")
 
 
-def test_fifteen_pairs_are_listed_and_a_pair_is_run_where_its_family_is_served() -> None:
-    assert len(PAIRS) == 15
+def test_fifteen_pairs_are_listed_and_each_is_run_where_its_family_is_served() -> None:
+    assert len(PAIRS) == len(TESTS) == 15
     assert {pair.family for pair in PAIRS.values()} <= set(FAMILIES)
-    assert {PAIRS[name].family for name in SERVED} <= {
-        row.family for row, _ in SHOWN if (row.backend, row.feature) == (CPU, table.GREEDY)
-    }
-    assert all(table.refused_target(PAIRS[name].family, CPU) is None for name in SERVED)
+    for name, pair in PAIRS.items():
+        backend = CPU if name in SERVED else PUBLISHED_SCENES[pair.family][1]
+        assert table.refused_target(pair.family, backend) is None, name
+        assert any((row.family, row.backend, row.feature) == (pair.family, backend, table.GREEDY) for row, _ in SHOWN)
+
+
+def test_a_pairs_scenes_are_of_its_family_and_class() -> None:
+    scenes = {scene.name: scene for scene in SCENES}
+    for family, (name, backend) in PUBLISHED_SCENES.items():
+        tree, chain = scenes[name], scenes[f"{name}-stock"]
+        assert (tree.budget, chain.algorithm, chain.pair) == (16, "DFLASH", tree.pair), family
+        assert tree.backend == backend, family
+        architecture = LANE_PAIRS[tree.pair][0]
+        assert ARCHITECTURES[architecture] == family
+        kinds = {pair.architecture or FAMILIES[family].architecture for pair in PAIRS.values() if pair.family == family}
+        wrapping = MULTIMODAL.get(architecture)
+        assert kinds == {wrapping.architecture if wrapping else FAMILIES[family].architecture}

@@ -62,7 +62,7 @@ from ddtree_sglang.engine.stages.routed_experts import check_capture_room, exper
 from ddtree_sglang.engine.stages.sampling_supports import NodeSupports
 from ddtree_sglang.engine.stages.target_attention import adapt_attention
 from ddtree_sglang.engine.stages.target_choice import NodeAdjustments, choose_target_tokens
-from ddtree_sglang.engine.stages.trees import DeviceTrees, TreeBuild, make_trees, mask_buffers
+from ddtree_sglang.engine.stages.trees import DeviceTrees, TreeBuild, WantedTrees, make_trees, mask_buffers
 from ddtree_sglang.engine.stages.verify_input import DDTreeVerifyInput, make_verify_input
 from ddtree_sglang.engine.stages.window_masks import window_of_masks
 
@@ -296,7 +296,7 @@ class DDTreeWorker(DFlashWorkerV2):
             with draft_tp_context(self.draft_parallel_layout):
                 out = self.draft_model_runner.forward(forward_batch)
                 roots = BlockRoots(window.root_ids, batch.req_pool_indices)
-                return self.trees.draft(out, roots, window.num_nodes, grammars, self.budget.cut)
+                return self.trees.draft(out, roots, WantedTrees(window.num_nodes, grammars, self.budget.cut))
 
     def _build(self, build: TreeBuild, window: RoundWindow) -> BuiltTree:
         """Keep the N - 1 most probable prefixes as a tree, laid out and masked."""

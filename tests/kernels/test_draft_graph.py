@@ -14,7 +14,7 @@ from ddtree_sglang.core.tree_mask import flat_tree_mask, tree_cell_index
 from ddtree_sglang.engine.graphs.drafter_tail import DraftGraphTail, GraphTrees
 from ddtree_sglang.engine.stages.candidates import BlockRoots, CandidateRanking, VocabShard
 from ddtree_sglang.engine.stages.pair_scores import parent_ids
-from ddtree_sglang.engine.stages.trees import DeviceTrees
+from ddtree_sglang.engine.stages.trees import DeviceTrees, WantedTrees
 
 pytestmark = pytest.mark.sglang
 
@@ -143,7 +143,7 @@ def test_a_round_after_a_replay_has_the_trees_that_an_eager_round_builds(
     out, batch = block(3, 7, device)
     hook(None, out, batch, 3 * BLOCK)
     trees = GraphTrees(ranking(device, scorer), {}, hook)
-    build = trees.draft(SimpleNamespace(can_run_graph=True), block_roots(batch), num_nodes)
+    build = trees.draft(SimpleNamespace(can_run_graph=True), block_roots(batch), WantedTrees(num_nodes))
     roots, prefix_lens = batch.input_ids.view(3, BLOCK)[:, 0], batch.positions.view(3, BLOCK)[:, 0]
     expected = eager(out, batch, device, num_nodes, scorer)
     found = build(roots.contiguous(), prefix_lens.contiguous())
@@ -155,7 +155,7 @@ def test_a_round_after_a_replay_has_the_trees_that_an_eager_round_builds(
 def test_a_block_outside_a_graph_is_ranked_and_built_anew(device: torch.device) -> None:
     out, batch = block(2, 3, device)
     trees = GraphTrees(ranking(device), {}, tail(device))
-    build = trees.draft(SimpleNamespace(can_run_graph=False, logits_output=out), block_roots(batch), NODES)
+    build = trees.draft(SimpleNamespace(can_run_graph=False, logits_output=out), block_roots(batch), WantedTrees(NODES))
     roots, prefix_lens = batch.input_ids.view(2, BLOCK)[:, 0], batch.positions.view(2, BLOCK)[:, 0]
     found = build(roots.contiguous(), prefix_lens.contiguous())
     assert torch.equal(found.tree.token_ids.cpu(), eager(out, batch, device).tree.token_ids)

@@ -19,7 +19,7 @@ from ddtree_sglang.engine.graphs.drafter_tail import DraftGraphTail, GraphTrees
 from ddtree_sglang.engine.graphs.rehearsal import rehearse_penalties, rehearse_rounds, rehearse_windows
 from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
 from ddtree_sglang.engine.stages.candidates import BlockRoots, CandidateRanking, VocabShard
-from ddtree_sglang.engine.stages.trees import DeviceTrees, MaskBuffer
+from ddtree_sglang.engine.stages.trees import DeviceTrees, MaskBuffer, WantedTrees
 from tests.kernels.compiled_codes import KERNELS, PENALTY_KERNELS, WINDOW_KERNELS, record_codes
 
 pytestmark = pytest.mark.sglang
@@ -64,7 +64,7 @@ def run_round(trees: DeviceTrees, num_nodes: int, batch_size: int, offset: int, 
     rows, prefix_lens = torch.arange(batch_size), torch.arange(batch_size) * 7 % 90
     rows, prefix_lens, roots = (shifted(part, offset) for part in (rows, prefix_lens, rows))
     trees.inputs(TABLE, rows, prefix_lens, roots, mask_token_id=1, num_nodes=num_nodes, block_size=BLOCK)
-    build = root_trees if num_nodes == 1 else trees.draft(drafter_out, BlockRoots(roots, rows), num_nodes)
+    build = root_trees if num_nodes == 1 else trees.draft(drafter_out, BlockRoots(roots, rows), WantedTrees(num_nodes))
     built = build(roots, prefix_lens)
     target_ids = shifted(torch.zeros(batch_size, num_nodes, dtype=torch.int64), offset)
     ends = RoundEnds.none(batch_size, target_ids.device)

@@ -8,16 +8,13 @@ the same addresses, so a replay needs no launch of ours and the host waits for n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ddtree_sglang.core.built_tree import BuiltTree
 from ddtree_sglang.engine.stages.candidates import BlockRoots, CandidateRanking, DraftCandidates
-from ddtree_sglang.engine.stages.trees import DeviceTrees, TreeBuild, TreeCut
-
-if TYPE_CHECKING:
-    from ddtree_sglang.engine.stages.node_grammar import BatchGrammars
+from ddtree_sglang.engine.stages.trees import DeviceTrees, TreeBuild, WantedTrees
 
 
 class DraftGraphTail:
@@ -78,17 +75,10 @@ class GraphTrees(DeviceTrees):
 
     tail: DraftGraphTail
 
-    def draft(
-        self,
-        drafter_out: Any,
-        roots: BlockRoots,
-        num_nodes: int,
-        grammars: BatchGrammars | None = None,
-        cut: TreeCut | None = None,
-    ) -> TreeBuild:
+    def draft(self, drafter_out: Any, roots: BlockRoots, wanted: WantedTrees) -> TreeBuild:
         """The replay's trees or, for fewer nodes or under grammars, its candidates; without one as `DeviceTrees`."""
         if not drafter_out.can_run_graph:
-            return super().draft(drafter_out, roots, num_nodes, grammars, cut)
-        if num_nodes == self.tail.num_nodes and grammars is None:
+            return super().draft(drafter_out, roots, wanted)
+        if wanted.num_nodes == self.tail.num_nodes and wanted.grammars is None:
             return lambda _root_ids, _prefix_lens: self.tail.trees(roots.batch_size)
-        return self._build_of(self.tail.candidates(roots.batch_size), num_nodes, grammars)
+        return self._build_of(self.tail.candidates(roots.batch_size), wanted)

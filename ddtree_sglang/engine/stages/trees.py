@@ -44,6 +44,17 @@ TreeCut = Callable[[DraftTree], int]
 """How many nodes of the drafted trees a round verifies; asked where the host has them."""
 
 
+@dataclass(frozen=True, slots=True)
+class WantedTrees:
+    """What trees a round asks for."""
+
+    num_nodes: int  # N
+    grammars: BatchGrammars | None = None  # of the batch: they keep tokens that they forbid out of the trees
+    cut: TreeCut | None = (
+        None  # how many nodes are kept; asked where the host has the trees and no grammar planted them
+    )
+
+
 @dataclass(frozen=True)
 class RoundTrees(ABC):
     """The trees' part of a round of B requests, on one kind of device."""
@@ -56,19 +67,8 @@ class RoundTrees(ABC):
         """The round's slots and its draft block; arguments are those of `core.round_inputs`."""
 
     @abstractmethod
-    def draft(
-        self,
-        drafter_out: Any,
-        roots: BlockRoots,
-        num_nodes: int,
-        grammars: BatchGrammars | None = None,
-        cut: TreeCut | None = None,
-    ) -> TreeBuild:
-        """Rank now what the drafter's forward proposes after `roots`, and build trees of N = `num_nodes` later.
-
-        `grammars` of the batch, if it has any, keep tokens that they forbid out of the trees. `cut`, where the host has
-        the trees and no grammar has planted them, says how many nodes of them are kept; elsewhere N are.
-        """
+    def draft(self, drafter_out: Any, roots: BlockRoots, wanted: WantedTrees) -> TreeBuild:
+        """Rank now what the drafter's forward proposes after `roots`, and build trees later."""
 
     @abstractmethod
     def build(
@@ -105,22 +105,15 @@ class HostTrees(RoundTrees):
         """Core's."""
         return round_inputs(*tensors, **sizes)
 
-    def draft(
-        self,
-        drafter_out: Any,
-        roots: BlockRoots,
-        num_nodes: int,
-        grammars: BatchGrammars | None = None,
-        cut: TreeCut | None = None,
-    ) -> TreeBuild:
+    def draft(self, drafter_out: Any, roots: BlockRoots, wanted: WantedTrees) -> TreeBuild:
         """Under a grammar more candidates are ranked: it may forbid all of the best ones. Pairs are scored of the best,
         as many as the head was trained for.
         """
         hidden = drafter_out.logits_output.hidden_states
-        if grammars is None:
-            return partial(self.build, self.ranking.rank(hidden, roots), num_nodes, cut=cut)
+        if wanted.grammars is None:
+            return partial(self.build, self.ranking.rank(hidden, roots), wanted.num_nodes, cut=wanted.cut)
         ranked = self.ranking.wider(GRAMMAR_CANDIDATES).rank(hidden, roots)
-        return partial(self._plant, grammars, ranked, num_nodes)
+        return partial(self._plant, wanted.grammars, ranked, wanted.num_nodes)
 
     def build(
         self,
@@ -230,19 +223,13 @@ class DeviceTrees(RoundTrees):
 
         return round_inputs_triton(*tensors, **sizes)
 
-    def draft(
-        self,
-        drafter_out: Any,
-        roots: BlockRoots,
-        num_nodes: int,
-        grammars: BatchGrammars | None = None,
-        cut: TreeCut | None = None,
-    ) -> TreeBuild:
+    def draft(self, drafter_out: Any, roots: BlockRoots, wanted: WantedTrees) -> TreeBuild:
         """In launches of their own."""
-        return self._build_of(self.ranking.rank(drafter_out.logits_output.hidden_states, roots), num_nodes, grammars)
+        return self._build_of(self.ranking.rank(drafter_out.logits_output.hidden_states, roots), wanted)
 
-    def _build_of(self, ranked: DraftCandidates, num_nodes: int, grammars: BatchGrammars | None) -> TreeBuild:
-        return partial(self.build, ranked if grammars is None else grammars.prune_roots(ranked), num_nodes)
+    def _build_of(self, ranked: DraftCandidates, wanted: WantedTrees) -> TreeBuild:
+        pruned = ranked if wanted.grammars is None else wanted.grammars.prune_roots(ranked)
+        return partial(self.build, pruned, wanted.num_nodes)
 
     def flat_mask_for(self, batch_size: int, num_nodes: int) -> torch.Tensor | None:
         """The buffer for N, if there is one that masks are made in and it has room for so many requests."""

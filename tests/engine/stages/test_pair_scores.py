@@ -219,7 +219,7 @@ Planter = Callable[[list[list[int]], torch.Tensor], Any]
 def planter(kind: str, top_k: int, num_nodes: int, first_state: int = 1) -> Planter:
     """Rounds of the product's stage: a block's random states, half of which propose what will come, to trees."""
     from ddtree_sglang.engine.stages.candidates import BlockRoots, CandidateRanking, VocabShard
-    from ddtree_sglang.engine.stages.trees import HostTrees
+    from ddtree_sglang.engine.stages.trees import HostTrees, WantedTrees
 
     scorer = scorer_of(kind, top_k)
     shard = VocabShard(head(), VOCAB, 0, LogitTransform(), None)
@@ -235,7 +235,9 @@ def planter(kind: str, top_k: int, num_nodes: int, first_state: int = 1) -> Plan
                     hidden[request, d + first_state, token] += 4.0
         scorer.keep(rows, hidden[:, 0])
         out = SimpleNamespace(logits_output=SimpleNamespace(hidden_states=hidden.flatten(0, 1)))
-        return trees.draft(out, BlockRoots(roots, rows), num_nodes)(roots, torch.zeros(len(coming)).long()).tree
+        return trees.draft(out, BlockRoots(roots, rows), WantedTrees(num_nodes))(
+            roots, torch.zeros(len(coming)).long()
+        ).tree
 
     return plant
 

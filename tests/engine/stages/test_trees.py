@@ -52,9 +52,9 @@ def backend(**changes: Any) -> SimpleNamespace:
 
 
 def test_on_the_host_a_round_is_cores_tree() -> None:
-    from ddtree_sglang.engine.stages.trees import HostTrees
+    from ddtree_sglang.engine.stages.trees import HostTrees, WantedTrees
 
-    built = HostTrees(FixedRanking()).draft(drafter_out(), None, NUM_NODES)(ROOTS, PREFIX_LENS)
+    built = HostTrees(FixedRanking()).draft(drafter_out(), None, WantedTrees(NUM_NODES))(ROOTS, PREFIX_LENS)
     expected = expected_trees()
     assert torch.equal(built.tree.token_ids, expected.tree.token_ids)
     assert torch.equal(built.layout.positions, expected.layout.positions)
@@ -63,7 +63,7 @@ def test_on_the_host_a_round_is_cores_tree() -> None:
 
 @pytest.mark.parametrize("kept", [1, 2, 3, 4])
 def test_a_tree_that_is_cut_on_the_host_is_the_best_tree_of_that_many(kept: int) -> None:
-    from ddtree_sglang.engine.stages.trees import HostTrees
+    from ddtree_sglang.engine.stages.trees import HostTrees, WantedTrees
 
     asked = []
 
@@ -71,7 +71,7 @@ def test_a_tree_that_is_cut_on_the_host_is_the_best_tree_of_that_many(kept: int)
         asked.append(tree.num_nodes)
         return kept
 
-    built = HostTrees(FixedRanking()).draft(drafter_out(), None, NUM_NODES, cut=cut)(ROOTS, PREFIX_LENS)
+    built = HostTrees(FixedRanking()).draft(drafter_out(), None, WantedTrees(NUM_NODES, cut=cut))(ROOTS, PREFIX_LENS)
     expected = complete_tree(build_draft_tree(RANKED_IDS, RANKED_LOGPROBS, ROOTS, kept), PREFIX_LENS)
     assert asked == [NUM_NODES]
     for part in ("tree", "layout"):

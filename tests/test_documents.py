@@ -22,6 +22,7 @@ from ddtree_sglang.config import (
     DEFAULT_VERIFY_TOKENS,
     DDTreeConfig,
 )
+from ddtree_sglang.engine.admission.attention_groups import GROUP_RULES
 from ddtree_sglang.engine.admission.recurrent_checks import RECURRENT_RULES
 from ddtree_sglang.engine.admission.request_rules import REQUEST_RULES
 from ddtree_sglang.engine.admission.server_args import ADAPTER_RULES, ARGUMENT_RULES, TREE_BACKENDS
@@ -154,11 +155,11 @@ def test_every_rule_of_admission_is_among_the_refusals() -> None:
     text = (DOCS / "guarantees.md").read_text(encoding="utf-8")
     flags = {
         flag
-        for rule in (*ARGUMENT_RULES, *ADAPTER_RULES, *RECURRENT_RULES)
+        for rule in (*ARGUMENT_RULES, *ADAPTER_RULES, *GROUP_RULES, *RECURRENT_RULES)
         for flag in re.findall(r"--[a-z][a-z0-9-]*[a-z]", rule.message)
     }
-    # In words there: DP attention, two-batch overlap, PD multiplexing. The drafter's path is what must be given.
-    in_words = {"--enable-dp-attention", "--attn-dp-size", "--enable-two-batch-overlap", "--enable-pdmux"}
+    # In words there: two-batch overlap, PD multiplexing. The drafter's path is what must be given.
+    in_words = {"--enable-two-batch-overlap", "--enable-pdmux"}
     flags -= in_words | {"--speculative-draft-model-path", "--tp-size", "--speculative-algorithm"}
     names = {name for rule in REQUEST_RULES for name in rule.name.split(" under ")}
     assert [name for name in sorted(flags | names) if f"`{name}" not in text] == []

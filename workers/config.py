@@ -36,6 +36,8 @@ OWN_ENGINE_ARGS = frozenset(
         "api_key",
     }
 )
+NOT_ON_RAY = frozenset({"attn_dp_size", "enable_dp_attention", "disaggregation_mode"})
+"""Engine arguments that need more of a launcher than actors of one group of ranks, which is all that was run."""
 
 
 class WorkerConfig(BaseModel):
@@ -129,6 +131,10 @@ class WorkerConfig(BaseModel):
         taken = sorted(OWN_ENGINE_ARGS & set(self.engine_args))
         if taken:
             raise ValueError(f"engine_args must not name {taken}: WorkerConfig has fields for them; set those.")
+        if missing := sorted(NOT_ON_RAY & set(self.engine_args)):
+            raise ValueError(
+                f"engine_args must not name {missing}, which were not run on Ray; start servers without it."
+            )
         if self.ddtree and self.algorithm != "DDTREE":
             raise ValueError(f"ddtree={self.ddtree} needs algorithm DDTREE, got {self.algorithm}; remove it.")
         DDTreeConfig.from_mapping(self.ddtree, "ddtree")

@@ -71,7 +71,7 @@ CPU_PLATFORM: tuple[Row, ...] = (
     Row(
         "sglang.srt.arg_groups.fields.parallel",
         "Parallel",
-        "dp_size pp_size tp_size",
+        "attn_dp_size dp_size pp_size tp_size",
         "hooks, lean_llama, memory_budget, server_defaults",
     ),
     Row(

@@ -29,7 +29,34 @@ ATTENTION: tuple[Row, ...] = (
         "req_to_token req_pool_indices cache_seqlens page_table page_size",
         "fa3_metadata",
     ),
+    Row(
+        "sglang.srt.layers.attention.base_attn_backend",
+        "AttentionBackend.get_cuda_graph_seq_len_fill_value",
+        "",
+        "attention_ranks",
+    ),
     Row("sglang.srt.layers.attention.base_attn_backend", "AttentionBackend.verify_mask", "", "trees"),
+    Row("sglang.srt.layers.dp_attention", "get_dp_tp_group", "", "attention_ranks"),
+    Row("sglang.srt.layers.dp_attention", "is_dp_attention_enabled", "", "attention_ranks"),
+    # What pads a batch outside graphs to the requests of the largest group.
+    Row(
+        "sglang.srt.model_executor.forward_batch_info",
+        "ForwardBatch.prepare_mlp_sync_batch",
+        "model_runner",
+        "attention_ranks",
+    ),
+    Row(
+        "sglang.srt.layers.attention.base_attn_backend",
+        "AttentionBackend.init_forward_metadata",
+        "forward_batch",
+        "attention_ranks",
+    ),
+    Row(
+        "sglang.srt.speculative.eagle_info",
+        "EagleVerifyInput.create_idle_input",
+        "topk spec_steps num_verify_tokens device",
+        "attention_ranks",
+    ),
     # What it makes of a tree before each replay, by this name, our verify graph makes itself.
     Row(
         "sglang.srt.layers.attention.flashattention_backend",

@@ -15,8 +15,8 @@ REQUESTS: tuple[Row, ...] = (
     Row(
         _EXEC,
         "ExecFeatures",
-        "enable_return_indexer_topk enable_watermark",
-        "server_args",
+        "enable_return_indexer_topk enable_return_routed_experts enable_watermark",
+        "attention_groups, server_args",
     ),
     Row(
         _EXEC,
@@ -54,8 +54,8 @@ REQUESTS: tuple[Row, ...] = (
     Row(
         "sglang.srt.arg_groups.fields.parallel",
         "Parallel",
-        "attn_dp_size enable_dp_attention pp_size tp_group tp_rank tp_size",
-        "graph_memory, server_args, worker",
+        "attn_cp_size attn_dp_size enable_dp_attention enable_dp_lm_head pp_size tp_group tp_rank tp_size",
+        "attention_groups, attention_ranks, graph_memory, server_args",
     ),
     Row(
         "sglang.srt.arg_groups.fields.schedule",
@@ -134,9 +134,10 @@ REQUESTS: tuple[Row, ...] = (
     Row(
         "sglang.srt.managers.schedule_batch",
         "ScheduleBatch",
-        "can_run_decode_cuda_graph extend_lens forward_mode has_grammar is_extend_in_batch mamba_track_indices "
-        "req_pool_indices req_pool_indices_cpu reqs return_hidden_states return_logprob sampling_info seq_lens "
-        "seq_lens_cpu seq_lens_sum spec_info tree_cache",
+        "can_run_decode_cuda_graph extend_lens forward_mode global_num_tokens "
+        "has_grammar is_extend_in_batch "
+        "mamba_track_indices req_pool_indices req_pool_indices_cpu reqs return_hidden_states return_logprob "
+        "sampling_info seq_lens seq_lens_cpu seq_lens_sum spec_info tree_cache",
         "final_states, kv_window, node_grammar, node_penalties, recurrent_states, worker",
     ),
     Row(

@@ -11,6 +11,7 @@ from ddtree_sglang.contract.entry_patches import (
     TOKENIZER_PATCHES,
 )
 from ddtree_sglang.contract.grammar_patches import GRAMMAR_PATCHES, GRAMMAR_STATE_PATCHES
+from ddtree_sglang.contract.group_patches import GROUP_PATCHES
 from ddtree_sglang.contract.patch import Patch
 from ddtree_sglang.contract.state_patches import SHORT_CONVOLUTION_PATCHES
 
@@ -184,6 +185,7 @@ ENGINE_PATCHES = (
     *WINDOW_PATCHES,
     *SINK_PATCHES,
     *SHORT_CONVOLUTION_PATCHES,
+    *GROUP_PATCHES,
     *ADMISSION_PATCHES,
     *ENTRY_PATCHES,
     *TOKENIZER_PATCHES,
@@ -327,8 +329,8 @@ ENGINE_PATCHES = (
         "sglang.srt.managers.schedule_batch.ScheduleBatch",
         "object",
         "ddtree_sglang.engine.worker:DDTreeWorker._verify",
-        "the target verifies this round's tree; lengths are put back",
-        "spec_info seq_lens_cpu seq_lens_sum",
+        "the target verifies this round's tree",
+        "spec_info",
     ),
     Patch(
         "sglang.srt.managers.scheduler.Scheduler",

@@ -34,7 +34,6 @@ OPENMP_SPIN_COUNT = "10000"
 _ENGINE_FILLED_BACKENDS = (None, "intel_amx")
 
 _GPU_ONLY_SWITCHES = (
-    "enable_dp_attention",
     "enable_symm_mem",
     "enable_two_batch_overlap",
     "enable_hierarchical_cache",
@@ -81,6 +80,9 @@ def _check_switches(server_args: Any) -> None:
         if getattr(server_args, name, False):
             flag = "--" + name.replace("_", "-")
             raise DDTreeConfigError(f"{flag} needs a GPU, and this machine has none; drop the flag.")
+    # What SGLang has made of --enable-dp-attention by now.
+    if getattr(server_args, "attn_dp_size", 1) > 1:
+        raise DDTreeConfigError("--enable-dp-attention needs a GPU, and this machine has none; drop the flag.")
     if server_args.pp_size != 1:
         raise DDTreeConfigError(
             f"--pp-size must be 1 on the CPU platform, got {server_args.pp_size}; use --tp-size instead."

@@ -21,7 +21,6 @@ from sglang.srt.lora.layers import unwrap_lora_layer
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.runtime_context import get_exec, get_parallel, get_spec
 from sglang.srt.speculative.dflash_worker_v2 import DFlashWorkerV2, _resolve_dflash_embedding_module
-from sglang.srt.speculative.eagle_utils import eagle_prepare_for_verify
 from sglang.srt.speculative.spec_tp_sync import SpecTpSyncSite
 from sglang.srt.speculative.spec_utils import draft_tp_context
 
@@ -40,6 +39,7 @@ from ddtree_sglang.engine.graphs.rehearsal import rehearse_penalties, rehearse_r
 from ddtree_sglang.engine.graphs.target import install_tree_graph_runner
 from ddtree_sglang.engine.pair_watch import PairWatch
 from ddtree_sglang.engine.round_result import result_of_round
+from ddtree_sglang.engine.stages import attention_ranks
 from ddtree_sglang.engine.stages.budget_policy import make_policy
 from ddtree_sglang.engine.stages.candidates import BlockRoots
 from ddtree_sglang.engine.stages.draft_block import DraftBlock
@@ -103,10 +103,9 @@ class DDTreeWorker(DFlashWorkerV2):
             self._draft_block_spec_info,
         )
         self.pair_watch = PairWatch.of(self)
-        top_k, tp_group = self.config.candidates_per_depth(self.num_nodes), get_parallel().tp_group
-        self.ranking = make_ranking(
-            self.draft_model_runner, runner.model, self.draft_block.embedding, tp_group, top_k, self.max_path_len
-        )
+        top_k, ranks = self.config.candidates_per_depth(self.num_nodes), attention_ranks.ranks_of_batch()
+        head = self.draft_model_runner, runner.model, self.draft_block.embedding, ranks
+        self.ranking = make_ranking(*head, top_k, self.max_path_len)
         self.trees = make_trees(self.ranking)
         # LiLiCorr's head reads an anchor of each token that is written; a host cache copies keys when a request ends.
         waits = self.ranking.scorer is None and not server_args.enable_hierarchical_cache
@@ -171,6 +170,9 @@ class DDTreeWorker(DFlashWorkerV2):
             {num_nodes: self.node_counts.backend(num_nodes) for num_nodes in counts},
             deterministic=bool(get_exec().deterministic.enable_deterministic_inference),
         )
+        if attention_ranks.attends_in_groups():
+            self.trees = DeviceTrees(self.ranking, buffers)
+            return  # SGLang captures no graphs of the drafter
         max_batch = self.node_counts.max_batch(batch_sizes)
         tail = DraftGraphTail(
             self.ranking,
@@ -208,7 +210,7 @@ class DDTreeWorker(DFlashWorkerV2):
         pp_proxy_tensors: Any = None,
     ) -> GenerationBatchResult:
         """Prefill as DFLASH does; decode one round."""
-        if batch.forward_mode.is_extend() or batch.is_extend_in_batch or batch.forward_mode.is_idle():
+        if batch.forward_mode.is_extend() or batch.is_extend_in_batch:
             self.penalties.prefill(batch)
             self.context.flush()
             result = super().forward_batch_generation(batch, on_publish, grammar_barrier, pp_proxy_tensors)
@@ -217,6 +219,8 @@ class DDTreeWorker(DFlashWorkerV2):
             if result.logits_output is not None:
                 hand_out_prompt_states(batch, result.logits_output)
             return result
+        if batch.forward_mode.is_idle():
+            return attention_ranks.idle_round(self, batch, on_publish or _publish_nothing)
         with torch.inference_mode(), forbid_sync(self.config.check_sync and batch.seq_lens.is_cuda):
             return self._decode_round(batch, on_publish or _publish_nothing, grammar_barrier)
 
@@ -240,7 +244,7 @@ class DDTreeWorker(DFlashWorkerV2):
             if grammars is not None:
                 grammars.follow(built)
         with stage("verify"), self.node_counts.active(window.num_nodes):
-            target_out = self._verify(batch, verify_input, window)
+            target_out = self._verify(batch, verify_input, built, window)
         with stage("accept"):
             commit, target_ids = self._accept(batch, built, window, target_out.logits_output, grammars)
             on_publish(commit.new_seq_lens)
@@ -302,23 +306,19 @@ class DDTreeWorker(DFlashWorkerV2):
         """Keep the N - 1 most probable prefixes as a tree, laid out and masked."""
         built = build(window.root_ids, window.prefix_lens)
         if self.config.check_ranks:
-            require_equal_trees(built, get_parallel().tp_group)
+            require_equal_trees(built, attention_ranks.ranks_of_batch())
         return built
 
     def _verify_input(self, built: BuiltTree, window: RoundWindow) -> DDTreeVerifyInput:
         mask = self.trees.verify_mask(built, window.prefix_lens, window.total_prefix_len)
         return make_verify_input(built, self.max_path_len, mask, window.inputs.node_slots.view(-1), window.plan)
 
-    def _verify(self, batch: ScheduleBatch, verify_input: DDTreeVerifyInput, window: RoundWindow) -> Any:
+    def _verify(
+        self, batch: ScheduleBatch, verify_input: DDTreeVerifyInput, built: BuiltTree, window: RoundWindow
+    ) -> Any:
         """One target forward over all nodes of all requests."""
         batch.spec_info = verify_input
-        saved = batch.seq_lens_cpu, batch.seq_lens_sum
-        if window.host_lens is not None:
-            batch.seq_lens_cpu, batch.seq_lens_sum = window.host_lens, window.total_prefix_len
-        forward_batch, _ = eagle_prepare_for_verify(
-            verify_input, self.model_runner.req_to_token_pool, batch, self.target_worker
-        )
-        batch.seq_lens_cpu, batch.seq_lens_sum = saved
+        forward_batch = attention_ranks.prepare_verify(verify_input, batch, self.target_worker, built, window)
         return self.target_worker.forward_batch_generation(batch=None, forward_batch=forward_batch, is_verify=True)
 
     def _accept(

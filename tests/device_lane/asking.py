@@ -42,6 +42,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 POOL_TOKENS = 768
 CONTEXT_LEN = 128
 START_TIMEOUT_S = 300.0
+LOADS_AGE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,17 @@ class LaneServer:
         return [line for line in lines if line["mode"] == "DECODE"]
 
     def used_slots(self) -> int:
-        """Slots of the KV pool that are taken once the prefix cache is empty; fails on a server that is not idle."""
+        """Slots of the KV pool that are taken once the prefix cache is empty; fails on a server that is not idle.
+
+        Under DP attention each group says so when it next looks, which is soon.
+        """
         flush_cache(self.url)
-        loads = get(self.url, "/v1/loads")["loads"]
-        return sum(int(one["num_used_tokens"]) for one in loads)
+        until = time.monotonic() + LOADS_AGE_S
+        while True:
+            used = sum(int(one["num_used_tokens"]) for one in get(self.url, "/v1/loads")["loads"])
+            if used == 0 or time.monotonic() > until:
+                return used
+            time.sleep(0.2)
 
 
 def get(url: str, path: str) -> dict[str, Any]:

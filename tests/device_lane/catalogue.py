@@ -20,6 +20,7 @@ from tests.device_lane.context_waves import (
     retracted_in_time,
     to_the_context_limit,
 )
+from tests.device_lane.group_waves import unequal_groups
 from tests.device_lane.host_cache import FLAGS as _HOST_CACHE
 from tests.device_lane.new_weights import failing_adapters, failing_checkpoints, failing_updates_from_tensors
 from tests.device_lane.penalty_waves import penalized
@@ -107,6 +108,17 @@ ADAPTERS = Scene(
     adapters=True,
     before=failing_adapters,
 )
+# Two groups of one rank each.
+_GROUPS = ("--dp-size", "2", "--enable-dp-attention", "--enable-dp-lm-head", "--tp-size")
+GROUPS = Scene(
+    "attention-groups",
+    "fa3",
+    (unequal_groups,),
+    pair="experts",
+    budget=7,
+    flags=(*_GROUPS, "2"),
+)
+GROUPS_EAGER = Scene("attention-groups-eager", "fa3", (unequal_groups,), budget=7, flags=(*_GROUPS, "2"), captured=())
 PENALTIES = Scene("penalties", "fa3", (penalized,), budget=7, captured=(4,))
 
 RETRACTION = Scene(
@@ -245,6 +257,7 @@ SLOW_SCENES = (
     *DRAFT_WINDOW_OTHERS,
     *SLIDING_DRAFTERS,
     *HOST_CACHE_OTHERS,
+    GROUPS_EAGER,
 )
 
 SMALL = (SMALL_TRITON, SMALL_FA3, SMALL_FLASHINFER)
@@ -292,6 +305,7 @@ SCENES = (
         adapters=True,
         before=failing_updates_from_tensors,
     ),
+    GROUPS,
     WINDOWS_TRITON,
     LATENT_FA3,
     DRAFT_WINDOW,

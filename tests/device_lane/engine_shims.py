@@ -10,6 +10,7 @@ import torch
 
 from tests.device_lane import door_launches, graphs, streams, tensors, triton_launches
 from tests.device_lane.device import mode
+from tests.device_lane.install import LaneTorch
 from tests.device_lane.settings import LaneSettings
 
 _installed = False
@@ -71,7 +72,9 @@ def _allocate_host_memory() -> None:
 def _take_cuda_branches() -> None:
     """Where SGLang asks for CUDA by name and then launches Triton kernels, the lane does as CUDA does."""
     from sglang.kernels.ops.speculative import cache_locs
+    from sglang.srt.distributed.parallel_state import GroupCoordinator
     from sglang.srt.mem_cache import memory_pool
+    from sglang.srt.model_executor import forward_batch_info
     from sglang.srt.speculative import dflash_worker_v2
 
     for module, name, answer in (
@@ -80,10 +83,21 @@ def _take_cuda_branches() -> None:
         (memory_pool, "_is_cuda", True),
         # Storing a token's keys and values has a kernel in CUDA, which the same branch asks for.
         (memory_pool, "can_use_store_cache", lambda *_: False),
+        # The tokens of each group under DP attention are copied from pinned memory.
+        (forward_batch_info, "torch", LaneTorch()),
+        # These collectives go through operators that are registered for a device of its own.
+        (GroupCoordinator, "all_gather_into_tensor", GroupCoordinator._all_gather_into_tensor),
+        (GroupCoordinator, "reduce_scatter_tensor", _reduce_scatter),
     ):
         if not hasattr(module, name):
             raise RuntimeError(f"{module.__name__} has no {name} any more: look at what it asks before a launch")
         setattr(module, name, answer)
+
+
+def _reduce_scatter(group: Any, output: torch.Tensor, input: torch.Tensor) -> None:
+    """Gloo's copies the result when it is waited for, which would be the host's copy in a graph."""
+    reduced = group.all_reduce(input.clone()).view(group.world_size, -1)
+    output.copy_(reduced[group.rank_in_group].view_as(output))
 
 
 def _install_seeded_noise() -> None:

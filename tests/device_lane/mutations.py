@@ -15,6 +15,7 @@ import torch
 
 from tests.device_lane.attention_mutations import ATTENTION_MUTATIONS
 from tests.device_lane.attention_mutations import set_attribute as _set
+from tests.device_lane.group_mutations import GROUP_MUTATIONS
 from tests.device_lane.state_mutations import STATE_MUTATIONS
 
 
@@ -477,5 +478,6 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         processors_see_the_root_alone,
         *ATTENTION_MUTATIONS,
         *STATE_MUTATIONS,
+        *GROUP_MUTATIONS,
     )
 }

@@ -44,6 +44,7 @@ class Sent:
     experts: bool = False  # routed experts of every token
     cached: int | None = None  # tokens of the prompt that the prefix cache must have had
     from_host: int | None = None  # how many of them, at least, had to be copied back from the host
+    group: int | None = None  # which of a server's groups attends for it, under DP attention
 
 
 Wave = Callable[["Chooser"], list[Sent]]
@@ -427,6 +428,8 @@ def _ask(server: LaneServer, wave: Sequence[Sent]) -> list[Answered]:
             body["return_hidden_states"] = True
         if sent.experts:
             body["return_routed_experts"] = True
+        if sent.group is not None:
+            body["routed_dp_rank"] = sent.group
         return server.ask(sent.asked, sent.after_s, **body)
 
     def abort(index: int, sent: Sent) -> None:

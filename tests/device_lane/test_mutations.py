@@ -21,6 +21,8 @@ from tests.device_lane.catalogue import (
     FA3_DETERMINISTIC,
     FA3_PAGES,
     GRAMMARS,
+    GROUPS,
+    GROUPS_EAGER,
     HOST_CACHE,
     LATE,
     PAIRS_OF_CANDIDATES,
@@ -48,6 +50,7 @@ VIOLATION = "LaneViolation"
 SIZES = "must match the size"
 NOT_TAKEN = "Grammar accept_token failed"
 CAPTURE = "not permitted when stream is capturing"
+LOST_RANK = "gloo/transport|IndexError"
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ FAULTS = (
     Fault("drafter_sees_the_first_tokens", DRAFT_WINDOW_FLASHINFER, ROUNDS, slow=True),
     Fault("drafters_rows_stay_on_the_device", HOST_CACHE, ROUNDS, slow=True),
     Fault("rows_of_windows_stay_where_they_are", WINDOWS_TRITON, TOKENS, slow=True),
+    Fault("idle_group_waits_for_a_block", GROUPS, LOST_RANK, slow=True),
+    Fault("padding_has_no_cells", GROUPS_EAGER, LOST_RANK, slow=True),
 )
 
 

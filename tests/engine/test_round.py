@@ -93,7 +93,8 @@ def fake_target(events: Events, num_nodes: int = NODES) -> tuple[Any, Any]:
         last_hidden_states=None,
     )
     out = SimpleNamespace(logits_output=logits, can_run_cuda_graph=True, routed_experts_output=None)
-    return runner, SimpleNamespace(forward_batch_generation=events.returning("verify graph", out))
+    verify = events.returning("verify graph", out)
+    return runner, SimpleNamespace(model_runner=runner, forward_batch_generation=verify)
 
 
 def fake_drafter(events: Events) -> Any:
@@ -110,6 +111,7 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
     from ddtree_sglang.engine.debug.trace import RoundTrace
     from ddtree_sglang.engine.graphs.drafter_tail import GraphTrees
     from ddtree_sglang.engine.graphs.node_counts import NodeCountStates
+    from ddtree_sglang.engine.stages import attention_ranks
     from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
     from ddtree_sglang.engine.stages.candidates import CandidateRanking
     from ddtree_sglang.engine.stages.draft_block import DraftBlock
@@ -154,7 +156,7 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
             assert arguments["target_hidden"].shape == (REQUESTS * BLOCK, 5 * HIDDEN)
 
     monkeypatch.setattr(worker, "draft_tp_context", lambda _: nullcontext())
-    monkeypatch.setattr(worker, "eagle_prepare_for_verify", lambda *_: (SimpleNamespace(), True))
+    monkeypatch.setattr(attention_ranks, "eagle_prepare_for_verify", lambda *_: (SimpleNamespace(), True))
     monkeypatch.setattr(round_inputs_triton, "round_inputs_triton", round_inputs)
     monkeypatch.setattr(round_commit_triton, "commit_round_triton", commit_round)
     batch = SimpleNamespace(

@@ -56,7 +56,8 @@ def begin(output: list[int]) -> None:
 def run_module(request: dict[str, Any]) -> None:
     """`python -m MODULE ARGUMENTS` with the request's environment."""
     os.chdir(request["folder"])
-    prepare_children(NUM_CHILDREN)
+    # Under DP attention the schedulers are started by a process that the server has started.
+    prepare_children(NUM_CHILDREN, further=NUM_CHILDREN if "--enable-dp-attention" in request["arguments"] else 0)
     become(["", *request["arguments"]], request["environment"])
     runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
 

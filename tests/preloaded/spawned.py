@@ -18,8 +18,10 @@ from typing import Any
 from tests.preloaded.messages import receive, send, socket_pair
 
 
-def prepare_children(number: int) -> None:
-    """Fork `number` children that wait to be what multiprocessing spawns next; further ones are spawned as ever.
+def prepare_children(number: int, further: int = 0, files: Sequence[int] = ()) -> None:
+    """Fork `number` children that wait to be what multiprocessing spawns next; any more are spawned as ever.
+
+    A child that is woken forks `further` ones for what it spawns itself. `files` are this process's alone.
 
     They are this process's own children, in its group, and end with it.
     """
@@ -27,7 +29,9 @@ def prepare_children(number: int) -> None:
     for _ in range(number):
         if os.fork() == 0:
             ours.close()
-            _wait_and_run(theirs)
+            for file in files:
+                os.close(file)
+            _wait_and_run(theirs, further)
     theirs.close()
     spawn, left = multiprocessing.util.spawnv_passfds, [number]
 
@@ -56,7 +60,7 @@ def _wake(children: socket.socket, words: list[str], files: list[int]) -> int:
     return int(receive(children)[0]["pid"])
 
 
-def _wait_and_run(parent: socket.socket) -> None:
+def _wait_and_run(parent: socket.socket, further: int) -> None:
     """In the child: wait, become what the message says, and end with its status."""
     try:
         message, files = receive(parent)
@@ -64,6 +68,8 @@ def _wait_and_run(parent: socket.socket) -> None:
         os._exit(0)
     send(parent, {"pid": os.getpid()})
     parent.close()
+    if further:
+        prepare_children(further, files=files)
     place_files(files, message["files"])
     os.chdir(message["folder"])
     become(message["argv"], message["environment"])

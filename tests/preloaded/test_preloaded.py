@@ -74,6 +74,19 @@ def test_more_children_than_were_prepared_are_spawned_as_ever(preloaded: Preload
     assert all(child["exit_code"] == 7 and child["state"] == ["imported"] for child in children)
 
 
+def test_what_a_child_spawns_is_prepared_too_under_dp_attention(preloaded: Preloaded, tmp_path: Path) -> None:
+    process = toy(tmp_path / "log", "2", "end", "--enable-dp-attention")
+    process.starter = preloaded.start
+    with process:
+        children = report(process)["children"]
+    for one in children:
+        (grandchild,) = one["children"]
+        assert grandchild["parent"] == one["pid"]
+        assert grandchild["imported_by"] not in (grandchild["pid"], one["pid"])
+        assert grandchild["exit_code"] == one["exit_code"] == 7
+        assert grandchild["state"] == ["imported"]
+
+
 def test_stop_leaves_nothing_of_a_forked_server(preloaded: Preloaded, tmp_path: Path) -> None:
     process = toy(tmp_path / "log", "1", "stay")
     process.starter = preloaded.start

@@ -26,10 +26,21 @@ def view() -> dict[str, Any]:
     }
 
 
-def child(pipe: Connection) -> None:
-    """The spawned process: one answer, then it ends with 7."""
-    pipe.send(view())
+def child(pipe: Connection, is_controller: bool) -> None:
+    """The spawned process: one answer, then it ends with 7. A controller starts another one, and reports on it."""
+    pipe.send({**view(), "children": [start(is_controller=False)] if is_controller else []})
     sys.exit(7)
+
+
+def start(is_controller: bool) -> dict[str, Any]:
+    """Start a process, and say what it answers and how it ends."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.Process(target=child, args=(theirs, is_controller))
+    process.start()
+    theirs.close()
+    answer = ours.recv()
+    process.join()
+    return {**answer, "known_pid": process.pid, "exit_code": process.exitcode}
 
 
 def main() -> None:
@@ -39,15 +50,8 @@ def main() -> None:
     toy_state.STATE.append("changed by the server")
     os.environ["TOY_MARK"] = "set by the server"
     multiprocessing.set_start_method("spawn", force=True)
-    children = []
-    for _ in range(int(sys.argv[1])):
-        ours, theirs = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.Process(target=child, args=(theirs,))
-        process.start()
-        theirs.close()
-        answer = ours.recv()
-        process.join()
-        children.append({**answer, "known_pid": process.pid, "exit_code": process.exitcode})
+    is_controller = "--enable-dp-attention" in sys.argv
+    children = [start(is_controller) for _ in range(int(sys.argv[1]))]
     print(json.dumps({"server": view(), "children": children}), flush=True)
     if sys.argv[2] == "stay":
         time.sleep(600)

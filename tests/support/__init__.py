@@ -5,7 +5,7 @@
     Row("Qwen3", "fa3", "penalties", scene("penalties"))                                  a scene of the device lane
     Row("Llama", "ddtree_cpu", "streams", shown("tests/e2e/test_streams.py::test_every_token_is_a_chunk"))
     Row("Kimi-Linear", ALL, ALL, Refused("not been shown to follow a tree"))        words of the message that refuses it
-    Row(ALL, ALL, "pipeline parallelism", Refused("--pp-size 1 only", {"pp_size": 2}))   and the arguments it refuses
+    Row(ALL, ALL, "pipeline parallelism", Refused("one pipeline stage", {"pp_size": 2}))  and the arguments it refuses
 
 What no row names has not been run. To add one: add the line, for a new family its configuration to
 `families.FAMILIES`, for a new feature its name to `table.FEATURES`; then

@@ -170,20 +170,20 @@ REFUSED_TARGETS = (
 )
 
 _ADAPTERS = {"enable_lora": True, "max_lora_rank": 4, "lora_target_modules": ["q_proj"]}
+GROUPS = {"attn_dp_size": 2, "tp_size": 2, "enable_dp_lm_head": True}
 
 REFUSED_FEATURES = (
-    Row(ALL, ALL, "pipeline parallelism", Refused("supports --pp-size 1 only", {"pp_size": 2})),
-    Row(
-        ALL,
-        ALL,
-        "DP attention",
-        Refused("does not support DP attention yet", {"enable_dp_attention": True, "dp_size": 2, "tp_size": 2}),
+    Row(ALL, ALL, "pipeline parallelism", Refused("needs all target layers on one pipeline stage", {"pp_size": 2})),
+    Row(ALL, CPU, "DP attention", Refused("needs a GPU", {"enable_dp_attention": True, "dp_size": 2, "tp_size": 2})),
+    *(
+        Row(family, FA3, "DP attention", Refused("has not been shown to keep recurrent states", GROUPS))
+        for family in ("Qwen3.5 / 3.6", "Qwen3.5 / 3.6 MoE", "Qwen3-Next", "Nemotron-H")
     ),
     Row(
         ALL,
         ALL,
         "prefill/decode disaggregation",
-        Refused("does not support prefill/decode disaggregation yet", {"disaggregation_mode": "prefill"}),
+        Refused("has not been run on what another server has prefilled", {"disaggregation_mode": "prefill"}),
     ),
     *(
         Row(family, backend, "hierarchical cache", STATES_ON_THE_HOST)
@@ -369,6 +369,8 @@ IN_THE_LANE = (
     Row("Qwen3-MoE", FA3, GREEDY, scene("experts")),
     Row("Qwen3-MoE", FA3, "captured graphs and overlap", scene("experts")),
     Row("Qwen3-MoE", FA3, "routed experts", scene("experts")),
+    Row("Qwen3-MoE", FA3, "DP attention", scene("attention-groups")),
+    Row("Qwen3", FA3, "DP attention", scene("attention-groups-eager", "slow")),
     Row("gpt-oss", TRITON, GREEDY, scene("windows-triton")),
     Row("gpt-oss", TRITON, "prefix cache", scene("windows-triton")),
     Row("gpt-oss", TRITON, "captured graphs and overlap", scene("windows-triton")),

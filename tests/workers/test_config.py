@@ -43,6 +43,8 @@ def test_plain_decoding_asks_for_no_drafter() -> None:
         ({"min_replicas": 3, "max_replicas": 2}, "at least min_replicas, got 2 < 3"),
         ({"tp_size": 3, "nnodes": 2}, "nnodes must divide tp_size, got 2 and 3"),
         ({"engine_args": {"tp_size": 2}}, "tp_size"),
+        ({"engine_args": {"attn_dp_size": 2}}, "attn_dp_size.*not run on Ray"),
+        ({"engine_args": {"disaggregation_mode": "decode"}}, "disaggregation_mode.*not run on Ray"),
         ({"ddtree": {"budgets": 3}}, "budgets"),
         ({"ddtree": {"budget": 0}}, "budget must be"),
         ({"algorithm": "DFLASH", "ddtree": {"budget": 3}}, "needs algorithm DDTREE"),

@@ -109,9 +109,9 @@ def log_graph_memory(server_args: Any, node_counts: tuple[int, ...]) -> None:
         return
     shape = GraphShape(
         # A runner captures no more requests than its pool has (base_cuda_graph_runner.py, get_batch_sizes_to_capture).
-        max_batch=min(max(decode.bs), int(cfg.max_running_requests)),
+        max_batch=min(max(decode.bs), int(cfg.max_running_requests) // int(cfg.attn_dp_size)),
         context_len=int(model_config.context_len),
-        num_heads=max(1, int(model_config.num_attention_heads) // int(cfg.tp_size)),
+        num_heads=max(1, int(model_config.num_attention_heads) * int(cfg.attn_dp_size) // int(cfg.tp_size)),
         head_dim=int(model_config.v_head_dim),
         kv_splits=int(cfg.triton_attention_num_kv_splits),
         has_window=bool(model_config.is_hybrid_swa),

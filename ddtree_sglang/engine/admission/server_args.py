@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
 from ddtree_sglang.engine.admission import host_cache
+from ddtree_sglang.engine.admission.attention_groups import check_groups, check_groups_target
 from ddtree_sglang.engine.admission.context_limit import check_context_len
 from ddtree_sglang.engine.admission.drafter_checks import (
     DrafterShape,
@@ -50,14 +51,16 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
         lambda cfg: cfg.speculative_draft_model_path is None,
         "needs a DFlash drafter, got none; add --speculative-draft-model-path.",
     ),
-    ArgumentRule(lambda cfg: cfg.pp_size != 1, "supports --pp-size 1 only; use --tp-size to spread the model."),
+    # Nor does SGLang's DFLASH serve any (speculative_hook.py, _handle_dflash). Its relay between stages carries EAGLE's
+    # trees (pp_spec_relay.py), and no states of the layers that the drafter reads.
     ArgumentRule(
-        lambda cfg: (cfg.attn_dp_size or 1) > 1 or bool(cfg.enable_dp_attention),
-        "does not support DP attention yet; remove --enable-dp-attention / --attn-dp-size.",
+        lambda cfg: cfg.pp_size != 1,
+        "needs all target layers on one pipeline stage, for its drafter reads states of several and SGLang sends none "
+        "from stage to stage; remove --pp-size, and use --tp-size to spread the model.",
     ),
     ArgumentRule(
         lambda cfg: cfg.disaggregation_mode != "null",
-        "does not support prefill/decode disaggregation yet; remove --disaggregation-mode.",
+        "has not been run on what another server has prefilled; remove --disaggregation-mode.",
     ),
     ArgumentRule(
         lambda cfg: bool(cfg.speculative_use_rejection_sampling),
@@ -156,6 +159,7 @@ def resolve_server_args(cfg: Any) -> None:
     apply_config(cfg, DDTreeConfig.from_env())
     check_attention_backend(cfg)
     shape = read_drafter_shape(cfg)
+    check_groups(cfg, _config_of_drafter(cfg).to_dict())
     _check_block_size(cfg, shape)
     _check_draft_window(cfg, shape)
     if cfg.speculative_num_steps not in (None, shape.draft_depth):
@@ -197,11 +201,13 @@ def check_resolved_target(server_args: Any) -> None:
     if not is_ddtree(server_args.speculative_algorithm):
         return
     from sglang.srt.arg_groups.overrides import attention_backends_of, model_config_of, resolving_view
+    from sglang.srt.configs.hybrid_arch import mambaish_config
 
     cfg, model_config = resolving_view(server_args), model_config_of(server_args)
     window = model_config.sliding_window_size if model_config.is_hybrid_swa else None
     check_target(model_config, window, attention_backends_of(cfg))
     check_recurrent_arguments(model_config, cfg)
+    check_groups_target(cfg, mambaish_config(model_config) is not None)
     check_pages(model_config, int(cfg.page_size), window, attention_backends_of(cfg))
     check_context_len(int(model_config.context_len), int(cfg.speculative_dflash_block_size))
     _check_prefills_with_adapters(cfg)

@@ -1,0 +1,97 @@
+"""What is refused of a server under data-parallel attention, where groups of ranks attend for requests of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ddtree_sglang.config import DDTreeConfig
+from ddtree_sglang.engine.admission.drafter_families import PLAIN, family_of
+from ddtree_sglang.engine.spec import ALGORITHM
+from ddtree_sglang.exceptions import DDTreeConfigError
+
+
+class GroupRule(NamedTuple):
+    """One combination with DP attention that is refused."""
+
+    broken: Callable[[Any], bool]
+    message: str
+
+
+GROUP_RULES: tuple[GroupRule, ...] = (
+    # Its shards are then those of one group, which ranks its own requests' candidates; SGLang's chain wants it, too
+    # (speculative_hook.py, _handle_dflash).
+    GroupRule(lambda cfg: not cfg.enable_dp_lm_head, "needs an LM head of each group's own; add --enable-dp-lm-head."),
+    GroupRule(lambda cfg: cfg.attn_cp_size != 1, "does not share a context out, too; remove --attn-cp-size."),
+    GroupRule(
+        lambda cfg: cfg.speculative_draft_window_size is not None,
+        "has not been run with a drafter's window; remove --speculative-draft-window-size.",
+    ),
+    GroupRule(
+        lambda cfg: bool(cfg.enable_hierarchical_cache),
+        "has not been run with a hierarchical cache; remove --enable-hierarchical-cache.",
+    ),
+    GroupRule(
+        lambda cfg: bool(cfg.enable_lora or cfg.lora_paths),
+        "has not been run with adapters; remove --enable-lora / --lora-paths.",
+    ),
+    # All groups' nodes go through one collective, and each group knows its own load.
+    GroupRule(
+        lambda _cfg: DDTreeConfig.from_env().policy != "fixed",
+        "verifies one number of nodes on all ranks; remove --speculative-ddtree-policy.",
+    ),
+    GroupRule(
+        lambda cfg: cfg.tp_size != cfg.attn_dp_size,
+        "has been run with groups of one rank each; set --attn-dp-size to --tp-size.",
+    ),
+    # SGLang keeps prefill and decode of all groups apart as long as no batch is both.
+    GroupRule(lambda cfg: bool(cfg.enable_mixed_chunk), "decodes in no prefill; remove --enable-mixed-chunk."),
+    GroupRule(
+        lambda cfg: bool(cfg.enable_return_routed_experts),
+        "has not been shown to return the right experts; remove --enable-return-routed-experts.",
+    ),
+)
+
+
+def attends_in_groups(cfg: Any) -> bool:
+    """Whether these arguments ask for DP attention, by its flag or by its older one."""
+    return bool((cfg.attn_dp_size or 1) > 1 or cfg.enable_dp_attention)
+
+
+def check_groups(cfg: Any, drafter: dict[str, Any]) -> None:
+    """Under DP attention, refuse what has not been shown there.
+
+    Args:
+        cfg: the arguments.
+        drafter: the drafter's parsed `config.json`.
+
+    Raises:
+        DDTreeConfigError: the first rule that is broken; or the drafter's head scores pairs.
+    """
+    if not attends_in_groups(cfg):
+        return
+    for rule in GROUP_RULES:
+        if rule.broken(cfg):
+            raise DDTreeConfigError(f"{ALGORITHM} under DP attention (--attn-dp-size) {rule.message}")
+    family = family_of(drafter)
+    if family.name != PLAIN:
+        raise DDTreeConfigError(
+            f"{ALGORITHM} under DP attention (--attn-dp-size) takes plain DFlash drafters, got one of {family.name}; "
+            "remove --attn-dp-size, or use another drafter."
+        )
+
+
+def check_groups_target(cfg: Any, is_recurrent: bool) -> None:
+    """Under DP attention, refuse a target that keeps recurrent states.
+
+    SGLang verifies with padding in the place of an idle group there (model_executor/forward_batch_info.py,
+    prepare_mlp_sync_batch), and a tree's links are those of its own requests.
+
+    Raises:
+        DDTreeConfigError: it keeps them.
+    """
+    if is_recurrent and attends_in_groups(cfg):
+        raise DDTreeConfigError(
+            f"{ALGORITHM} under DP attention (--attn-dp-size) has not been shown to keep recurrent states; remove "
+            "--attn-dp-size."
+        )

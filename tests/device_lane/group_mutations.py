@@ -1,0 +1,33 @@
+"""Faults of rounds that concern more than one group of ranks: what `mutations` is for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.device_lane.attention_mutations import set_attribute as _set
+
+
+def idle_group_waits_for_a_block() -> None:
+    """A group without a request takes part as SGLang's chain does: with as many tokens as the drafter's block has."""
+    from sglang.srt.speculative.dflash_worker_v2 import DFlashWorkerV2
+
+    from ddtree_sglang.engine.stages import attention_ranks
+
+    def idle_round(worker: Any, batch: Any, on_publish: Callable[..., None]) -> Any:
+        return DFlashWorkerV2.forward_batch_generation(worker, batch, on_publish)
+
+    _set(attention_ranks, "idle_round", idle_round)
+
+
+def padding_has_no_cells() -> None:
+    """The mask ends with the batch's own requests."""
+    from ddtree_sglang.engine.stages import attention_ranks
+
+    _set(attention_ranks, "padded_mask", lambda mask, *_: mask)
+
+
+GROUP_MUTATIONS = (
+    idle_group_waits_for_a_block,
+    padding_has_no_cells,
+)

@@ -1,0 +1,77 @@
+"""DP attention: what is refused with it, and what is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddtree_sglang.config import CONFIG_ENV
+from ddtree_sglang.exceptions import DDTreeConfigError
+from tests.engine.admission.machines import HOPPER, resolved
+from tests.engine.admission.test_server_args import DRAFTER, TARGET, write_checkpoint
+
+pytestmark = pytest.mark.sglang
+
+GROUPS: dict[str, Any] = {"tp_size": 2, "attn_dp_size": 2, "enable_dp_lm_head": True, "attention_backend": "fa3"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _plugins() -> None:
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CONFIG_ENV, "")
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[str, str]:
+    return write_checkpoint(tmp_path / "target", TARGET), write_checkpoint(tmp_path / "drafter", DRAFTER)
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"attn_dp_size": 1, "dp_size": 2, "enable_dp_attention": True}], ids=["flag", "its older form"]
+)
+def test_groups_are_admitted(given: dict[str, Any], pair: tuple[str, str]) -> None:
+    cfg = resolved("Engine", pair, HOPPER, **{**GROUPS, **given})
+    assert cfg.attn_dp_size == 2
+    assert cfg.speculative_dflash_block_size == 8
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"enable_dp_lm_head": False}, "add --enable-dp-lm-head"),
+        ({"attn_cp_size": 2, "tp_size": 4}, "remove --attn-cp-size"),
+        ({"tp_size": 4}, "set --attn-dp-size to --tp-size"),
+        ({"speculative_draft_window_size": 64}, "remove --speculative-draft-window-size"),
+        ({"enable_lora": True, "max_lora_rank": 8, "lora_target_modules": ["q_proj"]}, "remove --enable-lora"),
+        ({"enable_mixed_chunk": True}, "remove --enable-mixed-chunk"),
+        ({"enable_return_routed_experts": True}, "remove --enable-return-routed-experts"),
+    ],
+)
+def test_what_was_not_shown_with_groups_is_refused(given: dict[str, Any], message: str, pair: tuple[str, str]) -> None:
+    with pytest.raises(DDTreeConfigError, match=f"under DP attention.*{message}"):
+        resolved("Engine", pair, HOPPER, **{**GROUPS, **given})
+
+
+def test_a_budget_that_follows_each_groups_own_load_is_refused(
+    pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CONFIG_ENV, json.dumps({"policy": "load"}))
+    with pytest.raises(DDTreeConfigError, match="one number of nodes on all ranks"):
+        resolved("Engine", pair, HOPPER, **GROUPS)
+
+
+def test_a_head_that_scores_pairs_is_refused_with_groups(tmp_path: Path) -> None:
+    selector = {**DRAFTER["dflash_config"], "selector_rank": 4, "selector_top_k": 4}
+    config = {**DRAFTER, "architectures": ["DFlash2DraftModel"], "dflash_config": selector}
+    pair = write_checkpoint(tmp_path / "target", TARGET), write_checkpoint(tmp_path / "drafter", config)
+    with pytest.raises(DDTreeConfigError, match="takes plain DFlash drafters, got one of DFlash2"):
+        resolved("Engine", pair, HOPPER, **GROUPS)

@@ -1,9 +1,10 @@
 """What a round costs: seconds by requests, nodes per request and context, learned from rounds that were served.
 
 Nothing is assumed of the curve: it need be neither convex nor smooth, because captured widths, vector lengths and
-cache sizes make cliffs. Each cell (requests, nodes, context to a factor of two) has a time of its own: the median of
-its first samples, which then follows the newest ones slowly. A cell without samples is estimated from those that have
-some: each knows by what factor it differs from a plain first guess, and near ones count more.
+cache sizes make cliffs. Each cell (requests, nodes, context to a factor of two; requests beyond 8 to a factor of 1.4)
+is off a first guess by a factor of its own: the median of its first samples, which then follows the newest ones slowly.
+The first of all often holds what is done once, so of two the smaller counts. A cell without samples is estimated from
+those that have some, of which near ones count more.
 
 Machines have moods: a neighbour or a clock makes all rounds slower for a while. So a common factor follows the newest
 samples fast, and cells hold times without it. What is compared is then always of the same mood. A single sample,
@@ -39,7 +40,12 @@ OWN_WEIGHT, GUESS_WEIGHT = 4.0, 0.05
 """What a cell's own samples count against its neighbours' word, and the first guess beside all of them."""
 
 Cell: TypeAlias = tuple[int, int, int]
-"""Requests, nodes of each (1: plain decoding, nothing is drafted), and `context_class` of the mean prefix."""
+"""`batch_class` of the requests, nodes of each (1: nothing is drafted), and `context_class` of the mean prefix."""
+
+LARGEST = 100_000, 100_000, 20
+"""Of a table's cells: more than any server has, and small enough for every product."""
+LEAST_SECONDS, MOST_SECONDS = 1e-6, 1e4
+"""Of a table's times."""
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -47,6 +53,11 @@ Array: TypeAlias = npt.NDArray[np.float64]
 def context_class(mean_prefix: float) -> int:
     """Contexts to a factor of two; up to 256 tokens all are alike."""
     return max(0, round(math.log2(max(mean_prefix, 1.0) / 256)))
+
+
+def batch_class(batch_size: int) -> int:
+    """Up to 8 requests each number is its own class, beyond it one stands for those within a factor of 1.2 of it."""
+    return batch_size if batch_size <= 8 else round(2 ** (round(2 * math.log2(batch_size)) / 2))
 
 
 def first_guess(batch_size: int, num_nodes: int, context: int) -> float:
@@ -59,7 +70,7 @@ def first_guess(batch_size: int, num_nodes: int, context: int) -> float:
 
 @dataclass
 class CellTime:
-    """What is known of a cell; logarithms of seconds, without the mood."""
+    """By what a cell is off the first guess; logarithms, without the mood."""
 
     first: list[float]  # samples, FIRST_SAMPLES of them at most
     now: float
@@ -68,7 +79,7 @@ class CellTime:
         """One more sample."""
         if len(self.first) < FIRST_SAMPLES:
             self.first.append(value)
-            self.now = median(self.first)
+            self.now = min(self.first) if len(self.first) < KNOWN else median(self.first)
         else:
             self.now += CELL_PACE * _clipped(value - self.now)
 
@@ -79,7 +90,7 @@ class CostModel:
 
     cells: dict[Cell, CellTime] = field(default_factory=dict)
     mood: float = 0.0  # logarithm of the factor that all times have now
-    _table: tuple[Array, Array] | None = field(default=None, repr=False)
+    _places: Array | None = field(default=None, repr=False)  # [cells, 3], made anew when there is another cell
     _guessed: dict[Cell, float] = field(default_factory=dict, repr=False)  # of the cells that are hardly known
     _observed: int = 0
 
@@ -89,58 +100,67 @@ class CostModel:
         `mean_prefix` is the mean committed length of the requests. Before the first sample the unit is arbitrary;
         ratios are the first guess's.
         """
-        context, factor = context_class(mean_prefix), math.exp(self.mood)
-        return np.array([factor * self._estimate((batch_size, width, context)) for width in widths])
+        size, context = batch_class(batch_size), context_class(mean_prefix)
+        cells = [(size, width, context) for width in widths]
+        self._guess([cell for cell in cells if not self._is_known(cell) and cell not in self._guessed])
+        offs = [self.cells[cell].now if self._is_known(cell) else self._guessed[cell] for cell in cells]
+        guesses = [first_guess(batch_size, width, context) for width in widths]
+        seconds: Array = np.array(guesses) * np.exp(np.array(offs) + self.mood)
+        return seconds
 
     def num_samples(self, batch_size: int, mean_prefix: float, num_nodes: int) -> int:
         """How often this very cell was measured; counted up to FIRST_SAMPLES."""
-        cell = self.cells.get((batch_size, num_nodes, context_class(mean_prefix)))
+        cell = self.cells.get((batch_class(batch_size), num_nodes, context_class(mean_prefix)))
         return 0 if cell is None else len(cell.first)
 
     def observe(self, batch_size: int, mean_prefix: float, num_nodes: int, seconds: float) -> None:
         """A round of `num_nodes` a request took `seconds`, from its beginning to the next one's."""
         if not (math.isfinite(seconds) and seconds > 0):
             return
-        cell = batch_size, num_nodes, context_class(mean_prefix)
-        value = math.log(seconds) - self.mood
-        if (known := self.cells.get(cell)) is None:
-            self.cells[cell] = CellTime([value], value)
+        context = context_class(mean_prefix)
+        cell = batch_class(batch_size), num_nodes, context
+        off = math.log(seconds / first_guess(batch_size, num_nodes, context))
+        known = self.cells.get(cell)
+        if known is None:
+            self.cells[cell] = CellTime([off - self.mood], off - self.mood)
+            self._places = None
         else:
             # A cell that is hardly known tells of itself, not of the mood.
             if len(known.first) >= KNOWN:
-                self.mood += MOOD_PACE * _clipped(value - known.now)
-            known.observe(math.log(seconds) - self.mood)
+                self.mood += MOOD_PACE * _clipped(off - self.mood - known.now)
+            known.observe(off - self.mood)
         self._observed += 1
-        if known is None or len(known.first) < KNOWN or self._observed % REGUESS == 0:
-            self._table = None
+        if known is None or len(known.first) <= KNOWN or self._observed % REGUESS == 0:
             self._guessed.clear()
 
-    def _estimate(self, cell: Cell) -> float:
-        """Without the mood: the first guess times a mean factor, in logarithms, of what cells are off it."""
-        if (own := self.cells.get(cell)) is not None and len(own.first) >= KNOWN:
-            return math.exp(own.now)
-        if (guessed := self._guessed.get(cell)) is None:
-            guessed = self._guessed[cell] = self._guess(cell)
-        return guessed
+    def _is_known(self, cell: Cell) -> bool:
+        own = self.cells.get(cell)
+        return own is not None and len(own.first) >= KNOWN
 
-    def _guess(self, cell: Cell) -> float:
-        guess = first_guess(*cell)
+    def _guess(self, cells: Sequence[Cell]) -> None:
+        """What these are off the first guess: a weighted mean of what is known, of the cell's own samples above all."""
+        if not cells:
+            return
         if not self.cells:
-            return guess
-        if self._table is None:
-            offs = [time.now - math.log(first_guess(*known)) for known, time in self.cells.items()]
-            self._table = np.array([_place(known) for known in self.cells]), np.array(offs)
-        places, offs_of = self._table
-        distance = (places - _place(cell)) / NEARNESS
-        weights = np.exp(-0.5 * (distance**2).sum(1))
-        weights[(distance == 0).all(1)] = OWN_WEIGHT
+            self._guessed.update(dict.fromkeys(cells, 0.0))
+            return
+        if self._places is None:
+            self._places = np.array([_place(known) for known in self.cells])
+        offs = np.array([time.now for time in self.cells.values()])
+        distance = (self._places[None] - np.array([_place(cell) for cell in cells])[:, None]) / NEARNESS
+        weights = np.exp(-0.5 * (distance**2).sum(2))
+        weights[(distance == 0).all(2)] = OWN_WEIGHT
         # Far cells still tell what a forward takes here, so their mean is what near ones are weighed against.
-        mean = (weights @ offs_of + GUESS_WEIGHT * offs_of.mean()) / (weights.sum() + GUESS_WEIGHT)
-        return float(guess * math.exp(mean))
+        means = (weights @ offs + GUESS_WEIGHT * offs.mean()) / (weights.sum(1) + GUESS_WEIGHT)
+        self._guessed.update(zip(cells, means.tolist(), strict=True))
 
     def to_json(self) -> list[list[Any]]:
         """`[requests, nodes, context, seconds]` of each cell, the seconds being those of now."""
-        return [[*cell, float(f"{math.exp(time.now + self.mood):.6g}")] for cell, time in sorted(self.cells.items())]
+        rows: list[list[Any]] = []
+        for cell, time in sorted(self.cells.items()):
+            seconds = first_guess(*cell) * math.exp(min(max(time.now + self.mood, -50.0), 50.0))
+            rows.append([*cell, float(f"{min(max(seconds, LEAST_SECONDS), MOST_SECONDS):.6g}")])
+        return rows
 
     @classmethod
     def from_json(cls, rows: Any) -> CostModel:
@@ -156,12 +176,15 @@ class CostModel:
             if not (isinstance(row, list) and len(row) == 4 and all(type(one) in (int, float) for one in row)):
                 raise ValueError(f"a row of a cost table must be [requests, nodes, context, seconds], got {row!r:.80}")
             *cell, seconds = row
-            if not (all(type(one) is int for one in cell) and cell[0] > 0 and cell[1] > 0 and cell[2] >= 0):
-                raise ValueError(f"requests and nodes must be at least 1 and context at least 0, got {row!r:.80}")
-            if not (math.isfinite(seconds) and seconds > 0):
-                raise ValueError(f"seconds must be a number above 0, got {row!r:.80}")
-            value = math.log(seconds)
-            model.cells[cell[0], cell[1], cell[2]] = CellTime([value], value)
+            least = zip((1, 1, 0), cell, LARGEST, strict=True)
+            if not all(type(one) is int and low <= one <= high for low, one, high in least):
+                raise ValueError(
+                    f"requests, nodes and context must be whole numbers from 1, 1, 0 to {LARGEST}, got {row!r:.80}"
+                )
+            if not LEAST_SECONDS <= seconds <= MOST_SECONDS:
+                raise ValueError(f"seconds must be from {LEAST_SECONDS} to {MOST_SECONDS}, got {row!r:.80}")
+            off = math.log(seconds / first_guess(*cell))
+            model.cells[batch_class(cell[0]), cell[1], cell[2]] = CellTime([off], off)
         return model
 
 
@@ -169,6 +192,6 @@ def _clipped(step: float) -> float:
     return max(-LARGEST_STEP, min(LARGEST_STEP, step))
 
 
-def _place(cell: Cell) -> Array:
+def _place(cell: Cell) -> tuple[float, float, float]:
     """Where distances are measured: powers of two."""
-    return np.array([math.log2(cell[0]), math.log2(cell[1]), float(cell[2])])
+    return math.log2(cell[0]), math.log2(cell[1]), float(cell[2])

@@ -17,20 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 def drafted_tokens(
     probs: Floats,  # [B, N] that each node is accepted; the root's 1, padding's 0
-    node_limits: Ints,  # [B] nodes that a request allows itself, root included, at least 1
     widths: Sequence[int],  # [W] ascending, from 1 on; a width beyond N has N's value
 ) -> Floats:
     """`[B, W]`: drafted tokens that each request is expected to have accepted, by the width of the round."""
-    num_nodes = probs.shape[1]
-    allowed = np.where(np.arange(num_nodes) < node_limits[:, None], probs, 0.0)
-    allowed[:, 0] = 0.0
-    places = np.minimum(widths, num_nodes) - 1
-    drafted: Floats = allowed.cumsum(1)[:, places]
+    drafted: Floats = probs.cumsum(1)[:, np.minimum(widths, probs.shape[1]) - 1] - probs[:, :1]
     return drafted
 
 

@@ -83,7 +83,7 @@ class DDTreeWorker(DFlashWorkerV2):
         self.config = DDTreeConfig.from_env()
         self.num_nodes = int(get_spec().speculative_num_draft_tokens)
         policy = make_policy(self.config, self.num_nodes, any_width=not is_device_path())
-        self.budget = make_round_budget(policy, self.config.policy, server_args)
+        self.budget = make_round_budget(policy, self.config, server_args)
         runner = target_worker.model_runner
         check_loaded_target(runner)
         install_tree_graph_runner(runner)

@@ -88,6 +88,24 @@ def test_a_cell_that_alone_has_changed_is_found_out_by_measuring_it() -> None:
     assert tree / plain == pytest.approx(0.75, rel=0.05)
 
 
+def test_what_is_done_once_by_the_first_round_of_a_kind_does_not_stick() -> None:
+    """A kernel is compiled, memory is touched for the first time: eight times as long, once."""
+    model = measured({(1, 1): 0.02})
+    model.observe(1, 100, 9, 0.24)
+    model.observe(1, 100, 9, 0.03)
+    assert model.seconds(1, 100, (9,))[0] < 0.04
+
+
+def test_many_batch_sizes_are_few_cells_and_keep_their_order() -> None:
+    model = CostModel()
+    for batch_size in range(1, 257):
+        model.observe(batch_size, 100, 5, 0.01 * first_guess(batch_size, 5, 0))
+    assert len(model.cells) < 24
+    seconds = [model.seconds(batch_size, 100, (5,))[0] for batch_size in range(1, 257)]
+    assert seconds == sorted(seconds)
+    assert seconds == pytest.approx([0.01 * first_guess(size, 5, 0) for size in range(1, 257)], rel=0.01)
+
+
 def test_context_counts_by_powers_of_two() -> None:
     assert [context_class(length) for length in (0, 1, 256, 300, 600, 1024, 32768)] == [0, 0, 0, 0, 1, 2, 7]
     model = measured({(1, 1): 0.02, (1, 9): 0.03})
@@ -131,6 +149,10 @@ def test_a_stale_table_is_outvoted_where_rounds_are_served() -> None:
         [[1, 1, -1, 1.0]],
         [[1.5, 1, 0, 1.0]],
         [[1, 1, 0, 0.0]],
+        [[1, 1, 2000, 0.01]],
+        [[1, 10**9, 0, 0.01]],
+        [[1, 1, 0, 10**400]],
+        [[1, 1, 0, 1e308]],
         [[1, 1, 0, math.nan]],
         [[1, 1, 0, math.inf]],
     ],

@@ -28,7 +28,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from ddtree_sglang.core.cost_model import KNOWN, CostModel
+from ddtree_sglang.core.cost_model import KNOWN, CostModel, batch_class
 from ddtree_sglang.core.honest_probs import Floats, HonestProbs, Ints, RoundTrees
 from ddtree_sglang.core.width_choice import best_width, drafted_tokens
 
@@ -50,6 +50,12 @@ FIRST_WAIT, LONGEST_WAIT = 8, 128
 """Rounds without a draft after which one is drafted to see whether texts have changed; doubled each time in vain."""
 LOOK_ROUNDS = 16
 """Where nothing was worth a try, rounds until the next look for one."""
+FAR_SAMPLES = 2
+"""Of a width that is not next to the best; the first may hold what is done once."""
+DEAREST_TRY = 4.0
+"""Tries that one may cost at most, as what is thought of it may be wrong."""
+HOPELESS = 8.0
+"""A far width that was never measured and is thought to take so many times the best's time is not tried."""
 MARGIN = 1.02
 """To change between drafting and not drafting, the other must be better by this factor."""
 PACE = 0.25
@@ -158,7 +164,7 @@ class Totals:
         self.rounds[decision.name] = self.rounds.get(decision.name, 0) + 1
 
     def came_true(self, expected: float, tokens: float) -> None:
-        """What a drafted round was expected to emit, and what it did."""
+        """What one request's drafted round was expected to emit, and what it did; an ended one's is not told."""
         self.expected_tokens += expected
         self.tokens += tokens
 
@@ -197,16 +203,18 @@ class AdaptiveBudget:
         self._saved = float(FIRST_TRIES * len(self.widths))
         self._measured_at: dict[tuple[int, int], int] = {}
         # By requests and widths to choose from: the round from which on a try is looked for.
-        self._look_at: dict[tuple[int, int], int] = {}
+        self._look_at: dict[tuple[int, int, int], int] = {}
         self._num_rounds = 0
-        self._drafts = True
+        self._drafts, self._forced = True, False
         self._wait, self._waited = FIRST_WAIT, 0
         self._tokens = np.zeros(len(self.widths))
         self._now: tuple[int, float] = 1, 1.0
 
     # -- a round -----------------------------------------------------------------------------------------------------
 
-    def begin(self, reqs: Sequence[Req], mean_prefix: float, most_nodes: int, *, narrows: bool) -> int:
+    def begin(
+        self, reqs: Sequence[Req], node_limits: Sequence[int], mean_prefix: float, most_nodes: int, *, narrows: bool
+    ) -> int:
         """Nodes a request to draft for, 1 for none; at most `most_nodes`, one of the widths.
 
         `narrows`: the round's trees will be at hand, and `narrow` asked for what is to be verified of them.
@@ -220,8 +228,8 @@ class AdaptiveBudget:
         allowed = [width for width in self.widths if width <= most_nodes]
         records = [self._requests.get(req) for req in reqs]
         usual = self._usual_honesty
-        drafted = [usual * self._usual.drafted if one is None else one.honesty(usual) * one.drafted for one in records]
-        self._tokens = len(reqs) + np.sum(drafted, axis=0)
+        curves = [usual * self._usual.drafted if one is None else one.honesty(usual) * one.drafted for one in records]
+        self._tokens = len(reqs) + self._within(np.stack(curves), node_limits).sum(0)
         self.decision = self._choose_before(allowed)
         drafts = self.decision.num_nodes > 1
         # Where the tree can be looked at, it is drafted whole and cut then.
@@ -230,14 +238,20 @@ class AdaptiveBudget:
     def narrow(self, reqs: Sequence[Req], node_limits: Sequence[int], trees: RoundTrees) -> int:
         """Nodes to verify of the trees that were drafted; at least 2, as the draft is paid for."""
         num_nodes = trees.parents.shape[1]
-        drafted = drafted_tokens(self.probs.of_paths(trees), np.array(node_limits), self.widths)
-        self._follow(reqs, drafted, len(self.widths))
+        curves = drafted_tokens(self.probs.of_paths(trees), self.widths)
+        self._follow(reqs, curves, len(self.widths))
+        drafted = self._within(curves, node_limits)
         usual = self._usual_honesty
         honesty = np.array([self._requests[req].honesty(usual) for req in reqs])
         self._tokens = len(reqs) + honesty @ drafted
         self.decision = self._choose_after([width for width in self.widths if 1 < width <= num_nodes])
         self._narrowed = trees.first(self.decision.num_nodes), drafted
         return self.decision.num_nodes
+
+    def _within(self, curves: Floats, node_limits: Sequence[int]) -> Floats:
+        """`[B, W]`: what `curves` say of widths, no further than each request's own limit."""
+        last = np.searchsorted(self.widths, node_limits, side="right") - 1
+        return np.take_along_axis(curves, np.minimum(np.arange(len(self.widths)), last[:, None]), 1)
 
     def end(self, record: RoundRecord | None) -> None:
         """The round was launched; `record` of what it drafted, None for nothing."""
@@ -263,13 +277,18 @@ class AdaptiveBudget:
         if self._drafts:
             self._wait, self._waited = FIRST_WAIT, 0
             # Where the tree can be looked at, its width is chosen then.
-            tried = self._try(allowed, tree, [0] if self._narrows else range(len(allowed)))
-        elif self._saved > MOST_SAVED:
-            tried = self._try(allowed, 0, range(1, len(allowed)))
+            tried = self._wanted(allowed, tree, [0] if self._narrows else range(len(allowed)), seconds)
         else:
-            tried = self._peek(tree)
+            tried = self._wanted(allowed, 0, range(1, len(allowed)), seconds) if self._saved > MOST_SAVED else None
+            if tried is None:
+                # Nothing is left of what a server begins with.
+                self._saved = min(self._saved, MOST_SAVED)
+                tried = self._peek(tree)
+        self._forced = tried is not None
         if tried is None:
             return self._decide(tree if self._drafts else 0, seconds, is_try=False)
+        if tried == 0 or not self._narrows:
+            self._pay(seconds[tried], seconds[tree if self._drafts else 0])
         return self._decide(tried, seconds, is_try=True)
 
     def _peek(self, tree: int) -> int | None:
@@ -284,9 +303,13 @@ class AdaptiveBudget:
         seconds = self._seconds(allowed)
         tokens = self._tokens[1 : 1 + len(allowed)]
         best = best_width(tokens, seconds)
-        tried = self._try(allowed, best, range(len(allowed)))
-        chosen = 1 + (best if tried is None else tried)
-        return self._decide(chosen, self._seconds([1, *allowed]), is_try=tried is not None)
+        tried = self._wanted(allowed, best, range(len(allowed)), seconds)
+        if tried is not None:
+            self._pay(seconds[tried], seconds[best])
+        chosen = best if tried is None else tried
+        expected = float(seconds[chosen]) if self.costs.cells else 0.0
+        is_try = self._forced or tried is not None
+        return Decision(allowed[chosen], float(tokens[chosen]), expected, is_try)
 
     def _decide(self, index: int, seconds: Floats, *, is_try: bool) -> Decision:
         expected = float(seconds[index]) if self.costs.cells else 0.0
@@ -296,27 +319,33 @@ class AdaptiveBudget:
         batch_size, mean_prefix = self._now
         return self.costs.seconds(batch_size, mean_prefix, widths)
 
-    def _try(self, allowed: Sequence[int], best: int, among: Sequence[int]) -> int | None:
+    def _wanted(self, allowed: Sequence[int], best: int, among: Sequence[int], seconds: Floats) -> int | None:
         """An index of `allowed`, one of `among` and not `best`, that is worth a measurement, if a try is left.
 
         Plain decoding and the neighbours of the best are worth several, and new ones when they are old; the others,
-        behind what may be a cliff, one.
+        behind what may be a cliff, two, unless they seem hopeless.
         """
         batch_size, mean_prefix = self._now
-        look = batch_size, len(among)
+        look = batch_size, allowed[among[0]], len(among)
         if self._saved < 1.0 or self._num_rounds < self._look_at.get(look, 0):
             return None
         near = {0, best - 1, best + 1}
         for index in sorted(among, key=lambda place: (place not in near, abs(place - best))):
             if index == best:
                 continue
-            age = self._num_rounds - self._measured_at.get((batch_size, allowed[index]), -STALE_ROUNDS)
+            age = self._num_rounds - self._measured_at.get((batch_class(batch_size), allowed[index]), -STALE_ROUNDS)
             samples = self.costs.num_samples(batch_size, mean_prefix, allowed[index])
-            if samples < (KNOWN if index in near else 1) or (index in near and age >= STALE_ROUNDS):
-                self._saved -= 1.0
+            if index not in near:
+                if samples < FAR_SAMPLES and (samples or seconds[index] < HOPELESS * seconds[best]):
+                    return index
+            elif samples < KNOWN or age >= STALE_ROUNDS:
                 return index
         self._look_at[look] = self._num_rounds + LOOK_ROUNDS
         return None
+
+    def _pay(self, tried: float, best: float) -> None:
+        """A try costs as many tries as it is thought to take longer than the best; a server's first ones cost one."""
+        self._saved -= 1.0 if self._saved > MOST_SAVED else min(max(1.0, tried / best), DEAREST_TRY)
 
     # -- what is learned ---------------------------------------------------------------------------------------------
 
@@ -328,7 +357,7 @@ class AdaptiveBudget:
             return
         batch_size, mean_prefix, decision = self._launched[0]
         self.costs.observe(batch_size, mean_prefix, decision.num_nodes, now - began)
-        self._measured_at[batch_size, decision.num_nodes] = self._num_rounds
+        self._measured_at[batch_class(batch_size), decision.num_nodes] = self._num_rounds
         if decision.seconds:
             self.totals.took(decision.seconds, now - began)
 
@@ -348,20 +377,21 @@ class AdaptiveBudget:
                     "a round's record must hold its tree unless it was narrowed; give it to RoundRecord.of"
                 )
             trees = host_trees(*record.tree)
-            drafted = drafted_tokens(self.probs.of_paths(trees), limits, self.widths)
+            curves = drafted_tokens(self.probs.of_paths(trees), self.widths)
+            drafted = self._within(curves, record.node_limits)
         seen = sum(width <= trees.parents.shape[1] for width in self.widths)
         if narrowed is None:
-            self._follow(record.reqs, drafted, seen)
+            self._follow(record.reqs, curves, seen)
         # Where a request ended, its limit or an end token cut the path, not the target's other choice.
         goes_on = np.array([not req.finished() for req in record.reqs])
         counted = (np.arange(trees.parents.shape[1]) < limits[:, None]) & goes_on[:, None]
-        kept = (accept_index > 0).sum(1)
+        kept, usual = (accept_index > 0).sum(1), self._usual_honesty
         for row, req in enumerate(record.reqs):
             if goes_on[row] and (one := self._requests.get(req)) is not None:
-                one.keep(float(drafted[row, seen - 1]), float(kept[row]), MEMORY)
-                self._usual.keep(float(drafted[row, seen - 1]), float(kept[row]), LONG_MEMORY)
-        size = len(record.reqs)
-        self.totals.came_true(float(drafted[:, seen - 1].sum()) + size, float(kept.sum()) + size)
+                promised, came = float(drafted[row, seen - 1]), float(kept[row])
+                self.totals.came_true(1 + one.honesty(usual) * promised, 1 + came)
+                one.keep(promised, came, MEMORY)
+                self._usual.keep(promised, came, LONG_MEMORY)
         self.probs.learn(trees, accept_index, counted)
 
     def _follow(self, reqs: Sequence[Req], drafted: Floats, num_seen: int) -> None:

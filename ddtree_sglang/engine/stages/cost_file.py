@@ -1,6 +1,7 @@
 """What rounds cost here, kept on disk: the next server of the same kind need not measure anew.
 
-A file is of one machine, pair and setting; its name is a digest of them, so nothing is ever compared across. It is a
+A file is of one machine, pair and setting; its name is a digest of them. Of two servers of one kind the last to write
+wins. It is a
 hint and no more: rounds that are served outvote it, and one that cannot be read or written changes nothing but a start.
 """
 
@@ -11,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import uuid
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -32,8 +34,11 @@ def cost_folder() -> Path | None:
     """Where files are kept, None for nowhere."""
     given = os.environ.get(FOLDER_ENV)
     if given is None:
-        return Path(os.environ.get("DDTREE_CACHE") or "~/.cache/ddtree_sglang").expanduser() / "costs"
-    return Path(given).expanduser() if given.strip() else None
+        given = os.path.join(os.environ.get("DDTREE_CACHE") or "~/.cache/ddtree_sglang", "costs")
+    try:
+        return Path(given).expanduser() if given.strip() else None
+    except RuntimeError:  # a user without a home
+        return None
 
 
 def machine_facts() -> dict[str, Any]:
@@ -81,7 +86,7 @@ class CostFile:
             model = CostModel.from_json(held["cells"] if isinstance(held, dict) and "cells" in held else held)
         except FileNotFoundError:
             return CostModel()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError, RecursionError) as error:
             logger.warning("the cost table %s cannot be read (%s); rounds are measured anew.", self.path, error)
             return CostModel()
         logger.info("costs of %d kinds of rounds are known from %s", len(model.cells), self.path)
@@ -92,10 +97,10 @@ class CostFile:
         if self.path is None:
             return
         held = {"facts": self._facts, "columns": ["requests", "nodes", "context", "seconds"], "cells": model.to_json()}
-        partial = self.path.with_suffix(f".{os.getpid()}.partial")
+        partial = self.path.with_suffix(f".{uuid.uuid4().hex}.partial")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(held, indent=1, default=str), encoding="utf-8")
+            partial.write_text(json.dumps(held, default=str), encoding="utf-8")
             partial.replace(self.path)
         except OSError as error:
             logger.warning("the cost table %s cannot be written (%s); nothing is kept.", self.path, error)

@@ -19,6 +19,7 @@ from ddtree_sglang.engine.stages.cost_file import CostFile, cost_folder, machine
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
 
+    from ddtree_sglang.config import DDTreeConfig
     from ddtree_sglang.core.acceptance import AcceptedPath
     from ddtree_sglang.core.draft_tree import DraftTree
     from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
@@ -83,7 +84,9 @@ class AdaptiveRounds(RoundBudget):
         if not self._decides:
             return self._told(most_nodes)
         mean_prefix = 1.0 if host_lens is None else float(host_lens.sum()) / max(len(batch.reqs), 1)
-        return self._told(self.budget.begin(batch.reqs, mean_prefix, most_nodes, narrows=self._narrows))
+        return self._told(
+            self.budget.begin(batch.reqs, ends.node_limits, mean_prefix, most_nodes, narrows=self._narrows)
+        )
 
     @property
     def cut(self) -> TreeCut | None:
@@ -149,14 +152,21 @@ COST_FACTS = (
     "speculative_draft_model_path",
     "speculative_draft_model_revision",
     "speculative_draft_model_quantization",
+    "speculative_draft_window_size",
+    "speculative_draft_attention_backend",
+    "decode_attention_backend",
+    "prefill_attention_backend",
+    "max_running_requests",
+    "enable_deterministic_inference",
 )
 """Server arguments that a round's time hangs on."""
 
 
-def make_round_budget(policy: BudgetPolicy, name: str, server_args: Any) -> RoundBudget:
+def make_round_budget(policy: BudgetPolicy, config: DDTreeConfig, server_args: Any) -> RoundBudget:
     """The one that the configuration names."""
-    if name != "adaptive":
+    if config.policy != "adaptive":
         return RoundBudget(policy)
     facts = {**machine_facts(), **{field: getattr(server_args, field) for field in COST_FACTS}}
+    facts |= {"nodes": policy.node_counts, "top_k": config.top_k, "traced": config.trace is not None}
     lag = int(not server_args.disable_overlap_schedule)
     return AdaptiveRounds(policy, CostFile.of(facts, cost_folder()), lag=lag)

@@ -57,7 +57,7 @@ class Served:
         budget, size = self.budget, len(reqs)
         narrows = budget._lag == 0
         limits = [limit or budget.widths[-1]] * size
-        num_nodes = budget.begin(reqs, 300.0, most or budget.widths[-1], narrows=narrows)
+        num_nodes = budget.begin(reqs, limits, 300.0, most or budget.widths[-1], narrows=narrows)
         record = None
         if num_nodes > 1:
             tree = self.drafted(size, num_nodes)

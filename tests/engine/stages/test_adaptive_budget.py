@@ -10,7 +10,7 @@ import pytest
 
 from ddtree_sglang.core.cost_model import CostModel
 from ddtree_sglang.engine.stages.adaptive_budget import FIRST_WAIT, AdaptiveBudget
-from tests.engine.stages.served_rounds import Served, running_request
+from tests.engine.stages.served_rounds import Served, host_trees, running_request
 
 pytestmark = pytest.mark.sglang
 
@@ -190,3 +190,42 @@ def test_decisions_are_counted_and_named() -> None:
     assert sum(totals.rounds.values()) == 200
     assert totals.expected_tokens == pytest.approx(totals.tokens, rel=0.1)
     assert totals.expected_seconds == pytest.approx(totals.seconds, rel=0.1)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_server_that_knows_its_costs_still_looks_whether_texts_have_changed(lag: int) -> None:
+    """From a file every width is known, so nothing is left to try but a draft now and then."""
+    table = CostModel.from_json([[1, nodes, 0, flat(1, nodes)] for nodes in WIDTHS])
+    one = Served(AdaptiveBudget(WIDTHS, table, lag=lag), flat, truth=100.0)
+    reqs = [running_request()]
+    one.rounds(300, reqs)
+    assert share_of(one, lambda nodes: nodes == 1) > 0.9
+    one.truth = 1.0
+    one.rounds(400, reqs)
+    assert share_of(one, lambda nodes: nodes > 5) > 0.9
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_slow_first_round_of_each_width_hides_no_cliff(lag: int) -> None:
+    seen: set[int] = set()
+
+    def cold(requests: int, nodes: int) -> float:
+        factor = 1.0 if nodes in seen else 8.0
+        seen.add(nodes)
+        return factor * cliff(requests, nodes)
+
+    one = served(cold, 1, lag, num_rounds=500)
+    assert share_of(one, lambda nodes: nodes == 17) > 0.9
+
+
+def test_requests_that_want_no_tree_say_nothing_of_the_others() -> None:
+    """Seven of eight requests allow themselves the root alone; a new one without a limit is drafted for."""
+    budget = AdaptiveBudget(WIDTHS)
+    one = Served(budget, flat)
+    reqs = [running_request() for _ in range(8)]
+    for _ in range(40):
+        tree = one.drafted(8, 17)
+        budget.begin(reqs, [17, *[1] * 7], 300.0, 17, narrows=True)
+        budget.narrow(reqs, [17, *[1] * 7], host_trees(tree.logprobs, tree.parents, tree.depths))
+        budget.end(None)
+    assert budget._usual.drafted[-1] > 1.0

@@ -11,6 +11,16 @@ import pytest
 from ddtree_sglang.core.cost_model import CostModel
 from ddtree_sglang.engine.stages.cost_file import FOLDER_ENV, SAVE_ROUNDS, CostFile, cost_folder, machine_facts
 
+SPOILED = [
+    "",
+    "{",
+    "[]]",
+    "null",
+    '{"cells": 3}',
+    '{"cells": [[1, 9, 0, -1]]}',
+    "[[1, 9, 0, 1" + "0" * 400 + "]]",
+    "\x00\xff",
+]
 FACTS = {"model_path": "m", "dtype": "float32"}
 
 
@@ -34,7 +44,7 @@ def test_a_table_says_what_it_is_of(tmp_path: Path) -> None:
     assert held["cells"] == [[1, 9, 0, 0.03]]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]]", "null", '{"cells": 3}', '{"cells": [[1, 9, 0, -1]]}', "\x00\xff"])
+@pytest.mark.parametrize("text", SPOILED)
 def test_a_spoiled_table_is_measured_anew(text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = CostFile.of(FACTS, tmp_path)
     assert file.path is not None
@@ -72,6 +82,16 @@ def test_without_a_folder_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> No
     assert file.load().cells == {}
     monkeypatch.setenv(FOLDER_ENV, "~/here")
     assert cost_folder() == Path.home() / "here"
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FOLDER_ENV, raising=False)
+
+    def expanduser(_path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", expanduser)
+    assert cost_folder() is None
 
 
 def test_facts_of_a_machine_are_json() -> None:

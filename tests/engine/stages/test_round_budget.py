@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.core.acceptance import walk_tree
 from ddtree_sglang.engine.stages import round_budget
 from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.sglang
 NODES = 9
 POLICY = BudgetPolicy.adaptive(NODES, any_width=True)
 LENS = torch.tensor([40, 60])
+ADAPTIVE = DDTreeConfig(policy="adaptive")
 
 
 def parallel(monkeypatch: pytest.MonkeyPatch, rank: int = 0, size: int = 1, group: Any = None) -> None:
@@ -54,7 +56,7 @@ def play(one: AdaptiveRounds, batch: Any, ends: Any) -> int:
 
 
 def test_a_fixed_budget_asks_nobody() -> None:
-    one = make_round_budget(BudgetPolicy.fixed(NODES), "fixed", None)
+    one = make_round_budget(BudgetPolicy.fixed(NODES), DDTreeConfig(), None)
     assert type(one) is RoundBudget
     assert one.begin(batch_of_two(), ends_of(NODES, NODES), LENS) == NODES
     assert (one.cut, one.facts(), one.totals) == (None, {}, None)
@@ -64,8 +66,8 @@ def test_the_adaptive_one_is_made_of_the_servers_arguments(monkeypatch: pytest.M
     parallel(monkeypatch)
     monkeypatch.setenv("DDTREE_COSTS", str(tmp_path))
     values = dict.fromkeys(COST_FACTS, "x")
-    one = make_round_budget(POLICY, "adaptive", SimpleNamespace(**values | {"disable_overlap_schedule": True}))
-    other = make_round_budget(POLICY, "adaptive", SimpleNamespace(**values | {"disable_overlap_schedule": False}))
+    one = make_round_budget(POLICY, ADAPTIVE, SimpleNamespace(**values | {"disable_overlap_schedule": True}))
+    other = make_round_budget(POLICY, ADAPTIVE, SimpleNamespace(**values | {"disable_overlap_schedule": False}))
     assert isinstance(one, AdaptiveRounds)
     assert isinstance(other, AdaptiveRounds)
     assert (one.budget._lag, other.budget._lag) == (0, 1)

@@ -108,7 +108,7 @@ def test_two_servers_are_no_comparison(
 ) -> None:
     status, _ = decode(tmp_path, "--servers-at-once", "2")
     assert status == 1
-    assert "three servers at once, 2 fit" in capsys.readouterr().err
+    assert "3 servers at once, 2 fit" in capsys.readouterr().err
     assert not machine.started
 
 

@@ -68,7 +68,8 @@ def answer(body: dict[str, Any], busy: bool) -> dict[str, Any]:
         law = [0] if "narrow" in FAULTS else [0, 0, 0, 1, 1, 2]
         ids = [random.choice(law) for _ in range(count)]
     else:
-        ids = follow(prompt, count, busy)
+        # A request that runs to the context limit is no neighbour of one, however many answer at once.
+        ids = follow(prompt, count, busy and bool(sampling["max_new_tokens"]))
     meta: dict[str, Any] = {"finish_reason": {"type": "length"}}
     if not IS_PLAIN:
         meta["spec_verify_ct"] = rounds_of(ids)

@@ -54,7 +54,8 @@ REQUESTS: tuple[Row, ...] = (
     Row(
         "sglang.srt.arg_groups.fields.parallel",
         "Parallel",
-        "attn_cp_size attn_dp_size enable_dp_attention enable_dp_lm_head pp_size tp_group tp_rank tp_size",
+        "attn_cp_size attn_dp_size dcp_size enable_dp_attention enable_dp_attention_local_control_broadcast "
+        "enable_dp_lm_head pp_size tp_group tp_rank tp_size",
         "attention_groups, attention_ranks, graph_memory, server_args",
     ),
     Row(
@@ -80,7 +81,12 @@ REQUESTS: tuple[Row, ...] = (
         "speculative_use_rejection_sampling",
         "algorithm, hooks, kv_window, node_counts, server_args, target, worker",
     ),
-    Row("sglang.srt.arg_groups.fields.exec_", "ExecMoe", "moe_runner_backend", "server_args"),
+    Row(
+        "sglang.srt.arg_groups.fields.exec_",
+        "ExecMoe",
+        "moe_a2a_backend moe_runner_backend",
+        "attention_groups, server_args",
+    ),
     Row("sglang.srt.arg_groups.lora_hook", "check_lora_speculative_compatibility", "server_args", "hooks", exact=True),
     Row("sglang.srt.arg_groups.overrides", "attention_backends_of", "cfg", "server_args"),
     Row("sglang.srt.arg_groups.overrides", "model_config_of", "server_args", "server_args"),

@@ -50,7 +50,22 @@ GROUP_RULES: tuple[GroupRule, ...] = (
         lambda cfg: bool(cfg.enable_return_routed_experts),
         "has not been shown to return the right experts; remove --enable-return-routed-experts.",
     ),
+    # With some of them each rank knows its own count of tokens alone, and would replay a graph beside an idle group.
+    GroupRule(
+        lambda cfg: cfg.moe_a2a_backend != "none",
+        "has not been run with an expert-parallel transport; remove --moe-a2a-backend.",
+    ),
+    # An update of weights is taken on all ranks or on none, and they agree in one place of the loop.
+    GroupRule(
+        lambda cfg: bool(cfg.enable_dp_attention_local_control_broadcast),
+        "needs control requests at all groups at once; remove --enable-dp-attention-local-control-broadcast.",
+    ),
 )
+
+GROUP_TARGETS = ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
+"""Classes that were run with groups. Others shard attention over all ranks, whose groups would add up each other's
+tokens: models/llama.py asks for the whole tensor-parallel size, as does what derives from it.
+"""
 
 
 def attends_in_groups(cfg: Any) -> bool:
@@ -81,17 +96,24 @@ def check_groups(cfg: Any, drafter: dict[str, Any]) -> None:
         )
 
 
-def check_groups_target(cfg: Any, is_recurrent: bool) -> None:
-    """Under DP attention, refuse a target that keeps recurrent states.
+def check_groups_target(cfg: Any, architecture: str, is_recurrent: bool) -> None:
+    """Under DP attention, refuse a target that keeps recurrent states, and one of a class that was not run.
 
     SGLang verifies with padding in the place of an idle group there (model_executor/forward_batch_info.py,
     prepare_mlp_sync_batch), and a tree's links are those of its own requests.
 
     Raises:
-        DDTreeConfigError: it keeps them.
+        DDTreeConfigError: it keeps them, or is of another class.
     """
-    if is_recurrent and attends_in_groups(cfg):
+    if not attends_in_groups(cfg):
+        return
+    if is_recurrent:
         raise DDTreeConfigError(
             f"{ALGORITHM} under DP attention (--attn-dp-size) has not been shown to keep recurrent states; remove "
             "--attn-dp-size."
+        )
+    if architecture not in GROUP_TARGETS:
+        raise DDTreeConfigError(
+            f"{ALGORITHM} under DP attention (--attn-dp-size) has been run with {' and '.join(GROUP_TARGETS)} only, "
+            f"got {architecture}; remove --attn-dp-size."
         )

@@ -58,6 +58,11 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
         "needs all target layers on one pipeline stage, for its drafter reads states of several and SGLang sends none "
         "from stage to stage; remove --pp-size, and use --tp-size to spread the model.",
     ),
+    # Slots are numbered over all ranks there, and a rank's pool has rows for its own (mem_cache/allocator).
+    ArgumentRule(
+        lambda cfg: cfg.dcp_size not in (None, 1),
+        "keeps all of a request's keys on each rank; remove --dcp-size.",
+    ),
     ArgumentRule(
         lambda cfg: cfg.disaggregation_mode != "null",
         "has not been run on what another server has prefilled; remove --disaggregation-mode.",
@@ -207,7 +212,7 @@ def check_resolved_target(server_args: Any) -> None:
     window = model_config.sliding_window_size if model_config.is_hybrid_swa else None
     check_target(model_config, window, attention_backends_of(cfg))
     check_recurrent_arguments(model_config, cfg)
-    check_groups_target(cfg, mambaish_config(model_config) is not None)
+    check_groups_target(cfg, model_config.hf_config.architectures[0], mambaish_config(model_config) is not None)
     check_pages(model_config, int(cfg.page_size), window, attention_backends_of(cfg))
     check_context_len(int(model_config.context_len), int(cfg.speculative_dflash_block_size))
     _check_prefills_with_adapters(cfg)

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.sglang
 
 GROUPS: dict[str, Any] = {"tp_size": 2, "attn_dp_size": 2, "enable_dp_lm_head": True, "attention_backend": "fa3"}
 
+QWEN3 = {**TARGET, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 16}
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _plugins() -> None:
@@ -32,7 +34,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[str, str]:
-    return write_checkpoint(tmp_path / "target", TARGET), write_checkpoint(tmp_path / "drafter", DRAFTER)
+    return write_checkpoint(tmp_path / "target", QWEN3), write_checkpoint(tmp_path / "drafter", DRAFTER)
 
 
 @pytest.mark.parametrize(
@@ -54,11 +56,23 @@ def test_groups_are_admitted(given: dict[str, Any], pair: tuple[str, str]) -> No
         ({"enable_lora": True, "max_lora_rank": 8, "lora_target_modules": ["q_proj"]}, "remove --enable-lora"),
         ({"enable_mixed_chunk": True}, "remove --enable-mixed-chunk"),
         ({"enable_return_routed_experts": True}, "remove --enable-return-routed-experts"),
+        ({"moe_a2a_backend": "deepep"}, "remove --moe-a2a-backend"),
+        (
+            {"enable_dp_attention_local_control_broadcast": True},
+            "remove --enable-dp-attention-local-control-broadcast",
+        ),
     ],
 )
 def test_what_was_not_shown_with_groups_is_refused(given: dict[str, Any], message: str, pair: tuple[str, str]) -> None:
     with pytest.raises(DDTreeConfigError, match=f"under DP attention.*{message}"):
         resolved("Engine", pair, HOPPER, **{**GROUPS, **given})
+
+
+def test_a_class_that_was_not_run_with_groups_is_refused(tmp_path: Path) -> None:
+    """Llama's attention is sharded over all ranks: groups would add up each other's tokens, in plain decoding, too."""
+    pair = write_checkpoint(tmp_path / "target", TARGET), write_checkpoint(tmp_path / "drafter", DRAFTER)
+    with pytest.raises(DDTreeConfigError, match="run with Qwen3ForCausalLM and Qwen3MoeForCausalLM only, got Llama"):
+        resolved("Engine", pair, HOPPER, **GROUPS)
 
 
 def test_a_budget_that_follows_each_groups_own_load_is_refused(
@@ -72,6 +86,6 @@ def test_a_budget_that_follows_each_groups_own_load_is_refused(
 def test_a_head_that_scores_pairs_is_refused_with_groups(tmp_path: Path) -> None:
     selector = {**DRAFTER["dflash_config"], "selector_rank": 4, "selector_top_k": 4}
     config = {**DRAFTER, "architectures": ["DFlash2DraftModel"], "dflash_config": selector}
-    pair = write_checkpoint(tmp_path / "target", TARGET), write_checkpoint(tmp_path / "drafter", config)
+    pair = write_checkpoint(tmp_path / "target", QWEN3), write_checkpoint(tmp_path / "drafter", config)
     with pytest.raises(DDTreeConfigError, match="takes plain DFlash drafters, got one of DFlash2"):
         resolved("Engine", pair, HOPPER, **GROUPS)

@@ -38,3 +38,19 @@ def pair() -> Pair:
 
     model = os.environ.get("DDTREE_TEST_MODEL") or str(prepare_model())
     return Pair(model, os.environ.get("DDTREE_TEST_DRAFT") or str(shipped_drafter()))
+
+
+@pytest.fixture(scope="module")
+def plugins() -> None:
+    """SGLang with its plugins, as a server's first process has it."""
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+
+
+@pytest.fixture
+def no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No configuration of DDTREE's in the environment, and none left there afterwards."""
+    from ddtree_sglang.config import CONFIG_ENV
+
+    monkeypatch.setenv(CONFIG_ENV, "")

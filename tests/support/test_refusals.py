@@ -18,25 +18,12 @@ from typing import Any
 import pytest
 import torch
 
-from ddtree_sglang.config import CONFIG_ENV
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.engine.admission.machines import HOPPER, resolved
 from tests.support.families import FAMILIES, LAYERS, PLAIN
 from tests.support.table import ALL, BACKENDS, CPU, ROWS, Refused, refused_target
 
-pytestmark = pytest.mark.sglang
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _plugins() -> None:
-    from sglang.srt.plugins import load_plugins
-
-    load_plugins()
-
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CONFIG_ENV, "")
+pytestmark = [pytest.mark.sglang, pytest.mark.usefixtures("plugins", "no_configuration")]
 
 
 @pytest.fixture(scope="module")

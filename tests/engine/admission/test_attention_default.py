@@ -8,27 +8,14 @@ from typing import Any
 
 import pytest
 
-from ddtree_sglang.config import CONFIG_ENV
 from ddtree_sglang.engine.admission import attention_default
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.engine.admission.machines import AMPERE, BLACKWELL, HOPPER, OLD_CUDA_HOPPER, platform, resolved
 from tests.engine.admission.test_server_args import DRAFTER, TARGET, write_checkpoint
 
-pytestmark = pytest.mark.sglang
+pytestmark = [pytest.mark.sglang, pytest.mark.usefixtures("plugins", "no_configuration")]
 
 WAYS = ("command line", "Engine")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _plugins() -> None:
-    from sglang.srt.plugins import load_plugins
-
-    load_plugins()
-
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CONFIG_ENV, "")
 
 
 @pytest.fixture

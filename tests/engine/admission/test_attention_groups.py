@@ -13,23 +13,11 @@ from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.engine.admission.machines import HOPPER, resolved
 from tests.engine.admission.test_server_args import DRAFTER, TARGET, write_checkpoint
 
-pytestmark = pytest.mark.sglang
+pytestmark = [pytest.mark.sglang, pytest.mark.usefixtures("plugins", "no_configuration")]
 
 GROUPS: dict[str, Any] = {"tp_size": 2, "attn_dp_size": 2, "enable_dp_lm_head": True, "attention_backend": "fa3"}
 
 QWEN3 = {**TARGET, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 16}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _plugins() -> None:
-    from sglang.srt.plugins import load_plugins
-
-    load_plugins()
-
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CONFIG_ENV, "")
 
 
 @pytest.fixture

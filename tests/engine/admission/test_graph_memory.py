@@ -17,16 +17,9 @@ from ddtree_sglang.engine.admission.graph_memory import GIB, GraphShape, graph_b
 from tests.engine.admission.machines import AMPERE, HOPPER, resolved
 from tests.engine.admission.test_server_args import DRAFTER, TARGET, write_checkpoint
 
-pytestmark = pytest.mark.sglang
+pytestmark = [pytest.mark.sglang, pytest.mark.usefixtures("plugins")]
 
 LONG = GraphShape(max_batch=48, context_len=131072, num_heads=32, head_dim=128, kv_splits=8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _plugins() -> None:
-    from sglang.srt.plugins import load_plugins
-
-    load_plugins()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from ddtree_sglang.config import CONFIG_ENV
 from ddtree_sglang.exceptions import DDTreeConfigError
 
-pytestmark = pytest.mark.sglang
+pytestmark = [pytest.mark.sglang, pytest.mark.usefixtures("plugins", "no_configuration")]
 
 TARGET = {
     "architectures": ["LlamaForCausalLM"],
@@ -45,18 +45,6 @@ DRAFTER = {
 
 
 ADAPTERS = ("--enable-lora", "--max-lora-rank", "8", "--lora-target-modules", "q_proj", "v_proj")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _plugins() -> None:
-    from sglang.srt.plugins import load_plugins
-
-    load_plugins()
-
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CONFIG_ENV, "")
 
 
 def write_checkpoint(folder: Path, config: dict[str, Any]) -> str:

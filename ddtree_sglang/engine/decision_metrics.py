@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
 
     from ddtree_sglang.engine.round_result import RoundResult
-    from ddtree_sglang.engine.stages.adaptive_budget import Totals
+    from ddtree_sglang.engine.stages.round_records import Totals
 
 EVERY = 32
 """Rounds between two looks."""

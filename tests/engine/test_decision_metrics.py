@@ -9,7 +9,7 @@ import pytest
 
 from ddtree_sglang.engine import decision_metrics
 from ddtree_sglang.engine.decision_metrics import EVERY, export_decisions
-from ddtree_sglang.engine.stages.adaptive_budget import Totals
+from ddtree_sglang.engine.stages.round_records import Totals
 from tests.engine.test_pair_watch import Collector
 
 pytestmark = pytest.mark.sglang

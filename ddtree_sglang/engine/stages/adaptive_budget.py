@@ -21,22 +21,26 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
 
 from ddtree_sglang.core.cost_model import KNOWN, CostModel, batch_class
-from ddtree_sglang.core.honest_probs import Floats, HonestProbs, Ints, RoundTrees
+from ddtree_sglang.core.honest_probs import Floats, HonestProbs, RoundTrees
 from ddtree_sglang.core.width_choice import best_width, drafted_tokens
+from ddtree_sglang.engine.stages.round_records import (
+    Decision,
+    Narrowed,
+    RequestRecord,
+    RoundRecord,
+    Totals,
+    host_trees,
+)
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
 
-    from ddtree_sglang.core.acceptance import AcceptedPath
-    from ddtree_sglang.core.draft_tree import DraftTree
 
 EXPLORED = 0.015
 """Share of rounds that try something else than what seems best."""
@@ -58,120 +62,10 @@ HOPELESS = 8.0
 """A far width that was never measured and is thought to take so many times the best's time is not tried."""
 MARGIN = 1.02
 """To change between drafting and not drafting, the other must be better by this factor."""
-PACE = 0.25
-"""How fast a request's curve follows its newest tree."""
-DOUBT = 6.0
-"""Tokens that a request must be off by before its own record counts half."""
 MEMORY, LONG_MEMORY = 0.97, 0.995
 """What of a request's record is left after each of its rounds, and of the whole server's."""
 NO_HOPE = 0.25
 """Drafted tokens a round that a pair is thought to get before the first tree."""
-
-
-@dataclass
-class RequestRecord:
-    """What is known of one request."""
-
-    drafted: Floats  # [W] expected drafted tokens by width, followed over its trees
-    promised: float = 0.0
-    kept: float = 0.0
-
-    def honesty(self, usual: float) -> float:
-        """Factor on what its trees promise, `usual` before it has a record: sampled requests keep less than greedy."""
-        return (DOUBT * usual + self.kept) / (DOUBT + self.promised)
-
-    def keep(self, promised: float, kept: float, memory: float) -> None:
-        """One more round of drafted tokens."""
-        self.promised = memory * self.promised + promised
-        self.kept = memory * self.kept + kept
-
-    def follow(self, drafted: Floats, num_seen: int) -> None:
-        """A newer tree, of which the first `num_seen` widths were seen; the others keep their distance."""
-        old = self.drafted[num_seen - 1]
-        self.drafted[:num_seen] += PACE * (drafted[:num_seen] - self.drafted[:num_seen])
-        self.drafted[num_seen:] += self.drafted[num_seen - 1] - old
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What a round does, and why."""
-
-    num_nodes: int
-    tokens: float  # expected of all requests together, the target's own included
-    seconds: float  # expected of the round; 0 before the first measurement
-    is_try: bool  # not what seems best: to measure it
-
-    @property
-    def name(self) -> str:
-        """In a word or two, for traces and metrics."""
-        return ("plain" if self.num_nodes == 1 else "tree") + (" (try)" if self.is_try else "")
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """A drafted round of which the host learns when it is over; tensors are copies in the host's memory."""
-
-    reqs: Sequence[Req]
-    node_limits: Sequence[int]
-    accept_index: torch.Tensor  # [B, P]
-    tree: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None  # log-probabilities, parents, depths: [B, N] each
-
-    @classmethod
-    def of(cls, reqs: Sequence[Req], limits: Sequence[int], tree: DraftTree | None, path: AcceptedPath) -> RoundRecord:
-        """Copies that nothing waits for; `reqs` is the batch's list, which changes. No `tree`: it was narrowed."""
-        parts = None if tree is None else (_copied(tree.logprobs), _copied(tree.parents), _copied(tree.depths))
-        return cls(tuple(reqs), tuple(limits), _copied(path.accept_index), parts)
-
-    def path(self) -> Ints:
-        """`[B, P]`: the nodes accepted.
-
-        Raises:
-            RuntimeError: a path does not begin at its root, so the copies are read before they are there.
-        """
-        if bool((self.accept_index[:, 0] != 0).any()):
-            raise RuntimeError(
-                f"a round's paths must begin at node 0, got {self.accept_index[:, 0].tolist()}: the host reads a round "
-                "that the device has not finished; serve with another --speculative-ddtree-policy and report it"
-            )
-        return self.accept_index.numpy()
-
-
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to("cpu", non_blocking=True)
-
-
-def host_trees(logprobs: torch.Tensor, parents: torch.Tensor, depths: torch.Tensor) -> RoundTrees:
-    """Trees in the host's memory as arrays."""
-    return RoundTrees(logprobs.double().numpy(), parents.numpy(), depths.numpy())
-
-
-Narrowed: TypeAlias = tuple[RoundTrees, Floats]
-"""Trees as they were cut, and `[B, W]` drafted tokens that were expected of them."""
-
-
-@dataclass
-class Totals:
-    """Sums over all rounds of the server."""
-
-    rounds: dict[str, int] = field(default_factory=dict)
-    expected_tokens: float = 0.0
-    tokens: float = 0.0
-    expected_seconds: float = 0.0
-    seconds: float = 0.0
-
-    def decided(self, decision: Decision) -> None:
-        """One more round."""
-        self.rounds[decision.name] = self.rounds.get(decision.name, 0) + 1
-
-    def came_true(self, expected: float, tokens: float) -> None:
-        """What one request's drafted round was expected to emit, and what it did; an ended one's is not told."""
-        self.expected_tokens += expected
-        self.tokens += tokens
-
-    def took(self, expected: float, seconds: float) -> None:
-        """What a round was expected to take, and what it did."""
-        self.expected_seconds += expected
-        self.seconds += seconds
 
 
 class AdaptiveBudget:

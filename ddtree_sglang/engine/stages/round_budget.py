@@ -13,8 +13,9 @@ import torch
 from sglang.srt.runtime_context import get_parallel
 
 from ddtree_sglang.engine.device_path import is_device_path
-from ddtree_sglang.engine.stages.adaptive_budget import AdaptiveBudget, RoundRecord, Totals, host_trees
+from ddtree_sglang.engine.stages.adaptive_budget import AdaptiveBudget
 from ddtree_sglang.engine.stages.cost_file import CostFile, cost_folder, machine_facts
+from ddtree_sglang.engine.stages.round_records import RoundRecord, Totals, host_trees
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch

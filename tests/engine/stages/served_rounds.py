@@ -16,7 +16,8 @@ import torch
 from ddtree_sglang.core.acceptance import AcceptedPath
 from ddtree_sglang.core.draft_tree import DraftTree
 from ddtree_sglang.core.tree_builder import build_draft_tree
-from ddtree_sglang.engine.stages.adaptive_budget import AdaptiveBudget, RoundRecord, host_trees
+from ddtree_sglang.engine.stages.adaptive_budget import AdaptiveBudget
+from ddtree_sglang.engine.stages.round_records import RoundRecord, host_trees
 from tests.engine.requests import FakeRequest
 
 DEPTH, CANDIDATES = 7, 16

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -35,6 +36,10 @@ _STARTUP_STAGES = (
 LAUNCH_SERVER = "sglang.launch_server"
 # A minute on an idle machine; on a busy one, importing alone was seen to take six.
 START_TIMEOUT_S = 1800.0
+
+_KERNELS_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST_PORT = 10_000
+_PORT_DRAWS = 200
 
 
 class ServerError(Exception):
@@ -92,10 +97,29 @@ def port_is_free(host: str, port: int) -> bool:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port of `host` that is free at this moment."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A port of `host` that is free at this moment, and that the kernel gives to nobody who asks for any.
+
+    A server binds its port a minute after it was chosen. Of a range that the kernel chooses from, another process may
+    have got it by then for a connection of its own.
+
+    Raises:
+        ServerError: of many ports none is free.
+    """
+    draw = random.SystemRandom()
+    for _ in range(_PORT_DRAWS):
+        port = draw.randrange(_FIRST_PORT, _kernels_first_port())
+        if port_is_free(host, port):
+            return port
+    raise ServerError(f"a port of {host} must be free, got {_PORT_DRAWS} that are taken; close what listens there")
+
+
+def _kernels_first_port() -> int:
+    """The first port that the kernel chooses by itself."""
+    try:
+        first = int(_KERNELS_PORTS.read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        first = 0
+    return first if first > _FIRST_PORT + _PORT_DRAWS else 32768
 
 
 def die_with_parent() -> None:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "decode": ("decoding speed: plain, stock DFLASH chain, DDTREE, in one run", "hours; minutes with --quick"),
+    "acceptance": ("tokens a round: chain beside trees, their histogram, surrogate against acceptance", "half an hour"),
+    "surrogate": ("expected against realised tokens of any trace: correlation, calibration", "seconds"),
     "lossless": ("DDTREE's greedy tokens against plain decoding's", "an hour"),
     "request_suites": ("answers under JSON schemas and penalties against plain decoding's", "ten minutes"),
     "faults": ("what clients notice when workers die or hang", "two and a half hours"),

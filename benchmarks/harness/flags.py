@@ -10,11 +10,12 @@ from pathlib import Path
 from types import FrameType
 
 from benchmarks.harness.prompts import DATASETS, SOURCES, PromptsMissingError
+from ddtree_sglang.exceptions import DDTreeError
 from deploy.local.client import TIMEOUT_S, ClientError
 from deploy.local.pair import PairError
 from deploy.local.server_process import ServerError
 
-FIXABLE = (ClientError, ServerError, PairError, PromptsMissingError, ValueError)
+FIXABLE = (ClientError, ServerError, PairError, PromptsMissingError, DDTreeError, ValueError)
 """What a user can do something about; the message alone tells what."""
 
 

@@ -61,7 +61,9 @@ SOURCES: dict[str, _Source] = {
 }
 
 
-DATASETS = (*SOURCES, HELD_OUT)
+HELD_OUT_KINDS = {f"{HELD_OUT}/{kind.replace(' ', '-')}": kind for kind in HELD_OUT_PROMPTS}
+"""One of its kinds as a set of its own -> the kind."""
+DATASETS = (*SOURCES, HELD_OUT, *HELD_OUT_KINDS)
 
 
 def _data_file(source: _Source) -> Path:
@@ -84,9 +86,9 @@ def load_dataset(name: str) -> list[Prompt]:
     """All prompts of one of `DATASETS`, in file order."""
     if name not in DATASETS:
         raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, got {name!r}.")
-    if name == HELD_OUT:
-        kinds = HELD_OUT_PROMPTS.items()
-        return [Prompt(name, f"{kind}/{i}", text) for kind, texts in kinds for i, text in enumerate(texts)]
+    if name == HELD_OUT or name in HELD_OUT_KINDS:
+        kinds = [HELD_OUT_KINDS[name]] if name in HELD_OUT_KINDS else list(HELD_OUT_PROMPTS)
+        return [Prompt(name, f"{kind}/{i}", text) for kind in kinds for i, text in enumerate(HELD_OUT_PROMPTS[kind])]
     source = SOURCES[name]
     path = _data_file(source)
     raw = path.read_bytes()

@@ -26,7 +26,8 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class Generation:
     """One finished request. Times in seconds at the client; `num_rounds` is 0 without speculation.
 
-    `first_token_s` runs from sending to the first token, `decode_s` from there to the last one.
+    `first_token_s` runs from sending to the first token, `decode_s` from there to the last one. `histogram[k]` counts
+    verify rounds of which the target accepted k drafted tokens; empty without speculation.
     """
 
     output_ids: tuple[int, ...]
@@ -34,6 +35,7 @@ class Generation:
     decode_s: float
     num_rounds: int
     finish_reason: str
+    histogram: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ def generate(url: str, input_ids: Sequence[int], max_new_tokens: int, timeout_s:
         decode_s=last - first,
         num_rounds=int(meta.get("spec_verify_ct", 0)),
         finish_reason=str((meta.get("finish_reason") or {}).get("type")),
+        histogram=tuple(map(int, meta.get("spec_correct_drafts_histogram") or ())),
     )
 
 

@@ -2,7 +2,8 @@
 
     fake_generate.py PORT {plain|speculative} TRACE {same|other}
 
-A speculative one emits two tokens a round and writes a trace line for each; `other` changes the third token.
+A speculative one emits two tokens a round and writes a trace line for each, with a tree of one drafted node; `other`
+changes the third token.
 """
 
 from __future__ import annotations
@@ -16,6 +17,13 @@ from typing import Any
 PORT, KIND, TRACE, TOKENS = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
 STEP_S = 0.01
 STAGES = {"draft_ms": 2.0, "build_ms": 0.3, "verify_ms": 7.0, "accept_ms": 0.2, "commit_ms": 0.5}
+TREE = {
+    "commit_lens": [2],
+    "token_ids": [[1, 2]],
+    "parents": [[-1, 0]],
+    "path_probs": [[1.0, 0.5]],
+    "accept_index": [[0, 1]],
+}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -50,8 +58,10 @@ class Handler(BaseHTTPRequestHandler):
             rounds += 1
             if KIND == "speculative":
                 with open(TRACE, "a") as trace:
-                    trace.write(json.dumps({"batch_size": 1, "total_ms": 10.0, **STAGES}) + "\n")
-            meta = {"spec_verify_ct": rounds} if KIND == "speculative" else {}
+                    line = {"batch_size": 1, "total_ms": 10.0, "request_ids": [str(ids[0])], **STAGES, **TREE}
+                    trace.write(json.dumps(line) + "\n")
+            counted = {"spec_verify_ct": rounds, "spec_correct_drafts_histogram": [0, rounds]}
+            meta = counted if KIND == "speculative" else {}
             self.send(ids[:sent], meta)
         self.wfile.write(b"data: [DONE]\n\n")
 

@@ -1,4 +1,4 @@
-"""Both server benchmarks from flags to result files, with made-up servers whose tokens and times are known."""
+"""The server benchmarks from flags to result files, with made-up servers whose tokens and times are known."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import acceptance as bench_acceptance
 from benchmarks import decode as bench_decode
 from benchmarks import lossless as bench_lossless
 from benchmarks.harness import systems as server
@@ -46,7 +47,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
         return fake.started[-1]
 
     prompts = [Prompt("gsm8k", "gsm8k-1", "a"), Prompt("gsm8k", "gsm8k-2", "b")]
-    for module in (bench_decode, bench_lossless):
+    for module in (bench_decode, bench_lossless, bench_acceptance):
         monkeypatch.setattr(module, "prepare_pair", lambda *_: SimpleNamespace(model="m", draft="d"))
         monkeypatch.setattr(module, "encode", lambda *_: {"gsm8k": [[1, 2], [3, 4]]})
         monkeypatch.setattr(module, "sample_prompts", lambda *_: prompts)
@@ -224,3 +225,83 @@ def test_a_lossless_run_that_is_killed_leaves_its_cases(tmp_path: Path, monkeypa
     assert status == 130
     assert [(case["budget"], case["concurrency"]) for case in record["cases"]] == [(4, 1), (4, 2), (8, 1)]
     assert record["is_complete"] is False
+
+
+def acceptance(tmp_path: Path, *flags: str) -> tuple[int, list[dict]]:
+    output = tmp_path / "acceptance.jsonl"
+    base = ["--datasets", "gsm8k", "--budgets", "4", "--max-new-tokens", "11", "--output", str(output)]
+    status = bench_acceptance.main([*base, *flags])
+    return status, [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
+
+
+def test_acceptance_counts_rounds_of_the_chain_and_of_trees(
+    machine: FakeMachine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, lines = acceptance(tmp_path)
+    assert status == 0
+    assert [(line["kind"], line["system"]) for line in lines] == [
+        *(("acceptance", system) for system in ("plain", "dflash", "ddtree-4")),
+        ("surrogate", "ddtree-4"),
+    ]
+    plain, chain, tree, surrogate = lines
+    assert plain["accept_length"] is None
+    # 11 tokens: one from the prompt, ten in five rounds of two.
+    assert tree["accept_length"]["value"] == pytest.approx(11 / 5)
+    assert tree["gain_over_chain"]["value"] == 0
+    assert chain["prompts"] == [
+        {"key": f"gsm8k-{i}", "answer": answer["answer"], "tokens": 11, "rounds": 5, "histogram": [0, 5]}
+        for i, answer in enumerate(plain["prompts"], 1)
+    ]
+    # A tree of one drafted node, half of it expected, all of it accepted; each request's last round is left out.
+    assert (surrogate["num_rounds"], surrogate["num_prompts"]) == (8, 2)
+    assert surrogate["expected"]["value"] == pytest.approx(0.5)
+    assert surrogate["realised"]["value"] == pytest.approx(1.0)
+    assert "| ddtree-4 | 0.0 % | 100.0 % |" in (tmp_path / "acceptance.md").read_text()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["prompts_unlike_plain"] == 0
+
+
+def test_acceptance_goes_on_where_it_was_broken_off(
+    machine: FakeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = bench_acceptance.ask
+
+    def killed(one: server.RunningSystem, *given: object) -> dict:
+        if one.system.name == "ddtree-4":
+            raise KeyboardInterrupt
+        return asked(one, *given)
+
+    monkeypatch.setattr(bench_acceptance, "ask", killed)
+    status, lines = acceptance(tmp_path)
+    assert (status, [line["system"] for line in lines]) == (130, ["plain", "dflash"])
+    monkeypatch.setattr(bench_acceptance, "ask", asked)
+    before = len(machine.started)
+    status, lines = acceptance(tmp_path)
+    assert (status, [line["system"] for line in lines]) == (0, ["plain", "dflash", "ddtree-4", "ddtree-4"])
+    assert [one.name for one in machine.started[before:]] == ["ddtree-4"]
+
+
+def test_acceptance_says_when_answers_differ(machine: FakeMachine, tmp_path: Path) -> None:
+    machine.liars = {"ddtree-4"}
+    status, lines = acceptance(tmp_path)
+    assert status == 1
+    assert {line["system"]: line.get("unlike_plain") for line in lines[:3]} == {"plain": 0, "dflash": 0, "ddtree-4": 2}
+
+
+@pytest.mark.usefixtures("machine")
+def test_answers_to_other_prompts_are_not_taken_for_these(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    acceptance(tmp_path)
+    other = [Prompt("gsm8k", "gsm8k-1", "a"), Prompt("gsm8k", "gsm8k-3", "b")]
+    monkeypatch.setattr(bench_acceptance, "sample_prompts", lambda *_: other)
+    assert acceptance(tmp_path)[0] == 1
+    assert "other prompts of gsm8k; name another --output" in capsys.readouterr().err
+
+
+def test_equal_budget_is_the_drafters_block_without_its_first_token(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"dflash_config": {"block_size": 16}}))
+    assert bench_acceptance.chain_budget(str(tmp_path)) == 15
+    config.write_text("{}")
+    with pytest.raises(ValueError, match="block_size above 1, got None"):
+        bench_acceptance.chain_budget(str(tmp_path))

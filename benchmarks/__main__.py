@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "decode": ("decoding speed: plain, stock DFLASH chain, DDTREE, in one run", "hours; minutes with --quick"),
+    "budget_sweep": ("speed and accept length against the node budget, 1 to 64", "hours"),
     "acceptance": ("tokens a round: chain beside trees, their histogram, surrogate against acceptance", "half an hour"),
     "surrogate": ("expected against realised tokens of any trace: correlation, calibration", "seconds"),
     "lossless": ("DDTREE's greedy tokens against plain decoding's", "an hour"),

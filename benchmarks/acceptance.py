@@ -153,8 +153,8 @@ def run(args: argparse.Namespace) -> int:
     pair = prepare_pair(Path(sys.executable), args.model, args.draft)
     args.model, args.draft = pair.model, pair.draft
     args.budgets = args.budgets or [chain_budget(pair.draft), 16, 64]
-    prompts = sample_prompts(args.datasets, args.prompts, args.seed)
-    asked = with_keys(prompts, encode(prompts, pair.model))
+    prompts = sample_prompts(args.datasets, args.prompts, args.seed, args.data_folder)
+    asked = with_keys(prompts, encode(prompts, pair.model, not args.no_thinking))
     output = args.output or REPO / f"benchmarks/results/acceptance-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
     traces = args.traces or output.with_suffix(".traces")
     traces.mkdir(parents=True, exist_ok=True)

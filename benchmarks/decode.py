@@ -1,6 +1,7 @@
 """Decoding speed on real prompts: plain decoding, the stock DFLASH chain and DDTREE, same flags, in one run.
 
     .venv/bin/python -m benchmarks decode [--model M --draft D] [--quick]
+    .venv/bin/python -m benchmarks decode --batch-sizes 1 2 4 8 16 32 --adaptive 16 --dtypes float32 bfloat16
 
 Systems are up together and are measured in turns, so that a slow spell of the machine hits all of them; where memory
 holds fewer servers than there are systems, budgets go in groups, each with both baselines.
@@ -17,6 +18,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,15 @@ from benchmarks.decode_report import Measurement, result_lines, table
 from benchmarks.harness.flags import add_common_flags, exit_status
 from benchmarks.harness.prompts import Prompt, sample_prompts
 from benchmarks.harness.provenance import REPO, collect_provenance, portable
-from benchmarks.harness.systems import Common, RunningSystem, groups_for, others_cpu_s, running, servers_that_fit
+from benchmarks.harness.systems import (
+    Common,
+    RunningSystem,
+    System,
+    groups_for,
+    others_cpu_s,
+    running,
+    servers_that_fit,
+)
 from benchmarks.stage_times import StageSummary, TraceReader, summarise
 from ddtree_sglang.training.whole_file import replace_text
 from deploy.local.client import Batch, flush_cache, generate_batch
@@ -40,8 +50,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     add_common_flags(parser)
     parser.add_argument("--budgets", type=int, nargs="+", default=[4, 8, 16, 32], help="DDTREE tree budgets")
     parser.add_argument("--adaptive", type=int, metavar="BUDGET", help="also policy adaptive, at most so many nodes")
-    parser.add_argument("--prompts", type=int, default=8, help="prompts per dataset (default 8)")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--dtypes", nargs="+", help="one after another (default: that of --dtype)")
+    parser.add_argument("--prompts", type=int, default=8, help="per dataset (default 8; no fewer than go at once)")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], help="requests at once")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="of the choice of prompts")
     parser.add_argument("--no-trace", action="store_true", help="no stage times (on a GPU they cost syncs)")
@@ -49,22 +60,25 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="2 prompts per dataset, 32 tokens, 1 repeat")
     parser.add_argument("--servers-at-once", type=int, help="default: as many as memory holds")
     parser.add_argument("--output", type=Path, help="JSONL file (default: benchmarks/results/decode-DATE.jsonl)")
+    parser.set_defaults(max_total_tokens=None)
     args = parser.parse_args(argv)
+    args.dtypes = args.dtypes or [args.dtype]
     if args.quick:
         args.prompts, args.max_new_tokens, args.repeats = 2, 32, 1
         args.batch_sizes = [size for size in args.batch_sizes if size <= 2] or [1]
     return args
 
 
-def encode(prompts: Sequence[Prompt], model: str) -> Encoded:
-    """Token ids of each prompt as one user turn in the model's own chat template."""
+def encode(prompts: Sequence[Prompt], model: str, thinking: bool = True) -> Encoded:
+    """Token ids of each prompt as one user turn in the model's own chat template, or what it is without thinking."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
+    options = {} if thinking else {"enable_thinking": False}
     encoded: Encoded = {}
     for prompt in prompts:
         text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt.text}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": prompt.text}], tokenize=False, add_generation_prompt=True, **options
         )
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         encoded.setdefault(prompt.dataset, []).append(ids)
@@ -112,7 +126,8 @@ def measure(
     """All repeats, one list for each dataset, systems in turns; the order rotates so that none is always first."""
     for repeat in range(args.repeats):
         for batch_size in args.batch_sizes:
-            for dataset, prompts in encoded.items():
+            for dataset, all_prompts in encoded.items():
+                prompts = all_prompts[: max(args.prompts, batch_size)]
                 turn, measured = repeat % len(systems), []
                 for chosen in [*systems[turn:], *systems[:turn]]:
                     what = f"repeat {repeat + 1}/{args.repeats}, batch {batch_size}, {dataset}, {chosen.system.name}"
@@ -131,29 +146,50 @@ def run(args: argparse.Namespace) -> int:
     """Start everything, check, measure, write. Returns the exit status."""
     pair = prepare_pair(Path(sys.executable), args.model, args.draft)
     with step("reading the prompts and the tokenizer"):
-        encoded = encode(sample_prompts(args.datasets, args.prompts, args.seed), pair.model)
+        count = max(args.prompts, *args.batch_sizes)
+        chosen = sample_prompts(args.datasets, count, args.seed, args.data_folder)
+        encoded = encode(chosen, pair.model, not args.no_thinking)
     args.model, args.draft = pair.model, pair.draft
+    args.max_total_tokens = args.max_total_tokens or pool_tokens(encoded, args)
     settings = {key: portable(value) for key, value in vars(args).items()}
-    provenance = {**collect_provenance(), "settings": settings}
-    common = Common.from_args(args, max(args.batch_sizes))
     output = args.output or default_output()
     lines: list[dict[str, Any]] = []
-    for group in groups_for(args.budgets, args.servers_at_once or servers_that_fit(), args.adaptive):
-        with running(group, common, trace=not args.no_trace) as systems:
-            mismatches = count_mismatches(systems, encoded, args)
-            say(f"prompts whose tokens differ from plain decoding's: {mismatches}")
-            if any(mismatches.values()) and not args.allow_mismatch:
-                say("tokens differ: nothing is timed. The benchmark `lossless` shows where; --allow-mismatch goes on.")
-                return 1
-            measurements: list[Measurement] = []
-            of_group: list[dict[str, Any]] = []
-            for more in measure(systems, encoded, args):
-                measurements += more
-                of_group = result_lines(measurements, mismatches, provenance)
-                save([*lines, *of_group], output)
+    groups = groups_for(args.budgets, args.servers_at_once or servers_that_fit(), args.adaptive)
+    for dtype, group in product(args.dtypes, groups):
+        args.dtype, of_group = dtype, list[dict[str, Any]]()
+        for of_group in measure_group(group, encoded, {**settings, "dtype": dtype}, args):
+            save([*lines, *of_group], output)
+        if not of_group:
+            say("tokens differ: nothing is timed. The benchmark `lossless` shows where; --allow-mismatch goes on.")
+            return 1
         lines += of_group
     report(lines, settings, output)
     return 0
+
+
+def measure_group(
+    group: Sequence[System], encoded: Encoded, settings: dict[str, Any], args: argparse.Namespace
+) -> Iterator[list[dict[str, Any]]]:
+    """The result lines of servers that are up together, again after every dataset; nothing when tokens differ."""
+    provenance = {**collect_provenance(), "settings": settings}
+    with running(group, Common.from_args(args, max(args.batch_sizes)), trace=not args.no_trace) as systems:
+        mismatches = count_mismatches(systems, encoded, args)
+        say(f"prompts whose tokens differ from plain decoding's: {mismatches}")
+        if any(mismatches.values()) and not args.allow_mismatch:
+            return
+        measurements: list[Measurement] = []
+        for more in measure(systems, encoded, args):
+            measurements += more
+            yield result_lines(measurements, mismatches, provenance)
+
+
+def pool_tokens(encoded: Encoded, args: argparse.Namespace) -> int:
+    """KV slots that the largest batch needs with answers and trees, so that no request waits or is retracted."""
+    longest = max(len(ids) for prompts in encoded.values() for ids in prompts)
+    nodes = 1 + max([*args.budgets, args.adaptive or 0])
+    # Two rounds' reservations: with overlap the next one is made before the last one is given back.
+    needed = max(args.batch_sizes) * (longest + args.max_new_tokens + 2 * nodes)
+    return max(8192, -(-needed // 1024) * 1024)
 
 
 def default_output() -> Path:

@@ -84,6 +84,7 @@ def result_lines(
                 "chain": _of_turns(groups, group, "dflash"),
             },
             "up_together": together,
+            "dtype": provenance.get("settings", {}).get("dtype"),
             "prompts_unlike_plain": mismatches.get(group[0], 0),
             "provenance": provenance,
         }
@@ -107,6 +108,7 @@ def _summary(group: Group, repeats: Sequence[Measurement]) -> dict[str, Any]:
     stages = [one.stages for one in repeats if one.stages is not None]
     generations = [answer for one in repeats for answer in one.batch.generations]
     return {
+        "kind": "decode",
         "system": group[0],
         "dataset": group[1],
         "batch_size": group[2],
@@ -124,12 +126,17 @@ def _summary(group: Group, repeats: Sequence[Measurement]) -> dict[str, Any]:
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """Markdown tables, one per batch size and group of servers: a row per system and dataset."""
-    keys = dict.fromkeys((line["batch_size"], tuple(line["up_together"])) for line in lines)
+    keys = dict.fromkeys(map(_block, lines))
     blocks = []
-    for batch_size, together in sorted(keys, key=lambda key: key[0]):
-        chosen = [line for line in lines if (line["batch_size"], tuple(line["up_together"])) == (batch_size, together)]
-        blocks.append(_table_of(chosen, f"Batch size {batch_size}, in turns: {', '.join(together)}"))
+    for dtype, batch_size, together in sorted(keys, key=lambda key: (key[0] or "", key[1])):
+        chosen = [line for line in lines if _block(line) == (dtype, batch_size, together)]
+        of_dtype = f", {dtype}" if len({key[0] for key in keys}) > 1 else ""
+        blocks.append(_table_of(chosen, f"Batch size {batch_size}{of_dtype}, in turns: {', '.join(together)}"))
     return "\n\n".join(blocks)
+
+
+def _block(line: dict[str, Any]) -> tuple[str | None, int, tuple[str, ...]]:
+    return line.get("dtype"), line["batch_size"], tuple(line["up_together"])
 
 
 def _table_of(chosen: Sequence[dict[str, Any]], title: str) -> str:

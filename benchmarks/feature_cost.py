@@ -211,7 +211,7 @@ def run(args: argparse.Namespace) -> int:
     pair = prepare_pair(Path(sys.executable), args.model, args.draft)
     args.model, args.draft = pair.model, pair.draft
     most = max(args.batch_sizes)
-    encoded = encode(sample_prompts(args.datasets, most, args.seed), pair.model)
+    encoded = encode(sample_prompts(args.datasets, most, args.seed, args.data_folder), pair.model, not args.no_thinking)
     prompts = [one for dataset in encoded.values() for one in dataset][:most]
     output = args.output or REPO / f"benchmarks/results/feature-cost-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
     origin = {

@@ -112,11 +112,11 @@ def compare_case(
 
 def run(args: argparse.Namespace) -> int:
     """All cases; returns the exit status."""
-    prompts = sample_prompts(args.datasets, args.prompts, args.seed)
+    prompts = sample_prompts(args.datasets, args.prompts, args.seed, args.data_folder)
     pair = prepare_pair(Path(sys.executable), args.model, args.draft)
     args.model, args.draft = pair.model, pair.draft
     with step("reading the tokenizer"):
-        encoded = encode(prompts, pair.model)
+        encoded = encode(prompts, pair.model, not args.no_thinking)
     names = [prompt.key for dataset in encoded for prompt in prompts if prompt.dataset == dataset]
     ids = [one for dataset in encoded.values() for one in dataset]
     common = Common.from_args(args, max(*args.concurrency, args.reference_concurrency))

@@ -24,6 +24,8 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="target model folder (default: the embedded one)")
     parser.add_argument("--draft", help="DFlash drafter folder (default: the one that ships)")
     parser.add_argument("--datasets", nargs="+", default=list(SOURCES), choices=list(DATASETS))
+    parser.add_argument("--data-folder", type=Path, help="folder with files of the paper's data sets, see the README")
+    parser.add_argument("--no-thinking", action="store_true", help="tell the chat template not to think (Qwen3)")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--max-total-tokens", type=int, default=8192, help="KV pool of each server")

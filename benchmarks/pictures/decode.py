@@ -1,0 +1,123 @@
+"""Pictures of `decode`: bars of speed and of accept length by data set, and where a round's time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot as plt
+
+from benchmarks.pictures import style
+
+STAGE_COLOURS = {
+    "draft": "#9ecae1",
+    "verify": "#4292c6",
+    "context": "#6baed6",
+    "prepare": "#fee391",
+    "build": "#fe9929",
+    "accept": "#e34a33",
+    "commit": "#74c476",
+}
+
+MOST_SIZES = 2
+
+
+def _bars(axes: Any, lines: Sequence[dict[str, Any]], field: str, colours: dict[str, Any]) -> None:
+    chosen = [line for line in lines if line[field] is not None]
+    names = style.systems_of(chosen)
+    datasets = sorted({line["dataset"] for line in chosen})
+    width = 0.8 / max(1, len(names))
+    for index, name in enumerate(names):
+        mine = {line["dataset"]: line[field] for line in chosen if line["system"] == name}
+        places = [datasets.index(one) + (index - (len(names) - 1) / 2) * width for one in mine]
+        medians = [one["median"] for one in mine.values()]
+        below = [one["median"] - one["min"] for one in mine.values()]
+        above = [one["max"] - one["median"] for one in mine.values()]
+        bars = axes.bar(
+            places,
+            medians,
+            width * 0.92,
+            yerr=[below, above],
+            capsize=2,
+            label=name,
+            color=colours[name],
+            error_kw={"linewidth": 0.8},
+        )
+        axes.bar_label(bars, [f"{value:.1f}" for value in medians], fontsize=6, padding=2)
+    axes.set_xticks(range(len(datasets)), datasets)
+    axes.margins(y=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def plot_field(lines: Sequence[dict[str, Any]], field: str, label: str, path: Path) -> None:
+    """Bars per dataset and system; a row of panels per group of servers that were up together, a column per batch size.
+
+    Each group has baselines of its own, and only what was up together may be compared.
+    """
+    groups = sorted(
+        {tuple(line["up_together"]) for line in lines}, key=lambda group: sorted(map(style.system_order, group))
+    )
+    sizes = sorted({line["batch_size"] for line in lines})
+    systems = style.systems_of(lines)
+    colours = {name: style.system_colour(name, systems) for name in systems}
+    figure, panels = plt.subplots(
+        len(groups), len(sizes), figsize=(5.6 * len(sizes), 0.6 + 3.0 * len(groups)), squeeze=False, sharey="col"
+    )
+    for row, group in zip(panels, groups, strict=True):
+        for axes, size in zip(row, sizes, strict=True):
+            mine = [line for line in lines if line["batch_size"] == size and tuple(line["up_together"]) == group]
+            _bars(axes, mine, field, colours)
+            axes.set_title(f"batch size {size}", fontsize=10)
+        row[0].set_ylabel(label, fontsize=8)
+    shown = {name: one for axes in panels.flat for one, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    shown = {name: shown[name] for name in systems if name in shown}
+    figure.legend(
+        shown.values(),
+        shown.keys(),
+        loc="upper center",
+        ncols=min(len(shown), 3 * len(sizes)),
+        frameon=False,
+        fontsize=8,
+    )
+    style.finish(figure, lines, path)
+
+
+def plot_stages(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """Time per round by stage, stacked: one bar per DDTREE budget, batch size and dataset."""
+    chosen = [line for line in lines if line["stages"]]
+    chosen.sort(key=lambda line: (line["batch_size"], line["dataset"], style.system_order(line["system"])))
+    figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.28 * len(chosen)))
+    for row, line in enumerate(chosen):
+        left = 0.0
+        for stage, colour in STAGE_COLOURS.items():
+            value = line["stages"]["stage_ms"].get(stage, 0.0)
+            axes.barh(row, value, left=left, color=colour, label=stage if row == 0 else None)
+            left += value
+        axes.text(left, row, f" tree work {100 * line['stages']['tree_share']:.1f} %", va="center", fontsize=7)
+    labels = [f"{line['system']}, {line['dataset']}, batch {line['batch_size']}" for line in chosen]
+    axes.set_yticks(range(len(chosen)), labels, fontsize=7)
+    axes.invert_yaxis()
+    axes.margins(x=0.18, y=0.01)
+    axes.set_xlabel("median time per round, ms")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="upper center", ncols=len(STAGE_COLOURS), frameon=False, fontsize=8)
+    style.finish(figure, chosen, path)
+
+
+def draw(lines: style.Lines, stem: Path) -> list[Path]:
+    """Every picture of this kind that the lines have data for."""
+    sizes = sorted({line["batch_size"] for line in lines})
+    # Of many numbers of requests `curves` shows the course; bars show its ends.
+    shown = {sizes[0], sizes[-1]} if len(sizes) > MOST_SIZES else set(sizes)
+    lines = [line for line in lines if line["batch_size"] in shown]
+    speed, accepted, stages = (stem.with_name(f"{stem.name}-{kind}.png") for kind in ("speed", "accept", "stages"))
+    plot_field(lines, "decode_tokens_per_s", "decode tokens/s per request", speed)
+    drawn = [speed]
+    if any(line["accept_length"] for line in lines):
+        plot_field(lines, "accept_length", "accept length (tokens per round, bonus included)", accepted)
+        drawn.append(accepted)
+    if any(line["stages"] for line in lines):
+        plot_stages(lines, stages)
+        drawn.append(stages)
+    return drawn

@@ -1,0 +1,93 @@
+"""What all pictures share: order and colour of systems, error bars, the note of origin, the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+Lines = Sequence[dict[str, Any]]
+MARKERS = "osD^vP*X"
+ADAPTIVE = "ddtree-adaptive"
+
+
+def system_order(name: str) -> tuple[int, int]:
+    """Plain first, then the chain, then trees by budget, then trees that choose theirs."""
+    if name == "plain":
+        return (0, 0)
+    if name == "dflash":
+        return (1, 0)
+    return (3 if name.startswith(ADAPTIVE) else 2, int(name.rsplit("-", 1)[1]))
+
+
+def systems_of(lines: Lines) -> list[str]:
+    """Systems of the lines, in their order."""
+    return sorted({line["system"] for line in lines}, key=system_order)
+
+
+def system_colour(name: str, names: Sequence[str]) -> Any:
+    """Grey for plain, orange for the chain, shades of blue for trees, green for trees that choose their budget."""
+    fixed = {"plain": "#888888", "dflash": "#e6842a"}
+    if name in fixed or name.startswith(ADAPTIVE):
+        return fixed.get(name, "#2a9d5c")
+    trees = [one for one in names if one.startswith("ddtree") and not one.startswith(ADAPTIVE)]
+    return plt.get_cmap("Blues")(0.4 + 0.5 * trees.index(name) / (len(trees) - 1) if len(trees) > 1 else 0.7)
+
+
+def system_label(name: str) -> str:
+    """For a legend."""
+    if name == "plain":
+        return "plain decoding"
+    if name == "dflash":
+        return "stock chain"
+    kind = "adaptive, at most" if name.startswith(ADAPTIVE) else "DDTREE,"
+    return f"{kind} {name.rsplit('-', 1)[1]} nodes"
+
+
+def dataset_colour(index: int) -> Any:
+    """Of the index-th data set."""
+    return plt.get_cmap("tab10")(index % 10)
+
+
+def whiskers(values: Sequence[Mapping[str, Any]], middle: str, low: str, high: str) -> list[list[float]]:
+    """`yerr` of points that have a middle and two ends."""
+    below = [max(0.0, one[middle] - one[low]) for one in values]
+    return [below, [max(0.0, one[high] - one[middle]) for one in values]]
+
+
+def plain_axes(axes: Any) -> None:
+    """No frame above and to the right, a light grid."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", linewidth=0.4, color="#dddddd")
+    axes.set_axisbelow(True)
+
+
+def powers_of_two(axes: Any, values: Sequence[int], label: str) -> None:
+    """A logarithmic axis that names the measured values."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(values, [str(value) for value in values])
+    axes.minorticks_off()
+    axes.set_xlabel(label)
+
+
+def legend_above(figure: Any, panels: Sequence[Any], columns: int) -> None:
+    """One legend for all panels, each label once."""
+    shown = {name: one for axes in panels for one, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown.keys(), loc="upper center", ncols=columns, frameon=False, fontsize=8)
+
+
+def finish(figure: Any, lines: Lines, path: Path, top: float = 0.93) -> None:
+    """Say where the numbers come from, and write the file."""
+    origin = lines[0]["provenance"]
+    machine = origin["gpu"] or f"{origin['cpu_model']}, {origin['cpu_cores']} cores"
+    commit = (origin["git_sha"] or "unknown")[:10] + (" with changes" if origin["dirty"] else "")
+    note = f"{machine}; sglang {origin['packages']['sglang']}; commit {commit}; {origin['date'][:10]}"
+    figure.text(0.5, 0.005, note, ha="center", fontsize=6.5, color="#555555")
+    figure.tight_layout(rect=(0, 0.03, 1, top))
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

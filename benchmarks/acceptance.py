@@ -35,6 +35,8 @@ from workers.progress import say, step
 
 Asked = dict[str, list[tuple[str, list[int]]]]
 """Dataset -> key and token ids of each of its prompts."""
+DECISIVE = ("model", "draft", "dtype", "max_new_tokens", "no_thinking")
+"""Settings that decide what is answered, and in how many rounds."""
 Key = tuple[str, str]
 """System and dataset of a result line."""
 
@@ -71,16 +73,20 @@ def systems_of(budgets: Sequence[int]) -> list[System]:
     return [System("plain", None), System("dflash", "DFLASH"), *trees]
 
 
-def read_lines(output: Path, asked: Asked) -> dict[Key, dict[str, Any]]:
+def read_lines(output: Path, asked: Asked, settings: dict[str, Any]) -> dict[Key, dict[str, Any]]:
     """What an earlier run with this output measured.
 
     Raises:
-        ValueError: it asked other prompts.
+        ValueError: it asked other prompts, or with settings that decide what is answered.
     """
     text = output.read_text(encoding="utf-8") if output.exists() else ""
     lines = [json.loads(line) for line in text.splitlines() if line]
     known = {(line["system"], line["dataset"]): line for line in lines if line["kind"] == "acceptance"}
     for (_, dataset), line in known.items():
+        for name in DECISIVE:
+            earlier = line["provenance"]["settings"].get(name)
+            if earlier != settings[name]:
+                raise ValueError(f"{output} was begun with {name} {earlier!r}, not {settings[name]!r}; name another.")
         if [one["key"] for one in line["prompts"]] != [key for key, _ in asked.get(dataset, [])]:
             raise ValueError(f"{output} holds answers to other prompts of {dataset}; name another --output.")
     return known
@@ -103,6 +109,7 @@ def ask(one: RunningSystem, dataset: str, asked: Asked, traces: Path, args: argp
         "system": one.system.name,
         "dataset": dataset,
         "budget": one.system.budget,
+        "dtype": args.dtype,
         "prompts": [{"key": key, **_answer(answer)} for (key, _), answer in answers],
     }
 
@@ -160,11 +167,12 @@ def run(args: argparse.Namespace) -> int:
     traces.mkdir(parents=True, exist_ok=True)
     systems = systems_of(args.budgets)
     origin = {**collect_provenance(), "settings": {name: portable(value) for name, value in vars(args).items()}}
-    lines = read_lines(output, asked)
+    lines = read_lines(output, asked, origin["settings"])
     for line in measure(systems, asked, lines, traces, args):
         lines[line["system"], line["dataset"]] = {**line, "provenance": origin}
         save(with_intervals(list(lines.values())), output)
-    surrogates = [{**line, "provenance": origin} for line in surrogate_lines(systems, asked, traces)]
+    found = surrogate_lines(systems, asked, traces)
+    surrogates = [{**line, "dtype": args.dtype, "provenance": origin} for line in found]
     complete = with_intervals(list(lines.values()))
     save([*complete, *surrogates], output)
     say("\n" + table([*complete, *surrogates]))

@@ -22,7 +22,9 @@ def with_intervals(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             **line,
             "accept_length": accept_length(line["prompts"]),
-            "gain_over_chain": gain(line["prompts"], _prompts(by_key, CHAIN, line)),
+            "gain_over_chain": None
+            if line["system"] == CHAIN
+            else gain(line["prompts"], _prompts(by_key, CHAIN, line)),
             "unlike_plain": unlike(line["prompts"], _prompts(by_key, PLAIN, line)),
         }
         for line in lines

@@ -340,6 +340,8 @@ def test_answers_to_other_prompts_are_not_taken_for_these(
     monkeypatch.setattr(bench_acceptance, "sample_prompts", lambda *_: other)
     assert acceptance(tmp_path)[0] == 1
     assert "other prompts of gsm8k; name another --output" in capsys.readouterr().err
+    assert acceptance(tmp_path, "--max-new-tokens", "12")[0] == 1
+    assert "was begun with max_new_tokens 11, not 12" in capsys.readouterr().err
 
 
 def test_equal_budget_is_the_drafters_block_without_its_first_token(tmp_path: Path) -> None:

@@ -167,6 +167,24 @@ def test_one_command_draws_every_kind(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not plt.get_fignums(), "figures are closed"
 
 
+def test_each_dtype_is_drawn_of_its_own_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[str, list[str]]] = []
+
+    def draw(lines: style.Lines, stem: Path) -> list[Path]:
+        drawn.append((stem.name, [one["dtype"] for one in lines]))
+        return [stem]
+
+    monkeypatch.setitem(plot.DRAWERS, "decode", (draw,))
+    file = tmp_path / "both.jsonl"
+    lines = [line("plain", 10, ["plain"], dtype=dtype) for dtype in ("float32", "bfloat16", "float32")]
+    file.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    plot.draw_file(file)
+    assert drawn == [("both-float32", ["float32"] * 2), ("both-bfloat16", ["bfloat16"])]
+    file.write_text(json.dumps(lines[0]) + "\n")
+    plot.draw_file(file)
+    assert drawn[-1] == ("both", ["float32"])
+
+
 def test_a_file_without_results_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     assert plot.main([str(tmp_path / "empty.jsonl")]) == 1

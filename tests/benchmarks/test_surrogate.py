@@ -35,6 +35,15 @@ def test_nodes_of_a_round_are_what_was_said_and_walked(tmp_path: Path) -> None:
     assert walks.accepted.tolist() == [True, False, False, True, False]
 
 
+def test_a_first_child_off_the_spine_is_off_the_spine(tmp_path: Path) -> None:
+    """The sixth node is 010 (.192), the first child of 01, which is none."""
+    walks = read_walks([write(tmp_path / "trace", (0, 1, 0), budget=6)])
+    assert walks.depths[5] == 3
+    assert not walks.on_spine[5]
+    assert not walks.under_spine[5]
+    assert walks.accepted[5]
+
+
 def test_smaller_budgets_are_cuts_of_the_traced_tree(tmp_path: Path) -> None:
     record = surrogate.surrogate_record(read_walks([write(tmp_path / "trace", (0, 1, 2), (0, 0, 0), (1, 0, 0))]))
     by_budget = {row["budget"]: row for row in record["by_budget"]}

@@ -5,7 +5,8 @@
 No number here depends on the clock, so servers run one after another and beside anything else. The smallest budget is
 the chain's by default: as many drafted nodes as its block proposes, the comparison of equal budgets. The histogram is
 SGLang's own, per request, for chain and trees alike. Answers are compared with plain decoding's. With the `--output` of
-a run that was broken off, what is missing is asked; `--traces` must then name the same folder, too.
+a run that was broken off, what is missing is asked; `--traces` must then name the same folder, too. Above temperature 0
+answers are drawn, by every system anew, and none is compared.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from workers.progress import say, step
 
 Asked = dict[str, list[tuple[str, list[int]]]]
 """Dataset -> key and token ids of each of its prompts."""
-DECISIVE = ("model", "draft", "dtype", "max_new_tokens", "no_thinking")
+DECISIVE = ("model", "draft", "dtype", "max_new_tokens", "no_thinking", "temperature")
 """Settings that decide what is answered, and in how many rounds."""
 Key = tuple[str, str]
 """System and dataset of a result line."""
@@ -48,6 +49,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--budgets", type=int, nargs="+", help="of the trees (default: the chain's, 16 and 64)")
     parser.add_argument("--prompts", type=int, default=20, help="per dataset (default 20)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of prompts")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy; above, answers are not compared")
     parser.add_argument("--at-once", type=int, default=4, help="requests at once; changes no number (default 4)")
     parser.add_argument("--traces", type=Path, help="folder that keeps the trees' traces (default: beside the output)")
     parser.add_argument("--output", type=Path, help="JSONL file (default: benchmarks/results/acceptance-DATE.jsonl)")
@@ -99,7 +101,8 @@ def ask(one: RunningSystem, dataset: str, asked: Asked, traces: Path, args: argp
     if reader:
         reader.mark()
     prompts = [ids for _, ids in asked[dataset]]
-    batch = generate_batch(one.url, prompts, args.max_new_tokens, args.at_once, args.client_timeout)
+    how = (args.max_new_tokens, args.at_once, args.client_timeout, args.temperature)
+    batch = generate_batch(one.url, prompts, *how)
     if reader:
         text = "".join(json.dumps(line) + "\n" for line in reader.since_mark())
         replace_text(trace_file(traces, one.system.name, dataset), text)
@@ -110,6 +113,7 @@ def ask(one: RunningSystem, dataset: str, asked: Asked, traces: Path, args: argp
         "dataset": dataset,
         "budget": one.system.budget,
         "dtype": args.dtype,
+        "temperature": args.temperature,
         "prompts": [{"key": key, **_answer(answer)} for (key, _), answer in answers],
     }
 

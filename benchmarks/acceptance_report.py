@@ -25,7 +25,7 @@ def with_intervals(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "gain_over_chain": None
             if line["system"] == CHAIN
             else gain(line["prompts"], _prompts(by_key, CHAIN, line)),
-            "unlike_plain": unlike(line["prompts"], _prompts(by_key, PLAIN, line)),
+            "unlike_plain": None if line.get("temperature") else unlike(line["prompts"], _prompts(by_key, PLAIN, line)),
         }
         for line in lines
     ]
@@ -88,7 +88,8 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         "|---|---|--:|--:|--:|",
     ]
     rows += [_row(line["system"], line["dataset"], line) for line in counted]
-    for line in with_intervals([{"system": s, "dataset": ALL, "prompts": p} for s, p in together.items()]):
+    drawn = {"temperature": max((line.get("temperature", 0.0) for line in counted), default=0.0)}
+    for line in with_intervals([{"system": s, "dataset": ALL, "prompts": p, **drawn} for s, p in together.items()]):
         rows.append(_row(line["system"], ALL, line))
     blocks = ["\n".join(rows), _histogram_table(together)]
     blocks += [f"### {line['system']}\n\n{surrogate_table(line)}" for line in lines if line["kind"] == "surrogate"]

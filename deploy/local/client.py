@@ -106,11 +106,17 @@ def flush_cache(url: str) -> None:
     post(url, "/flush_cache?timeout=30")
 
 
-def generate(url: str, input_ids: Sequence[int], max_new_tokens: int, timeout_s: float = TIMEOUT_S) -> Generation:
-    """Greedy continuation of `input_ids`, streamed; raises ClientError as `post` does."""
+def generate(
+    url: str,
+    input_ids: Sequence[int],
+    max_new_tokens: int,
+    timeout_s: float = TIMEOUT_S,
+    temperature: float = 0.0,
+) -> Generation:
+    """Continuation of `input_ids`, streamed, greedy by default; raises ClientError as `post` does."""
     body = {
         "input_ids": list(input_ids),
-        "sampling_params": {"temperature": 0.0, "max_new_tokens": max_new_tokens},
+        "sampling_params": {"temperature": temperature, "max_new_tokens": max_new_tokens},
         "stream": True,
     }
     started = time.perf_counter()
@@ -145,12 +151,17 @@ def generate(url: str, input_ids: Sequence[int], max_new_tokens: int, timeout_s:
 
 
 def generate_batch(
-    url: str, prompts: Sequence[Sequence[int]], max_new_tokens: int, at_once: int, timeout_s: float = TIMEOUT_S
+    url: str,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    at_once: int,
+    timeout_s: float = TIMEOUT_S,
+    temperature: float = 0.0,
 ) -> Batch:
     """All `prompts`, `at_once` of them at any time."""
     started = time.perf_counter()
     with ThreadPoolExecutor(at_once) as pool:
-        answers = list(pool.map(lambda ids: generate(url, ids, max_new_tokens, timeout_s), prompts))
+        answers = list(pool.map(lambda ids: generate(url, ids, max_new_tokens, timeout_s, temperature), prompts))
     return Batch(tuple(answers), time.perf_counter() - started)
 
 

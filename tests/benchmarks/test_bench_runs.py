@@ -331,6 +331,16 @@ def test_acceptance_says_when_answers_differ(machine: FakeMachine, tmp_path: Pat
     assert {line["system"]: line.get("unlike_plain") for line in lines[:3]} == {"plain": 0, "dflash": 0, "ddtree-4": 2}
 
 
+def test_drawn_answers_are_counted_and_not_compared(machine: FakeMachine, tmp_path: Path) -> None:
+    machine.liars = {"ddtree-4"}
+    status, lines = acceptance(tmp_path, "--temperature", "0.7")
+    assert status == 0
+    assert {line["unlike_plain"] for line in lines[:3]} == {None}
+    assert lines[2]["accept_length"]["value"] == pytest.approx(11 / 5)
+    logs = [(tmp_path / f"{name}.log").read_text().split() for name in ("plain", "dflash", "ddtree-4")]
+    assert logs == [["temperature", "0.7"] * 2] * 3
+
+
 @pytest.mark.usefixtures("machine")
 def test_answers_to_other_prompts_are_not_taken_for_these(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

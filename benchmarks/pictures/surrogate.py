@@ -86,7 +86,8 @@ def _budgets(axes: Any, line: dict[str, Any]) -> None:
         _points(
             axes, budgets, [row["realised"][side] for row in rows], color=colour, marker="o", label=f"{label}, realised"
         )
-    ticks = [budget for budget in (1, 2, 4, 8, 16, 32, 64, 128) if budget <= budgets[-1]]
+    # The largest budget is named, and the powers of two that leave it room.
+    ticks = [*(budget for budget in (1, 2, 4, 8, 16, 32, 64, 128) if 1.4 * budget < budgets[-1]), budgets[-1]]
     style.powers_of_two(axes, ticks, "nodes besides the root")
     axes.set_title("tree and single trajectory of as many nodes, same rounds", fontsize=10)
     axes.set_ylabel("accepted drafted tokens a round")

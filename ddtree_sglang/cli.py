@@ -1,6 +1,6 @@
 """The `ddtree` command: `doctor` says whether DDTREE can serve here, and why not; `trace` and `top` show how it serves.
 
-Starts nothing and loads no model.
+`calibrate` measures what rounds cost on a server that runs. Starts nothing and loads no model.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from ddtree_sglang import __version__
+from ddtree_sglang.calibration import commands as calibration_commands
 from ddtree_sglang.config import CONFIG_ENV, DDTreeConfig
 from ddtree_sglang.contract.check import mismatches
 from ddtree_sglang.contract.cpu_patches import CPU_PLATFORM_PATCHES
@@ -26,7 +27,7 @@ from ddtree_sglang.contract.worker_patches import WORKER_PATCHES
 from ddtree_sglang.contract.workers import WORKERS
 from ddtree_sglang.engine.admission.drafter_report import read_configuration, report_of
 from ddtree_sglang.exceptions import DDTreeConfigError, DDTreeError, DemoNotInstalledError
-from ddtree_sglang.viewer.commands import add_commands
+from ddtree_sglang.viewer import commands as viewer_commands
 
 TABLES = {"engine": (*ENGINE, *ENTRY), "platform": CPU_PLATFORM, "workers": WORKERS}
 PATCHES = {
@@ -60,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FOLDER_OR_CONFIG",
         help="print instead what DDTREE would do with a drafter, from its config.json alone",
     )
-    add_commands(commands)
+    viewer_commands.add_commands(commands)
+    calibration_commands.add_commands(commands)
     args = parser.parse_args(argv)
     if args.command != "doctor":
         return int(args.run(args))

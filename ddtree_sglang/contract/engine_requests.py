@@ -149,8 +149,8 @@ REQUESTS: tuple[Row, ...] = (
     Row(
         "sglang.srt.managers.scheduler",
         "Scheduler",
-        "init_req_max_new_tokens is_mixed_chunk max_req_input_len max_req_len model_config result_queue",
-        "context_limit, mixed_chunks, node_processors",
+        "init_req_max_new_tokens is_mixed_chunk max_req_input_len max_req_len model_config result_queue draft_worker",
+        "context_limit, mixed_chunks, node_processors, cost_report",
     ),
     Row(
         "sglang.srt.managers.scheduler",
@@ -193,6 +193,19 @@ REQUESTS: tuple[Row, ...] = (
         "SchedulerBatchResultProcessor.advance_grammar_fsm",
         "result batch",
         "run_ends",
+    ),
+    Row(
+        "sglang.srt.managers.scheduler_components.internal_state",
+        "SchedulerInternalStateController",
+        "scheduler _add_speculative",
+        "cost_report",
+    ),
+    Row(
+        "sglang.srt.managers.scheduler_components.internal_state",
+        "SchedulerInternalStateController._add_speculative",
+        "state",
+        "cost_report",
+        exact=True,
     ),
     Row(
         "sglang.srt.managers.scheduler_components.output_streamer",

@@ -152,6 +152,12 @@ ROUND_PATCHES = (
         "ddtree_sglang.engine.decision_metrics:export_decisions",
         "what the adaptive budget decides, and whether it came true, would stand in no metric",
     ),
+    Patch(
+        "sglang.srt.managers.scheduler_components.internal_state.SchedulerInternalStateController._add_speculative",
+        "after",
+        "ddtree_sglang.engine.cost_report:report_costs",
+        "what rounds cost would be known to nobody but the server",
+    ),
     *GRAMMAR_PATCHES,
     Patch(
         f"{_REQ}.update_finish_state",

@@ -112,14 +112,18 @@ class HonestProbs:
         self._rounds = 0
         self._refresh()
 
-    def of_paths(self, trees: RoundTrees) -> Floats:
-        """`[B, N]`: probability that the target accepts each node; 1 at the root, 0 at padding."""
+    def of_nodes(self, trees: RoundTrees) -> Floats:
+        """`[B, N]`: probability that the target accepts each node whose parent it did; 1 at the root, 0 at padding."""
         classes = trees.classes
-        rows = np.arange(len(classes.cells))[:, None]
-        held = self._base[classes.cells] + self._slope[classes.cells] * classes.conditional
+        held: Floats = self._base[classes.cells] + self._slope[classes.cells] * classes.conditional
         held[trees.parents < 0] = 0.0
         held[:, 0] = 1.0
-        jump = classes.parents
+        return held
+
+    def of_paths(self, trees: RoundTrees) -> Floats:
+        """`[B, N]`: probability that the target accepts each node; 1 at the root, 0 at padding."""
+        held, jump = self.of_nodes(trees), trees.classes.parents
+        rows = np.arange(len(held))[:, None]
         # The root is its own parent, and certain; so is padding, and impossible.
         for _ in range(trees.doublings):
             held = held * held[rows, jump]
@@ -135,9 +139,7 @@ class HonestProbs:
             counted: `[B, N]`, False at nodes that no target was asked about: a request's own limit, its end.
         """
         classes = trees.classes
-        accepted = _accepted(accept_index, trees.parents.shape)
-        rows = np.arange(len(accepted))[:, None]
-        tried = (trees.parents >= 0) & accepted[rows, classes.parents] & counted
+        tried, accepted = trials(trees, accept_index, counted)
         cells = classes.cells[tried]
         np.add.at(self._trials, cells, 1.0)
         np.add.at(self._said, cells, classes.conditional[tried])
@@ -174,6 +176,13 @@ class HonestProbs:
                 }
             )
         return rows
+
+
+def trials(trees: RoundTrees, accept_index: Ints, counted: Bools) -> tuple[Bools, Bools]:
+    """`[B, N]` each: nodes that the target was asked about, because it accepted their parent, and those it accepted."""
+    accepted = _accepted(accept_index, trees.parents.shape)
+    rows = np.arange(len(accepted))[:, None]
+    return (trees.parents >= 0) & accepted[rows, trees.classes.parents] & counted, accepted
 
 
 def _share(counts: Floats, weight: float, prior: Floats, middles: Floats) -> Floats:

@@ -44,7 +44,7 @@ def overview(trace: Trace, run: Run, rounds: Sequence[Summary], ink: Ink) -> str
     if run.server:
         lines.append(f"  {describe_server(run.server)}")
     lines += [f"  {one}" for one in remarks(trace, run)]
-    lines += ["", *_accept_lines(rounds), "", *_table(_shape_rows(rounds)), "", *_request_lines(rounds)]
+    lines += ["", *_accept_lines(rounds), "", *aligned(_shape_rows(rounds)), "", *_request_lines(rounds)]
     return "\n".join(lines)
 
 
@@ -115,10 +115,10 @@ def _request_lines(rounds: Sequence[Summary]) -> Iterator[str]:
         rows.append([*row, span])
     if len(found) > MOST_REQUESTS:
         yield f"the last {MOST_REQUESTS} of {len(found)} requests:"
-    yield from _table(rows)
+    yield from aligned(rows)
 
 
-def _table(rows: Iterator[list[str]] | Sequence[list[str]]) -> Iterator[str]:
+def aligned(rows: Iterator[list[str]] | Sequence[list[str]]) -> Iterator[str]:
     """Columns set right, the first one left."""
     cells = list(rows)
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
@@ -142,7 +142,7 @@ def listing(rounds: Sequence[Summary]) -> str:
         counts = [str(one.number), str(one.batch_size), _or_dash(one.num_nodes, "d"), f"{one.total_ms:.1f}"]
         tokens = [_or_dash(one.tokens, "d"), _or_dash(one.expected_tokens, ".2f")]
         rows.append([*counts, *tokens, plain_line(one.decision or "")])
-    return "\n".join(_table(rows if any(one.decision for one in rounds) else [row[:-1] for row in rows]))
+    return "\n".join(aligned(rows if any(one.decision for one in rounds) else [row[:-1] for row in rows]))
 
 
 # -- one round --------------------------------------------------------------------------------------------------------

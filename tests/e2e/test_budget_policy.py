@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from ddtree_sglang.calibration.table import CostTable
+from ddtree_sglang.cli import main
 from tests.e2e.asking import PROMPTS, ask, ask_all, rounds_of
 from tests.e2e.servers import Server
 
@@ -28,7 +31,9 @@ def test_budget_follows_the_batch_and_tokens_do_not(plain: Server, serve: Callab
     assert any(max(one["commit_lens"]) > 1 for one in rounds if one["num_nodes"] > 1)
 
 
-def test_measured_costs_choose_the_budget_and_tokens_stay(plain: Server, serve: Callable[..., Any]) -> None:
+def test_measured_costs_choose_the_budget_and_tokens_stay(
+    plain: Server, serve: Callable[..., Any], tmp_path: Path
+) -> None:
     options = {"max_new_tokens": MAX_NEW_TOKENS, "ignore_eos": True}
     expected = [ask(plain.url, prompt, **options)["output_ids"] for prompt in PROMPTS]
     with serve("DDTREE", 16, "--speculative-ddtree-policy", "adaptive") as server:
@@ -38,6 +43,17 @@ def test_measured_costs_choose_the_budget_and_tokens_stay(plain: Server, serve: 
         own = ask(server.url, PROMPTS[0], **options, custom_params={"ddtree": {"budget": 2}})
         assert own["output_ids"] == expected[0]
         rounds = rounds_of(server.trace)
+        kept = tmp_path / "costs.json"
+        flags = ["--requests", "2", "--nodes", "4", "9", "--rounds", "3", "--output", str(kept)]
+        assert main(["calibrate", server.url, *flags]) == 0
+        calibrated = rounds_of(server.trace)[len(rounds) :]
+    whole = [one["num_nodes"] for one in calibrated if one["batch_size"] == 2]
+    assert set(whole) == {4, 9}
+    assert min(whole.count(4), whole.count(9)) >= 3
+    table = CostTable.load(kept)
+    assert {(0, 2, 4), (0, 2, 9)} <= table.seconds.keys()
+    took = [one["total_ms"] for one in calibrated if (one["batch_size"], one["num_nodes"]) == (2, 9)]
+    assert 0.5 * min(took) < 1e3 * table.seconds[0, 2, 9] < 2 * max(took)
     assert {one["decision"] for one in rounds} >= {"tree", "plain (try)"}
     assert len({one["num_nodes"] for one in rounds}) > 3
     assert all((one["draft_ms"] == 0) == one["decision"].startswith("plain") for one in rounds)

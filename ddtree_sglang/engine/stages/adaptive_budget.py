@@ -113,6 +113,22 @@ class AdaptiveBudget:
 
         `narrows`: the round's trees will be at hand, and `narrow` asked for what is to be verified of them.
         """
+        allowed = self._begin(reqs, node_limits, mean_prefix, most_nodes, narrows=narrows)
+        self.decision = self._choose_before(allowed)
+        drafts = self.decision.num_nodes > 1
+        # Where the tree can be looked at, it is drafted whole and cut then.
+        return allowed[-1] if drafts and self._narrows else self.decision.num_nodes
+
+    def begin_fixed(self, reqs: Sequence[Req], node_limits: Sequence[int], mean_prefix: float, most_nodes: int) -> int:
+        """`begin` of a round whose requests want their budget as it is: it is measured, and nothing is chosen."""
+        allowed = self._begin(reqs, node_limits, mean_prefix, most_nodes, narrows=False)
+        self.decision = self._decide(len(allowed) - 1, self._seconds(allowed), is_try=False)
+        return allowed[-1]
+
+    def _begin(
+        self, reqs: Sequence[Req], node_limits: Sequence[int], mean_prefix: float, most_nodes: int, *, narrows: bool
+    ) -> list[int]:
+        """Learn of rounds before, look at the requests of this one; the widths that are allowed."""
         self._measure()
         self._learn()
         self._narrows, self._narrowed = narrows, None
@@ -124,10 +140,7 @@ class AdaptiveBudget:
         usual = self._usual_honesty
         curves = [usual * self._usual.drafted if one is None else one.honesty(usual) * one.drafted for one in records]
         self._tokens = len(reqs) + self._within(np.stack(curves), node_limits).sum(0)
-        self.decision = self._choose_before(allowed)
-        drafts = self.decision.num_nodes > 1
-        # Where the tree can be looked at, it is drafted whole and cut then.
-        return allowed[-1] if drafts and self._narrows else self.decision.num_nodes
+        return allowed
 
     def narrow(self, reqs: Sequence[Req], node_limits: Sequence[int], trees: RoundTrees) -> int:
         """Nodes to verify of the trees that were drafted; at least 2, as the draft is paid for."""
@@ -152,6 +165,11 @@ class AdaptiveBudget:
         self._records.append(None if record is None else (record, self._narrowed))
         self._launched.append((*self._now, self.decision))
         self.totals.decided(self.decision)
+
+    @property
+    def usual_drafted(self) -> list[float]:
+        """Drafted tokens that a request is expected to have accepted by the widths, after what was served lately."""
+        return [round(float(one), 4) for one in self._usual_honesty * self._usual.drafted]
 
     def interrupt(self) -> None:
         """Something else than a round was run, so the time up to the next one is not a round's."""

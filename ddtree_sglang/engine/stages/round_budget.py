@@ -62,6 +62,10 @@ class RoundBudget:
         """What choices have come to, None where none is made."""
         return None
 
+    def costs(self) -> dict[str, Any]:
+        """What rounds cost here, for who asks the server; empty where nothing is measured."""
+        return {}
+
 
 class AdaptiveRounds(RoundBudget):
     """Of policy "adaptive": the first rank's choice, which the other ranks of its group are told."""
@@ -80,14 +84,15 @@ class AdaptiveRounds(RoundBudget):
     def begin(self, batch: ScheduleBatch, ends: BatchEnds, host_lens: torch.Tensor | None) -> int:
         """See `RoundBudget.begin`; grammars plant their trees at the width that is chosen before the draft."""
         self._reqs, self._limits = batch.reqs, ends.node_limits
-        self._narrows = not is_device_path() and not batch.has_grammar
+        self._narrows = ends.adapts and not is_device_path() and not batch.has_grammar
         most_nodes = super().begin(batch, ends, host_lens)
         if not self._decides:
             return self._told(most_nodes)
         mean_prefix = 1.0 if host_lens is None else float(host_lens.sum()) / max(len(batch.reqs), 1)
-        return self._told(
-            self.budget.begin(batch.reqs, ends.node_limits, mean_prefix, most_nodes, narrows=self._narrows)
-        )
+        asked = batch.reqs, ends.node_limits, mean_prefix, most_nodes
+        if not ends.adapts:
+            return self._told(self.budget.begin_fixed(*asked))
+        return self._told(self.budget.begin(*asked, narrows=self._narrows))
 
     @property
     def cut(self) -> TreeCut | None:
@@ -115,6 +120,18 @@ class AdaptiveRounds(RoundBudget):
     def totals(self) -> Totals | None:
         """Of the rank that decides."""
         return self.budget.totals if self._decides else None
+
+    def costs(self) -> dict[str, Any]:
+        """The table, the widths, and what a request is expected to have accepted of each; kept on disk by the way."""
+        if not self._decides:
+            return {}
+        self._costs.save(self.budget.costs)
+        return {
+            "file": None if self._costs.path is None else str(self._costs.path),
+            "nodes": list(self.budget.widths),
+            "drafted": self.budget.usual_drafted,
+            "cells": self.budget.costs.to_json(),
+        }
 
     def interrupt(self) -> None:
         """The time up to the next round is not a round's."""

@@ -15,7 +15,7 @@ import torch
 from sglang.srt.utils.common import async_h2d
 
 from ddtree_sglang.core.round_ends import RoundEnds
-from ddtree_sglang.engine.request_options import bad_options, requested_budget
+from ddtree_sglang.engine.request_options import adapts, bad_options, requested_budget
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -54,6 +54,8 @@ class BatchEnds:
 
     ends: RoundEnds
     node_limits: tuple[int, ...]
+    adapts: bool = True
+    """False where every request wants its budget as it is, whatever a policy would choose."""
 
     @property
     def most_nodes(self) -> int:
@@ -70,7 +72,7 @@ class BatchEnds:
         packed = async_h2d([*map(limit_len, reqs), *limits, *rows], dtype=torch.int64, device=device)
         size = len(reqs)
         ends = RoundEnds(packed[2 * size :].view(size, width), packed[:size], packed[size : 2 * size])
-        return cls(ends, tuple(limits))
+        return cls(ends, tuple(limits), any(map(adapts, reqs)))
 
 
 class EndsOfBatches:

@@ -37,8 +37,8 @@ def batch_of_two(*, has_grammar: bool = False) -> Any:
     return SimpleNamespace(reqs=[running_request(), running_request()], has_grammar=has_grammar)
 
 
-def ends_of(*limits: int) -> Any:
-    return BatchEnds(None, limits)  # type: ignore[arg-type]
+def ends_of(*limits: int, adapts: bool = True) -> Any:
+    return BatchEnds(None, limits, adapts)  # type: ignore[arg-type]
 
 
 def rounds(lag: int = 0) -> AdaptiveRounds:
@@ -144,3 +144,35 @@ def test_the_other_ranks_do_what_the_first_one_says(monkeypatch: pytest.MonkeyPa
     assert told == heard
     assert ranks[1].totals is None
     assert ranks[1].budget.probs.table() == [], "only the first rank learns"
+
+
+@pytest.mark.parametrize(("device", "lag"), [(False, 0), (True, 1)])
+def test_requests_that_want_their_budget_as_it_is_get_it_in_each_round_and_it_is_measured(
+    monkeypatch: pytest.MonkeyPatch, device: bool, lag: int
+) -> None:
+    parallel(monkeypatch)
+    monkeypatch.setattr(round_budget, "is_device_path", lambda: device)
+    one, batch = rounds(lag), batch_of_two()
+    for limit in (4, 1, NODES):
+        assert {play(one, batch, ends_of(limit, limit, adapts=False)) for _ in range(12)} == {limit}
+    assert {(size, nodes) for size, nodes, _, _ in one.costs()["cells"]} == {(2, 4), (2, 1), (2, NODES)}
+    assert len({play(one, batch, ends_of(NODES, NODES)) for _ in range(40)}) > 1, "others are chosen for again"
+
+
+def test_who_asks_is_told_what_rounds_cost_and_finds_it_on_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    parallel(monkeypatch)
+    one = AdaptiveRounds(POLICY, CostFile.of({"model_path": "m"}, tmp_path), lag=0)
+    for _ in range(40):
+        play(one, batch_of_two(), ends_of(NODES, NODES))
+    told = one.costs()
+    assert told["nodes"] == list(POLICY.node_counts)
+    assert len(told["drafted"]) == len(told["nodes"])
+    assert told["drafted"][0] == 0
+    assert CostFile.of({"model_path": "m"}, tmp_path).load().to_json() == told["cells"] != []
+    assert told["file"] == str(one._costs.path)
+    assert AdaptiveRounds(POLICY, CostFile(None, {}), lag=0).costs()["file"] is None
+    parallel(monkeypatch, rank=1)
+    assert AdaptiveRounds(POLICY, CostFile(None, {}), lag=0).costs() == {}
+    assert RoundBudget(POLICY).costs() == {}

@@ -56,6 +56,16 @@ def test_a_processor_that_writes_into_its_requests_budget_ends_nothing() -> None
     assert BatchEnds.of([req], 8, "cpu").most_nodes == 8
 
 
+def test_a_batch_adapts_unless_all_of_its_requests_want_their_budget_as_it_is() -> None:
+    fixed, free = ({"ddtree": {"budget": 2, "adapt": adapt}} for adapt in (False, True))
+    reqs = {name: request_of(custom_params=given) for name, given in {"fixed": fixed, "free": free, "no": None}.items()}
+    assert not BatchEnds.of([reqs["fixed"], reqs["fixed"]], 8, "cpu").adapts
+    assert BatchEnds.of([reqs["fixed"], reqs["no"]], 8, "cpu").adapts
+    assert BatchEnds.of([reqs["free"]], 8, "cpu").adapts
+    reqs["fixed"].sampling_params.custom_params["ddtree"] = {"budget": "x", "adapt": False}
+    assert BatchEnds.of([reqs["fixed"]], 8, "cpu").adapts, "options that are none ask for nothing"
+
+
 def test_the_limit_is_the_length_that_is_committed_when_the_last_token_is_out() -> None:
     """The last token of an answer is in no KV row: a prompt of 4 and 3 tokens commit 6."""
     assert limit_len(request_of(prompt_len=4, max_new_tokens=3)) == 6

@@ -47,7 +47,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     add_common_flags(parser)
     parser.add_argument("--budgets", type=int, nargs="+", help="of the trees (default: the chain's, 16 and 64)")
-    parser.add_argument("--prompts", type=int, default=20, help="per dataset (default 20)")
+    parser.add_argument("--prompts", type=int, default=20, help="per dataset (default 20; 0: as the paper)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of prompts")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy; above, answers are not compared")
     parser.add_argument("--at-once", type=int, default=4, help="requests at once; changes no number (default 4)")

@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks.decode_report import Measurement, result_lines, table
 from benchmarks.harness.flags import add_common_flags, exit_status
-from benchmarks.harness.prompts import Prompt, sample_prompts
+from benchmarks.harness.prompts import AS_IN_PAPER, Prompt, sample_prompts
 from benchmarks.harness.provenance import REPO, collect_provenance, portable
 from benchmarks.harness.systems import (
     Common,
@@ -51,7 +51,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--budgets", type=int, nargs="+", default=[4, 8, 16, 32], help="DDTREE tree budgets")
     parser.add_argument("--adaptive", type=int, metavar="BUDGET", help="also policy adaptive, at most so many nodes")
     parser.add_argument("--dtypes", nargs="+", help="one after another (default: that of --dtype)")
-    parser.add_argument("--prompts", type=int, default=8, help="per dataset (default 8; no fewer than go at once)")
+    parser.add_argument("--prompts", type=int, default=8, help="per dataset (default 8; 0: as the paper)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], help="requests at once")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="of the choice of prompts")
@@ -127,7 +127,7 @@ def measure(
     for repeat in range(args.repeats):
         for batch_size in args.batch_sizes:
             for dataset, all_prompts in encoded.items():
-                prompts = all_prompts[: max(args.prompts, batch_size)]
+                prompts = all_prompts[: max(args.prompts, batch_size)] if args.prompts else all_prompts
                 turn, measured = repeat % len(systems), []
                 for chosen in [*systems[turn:], *systems[:turn]]:
                     what = f"repeat {repeat + 1}/{args.repeats}, batch {batch_size}, {dataset}, {chosen.system.name}"
@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
     """Start everything, check, measure, write. Returns the exit status."""
     pair = prepare_pair(Path(sys.executable), args.model, args.draft)
     with step("reading the prompts and the tokenizer"):
-        count = max(args.prompts, *args.batch_sizes)
+        count = max(args.prompts, *args.batch_sizes) if args.prompts else AS_IN_PAPER
         chosen = sample_prompts(args.datasets, count, args.seed, args.data_folder)
         encoded = encode(chosen, pair.model, not args.no_thinking)
     args.model, args.draft = pair.model, pair.draft

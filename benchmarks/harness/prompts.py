@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -20,6 +21,10 @@ from benchmarks.harness.published import PUBLISHED, load_published
 from ddtree_sglang.training.data.held_out_prompts import HELD_OUT_PROMPTS
 
 HELD_OUT = "held-out"
+
+
+AS_IN_PAPER = 0
+"""As a number of prompts."""
 
 
 class PromptsMissingError(Exception):
@@ -107,11 +112,19 @@ def load_dataset(name: str, folder: Path | None = None) -> list[Prompt]:
 
 
 def sample_prompts(datasets: Sequence[str], per_dataset: int, seed: int, folder: Path | None = None) -> list[Prompt]:
-    """`per_dataset` prompts of each, the same ones for the same seed whatever the other datasets are."""
+    """`per_dataset` prompts of each, the same ones for the same seed whatever the other datasets are.
+
+    With `AS_IN_PAPER` as many as the paper asked of each of its sets, and all of another.
+    """
     chosen: list[Prompt] = []
     for name in datasets:
         prompts = load_dataset(name, folder)
-        if per_dataset > len(prompts):
-            raise ValueError(f"{name} has {len(prompts)} prompts, {per_dataset} were asked for.")
-        chosen += random.Random(f"{seed}-{name}").sample(prompts, per_dataset)
+        wanted = per_dataset or min(len(prompts), _asked_in_paper(name))
+        if wanted > len(prompts):
+            raise ValueError(f"{name} has {len(prompts)} prompts, {wanted} were asked for.")
+        chosen += random.Random(f"{seed}-{name}").sample(prompts, wanted)
     return chosen
+
+
+def _asked_in_paper(name: str) -> int:
+    return PUBLISHED[name].asked_in_paper if name in PUBLISHED else sys.maxsize

@@ -17,6 +17,7 @@ from benchmarks.pictures import style
 
 LEAST_POINTS = 3
 """Fewer budgets or numbers of requests are no curve."""
+PANELS_IN_A_ROW = 4
 RATIO = "times plain decoding's tokens/s per request"
 ACCEPTED = "accept length (tokens a round, bonus included)"
 
@@ -82,25 +83,29 @@ def plot_budgets(lines: style.Lines, path: Path) -> None:
             _curve(axes, *_points(field, by_budget), label=f"DDTREE, {dataset}", **look)
             chain = FIELDS[field]([line for line in mine if line["system"] == "dflash"])
             if chain:
-                axes.axhline(
-                    chain["median"], color=colour, linestyle="--", linewidth=1, label=f"stock chain, {dataset}"
-                )
+                axes.axhline(chain["median"], color=colour, linestyle="--", linewidth=1)
+        axes.plot([], [], color="#444444", linestyle="--", linewidth=1, label="stock chain, same colours")
         if field == RATIO:
             axes.axhline(1.0, color="#888888", linewidth=1, label="plain decoding")
         style.powers_of_two(axes, budgets, "nodes besides the root")
         axes.set_title(field, fontsize=10)
         axes.margins(y=0.08)
         style.plain_axes(axes)
-    style.legend_above(figure, panels, min(4, 1 + len(datasets)))
-    style.finish(figure, lines, path, top=0.87)
+    style.finish(figure, lines, path, style.legend_above(figure, panels, 5))
 
 
 def plot_requests(lines: style.Lines, path: Path) -> None:
     """A panel per data set: speed of each system against plain decoding's, by the number of requests at once."""
     datasets, systems = sorted({line["dataset"] for line in lines}), style.systems_of(lines)
     sizes = sorted({line["batch_size"] for line in lines})
-    figure, panels = plt.subplots(1, len(datasets), figsize=(4.6 * len(datasets), 4.2), squeeze=False, sharey=True)
-    for axes, dataset in zip(panels[0], datasets, strict=True):
+    columns = min(PANELS_IN_A_ROW, len(datasets))
+    rows = -(-len(datasets) // columns)
+    size = (4.6 * columns, 0.4 + 3.8 * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
+    panels = list(grid.flat)
+    for unused in panels[len(datasets) :]:
+        unused.set_visible(False)
+    for axes, dataset in zip(panels, datasets, strict=False):
         for index, system in enumerate(systems):
             mine = [line for line in lines if line["dataset"] == dataset and line["system"] == system]
             if system == "plain":
@@ -114,9 +119,9 @@ def plot_requests(lines: style.Lines, path: Path) -> None:
         style.powers_of_two(axes, sizes, "requests at once")
         axes.set_title(dataset, fontsize=10)
         style.plain_axes(axes)
-    panels[0][0].set_ylabel(RATIO, fontsize=8)
-    style.legend_above(figure, panels[0], min(len(systems), 2 * len(datasets)))
-    style.finish(figure, lines, path, top=0.93)
+    for row in grid:
+        row[0].set_ylabel(RATIO, fontsize=8)
+    style.finish(figure, lines, path, style.legend_above(figure, panels, 2 * columns))
 
 
 def draw(lines: style.Lines, stem: Path) -> list[Path]:

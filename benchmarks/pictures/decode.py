@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 
 from benchmarks.pictures import style
+from benchmarks.pictures.curves import RATIO, ratio_to_plain
 
 STAGE_COLOURS = {
     "draft": "#9ecae1",
@@ -44,8 +45,8 @@ def _bars(axes: Any, lines: Sequence[dict[str, Any]], field: str, colours: dict[
             color=colours[name],
             error_kw={"linewidth": 0.8},
         )
-        axes.bar_label(bars, [f"{value:.1f}" for value in medians], fontsize=6, padding=2)
-    axes.set_xticks(range(len(datasets)), datasets)
+        axes.bar_label(bars, [f"{value:.{1 if value >= 10 else 2}f}" for value in medians], fontsize=6, padding=2)
+    axes.set_xticks(range(len(datasets)), datasets, fontsize=10 if len(datasets) <= 4 else 8)
     axes.margins(y=0.12)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -61,8 +62,9 @@ def plot_field(lines: Sequence[dict[str, Any]], field: str, label: str, path: Pa
     sizes = sorted({line["batch_size"] for line in lines})
     systems = style.systems_of(lines)
     colours = {name: style.system_colour(name, systems) for name in systems}
+    width = max(5.6, 1.3 * len({line["dataset"] for line in lines}))
     figure, panels = plt.subplots(
-        len(groups), len(sizes), figsize=(5.6 * len(sizes), 0.6 + 3.0 * len(groups)), squeeze=False, sharey="col"
+        len(groups), len(sizes), figsize=(width * len(sizes), 0.6 + 3.0 * len(groups)), squeeze=False, sharey="col"
     )
     for row, group in zip(panels, groups, strict=True):
         for axes, size in zip(row, sizes, strict=True):
@@ -70,17 +72,7 @@ def plot_field(lines: Sequence[dict[str, Any]], field: str, label: str, path: Pa
             _bars(axes, mine, field, colours)
             axes.set_title(f"batch size {size}", fontsize=10)
         row[0].set_ylabel(label, fontsize=8)
-    shown = {name: one for axes in panels.flat for one, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    shown = {name: shown[name] for name in systems if name in shown}
-    figure.legend(
-        shown.values(),
-        shown.keys(),
-        loc="upper center",
-        ncols=min(len(shown), 3 * len(sizes)),
-        frameon=False,
-        fontsize=8,
-    )
-    style.finish(figure, lines, path)
+    style.finish(figure, lines, path, style.legend_above(figure, list(panels.flat), 3 * len(sizes), systems))
 
 
 def plot_stages(lines: Sequence[dict[str, Any]], path: Path) -> None:
@@ -101,8 +93,7 @@ def plot_stages(lines: Sequence[dict[str, Any]], path: Path) -> None:
     axes.margins(x=0.18, y=0.01)
     axes.set_xlabel("median time per round, ms")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="upper center", ncols=len(STAGE_COLOURS), frameon=False, fontsize=8)
-    style.finish(figure, chosen, path)
+    style.finish(figure, chosen, path, style.legend_above(figure, [axes], len(STAGE_COLOURS)))
 
 
 def draw(lines: style.Lines, stem: Path) -> list[Path]:
@@ -111,9 +102,14 @@ def draw(lines: style.Lines, stem: Path) -> list[Path]:
     # Of many numbers of requests `curves` shows the course; bars show its ends.
     shown = {sizes[0], sizes[-1]} if len(sizes) > MOST_SIZES else set(sizes)
     lines = [line for line in lines if line["batch_size"] in shown]
-    speed, accepted, stages = (stem.with_name(f"{stem.name}-{kind}.png") for kind in ("speed", "accept", "stages"))
+    kinds = ("speed", "ratio", "accept", "stages")
+    speed, ratio, accepted, stages = (stem.with_name(f"{stem.name}-{kind}.png") for kind in kinds)
     plot_field(lines, "decode_tokens_per_s", "decode tokens/s per request", speed)
     drawn = [speed]
+    if any(line["ratio_to_plain"] for line in lines):
+        of_turns = [{**line, "ratio": ratio_to_plain([line])} for line in lines if line["system"] != "plain"]
+        plot_field(of_turns, "ratio", RATIO, ratio)
+        drawn.append(ratio)
     if any(line["accept_length"] for line in lines):
         plot_field(lines, "accept_length", "accept length (tokens per round, bonus included)", accepted)
         drawn.append(accepted)

@@ -47,7 +47,6 @@ def draw(lines: style.Lines, stem: Path) -> list[Path]:
     for axes, (name, percentile, label) in zip(panels.flat, PANELS, strict=True):
         _panel(axes, lines, name, percentile)
         axes.set_title(label, fontsize=10)
-    style.legend_above(figure, [panels.flat[0]], len(style.systems_of(lines)))
     path = stem.with_name(f"{stem.name}-latency.png")
-    style.finish(figure, lines, path, top=0.94)
+    style.finish(figure, lines, path, style.legend_above(figure, [panels.flat[0]], 8))
     return [path]

@@ -75,13 +75,17 @@ def powers_of_two(axes: Any, values: Sequence[int], label: str) -> None:
     axes.set_xlabel(label)
 
 
-def legend_above(figure: Any, panels: Sequence[Any], columns: int) -> None:
-    """One legend for all panels, each label once."""
-    shown = {name: one for axes in panels for one, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+def legend_above(figure: Any, panels: Sequence[Any], columns: int, order: Sequence[str] = ()) -> float:
+    """One legend for all panels, each label once, those of `order` first; the share of the figure's height below it."""
+    found = {name: one for axes in panels for one, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    shown = {name: found[name] for name in dict.fromkeys([*order, *found]) if name in found}
+    columns = min(columns, len(shown))
     figure.legend(shown.values(), shown.keys(), loc="upper center", ncols=columns, frameon=False, fontsize=8)
+    inches = 0.12 + 0.18 * -(-len(shown) // columns)
+    return float(1.0 - inches / figure.get_figheight())
 
 
-def finish(figure: Any, lines: Lines, path: Path, top: float = 0.93) -> None:
+def finish(figure: Any, lines: Lines, path: Path, top: float) -> None:
     """Say where the numbers come from, and write the file."""
     origin = lines[0]["provenance"]
     machine = origin["gpu"] or f"{origin['cpu_model']}, {origin['cpu_cores']} cores"

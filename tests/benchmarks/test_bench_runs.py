@@ -152,6 +152,9 @@ def test_as_many_prompts_are_asked_as_go_at_once(tmp_path: Path, monkeypatch: py
     status, lines = decode(tmp_path, "--prompts", "1", "--budgets", "4", "--repeats", "1")
     assert (status, counts) == (0, [2])
     assert {(line["batch_size"], line["num_prompts"]) for line in lines} == {(1, 1), (2, 2)}
+    status, lines = decode(tmp_path, "--prompts", "0", "--budgets", "4", "--repeats", "1")
+    assert (status, counts) == (0, [2, 0])
+    assert {(line["batch_size"], line["num_prompts"]) for line in lines} == {(1, 2), (2, 2)}
 
 
 def test_the_pool_holds_the_largest_batch_with_its_trees() -> None:

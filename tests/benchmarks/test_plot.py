@@ -158,7 +158,7 @@ def test_one_command_draws_every_kind(tmp_path: Path, capsys: pytest.CaptureFixt
     assert plot.main([str(tmp_path / f"{name}.jsonl") for name in files]) == 0
     drawn = [Path(path) for path in capsys.readouterr().out.splitlines()]
     assert [path.name for path in drawn] == [
-        *(f"decode-{dtype}-{kind}.png" for dtype in ("float32", "bfloat16") for kind in ("speed", "accept")),
+        *(f"decode-{dtype}-{kind}.png" for dtype in ("float32", "bfloat16") for kind in ("speed", "ratio", "accept")),
         "acceptance-histogram.png",
         "acceptance-ddtree-4-surrogate.png",
         "serving-latency.png",

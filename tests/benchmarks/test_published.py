@@ -232,6 +232,14 @@ def test_a_folder_takes_the_place_of_the_packages(tmp_path: Path) -> None:
         prompts.sample_prompts(["math500"], 1, seed=0)
 
 
+def test_as_many_are_asked_as_in_the_paper(tmp_path: Path) -> None:
+    write(tmp_path / "gsm8k.jsonl", [{"question": f"How many {i}?", "answer": "1"} for i in range(300)])
+    write(tmp_path / "aime25.jsonl", [{"question": f"Q{i}", "answer": "1"} for i in range(15)])
+    chosen = prompts.sample_prompts(["gsm8k", "aime25", "held-out/code"], 0, seed=0, folder=tmp_path)
+    counts = [sum(one.dataset == name for one in chosen) for name in ("gsm8k", "aime25", "held-out/code")]
+    assert counts == [128, 15, 20]
+
+
 def test_the_readme_lists_every_set_with_its_source() -> None:
     text = (Path(__file__).resolve().parents[2] / "benchmarks/README.md").read_text(encoding="utf-8")
     rows = {name: text.split(f"\n| `{name}` | ")[1].split("\n")[0] for name in PUBLISHED}

@@ -27,6 +27,7 @@ from ddtree_sglang.contract.worker_patches import WORKER_PATCHES
 from ddtree_sglang.contract.workers import WORKERS
 from ddtree_sglang.engine.admission.drafter_report import read_configuration, report_of
 from ddtree_sglang.exceptions import DDTreeConfigError, DDTreeError, DemoNotInstalledError
+from ddtree_sglang.simulator import commands as simulator_commands
 from ddtree_sglang.viewer import commands as viewer_commands
 
 TABLES = {"engine": (*ENGINE, *ENTRY), "platform": CPU_PLATFORM, "workers": WORKERS}
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     viewer_commands.add_commands(commands)
     calibration_commands.add_commands(commands)
+    simulator_commands.add_commands(commands)
     args = parser.parse_args(argv)
     if args.command != "doctor":
         return int(args.run(args))

@@ -29,6 +29,7 @@ WRITERS = ("setattr", "delattr", "object.__setattr__", "HookRegistry.register")
 
 OURS = {
     "ddtree_sglang.training": ("",),
+    "ddtree_sglang.simulator": ("",),
     # A model that is converted and saved, on no path to a server.
     "ddtree_sglang.demo.smollm2_source": ("model", "model.config"),
     "workers.answers.resume": ("self._reports[-1]",),

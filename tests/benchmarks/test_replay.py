@@ -1,0 +1,96 @@
+"""Recording for a replay, the made-up pair, and the predictions' tables, without a server."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from benchmarks import predict, record_replay, replay_check
+from benchmarks.harness.made_up_pair import CHAT, MATHS, Drafter
+from ddtree_sglang.calibration.table import CostTable
+from ddtree_sglang.simulator.recording import load_answers
+from ddtree_sglang.simulator.replay import replay_wave
+from ddtree_sglang.simulator.systems import Chain, FixedTree, Plain
+from tests.simulator.cases import Linear, answer
+from tests.viewer.cases import a_round
+
+
+def test_recorded_rounds_are_cut_to_the_recorded_requests_and_read_again(tmp_path: Path) -> None:
+    lines = [
+        a_round(0, 2, request_ids=["companion", "mine"], server={"model": "m"}, depths=[[0] * 7] * 2),
+        a_round(1, 1, request_ids=["companion"]),
+        a_round(2, 1, request_ids=["mine"], num_nodes=3),
+        a_round(3, 1, request_ids=["mine"], prefix_lens=[13]),
+    ]
+    kept = record_replay.kept_rounds(lines, frozenset(["mine"]), 7)
+    assert [one["round"] for one in kept] == [0, 3]
+    assert kept[0]["request_ids"] == ["mine"]
+    assert kept[0]["batch_size"] == 1
+    assert len(kept[0]["path_probs"]) == 1
+    record_replay.save(kept, tmp_path / "one.jsonl.gz")
+    with gzip.open(tmp_path / "one.jsonl.gz", "rt") as lines_again:
+        assert "packages" in json.loads(lines_again.readline())["server"]
+    (one,) = load_answers(tmp_path / "one.jsonl.gz")
+    assert (one.name, one.start, one.end) == ("mine", 10, 16)
+
+
+def test_a_made_up_drafter_is_as_good_as_its_own_word() -> None:
+    """The tokens that its trees bring are the sum of their path probabilities, give or take the draw."""
+    drafter = Drafter("test", block_size=5, steepness=0.8)
+    answers = drafter.answers(2, 1500, 17)
+    for num_nodes in (3, 17):
+        trees = [tree for one in answers for at, tree in one.trees.items() if at + 5 < one.end]
+        said = np.mean([sum(tree.path_probs[1:num_nodes]) for tree in trees])
+        came = np.mean([len(tree.accepted(num_nodes)) - 1 for tree in trees])
+        assert came == pytest.approx(said, rel=0.05)
+    assert drafter.answers(1, 20, 5)[0].trees == drafter.answers(1, 20, 5)[0].trees
+
+
+def test_the_made_up_pairs_accept_what_was_published() -> None:
+    for drafter, tokens in ((MATHS, 7.79), (CHAT, 4.28)):
+        answers = drafter.answers(4, 600, 17)
+        chain = np.mean([replay_wave([one], Chain(16), Linear()).accept_length for one in answers])
+        assert chain == pytest.approx(tokens, rel=0.05)
+
+
+def test_the_prediction_stands_beside_what_was_measured() -> None:
+    points = {(one["batch_size"], one["num_nodes"]): one for one in predict.compared()}
+    assert points.keys() == {(size, nodes) for size in (1, 8, 32) for nodes in (1, 16, 17)}
+    assert points[32, 17]["measured_steps"] == pytest.approx(3.73, abs=0.01)
+    assert points[1, 16]["measured_steps"] == pytest.approx(1.27, abs=0.01)
+
+
+def test_ratios_of_waves_are_compared() -> None:
+    answers = [answer(("spine", "none", "none", "none"), name=name) for name in ("a-0", "a-1")]
+    args = SimpleNamespace(batch_sizes=[1, 2], waves=1, block=4, budget=6, repeats=2)
+    table = CostTable({(0, size, nodes): 1 + 0.1 * size * nodes for size in (1, 2) for nodes in (1, 4, 6)})
+    # Four tokens: plain decoding takes four rounds, a tree of 5 besides the root one of twice the time at most.
+    spent = {("plain", 1): [4.4, 4.0], ("tree 5", 1): [2.2, 2.5]}
+    plain, tree = replay_check.result_lines(spent, table, answers, args)  # type: ignore[arg-type]
+    assert (plain["measured_ratio"], plain["predicted_ratio"], plain["error"]) == (1.0, 1.0, 0.0)
+    assert plain["predicted_s"] == pytest.approx(3 * 4 * 1.1), "three waves of one request"
+    assert tree["measured_ratio"] == pytest.approx((2.0 + 1.6) / 2)
+    assert tree["predicted_ratio"] == pytest.approx(4 * 1.1 / 1.6)
+    assert tree["error"] == pytest.approx(4 * 1.1 / 1.6 / 1.8 - 1)
+    assert "| 1 | tree 5 | 1.800 | 2.750 | +52.8% |" in replay_check.table_text([plain, tree])
+
+
+def test_waves_have_other_prompts_as_long_as_there_are_some() -> None:
+    assert replay_check.waves_of(["a", "b", "c"], 2, 2) == [["a", "b"], ["c", "a"]]
+    assert replay_check.waves_of(["a", "b"], 1, 1) == [["a"], ["b"], ["a"]]
+
+
+def test_systems_are_simulated_by_their_names() -> None:
+    args = SimpleNamespace(batch_sizes=[1], block=4, budget=6)
+    known = {one.name for one in replay_check.compared([5])}
+    assert known == {"plain", "chain", "tree 5", "adaptive"}
+    answers = [answer(("none",) * 8)]
+    made = {name: replay_check.simulated(name, args, Linear(), answers) for name in known}  # type: ignore[arg-type]
+    assert {name: one.name for name, one in made.items()} == {name: name for name in known}
+    assert isinstance(made["plain"], Plain)
+    assert isinstance(made["tree 5"], FixedTree)

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ddtree_sglang.core.cost_model import CostModel
+from ddtree_sglang.core.cost_model import read_cells
 from ddtree_sglang.exceptions import DDTreeError
 
 CLIFF = 1.10
@@ -42,16 +42,16 @@ class CostTable:
         parts = held if isinstance(held, dict) else {"cells": held}
         try:
             # The server's own check: requests, nodes, context, seconds.
-            rows = CostModel.from_json(parts.get("cells")).to_json()
+            cells = read_cells(parts.get("cells"))
             nodes, drafted = parts.get("nodes") or [], parts.get("drafted") or []
             pairs = {int(width): float(tokens) for width, tokens in zip(nodes, drafted, strict=bool(drafted))}
         except (ValueError, TypeError, OverflowError) as error:
             raise CostTableError(f"{source} must hold a table of costs, got something else: {error}.") from error
-        if not rows:
+        if not cells:
             raise CostTableError(f"{source} must hold costs of rounds, got none; serve some requests first.")
         facts = parts.get("facts")
         return cls(
-            {(context, requests, width): spent for requests, width, context, spent in rows},
+            {(context, requests, width): spent for (requests, width, context), spent in cells.items()},
             pairs,
             facts if isinstance(facts, dict) else {},
         )

@@ -1,14 +1,19 @@
 """What a round costs: seconds by requests, nodes per request and context, learned from rounds that were served.
 
 Nothing is assumed of the curve: it need be neither convex nor smooth, because captured widths, vector lengths and
-cache sizes make cliffs. Each cell (requests, nodes, context to a factor of two; requests beyond 8 to a factor of 1.4)
-is off a first guess by a factor of its own: the median of its first samples, which then follows the newest ones slowly.
-The first of all often holds what is done once, so of two the smaller counts. A cell without samples is estimated from
-those that have some, of which near ones count more.
+cache sizes make cliffs. Rounds of one number of requests and one context (requests beyond 8 to a factor of 1.4,
+contexts to a factor of two) are a row of the table, with a cell for each number of nodes.
 
-Machines have moods: a neighbour or a clock makes all rounds slower for a while. So a common factor follows the newest
-samples fast, and cells hold times without it. What is compared is then always of the same mood. A single sample,
-however absurd, moves both by a few per cent, and one that no clock can give (not finite, not above 0) is dropped.
+Within a row logarithms are estimated by a Kalman filter. Its state is a level, which all cells share and which drifts
+fast, because machines have moods: a neighbour or a clock makes all rounds slower for a while; and what each cell is off
+a first guess, which hardly changes. Before it is measured, a cell is thought to be off as its neighbours are
+(a Gaussian process over the logarithm of the nodes), and a little on its own. So two cells are compared by samples that
+lie near in time, one that was measured once is believed a little, and how much the comparison is to be believed is
+known (`doubts`).
+
+One sample that is far from what was expected is not believed; a second one in the same direction is: of the next round
+whatever it is, then the level has changed; or of the same cell with others between that were as expected, then the cell
+has. How far is far follows from how far samples usually are. A value that no clock can give is dropped.
 
 All of it is the host's arithmetic, and no device is asked for anything.
 """
@@ -16,38 +21,50 @@ All of it is the host's arithmetic, and no device is asked for anything.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-FIRST_SAMPLES = 5
-"""A cell's samples of which the median is its time."""
-KNOWN = 3
-"""Samples from which a cell is not explored any more."""
-MOOD_PACE, CELL_PACE = 0.2, 0.04
-"""How fast the mood and a cell follow: their logarithms go this share of the way to the newest sample."""
-LARGEST_STEP = math.log(1.5)
-"""A sample counts as at most this far from its estimate, in logarithms."""
-REGUESS = 64
-"""Samples of known cells after which the others are guessed anew."""
-NEARNESS = (1.0, 1.0, 1.5)
-"""Where a known cell's word about an unknown one counts e^-0.5: powers of 2 of requests, nodes and context between."""
-OWN_WEIGHT, GUESS_WEIGHT = 4.0, 0.05
-"""What a cell's own samples count against its neighbours' word, and the first guess beside all of them."""
-
+Array: TypeAlias = npt.NDArray[np.float64]
 Cell: TypeAlias = tuple[int, int, int]
 """`batch_class` of the requests, nodes of each (1: nothing is drafted), and `context_class` of the mean prefix."""
+
+SMOOTH, OWN = 0.3, 0.08
+"""Standard deviation of what a cell is off the first guess: with its neighbours, and alone."""
+REACH = 1.0
+"""Powers of two of nodes within which cells are neighbours."""
+NEAR_ROW = 0.1
+"""Like SMOOTH, of a row with its nearest row one step away."""
+UNKNOWN_LEVEL, NEAR_LEVEL = 30.0, 1.0
+"""Standard deviation of a level before a row's first sample: of the first row, and of one that has others beside it."""
+LEVEL_DRIFT, CELL_DRIFT = 0.01, 0.002
+"""What a level and a cell change in a round, as standard deviations."""
+NOISE, LEAST_NOISE, MOST_NOISE = 0.05, 0.02, 0.3
+"""Standard deviation of a sample: at first, and its limits."""
+NOISE_PACE = 0.05
+"""How fast it follows."""
+FAR = 3.0
+"""Standard deviations from which a sample is not believed at once."""
+LARGEST_STEP = math.log(3.0)
+"""By how much at most a sample that is believed late widens what is thought possible."""
+FILED_NOISE, KNOWN_NOISE = 0.1, 1e-4
+"""Standard deviation of a sample that was read from a file, and of one that is certain."""
+REFUTED = math.log(2.0)
+"""A cell that changes by more, beside others, shows that a file is of something else."""
+SETTLED = 8
+"""Samples of a row from which a change of its level is a mood of the machine."""
+NEARNESS = (1.0, 1.5)
+"""Where a row's word about a new one counts e^-0.5: powers of 2 of requests, and of context between."""
+GUESS_WEIGHT = 0.05
+"""What the mean of all rows counts beside near ones."""
 
 LARGEST = 100_000, 100_000, 20
 """Of a table's cells: more than any server has, and small enough for every product."""
 LEAST_SECONDS, MOST_SECONDS = 1e-6, 1e4
 """Of a table's times."""
-
-Array: TypeAlias = npt.NDArray[np.float64]
 
 
 def context_class(mean_prefix: float) -> int:
@@ -68,99 +85,253 @@ def first_guess(batch_size: int, num_nodes: int, context: int) -> float:
     return 1.0 + (0.25 if num_nodes > 1 else 0.0) + batch_size * (0.02 * num_nodes + 0.01 * 2.0**context)
 
 
-@dataclass
-class CellTime:
-    """By what a cell is off the first guess; logarithms, without the mood."""
+def _kernel(first: Array, second: Array) -> Array:
+    """`[W, V]`: by how much cells of these nodes are off alike, as a share of SMOOTH squared."""
+    return np.exp(-0.5 * ((np.log2(first)[:, None] - np.log2(second)) / REACH) ** 2)  # type: ignore[no-any-return]
 
-    first: list[float]  # samples, FIRST_SAMPLES of them at most
-    now: float
 
-    def observe(self, value: float) -> None:
-        """One more sample."""
-        if len(self.first) < FIRST_SAMPLES:
-            self.first.append(value)
-            self.now = min(self.first) if len(self.first) < KNOWN else median(self.first)
-        else:
-            self.now += CELL_PACE * _clipped(value - self.now)
+class CostRow:
+    """Cells of one number of requests and one context: logarithms of seconds over the first guess."""
+
+    def __init__(self, widths: Sequence[int], means: Array, level: tuple[float, float], smooth: float) -> None:
+        """`means [W]`: what cells are thought to be off, beside the level, a mean and its standard deviation.
+
+        `smooth` is the standard deviation of what neighbours share.
+        """
+        self.widths = list(widths)
+        self.smooth = smooth
+        self.prior = self._prior_covariance(np.array(widths, dtype=np.float64))
+        # The level first, then the cells.
+        self.state = np.concatenate([[level[0]], means])
+        self.covariance = np.zeros((len(widths) + 1,) * 2)
+        self.covariance[0, 0] = level[1] ** 2
+        self.covariance[1:, 1:] = self.prior
+        self.means = means
+        self.samples = [0] * len(widths)
+        self.filed: set[int] = set()  # nodes of cells that were read from a file
+        self.seen_at, self.mood = 0, 0.0
+        self._far: list[int] = [0] * len(widths)  # sign of a cell's newest sample, if that was far
+        self._level_far = 0
+        self.is_refuted = False  # a sample says that what a file said of these cells is wrong
+
+    @property
+    def num_samples(self) -> int:
+        """Rounds that were served, of all its cells."""
+        return sum(self.samples)
+
+    @property
+    def is_known(self) -> bool:
+        """Some cell was measured, now or by the server that wrote a file."""
+        return bool(self.filed or self.num_samples)
+
+    def _prior_covariance(self, widths: Array) -> Array:
+        covariance: Array = self.smooth**2 * _kernel(widths, widths) + OWN**2 * np.eye(len(widths))
+        return covariance
+
+    def places(self, widths: Sequence[int]) -> list[int]:
+        """Where cells stand in the state; those that are new join with what their neighbours say."""
+        for width in widths:
+            if width not in self.widths:
+                self._join(width)
+        return [1 + self.widths.index(width) for width in widths]
+
+    def _join(self, width: int) -> None:
+        known = np.array(self.widths, dtype=np.float64)
+        shared = self.smooth**2 * _kernel(known, np.array([width], dtype=np.float64))[:, 0]
+        weights = np.linalg.solve(self.prior, shared)
+        mean = float(np.interp(math.log2(width), np.log2(np.sort(known)), self.means[np.argsort(known)]))
+        cross = self.covariance[:, 1:] @ weights
+        own = self.smooth**2 + OWN**2 - shared @ weights + weights @ self.covariance[1:, 1:] @ weights
+        value = mean + weights @ (self.state[1:] - self.means)
+        self.covariance = np.block([[self.covariance, cross[:, None]], [cross[None], np.array([[own]])]])
+        self.state, self.means = np.append(self.state, value), np.append(self.means, mean)
+        self.widths.append(width)
+        self.samples.append(0)
+        self._far.append(0)
+        self.prior = self._prior_covariance(np.array(self.widths, dtype=np.float64))
+
+    def follow(self, rounds: int, mood: float) -> None:
+        """So many rounds of any row have passed, and the machine's mood is now this."""
+        passed, self.seen_at = rounds - self.seen_at, rounds
+        self.state[0] += mood - self.mood
+        self.mood = mood
+        most = np.full(len(self.state), self.smooth**2 + OWN**2)
+        drift = np.full(len(self.state), CELL_DRIFT**2)
+        most[0], drift[0] = NEAR_LEVEL**2, LEVEL_DRIFT**2
+        diagonal = np.einsum("ii->i", self.covariance)
+        diagonal += np.clip(most - diagonal, 0.0, passed * drift)
+
+    def observe(self, place: int, value: float, noise: float) -> float:
+        """One sample of the cell at `place`; how far it is off, in standard deviations."""
+        self.samples[place - 1] += 1
+        off = float(value - self.state[0] - self.state[place])
+        deviation = math.sqrt(self._variance(place) + noise**2)
+        if abs(off) <= FAR * deviation:
+            self._far[place - 1] = self._level_far = 0
+            if abs(off) > FAR * noise:
+                # Is it the cell, or the machine's mood? What comes next will tell, and correct both.
+                self.covariance[0, 0] += off**2
+            self._update(place, off, noise)
+            return abs(off) / deviation
+        sign = 1 if off > 0 else -1
+        of_level, of_cell = self._level_far == sign, self._far[place - 1] == sign and not self._level_far
+        self._level_far, self._far[place - 1] = sign, sign
+        if of_level or of_cell:
+            changed = 0 if of_level else place
+            self.covariance[changed, changed] += min(abs(off), LARGEST_STEP) ** 2
+            self._update(place, off, noise)
+        self.is_refuted = of_cell and abs(off) > REFUTED and bool(self.filed)
+        return abs(off) / deviation
+
+    def tell(self, values: Sequence[float], noise: float) -> None:
+        """A sample of each cell, from a file."""
+        self.filed = set(self.widths)
+        for place, value in enumerate(values, 1):
+            self._update(place, float(value - self.state[0] - self.state[place]), noise)
+
+    def believed(self, place: int) -> int:
+        """Samples of the cell; 0 if the newest one of the first two was far from what was expected."""
+        samples = self.samples[place - 1]
+        return 0 if samples <= 2 and self._far[place - 1] else samples
+
+    def _variance(self, place: int) -> float:
+        held = self.covariance
+        return float(held[0, 0] + 2 * held[0, place] + held[place, place])
+
+    def _update(self, place: int, off: float, noise: float) -> None:
+        seen = self.covariance[:, 0] + self.covariance[:, place]
+        gain = seen / (seen[0] + seen[place] + noise**2)
+        self.state += gain * off
+        self.covariance -= np.outer(gain, seen)
+
+    def offs(self, places: Sequence[int]) -> Array:
+        """`[W]` logarithms of what rounds take over the first guess, now."""
+        offs: Array = self.state[0] + self.state[places]
+        return offs
+
+    def cells(self, places: Sequence[int]) -> Array:
+        """`[W]`: what cells are off, beside the level."""
+        cells: Array = self.state[places]
+        return cells
+
+    def doubts(self, places: Sequence[int]) -> Array:
+        """`[W]` standard deviations of what `offs` says, beyond that of the cell that is known best: what samples of a
+        cell would tell, and not those of any.
+        """
+        held = self.covariance
+        variance = held[0, 0] + 2 * held[0, places] + held[places, places]
+        doubts: Array = np.sqrt(np.maximum(variance - variance.min(), 0.0))
+        return doubts
+
+
+@dataclass(frozen=True)
+class RoundCosts:
+    """Of rounds of some requests, by the nodes of each: W widths."""
+
+    seconds: Array  # [W] as they are thought to be now
+    samples: Sequence[int]  # [W] how often each was measured by this server, and was not far from what was expected
+    _row: CostRow
+    _places: Sequence[int]
+
+    def doubts(self) -> Array:
+        """`[W]` standard deviations of the logarithms of the seconds, beyond that of the width that is known best."""
+        return self._row.doubts(self._places)
 
 
 @dataclass
 class CostModel:
     """Seconds of a round; see the module."""
 
-    cells: dict[Cell, CellTime] = field(default_factory=dict)
-    mood: float = 0.0  # logarithm of the factor that all times have now
-    _places: Array | None = field(default=None, repr=False)  # [cells, 3], made anew when there is another cell
-    _guessed: dict[Cell, float] = field(default_factory=dict, repr=False)  # of the cells that are hardly known
-    _observed: int = 0
+    rows: dict[tuple[int, int], CostRow] = field(default_factory=dict)  # by classes of requests and context
+    mood: float = 0.0  # logarithm of the factor that all times have now, beside the first ones
+    variance: float = NOISE**2  # of a sample
+    num_rounds: int = 0
 
-    def seconds(self, batch_size: int, mean_prefix: float, widths: Sequence[int]) -> Array:
-        """`[W]` seconds of a round of `batch_size` requests, by the nodes that it verifies of each.
+    def of_rounds(self, batch_size: int, mean_prefix: float, widths: Sequence[int]) -> RoundCosts:
+        """What a round of `batch_size` requests costs, by the nodes that it verifies of each.
 
         `mean_prefix` is the mean committed length of the requests. Before the first sample the unit is arbitrary;
         ratios are the first guess's.
         """
-        size, context = batch_class(batch_size), context_class(mean_prefix)
-        cells = [(size, width, context) for width in widths]
-        self._guess([cell for cell in cells if not self._is_known(cell) and cell not in self._guessed])
-        offs = [self.cells[cell].now if self._is_known(cell) else self._guessed[cell] for cell in cells]
-        guesses = [first_guess(batch_size, width, context) for width in widths]
-        seconds: Array = np.array(guesses) * np.exp(np.array(offs) + self.mood)
-        return seconds
+        row, context = self._row(batch_size, mean_prefix, widths), context_class(mean_prefix)
+        places = row.places(widths)
+        guesses = np.array([first_guess(batch_size, width, context) for width in widths])
+        return RoundCosts(guesses * np.exp(row.offs(places)), [row.believed(place) for place in places], row, places)
 
-    def num_samples(self, batch_size: int, mean_prefix: float, num_nodes: int) -> int:
-        """How often this very cell was measured; counted up to FIRST_SAMPLES."""
-        cell = self.cells.get((batch_class(batch_size), num_nodes, context_class(mean_prefix)))
-        return 0 if cell is None else len(cell.first)
+    def seconds(self, batch_size: int, mean_prefix: float, widths: Sequence[int]) -> Array:
+        """`[W]` seconds of a round; arguments are those of `of_rounds`."""
+        return self.of_rounds(batch_size, mean_prefix, widths).seconds
+
+    @property
+    def is_empty(self) -> bool:
+        """No round was measured, so seconds are no seconds."""
+        return not any(row.is_known for row in self.rows.values())
 
     def observe(self, batch_size: int, mean_prefix: float, num_nodes: int, seconds: float) -> None:
         """A round of `num_nodes` a request took `seconds`, from its beginning to the next one's."""
         if not (math.isfinite(seconds) and seconds > 0):
             return
-        context = context_class(mean_prefix)
-        cell = batch_class(batch_size), num_nodes, context
-        off = math.log(seconds / first_guess(batch_size, num_nodes, context))
-        known = self.cells.get(cell)
-        if known is None:
-            self.cells[cell] = CellTime([off - self.mood], off - self.mood)
-            self._places = None
-        else:
-            # A cell that is hardly known tells of itself, not of the mood.
-            if len(known.first) >= KNOWN:
-                self.mood += MOOD_PACE * _clipped(off - self.mood - known.now)
-            known.observe(off - self.mood)
-        self._observed += 1
-        if known is None or len(known.first) <= KNOWN or self._observed % REGUESS == 0:
-            self._guessed.clear()
+        row, context = self._row(batch_size, mean_prefix, (num_nodes,)), context_class(mean_prefix)
+        place = row.places((num_nodes,))[0]
+        self.num_rounds += 1
+        row.follow(self.num_rounds, self.mood)
+        level, is_settled = row.state[0], row.num_samples >= SETTLED
+        value = math.log(seconds / first_guess(batch_size, num_nodes, context))
+        was_known = row.samples[place - 1] > 1
+        off = row.observe(place, value, math.sqrt(self.variance))
+        if row.is_refuted:
+            self._forget_file()
+        elif is_settled:
+            self.mood += float(row.state[0] - level)
+            row.mood = self.mood
+            if was_known:
+                shown = self.variance * min(off, FAR) ** 2
+                self.variance += NOISE_PACE * (shown - self.variance)
+                self.variance = min(max(self.variance, LEAST_NOISE**2), MOST_NOISE**2)
 
-    def _is_known(self, cell: Cell) -> bool:
-        own = self.cells.get(cell)
-        return own is not None and len(own.first) >= KNOWN
+    def _forget_file(self) -> None:
+        """Rows that a file told of begin anew."""
+        self.rows = {key: row for key, row in self.rows.items() if not row.filed}
 
-    def _guess(self, cells: Sequence[Cell]) -> None:
-        """What these are off the first guess: a weighted mean of what is known, of the cell's own samples above all."""
-        if not cells:
-            return
-        if not self.cells:
-            self._guessed.update(dict.fromkeys(cells, 0.0))
-            return
-        if self._places is None:
-            self._places = np.array([_place(known) for known in self.cells])
-        offs = np.array([time.now for time in self.cells.values()])
-        distance = (self._places[None] - np.array([_place(cell) for cell in cells])[:, None]) / NEARNESS
-        weights = np.exp(-0.5 * (distance**2).sum(2))
-        weights[(distance == 0).all(2)] = OWN_WEIGHT
-        # Far cells still tell what a forward takes here, so their mean is what near ones are weighed against.
-        means = (weights @ offs + GUESS_WEIGHT * offs.mean()) / (weights.sum(1) + GUESS_WEIGHT)
-        self._guessed.update(zip(cells, means.tolist(), strict=True))
+    def _row(self, batch_size: int, mean_prefix: float, widths: Sequence[int]) -> CostRow:
+        key = batch_class(batch_size), context_class(mean_prefix)
+        if (row := self.rows.get(key)) is None:
+            row = self.rows[key] = self._new_row(key, widths)
+        return row
+
+    def _new_row(self, key: tuple[int, int], widths: Sequence[int]) -> CostRow:
+        """Thought to be off the first guess as the rows are that were measured, near ones above all."""
+        known = {other: row for other, row in self.rows.items() if row.is_known}
+        if not known:
+            return CostRow(widths, np.zeros(len(widths)), (0.0, UNKNOWN_LEVEL), SMOOTH)
+        distances = np.array([_distance(key, other) for other in known])
+        weights = np.exp(-0.5 * distances**2) + GUESS_WEIGHT / len(known)
+        weights /= weights.sum()
+        cells = np.stack([row.cells(row.places(widths)) for row in known.values()])
+        levels = np.array([row.state[0] + self.mood - row.mood for row in known.values()])
+        smooth = min(SMOOTH, NEAR_ROW * float(distances.min()))
+        row = CostRow(widths, weights @ cells, (float(weights @ levels), NEAR_LEVEL), smooth)
+        row.seen_at, row.mood = self.num_rounds, self.mood
+        return row
+
+    @property
+    def cells(self) -> dict[Cell, float]:
+        """Those that were measured, and their seconds now."""
+        held = {}
+        for (size, context), row in sorted(self.rows.items()):
+            offs = row.offs(row.places(row.widths)) + self.mood - row.mood
+            for width, samples, off in sorted(zip(row.widths, row.samples, offs.tolist(), strict=True)):
+                if samples or width in row.filed:
+                    guess = first_guess(size, width, context)
+                    held[size, width, context] = guess * math.exp(min(max(off, -50.0), 50.0))
+        return held
 
     def to_json(self) -> list[list[Any]]:
-        """`[requests, nodes, context, seconds]` of each cell, the seconds being those of now."""
-        rows: list[list[Any]] = []
-        for cell, time in sorted(self.cells.items()):
-            seconds = first_guess(*cell) * math.exp(min(max(time.now + self.mood, -50.0), 50.0))
-            rows.append([*cell, float(f"{min(max(seconds, LEAST_SECONDS), MOST_SECONDS):.6g}")])
-        return rows
+        """`[requests, nodes, context, seconds]` of each cell that was measured, the seconds being those of now."""
+        return [
+            [*cell, float(f"{min(max(seconds, LEAST_SECONDS), MOST_SECONDS):.6g}")]
+            for cell, seconds in self.cells.items()
+        ]
 
     @classmethod
     def from_json(cls, rows: Any) -> CostModel:
@@ -169,29 +340,59 @@ class CostModel:
         Raises:
             ValueError: it is something else.
         """
-        model = cls()
-        if not isinstance(rows, list):
-            raise ValueError(f"a cost table must be a list of [requests, nodes, context, seconds], got {rows!r:.80}")
-        for row in rows:
-            if not (isinstance(row, list) and len(row) == 4 and all(type(one) in (int, float) for one in row)):
-                raise ValueError(f"a row of a cost table must be [requests, nodes, context, seconds], got {row!r:.80}")
-            *cell, seconds = row
-            least = zip((1, 1, 0), cell, LARGEST, strict=True)
-            if not all(type(one) is int and low <= one <= high for low, one, high in least):
-                raise ValueError(
-                    f"requests, nodes and context must be whole numbers from 1, 1, 0 to {LARGEST}, got {row!r:.80}"
-                )
-            if not LEAST_SECONDS <= seconds <= MOST_SECONDS:
-                raise ValueError(f"seconds must be from {LEAST_SECONDS} to {MOST_SECONDS}, got {row!r:.80}")
-            off = math.log(seconds / first_guess(*cell))
-            model.cells[batch_class(cell[0]), cell[1], cell[2]] = CellTime([off], off)
+        return cls()._told(read_cells(rows), FILED_NOISE)
+
+    @classmethod
+    def of_cells(cls, cells: Mapping[Cell, float]) -> CostModel:
+        """One that knows these seconds, as if each cell had been measured often."""
+        model = cls()._told(cells, KNOWN_NOISE)
+        for row in model.rows.values():
+            row.filed.clear()
+            row.samples = [SETTLED] * len(row.widths)
         return model
 
+    def _told(self, cells: Mapping[Cell, float], noise: float) -> CostModel:
+        by_row: dict[tuple[int, int], dict[int, float]] = {}
+        for (size, width, context), seconds in cells.items():
+            off = math.log(seconds / first_guess(size, width, context))
+            by_row.setdefault((batch_class(size), context), {})[width] = off
+        for key, offs in by_row.items():
+            level = float(np.mean(list(offs.values())))
+            row = self.rows[key] = CostRow(list(offs), np.zeros(len(offs)), (level, UNKNOWN_LEVEL), SMOOTH)
+            row.tell(list(offs.values()), noise)
+        return self
 
-def _clipped(step: float) -> float:
-    return max(-LARGEST_STEP, min(LARGEST_STEP, step))
+
+def read_cells(rows: Any) -> dict[Cell, float]:
+    """Seconds by cell of a table as `CostModel.to_json` writes it.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(rows, list):
+        raise ValueError(f"a cost table must be a list of [requests, nodes, context, seconds], got {rows!r:.80}")
+    return {(size, width, context): seconds for size, width, context, seconds in map(_checked, rows)}
 
 
-def _place(cell: Cell) -> tuple[float, float, float]:
-    """Where distances are measured: powers of two."""
-    return math.log2(cell[0]), math.log2(cell[1]), float(cell[2])
+def _checked(row: Any) -> tuple[int, int, int, float]:
+    """A row of a table.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not (isinstance(row, list) and len(row) == 4 and all(type(one) in (int, float) for one in row)):
+        raise ValueError(f"a row of a cost table must be [requests, nodes, context, seconds], got {row!r:.80}")
+    *cell, seconds = row
+    least = zip((1, 1, 0), cell, LARGEST, strict=True)
+    if not all(type(one) is int and low <= one <= high for low, one, high in least):
+        raise ValueError(
+            f"requests, nodes and context must be whole numbers from 1, 1, 0 to {LARGEST}, got {row!r:.80}"
+        )
+    if not LEAST_SECONDS <= seconds <= MOST_SECONDS:
+        raise ValueError(f"seconds must be from {LEAST_SECONDS} to {MOST_SECONDS}, got {row!r:.80}")
+    return cell[0], cell[1], cell[2], float(seconds)
+
+
+def _distance(first: tuple[int, int], second: tuple[int, int]) -> float:
+    """Between rows, in units of NEARNESS."""
+    return math.hypot((math.log2(first[0]) - math.log2(second[0])) / NEARNESS[0], (first[1] - second[1]) / NEARNESS[1])

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ddtree_sglang.calibration.table import CostTable
-from ddtree_sglang.core.cost_model import KNOWN, CostModel
+from ddtree_sglang.core.cost_model import Cell, CostModel, batch_class, context_class
 
 
 class Costs(Protocol):
@@ -21,11 +21,9 @@ class TableCosts:
     """A measured table; what lies between its cells is estimated as the server does it."""
 
     def __init__(self, table: CostTable) -> None:
-        self._model = CostModel()
-        for (context, size, width), spent in table.seconds.items():
-            # As many samples as make a cell known, so that its own time counts and not its neighbours'.
-            for _ in range(KNOWN):
-                self._model.observe(size, 256.0 * 2**context, width, spent)
+        self._model = CostModel.of_cells(
+            {(size, width, context): spent for (context, size, width), spent in table.seconds.items()}
+        )
 
     def seconds(self, batch_size: int, mean_prefix: float, num_nodes: int) -> float:
         """See `Costs`."""
@@ -34,14 +32,12 @@ class TableCosts:
 
 def known_model(costs: Costs, sizes: Iterable[int], prefixes: Iterable[float], widths: Sequence[int]) -> CostModel:
     """A server's cost model that has measured all of these."""
-    model = CostModel()
+    known: dict[Cell, float] = {}
     for size in sizes:
         for prefix in prefixes:
             for width in widths:
-                spent = costs.seconds(size, prefix, width)
-                for _ in range(KNOWN):
-                    model.observe(size, prefix, width, spent)
-    return model
+                known.setdefault((batch_class(size), width, context_class(prefix)), costs.seconds(size, prefix, width))
+    return CostModel.of_cells(known)
 
 
 def table_of_decode(lines: Iterable[Mapping[str, Any]], block_size: int) -> CostTable:

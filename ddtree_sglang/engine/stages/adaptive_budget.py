@@ -10,8 +10,8 @@ next one's beginning, so the scheduler's own work counts, and no device is asked
 overlaps, the host begins a round when it has the result of the one before the last, so what lies between two beginnings
 is the last but one's time.
 
-A server begins with a look at each width. Knowledge ages: a share of all rounds, EXPLORED, tries what is unknown, and
-what is next to the best and was not measured for long.
+A width is tried that may be better than the best, as little as is known of it, if what the try is thought to lose has
+been saved up: a share of all time, EXPLORED, and more when a server begins.
 
 Ranks have clocks of their own. So the first rank of a tensor-parallel target decides, and tells the others each round.
 """
@@ -26,7 +26,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ddtree_sglang.core.cost_model import KNOWN, CostModel, batch_class
+from ddtree_sglang.core.cost_model import CostModel, RoundCosts
 from ddtree_sglang.core.honest_probs import Floats, HonestProbs, RoundTrees
 from ddtree_sglang.core.width_choice import best_width, drafted_tokens
 from ddtree_sglang.engine.stages.round_records import (
@@ -43,23 +43,22 @@ if TYPE_CHECKING:
 
 
 EXPLORED = 0.015
-"""Share of rounds that try something else than what seems best."""
-MOST_SAVED = 8.0
-"""Tries that may be saved up."""
-FIRST_TRIES = 3
-"""Of each width, that a server begins with."""
-STALE_ROUNDS = 300
-"""After so many rounds a measurement is made again."""
-FIRST_WAIT, LONGEST_WAIT = 8, 128
-"""Rounds without a draft after which one is drafted to see whether texts have changed; doubled each time in vain."""
-LOOK_ROUNDS = 16
-"""Where nothing was worth a try, rounds until the next look for one."""
-FAR_SAMPLES = 2
-"""Of a width that is not next to the best; the first may hold what is done once."""
-DEAREST_TRY = 4.0
-"""Tries that one may cost at most, as what is thought of it may be wrong."""
-HOPELESS = 8.0
-"""A far width that was never measured and is thought to take so many times the best's time is not tried."""
+"""Share of the time that may be lost by trying something else than what seems best."""
+FIRST_SAVED, MOST_SAVED = 6.0, 4.0
+"""Rounds' time that a server may lose when it begins, and that may be saved up later."""
+LEAST_LOSS = 0.05
+"""Rounds' time that a try costs at least."""
+OPTIMISM = np.array([4.0, 2.5, 1.5])
+"""Standard deviations by which a width may be faster than it is thought to be, after no sample, one, and more: a first
+sample may hold what is done once, and behind a cliff a width is unlike its neighbours."""
+DRAFTED_ANYWAY = 0.0075
+"""Where no draft pays, share of the time that may be lost by one now and then, to see whether texts have changed."""
+FIRST_WAIT, LONGEST_WAIT = 8, 64
+"""Rounds at least between two such drafts; doubled each time in vain."""
+UNMEASURED_LOSS = 0.5
+"""Plain rounds that such a draft is thought to lose at most, as long as hardly one was measured."""
+WIDER = 1.1
+"""Such a round has the most nodes that take at most so many times what the best number does: they show more."""
 MARGIN = 1.02
 """To change between drafting and not drafting, the other must be better by this factor."""
 MEMORY, LONG_MEMORY = 0.97, 0.995
@@ -94,13 +93,11 @@ class AdaptiveBudget:
         self._usual = RequestRecord(NO_HOPE * np.log2(np.array(self.widths, dtype=np.float64)))
         self._began: float | None = None
         self._launched: deque[tuple[int, float, Decision]] = deque(maxlen=lag + 1)
-        self._saved = float(FIRST_TRIES * len(self.widths))
-        self._measured_at: dict[tuple[int, int], int] = {}
-        # By requests and widths to choose from: the round from which on a try is looked for.
-        self._look_at: dict[tuple[int, int, int], int] = {}
-        self._num_rounds = 0
-        self._drafts, self._forced = True, False
-        self._wait, self._waited = FIRST_WAIT, 0
+        self._saved = FIRST_SAVED
+        self._drafts = True
+        self._forced: int | None = None  # width that is to be tried, 0: whichever is best
+        self._wait, self._waited, self._for_drafts = FIRST_WAIT, 0, 0.0
+        self._worth = 1.0  # tokens of a request that a drafted round must emit to be worth it
         self._tokens = np.zeros(len(self.widths))
         self._now: tuple[int, float] = 1, 1.0
 
@@ -122,7 +119,7 @@ class AdaptiveBudget:
     def begin_fixed(self, reqs: Sequence[Req], node_limits: Sequence[int], mean_prefix: float, most_nodes: int) -> int:
         """`begin` of a round whose requests want their budget as it is: it is measured, and nothing is chosen."""
         allowed = self._begin(reqs, node_limits, mean_prefix, most_nodes, narrows=False)
-        self.decision = self._decide(len(allowed) - 1, self._seconds(allowed), is_try=False)
+        self.decision = self._decide(len(allowed) - 1, self._costs(allowed), is_try=False)
         return allowed[-1]
 
     def _begin(
@@ -132,7 +129,6 @@ class AdaptiveBudget:
         self._measure()
         self._learn()
         self._narrows, self._narrowed = narrows, None
-        self._num_rounds += 1
         self._saved = max(self._saved, min(MOST_SAVED, self._saved + EXPLORED))
         self._now = len(reqs), mean_prefix
         allowed = [width for width in self.widths if width <= most_nodes]
@@ -179,85 +175,74 @@ class AdaptiveBudget:
     # -- what is chosen ----------------------------------------------------------------------------------------------
 
     def _choose_before(self, allowed: Sequence[int]) -> Decision:
-        seconds = self._seconds(allowed)
+        costs = self._costs(allowed)
         tokens = self._tokens[: len(allowed)]
         if len(allowed) == 1:
-            return self._decide(0, seconds, is_try=False)
-        tree = 1 + best_width(tokens[1:], seconds[1:])
-        gain = tokens[tree] / seconds[tree] / (tokens[0] / seconds[0])
-        self._drafts = bool(gain > (1 / MARGIN if self._drafts else MARGIN))
+            return self._decide(0, costs, is_try=False)
+        rates = tokens / costs.seconds
+        tree = 1 + best_width(tokens[1:], costs.seconds[1:])
+        self._drafts = bool(rates[tree] > rates[0] / MARGIN if self._drafts else rates[tree] > rates[0] * MARGIN)
+        best = tree if self._drafts else 0
+        self._worth = float(costs.seconds[tree] / costs.seconds[0])
+        # Where the tree can be looked at, its width is chosen then.
+        tried = self._wanted(tokens, costs, best, only_plain=self._drafts and self._narrows)
+        self._forced = None if tried is None else allowed[tried]
         if self._drafts:
-            self._wait, self._waited = FIRST_WAIT, 0
-            # Where the tree can be looked at, its width is chosen then.
-            tried = self._wanted(allowed, tree, [0] if self._narrows else range(len(allowed)), seconds)
-        else:
-            tried = self._wanted(allowed, 0, range(1, len(allowed)), seconds) if self._saved > MOST_SAVED else None
-            if tried is None:
-                # Nothing is left of what a server begins with.
-                self._saved = min(self._saved, MOST_SAVED)
-                tried = self._peek(tree)
-        self._forced = tried is not None
-        if tried is None:
-            return self._decide(tree if self._drafts else 0, seconds, is_try=False)
-        if tried == 0 or not self._narrows:
-            self._pay(seconds[tried], seconds[tree if self._drafts else 0])
-        return self._decide(tried, seconds, is_try=True)
+            self._wait, self._waited, self._for_drafts = FIRST_WAIT, 0, 0.0
+        elif tried is None and self._is_time_to_draft(self._loss_of_draft(tokens, costs, tree)):
+            tried, self._forced = 1 + _widest(costs.seconds[1:], tree - 1), 0
+        return self._decide(best if tried is None else tried, costs, is_try=tried is not None)
 
-    def _peek(self, tree: int) -> int | None:
-        """`tree`, if it is time to draft again although it does not pay."""
+    def _loss_of_draft(self, tokens: Floats, costs: RoundCosts, tree: int) -> float:
+        """In plain rounds."""
+        loss = self._worth - float(tokens[tree] / tokens[0])
+        return loss if costs.samples[tree] > 1 else min(loss, UNMEASURED_LOSS)
+
+    def _is_time_to_draft(self, loss: float) -> bool:
+        """Although it does not pay: texts may have changed."""
         self._waited += 1
-        if self._waited < self._wait:
-            return None
-        self._wait, self._waited = min(2 * self._wait, LONGEST_WAIT), 0
-        return tree
+        self._for_drafts += DRAFTED_ANYWAY
+        if self._waited < self._wait or self._for_drafts < loss:
+            return False
+        self._wait, self._waited, self._for_drafts = min(2 * self._wait, LONGEST_WAIT), 0, 0.0
+        return True
 
     def _choose_after(self, allowed: Sequence[int]) -> Decision:
-        seconds = self._seconds(allowed)
+        costs = self._costs(allowed)
         tokens = self._tokens[1 : 1 + len(allowed)]
-        best = best_width(tokens, seconds)
-        tried = self._wanted(allowed, best, range(len(allowed)), seconds)
-        if tried is not None:
-            self._pay(seconds[tried], seconds[best])
+        best = best_width(tokens, costs.seconds)
+        if self._forced == 0:
+            best = _widest(costs.seconds, best)
+        tried = allowed.index(self._forced) if self._forced in allowed else self._wanted(tokens, costs, best)
         chosen = best if tried is None else tried
-        expected = float(seconds[chosen]) if self.costs.cells else 0.0
-        is_try = self._forced or tried is not None
+        expected = 0.0 if self.costs.is_empty else float(costs.seconds[chosen])
+        is_try = self._forced is not None or tried is not None
         return Decision(allowed[chosen], float(tokens[chosen]), expected, is_try)
 
-    def _decide(self, index: int, seconds: Floats, *, is_try: bool) -> Decision:
-        expected = float(seconds[index]) if self.costs.cells else 0.0
+    def _decide(self, index: int, costs: RoundCosts, *, is_try: bool) -> Decision:
+        expected = 0.0 if self.costs.is_empty else float(costs.seconds[index])
         return Decision(self.widths[index], float(self._tokens[index]), expected, is_try)
 
-    def _seconds(self, widths: Sequence[int]) -> Floats:
+    def _costs(self, widths: Sequence[int]) -> RoundCosts:
         batch_size, mean_prefix = self._now
-        return self.costs.seconds(batch_size, mean_prefix, widths)
+        return self.costs.of_rounds(batch_size, mean_prefix, widths)
 
-    def _wanted(self, allowed: Sequence[int], best: int, among: Sequence[int], seconds: Floats) -> int | None:
-        """An index of `allowed`, one of `among` and not `best`, that is worth a measurement, if a try is left.
-
-        Plain decoding and the neighbours of the best are worth several, and new ones when they are old; the others,
-        behind what may be a cliff, two, unless they seem hopeless.
-        """
-        batch_size, mean_prefix = self._now
-        look = batch_size, allowed[among[0]], len(among)
-        if self._saved < 1.0 or self._num_rounds < self._look_at.get(look, 0):
+    def _wanted(self, tokens: Floats, costs: RoundCosts, best: int, *, only_plain: bool = False) -> int | None:
+        """The index that may be the most above the best, if one may and what the try loses is saved up; paid for."""
+        if self._saved < LEAST_LOSS:
             return None
-        near = {0, best - 1, best + 1}
-        for index in sorted(among, key=lambda place: (place not in near, abs(place - best))):
-            if index == best:
-                continue
-            age = self._num_rounds - self._measured_at.get((batch_class(batch_size), allowed[index]), -STALE_ROUNDS)
-            samples = self.costs.num_samples(batch_size, mean_prefix, allowed[index])
-            if index not in near:
-                if samples < FAR_SAMPLES and (samples or seconds[index] < HOPELESS * seconds[best]):
-                    return index
-            elif samples < KNOWN or age >= STALE_ROUNDS:
-                return index
-        self._look_at[look] = self._num_rounds + LOOK_ROUNDS
-        return None
-
-    def _pay(self, tried: float, best: float) -> None:
-        """A try costs as many tries as it is thought to take longer than the best; a server's first ones cost one."""
-        self._saved -= 1.0 if self._saved > MOST_SAVED else min(max(1.0, tried / best), DEAREST_TRY)
+        doubts = costs.doubts()
+        rates = tokens / costs.seconds
+        hopes = rates * np.exp(OPTIMISM[np.minimum(costs.samples, len(OPTIMISM) - 1)] * doubts)
+        # In rounds of the best: what a try takes, if it is dearer than thought, less what its tokens are worth.
+        losses = np.maximum(costs.seconds * np.exp(doubts) / costs.seconds[best] - tokens / tokens[best], LEAST_LOSS)
+        hopes[losses > MOST_SAVED] = 0.0
+        hopes[best] = rates[best]
+        tried = 0 if only_plain and hopes[0] > rates[best] else best if only_plain else int(hopes.argmax())
+        if tried == best or losses[tried] > self._saved:
+            return None
+        self._saved -= float(losses[tried])
+        return tried
 
     # -- what is learned ---------------------------------------------------------------------------------------------
 
@@ -269,7 +254,6 @@ class AdaptiveBudget:
             return
         batch_size, mean_prefix, decision = self._launched[0]
         self.costs.observe(batch_size, mean_prefix, decision.num_nodes, now - began)
-        self._measured_at[batch_class(batch_size), decision.num_nodes] = self._num_rounds
         if decision.seconds:
             self.totals.took(decision.seconds, now - began)
 
@@ -305,6 +289,9 @@ class AdaptiveBudget:
                 one.keep(promised, came, MEMORY)
                 self._usual.keep(promised, came, LONG_MEMORY)
         self.probs.learn(trees, accept_index, counted)
+        if not self._drafts and goes_on.any() and 1 + kept[goes_on].mean() > self._worth:
+            # It would have paid, so the next round is drafted, too.
+            self._wait, self._for_drafts = 1, self._worth
 
     def _follow(self, reqs: Sequence[Req], drafted: Floats, num_seen: int) -> None:
         for req, row in zip(reqs, drafted, strict=True):
@@ -316,3 +303,8 @@ class AdaptiveBudget:
     @property
     def _usual_honesty(self) -> float:
         return self._usual.honesty(1.0)
+
+
+def _widest(seconds: Floats, best: int) -> int:
+    """The last index that takes hardly longer than the best."""
+    return int(np.flatnonzero(seconds <= WIDER * seconds[best])[-1])

@@ -90,7 +90,10 @@ def test_texts_that_get_easier_are_noticed(lag: int) -> None:
 def test_a_pair_that_stops_to_hit_ends_in_plain_decoding(lag: int) -> None:
     one, reqs = served(flat, 1, lag), [running_request()]
     one.truth = 100.0
+    one.rounds(130, reqs)
+    tokens, seconds = one.tokens, one.seconds
     one.rounds(250, reqs)
+    assert (one.tokens - tokens) / (one.seconds - seconds) > 0.97 / flat(1, 1)
     assert share_of(one, lambda nodes: nodes == 1) > 0.9
 
 
@@ -124,6 +127,34 @@ def test_a_neighbour_that_comes_and_goes_changes_no_choice(lag: int) -> None:
     for factor[0] in (2.5, 1.0, 3.0, 1.0):
         one.rounds(60, reqs)
         assert share_of(one, lambda nodes: nodes >= 9, 60) > 0.85
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_neighbour_while_a_server_begins_spoils_nothing(seed: int, lag: int) -> None:
+    """What widths took while it was there is compared with what others took then."""
+    busy = np.random.default_rng(seed)
+    there = [True]
+
+    def cost(requests: int, nodes: int) -> float:
+        true = 0.030 + 0.0009 * nodes + (0.008 if nodes > 1 else 0.0)
+        return true * (busy.choice([1.0, 2.0, 3.0]) if there[0] else 1.0)
+
+    one, reqs = Served(AdaptiveBudget((*WIDTHS, 33), lag=lag), cost, seed=seed), [running_request()]
+    one.rounds(40, reqs)
+    there[0] = False
+    one.rounds(150, reqs)
+    tokens, seconds = one.tokens, one.seconds
+    one.rounds(300, reqs)
+    fixed = max(fixed_rate(cost, width, seed) for width in (5, 9, 17))
+    assert (one.tokens - tokens) / (one.seconds - seconds) > 0.96 * fixed
+
+
+def fixed_rate(cost: Cost, num_nodes: int, seed: int) -> float:
+    """Tokens per second of a fixed budget, one request."""
+    one = Served(AdaptiveBudget((1, num_nodes)), cost, seed=seed)
+    trees = [one.drafted(1, num_nodes) for _ in range(300)]
+    return sum(int(one.accepted(tree).commit_lens.sum()) for tree in trees) / (300 * cost(1, num_nodes))
 
 
 @pytest.mark.parametrize("jump", [-3600.0, 3600.0])

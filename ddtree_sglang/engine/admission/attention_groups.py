@@ -35,10 +35,11 @@ GROUP_RULES: tuple[GroupRule, ...] = (
         lambda cfg: bool(cfg.enable_lora or cfg.lora_paths),
         "has not been run with adapters; remove --enable-lora / --lora-paths.",
     ),
-    # All groups' nodes go through one collective, and each group knows its own load.
+    # All groups' nodes go through one collective, and each group measures and learns from its own rounds.
     GroupRule(
-        lambda _cfg: DDTreeConfig.from_env().policy != "fixed",
-        "verifies one number of nodes on all ranks; remove --speculative-ddtree-policy.",
+        lambda _cfg: DDTreeConfig.from_env().policy == "adaptive",
+        "verifies one number of nodes on all ranks, which no group may choose by its own rounds; use "
+        "--speculative-ddtree-policy load or fixed.",
     ),
     GroupRule(
         lambda cfg: cfg.tp_size != cfg.attn_dp_size,

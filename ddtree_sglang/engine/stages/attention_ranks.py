@@ -88,7 +88,8 @@ def padded_mask(
 def idle_round(worker: Any, batch: ScheduleBatch, on_publish: Callable[[torch.Tensor], None]) -> GenerationBatchResult:
     """The round of a group without a request: it takes part in the other groups' verify."""
     if attends_in_groups():
-        shape = verify_topk(worker.num_nodes), worker.max_path_len - 1, worker.num_nodes
+        num_nodes = worker.budget.of_all_groups(batch)
+        shape = verify_topk(num_nodes), worker.max_path_len - 1, num_nodes
         nothing = DDTreeVerifyInput.create_idle_input(*shape, worker.device)
         with _no_attention(worker.model_runner):
             _join_verify(nothing, batch, worker.target_worker)

@@ -14,6 +14,7 @@ from sglang.srt.runtime_context import get_parallel
 
 from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.stages.adaptive_budget import AdaptiveBudget
+from ddtree_sglang.engine.stages.attention_ranks import attends_in_groups
 from ddtree_sglang.engine.stages.cost_file import CostFile, cost_folder, machine_facts
 from ddtree_sglang.engine.stages.round_records import RoundRecord, Totals, host_trees
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class RoundBudget:
-    """Of a policy that reads the batch size alone."""
+    """Of a policy that reads the batch size alone, under DP attention that of all groups together."""
 
     def __init__(self, policy: BudgetPolicy) -> None:
         self.policy = policy
@@ -40,7 +41,16 @@ class RoundBudget:
         Args:
             host_lens: `[B]` committed lengths on the host, or a bound of them; None if it does not know them.
         """
+        if attends_in_groups():
+            return self.of_all_groups(batch)
         return self.policy.num_nodes(len(batch.reqs), ends.most_nodes)
+
+    def of_all_groups(self, batch: ScheduleBatch) -> int:
+        """The same under DP attention, where each group knows of the others how many requests they have, and no more.
+
+        SGLang's scheduler has gathered those before each round, so that ranks agree without a message.
+        """
+        return self.policy.num_nodes(sum(batch.global_num_tokens))
 
     @property
     def cut(self) -> TreeCut | None:

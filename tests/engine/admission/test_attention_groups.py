@@ -63,11 +63,13 @@ def test_a_class_that_was_not_run_with_groups_is_refused(tmp_path: Path) -> None
         resolved("Engine", pair, HOPPER, **GROUPS)
 
 
-def test_a_budget_that_follows_each_groups_own_load_is_refused(
+def test_a_budget_may_follow_all_groups_load_and_not_one_groups_costs(
     pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(CONFIG_ENV, json.dumps({"policy": "load"}))
-    with pytest.raises(DDTreeConfigError, match="one number of nodes on all ranks"):
+    assert resolved("Engine", pair, HOPPER, **GROUPS).attn_dp_size == 2
+    monkeypatch.setenv(CONFIG_ENV, json.dumps({"policy": "adaptive"}))
+    with pytest.raises(DDTreeConfigError, match="which no group may choose by its own rounds"):
         resolved("Engine", pair, HOPPER, **GROUPS)
 
 

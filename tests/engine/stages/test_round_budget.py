@@ -62,6 +62,16 @@ def test_a_fixed_budget_asks_nobody() -> None:
     assert (one.cut, one.facts(), one.totals) == (None, {}, None)
 
 
+def test_under_dp_attention_all_groups_requests_count_and_no_groups_own_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(round_budget, "attends_in_groups", lambda: True)
+    one = RoundBudget(BudgetPolicy.by_load(NODES, 18))
+    batch = batch_of_two()
+    for requests, num_nodes in (([2, 0], NODES), ([2, 2], 3), ([2, 7], 2), ([2, 90], 1)):
+        batch.global_num_tokens = requests
+        assert one.begin(batch, ends_of(2, 1), LENS) == num_nodes
+        assert one.of_all_groups(batch) == num_nodes
+
+
 def test_the_adaptive_one_is_made_of_the_servers_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     parallel(monkeypatch)
     monkeypatch.setenv("DDTREE_COSTS", str(tmp_path))

@@ -106,6 +106,31 @@ def flush_cache(url: str) -> None:
     post(url, "/flush_cache?timeout=30")
 
 
+def events(url: str, path: str, body: dict[str, Any], timeout_s: float = TIMEOUT_S) -> Iterator[dict[str, Any]]:
+    """The events of a streamed answer, as they come; `body` asks for a stream.
+
+    Raises:
+        ClientError: as `post` does, one of the events is an error, there is none, or the stream breaks off.
+    """
+    is_complete, is_empty = False, True
+    with _answer(url, path, body, timeout_s) as response:
+        for raw in response:
+            line = raw.strip()
+            is_complete = is_complete or line.endswith(b"[DONE]")
+            if not line.startswith(b"data:") or is_complete:
+                continue
+            event = json.loads(line[5:])
+            if "error" in event:
+                raise ClientError(f"{path} failed: {event['error']}")
+            is_empty = False
+            yield event
+    if is_empty:
+        raise ClientError(f"{path} sent no token")
+    if not is_complete:
+        # A chunked answer that breaks off between two lines reads like one that ends.
+        raise ClientError(f"{path}: the server broke off in the middle of an answer; its log tells why")
+
+
 def generate(
     url: str,
     input_ids: Sequence[int],
@@ -120,28 +145,14 @@ def generate(
         "stream": True,
     }
     started = time.perf_counter()
-    first = last = None
-    is_complete = False
-    event: dict[str, Any] = {}
-    with _answer(url, "/generate", body, timeout_s) as response:
-        for raw in response:
-            line = raw.strip()
-            is_complete = is_complete or line.endswith(b"[DONE]")
-            if not line.startswith(b"data:") or is_complete:
-                continue
-            event = json.loads(line[5:])
-            if "error" in event:
-                raise ClientError(f"/generate failed: {event['error']}")
-            last = time.perf_counter()
-            first = last if first is None else first
-    if first is None or last is None:
-        raise ClientError("/generate sent no token")
-    if not is_complete:
-        # A chunked answer that breaks off between two lines reads like one that ends.
-        raise ClientError("/generate: the server broke off in the middle of an answer; its log tells why")
-    meta = event["meta_info"]
+    first = last = 0.0
+    meta: dict[str, Any] = {}
+    for event in events(url, "/generate", body, timeout_s):
+        last = time.perf_counter()
+        first = first or last
+        meta, output_ids = event["meta_info"], event["output_ids"]
     return Generation(
-        output_ids=tuple(event["output_ids"]),
+        output_ids=tuple(output_ids),
         first_token_s=first - started,
         decode_s=last - first,
         num_rounds=int(meta.get("spec_verify_ct", 0)),

@@ -107,7 +107,7 @@ REQUESTS: tuple[Row, ...] = (
     Row("sglang.srt.constrained.reasoner_grammar_backend", "ReasonerGrammarObject", "grammar", "grammar_scouts"),
     Row(_GRAMMAR, "BaseGrammarObject.allocate_vocab_mask", "vocab_size batch_size device", "node_grammar"),
     Row(_GRAMMAR, "GrammarMask", "grammar vocab_mask", "node_grammar"),
-    Row(_GRAMMAR, "GrammarMask.apply", "logits", "node_grammar"),
+    Row(_GRAMMAR, "GrammarMask.apply", "logits", "grammar_rows, node_grammar"),
     Row(
         "sglang.srt.managers.overlap_utils",
         "FutureMap.__init__",

@@ -13,6 +13,12 @@ _SCOUTS = "ddtree_sglang.engine.stages.grammar_scouts"
 
 GRAMMAR_PATCHES = (
     Patch(
+        "sglang.srt.constrained.base_grammar_backend.GrammarMask.apply",
+        "around",
+        "ddtree_sglang.engine.grammar_rows:mask_whole_rows",
+        "a mask would fall on other rows than its own where logits are a part of wider ones",
+    ),
+    Patch(
         f"{_GUIDANCE}.GuidanceGrammar.accept_token",
         "after",
         f"{_SCOUTS}:follow_token",

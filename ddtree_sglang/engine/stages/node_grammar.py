@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from ddtree_sglang.core.node_masks import GrammarGaveUp, fill_node_masks
 from ddtree_sglang.core.round_ends import NO_LIMIT, RoundEnds
 from ddtree_sglang.core.tree_builder import build_draft_tree
 from ddtree_sglang.engine.device_path import is_device_path
+from ddtree_sglang.engine.grammar_rows import on_whole_rows
 from ddtree_sglang.engine.run_ends import is_over
 from ddtree_sglang.engine.stages.grammar_scouts import explored, guided_part
 from ddtree_sglang.engine.stages.target_choice import LogitsChange
@@ -135,7 +137,7 @@ class BatchGrammars:
     def masking(self, logits: torch.Tensor) -> LogitsChange:
         """What forbids each node's tokens; to be called after the verify is launched, with its logits `[B * N, V]`."""
         mask = self._walk() if self._mask is None else self._mask
-        return _of_whole_rows(GrammarMask(self._any(), mask.to(logits.device, non_blocking=True)).apply)
+        return partial(on_whole_rows, GrammarMask(self._any(), mask.to(logits.device, non_blocking=True)).apply)
 
     def _walk(self) -> torch.Tensor:
         assert self._trees is not None, "the trees are taken before the verify is launched"
@@ -187,16 +189,3 @@ def _end_at_the_limit(req: Req, error: ValueError) -> None:
         req.to_finish = FINISH_ABORT(
             f"The request's grammar gave up: {error}", HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError"
         )
-
-
-def _of_whole_rows(change: LogitsChange) -> LogitsChange:
-    """The same on logits that are a part of wider rows, as a vocabulary's beside its padding: SGLang's kernel takes a
-    row's width for the distance of rows, and masks all nodes but the first at another place."""
-
-    def apply(logits: torch.Tensor) -> None:
-        whole = logits.contiguous()
-        change(whole)
-        if whole is not logits:
-            logits.copy_(whole)
-
-    return apply

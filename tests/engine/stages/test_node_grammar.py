@@ -373,6 +373,25 @@ def test_rows_that_are_part_of_wider_ones_are_masked_where_they_are(
     assert bool((wide[:, size:] == 0).all())
 
 
+@pytest.mark.parametrize("serves", [True, False])
+def test_a_prefills_masks_meet_the_rows_of_a_padded_vocabulary(serves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt.constrained.base_grammar_backend import GrammarMask
+
+    from ddtree_sglang.engine import grammar_rows
+
+    class Kernel:
+        def apply_vocab_mask(self, logits: torch.Tensor, vocab_mask: torch.Tensor) -> None:
+            rows = logits.as_strided(logits.shape, (logits.shape[1], 1))
+            rows.masked_fill_(~vocab_mask, -torch.inf)
+
+    monkeypatch.setattr(grammar_rows, "serves_ddtree", lambda: serves)
+    allowed = torch.tensor([[True, True, True], [True, False, True], [True, True, True]])
+    wide = torch.zeros(3, 8)
+    grammar_rows.mask_whole_rows(GrammarMask.apply, GrammarMask(Kernel(), allowed), wide[:, :3])  # type: ignore[arg-type]
+    assert torch.equal(wide[:, :3] == 0, allowed) == serves
+    assert bool((wide[:, 3:] == 0).all()) == serves
+
+
 def test_a_batch_without_grammars_costs_nothing() -> None:
     assert grammars_of(SimpleNamespace(has_grammar=False), None) is None
 

@@ -15,6 +15,7 @@ from ddtree_sglang.calibration.table import CostTable, CostTableError
 from ddtree_sglang.training.whole_file import replace_text
 from ddtree_sglang.viewer.charts import stacked, svg
 from ddtree_sglang.viewer.choice import choose_run
+from ddtree_sglang.viewer.output import show
 from ddtree_sglang.viewer.terminal import Ink
 from ddtree_sglang.viewer.top import NoServer, Server, api_key
 from ddtree_sglang.viewer.trace_file import Trace, TraceError
@@ -28,8 +29,8 @@ def run_calibrate(args: argparse.Namespace) -> int:
         if (args.url is None) == (args.show is None):
             raise CostTableError("give either the URL of a server or --show FILE, got both or none.")
         table = CostTable.load(args.show) if args.show is not None else _measured(args)
-        sys.stdout.write(terminal(table, _ink()))
         _write(args, table)
+        show(terminal(table, _ink()))
     except KeyboardInterrupt:
         return 130
     except (CostTableError, NoServer, OSError) as error:
@@ -43,11 +44,11 @@ def run_reliability(args: argparse.Namespace) -> int:
     try:
         trace = Trace(args.file)
         found = reliability_of(trace, choose_run(trace, args.server_run))
-        sys.stdout.write(reliability_report.terminal(found, _ink()))
         if args.html is not None:
             replace_text(args.html, reliability_report.page(found, f"The drafter's word in {args.file.name}"))
         if args.svg is not None:
-            replace_text(args.svg, stacked([svg(chart) for chart in reliability_report.charts(found)]))
+            replace_text(args.svg, stacked([svg(chart) for chart in reliability_report.charts(found)], columns=2))
+        show(reliability_report.terminal(found, _ink()))
     except (TraceError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

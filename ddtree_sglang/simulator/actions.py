@@ -15,6 +15,7 @@ from ddtree_sglang.simulator.recording import RecordingError, load_answers
 from ddtree_sglang.simulator.roofline import GPUS, Roofline, Shape, ShapeError
 from ddtree_sglang.training.whole_file import replace_text
 from ddtree_sglang.viewer.charts import svg
+from ddtree_sglang.viewer.output import show
 
 
 def run_simulate(args: argparse.Namespace) -> int:
@@ -28,11 +29,11 @@ def run_simulate(args: argparse.Namespace) -> int:
     except (RecordingError, CostTableError, ShapeError, ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    sys.stdout.write(terminal(found))
     if args.svg is not None:
         replace_text(args.svg, svg(chart(found, "Predicted, by a replay"), alone=True) + "\n")
     if args.output is not None:
         replace_text(args.output, "".join(json.dumps(to_json(one)) + "\n" for one in found))
+    show(terminal(found))
     return 0
 
 

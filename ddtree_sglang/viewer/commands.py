@@ -13,6 +13,7 @@ from ddtree_sglang.viewer import top
 from ddtree_sglang.viewer.choice import choose_rounds, choose_run, newest
 from ddtree_sglang.viewer.follow import follow
 from ddtree_sglang.viewer.layout import plain_line
+from ddtree_sglang.viewer.output import show
 from ddtree_sglang.viewer.page import page
 from ddtree_sglang.viewer.page_data import page_data
 from ddtree_sglang.viewer.terminal import Ink, listing, overview, picture
@@ -56,12 +57,9 @@ def run_trace(args: argparse.Namespace) -> int:
     try:
         if args.follow:
             follow(args.file, sys.stdout, request=args.request)
-        sys.stdout.write(shown_trace(args))
+        show(shown_trace(args))
     except KeyboardInterrupt:
         return 0
-    except BrokenPipeError:
-        # The reader, such as `head`, has enough. What is left in the buffer has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (TraceError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

@@ -32,7 +32,7 @@ MEASURED = REPO / "benchmarks/results/gpu-20261126/speed-shape-16.jsonl"
 MEASURED_PREFIX = 100.0
 """Tokens of its prompts and half of its answers, about."""
 BUDGETS = (8, 16, 32, 64)
-ANSWERS, LENGTH, PROMPT = 8, 400, 600
+ANSWERS, LENGTH, PROMPT = 16, 500, 600
 
 
 @dataclass(frozen=True)

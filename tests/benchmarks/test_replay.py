@@ -14,8 +14,7 @@ from benchmarks import predict, record_replay, replay_check
 from benchmarks.harness.made_up_pair import CHAT, MATHS, Drafter
 from ddtree_sglang.calibration.table import CostTable
 from ddtree_sglang.simulator.recording import load_answers
-from ddtree_sglang.simulator.replay import replay_wave
-from ddtree_sglang.simulator.systems import Chain, FixedTree, Plain
+from ddtree_sglang.simulator.systems import FixedTree, Plain
 from tests.simulator.cases import Linear, answer
 from tests.viewer.cases import a_round
 

@@ -88,7 +88,8 @@ def legend_above(figure: Any, panels: Sequence[Any], columns: int, order: Sequen
 def finish(figure: Any, lines: Lines, path: Path, top: float) -> None:
     """Say where the numbers come from, and write the file."""
     origin = lines[0]["provenance"]
-    machine = origin["gpu"] or f"{origin['cpu_model']}, {origin['cpu_cores']} cores"
+    cores = origin["cpu_cores"]
+    machine = origin["gpu"] or f"{origin['cpu_model']}, {cores} core{'s' if cores > 1 else ''}"
     commit = (origin["git_sha"] or "unknown")[:10] + (" with changes" if origin["dirty"] else "")
     note = f"{machine}; sglang {origin['packages']['sglang']}; commit {commit}; {origin['date'][:10]}"
     figure.text(0.5, 0.005, note, ha="center", fontsize=6.5, color="#555555")

@@ -83,6 +83,7 @@ def result_lines(
                 "plain": _of_turns(groups, group, "plain"),
                 "chain": _of_turns(groups, group, "dflash"),
             },
+            "best_other": _best_other(groups, rates, group),
             "up_together": together,
             "dtype": provenance.get("settings", {}).get("dtype"),
             "prompts_unlike_plain": mismatches.get(group[0], 0),
@@ -102,6 +103,21 @@ def _of_turns(groups: dict[Group, list[Measurement]], group: Group, baseline: st
     of_turn = {one.repeat: one.decode_tokens_per_s for one in groups.get((baseline, *group[1:]), [])}
     shared = [one for one in groups[group] if of_turn.get(one.repeat)]
     return spread([one.decode_tokens_per_s / of_turn[one.repeat] for one in shared]) if shared else None
+
+
+def _best_other(
+    groups: dict[Group, list[Measurement]], rates: dict[Group, float], group: Group
+) -> dict[str, Any] | None:
+    """The fastest other system of the same servers, prompts and batch size, and the ratios to it, turn by turn.
+
+    Chosen by its median: the fastest of each turn would be whichever had luck in it.
+    """
+    others = {other: rate for other, rate in rates.items() if other[1:] == group[1:] and other[0] != group[0]}
+    if not others:
+        return None
+    best = max(others, key=lambda other: others[other])[0]
+    ratios = _of_turns(groups, group, best)
+    return {"system": best, **ratios} if ratios else None
 
 
 def _summary(group: Group, repeats: Sequence[Measurement]) -> dict[str, Any]:
@@ -132,7 +148,31 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         chosen = [line for line in lines if _block(line) == (dtype, batch_size, together)]
         of_dtype = f", {dtype}" if len({key[0] for key in keys}) > 1 else ""
         blocks.append(_table_of(chosen, f"Batch size {batch_size}{of_dtype}, in turns: {', '.join(together)}"))
-    return "\n\n".join(blocks)
+    return "\n\n".join([*blocks, *_choosing(lines)])
+
+
+def _choosing(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """What chooses its budget beside the best of what does not, everywhere that both were measured in turns."""
+    chosen = [line for line in lines if "adaptive" in line["system"] and line.get("best_other")]
+    if not chosen:
+        return []
+    rows = [
+        "### Adaptive beside the best of the others in the same turns",
+        "",
+        "| requests | prompts | dtype | best other | times its speed | spread |",
+        "|--:|---|---|---|--:|---|",
+    ]
+    for line in sorted(chosen, key=lambda one: (one["dtype"] or "", one["batch_size"], one["dataset"])):
+        best = line["best_other"]
+        spread_of = f"{best['min']:.2f}-{best['max']:.2f}"
+        cells = [line["batch_size"], line["dataset"], line["dtype"] or "-", best["system"], f"{best['median']:.2f}"]
+        rows.append("| " + " | ".join(map(str, [*cells, spread_of])) + " |")
+    least = min(chosen, key=lambda one: float(one["best_other"]["median"]))
+    rows += [
+        "",
+        f"Least: {least['best_other']['median']:.3f} ({least['dataset']}, requests at once: {least['batch_size']}).",
+    ]
+    return ["\n".join(rows)]
 
 
 def _block(line: dict[str, Any]) -> tuple[str | None, int, tuple[str, ...]]:

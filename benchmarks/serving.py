@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,6 @@ from benchmarks.harness.provenance import REPO, collect_provenance, portable
 from benchmarks.harness.systems import Common, RunningSystem, groups_for, running, servers_that_fit
 from benchmarks.serving_report import Turn, result_lines, table
 from ddtree_sglang.training.whole_file import replace_text
-from deploy.local.client import flush_cache
 from deploy.local.pair import prepare_pair
 from deploy.local.server_process import ServerError, die_with_parent, log_tail
 from workers.progress import say, step
@@ -92,7 +92,8 @@ def client_command(
         *(sys.executable, "-P", "-m", CLIENT, "--backend", "sglang", "--base-url", url),
         *("--model", model, "--dataset-name", args.kind, "--num-prompts", str(args.num_prompts)),
         *(custom if args.kind == "custom" else random),
-        *("--request-rate", str(per_second), "--seed", str(seed), "--disable-tqdm"),
+        # Behind the client's own warm-up request, whose prompt is one of the measured ones.
+        *("--request-rate", str(per_second), "--seed", str(seed), "--disable-tqdm", "--flush-cache"),
     ]
 
 
@@ -112,6 +113,7 @@ def ask_client(command: Sequence[str], folder: Path, timeout_s: float) -> dict[s
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 timeout=timeout_s,
+                env={**os.environ, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"},
                 preexec_fn=die_with_parent,
                 check=False,
             ).returncode
@@ -132,7 +134,6 @@ def measure(systems: Sequence[RunningSystem], prompts: Path, args: argparse.Name
             for chosen in [*systems[turn:], *systems[:turn]]:
                 name = chosen.system.name
                 what = f"repeat {repeat + 1}/{args.repeats}, {per_second:g} requests/s, {name}"
-                flush_cache(chosen.url)
                 command = client_command(chosen.url, args.model, prompts, per_second, args.seed + repeat, args)
                 with step(what):
                     record = ask_client(command, prompts.parent, args.turn_timeout)

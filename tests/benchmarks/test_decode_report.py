@@ -63,6 +63,27 @@ def test_table_shows_share_of_tree_work() -> None:
     assert "4.0 %" in table(result_lines([one], {}, {}))
 
 
+def test_adaptive_stands_beside_the_best_other_of_its_own_turns() -> None:
+    """The chain is best by its median, although plain decoding was faster in the last turn."""
+    rates = {"plain": (10.0, 10.0, 40.0), "dflash": (20.0, 20.0, 20.0), "ddtree-adaptive-16": (22.0, 19.0, 18.0)}
+    measurements = [
+        measurement(system, generation(13, decode_s=12 / rate, num_rounds=3), repeat=repeat)
+        for system, values in rates.items()
+        for repeat, rate in enumerate(values)
+    ]
+    lines = result_lines(measurements, {}, {"settings": {"dtype": "float32"}})
+    found = {line["system"]: line["best_other"] for line in lines}
+    assert found["ddtree-adaptive-16"]["system"] == "dflash"
+    assert found["ddtree-adaptive-16"]["median"] == pytest.approx(0.95)
+    assert found["dflash"]["system"] == "ddtree-adaptive-16"
+    shown = table(lines)
+    assert "| 1 | gsm8k | float32 | dflash | 0.95 | 0.90-1.10 |" in shown
+    assert shown.endswith("Least: 0.950 (gsm8k, requests at once: 1).")
+    alone = result_lines([one for one in measurements if one.system == "plain"], {}, {})
+    assert alone[0]["best_other"] is None
+    assert "Adaptive" not in table(alone)
+
+
 def test_ratios_of_turns_pair_each_turn_with_its_own_baseline() -> None:
     """A machine that slows down between turns changes both sides: the spread is of ratios, not of rates."""
     rates = {"plain": (10.0, 5.0), "dflash": (20.0, 15.0), "ddtree-8": (30.0, 20.0)}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploy.local.client import flush_cache, post
+from deploy.local.client import events, flush_cache, post
 from deploy.local.server_process import ServerProcess, ServerSpec, free_port
 from tests.device_lane.pairs import TinyPair
 from tests.device_lane.references import Asked
@@ -66,6 +66,12 @@ class LaneServer:
         time.sleep(after_s)
         answer: dict[str, Any] = post(self.url, "/generate", {**asked.body(), **body})
         return answer
+
+    def stream(self, asked: Asked, after_s: float = 0.0, **body: Any) -> dict[str, Any]:
+        """The last event of a streamed answer, with all of them as `events`."""
+        time.sleep(after_s)
+        sent = list(events(self.url, "/generate", {**asked.body(), **body, "stream": True}))
+        return {**sent[-1], "events": sent}
 
     def open_session(self, name: str) -> None:
         """A streaming session of this name."""

@@ -20,14 +20,17 @@ from tests.device_lane.context_waves import (
     retracted_in_time,
     to_the_context_limit,
 )
-from tests.device_lane.group_waves import unequal_groups
+from tests.device_lane.group_waves import every_kind_in_groups, more_than_a_groups_pool, unequal_groups
 from tests.device_lane.host_cache import FLAGS as _HOST_CACHE
 from tests.device_lane.new_weights import failing_adapters, failing_checkpoints, failing_updates_from_tensors
 from tests.device_lane.penalty_waves import penalized
+from tests.device_lane.request_waves import FLAGS as _EVERY_KIND
+from tests.device_lane.request_waves import few_by_far, of_every_kind, of_every_kind_in_chunks
 from tests.device_lane.scenes import (
     CONTEXT_LIMIT,
     Scene,
     aborted,
+    by_the_first_adapter,
     changing_widths,
     ends,
     few,
@@ -73,9 +76,8 @@ TRITON_DETERMINISTIC = Scene(
 FA3_DETERMINISTIC = Scene(
     "fa3-deterministic", "fa3", (seeded, ends), pair="llama", budget=7, flags=_DETERMINISTIC, captured=(4,)
 )
-PROCESSORS = Scene(
-    "processors", "fa3", (processed,), budget=7, flags=("--enable-custom-logit-processor",), captured=(1, 4)
-)
+PROCESSORS = Scene("processors", "fa3", (processed, of_every_kind), budget=7, flags=_EVERY_KIND, captured=(1, 4))
+SMALL_PROCESSORS = replace(PROCESSORS, name="small-processors", waves=(processed,))
 CONTEXT_END = Scene("context-end", "fa3", (to_the_context_limit,), budget=7, flags=_LIMIT, captured=(4,))
 # What the host learns of a round, it reads when the round's copies are there.
 ADAPTIVE = Scene("adaptive", "fa3", (changing_widths,), budget=4, flags=_ADAPTIVE, captured=(1, 2), late=True)
@@ -113,12 +115,22 @@ _GROUPS = ("--dp-size", "2", "--enable-dp-attention", "--enable-dp-lm-head", "--
 GROUPS = Scene(
     "attention-groups",
     "fa3",
-    (unequal_groups,),
+    (unequal_groups, every_kind_in_groups),
     pair="experts",
     budget=7,
-    flags=(*_GROUPS, "2"),
+    flags=(*_GROUPS, "2", *_EVERY_KIND),
 )
 GROUPS_EAGER = Scene("attention-groups-eager", "fa3", (unequal_groups,), budget=7, flags=(*_GROUPS, "2"), captured=())
+# The number of nodes follows the requests of both groups.
+GROUPS_WIDTHS = Scene(
+    "attention-groups-widths",
+    "fa3",
+    (unequal_groups, more_than_a_groups_pool),
+    budget=7,
+    flags=(*_GROUPS, "2", *LOAD_FLAGS, *_SMALL_POOL),
+    captured=(1, 2),
+    must_log=("Retract requests",),
+)
 PENALTIES = Scene("penalties", "fa3", (penalized,), budget=7, captured=(4,))
 
 RETRACTION = Scene(
@@ -143,6 +155,8 @@ WINDOWS_TRITON = Scene(
 # DeepSeek-V3: latent attention.
 LATENT_TRITON = Scene("latent-triton", "triton", (few, prefix_hit), pair="deepseek", budget=7, captured=(4,))
 LATENT_FA3 = Scene("latent-fa3", "fa3", (few,), pair="deepseek", budget=7, captured=(4,))
+
+TRITON_3 = Scene("triton-3", "triton", (of_every_kind, aborted), budget=3, flags=_EVERY_KIND, captured=(4,))
 
 # What these are asked is what the small scenes are, so that their rounds can be compared.
 STOCK_TRITON = Scene("stock-triton", "triton", (pair_of_requests,), algorithm="DFLASH", captured=(2,))
@@ -231,6 +245,31 @@ HOST_CACHE_OTHERS = (
     replace(HOST_CACHE, name="host-cache-windows", backend="triton", pair="gpt_oss"),
 )
 
+# Both on two ranks, with adapters and with sessions.
+_TOGETHER = ("--tp-size", "2", *_ADAPTERS, "csgmv", "--enable-streaming-session")
+TOGETHER = tuple(
+    Scene(name, "fa3", (*waves, first_turns, later_turns), pair="wide", budget=7, flags=flags, adapters=True)
+    for name, waves, flags in (
+        (
+            "draft-window-two-ranks",
+            (by_the_first_adapter(past_the_window), hits_about_the_window),
+            (*_DRAFT_WINDOW, *_PAGES, *_TOGETHER),
+        ),
+        (
+            "host-cache-two-ranks",
+            (by_the_first_adapter(leaves_the_device), by_the_first_adapter(comes_back_from_the_host)),
+            (*HOST_CACHE.flags, *_TOGETHER),
+        ),
+    )
+)
+
+# Targets of four and of eight bits.
+AWQ = Scene("awq", "fa3", (few,), pair="awq", budget=7, captured=(4,))
+INT8 = Scene("int8", "fa3", (few_by_far,), pair="int8", budget=7, captured=(4,))
+QUANTIZED_CHAINS = tuple(
+    replace(tree, name=f"{tree.name}-stock", algorithm="DFLASH", budget=None) for tree in (AWQ, INT8)
+)
+
 # Not in each CI run, for their time: more requests at once, chunks, wider trees, no graphs, recurrent layers.
 SLOW_SCENES = (
     Scene(
@@ -258,13 +297,23 @@ SLOW_SCENES = (
     *SLIDING_DRAFTERS,
     *HOST_CACHE_OTHERS,
     GROUPS_EAGER,
+    GROUPS_WIDTHS,
+    *TOGETHER,
+    INT8,
+    *QUANTIZED_CHAINS,
 )
 
 SMALL = (SMALL_TRITON, SMALL_FA3, SMALL_FLASHINFER)
 SCENES = (
     Scene("triton", "triton", (staggered, prefix_hit, chunked), budget=16, flags=_PAGES),
     FA3,
-    Scene("flashinfer", "flashinfer", (staggered, prefix_hit, chunked, ends, aborted), budget=16, flags=_PAGES),
+    Scene(
+        "flashinfer",
+        "flashinfer",
+        (staggered, prefix_hit, chunked, ends, aborted, of_every_kind_in_chunks),
+        budget=16,
+        flags=(*_PAGES, *_EVERY_KIND),
+    ),
     TRITON_DETERMINISTIC,
     FA3_DETERMINISTIC,
     CONTEXT_END,
@@ -276,7 +325,7 @@ SCENES = (
     *PUBLISHED,
     *PUBLISHED_CHAINS,
     SHORT_CONVOLUTION,
-    Scene("triton-3", "triton", (greedy_by_top_k, aborted), budget=3, captured=(4,)),
+    TRITON_3,
     RETRACTION,
     FA3_PAGES,
     Scene("triton-64", "triton", (one,), budget=64, captured=(1,)),
@@ -311,6 +360,7 @@ SCENES = (
     DRAFT_WINDOW,
     PAIRS_OF_CANDIDATES,
     HOST_CACHE,
+    AWQ,
     STOCK_TRITON,
     STOCK_FA3,
     Scene("plain", "triton", (pair_of_requests,), algorithm=None, captured=(2,), before=failing_checkpoints),

@@ -13,9 +13,11 @@ from tests.device_lane.adapters import make_adapters
 from tests.device_lane.asking import Lane, open_lane
 from tests.device_lane.pair_heads import with_selector
 from tests.device_lane.pairs import make_pair, one_thread
+from tests.device_lane.quantized import round_activations
 from tests.device_lane.references import Reference
 from tests.device_lane.scenes import Outcome, Scene, play
 from tests.device_lane.sliding_drafter import FULL, SLIDING
+from tests.support.quantize import How, quantize
 
 SERVERS_AT_ONCE = 2
 PAIRS = {
@@ -38,10 +40,14 @@ PAIRS = {
     "short_convolution": ("lfm2", 4, 32),
     "short_convolution_experts": ("lfm2_moe", 4, 32),
     "sliding_gated_delta": ("qwen3_5", 4, 32),
+    "int8": ("qwen3", 4, 32),
+    "awq": ("qwen3", 4, 32),
 }
 """Architecture, block size and vocabulary."""
 KINDS = dict.fromkeys(("sliding", "sliding_gated_delta"), (SLIDING, FULL))
 """Of the layers of a pair's drafter, where they are not one that sees the whole context."""
+QUANTIZED: dict[str, How] = {"int8": "w8a8_int8", "awq": "awq"}
+"""How the linear layers of a pair's target are stored."""
 HEADS = {"selector": with_selector}
 """Of a pair whose drafter scores pairs of candidates, what gives it the head."""
 ADAPTERS = {pair: {"first": 4, "second": 8} for pair in ("qwen3", "wide")}
@@ -72,6 +78,10 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Refe
         kinds = KINDS.get(name, (FULL,))
         pair = make_pair(folder, architecture, block_size, vocabulary=vocabulary, kinds=kinds)  # type: ignore[arg-type]
         pair = HEADS[name](pair) if name in HEADS else pair
+        if name in QUANTIZED:
+            quantize(pair, QUANTIZED[name], "plain")
+        if QUANTIZED.get(name) == "w8a8_int8":
+            round_activations(pair.target)
         return Reference(pair, make_adapters(pair, folder, ADAPTERS.get(name, {})))
 
     def reference(name: str) -> Reference:

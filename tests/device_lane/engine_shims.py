@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,13 +72,21 @@ def _allocate_host_memory() -> None:
 
 def _take_cuda_branches() -> None:
     """Where SGLang asks for CUDA by name and then launches Triton kernels, the lane does as CUDA does."""
+    from sglang.kernels.ops.grammar import bitmask_ops
     from sglang.kernels.ops.speculative import cache_locs
+    from sglang.srt.constrained.xgrammar_backend import XGrammarGrammar, XGrammarGrammarBackend
     from sglang.srt.distributed.parallel_state import GroupCoordinator
     from sglang.srt.mem_cache import memory_pool
     from sglang.srt.model_executor import forward_batch_info
     from sglang.srt.speculative import dflash_worker_v2
 
+    def apply_vocab_mask(_: Any, logits: torch.Tensor, vocab_mask: torch.Tensor) -> None:
+        bitmask_ops.apply_token_bitmask_inplace_triton(logits, vocab_mask)
+
     for module, name, answer in (
+        (bitmask_ops, "get_device_core_count", lambda *_: 1),
+        (XGrammarGrammar, "apply_vocab_mask", apply_vocab_mask),
+        (XGrammarGrammarBackend, "apply_vocab_mask", partial(apply_vocab_mask, None)),
         (cache_locs, "_is_cuda", True),
         (dflash_worker_v2, "is_cuda", lambda: True),
         (memory_pool, "_is_cuda", True),

@@ -27,7 +27,15 @@ def padding_has_no_cells() -> None:
     _set(attention_ranks, "padded_mask", lambda mask, *_: mask)
 
 
+def width_of_the_groups_own_load() -> None:
+    """Each group chooses how many nodes it verifies by the requests that it has itself."""
+    from ddtree_sglang.engine.stages import round_budget
+
+    _set(round_budget, "attends_in_groups", lambda: False)
+
+
 GROUP_MUTATIONS = (
+    width_of_the_groups_own_load,
     idle_group_waits_for_a_block,
     padding_has_no_cells,
 )

@@ -5,10 +5,27 @@ Groups have unequal loads, and each is idle at a time when the other one decodes
 
 from __future__ import annotations
 
-from tests.device_lane.scenes import WAVE_APART_S, Chooser, Sent
+from dataclasses import replace
+
+from tests.device_lane.context_waves import more_than_the_pool
+from tests.device_lane.request_waves import of_every_kind
+from tests.device_lane.scenes import ABORT_AFTER_S, WAVE_APART_S, Chooser, Sent
 
 
 def unequal_groups(chooser: Chooser) -> list[Sent]:
     """Three requests in the first group, which end apart; one in the second, which comes later and stays longer."""
     first = [Sent(chooser.find(length, tokens), group=0) for length, tokens in ((4, 9), (6, 12), (11, 14))]
     return [*first, Sent(chooser.find(5, 20), group=1, after_s=WAVE_APART_S / 2)]
+
+
+def every_kind_in_groups(chooser: Chooser) -> list[Sent]:
+    """Requests that ask for different things, in both groups; one of them is aborted in the middle."""
+    sent = [replace(one, group=index % 2) for index, one in enumerate(of_every_kind(chooser))]
+    cut = Sent(chooser.find(5, 40), check="prefix", abort_after_s=ABORT_AFTER_S, group=1)
+    return [*sent, cut]
+
+
+def more_than_a_groups_pool(chooser: Chooser) -> list[Sent]:
+    """Requests that do not fit their group's pool together, so that one is retracted, beside one in the other group."""
+    sent = [replace(one, check="tokens", group=0) for one in more_than_the_pool(chooser)]
+    return [*sent, Sent(chooser.find(5, 16), check="tokens", group=1)]

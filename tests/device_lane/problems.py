@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tests.device_lane.laws import FARTHEST, distance, laws, problems_of_draws
 from tests.device_lane.references import Reference, experts_of, histogram
 from tests.device_lane.scenes import Answered, Chooser, Outcome, Scene, Sent
 
@@ -25,6 +26,7 @@ def problems(scene: Scene, outcome: Outcome, reference: Reference) -> list[str]:
     found = [outcome.failure, *_last_error(outcome.log)] if outcome.failure else []
     for one_answer in outcome.answered:
         found += _of_answer(scene, one_answer, reference)
+    found += _of_draws(scene, outcome, reference)
     if outcome.used_slots:
         found.append(f"{outcome.used_slots} slots of the KV pool are taken when nothing runs")
     for word in ("LaneViolation", "not permitted when stream is capturing", "Leak Detected", "memory leak"):
@@ -34,8 +36,42 @@ def problems(scene: Scene, outcome: Outcome, reference: Reference) -> list[str]:
     return found
 
 
+def _of_draws(scene: Scene, outcome: Outcome, reference: Reference) -> list[str]:
+    """Whether tokens that nobody knew before follow their laws, all of the scene's together."""
+    found, drawn = [], []
+    for sent, answer in ((one.sent, one.answer) for one in outcome.answered if one.sent.check == "law"):
+        about, tokens = f"{scene.name}, prompt of {len(sent.asked.prompt)}", answer["output_ids"]
+        problems_of_one = problems_of_draws(sent.asked, answer, reference, sent.supports)
+        found += [f"{about}: {problem}" for problem in problems_of_one]
+        if not problems_of_one:
+            pairs = zip(tokens, laws(reference, sent.asked, tokens), strict=True)
+            drawn += [(token, law) for token, law in pairs if law is not None]
+    off = distance(drawn)
+    if abs(off) > FARTHEST:
+        found.append(
+            f"{scene.name}: {len(drawn)} drawn tokens surprise by {off:.1f} standard deviations off their laws"
+        )
+    return found
+
+
+def _of_events(events: list[dict[str, Any]], answer: dict[str, Any]) -> list[str]:
+    """What is wrong with a stream: an event for each token, with all so far and their log-probabilities."""
+    tokens, logprobs = answer["output_ids"], answer["meta_info"].get("output_token_logprobs", [])
+    found = []
+    if [one["output_ids"] for one in events] != [tokens[: index + 1] for index in range(len(tokens))]:
+        found.append(f"streamed {[one['output_ids'] for one in events]}, expected {tokens} one by one")
+    for index, one in enumerate(events):
+        if one["meta_info"].get("output_token_logprobs", []) != logprobs[: index + 1]:
+            found.append(f"log-probabilities of event {index} are {one['meta_info']['output_token_logprobs']}")
+        if (one["meta_info"]["finish_reason"] is None) != (index < len(events) - 1):
+            found.append(f"event {index} of {len(events)} finishes by {one['meta_info']['finish_reason']}")
+    return found
+
+
 def _of_answer(scene: Scene, one_answer: Answered, reference: Reference) -> list[str]:
     sent, answer = one_answer.sent, one_answer.answer
+    if sent.check == "law":
+        return []  # _of_draws
     expected, meta = reference.expect(sent.asked), answer["meta_info"]
     tokens, wanted = list(answer["output_ids"]), list(expected.output_ids)
     about = f"{scene.name}, prompt of {len(sent.asked.prompt)}"
@@ -48,16 +84,25 @@ def _of_answer(scene: Scene, one_answer: Answered, reference: Reference) -> list
         found.append(f"{about}: {len(tokens)} tokens, expected {sent.total} with the prompt")
     if sent.check != "prefix" and meta["finish_reason"]["type"] != expected.finish_reason:
         found.append(f"{about}: finished by {meta['finish_reason']}, expected {expected.finish_reason}")
+    found += [f"{about}: {problem}" for problem in _of_what_is_told(sent, answer, reference)]
+    found += [f"{about}: {problem}" for problem in _of_prefix_cache(sent, meta)]
+    return found + _of_rounds(scene, sent, meta.get("spec_correct_drafts_histogram", []), reference, about)
+
+
+def _of_what_is_told(sent: Sent, answer: dict[str, Any], reference: Reference) -> list[str]:
+    """What is wrong with what a request is told besides its tokens: events, log-probabilities, states, experts."""
+    found, meta, expected = [], answer["meta_info"], reference.expect(sent.asked)
+    if sent.streamed:
+        found += _of_events(answer["events"], answer)
     if sent.logprobs:
         logprobs = [entry[0] for entry in meta["output_token_logprobs"]]
         if any(abs(a - b) > 1e-3 for a, b in zip(logprobs, expected.logprobs, strict=True)):
-            found.append(f"{about}: log-probabilities {logprobs}, expected {list(expected.logprobs)}")
-    found += [f"{about}: {problem}" for problem in _of_prefix_cache(sent, meta)]
+            found.append(f"log-probabilities {logprobs}, expected {list(expected.logprobs)}")
     if sent.states:
-        found += [f"{about}: {problem}" for problem in _of_states(sent, answer, reference)]
+        found += _of_states(sent, answer, reference)
     if sent.experts and not torch.equal(experts_of(answer), reference.experts(sent.asked)):
-        found.append(f"{about}: routed experts {experts_of(answer).tolist()}")
-    return found + _of_rounds(scene, sent, meta.get("spec_correct_drafts_histogram", []), reference, about)
+        found.append(f"routed experts {experts_of(answer).tolist()}")
+    return found
 
 
 def _of_prefix_cache(sent: Sent, meta: dict[str, Any]) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+import dill
 import torch
-
-from tests.preloaded.environment import unchanged_environment
 
 
 def favoured(tokens: Sequence[int], calls: int, vocabulary: int) -> int:
@@ -29,14 +29,16 @@ def change(logits: torch.Tensor, tokens: Sequence[int], calls: int) -> torch.Ten
 
 @cache
 def serialized() -> str:
-    """The same as a class that goes by value: servers do not import this module for it."""
-    with unchanged_environment():
-        from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor
+    """The same as a class that goes by value, which servers do not import this module for.
+
+    As SGLang's `CustomLogitProcessor.to_str` writes a class that derives from it; the import of SGLang would change the
+    environment that servers are forked with, in the middle of another scene's start.
+    """
 
     def pick(tokens: list[int], calls: int, vocabulary: int) -> int:
         return (5 * tokens[-1] + 3 * tokens[-2] + tokens[-3] + calls) % (vocabulary - 3)
 
-    class Favouring(CustomLogitProcessor):
+    class Favouring:
         def __call__(self, logits: Any, custom_param_list: Any = None) -> Any:
             for row, params in enumerate(custom_param_list):
                 req = params["__req__"]
@@ -46,4 +48,4 @@ def serialized() -> str:
                 params["calls"] += 1
             return logits
 
-    return str(Favouring.to_str())
+    return json.dumps({"callable": dill.dumps(Favouring).hex()})

@@ -24,12 +24,16 @@ from tests.core.plain_penalties import Asked as Penalties
 from tests.core.plain_penalties import PlainPenalties
 from tests.device_lane import processors
 from tests.device_lane.adapters import Adapter
+from tests.device_lane.draws import choose
 from tests.device_lane.pairs import EOS_TOKEN, EXPERTS_PER_TOKEN, NUM_LAYERS, VOCABULARY, TinyPair
 
 EVEN_TOKENS = [4, 6, 8, 20, 22, 24, 26, 28]
 ODD_TOKENS = [3, 5, 7, 9, 21, 23, 25, 27, 29]
 """What a grammar of the lane is made of. A grammar knows letters: where it allows w14, it allows the word w1 as well,
 which nothing completes. So no word here begins with another one, but for the end token."""
+THOUGHTS_END = 0
+"""What a reasoning parser takes for the end of thoughts, and for all that it bars before: the lane's tokenizer knows no
+such words, and has w0 for what it does not know."""
 MIN_MARGIN = 1e-3
 """Least lead of a chosen token, in logits. Rounding of float32 moves these logits by some 1e-5."""
 NOISE = 1e-4
@@ -59,6 +63,8 @@ class Asked:
     adapter: str = ""  # name of a LoRA adapter; empty for the base model
     penalties: Penalties = NO_PENALTIES  # without its ends, which are `barred`
     processed: bool = False  # by a custom logit processor (processors.py)
+    bias: tuple[tuple[int, float], ...] = ()  # added to the logits of tokens
+    thoughts: int | None = None  # tokens after which the server ends its thoughts
 
     @property
     def barred(self) -> tuple[int, ...]:
@@ -90,7 +96,11 @@ class Asked:
         if asked != NO_PENALTIES:
             sampling |= {"frequency_penalty": asked.frequency, "presence_penalty": asked.presence}
             sampling |= {"repetition_penalty": asked.repetition, "min_new_tokens": asked.min_len}
+        if self.bias:
+            sampling["logit_bias"] = {str(token): value for token, value in self.bias}
         body: dict[str, Any] = {"input_ids": list(self.prompt), "sampling_params": sampling}
+        if self.thoughts is not None:
+            body |= {"require_reasoning": True, "max_thinking_tokens": self.thoughts}
         if self.processed:
             sampling["custom_params"] = {**sampling.get("custom_params", {}), "calls": 0}
             body["custom_logit_processor"] = processors.serialized()
@@ -168,8 +178,9 @@ class Reference:
             logits = self.target(asked)(torch.tensor([row]), use_cache=False).logits[0, -1]
             penalties = penalties or PlainPenalties(asked.penalties._replace(ends=asked.barred), len(logits))
             logits = penalties.adjusted(logits)
-            if asked.pairs:
-                logits = of_pairs(logits, row[len(asked.prompt) :])
+            logits = allowed(logits, asked, row[len(asked.prompt) :])
+            for favoured, value in asked.bias:
+                logits[favoured] += value
             if asked.processed:
                 logits = processors.change(logits, row, calls)
             token, margin = choose(logits, asked, position=len(row) - 1)
@@ -183,7 +194,9 @@ class Reference:
         if asked.pairs and asked.ignore_eos and EOS_TOKEN in output[:-1]:
             ends = [output.index(EOS_TOKEN) + 1]  # plain decoding ends with the token behind the grammar's end
         length = ends[0] + 1 if ends else asked.max_new_tokens
-        reason = "stop" if ends else "length"
+        # SGLang looks at end tokens, the limit and the grammar, in this order (schedule_batch.py, update_finish_state).
+        is_grammars = asked.pairs and asked.ignore_eos
+        reason = "stop" if ends and not (is_grammars and length == asked.max_new_tokens) else "length"
         margin = min(margins[:length], default=float("inf"))
         return Expected(output[:length], reason, tuple(logprobs[:length]), margin, tokens)
 
@@ -255,8 +268,7 @@ class Reference:
         head = self.pair.head
         top_k = min(max(num_nodes - 1, 1), ids.shape[-1]) if head is None else head.top_k
         ids, logprobs = ids[:, :, :top_k].clone(), logprobs[:, :, :top_k].clone()
-        if asked.pairs:
-            keep_what_may_follow(ids[0, 0], logprobs[0, 0], expected.continuation[:done])
+        keep_what_may_follow(ids[0, 0], logprobs[0, 0], asked, expected.continuation[:done])
         root = torch.tensor([expected.continuation[done - 1]])
         pairs = None if head is None else pair_conditionals(head.scores(states, root, ids, logprobs), logprobs)
         tree = build_draft_tree(ids, logprobs, root, num_nodes, pairs)
@@ -334,12 +346,25 @@ def follow(tree: Any, tokens: Sequence[int]) -> torch.Tensor:
     return torch.tensor([choices])
 
 
-def keep_what_may_follow(ids: torch.Tensor, logprobs: torch.Tensor, tokens: Sequence[int]) -> None:
-    """Of the candidates `[K]` of a first position, give those that the grammar of pairs forbids -inf, at the end."""
-    allowed = of_pairs(torch.zeros(VOCABULARY), tokens)[ids].isfinite()
-    ordered, order = logprobs.masked_fill(~allowed, -torch.inf).sort(descending=True, stable=True)
+def keep_what_may_follow(ids: torch.Tensor, logprobs: torch.Tensor, asked: Asked, tokens: Sequence[int]) -> None:
+    """Of the candidates `[K]` of a first position, give those that a mask forbids -inf, at the end."""
+    if not asked.pairs and asked.thoughts is None:
+        return
+    is_allowed = allowed(torch.zeros(VOCABULARY), asked, tokens).isfinite()
+    ordered, order = logprobs.masked_fill(~is_allowed[ids], -torch.inf).sort(descending=True, stable=True)
     ids.copy_(ids[order])
     logprobs.copy_(ordered)
+
+
+def allowed(logits: torch.Tensor, asked: Asked, tokens: Sequence[int]) -> torch.Tensor:
+    """Logits `[V]` with those at -inf that the request's grammar, or its budget of thoughts, forbids after `tokens`."""
+    if asked.pairs:
+        return of_pairs(logits, tokens)
+    if asked.thoughts is None or THOUGHTS_END in tokens:
+        return logits
+    forbidden = torch.full((len(logits),), len(tokens) >= asked.thoughts)
+    forbidden[THOUGHTS_END] = not forbidden[THOUGHTS_END]
+    return logits.masked_fill(forbidden, -torch.inf)
 
 
 def of_pairs(logits: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
@@ -353,45 +378,3 @@ def of_pairs(logits: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
     masked = torch.full_like(logits, -torch.inf)
     masked[allowed] = logits[allowed]
     return masked
-
-
-def choose(logits: torch.Tensor, asked: Asked, position: int) -> tuple[int, float]:
-    """The token that follows, and its lead; `position` is that of the last token that was read.
-
-    A draw is SGLang's `top_k_top_p_min_p_sampling_from_probs_torch` with a seed (layers/sampler.py): Gumbel noise,
-    hashed from seed, position and rank. So the ranks must be certain as well, and the lead is the least of both.
-    """
-    if asked.temperature == 0.0 or asked.top_k == 1:
-        best = logits.topk(2)
-        return int(best.indices[0]), float(best.values[0] - best.values[1])
-    scaled, ids = (logits / asked.temperature).sort(descending=True)
-    noise = seeded_noise(asked.seed, position, len(logits))
-    best = (scaled.log_softmax(-1).double() + noise)[: asked.top_k].topk(2)
-    between_ranks = (scaled[: asked.top_k] - scaled[1 : asked.top_k + 1]).min()
-    return int(ids[best.indices[0]]), float(torch.minimum(best.values[0] - best.values[1], between_ranks))
-
-
-def seeded_noise(seed: int, position: int, count: int) -> torch.Tensor:
-    """Gumbel noise `[count]` float64 of SGLang's `multinomial_with_seed` (layers/sampler.py)."""
-    words = (seed & _WORD, seed >> 32 & _WORD, position)
-    hashed = torch.tensor([_murmur3(*words, column) for column in range(count)], dtype=torch.float64)
-    return -(-(hashed / _WORD).log().clamp(max=-(2.0**-32))).log()
-
-
-_WORD = 0xFFFFFFFF
-
-
-def _murmur3(*words: int) -> int:
-    """MurmurHash3 of 32-bit words, seed 0; SGLang says 16 bytes (kernels/ops/sampling/murmur_hash.py)."""
-    state = 0
-    for word in words:
-        word = _rotate(word * 0xCC9E2D51 & _WORD, 15) * 0x1B873593 & _WORD
-        state = _rotate(state ^ word, 13) * 5 + 0xE6546B64 & _WORD
-    state ^= 16
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        state = (state ^ state >> shift) * factor & _WORD
-    return state ^ state >> 16
-
-
-def _rotate(word: int, bits: int) -> int:
-    return (word << bits | word >> 32 - bits) & _WORD

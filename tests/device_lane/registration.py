@@ -24,9 +24,11 @@ def activate() -> str:
     """The platform's class, for SGLang; what stands in for kernels has to be there before the backends are imported."""
     from tests.device_lane.host_cache import install_host_cache
     from tests.device_lane.install import install_fa3, install_flashinfer, install_lora
+    from tests.device_lane.quantized import install_quantized
     from tests.device_lane.recurrent_layers import install_recurrent_layers
 
     install_host_cache()
+    install_quantized()
     install_fa3()
     install_flashinfer()
     install_lora()

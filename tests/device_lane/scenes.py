@@ -20,11 +20,11 @@ from tests.core.plain_penalties import Asked as Penalties
 from tests.device_lane.adapters import flags_of
 from tests.device_lane.asking import Lane, LaneServer
 from tests.device_lane.pairs import EOS_TOKEN, TinyPair, random_prompts
-from tests.device_lane.references import NO_PENALTIES, Asked, Reference, Round
+from tests.device_lane.references import Asked, Reference, Round
 
-Check = Literal["rounds", "steps", "tokens", "prefix"]
+Check = Literal["rounds", "steps", "tokens", "prefix", "law"]
 """rounds: tokens and what each round accepts; steps: the same, where prefills may have given some of the tokens;
-tokens: those alone; prefix: the answer was cut short by the server."""
+tokens: those alone; prefix: the answer was cut short by the server; law: what draws without a seed come from."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,24 @@ class Sent:
     session: str = ""  # name of the streaming session that the request is a turn of
     is_first_turn: bool = False
     num_sent: int | None = None  # tokens of the prompt that are sent, where the session has the others
+    streamed: bool = False  # token by token
+    supports: bool = False  # what each token was drawn from
     states: bool = False  # hidden states of every token
     experts: bool = False  # routed experts of every token
     cached: int | None = None  # tokens of the prompt that the prefix cache must have had
     from_host: int | None = None  # how many of them, at least, had to be copied back from the host
     group: int | None = None  # which of a server's groups attends for it, under DP attention
+
+    def wishes(self) -> dict[str, Any]:
+        """What it asks to be told besides its tokens, and by whom, as `/generate` takes it."""
+        wishes: dict[str, Any] = {"return_logprob": True} if self.logprobs else {}
+        if self.supports:
+            wishes |= {"return_sampling_mask": True, "sampling_logprobs_mode": "support"}
+        if self.states:
+            wishes["return_hidden_states"] = True
+        if self.experts:
+            wishes["return_routed_experts"] = True
+        return wishes if self.group is None else {**wishes, "routed_dp_rank": self.group}
 
 
 Wave = Callable[["Chooser"], list[Sent]]
@@ -87,6 +100,7 @@ class Chooser:
         self.sessions: dict[str, Asked] = {}  # the last turn of each
         self.passed: Asked | None = None  # one whose text later ones resume
         self.begun: list[Asked] = []  # a wave whose texts the next one's go on
+        self.adapter = ""  # of what is found
 
     def rounds(self, asked: Asked, of: Reference | None = None) -> list[Round]:
         """What the scene's algorithm needs for a request; `of` another reference than the scene's."""
@@ -106,9 +120,8 @@ class Chooser:
         for _ in range(400):
             self._seed += 1
             prompt = tuple(random_prompts(1, length, self._seed)[0].tolist())
-            asked: Asked | None = Asked(prompt, max_new_tokens)
-            if wanted is not None:
-                asked = wanted(Asked(prompt, max_new_tokens))
+            plain = Asked(prompt, max_new_tokens, adapter=self.adapter)
+            asked = plain if wanted is None else wanted(plain)
             if asked is not None and self.reference.is_clear(asked, (self.scene.num_nodes,), anywhere):
                 return asked
         raise AssertionError(
@@ -133,18 +146,32 @@ class Chooser:
     ) -> Asked:
         """One whose answer its penalties change first in the middle of a round's path; `top_k`: through the sampler."""
 
-        def wanted(asked: Asked) -> Asked | None:
+        def penalized(asked: Asked) -> Asked:
             asked = replace(asked, penalties=penalties)
-            if top_k is not None:
-                asked = replace(asked, temperature=1.0, top_k=top_k)
-            answer = self.reference.expect(asked).output_ids
-            without = self.reference.expect(replace(asked, penalties=NO_PENALTIES)).output_ids
+            return asked if top_k is None else replace(asked, temperature=1.0, top_k=top_k)
+
+        return self.changed_inside_a_path(length, max_new_tokens, penalized, anywhere)
+
+    def changed_inside_a_path(
+        self, length: int, max_new_tokens: int, change: Callable[[Asked], Asked], anywhere: bool = False
+    ) -> Asked:
+        """One whose answer what is asked beside the prompt changes first in the middle of a round's path."""
+
+        def wanted(plain: Asked) -> Asked | None:
+            asked = change(plain)
+            answer, without = (self.reference.expect(one).output_ids for one in (asked, plain))
             changed = [index for index, pair in enumerate(zip(answer, without, strict=True)) if pair[0] != pair[1]]
             lengths = [one.commit_len for one in self.rounds(asked)]
             at_roots = {1 + sum(lengths[:index]) for index in range(len(lengths))}
             return asked if changed and changed[0] > 0 and changed[0] not in at_roots else None
 
         return self.find(length, max_new_tokens, wanted, anywhere)
+
+    def drawn(self, length: int, max_new_tokens: int, temperature: float, top_k: int) -> Asked:
+        """One whose tokens nobody knows before."""
+        self._seed += 1
+        prompt = tuple(random_prompts(1, length, self._seed)[0].tolist())
+        return Asked(prompt, max_new_tokens, temperature=temperature, top_k=top_k)
 
     def ending_inside_a_path(self, length: int, with_eos: bool = False) -> Asked:
         """One whose last round accepts more tokens behind the one that ends it."""
@@ -265,6 +292,19 @@ def few_adapters(chooser: Chooser) -> list[Sent]:
     """The base model and each adapter, in a padded graph of four."""
     sizes = zip(("", *chooser.reference.adapters), ((4, 6), (6, 8), (11, 9)), strict=True)
     return [Sent(chooser.with_adapter(name, *size)) for name, size in sizes]
+
+
+def by_the_first_adapter(wave: Wave) -> Wave:
+    """The same, with an adapter."""
+
+    def with_it(chooser: Chooser) -> list[Sent]:
+        chooser.adapter = next(iter(chooser.reference.adapters))
+        try:
+            return wave(chooser)
+        finally:
+            chooser.adapter = ""
+
+    return with_it
 
 
 def prefix_of_another_adapter(chooser: Chooser) -> list[Sent]:
@@ -416,21 +456,14 @@ def _keep(answered: Sequence[Answered], log: Path) -> None:
 
 def _ask(server: LaneServer, wave: Sequence[Sent]) -> list[Answered]:
     def ask(index: int, sent: Sent) -> dict[str, Any]:
-        body: dict[str, Any] = {"rid": f"{id(wave)}-{index}"}
-        if sent.logprobs:
-            body["return_logprob"] = True
+        body = {"rid": f"{id(wave)}-{index}", **sent.wishes()}
         if sent.session:
             if sent.is_first_turn:
                 server.open_session(sent.session)
             body["session_params"] = {"id": sent.session}
             body["input_ids"] = list(sent.asked.prompt[-(sent.num_sent or 0) :])
-        if sent.states:
-            body["return_hidden_states"] = True
-        if sent.experts:
-            body["return_routed_experts"] = True
-        if sent.group is not None:
-            body["routed_dp_rank"] = sent.group
-        return server.ask(sent.asked, sent.after_s, **body)
+        ask = server.stream if sent.streamed else server.ask
+        return ask(sent.asked, sent.after_s, **body)
 
     def abort(index: int, sent: Sent) -> None:
         assert sent.abort_after_s is not None

@@ -23,16 +23,18 @@ from tests.device_lane.catalogue import (
     GRAMMARS,
     GROUPS,
     GROUPS_EAGER,
+    GROUPS_WIDTHS,
     HOST_CACHE,
     LATE,
     PAIRS_OF_CANDIDATES,
     PENALTIES,
-    PROCESSORS,
     RETRACTION,
     SMALL,
     SMALL_FA3,
     SMALL_FLASHINFER,
+    SMALL_PROCESSORS,
     SMALL_TRITON,
+    TRITON_3,
     TRITON_DETERMINISTIC,
     TRITON_WIDTHS,
     WINDOWS_TRITON,
@@ -50,6 +52,8 @@ VIOLATION = "LaneViolation"
 SIZES = "must match the size"
 NOT_TAKEN = "Grammar accept_token failed"
 CAPTURE = "not permitted when stream is capturing"
+LOGPROBS = "log-probabilities .* expected"
+LAW = "standard deviations off their laws"
 LOST_RANK = "gloo/transport|IndexError"
 
 
@@ -103,8 +107,8 @@ FAULTS = (
     Fault("last_token_of_a_turn_counted_as_written", FA3_PAGES, f"{TOKENS}|{ROUNDS}", slow=True),
     Fault("states_by_index_in_the_tree", LATE, STATES, slow=True),
     Fault("experts_where_their_nodes_were", EXPERTS, "routed experts", slow=True),
-    Fault("processors_a_round_late", PROCESSORS, TOKENS),
-    Fault("processors_see_the_root_alone", PROCESSORS, TOKENS, slow=True),
+    Fault("processors_a_round_late", SMALL_PROCESSORS, TOKENS),
+    Fault("processors_see_the_root_alone", SMALL_PROCESSORS, TOKENS, slow=True),
     Fault("windows_by_index_in_the_tree", WINDOWS_TRITON, TOKENS),
     Fault("sinks_left_out", WINDOWS_TRITON, TOKENS, slow=True),
     Fault("drafter_sees_the_first_tokens", DRAFT_WINDOW_FLASHINFER, ROUNDS, slow=True),
@@ -112,6 +116,13 @@ FAULTS = (
     Fault("rows_of_windows_stay_where_they_are", WINDOWS_TRITON, TOKENS, slow=True),
     Fault("idle_group_waits_for_a_block", GROUPS, LOST_RANK, slow=True),
     Fault("padding_has_no_cells", GROUPS_EAGER, LOST_RANK, slow=True),
+    Fault("width_of_the_groups_own_load", GROUPS_WIDTHS, LOST_RANK, slow=True),
+    Fault("masks_of_a_prefill_by_width", TRITON_3, f"{TOKENS}|{LOGPROBS}", slow=True),
+    Fault("bias_of_another_request", TRITON_3, TOKENS, slow=True),
+    Fault("the_best_is_drawn", TRITON_3, LAW, slow=True),
+    Fault("supports_of_the_first_nodes", TRITON_3, "was drawn from", slow=True),
+    Fault("logprobs_of_the_first_nodes", TRITON_3, LOGPROBS, slow=True),
+    Fault("streams_round_by_round", TRITON_3, "one by one", slow=True),
 )
 
 

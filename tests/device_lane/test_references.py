@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.device_lane.draws import seeded_noise
 from tests.device_lane.pairs import EOS_TOKEN, TinyPair, make_pair, one_thread, random_prompts
-from tests.device_lane.references import MIN_MARGIN, Asked, Reference, Round, follow, histogram, seeded_noise
+from tests.device_lane.references import MIN_MARGIN, Asked, Reference, Round, follow, histogram
 
 
 @pytest.fixture(scope="module")

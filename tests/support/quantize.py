@@ -14,7 +14,7 @@ from tests.device_lane.pairs import TinyPair
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BLOCK = 16
-How = Literal["plain", "fp8", "fp8-blocks", "w8a8_int8"]
+How = Literal["plain", "fp8", "fp8-blocks", "w8a8_int8", "awq"]
 Stored = dict[str, torch.Tensor]
 
 
@@ -69,9 +69,38 @@ def int8(weight: torch.Tensor) -> tuple[Stored, torch.Tensor]:
     return {"weight": rounded, "weight_scale": scale}, rounded.float() * scale
 
 
+AWQ_SHIFTS = (0, 16, 4, 20, 8, 24, 12, 28)
+"""Of each of eight columns in their int32, in bits: even columns come before odd ones."""
+
+
+def awq(weight: torch.Tensor) -> tuple[Stored, torch.Tensor]:
+    """Four bits, with a zero and a scale per output and block of inputs; inputs before outputs."""
+    groups = weight.T.unflatten(0, (-1, BLOCK))  # [groups, inputs, outputs]
+    low, high = groups.amin(1).clamp(max=0), groups.amax(1).clamp(min=0)
+    scales = ((high - low) / 15).half()
+    zeros = (-low / scales).round().clamp(0, 15).int()
+    rounded = (groups / scales[:, None]).round().int() + zeros[:, None]
+    columns = rounded.clamp(0, 15).flatten(0, 1)
+    stored = {"qweight": _packed(columns), "qzeros": _packed(zeros), "scales": scales}
+    return stored, awq_values(columns, zeros, scales.float()).T.contiguous()
+
+
+def awq_values(columns: torch.Tensor, zeros: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """`[in, out]` of 4-bit columns, with zeros and scales `[groups, out]`."""
+    size = len(columns) // len(zeros)
+    return (columns - zeros.repeat_interleave(size, 0)) * scales.repeat_interleave(size, 0)
+
+
+def _packed(columns: torch.Tensor) -> torch.Tensor:
+    """`[in, out]` of four bits each as int32 `[in, out / 8]`."""
+    shifted = columns.unflatten(1, (-1, 8)).long() << torch.tensor(AWQ_SHIFTS)
+    return shifted.sum(-1).to(torch.int32)
+
+
 _FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
 FORMS: dict[str, tuple[Callable[[torch.Tensor], tuple[Stored, torch.Tensor]], dict[str, Any]]] = {
     "fp8": (fp8, _FP8),
     "fp8-blocks": (fp8_blocks, {**_FP8, "weight_block_size": [BLOCK, BLOCK]}),
     "w8a8_int8": (int8, {"quant_method": "w8a8_int8"}),
+    "awq": (awq, {"quant_method": "awq", "bits": 4, "group_size": BLOCK, "zero_point": True, "version": "gemm"}),
 }

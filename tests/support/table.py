@@ -311,6 +311,21 @@ ON_THE_CPU = (
     Row("Qwen3-MoE", CPU, "routed experts", _e2e("test_routed_experts.py::test_experts_are_plain_decodings[False]")),
 )
 
+OF_EVERY_KIND = (
+    "sampling",
+    "logit bias",
+    "penalties",
+    "minimum length",
+    "logit processors",
+    "thinking budgets",
+    "grammars",
+    "streams",
+    "log-probabilities",
+    "hidden states",
+    "sampling masks",
+)
+"""What tests/device_lane/request_waves.py asks for in one batch."""
+
 IN_THE_LANE = (
     Row("Qwen3", TRITON, GREEDY, scene("triton")),
     Row("Qwen3", TRITON, "captured graphs and overlap", scene("triton")),
@@ -321,6 +336,16 @@ IN_THE_LANE = (
     Row("Qwen3", TRITON, "aborted requests", scene("triton-3")),
     Row("Qwen3", TRITON, "budget that follows the load", scene("triton-widths")),
     Row("Qwen3", TRITON, "LoRA adapters", scene("adapters")),
+    *(
+        Row("Qwen3", backend, feature, scene(name))
+        for backend, name in ((TRITON, "triton-3"), (FA3, "processors"), (FLASHINFER, "flashinfer"))
+        for feature in OF_EVERY_KIND
+        if (backend, feature) != (FLASHINFER, "logit processors")
+    ),
+    Row("Qwen3", FA3, "target of fp8 or int8 weights", scene("int8", "int8, slow")),
+    Row("Qwen3", FA3, "other quantizations", scene("awq", "AWQ")),
+    Row("Llama", TRITON, "log-probabilities", scene("triton-deterministic")),
+    Row("Llama", FA3, "log-probabilities", scene("fa3-deterministic")),
     Row("Llama", TRITON, GREEDY, scene("triton-deterministic")),
     Row("Llama", TRITON, "captured graphs and overlap", scene("triton-deterministic")),
     Row("Llama", TRITON, "seeds (deterministic inference)", scene("triton-deterministic")),
@@ -336,7 +361,6 @@ IN_THE_LANE = (
     Row("Qwen3", FA3, "captured graphs and overlap", scene("fa3")),
     Row("Qwen3", FA3, "penalties", scene("penalties")),
     Row("Qwen3", FA3, "minimum length", scene("penalties")),
-    Row("Qwen3", FA3, "logit processors", scene("processors")),
     Row("Qwen3", FA3, "grammars", scene("grammars")),
     Row("Qwen3", FA3, "ends", scene("fa3")),
     Row("Qwen3", FA3, "requests that join and leave a batch", scene("fa3")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ddtree_sglang.calibration.table import CostTable
+from ddtree_sglang.core.cost_model import CostModel
 from ddtree_sglang.simulator.costs import TableCosts, known_model, table_of_decode
 from ddtree_sglang.simulator.predictions import Scene, chart, remarks, rows_of, terminal, to_json
 from ddtree_sglang.simulator.replay import replay, replay_wave
@@ -58,6 +59,20 @@ def test_a_tree_that_is_not_there_is_stood_in_for_and_told() -> None:
     one = answer(WALKS, trees=lambda position: position == 10)
     found = replay_wave([one], FixedTree(5), Linear())
     assert (found.tokens, found.request_rounds, found.stand_ins) == (8, 2, 1)
+
+
+def test_a_text_ends_with_its_last_token_however_much_was_accepted() -> None:
+    """Three tokens, all of them drafted: there is none after them."""
+    found = replay_wave([answer(("spine", "none", "none"))], FixedTree(5), Linear())
+    assert (found.tokens, found.request_rounds) == (3, 1)
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_the_adaptive_budget_measures_the_rounds_that_it_is_given(on_device: bool) -> None:
+    system = Adaptive((1, 2, 5), CostModel(), on_device=on_device)
+    replay([answer(("spine", "none", "none", "none") * 40)], system, Linear(), 2, 60)
+    seconds = system.budget.costs.seconds(2, 90.0, (1, 2, 5))
+    assert seconds == pytest.approx([Linear().seconds(2, 90.0, nodes) for nodes in (1, 2, 5)], rel=0.02)
 
 
 def test_no_answer_is_refused() -> None:

@@ -66,6 +66,10 @@ def test_a_draft_is_the_drafters_forward_over_its_block() -> None:
     costs = Roofline(GPU, TARGET, DRAFTER, block_size=4)
     draft = 2800 * 2 / 0.5e6 + 1e-3 + 1e-4
     assert costs.seconds(1, 0, 9) - costs.seconds(1, 0, 1) == pytest.approx(draft)
+    slow = Roofline(replace(GPU, flops=1e6), TARGET, DRAFTER, block_size=4)
+    # Bound by arithmetic, at 1e5 a second: nine rows of the target, four of the drafter.
+    both = (2 * 4000 * 9 + 2 * 2800 * 4) / 1e5 + 2 * 1e-3 + 3 * 1e-4
+    assert slow.seconds(1, 0, 9) == pytest.approx(both)
 
 
 def test_shared_models_read_their_share_and_pay_for_reductions() -> None:

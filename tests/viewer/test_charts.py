@@ -29,6 +29,8 @@ def test_a_diagonal_has_equal_values_and_text_is_no_markup() -> None:
     (diagonal,) = [path for path in root.iter() if path.get("stroke-dasharray") == "2 3"]
     x0, y0, x1, y1 = map(float, re.findall(r"[\d.]+", str(diagonal.get("d"))))
     slope = (y0 - y1) / (x1 - x0)
+    assert y1 == TOP
+    assert x1 - x0 > 300, "it goes through the whole frame"
     (at, first), *_ = dots(svg(chart, alone=True))
     assert y0 - slope * (at - x0) == pytest.approx(first, abs=0.2), "a point of equal values lies on it"
 

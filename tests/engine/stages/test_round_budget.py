@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -180,8 +181,8 @@ def test_who_asks_is_told_what_rounds_cost_and_finds_it_on_disk(
     assert told["nodes"] == list(POLICY.node_counts)
     assert len(told["drafted"]) == len(told["nodes"])
     assert told["drafted"][0] == 0
-    assert CostFile.of({"model_path": "m"}, tmp_path).load().to_json() == told["cells"] != []
     assert told["file"] == str(one._costs.path)
+    assert json.loads(Path(told["file"]).read_text())["cells"] == told["cells"] != []
     assert AdaptiveRounds(POLICY, CostFile(None, {}), lag=0).costs()["file"] is None
     parallel(monkeypatch, rank=1)
     assert AdaptiveRounds(POLICY, CostFile(None, {}), lag=0).costs() == {}

@@ -296,9 +296,9 @@ class AdaptiveBudget:
     def _follow(self, reqs: Sequence[Req], drafted: Floats, num_seen: int) -> None:
         for req, row in zip(reqs, drafted, strict=True):
             if (one := self._requests.get(req)) is None:
-                one = self._requests[req] = RequestRecord(self._usual.drafted.copy())
-            one.follow(row, num_seen)
-        self._usual.follow(drafted.mean(0), num_seen)
+                one = self._requests[req] = RequestRecord(self._usual.drafted.copy(), seen=self._usual.seen)
+            one.follow(row, num_seen, self.widths)
+        self._usual.follow(drafted.mean(0), num_seen, self.widths)
 
     @property
     def _usual_honesty(self) -> float:

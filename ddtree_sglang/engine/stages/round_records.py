@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
 import torch
 
 from ddtree_sglang.core.honest_probs import Floats, Ints, RoundTrees
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 PACE = 0.25
 """How fast a request's curve follows its newest tree."""
+FALLS = 0.5
+"""What a further node is hoped to bring, of the last one, where one width alone was seen."""
 DOUBT = 6.0
 """Tokens that a request must be off by before its own record counts half."""
 
@@ -29,6 +32,7 @@ class RequestRecord:
     drafted: Floats  # [W] expected drafted tokens by width, followed over its trees
     promised: float = 0.0
     kept: float = 0.0
+    seen: int = 1  # widths, from the narrowest on, that a tree was ever looked at for
 
     def honesty(self, usual: float) -> float:
         """Factor on what its trees promise, `usual` before it has a record: sampled requests keep less than greedy."""
@@ -39,11 +43,21 @@ class RequestRecord:
         self.promised = memory * self.promised + promised
         self.kept = memory * self.kept + kept
 
-    def follow(self, drafted: Floats, num_seen: int) -> None:
-        """A newer tree, of which the first `num_seen` widths were seen; the others keep their distance."""
+    def follow(self, drafted: Floats, num_seen: int, widths: Sequence[int]) -> None:
+        """A newer tree, of which the first `num_seen` of `widths` were seen; the others keep their distance.
+
+        The first of them that never was seen is hoped for, or a server that began narrow would stay so: nodes come in
+        descending probability, so what each of its further nodes brings goes on falling as it fell.
+        """
         old = self.drafted[num_seen - 1]
         self.drafted[:num_seen] += PACE * (drafted[:num_seen] - self.drafted[:num_seen])
         self.drafted[num_seen:] += self.drafted[num_seen - 1] - old
+        self.seen = max(self.seen, num_seen)
+        if num_seen == self.seen < len(widths) and num_seen > 1:
+            each = np.diff(self.drafted[:num_seen]) / np.diff(widths[:num_seen])
+            falls = min(1.0, float(each[-1] / each[-2])) if num_seen > 2 and each[-2] > 0 else FALLS
+            hoped = self.drafted[num_seen - 1] + (widths[num_seen] - widths[num_seen - 1]) * each[-1] * falls
+            self.drafted[num_seen:] += max(0.0, hoped - self.drafted[num_seen])
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pytest
 
 from ddtree_sglang.core.cost_model import CostModel
 from ddtree_sglang.engine.stages.adaptive_budget import FIRST_WAIT, AdaptiveBudget
+from ddtree_sglang.engine.stages.round_records import RequestRecord
 from tests.engine.stages.served_rounds import Served, host_trees, running_request
 
 pytestmark = pytest.mark.sglang
@@ -260,3 +261,37 @@ def test_requests_that_want_no_tree_say_nothing_of_the_others() -> None:
         budget.narrow(reqs, [17, *[1] * 7], host_trees(tree.logprobs, tree.parents, tree.depths))
         budget.end(None)
     assert budget._usual.drafted[-1] > 1.0
+
+
+@pytest.mark.parametrize(("sureness", "best"), [(6.0, 9), (4.0, 5)], ids=["wide", "narrow"])
+def test_where_a_tree_is_seen_no_wider_than_it_is_verified_the_best_width_is_found_all_the_same(
+    sureness: float, best: int
+) -> None:
+    """Costs are known from a file, so nothing is tried for their sake; five nodes seem best until nine were seen."""
+    times = {1: 0.020, 2: 0.024, 3: 0.024, 5: 0.025, 9: 0.032, 17: 0.052}
+    known = CostModel.of_cells({(8, nodes, 0): spent for nodes, spent in times.items()})
+    one = Served(AdaptiveBudget(WIDTHS, known, lag=1), lambda _, nodes: times[nodes], sureness=sureness)
+    for _ in range(15):
+        one.rounds(20, [running_request() for _ in range(8)])
+    assert share_of(one, lambda nodes: nodes == best) > 0.75
+
+
+def test_a_width_that_was_seen_once_is_not_hoped_for_again() -> None:
+    record = RequestRecord(np.zeros(4))
+    record.follow(np.array([0.0, 0.8, 1.2, 1.2]), 3, (1, 2, 3, 5))
+    # A quarter of the way: 0.2 and 0.3, so 0.2 a node, then 0.1, and half of that for each of two more.
+    assert record.drafted.tolist() == pytest.approx([0.0, 0.2, 0.3, 0.3 + 2 * 0.05])
+    record.follow(np.array([0.0, 0.2, 0.3, 0.3]), 4, (1, 2, 3, 5))
+    assert record.seen == 4
+    before = record.drafted.copy()
+    record.follow(np.array([0.0, 0.2, 0.3, 0.3]), 3, (1, 2, 3, 5))
+    assert record.drafted.tolist() == pytest.approx(before.tolist()), "it keeps its distance"
+
+
+def test_of_one_width_the_next_is_hoped_to_bring_half_a_node_and_no_tree_promises_nothing() -> None:
+    record = RequestRecord(np.zeros(3))
+    record.follow(np.array([0.0, 0.8, 0.8]), 2, (1, 2, 3))
+    assert record.drafted.tolist() == pytest.approx([0.0, 0.2, 0.2 + 0.1])
+    empty = RequestRecord(np.zeros(4))
+    empty.follow(np.zeros(4), 3, (1, 2, 3, 5))
+    assert empty.drafted.tolist() == [0.0] * 4

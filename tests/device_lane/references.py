@@ -59,6 +59,7 @@ class Asked:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = True
     budget: int | None = None  # nodes besides the root that it allows itself
+    fixed: bool = False  # the adaptive policy is to leave its budget as it is
     pairs: bool = False  # under a grammar: an even token, an odd one, an even one ... up to an end behind an odd one
     adapter: str = ""  # name of a LoRA adapter; empty for the base model
     penalties: Penalties = NO_PENALTIES  # without its ends, which are `barred`
@@ -88,7 +89,7 @@ class Asked:
         if self.stop_token_ids:
             sampling["stop_token_ids"] = list(self.stop_token_ids)
         if self.budget is not None:
-            sampling["custom_params"] = {"ddtree": {"budget": self.budget}}
+            sampling["custom_params"] = {"ddtree": {"budget": self.budget, **({"adapt": False} if self.fixed else {})}}
         if self.pairs:
             even, odd = ("|".join(f"w{token}" for token in tokens) for tokens in (EVEN_TOKENS, ODD_TOKENS))
             sampling["regex"] = f"(({even})({odd}))*"

@@ -378,15 +378,19 @@ def aborted(chooser: Chooser) -> list[Sent]:
 
 
 def changing_widths(chooser: Chooser) -> list[Sent]:
-    """Requests that come and go, so that the number of nodes of a round does."""
+    """Requests that come and go, so that the number of nodes of a round does; the last ones want theirs as it is."""
+
+    def as_it_is(asked: Asked) -> Asked:
+        return replace(asked, budget=3, fixed=True)
+
     return [
-        Sent(chooser.find(length, tokens), check="tokens", after_s=after)
-        for length, tokens, after in (
-            (5, 12, 0.0),
-            (6, 5, 0.0),
-            (4, 6, WAVE_APART_S),
-            (7, 4, WAVE_APART_S),
-            (3, 3, 0.0),
+        Sent(chooser.find(length, tokens, wanted), check="tokens", after_s=after)
+        for length, tokens, after, wanted in (
+            (5, 12, 0.0, None),
+            (6, 5, 0.0, None),
+            (4, 6, WAVE_APART_S, None),
+            (7, 4, WAVE_APART_S, as_it_is),
+            (3, 3, 0.0, as_it_is),
         )
     ]
 

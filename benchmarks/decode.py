@@ -74,15 +74,19 @@ def encode(prompts: Sequence[Prompt], model: str, thinking: bool = True) -> Enco
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    options = {} if thinking else {"enable_thinking": False}
     encoded: Encoded = {}
     for prompt in prompts:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt.text}], tokenize=False, add_generation_prompt=True, **options
-        )
+        text = chat_text(prompt, tokenizer, thinking)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         encoded.setdefault(prompt.dataset, []).append(ids)
     return encoded
+
+
+def chat_text(prompt: Prompt, tokenizer: Any, thinking: bool) -> str:
+    """The prompt as one user turn in the tokenizer's chat template, up to where the answer begins."""
+    options = {} if thinking else {"enable_thinking": False}
+    turns = [{"role": "user", "content": prompt.text}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options))
 
 
 def count_mismatches(systems: Sequence[RunningSystem], encoded: Encoded, args: argparse.Namespace) -> dict[str, int]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.decode import count_mismatches, encode
+from benchmarks.decode import chat_text, count_mismatches, encode
 from benchmarks.harness.flags import add_common_flags, exit_status
 from benchmarks.harness.prompts import Prompt, sample_prompts
 from benchmarks.harness.provenance import REPO, collect_provenance, portable
@@ -69,9 +69,29 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def write_prompts(prompts: Sequence[Prompt], path: Path) -> None:
+def served_texts(prompts: Sequence[Prompt], model: str, thinking: bool) -> list[str]:
+    """The prompts in the model's chat template, as texts that the server gives the same tokens as `encode` does.
+
+    SGLang's client has a template flag of its own, which takes every `bos_token` out of the text: where that token also
+    begins a turn (SmolLM2), no turn would have a beginning.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return [without_second_bos(chat_text(one, tokenizer, thinking), tokenizer) for one in prompts]
+
+
+def without_second_bos(text: str, tokenizer: Any) -> str:
+    """The text without the first token that the template wrote, if the tokenizer begins every text with it itself."""
+    bos = tokenizer.bos_token
+    if bos and text.startswith(bos) and tokenizer(text)["input_ids"][:2] == [tokenizer.bos_token_id] * 2:
+        return text.removeprefix(bos)
+    return text
+
+
+def write_prompts(texts: Sequence[str], path: Path) -> None:
     """The file of SGLang's `custom` data set; the answer in it is not used, because the length is given."""
-    turns = [[{"content": one.text}, {"content": "The answer is not used."}] for one in prompts]
+    turns = [[{"content": text}, {"content": "The answer is not used."}] for text in texts]
     path.write_text("".join(json.dumps({"conversations": one}) + "\n" for one in turns), encoding="utf-8")
 
 
@@ -79,13 +99,7 @@ def client_command(
     url: str, model: str, prompts: Path, per_second: float, seed: int, args: argparse.Namespace
 ) -> list[str]:
     """SGLang's client for one system and turn; everything but the address is the same for all systems."""
-    custom = [
-        "--dataset-path",
-        str(prompts),
-        "--sharegpt-output-len",
-        str(args.max_new_tokens),
-        "--apply-chat-template",
-    ]
+    custom = ["--dataset-path", str(prompts), "--sharegpt-output-len", str(args.max_new_tokens)]
     random = ["--random-input-len", str(args.random_input_len), "--random-output-len", str(args.max_new_tokens)]
     random += ["--random-range-ratio", "1.0"]
     return [
@@ -154,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
     lines: list[dict[str, Any]] = []
     with TemporaryDirectory() as folder:
         file = Path(folder) / "prompts.jsonl"
-        write_prompts(prompts, file)
+        write_prompts(served_texts(prompts, pair.model, not args.no_thinking), file)
         for group in groups_for(args.budgets, args.servers_at_once or servers_that_fit(), args.adaptive):
             provenance = {**collect_provenance(), "settings": settings}
             with running(group, Common.from_args(args, args.max_running_requests), trace=False) as systems:

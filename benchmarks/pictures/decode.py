@@ -72,6 +72,9 @@ def plot_field(lines: Sequence[dict[str, Any]], field: str, label: str, path: Pa
             _bars(axes, mine, field, colours)
             axes.set_title(f"batch size {size}", fontsize=10)
         row[0].set_ylabel(label, fontsize=8)
+        if field == "ratio":
+            for axes in row:
+                axes.axhline(1.0, color="#888888", linewidth=1)
     style.finish(figure, lines, path, style.legend_above(figure, list(panels.flat), 3 * len(sizes), systems))
 
 

@@ -53,6 +53,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
         monkeypatch.setattr(module, "prepare_pair", lambda *_: SimpleNamespace(model="m", draft="d"))
         monkeypatch.setattr(module, "encode", lambda *_: {"gsm8k": [[1, 2], [3, 4]]})
         monkeypatch.setattr(module, "sample_prompts", lambda *_: prompts)
+    monkeypatch.setattr(bench_serving, "served_texts", lambda *_: ["a", "b"])
     monkeypatch.setattr(server, "_process", process)
     monkeypatch.setattr(server, "LOG_FOLDER", tmp_path)
     monkeypatch.setattr(server, "check_memory", lambda _system: None)

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from benchmarks import serving
-from benchmarks.harness.prompts import Prompt
 from benchmarks.serving_report import COMPLETED, CONCURRENCY, METRICS, THROUGHPUT, Turn, at_rates, result_lines, table
 from deploy.local.server_process import ServerError
 
@@ -92,7 +91,31 @@ def test_a_client_that_fails_shows_what_it_said(tmp_path: Path) -> None:
 
 def test_prompts_are_written_as_sglangs_custom_set_reads_them(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
-    serving.write_prompts([Prompt("gsm8k", "1", "How many?"), Prompt("gsm8k", "2", "two\nlines")], file)
+    serving.write_prompts(["How many?", "two\nlines"], file)
     conversations = [json.loads(line)["conversations"] for line in file.read_text().splitlines()]
     assert [one[0]["content"] for one in conversations] == ["How many?", "two\nlines"]
     assert all(len(one) == 2 for one in conversations)
+
+
+class Tokenizer:
+    """Splits at spaces; `adds` is what it puts before every text."""
+
+    bos_token, bos_token_id = "<s>", 1
+
+    def __init__(self, *adds: int) -> None:
+        self.adds = list(adds)
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [*self.adds, *(1 if word == "<s>" else 7 for word in text.split())]}
+
+
+def test_what_begins_a_text_is_there_once_and_stays_elsewhere() -> None:
+    assert serving.without_second_bos("<s> user hello <s> assistant", Tokenizer(1)) == " user hello <s> assistant"
+    assert serving.without_second_bos("<s> user hello <s> assistant", Tokenizer()) == "<s> user hello <s> assistant"
+    assert serving.without_second_bos("user hello", Tokenizer(1)) == "user hello"
+
+
+def test_sglangs_client_would_take_the_beginning_of_turns_away() -> None:
+    """Why the template is applied here: once this line is gone, its own flag may do."""
+    custom = Path(SPEC.submodule_search_locations[0]) / "benchmark/datasets/custom.py"
+    assert 'prompt = prompt.replace(tokenizer.bos_token, "")' in custom.read_text(encoding="utf-8")

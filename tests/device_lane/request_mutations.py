@@ -45,7 +45,8 @@ def supports_of_the_first_nodes() -> None:
     original = NodeSupports.of_path
 
     def of_path(supports: Any, path: Any) -> Any:
-        first = torch.arange(path.accept_index.shape[1]).expand_as(path.accept_index)
+        nodes = torch.arange(path.accept_index.shape[1], device=path.accept_index.device)
+        first = nodes.expand_as(path.accept_index)
         return original(supports, dataclasses.replace(path, accept_index=first))
 
     _set(NodeSupports, "of_path", of_path)
@@ -58,7 +59,7 @@ def logprobs_of_the_first_nodes() -> None:
     original = worker.compute_spec_logprobs
 
     def compute(batch: Any, output: Any, tokens: torch.Tensor, *, accept_index: torch.Tensor) -> None:
-        first = accept_index[:, :1] + torch.arange(accept_index.shape[1])
+        first = accept_index[:, :1] + torch.arange(accept_index.shape[1], device=accept_index.device)
         original(batch, output, tokens, accept_index=first.where(accept_index >= 0, accept_index))
 
     _set(worker, "compute_spec_logprobs", compute)

@@ -23,6 +23,7 @@ COMMANDS = {
     "record_round": ("record one round of a real server: its tree and the accepted path", "a minute"),
     "record_replay": ("record a tree at each position of answers, for the replay simulator", "minutes"),
     "replay_check": ("the replay simulator against real servers", "six minutes"),
+    "replay_rates": ("the replay simulator against a finished run of `decode`", "seconds"),
     "predict": ("predictions of Qwen3-8B on GPUs, beside the one measured point", "two minutes"),
     "plot_round": ("picture of a round that `record_round` recorded", "seconds"),
     "plot_drafter_curve": ("the drafter's learning curve", "seconds"),

@@ -34,10 +34,13 @@ from ddtree_sglang.simulator.replay import System as Simulated
 from ddtree_sglang.simulator.replay import replay_wave
 from ddtree_sglang.simulator.systems import Adaptive, Chain, FixedTree, Plain
 from ddtree_sglang.training.whole_file import replace_text
+from ddtree_sglang.viewer.top import Server
 from deploy.local.client import flush_cache, post
 from deploy.local.pair import prepare_pair
 from workers.progress import say, step
 
+WORDS = 24
+"""Of a prompt by which costs are measured."""
 Prompts = dict[str, list[int]]
 
 
@@ -113,11 +116,13 @@ def simulated(name: str, args: argparse.Namespace, costs: TableCosts, answers: S
 def measure(
     servers: Sequence[RunningSystem], systems: list[Compared], prompts: Prompts, args: argparse.Namespace
 ) -> Iterator[tuple[str, int, float]]:
-    """(system, size, seconds of its waves), systems in turns within each repeat and size."""
+    """(system, size, seconds of its waves), systems in turns in each repeat and size, costs beside them."""
     urls = {one.system.name: one.url for one in servers}
     for repeat in range(args.repeats):
         for size in args.batch_sizes:
             waves = waves_of(list(prompts), size, args.waves)
+            with step(f"repeat {repeat + 1}, costs of {size} at once"):
+                calibrate_size(urls["ddtree"], size, args)
             for one in systems[repeat % len(systems) :] + systems[: repeat % len(systems)]:
                 with step(f"repeat {repeat + 1}, {size} at once, {one.name}"):
                     spent = sum(
@@ -129,15 +134,11 @@ def measure(
                 yield one.name, size, spent
 
 
-def calibrated(url: str, args: argparse.Namespace) -> CostTable:
-    """What rounds cost on that server."""
-    from ddtree_sglang.viewer.top import Server
-
-    server = Server(url)
-    widths = BudgetPolicy.adaptive(args.budget + 1, any_width=True).node_counts
-    sizes = sorted({*range(1, max(args.batch_sizes) + 1, 2), *args.batch_sizes})
-    calibrate(Asker(server, 24), Plan(tuple(sizes), widths, args.rounds, 24), say)
-    return table_of(server)
+def calibrate_size(url: str, size: int, args: argparse.Namespace) -> None:
+    """Have the server measure rounds of so many requests, and of fewer, as a wave has them at its end."""
+    widths = sorted({1, args.block - 1, *(budget + 1 for budget in args.trees), args.budget + 1})
+    sizes = sorted({size, max(1, size - 1), max(1, size // 2)})
+    calibrate(Asker(Server(url), WORDS), Plan(tuple(sizes), tuple(widths), args.rounds, WORDS), lambda _: None)
 
 
 def result_lines(
@@ -197,10 +198,9 @@ def run(args: argparse.Namespace) -> int:
     servers = [System("plain", None), System("dflash", "DFLASH"), System("ddtree", "DDTREE", args.budget, flags)]
     spent: dict[tuple[str, int], list[float]] = {}
     with running(servers, Common.from_args(args, max(args.batch_sizes)), trace=False) as started:
-        with step("calibrating"):
-            table = calibrated(started[-1].url, args)
         for name, size, seconds in measure(started, compared(args.trees), prompts, args):
             spent.setdefault((name, size), []).append(seconds)
+        table = table_of(Server(started[-1].url))
     lines = result_lines(spent, table, answers, args)
     output = args.output or REPO / f"benchmarks/results/replay-check-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
     provenance = collect_provenance()

@@ -6,13 +6,15 @@ import gzip
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import predict, record_replay, replay_check
+from benchmarks import predict, record_replay, replay_check, replay_rates
 from benchmarks.harness.made_up_pair import CHAT, MATHS, Drafter
 from ddtree_sglang.calibration.table import CostTable
+from ddtree_sglang.simulator.costs import table_of_decode
 from ddtree_sglang.simulator.recording import load_answers
 from ddtree_sglang.simulator.systems import FixedTree, Plain
 from tests.simulator.cases import Linear, answer
@@ -95,3 +97,18 @@ def test_systems_are_simulated_by_their_names() -> None:
     assert {name: one.name for name, one in made.items()} == {name: name for name in known}
     assert isinstance(made["plain"], Plain)
     assert isinstance(made["tree 5"], FixedTree)
+
+
+def test_rates_of_a_run_are_replayed_from_its_own_costs() -> None:
+    def line(system: str, dataset: str, ms: float, ratio: float) -> dict[str, Any]:
+        spread = {"median": 3.1}
+        facts = {"system": system, "dataset": dataset, "batch_size": 1, "num_prompts": 1, "num_tokens": 9}
+        rates = {"decode_tokens_per_s": {"median": 1e3 / ms}, "ms_per_round": {"median": ms}}
+        return {**facts, **rates, "accept_length": spread, "ratio_to_plain": ratio}
+
+    lines = [line("plain", "a", 90, 1.0), line("ddtree-5", "a", 180, 1.25), line("ddtree-adaptive-5", "a", 1, 9.0)]
+    lines += [line("plain", "b", 110, 1.0), line("ddtree-5", "b", 220, 1.0)]
+    answers = [answer(("spine", "none", "none", "none", "sibling", "none", "none", "none"), name="a-0")]
+    rows = list(replay_rates.compared(lines, answers, table_of_decode(lines, 4), 4, 9))
+    # Eight tokens after the first in three rounds, each twice plain decoding's 100 ms.
+    assert rows == [["1", "a", "ddtree-5", "1 of 1", "3.10", "3.00", "1.250", "1.333", "+6.7%"]]

@@ -26,6 +26,7 @@ from ddtree_sglang.engine.admission.attention_groups import GROUP_RULES
 from ddtree_sglang.engine.admission.recurrent_checks import RECURRENT_RULES
 from ddtree_sglang.engine.admission.request_rules import REQUEST_RULES
 from ddtree_sglang.engine.admission.server_args import ADAPTER_RULES, ARGUMENT_RULES, TREE_BACKENDS
+from ddtree_sglang.engine.admission.split_servers import SPLIT_RULES
 from ddtree_sglang.engine.admission.target_checks import LATENT_BACKENDS, WINDOW_BACKENDS
 from ddtree_sglang.engine.cli_flags import add_ddtree_flags
 from deploy import serve_demo
@@ -155,7 +156,7 @@ def test_every_rule_of_admission_is_among_the_refusals() -> None:
     text = (DOCS / "guarantees.md").read_text(encoding="utf-8")
     flags = {
         flag
-        for rule in (*ARGUMENT_RULES, *ADAPTER_RULES, *GROUP_RULES, *RECURRENT_RULES)
+        for rule in (*ARGUMENT_RULES, *ADAPTER_RULES, *GROUP_RULES, *SPLIT_RULES, *RECURRENT_RULES)
         for flag in re.findall(r"--[a-z][a-z0-9-]*[a-z]", rule.message)
     }
     # In words there: two-batch overlap, PD multiplexing. The drafter's path is what must be given.

@@ -171,6 +171,7 @@ ENGINE: tuple[Row, ...] = (
     Row("sglang.srt.plugins.hook_registry", "HookType", "AFTER AROUND", "plugin"),
     Row(_RUNTIME_CONTEXT, "_ConfigBag", "override", "kv_window, node_counts, worker"),
     Row(_RUNTIME_CONTEXT, "attention_backends", "", "target_checks"),
+    Row(_RUNTIME_CONTEXT, "get_disagg", "", "node_penalties, worker"),
     Row(_RUNTIME_CONTEXT, "get_exec", "", "request_rules, worker"),
     Row(_RUNTIME_CONTEXT, "get_platform", "", "attention_default"),
     Row(_RUNTIME_CONTEXT, "get_parallel", "", "worker"),
@@ -222,8 +223,14 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.speculative.dflash_info_v2",
         "DFlashDraftInputV2",
-        "bonus_tokens hidden_states new_seq_lens nxt_kv_lens_cpu topk_index topk_p",
-        "kv_window",
+        "bonus_tokens future_indices hidden_states new_seq_lens nxt_kv_lens_cpu topk_index topk_p",
+        "algorithm, kv_window",
+    ),
+    Row(
+        "sglang.srt.speculative.dflash_disaggregation",
+        "build_dflash_disagg_draft_input",
+        "batch last_tokens_tensor future_map",
+        "algorithm",
     ),
     Row("sglang.srt.speculative.dflash_info_v2", "DFlashDraftInputV2.prepare_for_decode", "batch", "kv_window"),
     Row("sglang.srt.speculative.dflash_utils", "parse_dflash_draft_config", "draft_hf_config", "ranking"),
@@ -291,8 +298,8 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.speculative.spec_registry",
         "CustomSpecAlgo",
-        "get_num_tokens_per_req_for_target_verify handle_server_args has_draft_kv is_dflash is_dflash_family "
-        "supports_grammar_overlap supports_mixed_chunk supports_prefill_shared_read_done "
+        "build_disagg_draft_input get_num_tokens_per_req_for_target_verify handle_server_args has_draft_kv is_dflash "
+        "is_dflash_family supports_grammar_overlap supports_mixed_chunk supports_prefill_shared_read_done "
         "supports_target_verify_for_draft",
         "algorithm",
     ),

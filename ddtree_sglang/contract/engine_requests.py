@@ -10,13 +10,20 @@ _SERVER_ARGS = "sglang.srt.server_args"
 
 REQUESTS: tuple[Row, ...] = (
     Row("sglang.srt.arg_groups.fields.device", "Device", "device", "server_args"),
-    Row("sglang.srt.arg_groups.fields.disagg", "Disagg", "disaggregation_mode enable_pdmux", "server_args"),
+    Row(
+        "sglang.srt.arg_groups.fields.disagg",
+        "Disagg",
+        "disaggregation_decode_allocation_policy disaggregation_decode_enable_offload_kvcache "
+        "disaggregation_decode_host_receive_threshold disaggregation_decode_retraction_backup disaggregation_mode "
+        "enable_pdmux optimistic_prefill_attempts",
+        "node_penalties, server_args, split_servers, worker",
+    ),
     Row(_EXEC, "ExecDeterministic", "enable_deterministic_inference", "request_rules, worker"),
     Row(
         _EXEC,
         "ExecFeatures",
-        "enable_return_indexer_topk enable_return_routed_experts enable_watermark",
-        "attention_groups, server_args",
+        "enable_return_hidden_states enable_return_indexer_topk enable_return_routed_experts enable_watermark",
+        "attention_groups, server_args, split_servers",
     ),
     Row(
         _EXEC,
@@ -43,7 +50,7 @@ REQUESTS: tuple[Row, ...] = (
         "Memory",
         "enable_flexkv enable_hierarchical_cache enable_lmcache enable_page_major_kv_layout "
         "enable_unified_cache_external_linker enable_unified_memory hicache_storage_backend radix_cache_backend",
-        "recurrent_checks, server_args",
+        "recurrent_checks, server_args, split_servers",
     ),
     Row(
         "sglang.srt.arg_groups.fields.model",
@@ -67,8 +74,9 @@ REQUESTS: tuple[Row, ...] = (
     Row(
         "sglang.srt.arg_groups.fields.serving",
         "Serving",
-        "enable_streaming_session host port preferred_sampling_params reasoning_parser tool_call_parser",
-        "recurrent_checks, server_args, token_outputs",
+        "enable_streaming_session enable_strict_thinking host port preferred_sampling_params reasoning_parser "
+        "tool_call_parser",
+        "recurrent_checks, server_args, split_servers, token_outputs",
     ),
     Row(
         "sglang.srt.arg_groups.fields.spec",
@@ -124,8 +132,8 @@ REQUESTS: tuple[Row, ...] = (
         "Req",
         "beam_group custom_logit_processor eos_token_ids finished finished_len finished_output finished_reason grammar "
         "hidden_states is_prefill_only is_retracted kv origin_input_ids output_ids output_ids_through_stop "
-        "reasoning_tokens return_hidden_states return_sampling_mask rid sampling_params send_token_offset session "
-        "skip_radix_cache_insert stream to_finish tokenizer vocab_size",
+        "reasoning_tokens retraction_count return_hidden_states return_sampling_mask rid sampling_params "
+        "send_token_offset session skip_radix_cache_insert stream to_finish tokenizer vocab_size",
         "grammar_ends, hooks, mixed_chunks, node_grammar, node_penalties, node_processors, request_options, "
         "request_rules, round_ends, run_ends, sessions, token_outputs, worker",
     ),

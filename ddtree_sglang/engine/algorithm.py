@@ -67,6 +67,18 @@ class DDTreeSpecAlgo(CustomSpecAlgo):
 
         return FutureMap(device, self, req_to_token_pool, needs_cpu_seq_lens, needs_confidence_relay)
 
+    def build_disagg_draft_input(self, batch: Any, last_tokens_tensor: Any, future_map: Any) -> Any:
+        """What travels to the first round of requests that another server has prefilled: their first tokens.
+
+        The drafter's keys and values came with the target's (speculative/dflash_disaggregation.py).
+        """
+        from sglang.srt.speculative.dflash_disaggregation import build_dflash_disagg_draft_input
+
+        from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput
+
+        chain = build_dflash_disagg_draft_input(batch, last_tokens_tensor, future_map)
+        return DDTreeDraftInput.carry(chain.bonus_tokens, chain.new_seq_lens, chain.future_indices)
+
     def need_topk(self) -> bool:
         """Only the bonus token and the new length travel between rounds."""
         return False

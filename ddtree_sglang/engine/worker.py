@@ -19,7 +19,7 @@ import torch
 from sglang.srt.layers.logprob_processor import compute_spec_logprobs
 from sglang.srt.lora.layers import unwrap_lora_layer
 from sglang.srt.managers.utils import GenerationBatchResult
-from sglang.srt.runtime_context import get_exec, get_parallel, get_spec
+from sglang.srt.runtime_context import get_disagg, get_exec, get_parallel, get_spec
 from sglang.srt.speculative.dflash_worker_v2 import DFlashWorkerV2, _resolve_dflash_embedding_module
 from sglang.srt.speculative.spec_tp_sync import SpecTpSyncSite
 from sglang.srt.speculative.spec_utils import draft_tp_context
@@ -28,6 +28,7 @@ from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.core.acceptance import AcceptedPath
 from ddtree_sglang.core.built_tree import BuiltTree, root_trees
 from ddtree_sglang.core.round_commit import RoundCommit
+from ddtree_sglang.engine.admission.split_servers import check_retraction_backup
 from ddtree_sglang.engine.admission.target_checks import check_loaded_target, check_target_backend
 from ddtree_sglang.engine.debug.rank_check import require_equal_trees
 from ddtree_sglang.engine.debug.sync_check import forbid_sync
@@ -43,7 +44,7 @@ from ddtree_sglang.engine.stages import attention_ranks
 from ddtree_sglang.engine.stages.budget_policy import make_policy
 from ddtree_sglang.engine.stages.candidates import BlockRoots
 from ddtree_sglang.engine.stages.draft_block import DraftBlock
-from ddtree_sglang.engine.stages.draft_context import DraftContext
+from ddtree_sglang.engine.stages.draft_context import DraftContext, may_wait
 from ddtree_sglang.engine.stages.final_states import (
     hand_out_prompt_states,
     hand_out_round_states,
@@ -107,8 +108,8 @@ class DDTreeWorker(DFlashWorkerV2):
         head = self.draft_model_runner, runner.model, self.draft_block.embedding, ranks
         self.ranking = make_ranking(*head, top_k, self.max_path_len)
         self.trees = make_trees(self.ranking)
-        # LiLiCorr's head reads an anchor of each token that is written; a host cache copies keys when a request ends.
-        waits = self.ranking.scorer is None and not server_args.enable_hierarchical_cache
+        has_host_cache, mode = server_args.enable_hierarchical_cache, get_disagg().disaggregation_mode
+        waits = may_wait(scores_pairs=self.ranking.scorer is not None, has_host_cache=has_host_cache, mode=mode)
         self.context = DraftContext(self._append_target_hidden_to_draft_kv_by_loc, waits=waits)
         self.ends = EndsOfBatches(self.num_nodes, self.device)
         self.states = RecurrentStates.of(target_worker)
@@ -133,6 +134,7 @@ class DDTreeWorker(DFlashWorkerV2):
     def init_attention_backends(self) -> None:
         """Build the drafter's attention backend; the target's pool, whose rows a round moves, is there by now."""
         check_target_backend(self.model_runner)
+        check_retraction_backup(get_disagg())
         adapt_attention(self.model_runner)
         check_capture_room(int(self.model_runner.max_running_requests) * self.num_nodes)
         with self._draft_scope():
@@ -142,10 +144,9 @@ class DDTreeWorker(DFlashWorkerV2):
         self.draft_block = self.draft_block.within(self.draft_window_size, int(self.page_size), self.model_runner)
         self.mover = make_mover(self.model_runner.token_to_kv_pool)
         self.mover.warm_up(self.max_path_len)
-        num_slots = len(self.model_runner.req_to_token_pool.req_to_token)
-        self.penalties = PenaltyTable(num_slots, self.model_runner.model_config.vocab_size, self.device)
+        self.penalties = PenaltyTable.of(self.model_runner, self.device)
         if self.ranking.scorer is not None:
-            self.ranking.scorer.prepare(num_slots)
+            self.ranking.scorer.prepare(self.penalties.num_slots)
 
     def init_cuda_graphs(self) -> None:
         """Capture the drafter's graph, with the tree at its end; the target's is captured by now, its buffer there."""

@@ -47,6 +47,7 @@ from tests.device_lane.scenes import (
     with_experts,
     with_states,
 )
+from tests.device_lane.split_catalogue import SPLIT_SCENES
 from tests.device_lane.state_catalogue import (
     CHUNKS,
     LOAD_FLAGS,
@@ -301,6 +302,7 @@ SLOW_SCENES = (
     *TOGETHER,
     INT8,
     *QUANTIZED_CHAINS,
+    *SPLIT_SCENES,
 )
 
 SMALL = (SMALL_TRITON, SMALL_FA3, SMALL_FLASHINFER)

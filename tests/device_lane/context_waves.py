@@ -74,6 +74,13 @@ def retracted_in_time(chooser: Chooser) -> list[Sent]:
     return [Sent(chooser.find(length, 14, anywhere=True), check="steps") for length in (10, 9, 11, 12)]
 
 
+def retracted_and_restored(chooser: Chooser) -> list[Sent]:
+    """The same where its keys are kept meanwhile, so that no prefill gives it a token; two have penalties."""
+    penalties = Penalties(0.5, 0.2, 1.25)
+    asked = [chooser.penalized(length, 14, penalties) for length in (10, 9)]
+    return [Sent(one) for one in (*asked, chooser.find(11, 14), chooser.find(12, 14))]
+
+
 def three_at_two_budgets(chooser: Chooser) -> list[Sent]:
     """Three requests, two of which allow themselves fewer nodes; longer than a layer's window."""
     chooser.begun = [

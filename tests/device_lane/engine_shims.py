@@ -75,6 +75,7 @@ def _take_cuda_branches() -> None:
     from sglang.kernels.ops.grammar import bitmask_ops
     from sglang.kernels.ops.speculative import cache_locs
     from sglang.srt.constrained.xgrammar_backend import XGrammarGrammar, XGrammarGrammarBackend
+    from sglang.srt.disaggregation import prefill
     from sglang.srt.distributed.parallel_state import GroupCoordinator
     from sglang.srt.mem_cache import memory_pool
     from sglang.srt.model_executor import forward_batch_info
@@ -94,6 +95,8 @@ def _take_cuda_branches() -> None:
         (memory_pool, "can_use_store_cache", lambda *_: False),
         # The tokens of each group under DP attention are copied from pinned memory.
         (forward_batch_info, "torch", LaneTorch()),
+        # So are the slots of keys that another server is sent.
+        (prefill, "torch", LaneTorch()),
         # These collectives go through operators that are registered for a device of its own.
         (GroupCoordinator, "all_gather_into_tensor", GroupCoordinator._all_gather_into_tensor),
         (GroupCoordinator, "reduce_scatter_tensor", _reduce_scatter),

@@ -1,4 +1,4 @@
-"""Faults of rounds that concern more than one group of ranks: what `mutations` is for one."""
+"""Faults of rounds that concern more than one server or group of ranks: what `mutations` is for one."""
 
 from __future__ import annotations
 
@@ -34,8 +34,29 @@ def width_of_the_groups_own_load() -> None:
     _set(round_budget, "attends_in_groups", lambda: False)
 
 
+def drafters_keys_stay_where_they_were_made() -> None:
+    """Of a prompt that another server prefills, the target's keys are sent alone."""
+    from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
+
+    _set(BaseSpecWorker, "primary_draft_kv_pool", None)
+
+
+def first_token_of_another_server_is_counted_twice() -> None:
+    """A request that another server prefilled is adopted with its root among the tokens before."""
+    from ddtree_sglang.engine.stages.node_penalties import PenaltyTable
+
+    original = PenaltyTable._open_rows
+
+    def open_rows(table: Any, *arguments: Any, roots: int = 0) -> None:
+        original(table, *arguments, roots=0)
+
+    _set(PenaltyTable, "_open_rows", open_rows)
+
+
 GROUP_MUTATIONS = (
     width_of_the_groups_own_load,
     idle_group_waits_for_a_block,
     padding_has_no_cells,
+    drafters_keys_stay_where_they_were_made,
+    first_token_of_another_server_is_counted_twice,
 )

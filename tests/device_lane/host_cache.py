@@ -15,10 +15,8 @@ import torch
 
 from tests.device_lane.module_patches import Patch, on_import, package_folder, replace, require_signature
 
-FLAGS = (
-    *("--enable-hierarchical-cache", "--hicache-ratio", "2"),
-    *("--hicache-io-backend", "direct", "--hicache-mem-layout", "layer_first"),
-)
+COPIES = ("--hicache-ratio", "2", "--hicache-io-backend", "direct", "--hicache-mem-layout", "layer_first")
+FLAGS = ("--enable-hierarchical-cache", *COPIES)
 
 
 def install_host_cache() -> None:

@@ -32,6 +32,9 @@ def problems(scene: Scene, outcome: Outcome, reference: Reference) -> list[str]:
     for word in ("LaneViolation", "not permitted when stream is capturing", "Leak Detected", "memory leak"):
         if word in outcome.log:
             found.append(f"the log has {next(line for line in outcome.log.splitlines() if word in line)!r}")
+    largest = max((line["batch_size"] for line in outcome.decode_rounds), default=0)
+    if outcome.failure is None and largest < scene.at_once:
+        found.append(f"no round had more than {largest} requests, expected {scene.at_once}")
     found += [f"the log lacks {word!r}" for word in scene.must_log if word not in outcome.log]
     return found
 

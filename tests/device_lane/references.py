@@ -192,8 +192,9 @@ class Reference:
         tokens = tuple(row[len(asked.prompt) :])
         output = tokens[: asked.max_new_tokens]
         ends = [index for index, token in enumerate(output) if token in asked.stops]
-        if asked.pairs and asked.ignore_eos and EOS_TOKEN in output[:-1]:
-            ends = [output.index(EOS_TOKEN) + 1]  # plain decoding ends with the token behind the grammar's end
+        # Plain decoding ends with the token behind the grammar's end, and asks for the answer's length before that.
+        if asked.pairs and asked.ignore_eos and EOS_TOKEN in output[: asked.max_new_tokens - 2]:
+            ends = [output.index(EOS_TOKEN) + 1]
         length = ends[0] + 1 if ends else asked.max_new_tokens
         # SGLang looks at end tokens, the limit and the grammar, in this order (schedule_batch.py, update_finish_state).
         is_grammars = asked.pairs and asked.ignore_eos

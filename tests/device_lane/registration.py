@@ -26,6 +26,7 @@ def activate() -> str:
     from tests.device_lane.install import install_fa3, install_flashinfer, install_lora
     from tests.device_lane.quantized import install_quantized
     from tests.device_lane.recurrent_layers import install_recurrent_layers
+    from tests.device_lane.transfers import install_transfers
 
     install_host_cache()
     install_quantized()
@@ -33,6 +34,7 @@ def activate() -> str:
     install_flashinfer()
     install_lora()
     install_recurrent_layers()
+    install_transfers()
     return "tests.device_lane.platform:LanePlatform"
 
 

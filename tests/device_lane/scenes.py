@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from tests.device_lane.adapters import flags_of
 from tests.device_lane.asking import Lane, LaneServer
 from tests.device_lane.pairs import EOS_TOKEN, TinyPair, random_prompts
 from tests.device_lane.references import Asked, Reference, Round
+from tests.device_lane.split import serve_split
 
 Check = Literal["rounds", "steps", "tokens", "prefix", "law"]
 """rounds: tokens and what each round accepts; steps: the same, where prefills may have given some of the tokens;
@@ -77,6 +79,8 @@ class Scene:
     captured: tuple[int, ...] = (1, 2, 4)
     late: bool = False
     adapters: bool = False  # the pair's are loaded at start
+    split: bool = False  # another server prefills
+    at_once: int = 0  # requests that some round must have had
     before: Callable[[LaneServer, TinyPair], None] | None = None  # done to the server first; raises ClientError
     must_log: tuple[str, ...] = field(default=())
 
@@ -426,7 +430,7 @@ def play(scene: Scene, lane: Lane, reference: Reference, mutation: str = "") -> 
     answered: list[Answered] = []
     log = lane.new_log(scene.name, mutation)
     try:
-        with lane.serve(
+        with (partial(serve_split, lane) if scene.split else lane.serve)(
             reference.pair,
             scene.backend,
             scene.algorithm,

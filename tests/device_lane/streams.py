@@ -6,6 +6,7 @@ does not wait reads rubbish, as he may on a GPU.
 
 from __future__ import annotations
 
+import threading
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,6 +17,8 @@ POISON = 77
 
 _clock = 0
 _pending: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+# Threads that send keys to another server wait for events, too.
+_lock = threading.RLock()
 late = False
 
 
@@ -24,17 +27,18 @@ def copy_to_host(source: torch.Tensor, target: torch.Tensor, non_blocking: bool)
     global _clock
     if not (late and non_blocking):
         return target.copy_(source)
-    _clock += 1
-    target.fill_(bool(POISON) if target.dtype == torch.bool else POISON)
-    _pending.append((_clock, target, source.clone()))
+    with _lock:
+        _clock += 1
+        target.fill_(bool(POISON) if target.dtype == torch.bool else POISON)
+        _pending.append((_clock, target, source.clone()))
     return target
 
 
 def arrive(until: int | None = None) -> None:
     """Finish the copies that were issued up to a time; all of them for None."""
-    while _pending and (until is None or _pending[0][0] <= until):
-        _, target, value = _pending.pop(0)
-        with torch.inference_mode():
+    with _lock, torch.inference_mode():
+        while _pending and (until is None or _pending[0][0] <= until):
+            _, target, value = _pending.pop(0)
             target.copy_(value)
 
 

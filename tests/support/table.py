@@ -181,9 +181,24 @@ REFUSED_FEATURES = (
     ),
     Row(
         ALL,
-        ALL,
+        CPU,
         "prefill/decode disaggregation",
-        Refused("has not been run on what another server has prefilled", {"disaggregation_mode": "prefill"}),
+        Refused("has not been run without a GPU", {"disaggregation_mode": "decode"}),
+    ),
+    *(
+        Row(
+            family,
+            FA3,
+            "prefill/decode disaggregation",
+            Refused(f"has not been run for a target with {what}", {"disaggregation_mode": "decode"}),
+        )
+        for family, what in (
+            ("Qwen3.5 / 3.6", "recurrent layers"),
+            ("Qwen3.5 / 3.6 MoE", "recurrent layers"),
+            ("Qwen3-Next", "recurrent layers"),
+            ("Nemotron-H", "recurrent layers"),
+            ("gpt-oss", "sliding windows"),
+        )
     ),
     *(
         Row(family, backend, "hierarchical cache", STATES_ON_THE_HOST)
@@ -375,6 +390,9 @@ IN_THE_LANE = (
     Row("Qwen3", FA3, "budget that follows measured costs", scene("adaptive")),
     Row("Qwen3", FA3, "tensor parallelism", scene("two-ranks")),
     Row("Qwen3", FA3, "LoRA adapters", scene("adapters-triton")),
+    Row("Qwen3", FA3, "prefill/decode disaggregation", scene("split", "slow")),
+    Row("Qwen3", TRITON, "prefill/decode disaggregation", scene("split-penalties", "slow")),
+    Row("DeepSeek / Kimi-K2", TRITON, "prefill/decode disaggregation", scene("split-latent", "slow")),
     Row("Qwen3", FA3, "hierarchical cache", scene("host-cache")),
     Row("Qwen3", TRITON, "hierarchical cache", scene("host-cache-window", "slow")),
     Row("Qwen3", FA3, "drafter's window", scene("draft-window")),

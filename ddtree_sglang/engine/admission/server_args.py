@@ -25,6 +25,7 @@ from ddtree_sglang.engine.admission.drafter_checks import (
 )
 from ddtree_sglang.engine.admission.drafter_weights import check_drafter_weights
 from ddtree_sglang.engine.admission.recurrent_checks import check_recurrent_arguments
+from ddtree_sglang.engine.admission.split_servers import check_split, check_split_target
 from ddtree_sglang.engine.admission.target_checks import check_pages, check_target
 from ddtree_sglang.engine.cli_flags import apply_config
 from ddtree_sglang.engine.device_path import is_device_path
@@ -62,10 +63,6 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
     ArgumentRule(
         lambda cfg: cfg.dcp_size not in (None, 1),
         "keeps all of a request's keys on each rank; remove --dcp-size.",
-    ),
-    ArgumentRule(
-        lambda cfg: cfg.disaggregation_mode != "null",
-        "has not been run on what another server has prefilled; remove --disaggregation-mode.",
     ),
     ArgumentRule(
         lambda cfg: bool(cfg.speculative_use_rejection_sampling),
@@ -164,7 +161,9 @@ def resolve_server_args(cfg: Any) -> None:
     apply_config(cfg, DDTreeConfig.from_env())
     check_attention_backend(cfg)
     shape = read_drafter_shape(cfg)
-    check_groups(cfg, _config_of_drafter(cfg).to_dict())
+    drafter = _config_of_drafter(cfg).to_dict()
+    check_groups(cfg, drafter)
+    check_split(cfg, drafter)
     _check_block_size(cfg, shape)
     _check_draft_window(cfg, shape)
     if cfg.speculative_num_steps not in (None, shape.draft_depth):
@@ -212,7 +211,9 @@ def check_resolved_target(server_args: Any) -> None:
     window = model_config.sliding_window_size if model_config.is_hybrid_swa else None
     check_target(model_config, window, attention_backends_of(cfg))
     check_recurrent_arguments(model_config, cfg)
-    check_groups_target(cfg, model_config.hf_config.architectures[0], mambaish_config(model_config) is not None)
+    is_recurrent = mambaish_config(model_config) is not None
+    check_groups_target(cfg, model_config.hf_config.architectures[0], is_recurrent)
+    check_split_target(cfg, is_recurrent, bool(model_config.is_hybrid_swa))
     check_pages(model_config, int(cfg.page_size), window, attention_backends_of(cfg))
     check_context_len(int(model_config.context_len), int(cfg.speculative_dflash_block_size))
     _check_prefills_with_adapters(cfg)

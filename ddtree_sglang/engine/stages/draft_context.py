@@ -22,6 +22,15 @@ MOST_ROWS = 128
 """Tokens whose features are held at most."""
 
 
+def may_wait(*, scores_pairs: bool, has_host_cache: bool, mode: str) -> bool:
+    """Whether nobody else reads the drafter's keys of a request that goes on, or writes those of its slots' next owner.
+
+    LiLiCorr's head reads an anchor of each token that is written. A host cache copies keys when a request ends. Another
+    server sends a next request's keys to slots as soon as they are given back: `mode` is `--disaggregation-mode`.
+    """
+    return not scores_pairs and not has_host_cache and mode == "null"
+
+
 class DraftContext:
     """Writes the drafter's keys of one worker."""
 

@@ -108,8 +108,13 @@ class DDTreeDraftInput(DFlashDraftInputV2):
             super().prepare_for_decode(batch)
 
     @classmethod
-    def carry(cls, bonus_tokens: torch.Tensor, new_seq_lens: torch.Tensor) -> DDTreeDraftInput:
-        """The state after a round: the next root of each request and its committed length."""
+    def carry(
+        cls, bonus_tokens: torch.Tensor, new_seq_lens: torch.Tensor, future_indices: torch.Tensor | None = None
+    ) -> DDTreeDraftInput:
+        """The state after a round: the next root of each request and its committed length.
+
+        `future_indices`: where the relay between overlapped rounds has it; the scheduler says so after a round.
+        """
         shape, device = (bonus_tokens.shape[0], 0), bonus_tokens.device
         empty = torch.empty(shape, device=device)
         return cls(
@@ -118,4 +123,5 @@ class DDTreeDraftInput(DFlashDraftInputV2):
             bonus_tokens=bonus_tokens,
             new_seq_lens=new_seq_lens,
             hidden_states=empty,
+            future_indices=future_indices,
         )

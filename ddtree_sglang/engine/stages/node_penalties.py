@@ -5,7 +5,7 @@ with a speculative algorithm counts one per round or none. Here a round counts w
 begins. The state is indexed by a request's slot, as SGLang's own relay between rounds is (managers/overlap_utils.py,
 `FutureMap`): it is read and written by forwards alone, in their order, so batches may be filtered, merged or retracted
 meanwhile. A prefill opens a request's row anew; for a request that was retracted it counts the answer so far, which
-plain decoding forgets.
+plain decoding forgets. On a server that decodes what another one prefilled, the first round of a request opens it.
 """
 
 from __future__ import annotations
@@ -73,6 +73,16 @@ class _Owner(NamedTuple):
 
     row: int
     request: weakref.ref[Req]
+    retraction: int  # how often it had been retracted when the row was opened
+
+    @classmethod
+    def of(cls, row: int, request: Req) -> _Owner:
+        """The row is opened for it now."""
+        return cls(row, weakref.ref(request), request.retraction_count)
+
+    def is_still(self, request: Req) -> bool:
+        """Whether the row is this request's, and what it counted since was not taken back."""
+        return self.retraction == request.retraction_count and self.request() is request
 
     def is_gone(self, slot: int) -> bool:
         """Whether the request no longer stands in its slot."""
@@ -87,9 +97,18 @@ class PenaltyTable:
     num_slots: int  # of `req_to_token`
     vocab_size: int
     device: torch.device | str
+    adopts: bool = False  # another server prefills this one's requests
     _state: PenaltyState | None = None
     _owners: dict[int, _Owner] = field(default_factory=dict)  # by slot
     _free: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, runner: Any, device: torch.device | str) -> PenaltyTable:
+        """Of the target's model runner, whose pools are made."""
+        from sglang.srt.runtime_context import get_disagg
+
+        num_slots = len(runner.req_to_token_pool.req_to_token)
+        return cls(num_slots, runner.model_config.vocab_size, device, get_disagg().disaggregation_mode == "decode")
 
     def prefill(self, batch: ScheduleBatch) -> None:
         """Open the rows of a prefill's requests, and penalize what it samples for those that emitted tokens before.
@@ -97,7 +116,20 @@ class PenaltyTable:
         SGLang's own penalties of a prefill begin at zero (sampling_batch_info.py, `from_schedule_batch`), which is
         right for all others. The batch's sampling parameters are the copy that this forward alone reads.
         """
-        opened, left = self._sort(batch)
+        self._open_rows(batch, *self._sort(batch))
+
+    def _adopt(self, batch: ScheduleBatch) -> None:
+        """Open the rows of a round's requests that no prefill of this server opened: another server prefilled them.
+
+        Their first token, or the last one of a request that was retracted, is the root of this round, which counts it.
+        What a retracted request's last round counted may have been taken back with it, whatever slot it gets.
+        """
+        asking, left = self._sort(batch)
+        owners = [self._owners.get(one.slot) for one in asking]
+        opened = [one for one, owner in zip(asking, owners, strict=True) if not (owner and owner.is_still(one.request))]
+        self._open_rows(batch, opened, left, roots=1)
+
+    def _open_rows(self, batch: ScheduleBatch, opened: list[_Opened], left: list[int], roots: int = 0) -> None:
         if not opened and not left:
             return
         for slot in left:
@@ -108,7 +140,7 @@ class PenaltyTable:
         assert state is not None, "a row was opened or left"
         self._put(state.slot_rows, [*without, *(one.slot for one in opened)], [*[-1] * len(without), *rows])
         if opened:
-            self._open(state, opened, rows, batch.sampling_info)
+            self._open(state, opened, rows, batch.sampling_info, roots)
 
     def _sort(self, batch: ScheduleBatch) -> tuple[list[_Opened], list[int]]:
         """Requests whose rows are to be opened, and slots whose rows belonged to requests before these."""
@@ -135,7 +167,7 @@ class PenaltyTable:
         for one in opened:
             owner = self._owners.get(one.slot)
             rows.append(self._free.pop() if owner is None else owner.row)
-            self._owners[one.slot] = _Owner(rows[-1], weakref.ref(one.request))
+            self._owners[one.slot] = _Owner.of(rows[-1], one.request)
         return rows, reclaimed
 
     def _grow(self, missing: int) -> None:
@@ -147,8 +179,10 @@ class PenaltyTable:
             self._state = self._state.grown(num_rows)
         self._free.extend(range(held, num_rows))
 
-    def _open(self, state: PenaltyState, opened: Sequence[_Opened], rows: list[int], sampling_info: Any) -> None:
-        """Rows as they are before the first token, and then with what was emitted before."""
+    def _open(
+        self, state: PenaltyState, opened: Sequence[_Opened], rows: list[int], sampling_info: Any, roots: int
+    ) -> None:
+        """Rows as they are before the first token, and then with what was emitted before, less `roots`."""
         at = self._upload(rows)
         # A prefill's own penalties are those of no token at all: minus infinity at the end tokens, else nothing.
         added = sampling_info.acc_additive_penalties.index_select(0, self._upload([one.place for one in opened]))
@@ -162,18 +196,24 @@ class PenaltyTable:
         ):
             self._put(parameter, rows, values)
         self._put(state.min_lens, rows, [one.min_len for one in asked])
-        self._put(state.lens, rows, [len(one.request.output_ids) for one in opened])
-        resumed = [(one, row) for one, row in zip(opened, rows, strict=True) if len(one.request.output_ids)]
+        self._put(state.lens, rows, [len(one.request.output_ids) - roots for one in opened])
+        resumed = [(one, row) for one, row in zip(opened, rows, strict=True) if len(one.request.output_ids) > roots]
         if resumed:
-            self._resume(state, resumed, sampling_info)
+            self._resume(state, resumed, roots)
+        if resumed and not roots:
+            self._tell_sampler(state, resumed, sampling_info)
 
-    def _resume(self, state: PenaltyState, resumed: Sequence[tuple[_Opened, int]], sampling_info: Any) -> None:
-        """Count answers so far, and let this prefill's sample know of them."""
+    def _resume(self, state: PenaltyState, resumed: Sequence[tuple[_Opened, int]], roots: int) -> None:
+        """Count answers so far."""
         for one, row in resumed:
-            ids, sums = _answer_sums(one.request.output_ids, one.asked.frequency)
+            answer = one.request.output_ids
+            ids, sums = _answer_sums(answer[: len(answer) - roots], one.asked.frequency)
             at = self._upload(ids)
             state.sums[row].index_copy_(0, at, self._upload(sums, torch.float32))
             state.marks[row].index_copy_(0, at, state.marks[row].index_select(0, at) | EMITTED)
+
+    def _tell_sampler(self, state: PenaltyState, resumed: Sequence[tuple[_Opened, int]], sampling_info: Any) -> None:
+        """Let a prefill's sample know of answers so far."""
         additive, scaling = counted_penalties(state, [row for _, row in resumed])
         places = self._upload([one.place for one, _ in resumed])
         sampling_info.acc_additive_penalties.index_copy_(0, places, additive)
@@ -184,6 +224,8 @@ class PenaltyTable:
         """What gives the logits of a round's nodes their penalties; None for a batch without penalties."""
         if not self._has_penalties(batch):
             return None
+        if self.adopts:
+            self._adopt(batch)
         penalize = penalize_nodes
         if is_device_path():
             from ddtree_sglang.kernels.node_penalties_triton import penalize_nodes_triton as penalize

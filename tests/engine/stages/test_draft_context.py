@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddtree_sglang.engine.stages.draft_context import MOST_ROWS, DraftContext
+from ddtree_sglang.engine.stages.draft_context import MOST_ROWS, DraftContext, may_wait
 
 pytestmark = pytest.mark.sglang
 
@@ -84,3 +84,16 @@ def test_without_waiting_each_round_writes() -> None:
     told(context, 1.0, [1], batch)
     told(context, 2.0, [2], batch)
     assert pool.calls == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "waits"),
+    [
+        ({}, True),
+        ({"scores_pairs": True}, False),
+        ({"has_host_cache": True}, False),
+        ({"mode": "decode"}, False),
+    ],
+)
+def test_rows_wait_only_where_no_other_party_knows_the_slots(given: dict[str, Any], waits: bool) -> None:
+    assert may_wait(**{"scores_pairs": False, "has_host_cache": False, "mode": "null", **given}) is waits

@@ -109,3 +109,32 @@ def test_carried_state_filters_and_merges_like_the_batch() -> None:
     assert state.bonus_tokens.tolist() == [5, 7, 1]
     assert state.new_seq_lens.tolist() == [9, 7, 4]
     assert isinstance(kv_window.DDTreeDraftInput.create_idle_input(torch.device("cpu")), kv_window.DDTreeDraftInput)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_first_tokens_of_another_server_are_the_state_before_a_first_round(overlap: bool) -> None:
+    """It joins a running batch's state; under overlap both are places in the relay, which holds the tokens."""
+    from ddtree_sglang.engine.algorithm import DDTreeSpecAlgo
+
+    slots, lens, tokens = torch.tensor([2, 4]), torch.tensor([9, 8]), torch.tensor([5, 6])
+    batch = SimpleNamespace(enable_overlap=overlap, req_pool_indices=slots, seq_lens=lens)
+    relay = SimpleNamespace(
+        publish=lambda where, values: relayed.update(slots=where, lens=values),
+        stash=lambda _where, payload: relayed.update(tokens=payload.bonus_tokens),
+    )
+    relayed: dict[str, torch.Tensor] = {}
+    state = DDTreeSpecAlgo.build_disagg_draft_input(SimpleNamespace(), batch, tokens, relay)
+    assert isinstance(state, kv_window.DDTreeDraftInput)
+    running = kv_window.DDTreeDraftInput.carry(torch.tensor([1]), torch.tensor([3]), slots[:1] if overlap else None)
+    running.merge_batch(state)
+    if overlap:
+        assert running.future_indices.tolist() == [2, 2, 4]
+        assert {name: values.tolist() for name, values in relayed.items()} == {
+            "slots": [2, 4],
+            "lens": [9, 8],
+            "tokens": [5, 6],
+        }
+    else:
+        assert relayed == {}
+        assert running.bonus_tokens.tolist() == [1, 5, 6]
+        assert running.new_seq_lens.tolist() == [3, 9, 8]

@@ -35,6 +35,7 @@ def request(asked: Asked, slot: int = 1, output_ids: tuple[int, ...] = ()) -> An
         eos_token_ids=None,
         tokenizer=SimpleNamespace(additional_stop_token_ids=None, eos_token_id=None),
         output_ids=list(output_ids),
+        retraction_count=0,
         kv=SimpleNamespace(req_pool_idx=slot),
     )
 
@@ -260,3 +261,42 @@ def test_a_chunk_of_a_prompt_opens_a_row_again() -> None:
     assert isinstance(made._state, PenaltyState)
     assert len(made._free) == FEWEST_ROWS - 1
     assert_as_plain(made, [one], [asked], [[4]])
+
+
+def adopting() -> PenaltyTable:
+    """Of a server that decodes what another one prefilled."""
+    return PenaltyTable(SLOTS, V, "cpu", adopts=True)
+
+
+def test_requests_that_another_server_prefilled_are_adopted_once() -> None:
+    """Their last token is the root, which the round counts itself. The scheduler knows of an answer a round late."""
+    generator = torch.Generator().manual_seed(6)
+    for _ in range(10):
+        made, asked = adopting(), [random_asked(generator) for _ in range(2)]
+        emitted = [[3], [9, 4, 9, 6]]  # the second one was retracted
+        requests = [request(one, slot, tuple(ids)) for one, slot, ids in zip(asked, (3, 5), emitted, strict=True)]
+        for new in ([[8, 2], [1]], [[5, 5, 8], [2, 8]]):
+            assert_as_plain(made, requests, asked, emitted)
+            made.count(batch_of(requests), torch.tensor([tokens[-1] for tokens in emitted]), commit_of(new))
+            emitted = [[*before, *after] for before, after in zip(emitted, new, strict=True)]
+
+
+@pytest.mark.parametrize("slot", [3, 6])
+def test_a_round_that_a_retraction_takes_back_is_forgotten(slot: int) -> None:
+    """Under overlap the last round of a retracted request is never handed out; it may come back to the same slot."""
+    generator = torch.Generator().manual_seed(7)
+    for _ in range(10):
+        made, asked = adopting(), [random_asked(generator) for _ in range(2)]
+        requests = [request(one, place, (4,)) for one, place in zip(asked, (3, 5), strict=True)]
+        assert_as_plain(made, requests, asked, [[4], [4]])
+        made.count(batch_of(requests), torch.tensor([4, 4]), commit_of([[7, 2], [8]]))
+        requests[0].kv.req_pool_idx, requests[0].retraction_count = slot, 1
+        assert_as_plain(made, requests, asked, [[4], [4, 8]])
+
+
+def test_a_request_without_penalties_gets_none_of_the_one_whose_slot_it_takes() -> None:
+    made, first = adopting(), request(Asked(frequency=1.0), 3, (2,))
+    assert_as_plain(made, [first], [Asked(frequency=1.0)], [[2]])
+    asked = [Asked(), Asked(presence=0.5)]
+    requests = [request(one, place, (6,)) for one, place in zip(asked, (3, 4), strict=True)]
+    assert_as_plain(made, requests, asked, [[6], [6]])

@@ -1,0 +1,160 @@
+"""What is refused of servers that share requests out: one prefills, another one decodes.
+
+SGLang sends the drafter's keys of a prompt with the target's, for DDTREE as for DFLASH, because both say that their
+drafter has a pool of its own (managers/scheduler.py, `init_disaggregation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ddtree_sglang.config import DDTreeConfig
+from ddtree_sglang.engine.admission.attention_groups import attends_in_groups
+from ddtree_sglang.engine.admission.drafter_families import PLAIN, SELECTOR, family_of
+from ddtree_sglang.engine.device_path import is_device_path
+from ddtree_sglang.engine.spec import ALGORITHM
+from ddtree_sglang.exceptions import DDTreeConfigError
+
+
+class SplitRule(NamedTuple):
+    """One combination with `--disaggregation-mode` that is refused."""
+
+    broken: Callable[[Any], bool]
+    message: str
+
+
+SPLIT_RULES: tuple[SplitRule, ...] = (
+    SplitRule(lambda _cfg: not is_device_path(), "has not been run without a GPU; use one server for both."),
+    SplitRule(attends_in_groups, "has not been run with DP attention; remove --attn-dp-size."),
+    SplitRule(lambda cfg: cfg.attn_cp_size != 1, "has not been run with --attn-cp-size; remove it."),
+    SplitRule(
+        lambda cfg: cfg.speculative_draft_window_size is not None,
+        "has not been run with a drafter's window; remove --speculative-draft-window-size.",
+    ),
+    SplitRule(
+        lambda _cfg: DDTreeConfig.from_env().policy == "adaptive",
+        "has not been run with measured costs; change --speculative-ddtree-policy.",
+    ),
+    SplitRule(
+        lambda cfg: bool(cfg.enable_hierarchical_cache or cfg.disaggregation_decode_enable_offload_kvcache),
+        "has not been run with a hierarchical cache; remove --enable-hierarchical-cache and "
+        "--disaggregation-decode-enable-offload-kvcache.",
+    ),
+    # One pool of all layers has no buffers of the drafter's to send (mem_cache/unified_draft_pool.py).
+    SplitRule(
+        lambda cfg: bool(cfg.enable_unified_memory or cfg.enable_page_major_kv_layout),
+        "sends the drafter's keys from a pool of their own; remove --enable-unified-memory and "
+        "--enable-page-major-kv-layout.",
+    ),
+    SplitRule(
+        lambda cfg: cfg.optimistic_prefill_attempts > 0 or cfg.disaggregation_decode_allocation_policy != "early",
+        "has not been run with prefills before the other server has slots; remove --optimistic-prefill-attempts and "
+        "--disaggregation-decode-allocation-policy.",
+    ),
+    SplitRule(
+        lambda cfg: cfg.disaggregation_decode_host_receive_threshold != 1,
+        "has not been run with keys that arrive on the host; remove --disaggregation-decode-host-receive-threshold.",
+    ),
+    # It takes the last token twice when a retracted request comes back (decode_schedule_batch_mixin.py,
+    # process_prebuilt, by `current_token`, which that backend never sets).
+    SplitRule(
+        lambda cfg: cfg.grammar_backend == "llguidance",
+        "keeps grammars through a retraction with xgrammar only; change --grammar-backend.",
+    ),
+    # What it keeps in the request's parameters stays on the server that prefilled; a thinking budget is one, too.
+    SplitRule(
+        lambda cfg: bool(cfg.enable_custom_logit_processor),
+        "calls a logit processor on two servers, which each know of their own calls; remove "
+        "--enable-custom-logit-processor.",
+    ),
+    SplitRule(
+        lambda cfg: bool(cfg.enable_strict_thinking),
+        "has not been run with masks of thinking; remove --enable-strict-thinking.",
+    ),
+    SplitRule(
+        lambda cfg: bool(cfg.enable_lora or cfg.lora_paths),
+        "has not been run with adapters; remove --enable-lora / --lora-paths.",
+    ),
+    # The rows of a prompt are the prefilling server's, those of an answer the other one's.
+    SplitRule(
+        lambda cfg: bool(cfg.enable_return_hidden_states),
+        "returns no hidden states; remove --enable-return-hidden-states.",
+    ),
+    SplitRule(
+        lambda cfg: bool(cfg.enable_return_routed_experts),
+        "returns no routed experts; remove --enable-return-routed-experts.",
+    ),
+    SplitRule(
+        lambda cfg: bool(cfg.enable_streaming_session),
+        "has not been run with sessions; remove --enable-streaming-session.",
+    ),
+)
+
+
+# LiLiCorr's head reads features of the prompt's last token, which stay where it was prefilled. DSpark was not run.
+SERVED_FAMILIES = (PLAIN, SELECTOR)
+
+
+def is_split(cfg: Any) -> bool:
+    """Whether this server prefills for others, or decodes what others have prefilled."""
+    return bool(cfg.disaggregation_mode != "null")
+
+
+def check_split(cfg: Any, drafter: dict[str, Any]) -> None:
+    """Of a server that prefills or decodes alone, refuse what has not been shown there.
+
+    Args:
+        cfg: the arguments.
+        drafter: the drafter's parsed `config.json`.
+
+    Raises:
+        DDTreeConfigError: the first rule that is broken; or the drafter is of a family that was not shown.
+    """
+    if not is_split(cfg):
+        return
+    about = f"{ALGORITHM} with --disaggregation-mode {cfg.disaggregation_mode}"
+    for rule in SPLIT_RULES:
+        if rule.broken(cfg):
+            raise DDTreeConfigError(f"{about} {rule.message}")
+    family = family_of(drafter)
+    if family.name not in SERVED_FAMILIES:
+        raise DDTreeConfigError(
+            f"{about} takes drafters of {' and '.join(SERVED_FAMILIES)}, got one of {family.name}; use another "
+            "drafter, or one server for both."
+        )
+
+
+def check_split_target(cfg: Any, is_recurrent: bool, has_windows: bool) -> None:
+    """Of such a server, refuse a target whose state or keys are not in one pool.
+
+    Raises:
+        DDTreeConfigError: it has recurrent layers or sliding windows.
+    """
+    if is_split(cfg) and (is_recurrent or has_windows):
+        what = "recurrent layers" if is_recurrent else "sliding windows"
+        raise DDTreeConfigError(
+            f"{ALGORITHM} with --disaggregation-mode {cfg.disaggregation_mode} has not been run for a target with "
+            f"{what}; use one server for both."
+        )
+
+
+def check_retraction_backup(disagg: Any) -> None:
+    """On a decoding server, refuse copies of a retracted request's keys that leave out the drafter's.
+
+    SGLang chooses one by the target's pool when that is made; its pool on the host has the drafter's keys, too, tensors
+    of each request have the target's alone (managers/schedule_batch.py, `Req.offload_kv_cache`).
+
+    Args:
+        disagg: SGLang's arguments of disaggregation, resolved.
+
+    Raises:
+        DDTreeConfigError: such copies were asked for, or chosen.
+    """
+    if disagg.disaggregation_mode == "decode" and disagg.disaggregation_decode_retraction_backup == "cpu_tensor":
+        raise DDTreeConfigError(
+            f"{ALGORITHM} with --disaggregation-mode decode loses the drafter's keys of a retracted request in copies "
+            "of the kind cpu_tensor, which was asked for or is SGLang's choice for this target (latent attention) or "
+            "with priorities; set --disaggregation-decode-retraction-backup to none, under which such a request is "
+            "answered with a 503, or to host_pool."
+        )

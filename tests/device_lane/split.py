@@ -1,0 +1,64 @@
+"""Two servers of one pair that share requests out: one prefills, the other decodes, and is the one that is asked."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from deploy.local.server_process import free_port
+from tests.device_lane import host_cache
+from tests.device_lane.asking import Lane, LaneServer
+from tests.device_lane.pairs import TinyPair
+from tests.device_lane.references import Asked
+
+_TRANSFER = ("--disaggregation-transfer-backend", "mooncake_tcp", "--disaggregation-mode")
+# A retracted request's keys, the drafter's too, go to a pool on the host and come back. SGLang keeps room for 512 more
+# tokens of each request that runs, which is most of a lane's pool.
+_DECODES = (*_TRANSFER, "decode", *host_cache.COPIES, "--num-reserved-decode-tokens", "16")
+
+
+@dataclass(frozen=True)
+class SplitServer(LaneServer):
+    """The decoding server, with the one that prefills for it."""
+
+    prefilling: LaneServer
+    port: int  # where the decoding server asks who prefills
+    rooms: Iterator[int]
+
+    def log(self) -> str:
+        """Both servers'."""
+        return self.prefilling.log() + super().log()
+
+    def ask(self, asked: Asked, after_s: float = 0.0, **body: Any) -> dict[str, Any]:
+        """Ask both, as a router does; the answer is the decoding server's."""
+        time.sleep(after_s)
+        meeting = {"bootstrap_host": "127.0.0.1", "bootstrap_port": self.port, "bootstrap_room": next(self.rooms)}
+        with ThreadPoolExecutor(1) as pool:
+            prefilled = pool.submit(self.prefilling.ask, asked, 0.0, **body, **meeting)
+            answer = super().ask(asked, 0.0, **body, **meeting)
+            prefilled.result()
+        return answer
+
+    def used_slots(self) -> int:
+        """Of both."""
+        return self.prefilling.used_slots() + super().used_slots()
+
+
+@contextmanager
+def serve_split(
+    lane: Lane, pair: TinyPair, backend: str, algorithm: str | None, budget: int | None, *flags: str, **options: Any
+) -> Iterator[SplitServer]:
+    """Both servers, ready; arguments are those of `Lane.serve`. The one that prefills has no graphs."""
+    port = free_port()
+    for_prefills = {**options, "captured": (), "log": lane.new_log("prefilling")}
+    prefills = (*_TRANSFER, "prefill", "--disaggregation-bootstrap-port", str(port))
+    with (
+        lane.serve(pair, backend, algorithm, budget, *prefills, *flags, **for_prefills) as prefilling,
+        lane.serve(pair, backend, algorithm, budget, *_DECODES, *flags, **options) as decoding,
+    ):
+        yield SplitServer(decoding.process, decoding.report, prefilling, port, itertools.count(1))

@@ -1,0 +1,57 @@
+"""The lane's scenes of two servers, of which one prefills and one decodes (split.py). All are slow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.device_lane.context_waves import prefix_hit, retracted_and_restored
+from tests.device_lane.penalty_waves import penalized
+from tests.device_lane.scenes import (
+    Scene,
+    aborted,
+    changing_widths,
+    few,
+    seeded,
+    under_grammars,
+)
+from tests.device_lane.state_catalogue import LOAD_FLAGS
+
+# Less than four requests of some twenty tokens and two windows each; all are admitted at once.
+_SMALL_POOL = ("--max-total-tokens", "76", "--schedule-conservativeness", "0", "--page-size", "4")
+
+_SPLIT = Scene("", "fa3", (few,), budget=7, captured=(1, 4), split=True, at_once=3)
+SPLIT = replace(_SPLIT, name="split", waves=(few, prefix_hit, aborted))
+SPLIT_PENALTIES = replace(_SPLIT, name="split-penalties", backend="triton", waves=(penalized,))
+SPLIT_RETRACTION = replace(
+    _SPLIT,
+    name="split-retraction",
+    waves=(retracted_and_restored,),
+    flags=(*_SMALL_POOL, "--num-reserved-decode-tokens", "1"),
+    must_log=("Retract requests",),
+    at_once=2,
+)
+SPLIT_SCENES = (
+    SPLIT,
+    SPLIT_PENALTIES,
+    SPLIT_RETRACTION,
+    replace(_SPLIT, name="split-grammars", waves=(under_grammars,), late=True),
+    replace(
+        _SPLIT,
+        name="split-latent",
+        backend="triton",
+        pair="deepseek",
+        flags=("--disaggregation-decode-retraction-backup", "none"),
+    ),
+    replace(_SPLIT, name="split-seeds", waves=(seeded,), pair="llama", flags=("--enable-deterministic-inference",)),
+    replace(
+        _SPLIT,
+        name="split-widths",
+        backend="triton",
+        waves=(changing_widths,),
+        budget=4,
+        flags=LOAD_FLAGS,
+        captured=(1, 2),
+    ),
+    replace(_SPLIT, name="split-selector", pair="selector"),
+    replace(_SPLIT, name="split-two-ranks", pair="wide", flags=("--tp-size", "2")),
+)

@@ -1,0 +1,77 @@
+"""Servers that prefill or decode alone: what is refused, and what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ddtree_sglang.engine.admission.drafter_families import LATTICE_FIELDS
+from ddtree_sglang.engine.admission.split_servers import check_retraction_backup
+from ddtree_sglang.exceptions import DDTreeConfigError
+from tests.engine.admission.machines import HOPPER, resolved
+from tests.engine.admission.test_server_args import DRAFTER, TARGET, write_checkpoint
+
+pytestmark = [pytest.mark.sglang, pytest.mark.usefixtures("plugins", "no_configuration")]
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[str, str]:
+    return write_checkpoint(tmp_path / "target", TARGET), write_checkpoint(tmp_path / "drafter", DRAFTER)
+
+
+@pytest.mark.parametrize("mode", ["prefill", "decode"])
+def test_both_kinds_are_admitted(mode: str, pair: tuple[str, str]) -> None:
+    cfg = resolved("Engine", pair, HOPPER, disaggregation_mode=mode, attention_backend="fa3")
+    assert cfg.disaggregation_mode == mode
+    assert cfg.speculative_dflash_block_size == 8
+
+
+@pytest.mark.parametrize("mode", ["prefill", "decode"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"attn_dp_size": 2, "tp_size": 2, "enable_dp_lm_head": True}, "remove --attn-dp-size"),
+        ({"speculative_draft_window_size": 64}, "remove --speculative-draft-window-size"),
+        ({"optimistic_prefill_attempts": 1}, "remove --optimistic-prefill-attempts"),
+        ({"grammar_backend": "llguidance"}, "change --grammar-backend"),
+        ({"enable_custom_logit_processor": True}, "remove --enable-custom-logit-processor"),
+        ({"enable_strict_thinking": True, "reasoning_parser": "qwen3"}, "remove --enable-strict-thinking"),
+        ({"enable_lora": True, "max_lora_rank": 8, "lora_target_modules": ["q_proj"]}, "remove --enable-lora"),
+        ({"enable_return_hidden_states": True}, "remove --enable-return-hidden-states"),
+        ({"enable_return_routed_experts": True}, "remove --enable-return-routed-experts"),
+        ({"enable_streaming_session": True}, "remove --enable-streaming-session"),
+    ],
+)
+def test_what_was_not_shown_there_is_refused(
+    mode: str, given: dict[str, Any], message: str, pair: tuple[str, str]
+) -> None:
+    with pytest.raises(DDTreeConfigError, match=f"--disaggregation-mode {mode} .*{message}"):
+        resolved("Engine", pair, HOPPER, disaggregation_mode=mode, attention_backend="fa3", **given)
+
+
+def test_a_head_that_reads_the_prompts_last_token_is_refused_there(tmp_path: Path) -> None:
+    head = {
+        f"lilicorr_{name}": value for name, value in zip(LATTICE_FIELDS, (4, 32, 1, 2, 2.0, 8, 1e-6, 1.0), strict=True)
+    }
+    fields = {**DRAFTER["dflash_config"], **head}
+    config = {**DRAFTER, "architectures": ["LiLiCorrDraftModel"], "dflash_config": fields}
+    pair = write_checkpoint(tmp_path / "target", TARGET), write_checkpoint(tmp_path / "drafter", config)
+    with pytest.raises(DDTreeConfigError, match="takes drafters of DFlash and DFlash2, got one of LiLiCorr"):
+        resolved("Engine", pair, HOPPER, disaggregation_mode="decode", attention_backend="fa3")
+
+
+@pytest.mark.parametrize(
+    ("mode", "backup", "is_refused"),
+    [("decode", "cpu_tensor", True), ("decode", "host_pool", False), ("decode", "none", False)]
+    + [(mode, "cpu_tensor", False) for mode in ("null", "prefill")],
+)
+def test_copies_without_the_drafters_keys_are_refused(mode: str, backup: str, is_refused: bool) -> None:
+    disagg = SimpleNamespace(disaggregation_mode=mode, disaggregation_decode_retraction_backup=backup)
+    if not is_refused:
+        check_retraction_backup(disagg)
+        return
+    with pytest.raises(DDTreeConfigError, match="--disaggregation-decode-retraction-backup to none"):
+        check_retraction_backup(disagg)

@@ -14,8 +14,8 @@ import torch
 from tests.device_lane.draws import is_near_the_border
 from tests.device_lane.references import Asked, Reference
 
-FARTHEST = 4.5
-"""Standard deviations. Surprises of some sixty tokens are close to normal: beyond that one in 150,000."""
+FARTHEST = 4.0
+"""Standard deviations. The sum of many tokens' surprises is close to normal: beyond that one in 16,000."""
 MAX_ERROR = 1e-3
 
 Law = dict[int, float]

@@ -28,14 +28,13 @@ def the_best_is_drawn() -> None:
     """Whoever samples gets the most probable token."""
     from ddtree_sglang.engine.stages.sampling_supports import NodeSupports
 
-    original = NodeSupports.__call__
+    original = NodeSupports._describe
 
-    def draw(supports: Any, output: Any, sampling_info: Any, **options: Any) -> torch.Tensor:
-        best: torch.Tensor = output.next_token_logits.argmax(-1)
-        original(supports, output, sampling_info, **options)
-        return best
+    def describe(supports: Any, output: Any, *others: Any) -> tuple[torch.Tensor, Any]:
+        best = output.next_token_logits.argmax(-1)
+        return best, original(supports, output, *others)[1]
 
-    _set(NodeSupports, "__call__", draw)
+    _set(NodeSupports, "_describe", describe)
 
 
 def supports_of_the_first_nodes() -> None:

@@ -73,6 +73,25 @@ class CpuEmbeddingMethod(UnquantizedEmbeddingMethod):  # type: ignore[misc]
     def __init__(self, packed: torch.Tensor | None) -> None:
         super().__init__()
         self.packed = packed
+        self._is_prepared = False
+        self._of_drafts: torch.Tensor | None = None  # the head's weight as drafts multiply by it, if another one
+
+    def prepare_drafts(self, layer: Any) -> None:
+        """A drafter will use this head, too: choose the form of its product."""
+        from ddtree_sglang.cpu_platform.draft_products import reduce_weights
+
+        if self.packed is not None and not self._is_prepared:
+            self._is_prepared = True
+            reduced = reduce_weights([layer.weight])
+            self._of_drafts = None if reduced is None else reduced[0]
+
+    def draft_logits(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
+        """Like `apply`, for what a drafter proposes, whose logits decide nothing."""
+        from ddtree_sglang.cpu_platform.draft_products import reduced_linear
+
+        if self._of_drafts is None:
+            return self.apply(layer, x)
+        return reduced_linear(x.to(layer.weight.dtype), self._of_drafts, None)
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """LM head: `x [M, H]` -> logits `[M, V]` in the weight's dtype."""

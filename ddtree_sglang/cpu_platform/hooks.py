@@ -105,9 +105,24 @@ def draft_head_by_its_own_product(
     if not is_whole or not isinstance(lm_head.quant_method, CpuEmbeddingMethod) or hidden_states.numel() == 0:
         return original(worker, hidden_states=hidden_states, lm_head=lm_head, chunk_size=chunk_size)
     chosen: torch.Tensor = worker._greedy_sample_from_quantized_head(
-        hidden_states=hidden_states, lm_head=lm_head, chunk_size=chunk_size
+        hidden_states=hidden_states, lm_head=_DraftHead(lm_head), chunk_size=chunk_size
     )
     return chosen
+
+
+class _DraftHead:
+    """A head as SGLang's loop over a head's own product takes it, with the product of drafts."""
+
+    def __init__(self, lm_head: Any) -> None:
+        self.quant_method = self
+        self.org_vocab_size = getattr(lm_head, "org_vocab_size", 0)
+        self._head = lm_head
+        lm_head.quant_method.prepare_drafts(lm_head)
+
+    def apply(self, _layer: Any, x: torch.Tensor, _bias: None) -> torch.Tensor:
+        """`x [M, H]` -> logits `[M, V]`."""
+        logits: torch.Tensor = self._head.quant_method.draft_logits(self._head, x)
+        return logits
 
 
 def ignoring_cpu_tensors(original: Callable[[torch.Tensor, Any], None]) -> Callable[[torch.Tensor, Any], None]:

@@ -1,0 +1,115 @@
+"""Products of drafters in bfloat16 where that was measured faster: a drafter proposes, and decides nothing.
+
+With one request a draft block's rows cost what reading the weights costs, of which the target's LM head alone is half.
+Processors with instructions for bfloat16 read half as much. Which of the two is faster is measured when a drafter is
+loaded, on its own weights; others keep the model's dtype. The stock chain's drafter has the same products as DDTREE's.
+
+Weights of 8 bits were tried and are not taken: with one scale for all activations, as the stock wheel's product has it,
+the head's best token was another one for 6 % of positions (benchmarks/LOG.md).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+
+from ddtree_sglang.cpu_platform.dense_linear import CpuLinearMethod, dense_linear, pack
+
+logger = logging.getLogger(__name__)
+
+ROWS = 8
+"""Of a draft block, by which the two are compared."""
+LEAST_ELEMENTS = 4_000_000
+"""Of a weight, or of a drafter's weights together: smaller ones lie in a cache, and are not worth a second thought."""
+WORTH = 1.15
+"""Bfloat16 must be faster by this factor, so that noise does not choose between equals."""
+TURNS = 7
+
+
+def reduced_linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`functional.linear` of `x [..., in]`, with a weight that was packed in bfloat16; result in x's dtype."""
+    reduced = None if bias is None else bias.bfloat16()
+    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x.bfloat16(), packed, reduced, "none", [], "")
+    return result.to(x.dtype)
+
+
+def is_reduced_faster(weight: torch.Tensor, reduced: torch.Tensor) -> bool:
+    """Measure `weight [out, in]` packed in its own dtype beside the same in bfloat16."""
+    x, packed = torch.randn(ROWS, weight.shape[1], dtype=weight.dtype), pack(weight)
+    own = _seconds(lambda: dense_linear(x, weight, None, packed))
+    other = _seconds(lambda: reduced_linear(x, reduced, None))
+    faster = own > WORTH * other
+    logger.info(
+        "CPU platform: drafts multiply %s weights of %d x %d %s: %.2f ms for %d rows, %.2f ms in bfloat16",
+        str(weight.dtype).removeprefix("torch."),
+        *weight.shape,
+        "in bfloat16" if faster else "as they are",
+        1e3 * own,
+        ROWS,
+        1e3 * other,
+    )
+    return faster
+
+
+class ReducedLinearMethod(CpuLinearMethod):
+    """A drafter's linear layer with its weight in bfloat16."""
+
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """`x [..., in]` -> `[..., out]`."""
+        assert self.packed is not None
+        return reduced_linear(x, self.packed, bias)
+
+
+def install(drafter: torch.nn.Module) -> int:
+    """Swap the products of a drafter that `dense_linear.install` has seen; returns how many are in bfloat16 now."""
+    layers: list[Any] = [
+        layer for layer in drafter.modules() if type(getattr(layer, "quant_method", None)) is CpuLinearMethod
+    ]
+    layers += [layer for layer in drafter.modules() if type(layer) is torch.nn.Linear]
+    reduced = reduce_weights([layer.weight for layer in layers])
+    for layer, packed in zip(layers, reduced or (), strict=False):
+        if type(layer) is torch.nn.Linear:
+            layer.forward = partial(_linear_forward, layer, packed)  # type: ignore[method-assign]
+        else:
+            layer.quant_method = ReducedLinearMethod(packed)
+    return len(reduced or ())
+
+
+def _linear_forward(layer: Any, packed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return reduced_linear(x, packed, layer.bias)
+
+
+def reduce_weights(weights: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+    """These weights packed in bfloat16; None where that is not faster, judged by the largest of them."""
+    if not weights or not _may_reduce(sum(weight.numel() for weight in weights), weights[0].dtype):
+        return None
+    largest = max(range(len(weights)), key=lambda index: weights[index].numel())
+    first = pack(weights[largest].bfloat16())
+    if not is_reduced_faster(weights[largest], first):
+        return None
+    return [first if index == largest else pack(weight.bfloat16()) for index, weight in enumerate(weights)]
+
+
+def _may_reduce(num_elements: int, dtype: torch.dtype) -> bool:
+    return (
+        num_elements >= LEAST_ELEMENTS
+        and dtype is torch.float32
+        and torch.backends.mkldnn.is_available()
+        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
+
+
+def _seconds(product: Callable[[], torch.Tensor]) -> float:
+    times = []
+    for _ in range(TURNS):
+        began = time.perf_counter()
+        product()
+        times.append(time.perf_counter() - began)
+    # The first ones touch memory and make oneDNN choose.
+    return median(times[2:])

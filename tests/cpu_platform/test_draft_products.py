@@ -1,0 +1,107 @@
+"""A drafter's products in bfloat16: near the plain ones, measured before they are taken, and never the target's."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ddtree_sglang.cpu_platform import dense_linear, draft_products
+from tests.cpu_platform.test_dense_linear import Toy
+
+pytestmark = [
+    pytest.mark.sglang,
+    pytest.mark.skipif(
+        not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor multiplies no bfloat16"
+    ),
+]
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Every weight is worth a look, and what is measured is given: seconds of the plain product, then the reduced."""
+    given = SimpleNamespace(seconds=[2.0, 1.0])
+    turns = [0]
+
+    def seconds(product: Any) -> float:
+        product()
+        turns[0] += 1
+        return float(given.seconds[(turns[0] - 1) % 2])
+
+    monkeypatch.setattr(draft_products, "_seconds", seconds)
+    monkeypatch.setattr(draft_products, "LEAST_ELEMENTS", 1)
+    return given
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 8, 64])
+def test_a_reduced_product_is_near(rows: int, with_bias: bool) -> None:
+    weight, x = torch.randn(96, 48), torch.randn(rows, 48)
+    bias = torch.randn(96) if with_bias else None
+    found = draft_products.reduced_linear(x, dense_linear.pack(weight.bfloat16()), bias)
+    expected = nn.functional.linear(x, weight, bias)
+    assert found.dtype is torch.float32
+    assert (found - expected).abs().max() < 0.02 * expected.std() * 8
+    assert not torch.equal(found, expected)
+
+
+def test_a_drafters_layers_are_swapped_where_that_is_faster(
+    measured: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Toy(torch.float32)
+    dense_linear.install(model)
+    x = torch.randn(4, 16)
+    before = [model.fc(x), model.up.quant_method.apply(model.up, x, None)]
+    with caplog.at_level(logging.INFO):
+        assert draft_products.install(model) == 3
+    after = [model.fc(x), model.up.quant_method.apply(model.up, x, None)]
+    for old, new in zip(before, after, strict=True):
+        assert not torch.equal(old, new)
+        torch.testing.assert_close(old, new, atol=0.1, rtol=0.05)
+    assert "in bfloat16: 2000.00 ms for 8 rows, 1000.00 ms in bfloat16" in caplog.text
+
+
+def test_what_is_hardly_faster_stays(measured: SimpleNamespace) -> None:
+    measured.seconds = [1.1, 1.0]
+    model = Toy(torch.float32)
+    dense_linear.install(model)
+    method = model.up.quant_method
+    assert draft_products.install(model) == 0
+    assert model.up.quant_method is method
+
+
+def test_small_drafters_and_other_dtypes_stay() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        model = Toy(dtype)
+        dense_linear.install(model)
+        assert draft_products.install(model) == 0
+
+
+def test_the_targets_own_logits_stay_whole(measured: SimpleNamespace) -> None:
+    """The head is one for both: drafts multiply by the copy, the target by its own weight."""
+    model = Toy(torch.float32)
+    dense_linear.install(model)
+    head: Any = model.lm_head
+    x = torch.randn(4, 16)
+    own = head.quant_method.apply(head, x)
+    head.quant_method.prepare_drafts(head)
+    assert torch.equal(head.quant_method.apply(head, x), own)
+    drafts = head.quant_method.draft_logits(head, x)
+    assert not torch.equal(drafts, own)
+    torch.testing.assert_close(drafts, own, atol=0.2, rtol=0.05)
+
+
+def test_a_head_is_measured_once(measured: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured.seconds = [1.0, 1.0]
+    model = Toy(torch.float32)
+    dense_linear.install(model)
+    head: Any = model.lm_head
+    head.quant_method.prepare_drafts(head)
+    monkeypatch.setattr(draft_products, "is_reduced_faster", lambda *_: pytest.fail("measured twice"))
+    head.quant_method.prepare_drafts(head)
+    x = torch.randn(4, 16)
+    assert torch.equal(head.quant_method.draft_logits(head, x), head.quant_method.apply(head, x))

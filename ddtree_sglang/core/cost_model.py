@@ -11,9 +11,10 @@ a first guess, which hardly changes. Before it is measured, a cell is thought to
 lie near in time, one that was measured once is believed a little, and how much the comparison is to be believed is
 known (`doubts`).
 
-One sample that is far from what was expected is not believed; a second one in the same direction is: of the next round
-whatever it is, then the level has changed; or of the same cell with others between that were as expected, then the cell
-has. How far is far follows from how far samples usually are. A value that no clock can give is dropped.
+A cell's first sample counts little, because it may hold what is done once. One that is far from what was expected is
+hardly believed: it may be the clock's fault, a mood, or a change of the cell, and widens what is thought of all three,
+so that the next ones decide. How far is far follows from how far samples usually are. A value that no clock can give is
+dropped.
 
 All of it is the host's arithmetic, and no device is asked for anything.
 """
@@ -46,10 +47,14 @@ NOISE, LEAST_NOISE, MOST_NOISE = 0.05, 0.02, 0.3
 """Standard deviation of a sample: at first, and its limits."""
 NOISE_PACE = 0.05
 """How fast it follows."""
+FIRST_NOISE = 0.5
+"""Standard deviation of a cell's first sample, in which products of new shapes may be compiled."""
 FAR = 3.0
-"""Standard deviations from which a sample is not believed at once."""
+"""Standard deviations from which a sample is hardly believed."""
+OF_NOISE, OF_CELL = 2.5, 0.15
+"""What a far sample says of the clock and of its cell, beside what it says of the machine's mood."""
 LARGEST_STEP = math.log(3.0)
-"""By how much at most a sample that is believed late widens what is thought possible."""
+"""A sample counts as at most so far off, in logarithms."""
 FILED_NOISE, KNOWN_NOISE = 0.1, 1e-4
 """Standard deviation of a sample that was read from a file, and of one that is certain."""
 REFUTED = math.log(2.0)
@@ -110,8 +115,8 @@ class CostRow:
         self.samples = [0] * len(widths)
         self.filed: set[int] = set()  # nodes of cells that were read from a file
         self.seen_at, self.mood = 0, 0.0
-        self._far: list[int] = [0] * len(widths)  # sign of a cell's newest sample, if that was far
-        self._level_far = 0
+        self._strikes: dict[int, int] = {}  # by nodes: sign of a filed cell's last far sample
+        self._is_calm = False  # since the last of those, another sample was as expected
         self.is_refuted = False  # a sample says that what a file said of these cells is wrong
 
     @property
@@ -147,7 +152,6 @@ class CostRow:
         self.state, self.means = np.append(self.state, value), np.append(self.means, mean)
         self.widths.append(width)
         self.samples.append(0)
-        self._far.append(0)
         self.prior = self._prior_covariance(np.array(self.widths, dtype=np.float64))
 
     def follow(self, rounds: int, mood: float) -> None:
@@ -164,35 +168,37 @@ class CostRow:
     def observe(self, place: int, value: float, noise: float) -> float:
         """One sample of the cell at `place`; how far it is off, in standard deviations."""
         self.samples[place - 1] += 1
+        if self.samples[place - 1] == 1:
+            noise = FIRST_NOISE
         off = float(value - self.state[0] - self.state[place])
         deviation = math.sqrt(self._variance(place) + noise**2)
-        if abs(off) <= FAR * deviation:
-            self._far[place - 1] = self._level_far = 0
-            if abs(off) > FAR * noise:
-                # Is it the cell, or the machine's mood? What comes next will tell, and correct both.
-                self.covariance[0, 0] += off**2
-            self._update(place, off, noise)
-            return abs(off) / deviation
-        sign = 1 if off > 0 else -1
-        of_level, of_cell = self._level_far == sign, self._far[place - 1] == sign and not self._level_far
-        self._level_far, self._far[place - 1] = sign, sign
-        if of_level or of_cell:
-            changed = 0 if of_level else place
-            self.covariance[changed, changed] += min(abs(off), LARGEST_STEP) ** 2
-            self._update(place, off, noise)
-        self.is_refuted = of_cell and abs(off) > REFUTED and bool(self.filed)
+        is_far = abs(off) > FAR * deviation
+        self._count_strikes(place, off, is_far=is_far)
+        step = max(-LARGEST_STEP, min(LARGEST_STEP, off)) if is_far else off
+        if is_far:
+            # The clock, the machine's mood or, less probably, the cell: what comes next will tell.
+            self.covariance[0, 0] += step**2
+            self.covariance[place, place] += (OF_CELL * step) ** 2
+            noise = math.hypot(noise, OF_NOISE * step)
+        elif abs(off) > FAR * noise:
+            self.covariance[0, 0] += step**2
+        self._update(place, step, noise)
         return abs(off) / deviation
+
+    def _count_strikes(self, place: int, off: float, *, is_far: bool) -> None:
+        """A cell from a file that is far off twice, the same way and with others as expected between, refutes it."""
+        width, sign = self.widths[place - 1], 1 if off > 0 else -1
+        if not is_far:
+            self._is_calm = True
+        elif width in self.filed and abs(off) > REFUTED:
+            self.is_refuted = self._is_calm and self._strikes.get(width) == sign
+            self._strikes[width], self._is_calm = sign, False
 
     def tell(self, values: Sequence[float], noise: float) -> None:
         """A sample of each cell, from a file."""
         self.filed = set(self.widths)
         for place, value in enumerate(values, 1):
             self._update(place, float(value - self.state[0] - self.state[place]), noise)
-
-    def believed(self, place: int) -> int:
-        """Samples of the cell; 0 if the newest one of the first two was far from what was expected."""
-        samples = self.samples[place - 1]
-        return 0 if samples <= 2 and self._far[place - 1] else samples
 
     def _variance(self, place: int) -> float:
         held = self.covariance
@@ -229,7 +235,7 @@ class RoundCosts:
     """Of rounds of some requests, by the nodes of each: W widths."""
 
     seconds: Array  # [W] as they are thought to be now
-    samples: Sequence[int]  # [W] how often each was measured by this server, and was not far from what was expected
+    samples: Sequence[int]  # [W] how often each was measured by this server
     _row: CostRow
     _places: Sequence[int]
 
@@ -256,7 +262,7 @@ class CostModel:
         row, context = self._row(batch_size, mean_prefix, widths), context_class(mean_prefix)
         places = row.places(widths)
         guesses = np.array([first_guess(batch_size, width, context) for width in widths])
-        return RoundCosts(guesses * np.exp(row.offs(places)), [row.believed(place) for place in places], row, places)
+        return RoundCosts(guesses * np.exp(row.offs(places)), [row.samples[place - 1] for place in places], row, places)
 
     def seconds(self, batch_size: int, mean_prefix: float, widths: Sequence[int]) -> Array:
         """`[W]` seconds of a round; arguments are those of `of_rounds`."""

@@ -52,7 +52,7 @@ def test_a_file_that_a_server_keeps_is_a_table(tmp_path: Path) -> None:
     file.save(model)
     assert file.path is not None
     table = CostTable.load(file.path)
-    assert table.seconds == pytest.approx({(0, 2, 5): 0.03}, rel=1e-4)
+    assert table.seconds == pytest.approx({(0, 2, 5): 0.03}, rel=2e-3)
     assert table.facts["model_path"] == "m"
     assert table.drafted == {}
 

@@ -33,7 +33,7 @@ def known() -> CostModel:
 def test_a_table_is_found_by_a_server_of_the_same_kind_alone(tmp_path: Path) -> None:
     CostFile.of(FACTS, tmp_path).save(known())
     assert CostFile.of(dict(reversed(FACTS.items())), tmp_path).load().cells == pytest.approx(
-        {(1, 9, 0): 0.03}, rel=1e-4
+        {(1, 9, 0): 0.03}, rel=2e-3
     )
     assert CostFile.of({**FACTS, "dtype": "bfloat16"}, tmp_path).load().cells == {}
 
@@ -43,7 +43,7 @@ def test_a_table_says_what_it_is_of(tmp_path: Path) -> None:
     (path,) = (tmp_path / "new").iterdir()
     held = json.loads(path.read_text(encoding="utf-8"))
     assert held["facts"] == FACTS
-    assert held["cells"] == [[1, 9, 0, pytest.approx(0.03, rel=1e-4)]]
+    assert held["cells"] == [[1, 9, 0, pytest.approx(0.03, rel=2e-3)]]
 
 
 @pytest.mark.parametrize("text", SPOILED)
@@ -55,7 +55,7 @@ def test_a_spoiled_table_is_measured_anew(text: str, tmp_path: Path, caplog: pyt
         assert file.load().cells == {}
     assert "cannot be read" in caplog.text
     file.save(known())
-    assert file.load().cells == pytest.approx({(1, 9, 0): 0.03}, rel=1e-4)
+    assert file.load().cells == pytest.approx({(1, 9, 0): 0.03}, rel=2e-3)
 
 
 def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -154,4 +154,11 @@ CPU_PLATFORM_PATCHES = (
         "products with packed weights; weight updates, which would not reach them, are refused",
         "forward quant_method _derived_weight_cache_error",
     ),
+    Patch(
+        "torch.nn.Module",
+        "object",
+        "ddtree_sglang.cpu_platform.draft_products:install",
+        "a drafter's products in bfloat16, where that was measured faster",
+        "forward quant_method",
+    ),
 )

@@ -185,7 +185,7 @@ CPU_PLATFORM: tuple[Row, ...] = (
     Row(
         "sglang.srt.layers.vocab_parallel_embedding",
         "ParallelLMHead",
-        "bias quant_method shard_indices weight",
+        "bias org_vocab_size quant_method shard_indices weight",
         "dense_linear, hooks, lean_llama",
     ),
     Row(

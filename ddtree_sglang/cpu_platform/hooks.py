@@ -10,13 +10,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ddtree_sglang.contract.cpu_patches import CAPTURE_PATCHES, DRAFT_HEAD_PATCHES, TORCH_PATCHES
 from ddtree_sglang.contract.patch import install
 from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND, DEVICE
+
+if TYPE_CHECKING:
+    from ddtree_sglang.cpu_platform.dense_linear import CpuEmbeddingMethod
 
 _registered = False
 
@@ -102,10 +105,11 @@ def draft_head_by_its_own_product(
 
     shard = getattr(lm_head, "shard_indices", None)
     is_whole = get_parallel().tp_size == 1 and (shard is None or int(shard.num_added_elements) == 0)
-    if not is_whole or not isinstance(lm_head.quant_method, CpuEmbeddingMethod) or hidden_states.numel() == 0:
+    product = lm_head.quant_method
+    if not is_whole or not isinstance(product, CpuEmbeddingMethod) or hidden_states.numel() == 0:
         return original(worker, hidden_states=hidden_states, lm_head=lm_head, chunk_size=chunk_size)
     chosen: torch.Tensor = worker._greedy_sample_from_quantized_head(
-        hidden_states=hidden_states, lm_head=_DraftHead(lm_head), chunk_size=chunk_size
+        hidden_states=hidden_states, lm_head=_DraftHead(lm_head, product), chunk_size=chunk_size
     )
     return chosen
 
@@ -113,16 +117,15 @@ def draft_head_by_its_own_product(
 class _DraftHead:
     """A head as SGLang's loop over a head's own product takes it, with the product of drafts."""
 
-    def __init__(self, lm_head: Any) -> None:
+    def __init__(self, lm_head: Any, product: CpuEmbeddingMethod) -> None:
         self.quant_method = self
         self.org_vocab_size = getattr(lm_head, "org_vocab_size", 0)
-        self._head = lm_head
-        lm_head.quant_method.prepare_drafts(lm_head)
+        self._head, self._product = lm_head, product
+        product.prepare_drafts(lm_head)
 
     def apply(self, _layer: Any, x: torch.Tensor, _bias: None) -> torch.Tensor:
         """`x [M, H]` -> logits `[M, V]`."""
-        logits: torch.Tensor = self._head.quant_method.draft_logits(self._head, x)
-        return logits
+        return self._product.draft_logits(self._head, x)
 
 
 def ignoring_cpu_tensors(original: Callable[[torch.Tensor, Any], None]) -> Callable[[torch.Tensor, Any], None]:

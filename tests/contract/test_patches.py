@@ -28,6 +28,7 @@ PATCHES = (*ENGINE_PATCHES, *CPU_PLATFORM_PATCHES, *WORKER_PATCHES)
 WRITERS = ("setattr", "delattr", "object.__setattr__", "HookRegistry.register")
 
 OURS = {
+    "ddtree_sglang.core": ("",),
     "ddtree_sglang.training": ("",),
     "ddtree_sglang.simulator": ("",),
     # A model that is converted and saved, on no path to a server.

@@ -71,9 +71,7 @@ class VocabShard:
                 "added tokens; use a target without them."
             )
         rows = int(shard.num_org_elements) if shard is not None else int(weight.shape[0])
-        prepare_drafts = getattr(lm_head.quant_method, "prepare_drafts", None)
-        if prepare_drafts is not None:
-            prepare_drafts(lm_head)
+        _prepare_drafts(lm_head.quant_method, lm_head)
         return cls(
             lm_head=lm_head,
             num_rows=rows,
@@ -88,12 +86,18 @@ class VocabShard:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[rows, hidden]` -> `[rows, V_local]` in the head's dtype, rows as far apart as the head is padded."""
         hidden, method = hidden.to(self.lm_head.weight.dtype), self.lm_head.quant_method
-        # A platform may have a faster product for what decides nothing.
         draft_logits = getattr(method, "draft_logits", None)
         logits = (
             method.apply(self.lm_head, hidden, None) if draft_logits is None else draft_logits(self.lm_head, hidden)
         )
         return logits[:, : self.num_rows]
+
+
+def _prepare_drafts(method: Any, lm_head: Any) -> None:
+    """Let a platform that has another product for what decides nothing make ready for it."""
+    prepare = getattr(method, "prepare_drafts", None)
+    if prepare is not None:
+        prepare(lm_head)
 
 
 @dataclass(frozen=True, slots=True)

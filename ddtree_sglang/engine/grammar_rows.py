@@ -26,7 +26,7 @@ def on_whole_rows(change: Callable[[torch.Tensor], None], logits: torch.Tensor) 
 
 def mask_whole_rows(original: Callable[..., None], mask: Any, logits: torch.Tensor) -> None:
     """AROUND hook on `GrammarMask.apply`, by which a prefill's first tokens are masked."""
-    if serves_ddtree():
-        on_whole_rows(partial(original, mask), logits)
-    else:
+    if logits.is_contiguous() or not serves_ddtree():
         original(mask, logits)
+    else:
+        on_whole_rows(partial(original, mask), logits)

@@ -71,7 +71,7 @@ class VocabShard:
                 "added tokens; use a target without them."
             )
         rows = int(shard.num_org_elements) if shard is not None else int(weight.shape[0])
-        _prepare_drafts(lm_head.quant_method, lm_head)
+        _prepare_drafts(getattr(lm_head, "quant_method", None), lm_head)
         return cls(
             lm_head=lm_head,
             num_rows=rows,

@@ -54,11 +54,16 @@ def offer_of(server: Server) -> Offer:
     """What can be measured there.
 
     Raises:
-        CostTableError: the server keeps no table.
+        CostTableError: the server keeps no table, or several.
         NoServer: there is none.
     """
     info = server.info()
     states = [state for state in info.get("internal_states") or [] if isinstance(state, dict)]
+    if len(states) > 1:
+        raise CostTableError(
+            f"{server.url} must be one server, whose rounds are asked for one by one, got {len(states)} that share "
+            "requests out (--dp-size); calibrate one that was started without it."
+        )
     table = next((state[KEY] for state in states if isinstance(state.get(KEY), dict)), None)
     if table is None:
         raise CostTableError(

@@ -22,7 +22,7 @@ class Rounds(ThreadingHTTPServer):
 
     def __init__(self, a_round: int = 3, costs: Any = None) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.a_round, self.asked, self.refusal = a_round, [], ""
+        self.a_round, self.asked, self.refusal, self.replicas = a_round, [], "", 1
         self.costs = {"nodes": [1, 2, 5], "drafted": [0.0, 0.5, 1.0], "cells": CELLS} if costs is None else costs
 
     @property
@@ -45,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         state = {"effective_max_running_requests_per_dp": 4, **({KEY: self.server.costs} if self.server.costs else {})}
-        self._answer(200, {"internal_states": [state], "model_path": "tiny"})
+        self._answer(200, {"internal_states": [state] * self.server.replicas, "model_path": "tiny"})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -113,6 +113,14 @@ def test_a_server_that_measures_nothing_is_told(server: Rounds, capsys: pytest.C
     server.costs = {}
     assert main(["calibrate", server.url]) == 1
     assert "--speculative-ddtree-policy adaptive" in capsys.readouterr().err
+
+
+def test_a_server_of_several_is_not_measured_as_one(server: Rounds, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its parts share a batch out, so that none has a round of the size that was asked for."""
+    server.replicas = 2
+    assert main(["calibrate", server.url]) == 1
+    assert "got 2 that share requests out (--dp-size)" in capsys.readouterr().err
+    assert not server.asked
 
 
 def test_a_refusal_is_told_in_the_servers_words(server: Rounds, capsys: pytest.CaptureFixture[str]) -> None:

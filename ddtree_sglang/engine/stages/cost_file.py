@@ -10,10 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
+import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,8 @@ FOLDER_ENV = "DDTREE_COSTS"
 """Folder of the files; empty for none."""
 SAVE_ROUNDS = 500
 """Rounds between two writes."""
+ASKED_SECONDS = 10.0
+"""Least time between a write and the next one that somebody's question makes: the scheduler waits for it."""
 
 
 def cost_folder() -> Path | None:
@@ -69,6 +74,7 @@ class CostFile:
     def __init__(self, path: Path | None, facts: Mapping[str, Any]) -> None:
         self.path, self._facts = path, dict(facts)
         self._rounds = 0
+        self._tried_at, self._is_told = -math.inf, False
 
     @classmethod
     def of(cls, facts: Mapping[str, Any], folder: Path | None) -> CostFile:
@@ -93,18 +99,28 @@ class CostFile:
         return model
 
     def save(self, model: CostModel) -> None:
-        """Replace the file in one step; a folder that cannot be written is said once, and not tried again."""
+        """Replace the file in one step; if it cannot be written, that is said once, and the next save tries again."""
         if self.path is None:
             return
+        self._tried_at = time.monotonic()
         held = {"facts": self._facts, "columns": ["requests", "nodes", "context", "seconds"], "cells": model.to_json()}
         partial = self.path.with_suffix(f".{uuid.uuid4().hex}.partial")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(json.dumps(held, default=str), encoding="utf-8")
             partial.replace(self.path)
+            self._is_told = False
         except OSError as error:
-            logger.warning("the cost table %s cannot be written (%s); nothing is kept.", self.path, error)
-            self.path = None
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            if not self._is_told:
+                logger.warning("the cost table %s cannot be written (%s); it is tried again.", self.path, error)
+            self._is_told = True
+
+    def save_asked(self, model: CostModel) -> None:
+        """The same because somebody asked, however often that is."""
+        if time.monotonic() - self._tried_at >= ASKED_SECONDS:
+            self.save(model)
 
     def count_round(self, model: CostModel) -> None:
         """After each round; saves now and then."""

@@ -135,7 +135,7 @@ class AdaptiveRounds(RoundBudget):
         """The table, the widths, and what a request is expected to have accepted of each; kept on disk by the way."""
         if not self._decides:
             return {}
-        self._costs.save(self.budget.costs)
+        self._costs.save_asked(self.budget.costs)
         return {
             "file": None if self._costs.path is None else str(self._costs.path),
             "nodes": list(self.budget.widths),

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from ddtree_sglang.core.cost_model import CostModel
-from ddtree_sglang.engine.stages.cost_file import FOLDER_ENV, SAVE_ROUNDS, CostFile, cost_folder, machine_facts
+from ddtree_sglang.engine.stages import cost_file
+from ddtree_sglang.engine.stages.cost_file import (
+    ASKED_SECONDS,
+    FOLDER_ENV,
+    SAVE_ROUNDS,
+    CostFile,
+    cost_folder,
+    machine_facts,
+)
 
 SPOILED = [
     "",
@@ -65,6 +73,32 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: py
         file.save(known())
         file.save(known())
     assert caplog.text.count("cannot be written") == 1
+    (tmp_path / "file").unlink()
+    file.save(known())
+    assert file.load().cells, "a disk that was full for a while is written again"
+
+
+def test_what_cannot_be_put_in_place_is_not_left_behind(tmp_path: Path) -> None:
+    file = CostFile.of(FACTS, tmp_path)
+    assert file.path is not None
+    file.path.mkdir()
+    file.save(known())
+    assert list(tmp_path.iterdir()) == [file.path]
+
+
+def test_who_asks_often_has_it_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 5.0
+    monkeypatch.setattr(cost_file.time, "monotonic", lambda: now)
+    file = CostFile.of(FACTS, tmp_path)
+    assert file.path is not None
+    file.save_asked(known())
+    file.path.unlink()
+    now += ASKED_SECONDS - 1
+    file.save_asked(known())
+    assert not file.path.exists()
+    now += 1
+    file.save_asked(known())
+    assert file.path.exists()
 
 
 def test_it_is_saved_now_and_then(tmp_path: Path) -> None:

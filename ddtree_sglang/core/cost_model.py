@@ -60,7 +60,7 @@ FILED_NOISE, KNOWN_NOISE = 0.1, 1e-4
 REFUTED = math.log(2.0)
 """A cell that changes by more, beside others, shows that a file is of something else."""
 SETTLED = 8
-"""Samples of a row from which a change of its level is a mood of the machine."""
+"""Samples of a cell after which it is its own, whatever a file said."""
 NEARNESS = (1.0, 1.5)
 """Where a row's word about a new one counts e^-0.5: powers of 2 of requests, and of context between."""
 GUESS_WEIGHT = 0.05
@@ -114,7 +114,7 @@ class CostRow:
         self.means = means
         self.samples = [0] * len(widths)
         self.filed: set[int] = set()  # nodes of cells that were read from a file
-        self.seen_at, self.mood = 0, 0.0
+        self.seen_at = 0
         self._strikes: dict[int, int] = {}  # by nodes: sign of a filed cell's last far sample
         self._is_calm = False  # since the last of those, another sample was as expected
         self.is_refuted = False  # a sample says that what a file said of these cells is wrong
@@ -154,11 +154,9 @@ class CostRow:
         self.samples.append(0)
         self.prior = self._prior_covariance(np.array(self.widths, dtype=np.float64))
 
-    def follow(self, rounds: int, mood: float) -> None:
-        """So many rounds of any row have passed, and the machine's mood is now this."""
+    def follow(self, rounds: int) -> None:
+        """So many rounds of any row have passed."""
         passed, self.seen_at = rounds - self.seen_at, rounds
-        self.state[0] += mood - self.mood
-        self.mood = mood
         most = np.full(len(self.state), self.smooth**2 + OWN**2)
         drift = np.full(len(self.state), CELL_DRIFT**2)
         most[0], drift[0] = NEAR_LEVEL**2, LEVEL_DRIFT**2
@@ -186,11 +184,15 @@ class CostRow:
         return abs(off) / deviation
 
     def _count_strikes(self, place: int, off: float, *, is_far: bool) -> None:
-        """A cell from a file that is far off twice, the same way and with others as expected between, refutes it."""
+        """A cell from a file whose first samples are far off, twice the same way with others as expected between,
+        refutes it.
+        """
         width, sign = self.widths[place - 1], 1 if off > 0 else -1
+        self.is_refuted = False
         if not is_far:
             self._is_calm = True
-        elif width in self.filed and abs(off) > REFUTED:
+            self._strikes.pop(width, None)
+        elif width in self.filed and abs(off) > REFUTED and self.samples[self.widths.index(width)] <= SETTLED:
             self.is_refuted = self._is_calm and self._strikes.get(width) == sign
             self._strikes[width], self._is_calm = sign, False
 
@@ -249,7 +251,6 @@ class CostModel:
     """Seconds of a round; see the module."""
 
     rows: dict[tuple[int, int], CostRow] = field(default_factory=dict)  # by classes of requests and context
-    mood: float = 0.0  # logarithm of the factor that all times have now, beside the first ones
     variance: float = NOISE**2  # of a sample
     num_rounds: int = 0
 
@@ -280,20 +281,16 @@ class CostModel:
         row, context = self._row(batch_size, mean_prefix, (num_nodes,)), context_class(mean_prefix)
         place = row.places((num_nodes,))[0]
         self.num_rounds += 1
-        row.follow(self.num_rounds, self.mood)
-        level, is_settled = row.state[0], row.num_samples >= SETTLED
+        row.follow(self.num_rounds)
         value = math.log(seconds / first_guess(batch_size, num_nodes, context))
         was_known = row.samples[place - 1] > 1
         off = row.observe(place, value, math.sqrt(self.variance))
         if row.is_refuted:
             self._forget_file()
-        elif is_settled:
-            self.mood += float(row.state[0] - level)
-            row.mood = self.mood
-            if was_known:
-                shown = self.variance * min(off, FAR) ** 2
-                self.variance += NOISE_PACE * (shown - self.variance)
-                self.variance = min(max(self.variance, LEAST_NOISE**2), MOST_NOISE**2)
+        elif was_known:
+            shown = self.variance * min(off, FAR) ** 2
+            self.variance += NOISE_PACE * (shown - self.variance)
+            self.variance = min(max(self.variance, LEAST_NOISE**2), MOST_NOISE**2)
 
     def _forget_file(self) -> None:
         """Rows that a file told of begin anew."""
@@ -314,18 +311,18 @@ class CostModel:
         weights = np.exp(-0.5 * distances**2) + GUESS_WEIGHT / len(known)
         weights /= weights.sum()
         cells = np.stack([row.cells(row.places(widths)) for row in known.values()])
-        levels = np.array([row.state[0] + self.mood - row.mood for row in known.values()])
+        levels = np.array([row.state[0] for row in known.values()])
         smooth = min(SMOOTH, NEAR_ROW * float(distances.min()))
         row = CostRow(widths, weights @ cells, (float(weights @ levels), NEAR_LEVEL), smooth)
-        row.seen_at, row.mood = self.num_rounds, self.mood
+        row.seen_at = self.num_rounds
         return row
 
     @property
     def cells(self) -> dict[Cell, float]:
-        """Those that were measured, and their seconds now."""
+        """Those that were measured, and their seconds when their row was served last."""
         held = {}
         for (size, context), row in sorted(self.rows.items()):
-            offs = row.offs(row.places(row.widths)) + self.mood - row.mood
+            offs = row.offs(row.places(row.widths))
             for width, samples, off in sorted(zip(row.widths, row.samples, offs.tolist(), strict=True)):
                 if samples or width in row.filed:
                     guess = first_guess(size, width, context)
@@ -333,7 +330,7 @@ class CostModel:
         return held
 
     def to_json(self) -> list[list[Any]]:
-        """`[requests, nodes, context, seconds]` of each cell that was measured, the seconds being those of now."""
+        """`[requests, nodes, context, seconds]` of each cell that was measured."""
         return [
             [*cell, float(f"{min(max(seconds, LEAST_SECONDS), MOST_SECONDS):.6g}")]
             for cell, seconds in self.cells.items()

@@ -30,6 +30,8 @@ EDGES: Floats = np.array([0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.
 BINS = len(EDGES) - 1
 POOLED_TRIALS, OWN_TRIALS = 20.0, 40.0
 """Trials that were not made: of the drafter's word in a class of all depths, and of that in a class of one depth."""
+FARTHEST_MEAN = 3.0
+"""A bin's trials count as at most so many times below its middle."""
 MEMORY = 20_000.0
 """Trials of all classes after which all are halved."""
 REFRESH = 32
@@ -188,7 +190,8 @@ def trials(trees: RoundTrees, accept_index: Ints, counted: Bools) -> tuple[Bools
 def _share(counts: Floats, weight: float, prior: Floats, middles: Floats) -> Floats:
     """Accepted shares at the bins' middles, where trials of another mean are moved to; of said, hits and trials."""
     said, hits, trials = counts
-    mean_said = np.where(trials > 0, said / np.maximum(trials, 1e-9), middles)
+    # Far below its bin's middle a trial says little of it: one hit of a word of 1e-5 would be a thousand there.
+    mean_said = np.maximum(np.where(trials > 0, said / np.maximum(trials, 1e-9), middles), middles / FARTHEST_MEAN)
     shares: Floats = np.minimum((hits * middles / mean_said + weight * prior) / (trials + weight), 1.0)
     return shares
 

@@ -211,6 +211,26 @@ def test_a_table_that_is_of_something_else_is_dropped_whole() -> None:
     assert model.seconds(4, 100, (17,))[0] < 0.2
 
 
+def test_spikes_do_not_refute_a_file() -> None:
+    """A right table, and a round in fifty that takes four times as long."""
+    rows = [[1, width, 0, 0.02 + 0.001 * width] for width in WIDTHS] + [[4, 9, 0, 0.1]]
+    model, rng = CostModel.from_json(rows), np.random.default_rng(0)
+    for turn in range(2000):
+        width = int(rng.choice(WIDTHS))
+        factor = 4.0 if turn % 50 == 49 else math.exp(0.03 * rng.standard_normal())
+        model.observe(1, 100, width, factor * (0.02 + 0.001 * width))
+    assert (4, 9, 0) in model.cells
+
+
+def test_a_row_that_is_learned_moves_no_other() -> None:
+    model = measured({(1, width): 0.02 + 0.001 * width for width in WIDTHS}, times=20)
+    before = model.seconds(1, 100, WIDTHS)
+    for _ in range(30):
+        for width in WIDTHS:
+            model.observe(8, 100, width, 5 * (0.02 + 0.004 * width))
+    assert model.seconds(1, 100, WIDTHS) == pytest.approx(before)
+
+
 def test_shapes_that_are_compiled_first_leave_no_trace() -> None:
     """With eight requests each width's first round takes five times as long; then plain decoding is the cheapest."""
     model = measured({(1, width): 0.03 * first_guess(1, width, 0) for width in WIDTHS})

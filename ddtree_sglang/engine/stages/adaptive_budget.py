@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 EXPLORED = 0.015
 """Share of the time that may be lost by trying something else than what seems best."""
 FIRST_SAVED, MOST_SAVED = 6.0, 4.0
-"""Rounds' time that a server may lose when it begins, and that may be saved up later."""
+"""Rounds' time that a server may lose when it begins, and that may be saved up later: half of it for the width that may
+be the best, however dear its try, half for those that can be tried meanwhile."""
 LEAST_LOSS = 0.05
 """Rounds' time that a try costs at least."""
 OPTIMISM = np.array([4.0, 2.5, 1.5])
@@ -93,7 +94,7 @@ class AdaptiveBudget:
         self._usual = RequestRecord(NO_HOPE * np.log2(np.array(self.widths, dtype=np.float64)))
         self._began: float | None = None
         self._launched: deque[tuple[int, float, Decision]] = deque(maxlen=lag + 1)
-        self._saved = FIRST_SAVED
+        self._saved_for_best = self._saved_for_others = FIRST_SAVED / 2
         self._drafts = True
         self._forced: int | None = None  # width that is to be tried, 0: whichever is best
         self._wait, self._waited, self._for_drafts = FIRST_WAIT, 0, 0.0
@@ -129,7 +130,8 @@ class AdaptiveBudget:
         self._measure()
         self._learn()
         self._narrows, self._narrowed = narrows, None
-        self._saved = max(self._saved, min(MOST_SAVED, self._saved + EXPLORED))
+        self._saved_for_best = _more(self._saved_for_best, MOST_SAVED)
+        self._saved_for_others = _more(self._saved_for_others, MOST_SAVED / 2)
         self._now = len(reqs), mean_prefix
         allowed = [width for width in self.widths if width <= most_nodes]
         records = [self._requests.get(req) for req in reqs]
@@ -228,21 +230,26 @@ class AdaptiveBudget:
         return self.costs.of_rounds(batch_size, mean_prefix, widths)
 
     def _wanted(self, tokens: Floats, costs: RoundCosts, best: int, *, only_plain: bool = False) -> int | None:
-        """The index that may be the most above the best, if one may and what the try loses is saved up; paid for."""
-        if self._saved < LEAST_LOSS:
+        """An index that may be above the best, the most hopeful one if what its try loses is saved up; paid for."""
+        if max(self._saved_for_best, self._saved_for_others) < LEAST_LOSS:
             return None
         doubts = costs.doubts()
         rates = tokens / costs.seconds
         hopes = rates * np.exp(OPTIMISM[np.minimum(costs.samples, len(OPTIMISM) - 1)] * doubts)
         # In rounds of the best: what a try takes, if it is dearer than thought, less what its tokens are worth.
         losses = np.maximum(costs.seconds * np.exp(doubts) / costs.seconds[best] - tokens / tokens[best], LEAST_LOSS)
-        hopes[losses > MOST_SAVED] = 0.0
         hopes[best] = rates[best]
-        tried = 0 if only_plain and hopes[0] > rates[best] else best if only_plain else int(hopes.argmax())
-        if tried == best or losses[tried] > self._saved:
+        if only_plain:
+            hopes[1:] = np.where(np.arange(1, len(hopes)) == best, hopes[1:], 0.0)
+        first = int(np.where(losses <= MOST_SAVED, hopes, 0.0).argmax())
+        if first != best and losses[first] <= self._saved_for_best:
+            self._saved_for_best -= float(losses[first])
+            return first
+        other = int(np.where(losses <= self._saved_for_others, hopes, 0.0).argmax())
+        if hopes[other] <= rates[best] or other == best:
             return None
-        self._saved -= float(losses[tried])
-        return tried
+        self._saved_for_others -= float(losses[other])
+        return other
 
     # -- what is learned ---------------------------------------------------------------------------------------------
 
@@ -303,6 +310,11 @@ class AdaptiveBudget:
     @property
     def _usual_honesty(self) -> float:
         return self._usual.honesty(1.0)
+
+
+def _more(saved: float, most: float) -> float:
+    """A round's share of what may be lost is added, up to `most`."""
+    return max(saved, min(most, saved + EXPLORED / 2))
 
 
 def _widest(seconds: Floats, best: int) -> int:

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from ddtree_sglang import __version__
 from ddtree_sglang.core.cost_model import CostModel
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def machine_facts() -> dict[str, Any]:
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "accelerators": names,
-        "versions": [version("sglang"), version("torch")],
+        "versions": [version("sglang"), version("torch"), __version__],
     }
 
 

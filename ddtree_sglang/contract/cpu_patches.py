@@ -157,7 +157,7 @@ CPU_PLATFORM_PATCHES = (
     Patch(
         "torch.nn.Module",
         "object",
-        "ddtree_sglang.cpu_platform.draft_products:install",
+        "ddtree_sglang.cpu_platform.dense_linear:reduce_drafter",
         "a drafter's products in bfloat16, where that was measured faster",
         "forward quant_method",
     ),

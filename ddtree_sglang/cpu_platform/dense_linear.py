@@ -19,12 +19,11 @@ from typing import Any
 import psutil
 import torch
 from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod, UnquantizedLinearMethod
-from torch.nn import functional
+
+from ddtree_sglang.cpu_platform.draft_products import reduce_weights, reduced_linear
+from ddtree_sglang.cpu_platform.packed_products import dense_linear, pack
 
 logger = logging.getLogger(__name__)
-
-PACKED_FOR_ROWS = 17
-"""Rows that oneDNN chooses the blocks for. Blocks chosen for one row are no faster than plain weights at nine."""
 
 MAX_SHARE_OF_MEMORY = 0.25
 
@@ -32,27 +31,6 @@ UPDATE_REFUSAL = (
     "Online weight updates are not supported on the CPU platform: the matrix products read copies of the weights that "
     "were packed after loading, and would go on to serve the old values. Restart the server with the new weights."
 )
-
-
-def dense_linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, packed: torch.Tensor | None = None
-) -> torch.Tensor:
-    """`functional.linear`: `x [..., in]`, `weight [out, in]`, `bias [out]` -> `[..., out]`.
-
-    `packed` is `pack(weight)`, or None for a weight that was not packed.
-    """
-    if x.dtype is not weight.dtype:
-        return functional.linear(x, weight, bias)
-    if packed is not None:
-        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-    if weight.dtype is torch.float32 and torch.backends.mkldnn.is_available():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return functional.linear(x, weight, bias)
-
-
-def pack(weight: torch.Tensor) -> torch.Tensor:
-    """`weight [out, in]` in oneDNN's blocks: an opaque tensor that only `dense_linear` reads."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), PACKED_FOR_ROWS)
 
 
 class CpuLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]
@@ -67,6 +45,15 @@ class CpuLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]
         return dense_linear(x, layer.weight, bias, self.packed)
 
 
+class ReducedLinearMethod(CpuLinearMethod):
+    """A drafter's linear layer with its weight in bfloat16."""
+
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """`x [..., in]` -> `[..., out]`."""
+        assert self.packed is not None
+        return reduced_linear(x, self.packed, bias)
+
+
 class CpuEmbeddingMethod(UnquantizedEmbeddingMethod):  # type: ignore[misc]
     """SGLang's plain embedding and LM head with our product."""
 
@@ -78,17 +65,13 @@ class CpuEmbeddingMethod(UnquantizedEmbeddingMethod):  # type: ignore[misc]
 
     def prepare_drafts(self, layer: Any) -> None:
         """A drafter will use this head, too: choose the form of its product."""
-        from ddtree_sglang.cpu_platform.draft_products import reduce_weights
-
         if self.packed is not None and not self._is_prepared:
             self._is_prepared = True
-            reduced = reduce_weights([layer.weight])
+            reduced = reduce_weights([layer.weight]) if _is_one_rank() else None
             self._of_drafts = None if reduced is None else reduced[0]
 
     def draft_logits(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
         """Like `apply`, for what a drafter proposes, whose logits decide nothing."""
-        from ddtree_sglang.cpu_platform.draft_products import reduced_linear
-
         if self._of_drafts is None:
             return self.apply(layer, x)
         return reduced_linear(x.to(layer.weight.dtype), self._of_drafts, None)
@@ -135,6 +118,41 @@ def install(model: torch.nn.Module, available_bytes: int | None = None) -> int:
         # SGLang's weight updater looks for this name on every module and refuses with its text.
         model._derived_weight_cache_error = UPDATE_REFUSAL  # type: ignore[assignment]
     return len(multiplied) if packs else 0
+
+
+def reduce_drafter(drafter: torch.nn.Module) -> int:
+    """Swap the packed products of a drafter for ones in bfloat16 where that is faster; returns how many were swapped.
+
+    Not on several ranks: each would measure for itself, and what every rank computes for itself, as the scores of
+    pairs, must be the same on all of them.
+    """
+    layers: list[Any] = [layer for layer in drafter.modules() if _is_packed(layer)] if _is_one_rank() else []
+    reduced = reduce_weights([layer.weight for layer in layers]) or []
+    for layer, packed in zip(layers, reduced, strict=False):
+        if type(layer) is torch.nn.Linear:
+            layer.forward = partial(_reduced_forward, layer, packed)  # type: ignore[method-assign]
+        else:
+            layer.quant_method = ReducedLinearMethod(packed)
+    return len(reduced)
+
+
+def _is_packed(layer: Any) -> bool:
+    """True for a layer whose product `install` swapped, with a copy of its weight."""
+    if type(layer) is torch.nn.Linear:
+        forward = layer.forward
+        return isinstance(forward, partial) and forward.func is _linear_forward and forward.args[1] is not None
+    method = getattr(layer, "quant_method", None)
+    return type(method) is CpuLinearMethod and method.packed is not None
+
+
+def _is_one_rank() -> bool:
+    from sglang.srt.runtime_context import get_parallel
+
+    return bool(get_parallel().tp_size == 1)
+
+
+def _reduced_forward(layer: Any, packed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return reduced_linear(x, packed, layer.bias)
 
 
 def _linear_forward(layer: Any, packed: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:

@@ -13,13 +13,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from statistics import median
-from typing import Any
 
 import torch
 
-from ddtree_sglang.cpu_platform.dense_linear import CpuLinearMethod, dense_linear, pack
+from ddtree_sglang.cpu_platform.packed_products import dense_linear, pack
 
 logger = logging.getLogger(__name__)
 
@@ -55,34 +53,6 @@ def is_reduced_faster(weight: torch.Tensor, reduced: torch.Tensor) -> bool:
         1e3 * other,
     )
     return faster
-
-
-class ReducedLinearMethod(CpuLinearMethod):
-    """A drafter's linear layer with its weight in bfloat16."""
-
-    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """`x [..., in]` -> `[..., out]`."""
-        assert self.packed is not None
-        return reduced_linear(x, self.packed, bias)
-
-
-def install(drafter: torch.nn.Module) -> int:
-    """Swap the products of a drafter that `dense_linear.install` has seen; returns how many are in bfloat16 now."""
-    layers: list[Any] = [
-        layer for layer in drafter.modules() if type(getattr(layer, "quant_method", None)) is CpuLinearMethod
-    ]
-    layers += [layer for layer in drafter.modules() if type(layer) is torch.nn.Linear]
-    reduced = reduce_weights([layer.weight for layer in layers])
-    for layer, packed in zip(layers, reduced or (), strict=False):
-        if type(layer) is torch.nn.Linear:
-            layer.forward = partial(_linear_forward, layer, packed)  # type: ignore[method-assign]
-        else:
-            layer.quant_method = ReducedLinearMethod(packed)
-    return len(reduced or ())
-
-
-def _linear_forward(layer: Any, packed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return reduced_linear(x, packed, layer.bias)
 
 
 def reduce_weights(weights: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:

@@ -118,12 +118,12 @@ class DDTreeCpuPlatform(CpuDeviceMixin, SRTPlatform):
         """Called by SGLang once a model's weights are loaded: faster products, a shorter layer loop, adapters."""
         from sglang.srt.runtime_context import get_exec, get_lora
 
-        from ddtree_sglang.cpu_platform import dense_linear, draft_products, hooks, lean_llama, lora
+        from ddtree_sglang.cpu_platform import dense_linear, hooks, lean_llama, lora
 
         lean_llama.install(model)
         dense_linear.install(model)
         if hasattr(model, "project_target_hidden"):
-            draft_products.install(model)
+            dense_linear.reduce_drafter(model)
             hooks.install_draft_head()
         if get_lora().enable_lora:
             lora.install()

@@ -24,7 +24,7 @@ pytestmark = [
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Every weight is worth a look, and what is measured is given: seconds of the plain product, then the reduced."""
-    given = SimpleNamespace(seconds=[2.0, 1.0])
+    given = SimpleNamespace(seconds=[2.0, 1.0], is_one_rank=True)
     turns = [0]
 
     def seconds(product: Any) -> float:
@@ -34,6 +34,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     monkeypatch.setattr(draft_products, "_seconds", seconds)
     monkeypatch.setattr(draft_products, "LEAST_ELEMENTS", 1)
+    monkeypatch.setattr(dense_linear, "_is_one_rank", lambda: given.is_one_rank)
     return given
 
 
@@ -57,7 +58,7 @@ def test_a_drafters_layers_are_swapped_where_that_is_faster(
     x = torch.randn(4, 16)
     before = [model.fc(x), model.up.quant_method.apply(model.up, x, None)]
     with caplog.at_level(logging.INFO):
-        assert draft_products.install(model) == 3
+        assert dense_linear.reduce_drafter(model) == 3
     after = [model.fc(x), model.up.quant_method.apply(model.up, x, None)]
     for old, new in zip(before, after, strict=True):
         assert not torch.equal(old, new)
@@ -70,15 +71,34 @@ def test_what_is_hardly_faster_stays(measured: SimpleNamespace) -> None:
     model = Toy(torch.float32)
     dense_linear.install(model)
     method = model.up.quant_method
-    assert draft_products.install(model) == 0
+    assert dense_linear.reduce_drafter(model) == 0
     assert model.up.quant_method is method
 
 
-def test_small_drafters_and_other_dtypes_stay() -> None:
+def test_several_ranks_stay(measured: SimpleNamespace) -> None:
+    """Each would measure for itself, and score pairs by itself."""
+    measured.is_one_rank = False
+    model = Toy(torch.float32)
+    dense_linear.install(model)
+    assert dense_linear.reduce_drafter(model) == 0
+    head: Any = model.lm_head
+    head.quant_method.prepare_drafts(head)
+    x = torch.randn(4, 16)
+    assert torch.equal(head.quant_method.draft_logits(head, x), head.quant_method.apply(head, x))
+
+
+def test_without_room_for_packed_weights_there_is_none_for_others(measured: SimpleNamespace) -> None:
+    model = Toy(torch.float32)
+    dense_linear.install(model, available_bytes=1000)
+    assert dense_linear.reduce_drafter(model) == 0
+
+
+def test_small_drafters_and_other_dtypes_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense_linear, "_is_one_rank", lambda: True)
     for dtype in (torch.float32, torch.bfloat16):
         model = Toy(dtype)
         dense_linear.install(model)
-        assert draft_products.install(model) == 0
+        assert dense_linear.reduce_drafter(model) == 0
 
 
 def test_the_targets_own_logits_stay_whole(measured: SimpleNamespace) -> None:

@@ -6,6 +6,7 @@ What the target chooses is a script. A run's tokens are cut as a round cuts them
 
 from __future__ import annotations
 
+import inspect
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,7 +66,8 @@ class Decoding:
             (self._class, "_accept_grammar_tokens", grammar_ends.accept_run),
             (self._req, "update_finish_state", run_ends.end_as_plain),
         ):
-            monkeypatch.setattr(owner, name, _around(getattr(owner, name), hook))
+            # Without what a plugin hooked there, if an earlier test of this process loaded it.
+            monkeypatch.setattr(owner, name, _around(inspect.unwrap(getattr(owner, name)), hook))
 
     def stock(self) -> None:
         """From now on another algorithm serves: the hooks pass through, and rounds cut no path."""

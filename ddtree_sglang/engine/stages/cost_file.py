@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 
-from ddtree_sglang import __version__
 from ddtree_sglang.core.cost_model import CostModel
 
 logger = logging.getLogger(__name__)
@@ -58,7 +57,7 @@ def machine_facts() -> dict[str, Any]:
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "accelerators": names,
-        "versions": [version("sglang"), version("torch"), __version__, ROUNDS],
+        "versions": [version("sglang"), version("torch"), ROUNDS],
     }
 
 

@@ -126,7 +126,13 @@ def check_split(cfg: Any, drafter: dict[str, Any]) -> None:
 
 
 def check_split_target(cfg: Any, is_recurrent: bool, has_windows: bool) -> None:
-    """Of such a server, refuse a target whose state or keys are not in one pool.
+    """Of such a server, refuse a target whose state or keys are not in one pool, or whose layers have windows.
+
+    Asked at the arguments, and again of the loaded model, which has windows without a pool of their own, too
+    (--disable-hybrid-swa-memory).
+
+    Args:
+        cfg: arguments, or those of disaggregation alone.
 
     Raises:
         DDTreeConfigError: it has recurrent layers or sliding windows.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ddtree_sglang.engine import worker
 from ddtree_sglang.engine.admission.drafter_families import LATTICE_FIELDS
 from ddtree_sglang.engine.admission.split_servers import check_retraction_backup
 from ddtree_sglang.exceptions import DDTreeConfigError
@@ -75,3 +76,19 @@ def test_copies_without_the_drafters_keys_are_refused(mode: str, backup: str, is
         return
     with pytest.raises(DDTreeConfigError, match="--disaggregation-decode-retraction-backup to none"):
         check_retraction_backup(disagg)
+
+
+@pytest.mark.parametrize(("mode", "window"), [("prefill", 128), ("decode", 128), ("decode", None), ("null", 128)])
+def test_windows_that_only_the_loaded_model_knows_of_are_refused(
+    mode: str, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --disable-hybrid-swa-memory the arguments say nothing of them."""
+    disagg = SimpleNamespace(disaggregation_mode=mode, disaggregation_decode_retraction_backup="none")
+    monkeypatch.setattr(worker, "check_target_backend", lambda _: None)
+    monkeypatch.setattr(worker, "get_disagg", lambda: disagg)
+    monkeypatch.setattr(worker, "adapt_attention", lambda _: None)
+    one = SimpleNamespace(model_runner=SimpleNamespace(sliding_window_size=window), states=None)
+    is_refused = mode != "null" and window is not None
+    error = DDTreeConfigError if is_refused else AttributeError
+    with pytest.raises(error, match="sliding windows" if is_refused else "max_running_requests"):
+        worker.DDTreeWorker.init_attention_backends(one)

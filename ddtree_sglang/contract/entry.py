@@ -50,8 +50,13 @@ ENTRY: tuple[Row, ...] = (
     Row("sglang.srt.constants", "HEALTH_CHECK_RID_PREFIX", "", "refusals"),
     Row("sglang.srt.entrypoints.http_server", "_setup_and_run_http_server", "", "install"),
     Row("sglang.srt.entrypoints.http_server", "app", "", "http_workers"),
-    Row("sglang.srt.environ", "Envs", "SGLANG_HTTP_SERVER_APP_PATH SGLANG_USE_PICKLE_IPC", "install, refusals"),
-    Row("sglang.srt.environ", "envs", "", "refusals"),
+    Row(
+        "sglang.srt.environ",
+        "Envs",
+        "SGLANG_HTTP_SERVER_APP_PATH SGLANG_SCHEDULER_SKIP_ALL_GATHER SGLANG_USE_PICKLE_IPC",
+        "attention_groups, install, refusals",
+    ),
+    Row("sglang.srt.environ", "envs", "", "attention_groups, refusals"),
     Row(_IO_STRUCT, "AbortReq", "abort_all rid finished_reason", "request_ids, hooks"),
     Row(
         _IO_STRUCT,

@@ -61,12 +61,23 @@ GROUP_RULES: tuple[GroupRule, ...] = (
         lambda cfg: bool(cfg.enable_dp_attention_local_control_broadcast),
         "needs control requests at all groups at once; remove --enable-dp-attention-local-control-broadcast.",
     ),
+    # Groups would verify different numbers of nodes, and forwards that they share would wait for one another.
+    GroupRule(
+        lambda _cfg: _gathers_nothing(),
+        "counts the requests of all groups before each round; unset SGLANG_SCHEDULER_SKIP_ALL_GATHER.",
+    ),
 )
 
 GROUP_TARGETS = ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
 """Classes that were run with groups. Others shard attention over all ranks, whose groups would add up each other's
 tokens: models/llama.py asks for the whole tensor-parallel size, as does what derives from it.
 """
+
+
+def _gathers_nothing() -> bool:
+    from sglang.srt.environ import envs
+
+    return bool(envs.SGLANG_SCHEDULER_SKIP_ALL_GATHER.get())
 
 
 def attends_in_groups(cfg: Any) -> bool:

@@ -56,6 +56,14 @@ def test_what_was_not_shown_with_groups_is_refused(given: dict[str, Any], messag
         resolved("Engine", pair, HOPPER, **{**GROUPS, **given})
 
 
+def test_groups_that_count_no_others_requests_are_refused(
+    pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLANG_SCHEDULER_SKIP_ALL_GATHER", "1")
+    with pytest.raises(DDTreeConfigError, match=r"under DP attention.*unset SGLANG_SCHEDULER_SKIP_ALL_GATHER"):
+        resolved("Engine", pair, HOPPER, **GROUPS)
+
+
 def test_a_class_that_was_not_run_with_groups_is_refused(tmp_path: Path) -> None:
     """Llama's attention is sharded over all ranks: groups would add up each other's tokens, in plain decoding, too."""
     pair = write_checkpoint(tmp_path / "target", TARGET), write_checkpoint(tmp_path / "drafter", DRAFTER)

@@ -7,6 +7,7 @@ from ddtree_sglang.contract.check import Row
 _EXEC = "sglang.srt.arg_groups.fields.exec_"
 _GRAMMAR = "sglang.srt.constrained.base_grammar_backend"
 _SERVER_ARGS = "sglang.srt.server_args"
+_TRANSFER = "sglang.srt.disaggregation.common.conn"
 
 REQUESTS: tuple[Row, ...] = (
     Row("sglang.srt.arg_groups.fields.device", "Device", "device", "server_args"),
@@ -18,6 +19,12 @@ REQUESTS: tuple[Row, ...] = (
         "enable_pdmux optimistic_prefill_attempts",
         "node_penalties, server_args, split_servers, worker",
     ),
+    Row(_TRANSFER, "CommonKVManager", "attn_tp_size prefill_info_table", "split_servers"),
+    Row(_TRANSFER, "CommonKVManager.record_failure", "bootstrap_room failure_reason", "split_servers", exact=True),
+    Row(_TRANSFER, "CommonKVReceiver", "bootstrap_addr bootstrap_room conclude_state kv_mgr", "split_servers"),
+    Row(_TRANSFER, "CommonKVReceiver.abort", "", "split_servers", exact=True),
+    Row(_TRANSFER, "CommonKVReceiver.init", "prefill_dp_rank", "split_servers", exact=True),
+    Row(_TRANSFER, "PrefillServerInfo", "attn_tp_size", "split_servers"),
     Row(_EXEC, "ExecDeterministic", "enable_deterministic_inference", "request_rules, worker"),
     Row(
         _EXEC,

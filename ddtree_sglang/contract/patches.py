@@ -111,6 +111,12 @@ ROUND_PATCHES = (
         "storage that is refused at start could be attached later",
     ),
     Patch(
+        "sglang.srt.disaggregation.common.conn.CommonKVReceiver.init",
+        "around",
+        "ddtree_sglang.engine.admission.split_servers:refuse_other_sizes",
+        "keys would be cut to another number of ranks, the drafter's with the target's",
+    ),
+    Patch(
         "sglang.srt.session.streaming_session.StreamingSession.try_cache_finished_req",
         "around",
         "ddtree_sglang.engine.sessions:keep_written_tokens",

@@ -103,6 +103,7 @@ VARIABLES: dict[str, Type] = {
 _REQ = types_of("sglang.srt.managers.schedule_batch:Req")
 _TOKENIZED = types_of("sglang.srt.managers.io_struct:TokenizedGenerateReqInput")
 _MANAGER = types_of("sglang.srt.managers.tokenizer_manager:TokenizerManager")
+_TRANSFER = "sglang.srt.disaggregation.common.conn"
 
 IN_MODULE: dict[str, dict[str, Type]] = {
     "ddtree_sglang.engine.processor_failures": {
@@ -119,6 +120,11 @@ IN_MODULE: dict[str, dict[str, Type]] = {
         "request": types_of("sglang.srt.managers.io_struct:LoadLoRAAdapterFromTensorsReqInput"),
     },
     "ddtree_sglang.engine.admission.request_fields": {"request": _TOKENIZED},
+    "ddtree_sglang.engine.admission.split_servers": {
+        "receiver": types_of(f"{_TRANSFER}:CommonKVReceiver"),
+        "manager": types_of(f"{_TRANSFER}:CommonKVManager"),
+        "found": types_of(f"{_TRANSFER}:PrefillServerInfo"),
+    },
     "ddtree_sglang.engine.admission.stop_patterns": {"req": _REQ},
     "ddtree_sglang.engine.admission.weight_updates": {
         "manager": types_of("sglang.srt.managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager"),

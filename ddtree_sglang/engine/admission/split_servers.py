@@ -13,7 +13,7 @@ from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.engine.admission.attention_groups import attends_in_groups
 from ddtree_sglang.engine.admission.drafter_families import PLAIN, SELECTOR, family_of
 from ddtree_sglang.engine.device_path import is_device_path
-from ddtree_sglang.engine.spec import ALGORITHM
+from ddtree_sglang.engine.spec import ALGORITHM, serves_ddtree
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 
@@ -164,3 +164,25 @@ def check_retraction_backup(disagg: Any) -> None:
             "with priorities; set --disaggregation-decode-retraction-backup to none, under which such a request is "
             "answered with a 503, or to host_pool."
         )
+
+
+def refuse_other_sizes(original: Callable[..., None], receiver: Any, prefill_dp_rank: int) -> None:
+    """AROUND hook on `CommonKVReceiver.init`: a request that ranks of another number have prefilled fails.
+
+    SGLang would cut the target's keys to this server's heads, and the drafter's with them, which has not been shown.
+    Each rank of the decoding server comes to the same end, so that they agree on the request's; the prefilling server
+    is told nothing and gives its part up by its own timeout, as for what SGLang itself refuses here.
+    """
+    manager = receiver.kv_mgr
+    found = manager.prefill_info_table.get(receiver.bootstrap_addr)
+    is_open = serves_ddtree() and receiver.conclude_state is None
+    if not is_open or found is None or found.attn_tp_size == manager.attn_tp_size:
+        original(receiver, prefill_dp_rank)
+        return
+    receiver.abort()
+    manager.record_failure(
+        receiver.bootstrap_room,
+        f"{ALGORITHM} with --disaggregation-mode decode has not been run with another --tp-size than the prefilling "
+        f"server's, got {manager.attn_tp_size} here and {found.attn_tp_size} at {receiver.bootstrap_addr}; start both "
+        "with the same.",
+    )

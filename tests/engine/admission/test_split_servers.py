@@ -7,10 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sglang.srt.disaggregation.base.conn import KVPoll
+from sglang.srt.disaggregation.common import conn
 
 from ddtree_sglang.engine import worker
+from ddtree_sglang.engine.admission import split_servers
 from ddtree_sglang.engine.admission.drafter_families import LATTICE_FIELDS
-from ddtree_sglang.engine.admission.split_servers import check_retraction_backup
+from ddtree_sglang.engine.admission.split_servers import check_retraction_backup, refuse_other_sizes
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.engine.admission.machines import HOPPER, resolved
 from tests.engine.admission.test_server_args import DRAFTER, TARGET, write_checkpoint
@@ -92,3 +95,42 @@ def test_windows_that_only_the_loaded_model_knows_of_are_refused(
     error = DDTreeConfigError if is_refused else AttributeError
     with pytest.raises(error, match="sliding windows" if is_refused else "max_running_requests"):
         worker.DDTreeWorker.init_attention_backends(one)
+
+
+def a_receiver(prefilled_by: int | None) -> Any:
+    """SGLang's own, of a decoding server with two ranks, behind a manager that keeps what it is told."""
+    room, failures = 7, {}
+    manager = SimpleNamespace(attn_tp_size=2, prefill_info_table={}, failures=failures, statuses={})
+    manager.record_failure = failures.__setitem__
+    manager.update_status = manager.statuses.__setitem__
+    if prefilled_by is not None:
+        manager.prefill_info_table["host:1"] = SimpleNamespace(attn_tp_size=prefilled_by)
+    receiver = object.__new__(conn.CommonKVReceiver)
+    receiver.kv_mgr, receiver.bootstrap_addr, receiver.bootstrap_room = manager, "host:1", room
+    receiver.conclude_state, receiver.abort_notified = None, False
+    return receiver
+
+
+@pytest.mark.parametrize(
+    ("prefilled_by", "serves", "is_refused"),
+    [(1, True, True), (4, True, True), (2, True, False), (None, True, False), (1, False, False)],
+)
+def test_a_request_that_ranks_of_another_number_prefilled_fails(
+    prefilled_by: int | None, serves: bool, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split_servers, "serves_ddtree", lambda: serves)
+    receiver, begun = a_receiver(prefilled_by), []
+    refuse_other_sizes(lambda _receiver, rank: begun.append(rank), receiver, 3)
+    assert begun == ([] if is_refused else [3])
+    assert (receiver.conclude_state == KVPoll.Failed) is is_refused
+    assert receiver.kv_mgr.statuses == ({7: KVPoll.Failed} if is_refused else {})
+    told = receiver.kv_mgr.failures.get(7, "")
+    assert (f"got 2 here and {prefilled_by} at host:1; start both with the same" in told) is is_refused
+
+
+def test_a_request_that_has_failed_keeps_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split_servers, "serves_ddtree", lambda: True)
+    receiver, begun = a_receiver(1), []
+    receiver.conclude_state = KVPoll.Failed
+    refuse_other_sizes(lambda _receiver, rank: begun.append(rank), receiver, 0)
+    assert (begun, receiver.kv_mgr.failures) == ([0], {})

@@ -38,8 +38,8 @@ class Scene:
         most = max(*self.budgets, self.most)
         if most >= widest:
             raise ValueError(
-                f"trees must not be wider than the {widest} nodes that were recorded, got a budget of {most}; record "
-                "wider ones or leave it out"
+                f"trees must not be wider than the {widest} nodes of the narrowest round that drafted, got a budget of "
+                f"{most}; record wider ones, all of one width, or leave it out"
             )
 
     def systems(self, concurrency: int) -> list[Callable[[], System]]:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ddtree_sglang.calibration.recorded import depths_of
 from ddtree_sglang.exceptions import DDTreeError
-from ddtree_sglang.viewer.rounds import NotARound, Part, parse_round
+from ddtree_sglang.viewer.rounds import NotARound, Part, Round, parse_round
 
 
 class RecordingError(DDTreeError):
@@ -34,6 +34,8 @@ class Tree:
     """Nodes that spell the text, the root first."""
     spine: tuple[int, ...]
     """The root, its first child, that one's first child, and so on."""
+    num_asked: int = 0
+    """Nodes of the round; where the tree has fewer, its candidates gave no more."""
 
     def accepted(self, num_nodes: int) -> tuple[int, ...]:
         """The walk in the tree of its first `num_nodes` nodes; a parent stands before its children."""
@@ -68,13 +70,13 @@ class Answer:
     @property
     def widest(self) -> int:
         """Nodes of which every tree has as many, or all that its candidates gave."""
-        return max(len(tree.parents) for tree in self.trees.values())
+        return min(max(tree.num_asked, len(tree.parents)) for tree in self.trees.values())
 
 
 @dataclass
 class _Collected:
     tokens: dict[int, int] = field(default_factory=dict)
-    parts: dict[int, Part] = field(default_factory=dict)
+    parts: dict[int, tuple[Part, int]] = field(default_factory=dict)
 
 
 def load_answers(path: Path) -> list[Answer]:
@@ -86,7 +88,7 @@ def load_answers(path: Path) -> list[Answer]:
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8") as lines:
-            answers = answers_of(_parts(lines))
+            answers = answers_of(_rounds(lines))
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise RecordingError(f"a recording must be a readable trace, got {path}: {error}.") from error
     if not answers:
@@ -94,25 +96,25 @@ def load_answers(path: Path) -> list[Answer]:
     return answers
 
 
-def _parts(lines: Iterable[str]) -> Iterator[Part]:
+def _rounds(lines: Iterable[str]) -> Iterator[Round]:
     for line in lines:
         try:
-            yield from parse_round(line).parts
+            yield parse_round(line)
         except NotARound:
             continue
 
 
-def answers_of(parts: Iterable[Part]) -> list[Answer]:
+def answers_of(rounds: Iterable[Round]) -> list[Answer]:
     """Answers in the order in which they came; one without a tree, or with a gap in its text after it, ends there."""
     collected: dict[str, _Collected] = {}
-    for part in parts:
+    for num_nodes, part in ((one.num_nodes or 0, part) for one in rounds for part in one.parts):
         if part.prefix_len is None or not part.emitted_ids:
             continue
         one = collected.setdefault(part.request_id, _Collected())
         for place, token in enumerate(part.emitted_ids, part.prefix_len + 1):
             one.tokens[place] = token
         if len(part.parents) > 1:
-            one.parts[part.prefix_len] = part
+            one.parts[part.prefix_len] = part, num_nodes
     found = (_answer(name, one) for name, one in collected.items() if one.parts)
     return [answer for answer in found if answer.end > answer.start]
 
@@ -122,13 +124,14 @@ def _answer(name: str, one: _Collected) -> Answer:
     end = start
     while end + 1 in one.tokens:
         end += 1
-    trees = {at: tree_of(part, one.tokens, at) for at, part in one.parts.items() if at < end}
+    trees = {at: tree_of(part, asked, one.tokens, at) for at, (part, asked) in one.parts.items() if at < end}
     return Answer(name, start, end if trees else start, trees)
 
 
-def tree_of(part: Part, text: Mapping[int, int], position: int) -> Tree:
-    """A part's tree, walked along the text from the root's position."""
-    return walked(part.token_ids, part.parents, part.path_probs, text, position)
+def tree_of(part: Part, num_asked: int, text: Mapping[int, int], position: int) -> Tree:
+    """A part's tree, of a round of `num_asked` nodes, walked along the text from the root's position."""
+    tree = walked(part.token_ids, part.parents, part.path_probs, text, position)
+    return replace(tree, num_asked=num_asked)
 
 
 def walked(

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from ddtree_sglang.simulator.predictions import Scene
 from ddtree_sglang.simulator.recording import RecordingError, load_answers
-from tests.simulator.cases import answer
+from tests.simulator.cases import Linear, answer
 from tests.viewer.cases import SAMPLE, a_round, write
 
 
@@ -48,7 +49,22 @@ def test_a_trace_of_one_token_a_round_has_a_tree_at_each_position(tmp_path: Path
     assert one.trees[20].path == (0, 1, 4)
     assert one.trees[21].path == (0,)
     assert one.tree_at(22) == (one.trees[22], False)
-    assert one.widest == 6
+    assert one.widest == 7, "one node of each is padding, for its candidates gave no more"
+
+
+def test_the_narrowest_round_is_as_wide_as_trees_can_be_replayed(tmp_path: Path) -> None:
+    """In a trace of several widths a wider tree could not be told from one whose candidates gave no more."""
+    narrow = {"num_nodes": 3, "token_ids": [[9, 11, 12]], "parents": [[-1, 0, 0]], "path_probs": [[1.0, 0.6, 0.2]]}
+    lines = [a_round(0), a_round(1, **narrow, accept_index=[[0, -1]], emitted_ids=[[9]], commit_lens=[1])]
+    (one,) = load_answers(write(tmp_path / "trace.jsonl", lines))
+    assert {at: len(tree.parents) for at, tree in one.trees.items()} == {10: 6, 13: 3}
+    assert one.widest == 3
+    costs = Linear()
+    assert Scene([one], costs, 3, (2,), 2).predict([1])
+    with pytest.raises(
+        ValueError, match="wider than the 3 nodes of the narrowest round that drafted, got a budget of 3"
+    ):
+        Scene([one], costs, 3, (3,), 2)
 
 
 def test_positions_without_a_tree_have_the_one_before() -> None:

@@ -151,5 +151,7 @@ def test_a_scene_has_every_system_at_every_concurrency() -> None:
 
 
 def test_a_tree_wider_than_recorded_is_refused() -> None:
-    with pytest.raises(ValueError, match="must not be wider than the 7 nodes that were recorded, got a budget of 7"):
+    with pytest.raises(
+        ValueError, match="must not be wider than the 7 nodes of the narrowest round that drafted, got a budget of 7"
+    ):
         Scene([answer(WALKS)], Linear(), 4, budgets=(7,), most=2)

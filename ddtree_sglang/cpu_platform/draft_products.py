@@ -1,8 +1,9 @@
 """Products of drafters in bfloat16 where that was measured faster: a drafter proposes, and decides nothing.
 
 With one request a draft block's rows cost what reading the weights costs, of which the target's LM head alone is half.
-Processors with instructions for bfloat16 read half as much. Which of the two is faster is measured when a drafter is
-loaded, on its own weights; others keep the model's dtype. The stock chain's drafter has the same products as DDTREE's.
+Processors with instructions for bfloat16 read half as much. Where the environment asks for it, which of the two is
+faster is measured when a drafter is loaded, on its own weights; others keep the model's dtype. The stock chain's
+drafter has the same products as DDTREE's.
 
 Weights of 8 bits were tried and are not taken: with one scale for all activations, as the stock wheel's product has it,
 the head's best token was another one for 6 % of positions (benchmarks/LOG.md).
@@ -11,6 +12,7 @@ the head's best token was another one for 6 % of positions (benchmarks/LOG.md).
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -18,6 +20,7 @@ from statistics import median
 import torch
 
 from ddtree_sglang.cpu_platform.packed_products import dense_linear, pack
+from ddtree_sglang.exceptions import DDTreeConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +28,8 @@ ROWS = 8
 """Of a draft block, by which the two are compared."""
 LEAST_ELEMENTS = 4_000_000
 """Of a weight, or of a drafter's weights together: smaller ones lie in a cache, and are not worth a second thought."""
+DTYPE_ENV = "DDTREE_CPU_DRAFTS"
+"""`bfloat16` asks for it; empty or `model` keeps the model's dtype, with which a round hardly depends on its batch."""
 WORTH = 1.15
 """Bfloat16 must be faster by this factor, so that noise does not choose between equals."""
 TURNS = 7
@@ -66,9 +71,22 @@ def reduce_weights(weights: Sequence[torch.Tensor]) -> list[torch.Tensor] | None
     return [first if index == largest else pack(weight.bfloat16()) for index, weight in enumerate(weights)]
 
 
+def _is_asked_for() -> bool:
+    """Whether the environment asks for bfloat16.
+
+    Raises:
+        DDTreeConfigError: it asks for something else.
+    """
+    asked = os.environ.get(DTYPE_ENV, "").strip()
+    if asked not in ("", "model", "bfloat16"):
+        raise DDTreeConfigError(f"{DTYPE_ENV} must be bfloat16, model or empty, got {asked!r}; unset it.")
+    return asked == "bfloat16"
+
+
 def _may_reduce(num_elements: int, dtype: torch.dtype) -> bool:
     return (
-        num_elements >= LEAST_ELEMENTS
+        _is_asked_for()
+        and num_elements >= LEAST_ELEMENTS
         and dtype is torch.float32
         and torch.backends.mkldnn.is_available()
         and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

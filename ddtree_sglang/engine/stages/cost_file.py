@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 FOLDER_ENV = "DDTREE_COSTS"
 """Folder of the files; empty for none."""
 ROUNDS = 2
-"""Raised when rounds of the same kind cost something else by our own doing: 2 has drafts in bfloat16."""
+"""Raised when rounds of the same kind cost something else by our own doing, or are written otherwise."""
 SAVE_ROUNDS = 500
 """Rounds between two writes."""
 ASKED_SECONDS = 10.0

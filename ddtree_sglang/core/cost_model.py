@@ -115,7 +115,7 @@ class CostRow:
         self.samples = [0] * len(widths)
         self.filed: set[int] = set()  # nodes of cells that were read from a file
         self.seen_at = 0
-        self._strikes: dict[int, int] = {}  # by nodes: sign of a filed cell's last far sample
+        self._strikes: dict[int, float] = {}  # by nodes: sign of a filed cell's last far sample
         self._is_calm = False  # since the last of those, another sample was as expected
         self.is_refuted = False  # a sample says that what a file said of these cells is wrong
 
@@ -169,7 +169,7 @@ class CostRow:
         if self.samples[place - 1] == 1:
             noise = FIRST_NOISE
         off = float(value - self.state[0] - self.state[place])
-        deviation = math.sqrt(self._variance(place) + noise**2)
+        deviation = math.sqrt(float(self._variances([place])[0]) + noise**2)
         is_far = abs(off) > FAR * deviation
         self._count_strikes(place, off, is_far=is_far)
         step = max(-LARGEST_STEP, min(LARGEST_STEP, off)) if is_far else off
@@ -187,12 +187,12 @@ class CostRow:
         """A cell from a file whose first samples are far off, twice the same way with others as expected between,
         refutes it.
         """
-        width, sign = self.widths[place - 1], 1 if off > 0 else -1
+        width, sign = self.widths[place - 1], math.copysign(1.0, off)
         self.is_refuted = False
         if not is_far:
             self._is_calm = True
             self._strikes.pop(width, None)
-        elif width in self.filed and abs(off) > REFUTED and self.samples[self.widths.index(width)] <= SETTLED:
+        elif width in self.filed and abs(off) > REFUTED and self.samples[place - 1] <= SETTLED:
             self.is_refuted = self._is_calm and self._strikes.get(width) == sign
             self._strikes[width], self._is_calm = sign, False
 
@@ -202,9 +202,11 @@ class CostRow:
         for place, value in enumerate(values, 1):
             self._update(place, float(value - self.state[0] - self.state[place]), noise)
 
-    def _variance(self, place: int) -> float:
+    def _variances(self, places: Sequence[int]) -> Array:
+        """`[W]` of level and cell together."""
         held = self.covariance
-        return float(held[0, 0] + 2 * held[0, place] + held[place, place])
+        variances: Array = held[0, 0] + 2 * held[0, places] + held[places, places]
+        return variances
 
     def _update(self, place: int, off: float, noise: float) -> None:
         seen = self.covariance[:, 0] + self.covariance[:, place]
@@ -226,9 +228,8 @@ class CostRow:
         """`[W]` standard deviations of what `offs` says, beyond that of the cell that is known best: what samples of a
         cell would tell, and not those of any.
         """
-        held = self.covariance
-        variance = held[0, 0] + 2 * held[0, places] + held[places, places]
-        doubts: Array = np.sqrt(np.maximum(variance - variance.min(), 0.0))
+        variances = self._variances(places)
+        doubts: Array = np.sqrt(np.maximum(variances - variances.min(), 0.0))
         return doubts
 
 

@@ -120,7 +120,7 @@ class AdaptiveBudget:
     def begin_fixed(self, reqs: Sequence[Req], node_limits: Sequence[int], mean_prefix: float, most_nodes: int) -> int:
         """`begin` of a round whose requests want their budget as it is: it is measured, and nothing is chosen."""
         allowed = self._begin(reqs, node_limits, mean_prefix, most_nodes, narrows=False)
-        self.decision = self._decide(len(allowed) - 1, self._costs(allowed), is_try=False)
+        self.decision = self._decide(len(allowed) - 1, self._costs(allowed).seconds[-1], is_try=False)
         return allowed[-1]
 
     def _begin(
@@ -180,7 +180,7 @@ class AdaptiveBudget:
         costs = self._costs(allowed)
         tokens = self._tokens[: len(allowed)]
         if len(allowed) == 1:
-            return self._decide(0, costs, is_try=False)
+            return self._decide(0, costs.seconds[0], is_try=False)
         rates = tokens / costs.seconds
         tree = 1 + best_width(tokens[1:], costs.seconds[1:])
         self._drafts = bool(rates[tree] > rates[0] / MARGIN if self._drafts else rates[tree] > rates[0] * MARGIN)
@@ -193,7 +193,8 @@ class AdaptiveBudget:
             self._wait, self._waited, self._for_drafts = FIRST_WAIT, 0, 0.0
         elif tried is None and self._is_time_to_draft(self._loss_of_draft(tokens, costs, tree)):
             tried, self._forced = 1 + _widest(costs.seconds[1:], tree - 1), 0
-        return self._decide(best if tried is None else tried, costs, is_try=tried is not None)
+        chosen = best if tried is None else tried
+        return self._decide(chosen, costs.seconds[chosen], is_try=tried is not None)
 
     def _loss_of_draft(self, tokens: Floats, costs: RoundCosts, tree: int) -> float:
         """In plain rounds."""
@@ -217,12 +218,12 @@ class AdaptiveBudget:
             best = _widest(costs.seconds, best)
         tried = allowed.index(self._forced) if self._forced in allowed else self._wanted(tokens, costs, best)
         chosen = best if tried is None else tried
-        expected = 0.0 if self.costs.is_empty else float(costs.seconds[chosen])
         is_try = self._forced is not None or tried is not None
-        return Decision(allowed[chosen], float(tokens[chosen]), expected, is_try)
+        return self._decide(1 + chosen, costs.seconds[chosen], is_try=is_try)
 
-    def _decide(self, index: int, costs: RoundCosts, *, is_try: bool) -> Decision:
-        expected = 0.0 if self.costs.is_empty else float(costs.seconds[index])
+    def _decide(self, index: int, seconds: float, *, is_try: bool) -> Decision:
+        """For the width at `index`, whose rounds are thought to take `seconds`, unless that is a guess alone."""
+        expected = 0.0 if self.costs.is_empty else float(seconds)
         return Decision(self.widths[index], float(self._tokens[index]), expected, is_try)
 
     def _costs(self, widths: Sequence[int]) -> RoundCosts:
@@ -238,17 +239,16 @@ class AdaptiveBudget:
         hopes = rates * np.exp(OPTIMISM[np.minimum(costs.samples, len(OPTIMISM) - 1)] * doubts)
         # In rounds of the best: what a try takes, if it is dearer than thought, less what its tokens are worth.
         losses = np.maximum(costs.seconds * np.exp(doubts) / costs.seconds[best] - tokens / tokens[best], LEAST_LOSS)
-        hopes[best] = rates[best]
         if only_plain:
-            hopes[1:] = np.where(np.arange(1, len(hopes)) == best, hopes[1:], 0.0)
-        first = int(np.where(losses <= MOST_SAVED, hopes, 0.0).argmax())
-        if first != best and losses[first] <= self._saved_for_best:
+            hopes[1:] = 0.0
+        hopes[best] = rates[best]
+        first = _most_hopeful(hopes, losses, MOST_SAVED, best)
+        if first is not None and losses[first] <= self._saved_for_best:
             self._saved_for_best -= float(losses[first])
             return first
-        other = int(np.where(losses <= self._saved_for_others, hopes, 0.0).argmax())
-        if hopes[other] <= rates[best] or other == best:
-            return None
-        self._saved_for_others -= float(losses[other])
+        other = _most_hopeful(hopes, losses, self._saved_for_others, best)
+        if other is not None:
+            self._saved_for_others -= float(losses[other])
         return other
 
     # -- what is learned ---------------------------------------------------------------------------------------------
@@ -310,6 +310,12 @@ class AdaptiveBudget:
     @property
     def _usual_honesty(self) -> float:
         return self._usual.honesty(1.0)
+
+
+def _most_hopeful(hopes: Floats, losses: Floats, most: float, best: int) -> int | None:
+    """Of what loses `most` at most, the index with the highest hope, if that is above the best's."""
+    place = int(np.where(losses <= most, hopes, 0.0).argmax())
+    return place if hopes[place] > hopes[best] else None
 
 
 def _more(saved: float, most: float) -> float:

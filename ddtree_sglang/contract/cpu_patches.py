@@ -150,15 +150,15 @@ CPU_PLATFORM_PATCHES = (
     Patch(
         "torch.nn.Module",
         "object",
-        "ddtree_sglang.cpu_platform.dense_linear:install",
-        "products with packed weights; weight updates, which would not reach them, are refused",
-        "forward quant_method _derived_weight_cache_error",
+        "ddtree_sglang.cpu_platform.dense_linear:_put",
+        "products with packed weights, a drafter's in bfloat16 where that is asked for",
+        "forward quant_method",
     ),
     Patch(
         "torch.nn.Module",
         "object",
-        "ddtree_sglang.cpu_platform.dense_linear:reduce_drafter",
-        "a drafter's products in bfloat16, where that was measured faster",
-        "forward quant_method",
+        "ddtree_sglang.cpu_platform.dense_linear:install",
+        "weight updates, which would not reach packed weights, are refused",
+        "_derived_weight_cache_error",
     ),
 )

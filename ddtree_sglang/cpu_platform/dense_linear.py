@@ -67,7 +67,7 @@ class CpuEmbeddingMethod(UnquantizedEmbeddingMethod):  # type: ignore[misc]
         """A drafter will use this head, too: choose the form of its product."""
         if self.packed is not None and not self._is_prepared:
             self._is_prepared = True
-            reduced = reduce_weights([layer.weight]) if _is_one_rank() else None
+            reduced = reduce_weights([layer.weight], [self.packed]) if _is_one_rank() else None
             self._of_drafts = None if reduced is None else reduced[0]
 
     def draft_logits(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
@@ -109,11 +109,8 @@ def install(model: torch.nn.Module, available_bytes: int | None = None) -> int:
             100 * MAX_SHARE_OF_MEMORY,
         )
     for layer in multiplied:
-        packed = pack(layer.weight) if packs else None
-        if type(layer) is torch.nn.Linear:
-            layer.forward = partial(_linear_forward, layer, packed)  # type: ignore[method-assign]
-        else:
-            layer.quant_method = _REPLACEMENTS[type(layer.quant_method)](packed)
+        kind = CpuLinearMethod if type(layer) is torch.nn.Linear else _REPLACEMENTS[type(layer.quant_method)]
+        _put(layer, kind(pack(layer.weight) if packs else None))
     if packs and multiplied:
         # SGLang's weight updater looks for this name on every module and refuses with its text.
         model._derived_weight_cache_error = UPDATE_REFUSAL  # type: ignore[assignment]
@@ -126,38 +123,40 @@ def reduce_drafter(drafter: torch.nn.Module) -> int:
     Not on several ranks: each would measure for itself, and what every rank computes for itself, as the scores of
     pairs, must be the same on all of them.
     """
-    layers: list[Any] = [layer for layer in drafter.modules() if _is_packed(layer)] if _is_one_rank() else []
-    reduced = reduce_weights([layer.weight for layer in layers]) or []
+    found = ((layer, _method_of(layer)) for layer in drafter.modules()) if _is_one_rank() else ()
+    layers = {
+        layer: method.packed for layer, method in found if type(method) is CpuLinearMethod and method.packed is not None
+    }
+    reduced = reduce_weights([layer.weight for layer in layers], list(layers.values())) or []
     for layer, packed in zip(layers, reduced, strict=False):
-        if type(layer) is torch.nn.Linear:
-            layer.forward = partial(_reduced_forward, layer, packed)  # type: ignore[method-assign]
-        else:
-            layer.quant_method = ReducedLinearMethod(packed)
+        _put(layer, ReducedLinearMethod(packed))
     return len(reduced)
 
 
-def _is_packed(layer: Any) -> bool:
-    """True for a layer whose product `install` swapped, with a copy of its weight."""
+def _put(layer: Any, method: CpuLinearMethod | CpuEmbeddingMethod) -> None:
+    """Have the layer multiply by this method; torch's own layer has no place for one but its `forward`."""
     if type(layer) is torch.nn.Linear:
-        forward = layer.forward
-        return isinstance(forward, partial) and forward.func is _linear_forward and forward.args[1] is not None
-    method = getattr(layer, "quant_method", None)
-    return type(method) is CpuLinearMethod and method.packed is not None
+        layer.forward = partial(_forward_by, method, layer)  # type: ignore[method-assign]
+    else:
+        layer.quant_method = method
+
+
+def _method_of(layer: Any) -> Any:
+    """What `_put` gave the layer, or its own."""
+    if type(layer) is torch.nn.Linear:
+        return layer.forward.args[0] if isinstance(layer.forward, partial) else None
+    return getattr(layer, "quant_method", None)
+
+
+def _forward_by(method: CpuLinearMethod, layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """`nn.Linear.forward` of the drafter's projection of the context features."""
+    return method.apply(layer, x, layer.bias)
 
 
 def _is_one_rank() -> bool:
     from sglang.srt.runtime_context import get_parallel
 
     return bool(get_parallel().tp_size == 1)
-
-
-def _reduced_forward(layer: Any, packed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return reduced_linear(x, packed, layer.bias)
-
-
-def _linear_forward(layer: Any, packed: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-    """`nn.Linear.forward` of the drafter's projection of the context features."""
-    return dense_linear(x, layer.weight, layer.bias, packed)
 
 
 def _plain_layers(model: torch.nn.Module) -> list[Any]:

@@ -42,9 +42,9 @@ def reduced_linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | N
     return result.to(x.dtype)
 
 
-def is_reduced_faster(weight: torch.Tensor, reduced: torch.Tensor) -> bool:
+def is_reduced_faster(weight: torch.Tensor, packed: torch.Tensor, reduced: torch.Tensor) -> bool:
     """Measure `weight [out, in]` packed in its own dtype beside the same in bfloat16."""
-    x, packed = torch.randn(ROWS, weight.shape[1], dtype=weight.dtype), pack(weight)
+    x = torch.randn(ROWS, weight.shape[1], dtype=weight.dtype)
     own = _seconds(lambda: dense_linear(x, weight, None, packed))
     other = _seconds(lambda: reduced_linear(x, reduced, None))
     faster = own > WORTH * other
@@ -60,13 +60,13 @@ def is_reduced_faster(weight: torch.Tensor, reduced: torch.Tensor) -> bool:
     return faster
 
 
-def reduce_weights(weights: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
-    """These weights packed in bfloat16; None where that is not faster, judged by the largest of them."""
+def reduce_weights(weights: Sequence[torch.Tensor], packed: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+    """These weights packed in bfloat16; None where that is not faster than `packed`, judged by the largest of them."""
     if not weights or not _may_reduce(sum(weight.numel() for weight in weights), weights[0].dtype):
         return None
     largest = max(range(len(weights)), key=lambda index: weights[index].numel())
     first = pack(weights[largest].bfloat16())
-    if not is_reduced_faster(weights[largest], first):
+    if not is_reduced_faster(weights[largest], packed[largest], first):
         return None
     return [first if index == largest else pack(weight.bfloat16()) for index, weight in enumerate(weights)]
 

@@ -124,7 +124,7 @@ def reduce_drafter(drafter: torch.nn.Module) -> int:
     pairs, must be the same on all of them.
     """
     found = ((layer, _method_of(layer)) for layer in drafter.modules()) if _is_one_rank() else ()
-    layers = {
+    layers: dict[Any, torch.Tensor] = {
         layer: method.packed for layer, method in found if type(method) is CpuLinearMethod and method.packed is not None
     }
     reduced = reduce_weights([layer.weight for layer in layers], list(layers.values())) or []

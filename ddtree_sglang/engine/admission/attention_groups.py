@@ -2,67 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.engine.admission.drafter_families import PLAIN, family_of
+from ddtree_sglang.engine.admission.rules import ArgumentRule, broken_rule
 from ddtree_sglang.engine.spec import ALGORITHM
 from ddtree_sglang.exceptions import DDTreeConfigError
 
-
-class GroupRule(NamedTuple):
-    """One combination with DP attention that is refused."""
-
-    broken: Callable[[Any], bool]
-    message: str
-
-
-GROUP_RULES: tuple[GroupRule, ...] = (
+GROUP_RULES: tuple[ArgumentRule, ...] = (
     # Its shards are then those of one group, which ranks its own requests' candidates; SGLang's chain wants it, too
     # (speculative_hook.py, _handle_dflash).
-    GroupRule(lambda cfg: not cfg.enable_dp_lm_head, "needs an LM head of each group's own; add --enable-dp-lm-head."),
-    GroupRule(lambda cfg: cfg.attn_cp_size != 1, "does not share a context out, too; remove --attn-cp-size."),
-    GroupRule(
+    ArgumentRule(
+        lambda cfg: not cfg.enable_dp_lm_head, "needs an LM head of each group's own; add --enable-dp-lm-head."
+    ),
+    ArgumentRule(lambda cfg: cfg.attn_cp_size != 1, "does not share a context out, too; remove --attn-cp-size."),
+    ArgumentRule(
         lambda cfg: cfg.speculative_draft_window_size is not None,
         "has not been run with a drafter's window; remove --speculative-draft-window-size.",
     ),
-    GroupRule(
+    ArgumentRule(
         lambda cfg: bool(cfg.enable_hierarchical_cache),
         "has not been run with a hierarchical cache; remove --enable-hierarchical-cache.",
     ),
-    GroupRule(
+    ArgumentRule(
         lambda cfg: bool(cfg.enable_lora or cfg.lora_paths),
         "has not been run with adapters; remove --enable-lora / --lora-paths.",
     ),
     # All groups' nodes go through one collective, and each group measures and learns from its own rounds.
-    GroupRule(
+    ArgumentRule(
         lambda _cfg: DDTreeConfig.from_env().policy == "adaptive",
         "verifies one number of nodes on all ranks, which no group may choose by its own rounds; use "
         "--speculative-ddtree-policy load or fixed.",
     ),
-    GroupRule(
+    ArgumentRule(
         lambda cfg: cfg.tp_size != cfg.attn_dp_size,
         "has been run with groups of one rank each; set --attn-dp-size to --tp-size.",
     ),
     # SGLang keeps prefill and decode of all groups apart as long as no batch is both.
-    GroupRule(lambda cfg: bool(cfg.enable_mixed_chunk), "decodes in no prefill; remove --enable-mixed-chunk."),
-    GroupRule(
+    ArgumentRule(lambda cfg: bool(cfg.enable_mixed_chunk), "decodes in no prefill; remove --enable-mixed-chunk."),
+    ArgumentRule(
         lambda cfg: bool(cfg.enable_return_routed_experts),
         "has not been shown to return the right experts; remove --enable-return-routed-experts.",
     ),
     # With some of them each rank knows its own count of tokens alone, and would replay a graph beside an idle group.
-    GroupRule(
+    ArgumentRule(
         lambda cfg: cfg.moe_a2a_backend != "none",
         "has not been run with an expert-parallel transport; remove --moe-a2a-backend.",
     ),
     # An update of weights is taken on all ranks or on none, and they agree in one place of the loop.
-    GroupRule(
+    ArgumentRule(
         lambda cfg: bool(cfg.enable_dp_attention_local_control_broadcast),
         "needs control requests at all groups at once; remove --enable-dp-attention-local-control-broadcast.",
     ),
     # Groups would verify different numbers of nodes, and forwards that they share would wait for one another.
-    GroupRule(
+    ArgumentRule(
         lambda _cfg: _gathers_nothing(),
         "counts the requests of all groups before each round; unset SGLANG_SCHEDULER_SKIP_ALL_GATHER.",
     ),
@@ -97,9 +91,8 @@ def check_groups(cfg: Any, drafter: dict[str, Any]) -> None:
     """
     if not attends_in_groups(cfg):
         return
-    for rule in GROUP_RULES:
-        if rule.broken(cfg):
-            raise DDTreeConfigError(f"{ALGORITHM} under DP attention (--attn-dp-size) {rule.message}")
+    if (message := broken_rule(GROUP_RULES, cfg)) is not None:
+        raise DDTreeConfigError(f"{ALGORITHM} under DP attention (--attn-dp-size) {message}")
     family = family_of(drafter)
     if family.name != PLAIN:
         raise DDTreeConfigError(

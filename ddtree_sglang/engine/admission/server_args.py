@@ -8,9 +8,8 @@ not been shown to be exact is refused by name.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
@@ -25,6 +24,7 @@ from ddtree_sglang.engine.admission.drafter_checks import (
 )
 from ddtree_sglang.engine.admission.drafter_weights import check_drafter_weights
 from ddtree_sglang.engine.admission.recurrent_checks import check_recurrent_arguments
+from ddtree_sglang.engine.admission.rules import ArgumentRule, broken_rule
 from ddtree_sglang.engine.admission.split_servers import check_split, check_split_target
 from ddtree_sglang.engine.admission.target_checks import check_pages, check_target
 from ddtree_sglang.engine.cli_flags import apply_config
@@ -38,13 +38,6 @@ GRAMMAR_BACKENDS = ("xgrammar", "llguidance", "none")
 """Grammar backends that can take tokens back, and none."""
 DEFAULT_MAX_RUNNING_REQUESTS = 48
 """SGLang's own default for block drafters (speculative_hook.py, _handle_dflash)."""
-
-
-class ArgumentRule(NamedTuple):
-    """One combination of server arguments that DDTREE refuses."""
-
-    broken: Callable[[Any], bool]
-    message: str
 
 
 ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
@@ -155,9 +148,9 @@ def resolve_server_args(cfg: Any) -> None:
         DDTreeConfigError: the first rule that is broken, with the value found and what to do.
     """
     has_adapters = bool(cfg.enable_lora or cfg.lora_paths)
-    for rule in (*ARGUMENT_RULES, *(ADAPTER_RULES if has_adapters else ())):
-        if rule.broken(cfg):
-            raise DDTreeConfigError(f"{ALGORITHM} {rule.message}")
+    rules = (*ARGUMENT_RULES, *(ADAPTER_RULES if has_adapters else ()))
+    if (message := broken_rule(rules, cfg)) is not None:
+        raise DDTreeConfigError(f"{ALGORITHM} {message}")
     apply_config(cfg, DDTreeConfig.from_env())
     check_attention_backend(cfg)
     shape = read_drafter_shape(cfg)

@@ -7,85 +7,78 @@ drafter has a pool of its own (managers/scheduler.py, `init_disaggregation`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.engine.admission.attention_groups import attends_in_groups
 from ddtree_sglang.engine.admission.drafter_families import PLAIN, SELECTOR, family_of
+from ddtree_sglang.engine.admission.rules import ArgumentRule, broken_rule
 from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.spec import ALGORITHM, serves_ddtree
 from ddtree_sglang.exceptions import DDTreeConfigError
 
-
-class SplitRule(NamedTuple):
-    """One combination with `--disaggregation-mode` that is refused."""
-
-    broken: Callable[[Any], bool]
-    message: str
-
-
-SPLIT_RULES: tuple[SplitRule, ...] = (
-    SplitRule(lambda _cfg: not is_device_path(), "has not been run without a GPU; use one server for both."),
-    SplitRule(attends_in_groups, "has not been run with DP attention; remove --attn-dp-size."),
-    SplitRule(lambda cfg: cfg.attn_cp_size != 1, "has not been run with --attn-cp-size; remove it."),
-    SplitRule(
+SPLIT_RULES: tuple[ArgumentRule, ...] = (
+    ArgumentRule(lambda _cfg: not is_device_path(), "has not been run without a GPU; use one server for both."),
+    ArgumentRule(attends_in_groups, "has not been run with DP attention; remove --attn-dp-size."),
+    ArgumentRule(lambda cfg: cfg.attn_cp_size != 1, "has not been run with --attn-cp-size; remove it."),
+    ArgumentRule(
         lambda cfg: cfg.speculative_draft_window_size is not None,
         "has not been run with a drafter's window; remove --speculative-draft-window-size.",
     ),
-    SplitRule(
+    ArgumentRule(
         lambda _cfg: DDTreeConfig.from_env().policy == "adaptive",
         "has not been run with measured costs; change --speculative-ddtree-policy.",
     ),
-    SplitRule(
+    ArgumentRule(
         lambda cfg: bool(cfg.enable_hierarchical_cache or cfg.disaggregation_decode_enable_offload_kvcache),
         "has not been run with a hierarchical cache; remove --enable-hierarchical-cache and "
         "--disaggregation-decode-enable-offload-kvcache.",
     ),
     # One pool of all layers has no buffers of the drafter's to send (mem_cache/unified_draft_pool.py).
-    SplitRule(
+    ArgumentRule(
         lambda cfg: bool(cfg.enable_unified_memory or cfg.enable_page_major_kv_layout),
         "sends the drafter's keys from a pool of their own; remove --enable-unified-memory and "
         "--enable-page-major-kv-layout.",
     ),
-    SplitRule(
+    ArgumentRule(
         lambda cfg: cfg.optimistic_prefill_attempts > 0 or cfg.disaggregation_decode_allocation_policy != "early",
         "has not been run with prefills before the other server has slots; remove --optimistic-prefill-attempts and "
         "--disaggregation-decode-allocation-policy.",
     ),
-    SplitRule(
+    ArgumentRule(
         lambda cfg: cfg.disaggregation_decode_host_receive_threshold != 1,
         "has not been run with keys that arrive on the host; remove --disaggregation-decode-host-receive-threshold.",
     ),
     # It takes the last token twice when a retracted request comes back (decode_schedule_batch_mixin.py,
     # process_prebuilt, by `current_token`, which that backend never sets).
-    SplitRule(
+    ArgumentRule(
         lambda cfg: cfg.grammar_backend == "llguidance",
         "keeps grammars through a retraction with xgrammar only; change --grammar-backend.",
     ),
     # What it keeps in the request's parameters stays on the server that prefilled; a thinking budget is one, too.
-    SplitRule(
+    ArgumentRule(
         lambda cfg: bool(cfg.enable_custom_logit_processor),
         "calls a logit processor on two servers, which each know of their own calls; remove "
         "--enable-custom-logit-processor.",
     ),
-    SplitRule(
+    ArgumentRule(
         lambda cfg: bool(cfg.enable_strict_thinking),
         "has not been run with masks of thinking; remove --enable-strict-thinking.",
     ),
-    SplitRule(
+    ArgumentRule(
         lambda cfg: bool(cfg.enable_lora or cfg.lora_paths),
         "has not been run with adapters; remove --enable-lora / --lora-paths.",
     ),
     # The rows of a prompt are the prefilling server's, those of an answer the other one's.
-    SplitRule(
+    ArgumentRule(
         lambda cfg: bool(cfg.enable_return_hidden_states),
         "returns no hidden states; remove --enable-return-hidden-states.",
     ),
-    SplitRule(
+    ArgumentRule(
         lambda cfg: bool(cfg.enable_return_routed_experts),
         "returns no routed experts; remove --enable-return-routed-experts.",
     ),
-    SplitRule(
+    ArgumentRule(
         lambda cfg: bool(cfg.enable_streaming_session),
         "has not been run with sessions; remove --enable-streaming-session.",
     ),
@@ -114,9 +107,8 @@ def check_split(cfg: Any, drafter: dict[str, Any]) -> None:
     if not is_split(cfg):
         return
     about = f"{ALGORITHM} with --disaggregation-mode {cfg.disaggregation_mode}"
-    for rule in SPLIT_RULES:
-        if rule.broken(cfg):
-            raise DDTreeConfigError(f"{about} {rule.message}")
+    if (message := broken_rule(SPLIT_RULES, cfg)) is not None:
+        raise DDTreeConfigError(f"{about} {message}")
     family = family_of(drafter)
     if family.name not in SERVED_FAMILIES:
         raise DDTreeConfigError(

@@ -16,7 +16,6 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from benchmarks.acceptance_report import table, with_intervals
 from benchmarks.decode import encode
 from benchmarks.harness.flags import add_common_flags, exit_status
 from benchmarks.harness.prompts import Prompt, sample_prompts
-from benchmarks.harness.provenance import REPO, collect_provenance, portable
+from benchmarks.harness.provenance import collect_provenance, portable
+from benchmarks.harness.results import new_result, save_lines
 from benchmarks.harness.systems import Common, RunningSystem, System, running
 from benchmarks.harness.walks import read_walks
 from benchmarks.stage_times import TraceReader
@@ -166,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
     args.budgets = args.budgets or [chain_budget(pair.draft), 16, 64]
     prompts = sample_prompts(args.datasets, args.prompts, args.seed, args.data_folder)
     asked = with_keys(prompts, encode(prompts, pair.model, not args.no_thinking))
-    output = args.output or REPO / f"benchmarks/results/acceptance-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
+    output = args.output or new_result("acceptance", ".jsonl")
     traces = args.traces or output.with_suffix(".traces")
     traces.mkdir(parents=True, exist_ok=True)
     systems = systems_of(args.budgets)
@@ -174,11 +174,11 @@ def run(args: argparse.Namespace) -> int:
     lines = read_lines(output, asked, origin["settings"])
     for line in measure(systems, asked, lines, traces, args):
         lines[line["system"], line["dataset"]] = {**line, "provenance": origin}
-        save(with_intervals(list(lines.values())), output)
+        save_lines(with_intervals(list(lines.values())), table, output)
     found = surrogate_lines(systems, asked, traces)
     surrogates = [{**line, "dtype": args.dtype, "provenance": origin} for line in found]
     complete = with_intervals(list(lines.values()))
-    save([*complete, *surrogates], output)
+    save_lines([*complete, *surrogates], table, output)
     say("\n" + table([*complete, *surrogates]))
     unlike = sum(line["unlike_plain"] or 0 for line in complete)
     print(json.dumps({"output": output.name, "prompts_unlike_plain": unlike, "settings": origin["settings"]}))
@@ -191,12 +191,6 @@ def with_keys(prompts: Sequence[Prompt], encoded: dict[str, list[list[int]]]) ->
     for prompt in prompts:
         keys.setdefault(prompt.dataset, []).append(prompt.key)
     return {dataset: list(zip(keys[dataset], ids, strict=True)) for dataset, ids in encoded.items()}
-
-
-def save(lines: Sequence[dict[str, Any]], output: Path) -> None:
-    """Lines and their table, each in one step."""
-    replace_text(output, "".join(json.dumps(line) + "\n" for line in lines))
-    replace_text(output.with_suffix(".md"), table(lines) + "\n")
 
 
 def main(argv: Sequence[str]) -> int:

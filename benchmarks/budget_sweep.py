@@ -8,16 +8,15 @@ It is `decode` with one request at a time and these budgets; `python -m benchmar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from benchmarks import decode
-from benchmarks.harness.provenance import REPO
+from benchmarks.harness.results import new_result
 
 BUDGETS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def main(argv: Sequence[str]) -> int:
     """Command line entry: flags that are given win over those of the sweep."""
-    output = REPO / f"benchmarks/results/budget-sweep-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
+    output = new_result("budget-sweep", ".jsonl")
     swept = ["--budgets", *map(str, BUDGETS), "--batch-sizes", "1", "--output", str(output)]
     return decode.main([*swept, *argv])

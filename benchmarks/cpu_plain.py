@@ -16,13 +16,13 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.harness.provenance import REPO, collect_provenance, portable
+from benchmarks.harness.provenance import collect_provenance, portable
+from benchmarks.harness.results import new_result
 from benchmarks.harness.systems import Common, ServerError, System, running
 from ddtree_sglang.demo.prepare import prepare_model
 from deploy.local.client import flush_cache, post
@@ -168,7 +168,7 @@ def main(argv: Sequence[str]) -> int:
         **collect_provenance(),
         "settings": {key: portable(value) for key, value in vars(args).items()},
     }
-    output = args.output or REPO / f"benchmarks/results/cpu-plain-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
+    output = args.output or new_result("cpu-plain", ".jsonl")
     output.parent.mkdir(parents=True, exist_ok=True)
     for dtype in args.dtype:
         line = json.dumps({"bench": "cpu_plain", **asdict(measure(args, dtype, prompts)), "provenance": provenance})

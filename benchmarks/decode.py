@@ -17,7 +17,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,8 @@ from typing import Any
 from benchmarks.decode_report import Measurement, result_lines, table
 from benchmarks.harness.flags import add_common_flags, exit_status
 from benchmarks.harness.prompts import AS_IN_PAPER, Prompt, sample_prompts
-from benchmarks.harness.provenance import REPO, collect_provenance, portable
+from benchmarks.harness.provenance import collect_provenance, portable
+from benchmarks.harness.results import new_result, save_lines
 from benchmarks.harness.systems import (
     Common,
     RunningSystem,
@@ -36,7 +36,6 @@ from benchmarks.harness.systems import (
     servers_that_fit,
 )
 from benchmarks.stage_times import StageSummary, TraceReader, summarise
-from ddtree_sglang.training.whole_file import replace_text
 from deploy.local.client import Batch, flush_cache, generate_batch
 from deploy.local.pair import prepare_pair
 from workers.progress import say, step
@@ -156,13 +155,13 @@ def run(args: argparse.Namespace) -> int:
     args.model, args.draft = pair.model, pair.draft
     args.max_total_tokens = args.max_total_tokens or pool_tokens(encoded, args)
     settings = {key: portable(value) for key, value in vars(args).items()}
-    output = args.output or default_output()
+    output = args.output or new_result("decode", ".jsonl")
     lines: list[dict[str, Any]] = []
     groups = groups_for(args.budgets, args.servers_at_once or servers_that_fit(), args.adaptive)
     for dtype, group in product(args.dtypes, groups):
         args.dtype, of_group = dtype, list[dict[str, Any]]()
         for of_group in measure_group(group, encoded, {**settings, "dtype": dtype}, args):
-            save([*lines, *of_group], output)
+            save_lines([*lines, *of_group], table, output)
         if not of_group:
             say("tokens differ: nothing is timed. The benchmark `lossless` shows where; --allow-mismatch goes on.")
             return 1
@@ -194,17 +193,6 @@ def pool_tokens(encoded: Encoded, args: argparse.Namespace) -> int:
     # Two rounds' reservations: with overlap the next one is made before the last one is given back.
     needed = max(args.batch_sizes) * (longest + args.max_new_tokens + 2 * nodes)
     return max(8192, -(-needed // 1024) * 1024)
-
-
-def default_output() -> Path:
-    """A file named by the time of the run."""
-    return REPO / f"benchmarks/results/decode-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
-
-
-def save(lines: Sequence[dict[str, Any]], output: Path) -> None:
-    """Result lines to `output` and the table beside it, each in one step: a killed run leaves whole files."""
-    replace_text(output, "".join(json.dumps(line) + "\n" for line in lines))
-    replace_text(output.with_suffix(".md"), table(lines) + "\n")
 
 
 def report(lines: Sequence[dict[str, Any]], settings: dict[str, Any], output: Path) -> None:

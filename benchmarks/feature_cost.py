@@ -20,7 +20,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,8 +27,9 @@ from typing import Any
 from benchmarks.decode import encode
 from benchmarks.harness.flags import add_common_flags, exit_status
 from benchmarks.harness.prompts import sample_prompts
-from benchmarks.harness.provenance import REPO, collect_provenance, portable
+from benchmarks.harness.provenance import collect_provenance, portable
 from benchmarks.harness.request_features import ADAPTER, ALL_STAGES, BARE, ENABLED, FEATURES, LORA, Feature
+from benchmarks.harness.results import new_result
 from benchmarks.harness.systems import Common, RunningSystem, System, running
 from benchmarks.stage_times import StageSummary, TraceReader, summarise
 from ddtree_sglang.core.acceptance_stats import accept_length
@@ -213,7 +213,7 @@ def run(args: argparse.Namespace) -> int:
     most = max(args.batch_sizes)
     encoded = encode(sample_prompts(args.datasets, most, args.seed, args.data_folder), pair.model, not args.no_thinking)
     prompts = [one for dataset in encoded.values() for one in dataset][:most]
-    output = args.output or REPO / f"benchmarks/results/feature-cost-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
+    output = args.output or new_result("feature-cost", ".jsonl")
     origin = {
         "provenance": collect_provenance(),
         "settings": {key: portable(value) for key, value in vars(args).items()},

@@ -40,6 +40,7 @@ from benchmarks.harness.gpu_machine import Machine, found_gpu, this_processor
 from benchmarks.harness.gpu_pairs import prepare, servers_at_once
 from benchmarks.harness.gpu_setting import JUDGES, SMALL, Scale, Setting, code_digest
 from benchmarks.harness.provenance import REPO, collect_provenance
+from benchmarks.harness.results import new_result
 from benchmarks.register_checkout import write_metadata
 from workers.progress import say, step
 
@@ -133,7 +134,7 @@ def prepare_lab(args: argparse.Namespace) -> Lab:
     if args.resume and not args.resume.is_file():
         raise RefusedError(f"--resume takes the proof.tar.gz of an earlier call, there is no {args.resume}")
     machine = find_machine(args.device)
-    out = (args.out or REPO / f"benchmarks/results/gpu-{datetime.now(UTC):%Y%m%dT%H%M%SZ}").resolve()
+    out = (args.out or new_result("gpu", "")).resolve()
     tar = (args.tar or out / "proof.tar.gz").resolve()
     for folder in (out, tar.parent):
         folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from typing import Any
 from benchmarks.decode import encode
 from benchmarks.harness.flags import add_common_flags, exit_status
 from benchmarks.harness.prompts import sample_prompts
-from benchmarks.harness.provenance import REPO, collect_provenance, portable
+from benchmarks.harness.provenance import collect_provenance, portable
+from benchmarks.harness.results import new_result
 from benchmarks.harness.systems import Common, System, running
 from ddtree_sglang.core.acceptance_stats import accept_length
 from ddtree_sglang.training.whole_file import replace_text
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     names = [prompt.key for dataset in encoded for prompt in prompts if prompt.dataset == dataset]
     ids = [one for dataset in encoded.values() for one in dataset]
     common = Common.from_args(args, max(*args.concurrency, args.reference_concurrency))
-    output = args.output or REPO / f"benchmarks/results/lossless-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
+    output = args.output or new_result("lossless", ".json")
     cases: list[Case] = []
     with running([System("plain", None)], common) as (plain,):
         at_once = args.reference_concurrency

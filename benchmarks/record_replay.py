@@ -16,14 +16,14 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks.decode import encode
 from benchmarks.harness.flags import add_common_flags, exit_status
 from benchmarks.harness.prompts import sample_prompts
-from benchmarks.harness.provenance import REPO, collect_provenance
+from benchmarks.harness.provenance import collect_provenance
+from benchmarks.harness.results import new_result
 from benchmarks.harness.systems import Common, System, running
 from benchmarks.stage_times import TraceReader
 from deploy.local.client import post
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
             with step(f"recording {some[0]} to {some[-1]}"):
                 record_wave(server.url, some, [asked[name] for name in some], args.max_new_tokens)
         rounds = kept_rounds(reader.since_mark(), frozenset(asked), args.budget + 1)
-    output = args.output or REPO / f"benchmarks/results/replay-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl.gz"
+    output = args.output or new_result("replay", ".jsonl.gz")
     save(rounds, output)
     print(json.dumps({"output": output.name, "requests": len(asked), "rounds": len(rounds)}))
     return 0 if rounds else 1

@@ -11,14 +11,14 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.harness.flags import add_common_flags, exit_status
-from benchmarks.harness.provenance import REPO, collect_provenance
+from benchmarks.harness.provenance import collect_provenance
+from benchmarks.harness.results import new_result
 from benchmarks.harness.systems import Common, System, running
 from benchmarks.stage_times import TraceReader
 from ddtree_sglang.core.acceptance import AcceptedPath
@@ -132,7 +132,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     """Write the record and print its path."""
-    output = args.output or REPO / f"benchmarks/results/round-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
+    output = args.output or new_result("round", ".json")
     found = {**record(args), "provenance": collect_provenance()}
     replace_text(output, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     print(output)

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,7 +22,8 @@ from typing import Any
 from benchmarks.decode import encode
 from benchmarks.harness.flags import add_common_flags, exit_status
 from benchmarks.harness.prompts import sample_prompts
-from benchmarks.harness.provenance import REPO, collect_provenance
+from benchmarks.harness.provenance import collect_provenance
+from benchmarks.harness.results import new_result
 from benchmarks.harness.systems import Common, RunningSystem, System, running
 from ddtree_sglang.calibration.asking import Asker, Plan, calibrate, table_of
 from ddtree_sglang.calibration.table import CostTable
@@ -202,7 +202,7 @@ def run(args: argparse.Namespace) -> int:
             spent.setdefault((name, size), []).append(seconds)
         table = table_of(Server(started[-1].url))
     lines = result_lines(spent, table, answers, args)
-    output = args.output or REPO / f"benchmarks/results/replay-check-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
+    output = args.output or new_result("replay-check", ".jsonl")
     provenance = collect_provenance()
     replace_text(output, "".join(json.dumps({**line, "provenance": provenance}) + "\n" for line in lines))
     replace_text(output.with_suffix(".md"), table_text(lines) + "\n")

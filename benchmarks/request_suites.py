@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.flags import add_common_flags, exit_status
-from benchmarks.harness.provenance import REPO, collect_provenance, portable
+from benchmarks.harness.provenance import collect_provenance, portable
 from benchmarks.harness.request_cases import RequestCase, grammar_cases, penalty_cases, spread
+from benchmarks.harness.results import new_result
 from benchmarks.harness.systems import Common, System, running
 from ddtree_sglang.core.acceptance_stats import accept_length
 from ddtree_sglang.training.whole_file import replace_text
@@ -205,7 +205,7 @@ def servers(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 def run(args: argparse.Namespace) -> int:
     """All suites; returns the exit status."""
-    output = args.output or REPO / f"benchmarks/results/request-suites-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
+    output = args.output or new_result("request-suites", ".json")
     outcomes: list[Outcome] = []
     with servers(args) as (plain, ddtree):
         for suite in args.suites:

@@ -18,7 +18,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,10 +25,10 @@ from typing import Any
 from benchmarks.decode import chat_text, count_mismatches, encode
 from benchmarks.harness.flags import add_common_flags, exit_status
 from benchmarks.harness.prompts import Prompt, sample_prompts
-from benchmarks.harness.provenance import REPO, collect_provenance, portable
+from benchmarks.harness.provenance import collect_provenance, portable
+from benchmarks.harness.results import new_result, save_lines
 from benchmarks.harness.systems import Common, RunningSystem, groups_for, running, servers_that_fit
 from benchmarks.serving_report import Turn, result_lines, table
-from ddtree_sglang.training.whole_file import replace_text
 from deploy.local.pair import prepare_pair
 from deploy.local.server_process import ServerError, die_with_parent, log_tail
 from workers.progress import say, step
@@ -164,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
     prompts = sample_prompts(args.datasets, per_dataset, args.seed, args.data_folder)[: args.num_prompts]
     encoded = encode(prompts, pair.model, not args.no_thinking)
     settings = {key: portable(value) for key, value in vars(args).items()}
-    output = args.output or REPO / f"benchmarks/results/serving-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
+    output = args.output or new_result("serving", ".jsonl")
     lines: list[dict[str, Any]] = []
     with TemporaryDirectory() as folder:
         file = Path(folder) / "prompts.jsonl"
@@ -182,17 +181,11 @@ def run(args: argparse.Namespace) -> int:
                 for more in measure(systems, file, args):
                     turns += more
                     of_group = result_lines(turns, mismatches, provenance)
-                    save([*lines, *of_group], output)
+                    save_lines([*lines, *of_group], table, output)
             lines += of_group
     say("\n" + table(lines))
     print(json.dumps({"output": output.name, "failed_requests": sum(line["failed"] for line in lines)}))
     return 1 if any(line["failed"] for line in lines) else 0
-
-
-def save(lines: Sequence[dict[str, Any]], output: Path) -> None:
-    """Lines and their table, each in one step."""
-    replace_text(output, "".join(json.dumps(line) + "\n" for line in lines))
-    replace_text(output.with_suffix(".md"), table(lines) + "\n")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -58,16 +58,7 @@ def _points(field: str, axis: Mapping[int, style.Lines]) -> tuple[list[int], lis
 
 
 def _curve(axes: Any, places: Sequence[int], values: Sequence[dict[str, float]], **look: Any) -> None:
-    axes.errorbar(
-        places,
-        [one["median"] for one in values],
-        yerr=style.whiskers(values, "median", "min", "max"),
-        capsize=2,
-        markersize=4,
-        linewidth=1.3,
-        elinewidth=0.7,
-        **look,
-    )
+    style.points(axes, places, values, ("median", "min", "max"), linewidth=1.3, elinewidth=0.7, **look)
 
 
 def plot_budgets(lines: style.Lines, path: Path) -> None:

@@ -60,6 +60,16 @@ def whiskers(values: Sequence[Mapping[str, Any]], middle: str, low: str, high: s
     return [below, [max(0.0, one[high] - one[middle]) for one in values]]
 
 
+def points(
+    axes: Any, places: Sequence[float], values: Sequence[Mapping[str, Any]], ends: tuple[str, str, str], **look: Any
+) -> None:
+    """Points with whiskers; `ends` names each value's middle and its two ends."""
+    middle = ends[0]
+    axes.errorbar(
+        places, [one[middle] for one in values], yerr=whiskers(values, *ends), capsize=2, markersize=4, **look
+    )
+
+
 def plain_axes(axes: Any) -> None:
     """No frame above and to the right, a light grid."""
     axes.spines[["top", "right"]].set_visible(False)

@@ -14,16 +14,7 @@ SAID, CAME, CHAIN = "#4292c6", "#222222", "#e6842a"
 
 
 def _points(axes: Any, places: Sequence[float], values: Sequence[dict[str, float]], **look: Any) -> None:
-    axes.errorbar(
-        places,
-        [one["value"] for one in values],
-        yerr=style.whiskers(values, "value", "low", "high"),
-        capsize=2,
-        markersize=4,
-        linewidth=1.2,
-        elinewidth=0.8,
-        **look,
-    )
+    style.points(axes, places, values, ("value", "low", "high"), linewidth=1.2, elinewidth=0.8, **look)
 
 
 def _rounds(axes: Any, line: dict[str, Any]) -> None:

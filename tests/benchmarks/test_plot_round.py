@@ -11,9 +11,10 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import plot_round, record_round
+from benchmarks.harness.provenance import REPO
 
-RECORD = next((record_round.REPO / "benchmarks/results").glob("round-*.json"))
-PICTURE = record_round.REPO / "ddtree_sglang/docs/round.svg"
+RECORD = next((REPO / "benchmarks/results").glob("round-*.json"))
+PICTURE = REPO / "ddtree_sglang/docs/round.svg"
 
 
 # 0 ─┬─ 1 ─┬─ 2 ── 5      first children: 1, 2, 5

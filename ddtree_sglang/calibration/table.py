@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ddtree_sglang.core.cost_model import read_cells
+from ddtree_sglang.core.cost_model import COLUMNS, read_cells
 from ddtree_sglang.exceptions import DDTreeError
 
 CLIFF = 1.10
@@ -76,7 +76,7 @@ class CostTable:
         cells = [[size, width, context, spent] for (context, size, width), spent in sorted(self.seconds.items())]
         return {
             "facts": dict(self.facts),
-            "columns": ["requests", "nodes", "context", "seconds"],
+            "columns": list(COLUMNS),
             "cells": cells,
             "nodes": list(self.drafted),
             "drafted": list(self.drafted.values()),

@@ -4,17 +4,7 @@ Nothing is assumed of the curve: it need be neither convex nor smooth, because c
 cache sizes make cliffs. Rounds of one number of requests and one context (requests beyond 8 to a factor of 1.4,
 contexts to a factor of two) are a row of the table, with a cell for each number of nodes.
 
-Within a row logarithms are estimated by a Kalman filter. Its state is a level, which all cells share and which drifts
-fast, because machines have moods: a neighbour or a clock makes all rounds slower for a while; and what each cell is off
-a first guess, which hardly changes. Before it is measured, a cell is thought to be off as its neighbours are
-(a Gaussian process over the logarithm of the nodes), and a little on its own. So two cells are compared by samples that
-lie near in time, one that was measured once is believed a little, and how much the comparison is to be believed is
-known (`doubts`).
-
-A cell's first sample counts little, because it may hold what is done once. One that is far from what was expected is
-hardly believed: it may be the clock's fault, a mood, or a change of the cell, and widens what is thought of all three,
-so that the next ones decide. How far is far follows from how far samples usually are. A value that no clock can give is
-dropped.
+Each row learns by a filter of its own (`core.cost_row`). A value that no clock can give is dropped.
 
 All of it is the host's arithmetic, and no device is asked for anything.
 """
@@ -27,45 +17,27 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-Array: TypeAlias = npt.NDArray[np.float64]
+from ddtree_sglang.core.cost_row import FAR, NEAR_LEVEL, SETTLED, SMOOTH, UNKNOWN_LEVEL, Array, CostRow
+
 Cell: TypeAlias = tuple[int, int, int]
 """`batch_class` of the requests, nodes of each (1: nothing is drafted), and `context_class` of the mean prefix."""
 
-SMOOTH, OWN = 0.3, 0.08
-"""Standard deviation of what a cell is off the first guess: with its neighbours, and alone."""
-REACH = 1.0
-"""Powers of two of nodes within which cells are neighbours."""
 NEAR_ROW = 0.1
 """Like SMOOTH, of a row with its nearest row one step away."""
-UNKNOWN_LEVEL, NEAR_LEVEL = 30.0, 1.0
-"""Standard deviation of a level before a row's first sample: of the first row, and of one that has others beside it."""
-LEVEL_DRIFT, CELL_DRIFT = 0.01, 0.002
-"""What a level and a cell change in a round, as standard deviations."""
 NOISE, LEAST_NOISE, MOST_NOISE = 0.05, 0.02, 0.3
 """Standard deviation of a sample: at first, and its limits."""
 NOISE_PACE = 0.05
 """How fast it follows."""
-FIRST_NOISE = 0.5
-"""Standard deviation of a cell's first sample, in which products of new shapes may be compiled."""
-FAR = 3.0
-"""Standard deviations from which a sample is hardly believed."""
-OF_NOISE, OF_CELL = 2.5, 0.15
-"""What a far sample says of the clock and of its cell, beside what it says of the machine's mood."""
-LARGEST_STEP = math.log(3.0)
-"""A sample counts as at most so far off, in logarithms."""
 FILED_NOISE, KNOWN_NOISE = 0.1, 1e-4
 """Standard deviation of a sample that was read from a file, and of one that is certain."""
-REFUTED = math.log(2.0)
-"""A cell that changes by more, beside others, shows that a file is of something else."""
-SETTLED = 8
-"""Samples of a cell after which it is its own, whatever a file said."""
 NEARNESS = (1.0, 1.5)
 """Where a row's word about a new one counts e^-0.5: powers of 2 of requests, and of context between."""
 GUESS_WEIGHT = 0.05
 """What the mean of all rows counts beside near ones."""
 
+COLUMNS = ("requests", "nodes", "context", "seconds")
+"""Of a table."""
 LARGEST = 100_000, 100_000, 20
 """Of a table's cells: more than any server has, and small enough for every product."""
 LEAST_SECONDS, MOST_SECONDS = 1e-6, 1e4
@@ -88,149 +60,6 @@ def first_guess(batch_size: int, num_nodes: int, context: int) -> float:
     A draft costs a quarter of a forward, a row 2 % of it, and context adds to each request's share.
     """
     return 1.0 + (0.25 if num_nodes > 1 else 0.0) + batch_size * (0.02 * num_nodes + 0.01 * 2.0**context)
-
-
-def _kernel(first: Array, second: Array) -> Array:
-    """`[W, V]`: by how much cells of these nodes are off alike, as a share of SMOOTH squared."""
-    return np.exp(-0.5 * ((np.log2(first)[:, None] - np.log2(second)) / REACH) ** 2)  # type: ignore[no-any-return]
-
-
-class CostRow:
-    """Cells of one number of requests and one context: logarithms of seconds over the first guess."""
-
-    def __init__(self, widths: Sequence[int], means: Array, level: tuple[float, float], smooth: float) -> None:
-        """`means [W]`: what cells are thought to be off, beside the level, a mean and its standard deviation.
-
-        `smooth` is the standard deviation of what neighbours share.
-        """
-        self.widths = list(widths)
-        self.smooth = smooth
-        self.prior = self._prior_covariance(np.array(widths, dtype=np.float64))
-        # The level first, then the cells.
-        self.state = np.concatenate([[level[0]], means])
-        self.covariance = np.zeros((len(widths) + 1,) * 2)
-        self.covariance[0, 0] = level[1] ** 2
-        self.covariance[1:, 1:] = self.prior
-        self.means = means
-        self.samples = [0] * len(widths)
-        self.filed: set[int] = set()  # nodes of cells that were read from a file
-        self.seen_at = 0
-        self._strikes: dict[int, float] = {}  # by nodes: sign of a filed cell's last far sample
-        self._is_calm = False  # since the last of those, another sample was as expected
-        self.is_refuted = False  # a sample says that what a file said of these cells is wrong
-
-    @property
-    def num_samples(self) -> int:
-        """Rounds that were served, of all its cells."""
-        return sum(self.samples)
-
-    @property
-    def is_known(self) -> bool:
-        """Some cell was measured, now or by the server that wrote a file."""
-        return bool(self.filed or self.num_samples)
-
-    def _prior_covariance(self, widths: Array) -> Array:
-        covariance: Array = self.smooth**2 * _kernel(widths, widths) + OWN**2 * np.eye(len(widths))
-        return covariance
-
-    def places(self, widths: Sequence[int]) -> list[int]:
-        """Where cells stand in the state; those that are new join with what their neighbours say."""
-        for width in widths:
-            if width not in self.widths:
-                self._join(width)
-        return [1 + self.widths.index(width) for width in widths]
-
-    def _join(self, width: int) -> None:
-        known = np.array(self.widths, dtype=np.float64)
-        shared = self.smooth**2 * _kernel(known, np.array([width], dtype=np.float64))[:, 0]
-        weights = np.linalg.solve(self.prior, shared)
-        mean = float(np.interp(math.log2(width), np.log2(np.sort(known)), self.means[np.argsort(known)]))
-        cross = self.covariance[:, 1:] @ weights
-        own = self.smooth**2 + OWN**2 - shared @ weights + weights @ self.covariance[1:, 1:] @ weights
-        value = mean + weights @ (self.state[1:] - self.means)
-        self.covariance = np.block([[self.covariance, cross[:, None]], [cross[None], np.array([[own]])]])
-        self.state, self.means = np.append(self.state, value), np.append(self.means, mean)
-        self.widths.append(width)
-        self.samples.append(0)
-        self.prior = self._prior_covariance(np.array(self.widths, dtype=np.float64))
-
-    def follow(self, rounds: int) -> None:
-        """So many rounds of any row have passed."""
-        passed, self.seen_at = rounds - self.seen_at, rounds
-        most = np.full(len(self.state), self.smooth**2 + OWN**2)
-        drift = np.full(len(self.state), CELL_DRIFT**2)
-        most[0], drift[0] = NEAR_LEVEL**2, LEVEL_DRIFT**2
-        diagonal = np.einsum("ii->i", self.covariance)
-        diagonal += np.clip(most - diagonal, 0.0, passed * drift)
-
-    def observe(self, place: int, value: float, noise: float) -> float:
-        """One sample of the cell at `place`; how far it is off, in standard deviations."""
-        self.samples[place - 1] += 1
-        if self.samples[place - 1] == 1:
-            noise = FIRST_NOISE
-        off = float(value - self.state[0] - self.state[place])
-        deviation = math.sqrt(float(self._variances([place])[0]) + noise**2)
-        is_far = abs(off) > FAR * deviation
-        self._count_strikes(place, off, is_far=is_far)
-        step = max(-LARGEST_STEP, min(LARGEST_STEP, off)) if is_far else off
-        if is_far:
-            # The clock, the machine's mood or, less probably, the cell: what comes next will tell.
-            self.covariance[0, 0] += step**2
-            self.covariance[place, place] += (OF_CELL * step) ** 2
-            noise = math.hypot(noise, OF_NOISE * step)
-        elif abs(off) > FAR * noise:
-            self.covariance[0, 0] += step**2
-        self._update(place, step, noise)
-        return abs(off) / deviation
-
-    def _count_strikes(self, place: int, off: float, *, is_far: bool) -> None:
-        """A cell from a file whose first samples are far off, twice the same way with others as expected between,
-        refutes it.
-        """
-        width, sign = self.widths[place - 1], math.copysign(1.0, off)
-        self.is_refuted = False
-        if not is_far:
-            self._is_calm = True
-            self._strikes.pop(width, None)
-        elif width in self.filed and abs(off) > REFUTED and self.samples[place - 1] <= SETTLED:
-            self.is_refuted = self._is_calm and self._strikes.get(width) == sign
-            self._strikes[width], self._is_calm = sign, False
-
-    def tell(self, values: Sequence[float], noise: float) -> None:
-        """A sample of each cell, from a file."""
-        self.filed = set(self.widths)
-        for place, value in enumerate(values, 1):
-            self._update(place, float(value - self.state[0] - self.state[place]), noise)
-
-    def _variances(self, places: Sequence[int]) -> Array:
-        """`[W]` of level and cell together."""
-        held = self.covariance
-        variances: Array = held[0, 0] + 2 * held[0, places] + held[places, places]
-        return variances
-
-    def _update(self, place: int, off: float, noise: float) -> None:
-        seen = self.covariance[:, 0] + self.covariance[:, place]
-        gain = seen / (seen[0] + seen[place] + noise**2)
-        self.state += gain * off
-        self.covariance -= np.outer(gain, seen)
-
-    def offs(self, places: Sequence[int]) -> Array:
-        """`[W]` logarithms of what rounds take over the first guess, now."""
-        offs: Array = self.state[0] + self.state[places]
-        return offs
-
-    def cells(self, places: Sequence[int]) -> Array:
-        """`[W]`: what cells are off, beside the level."""
-        cells: Array = self.state[places]
-        return cells
-
-    def doubts(self, places: Sequence[int]) -> Array:
-        """`[W]` standard deviations of what `offs` says, beyond that of the cell that is known best: what samples of a
-        cell would tell, and not those of any.
-        """
-        variances = self._variances(places)
-        doubts: Array = np.sqrt(np.maximum(variances - variances.min(), 0.0))
-        return doubts
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddtree_sglang.simulator.defaults import BLOCK_SIZE, BUDGETS, CONCURRENCIES
-
-GPUS = ("h100", "h200")
+from ddtree_sglang.simulator.roofline import GPUS
 
 
 def add_commands(commands: Any) -> None:

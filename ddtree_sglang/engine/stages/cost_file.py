@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from ddtree_sglang.core.cost_model import CostModel
+from ddtree_sglang.core.cost_model import COLUMNS, CostModel
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class CostFile:
         if self.path is None:
             return
         self._tried_at = time.monotonic()
-        held = {"facts": self._facts, "columns": ["requests", "nodes", "context", "seconds"], "cells": model.to_json()}
+        held = {"facts": self._facts, "columns": COLUMNS, "cells": model.to_json()}
         partial = self.path.with_suffix(f".{uuid.uuid4().hex}.partial")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ COMMANDS = {
     "replay_check": ("the replay simulator against real servers", "six minutes"),
     "replay_rates": ("the replay simulator against a finished run of `decode`", "seconds"),
     "predict": ("predictions of Qwen3-8B on GPUs, beside the one measured point", "two minutes"),
+    "first_drop": ("the policy's choice against a stop at the first drop, by replay", "a minute"),
     "plot_round": ("picture of a round that `record_round` recorded", "seconds"),
     "plot_drafter_curve": ("the drafter's learning curve", "seconds"),
     "round_cost": ("what a round costs in plain decoding steps, from `decode` results", "seconds"),

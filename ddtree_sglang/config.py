@@ -26,6 +26,9 @@ DEFAULT_VERIFY_TOKENS = 16
 """Of policy "load". From the batch-1 rows of benchmarks/results/decode-20261122T041831Z.md, two CPU cores: 17 tokens in
 one forward still paid (on two of three prompt sets), 33 did not. Untested elsewhere: measure there, and give it."""
 
+DEFAULT_MEASURE_SECONDS, MAX_MEASURE_SECONDS = 15, 3600
+"""Of policy "adaptive", before a server's first client: enough for up to 8 requests at once on two CPU cores."""
+
 DEFAULT_TRACE_EVERY = 1
 DEFAULT_TRACE_MIB = 1024
 MAX_TRACE_EVERY, MAX_TRACE_MIB = 10**6, 2**20
@@ -44,6 +47,8 @@ class DDTreeConfig:
         policy: how the budget follows the load: "fixed"; "load": less per request the more requests there are;
             "adaptive": in each round what measured costs and acceptance say brings the most tokens per second.
         verify_tokens: of policy "load", the most nodes of all requests in one verify forward.
+        measure_seconds: of policy "adaptive", seconds at start in which rounds may be measured, 0 for none. None:
+            `DEFAULT_MEASURE_SECONDS`.
         trace: file that gets one JSON line per round, or None.
         trace_every: of a trace, every how many rounds one is written. None: `DEFAULT_TRACE_EVERY`, each.
         trace_mib: of a trace, the most MiB that its two files take. None: `DEFAULT_TRACE_MIB`.
@@ -60,6 +65,7 @@ class DDTreeConfig:
     top_k: int | None = None
     policy: Policy = "fixed"
     verify_tokens: int | None = None
+    measure_seconds: int | None = None
     trace: str | None = None
     trace_every: int | None = None
     trace_mib: int | None = None
@@ -84,6 +90,14 @@ class DDTreeConfig:
             raise DDTreeConfigError(
                 f"verify_tokens={self.verify_tokens} belongs to policy 'load', got policy {self.policy!r}; add "
                 "--speculative-ddtree-policy load."
+            )
+        _require_int(
+            "measure_seconds", "--speculative-ddtree-measure-seconds", self.measure_seconds, 0, MAX_MEASURE_SECONDS
+        )
+        if self.measure_seconds is not None and self.policy != "adaptive":
+            raise DDTreeConfigError(
+                f"measure_seconds={self.measure_seconds} belongs to policy 'adaptive', got policy {self.policy!r}; add "
+                "--speculative-ddtree-policy adaptive."
             )
         self._check_trace()
 
@@ -123,6 +137,11 @@ class DDTreeConfig:
         """Read `DDTREE_CONFIG`; the default configuration when it is unset."""
         text = os.environ.get(CONFIG_ENV, "").strip()
         return load_config(text) if text else cls()
+
+    @property
+    def measures_at_start(self) -> bool:
+        """Whether rounds are measured before the first client."""
+        return self.policy == "adaptive" and self.measure_seconds != 0
 
     def to_json(self) -> str:
         """One JSON object that `from_env` reads back; knobs at their defaults are left out."""

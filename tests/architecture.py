@@ -22,6 +22,7 @@ TOPS = ("ddtree_sglang", "workers", "deploy", "benchmarks", "tests")
 ORDER = (
     "ddtree_sglang.exceptions",
     "ddtree_sglang.config",
+    "ddtree_sglang.cost_batches",
     "ddtree_sglang.core",
     "ddtree_sglang.kernels",
     "ddtree_sglang.contract",

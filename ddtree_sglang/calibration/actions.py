@@ -8,10 +8,11 @@ import os
 import sys
 
 from ddtree_sglang.calibration import reliability_report
-from ddtree_sglang.calibration.asking import Asker, Plan, calibrate, offer_of, sizes_up_to, table_of
+from ddtree_sglang.calibration.asking import Asker, Plan, calibrate, offer_of, table_of
 from ddtree_sglang.calibration.drawing import page, picture, terminal
 from ddtree_sglang.calibration.reliability_report import reliability_of
 from ddtree_sglang.calibration.table import CostTable, CostTableError
+from ddtree_sglang.cost_batches import sizes_up_to
 from ddtree_sglang.training.whole_file import replace_text
 from ddtree_sglang.viewer.charts import stacked, svg
 from ddtree_sglang.viewer.choice import choose_run

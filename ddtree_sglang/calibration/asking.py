@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ddtree_sglang.calibration.table import CostTable, CostTableError
+from ddtree_sglang.cost_batches import Batches
 from ddtree_sglang.viewer.top import Server
 
 KEY = "ddtree_costs"
@@ -17,11 +18,6 @@ KEY = "ddtree_costs"
 TIMEOUT_S = 600.0
 MOST_ASKED = 6
 """Batches asked for one cell before what it has is left as it is."""
-MOST_TOKENS = 256
-"""Of one answer."""
-FIRST_GUESS = 2.5
-"""Tokens of a drafted round before the first answer."""
-WORDS = ("river", "stone", "winter", "paper", "garden", "engine", "music", "window", "copper", "letter", "forest")
 
 
 @dataclass(frozen=True)
@@ -86,11 +82,9 @@ class Asker:
     """Asks one server for batches whose rounds have a certain width."""
 
     def __init__(self, server: Server, words: int, key: str | None = None) -> None:
-        self._server, self._words = server, words
+        self._server, self._batches = server, Batches(words)
         self._headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        self._tokens_per_round: dict[int, float] = {1: 1.0}
-        self._asked = 0
 
     def measure(self, size: int, width: int, rounds: int) -> int:
         """Rounds of `size` requests and `width` nodes that were asked for: `rounds`, or fewer after MOST_ASKED tries.
@@ -102,35 +96,9 @@ class Asker:
         for _ in range(MOST_ASKED):
             if done >= rounds:
                 break
-            a_round = self._tokens_per_round.get(width, FIRST_GUESS)
-            # One more: what begins with a prefill is no round's time.
-            tokens = min(2 + round((rounds - done + 1) * a_round), MOST_TOKENS)
-            whole, tokens_made, rounds_made = self._ask(size, width, tokens)
-            self._tokens_per_round[width] = max(1.0, tokens_made / max(rounds_made, 1))
-            done += max(whole - 1, 0)
+            answers = self._post("/generate", self._batches.body(size, width, rounds - done))
+            done += self._batches.rounds_of(width, answers)
         return done
-
-    def _ask(self, size: int, width: int, tokens: int) -> tuple[int, int, int]:
-        """Rounds that the whole batch was in, then tokens and rounds of all."""
-        asked = {
-            "text": [self._prompt() for _ in range(size)],
-            "sampling_params": {
-                "temperature": 0.0,
-                "max_new_tokens": tokens,
-                "ignore_eos": True,
-                "custom_params": {"ddtree": {"budget": width - 1, "adapt": False}},
-            },
-        }
-        metas = [answer["meta_info"] for answer in self._post("/generate", asked)]
-        made = [(int(meta["completion_tokens"]) - 1, int(meta.get("spec_verify_ct") or 0)) for meta in metas]
-        rounds = [verified or decoded for decoded, verified in made]
-        return min(rounds), sum(decoded for decoded, _ in made), sum(rounds)
-
-    def _prompt(self) -> str:
-        """Another text each time, so that no cache has it."""
-        self._asked += 1
-        words = (WORDS[(self._asked * 7 + place * (1 + self._asked % 5)) % len(WORDS)] for place in range(self._words))
-        return f"{self._asked}: " + " ".join(words) + ". A short story with these words:"
 
     def _post(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
         request = urllib.request.Request(self._server.url + path, json.dumps(body).encode(), self._headers)
@@ -151,9 +119,3 @@ def calibrate(asker: Asker, plan: Plan, say: Callable[[str], None]) -> None:
         done = asker.measure(size, width, rounds)
         short = "" if done >= rounds else f" of {rounds}: the server takes fewer requests at once, or others use it"
         say(f"{size} request{'s' if size > 1 else ''}, {width} node{'s' if width > 1 else ''}: {done} rounds{short}")
-
-
-def sizes_up_to(most: int) -> tuple[int, ...]:
-    """1, 2, 4, 8, ... and the most."""
-    doubled: Sequence[int] = [2**power for power in range(most.bit_length()) if 2**power < most]
-    return (*doubled, most)

@@ -82,7 +82,7 @@ REQUESTS: tuple[Row, ...] = (
         "sglang.srt.arg_groups.fields.serving",
         "Serving",
         "enable_streaming_session enable_strict_thinking host port preferred_sampling_params reasoning_parser "
-        "tool_call_parser",
+        "skip_server_warmup tokenizer_worker_num tool_call_parser warmups",
         "recurrent_checks, server_args, split_servers, token_outputs",
     ),
     Row(
@@ -105,7 +105,7 @@ REQUESTS: tuple[Row, ...] = (
     Row("sglang.srt.arg_groups.lora_hook", "check_lora_speculative_compatibility", "server_args", "hooks", exact=True),
     Row("sglang.srt.arg_groups.overrides", "attention_backends_of", "cfg", "server_args"),
     Row("sglang.srt.arg_groups.overrides", "model_config_of", "server_args", "server_args"),
-    Row("sglang.srt.arg_groups.overrides", "resolving_view", "", "server_args"),
+    Row("sglang.srt.arg_groups.overrides", "resolving_view", "", "hooks, round_budget, server_args, trace"),
     Row(
         _GRAMMAR,
         "BaseGrammarObject",
@@ -155,11 +155,11 @@ REQUESTS: tuple[Row, ...] = (
     Row(
         "sglang.srt.managers.schedule_batch",
         "ScheduleBatch",
-        "can_run_decode_cuda_graph extend_lens forward_mode global_num_tokens "
+        "after_idle_gap can_run_decode_cuda_graph extend_lens forward_mode global_num_tokens "
         "has_grammar is_extend_in_batch "
         "mamba_track_indices req_pool_indices req_pool_indices_cpu reqs return_hidden_states return_logprob "
         "sampling_info seq_lens seq_lens_cpu seq_lens_sum spec_info tree_cache",
-        "final_states, kv_window, node_grammar, node_penalties, recurrent_states, worker",
+        "final_states, kv_window, node_grammar, node_penalties, recurrent_states, round_budget, worker",
     ),
     Row(
         "sglang.srt.managers.scheduler",

@@ -258,7 +258,7 @@ ENGINE_PATCHES = (
         "object",
         "ddtree_sglang.engine.admission.server_args:resolve_server_args",
         "what SGLang infers for DFLASH alone",
-        "disable_overlap_schedule speculative_dflash_block_size speculative_num_steps max_running_requests",
+        "disable_overlap_schedule speculative_dflash_block_size speculative_num_steps max_running_requests warmups",
     ),
     Patch(
         _RUNNER,

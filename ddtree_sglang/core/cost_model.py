@@ -68,12 +68,21 @@ class RoundCosts:
 
     seconds: Array  # [W] as they are thought to be now
     samples: Sequence[int]  # [W] how often each was measured by this server
+    noise: float  # standard deviation of a sample's logarithm
     _row: CostRow
     _places: Sequence[int]
 
     def doubts(self) -> Array:
         """`[W]` standard deviations of the logarithms of the seconds, beyond that of the width that is known best."""
         return self._row.doubts(self._places)
+
+    def surprises(self) -> Array:
+        """`[W]` by how much one more sample of each is expected to change the logarithm of its seconds, as a standard
+        deviation: little where much is known, or where a sample is noise.
+        """
+        variances = self.doubts() ** 2
+        surprises: Array = variances / np.sqrt(variances + self.noise**2)
+        return surprises
 
 
 @dataclass
@@ -93,7 +102,8 @@ class CostModel:
         row, context = self._row(batch_size, mean_prefix, widths), context_class(mean_prefix)
         places = row.places(widths)
         guesses = np.array([first_guess(batch_size, width, context) for width in widths])
-        return RoundCosts(guesses * np.exp(row.offs(places)), [row.samples[place - 1] for place in places], row, places)
+        samples = [row.samples[place - 1] for place in places]
+        return RoundCosts(guesses * np.exp(row.offs(places)), samples, math.sqrt(self.variance), row, places)
 
     def seconds(self, batch_size: int, mean_prefix: float, widths: Sequence[int]) -> Array:
         """`[W]` seconds of a round; arguments are those of `of_rounds`."""
@@ -104,10 +114,13 @@ class CostModel:
         """No round was measured, so seconds are no seconds."""
         return not any(row.is_known for row in self.rows.values())
 
-    def observe(self, batch_size: int, mean_prefix: float, num_nodes: int, seconds: float) -> None:
-        """A round of `num_nodes` a request took `seconds`, from its beginning to the next one's."""
+    def observe(self, batch_size: int, mean_prefix: float, num_nodes: int, seconds: float) -> bool:
+        """A round of `num_nodes` a request took `seconds`, from its beginning to the next one's.
+
+        Returns whether that is far from what was expected, so that another sample would tell something.
+        """
         if not (math.isfinite(seconds) and seconds > 0):
-            return
+            return False
         row, context = self._row(batch_size, mean_prefix, (num_nodes,)), context_class(mean_prefix)
         place = row.places((num_nodes,))[0]
         self.num_rounds += 1
@@ -121,6 +134,7 @@ class CostModel:
             shown = self.variance * min(off, FAR) ** 2
             self.variance += NOISE_PACE * (shown - self.variance)
             self.variance = min(max(self.variance, LEAST_NOISE**2), MOST_NOISE**2)
+        return off > FAR
 
     def _forget_file(self) -> None:
         """Rows that a file told of begin anew."""
@@ -149,12 +163,15 @@ class CostModel:
 
     @property
     def cells(self) -> dict[Cell, float]:
-        """Those that were measured, and their seconds when their row was served last."""
+        """Those that were measured, and their seconds when their row was served last.
+
+        One sample alone is none: it may hold what is done once.
+        """
         held = {}
         for (size, context), row in sorted(self.rows.items()):
             offs = row.offs(row.places(row.widths))
             for width, samples, off in sorted(zip(row.widths, row.samples, offs.tolist(), strict=True)):
-                if samples or width in row.filed:
+                if samples > 1 or width in row.filed:
                     guess = first_guess(size, width, context)
                     held[size, width, context] = guess * math.exp(min(max(off, -50.0), 50.0))
         return held

@@ -41,6 +41,8 @@ LARGEST_STEP = math.log(3.0)
 """A sample counts as at most so far off, in logarithms."""
 REFUTED = math.log(2.0)
 """A cell that changes by more, beside others, shows that a file is of something else."""
+CALM = 3
+"""Samples as expected between two that are far off, after which it is not the machine's mood."""
 SETTLED = 8
 """Samples of a cell after which it is its own, whatever a file said."""
 
@@ -70,8 +72,8 @@ class CostRow:
         self.samples = [0] * len(widths)
         self.filed: set[int] = set()  # nodes of cells that were read from a file
         self.seen_at = 0
-        self._strikes: dict[int, float] = {}  # by nodes: sign of a filed cell's last far sample
-        self._is_calm = False  # since the last of those, another sample was as expected
+        self._strikes: dict[int, float] = {}  # by nodes: sign of a cell's last sample, if that was far off
+        self._calm = 0  # samples as expected, of any cell, since the last of those
         self.is_refuted = False  # a sample says that what a file said of these cells is wrong
 
     @property
@@ -126,9 +128,12 @@ class CostRow:
         off = float(value - self.state[0] - self.state[place])
         deviation = math.sqrt(float(self._variances([place])[0]) + noise**2)
         is_far = abs(off) > FAR * deviation
-        self._count_strikes(place, off, is_far=is_far)
+        is_cell = self._count_strikes(place, off, is_far=is_far)
         step = max(-LARGEST_STEP, min(LARGEST_STEP, off)) if is_far else off
-        if is_far:
+        if is_cell:
+            # Others were as expected between: it is the cell.
+            self.covariance[place, place] += step**2
+        elif is_far:
             # The clock, the machine's mood or, less probably, the cell: what comes next will tell.
             self.covariance[0, 0] += step**2
             self.covariance[place, place] += (OF_CELL * step) ** 2
@@ -138,18 +143,23 @@ class CostRow:
         self._update(place, step, noise)
         return abs(off) / deviation
 
-    def _count_strikes(self, place: int, off: float, *, is_far: bool) -> None:
-        """A cell from a file whose first samples are far off, twice the same way with others as expected between,
-        refutes it.
+    def _count_strikes(self, place: int, off: float, *, is_far: bool) -> bool:
+        """Whether a cell's sample is far off as its last one was, with CALM of others as expected between.
+
+        If it is one of the first of a cell from a file, and off by much, it refutes the file.
         """
         width, sign = self.widths[place - 1], math.copysign(1.0, off)
         self.is_refuted = False
         if not is_far:
-            self._is_calm = True
+            self._calm += 1
             self._strikes.pop(width, None)
-        elif width in self.filed and abs(off) > REFUTED and self.samples[place - 1] <= SETTLED:
-            self.is_refuted = self._is_calm and self._strikes.get(width) == sign
-            self._strikes[width], self._is_calm = sign, False
+            return False
+        is_again = self._strikes.get(width) == sign
+        is_first = width in self.filed and self.samples[place - 1] <= SETTLED
+        self.is_refuted = is_again and self._calm > 0 and is_first and abs(off) > REFUTED
+        is_cell = is_again and self._calm >= CALM
+        self._strikes[width], self._calm = sign, 0
+        return is_cell
 
     def tell(self, values: Sequence[float], noise: float) -> None:
         """A sample of each cell, from a file."""

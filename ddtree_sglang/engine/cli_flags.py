@@ -17,6 +17,7 @@ from typing import Any
 from ddtree_sglang.config import (
     CONFIG_ENV,
     DEFAULT_BUDGET,
+    DEFAULT_MEASURE_SECONDS,
     DEFAULT_TRACE_EVERY,
     DEFAULT_TRACE_MIB,
     DEFAULT_VERIFY_TOKENS,
@@ -53,6 +54,12 @@ def add_ddtree_flags(_result: None, parser: argparse.ArgumentParser) -> None:
         "--speculative-ddtree-verify-tokens",
         type=int,
         help=f"With policy load, most nodes of all requests in one verify (default {DEFAULT_VERIFY_TOKENS}).",
+    )
+    group.add_argument(
+        "--speculative-ddtree-measure-seconds",
+        type=int,
+        help="With policy adaptive, most seconds at start in which rounds are measured that no file knows (default "
+        f"{DEFAULT_MEASURE_SECONDS}; 0: none, they are while serving).",
     )
     group.add_argument(
         "--speculative-ddtree-trace",
@@ -99,9 +106,9 @@ def add_ddtree_flags(_result: None, parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--speculative-ddtree-config",
         type=str,
-        help="JSON file with any of budget, top_k, policy, verify_tokens, trace, trace_every, trace_mib, "
-        "check_ranks, check_sync, stream_tokens, untested_engine; flags win over it. Also in the environment: "
-        f"{CONFIG_ENV}.",
+        help="JSON file with any of budget, top_k, policy, verify_tokens, measure_seconds, trace, trace_every, "
+        "trace_mib, check_ranks, check_sync, stream_tokens, untested_engine; flags win over it. Also in the "
+        f"environment: {CONFIG_ENV}.",
     )
 
 

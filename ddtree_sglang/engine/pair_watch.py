@@ -16,6 +16,7 @@ from sglang.srt.runtime_context import get_parallel
 
 from ddtree_sglang.engine.admission.pair_facts import suspicions
 from ddtree_sglang.engine.gauges import set_gauge
+from ddtree_sglang.engine.request_options import learns
 from ddtree_sglang.engine.spec import ALGORITHM, serves_ddtree
 from ddtree_sglang.engine.stages.round_ends import node_limit
 
@@ -41,7 +42,8 @@ class PairWatch:
     """Counts the first rounds in which a guess could have hit.
 
     A request's last round is left out: what ends it there, its limit or an end token, leaves a perfect drafter no more
-    than one token, too. So are rounds without a draft, of a policy or of a request that wants none.
+    than one token, too. So are rounds without a draft, of a policy or of a request that wants none, and those that a
+    server asks of itself.
     """
 
     def __init__(self, found: Sequence[str], num_nodes: int, num_rounds: int = ROUNDS) -> None:
@@ -86,7 +88,7 @@ class PairWatch:
             return
         wanted = [node_limit(req, self._num_nodes) for req in reqs]
         for req, nodes, hit in zip(reqs, wanted, hits, strict=True):
-            if nodes == 1 or req.is_retracted or req.finished():
+            if nodes == 1 or req.is_retracted or req.finished() or not learns(req):
                 continue
             if (before := self._newest.get(req)) is not None and not self.is_done:
                 self._counted += 1

@@ -77,11 +77,13 @@ class Adaptive:
 
     name = "adaptive"
 
-    def __init__(self, widths: Sequence[int], costs: CostModel, *, on_device: bool) -> None:
-        """`on_device`: trees are not at hand on the host, which is one round behind."""
+    def __init__(
+        self, widths: Sequence[int], costs: CostModel, *, on_device: bool, kind: type[AdaptiveBudget] = AdaptiveBudget
+    ) -> None:
+        """`on_device`: trees are not at hand on the host, which is one round behind; `kind`: of another rule."""
         self._now = 0.0
         self._lag = int(on_device)
-        self.budget = AdaptiveBudget(widths, costs, lag=self._lag, clock=lambda: self._now)
+        self.budget = kind(widths, costs, lag=self._lag, clock=lambda: self._now)
         self._pending: list[float] = []
 
     def round(self, running: Sequence[Running]) -> Round:

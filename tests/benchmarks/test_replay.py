@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import predict, record_replay, replay_check, replay_rates
+from benchmarks import first_drop, predict, record_replay, replay_check, replay_rates
 from benchmarks.harness.made_up_pair import CHAT, MATHS, Drafter
 from ddtree_sglang.calibration.table import CostTable
 from ddtree_sglang.simulator.costs import table_of_decode
@@ -112,3 +112,12 @@ def test_rates_of_a_run_are_replayed_from_its_own_costs() -> None:
     rows = list(replay_rates.compared(lines, answers, table_of_decode(lines, 4), 4, 9))
     # Eight tokens after the first in three rounds, each twice plain decoding's 100 ms.
     assert rows == [["1", "a", "ddtree-5", "1 of 1", "3.10", "3.00", "1.250", "1.333", "+6.7%"]]
+
+
+def test_a_stop_at_the_first_drop_misses_what_lies_behind_a_cliff() -> None:
+    rates = np.array([1.0, 2.0, 1.5, 3.0])
+    assert first_drop.first_drop(rates, np.ones(4)) == 1
+    assert first_drop.first_drop(np.array([1.0, 2.0, 3.0]), np.ones(3)) == 2
+    answers = load_answers(Path(first_drop.REPO) / "benchmarks/results/replay-20261127.jsonl.gz")[:4]
+    found = first_drop.compared(answers, first_drop.CURVES["a cliff"], 1)
+    assert found["best"] > 1.03 * found["first drop"]

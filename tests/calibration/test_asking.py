@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from ddtree_sglang.calibration.asking import KEY, MOST_ASKED, MOST_TOKENS, Plan, sizes_up_to
+from ddtree_sglang.calibration.asking import KEY, MOST_ASKED, Plan
 from ddtree_sglang.cli import main
+from ddtree_sglang.cost_batches import MOST_TOKENS, sizes_up_to
 from ddtree_sglang.engine import cost_report
 from tests.calibration.cases import CELLS
 

@@ -222,6 +222,27 @@ def test_spikes_do_not_refute_a_file() -> None:
     assert (4, 9, 0) in model.cells
 
 
+def test_a_cell_that_is_far_off_twice_with_others_as_expected_between_has_changed() -> None:
+    """The machine's mood has not: the others stay where they are."""
+    model = measured({(1, 1): 0.10, (1, 9): 0.12}, times=6)
+    assert not model.observe(1, 100, 9, 0.12)
+    for _ in range(2):
+        assert model.observe(1, 100, 1, 0.05)
+        for _ in range(3):
+            model.observe(1, 100, 9, 0.12)
+    plain, tree = model.seconds(1, 100, (1, 9))
+    assert plain == pytest.approx(0.05, rel=0.25)
+    assert tree == pytest.approx(0.12, rel=0.05)
+
+
+def test_spikes_with_the_cells_own_rounds_between_do_not_refute_a_file() -> None:
+    """One sample as expected takes back what the spike before it said of its cell."""
+    model = CostModel.from_json([[1, 1, 0, 0.02], [1, 9, 0, 0.03], [4, 9, 0, 0.1]])
+    for num_nodes, seconds in [(9, 0.03), (1, 0.02), (9, 0.12), (9, 0.03), (1, 0.02), (1, 0.02), (9, 0.12)]:
+        model.observe(1, 100, num_nodes, seconds)
+    assert (4, 9, 0) in model.cells
+
+
 def test_a_row_that_is_learned_moves_no_other() -> None:
     model = measured({(1, width): 0.02 + 0.001 * width for width in WIDTHS}, times=20)
     before = model.seconds(1, 100, WIDTHS)

@@ -130,6 +130,21 @@ def test_what_was_not_asked_is_no_trial() -> None:
     assert {row["depth"] for row in probs.table()} == {1}
 
 
+def test_a_hit_of_a_word_far_below_its_bin_says_little_of_the_bin() -> None:
+    """One node in ten that the drafter gave 1e-5 is accepted; one that it gives 0.008 is not certain for that."""
+
+    def star(prob: float) -> RoundTrees:
+        logprobs = np.log(np.array([[1.0] + 10 * [prob]]))
+        return RoundTrees(logprobs, np.array([[-1] + 10 * [0]]), np.array([[0] + 10 * [1]]))
+
+    probs, trees = HonestProbs(), star(1e-5)
+    path = np.array([[0, 5, -1]])
+    for _ in range(64):
+        probs.learn(trees, path, np.ones((1, 11), dtype=np.bool_))
+    assert 0.008 < probs.of_nodes(star(0.008))[0, 2:].max() < 0.5
+    assert probs.of_nodes(star(0.15))[0, 2:].max() < 0.5
+
+
 def test_pooling_is_the_closest_ascending_sequence() -> None:
     assert pool_adjacent_violators(np.array([1.0, 2.0, 3.0]), np.ones(3)).tolist() == [1, 2, 3]
     assert pool_adjacent_violators(np.array([3.0, 1.0, 2.0]), np.ones(3)).tolist() == [2, 2, 2]

@@ -37,16 +37,18 @@ def test_measured_costs_choose_the_budget_and_tokens_stay(
     options = {"max_new_tokens": MAX_NEW_TOKENS, "ignore_eos": True}
     expected = [ask(plain.url, prompt, **options)["output_ids"] for prompt in PROMPTS]
     with serve("DDTREE", 16, "--speculative-ddtree-policy", "adaptive") as server:
+        own = rounds_of(server.trace)
+        assert {(1, 1), (1, 2), (1, 3), (1, 5), (2, 1)} <= {(one["batch_size"], one["num_nodes"]) for one in own}
         for at_once in (1, 3, 8):
             answers = ask_all(server.url, PROMPTS, at_once, **options)
             assert [answer["output_ids"] for answer in answers] == expected
-        own = ask(server.url, PROMPTS[0], **options, custom_params={"ddtree": {"budget": 2}})
-        assert own["output_ids"] == expected[0]
-        rounds = rounds_of(server.trace)
+        narrow = ask(server.url, PROMPTS[0], **options, custom_params={"ddtree": {"budget": 2}})
+        assert narrow["output_ids"] == expected[0]
+        rounds = rounds_of(server.trace)[len(own) :]
         kept = tmp_path / "costs.json"
         flags = ["--requests", "2", "--nodes", "4", "9", "--rounds", "3", "--output", str(kept)]
         assert main(["calibrate", server.url, *flags]) == 0
-        calibrated = rounds_of(server.trace)[len(rounds) :]
+        calibrated = rounds_of(server.trace)[len(own) + len(rounds) :]
     whole = [one["num_nodes"] for one in calibrated if one["batch_size"] == 2]
     assert set(whole) == {4, 9}
     assert min(whole.count(4), whole.count(9)) >= 3
@@ -54,9 +56,9 @@ def test_measured_costs_choose_the_budget_and_tokens_stay(
     assert {(0, 2, 4), (0, 2, 9)} <= table.seconds.keys()
     took = [one["total_ms"] for one in calibrated if (one["batch_size"], one["num_nodes"]) == (2, 9)]
     # Seconds of these rounds, and not of others; two slow rounds in a row move a table's level for a while.
-    assert 0.2 * min(took) < 1e3 * table.seconds[0, 2, 9] < 5 * max(took)
-    assert {one["decision"] for one in rounds} >= {"tree", "plain (try)"}
+    assert 0.5 * min(took) < 1e3 * table.seconds[0, 2, 9] < 2 * max(took)
+    assert "tree" in {one["decision"] for one in rounds}
     assert len({one["num_nodes"] for one in rounds}) > 3
     assert all((one["draft_ms"] == 0) == one["decision"].startswith("plain") for one in rounds)
-    assert all(one["expected_ms"] > 0 and one["expected_tokens"] >= one["batch_size"] for one in rounds[20:])
+    assert all(one["expected_ms"] > 0 and one["expected_tokens"] >= one["batch_size"] for one in rounds)
     assert max(one["num_nodes"] for one in rounds[-5:]) <= 3, "the last answer allowed itself three nodes"

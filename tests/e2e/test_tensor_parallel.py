@@ -115,10 +115,13 @@ def test_two_ranks_of_a_tiny_qwen3(serve: Callable[..., Any], tiny_qwen3: tuple[
     assert rounds_of(answers[: len(TINY_PROMPTS)]) < 40 * len(TINY_PROMPTS)
 
 
+ADAPTIVE = ("--speculative-ddtree-policy", "adaptive", "--speculative-ddtree-measure-seconds", "3")
+
+
 def test_three_ranks_of_the_embedded_model(serve: Callable[..., Any]) -> None:
     """Among them one under a grammar, with the hidden states of its tokens; one rank's clock chooses the nodes."""
     asked = [Asked(prompt, {}, {"max_new_tokens": 24, "ignore_eos": True}) for prompt in PROMPTS[:4]]
     asked += [Asked(PROMPTS[2], {"return_hidden_states": True}, {"regex": r"( [a-z]+){9}\.", "max_new_tokens": 30})]
-    answers = check_ranks(serve, 3, asked, None, own=("--speculative-ddtree-policy", "adaptive"))
+    answers = check_ranks(serve, 3, asked, None, own=ADAPTIVE)
     assert len(answers[-1]["meta_info"]["hidden_states"]) == len(answers[-1]["output_ids"])
     assert rounds_of(answers) < sum(len(answer["output_ids"]) for answer in answers)

@@ -70,10 +70,11 @@ def test_last_rounds_are_left_out() -> None:
     assert one.accept_length == 1
 
 
-@pytest.mark.parametrize("left_out", ["retracted", "finished", "budget"])
+@pytest.mark.parametrize("left_out", ["retracted", "finished", "budget", "asked by the server"])
 def test_rounds_without_a_draft_are_left_out(left_out: str) -> None:
     one = watch()
-    request = asked(custom_params={"ddtree": {"budget": 0}} if left_out == "budget" else None)
+    options = {"budget": {"budget": 0}, "asked by the server": {"budget": 4, "adapt": False, "learn": False}}
+    request = asked(custom_params={"ddtree": options[left_out]} if left_out in options else None)
     request.is_retracted = left_out == "retracted"
     request.finished = lambda: left_out == "finished"
     other = asked()

@@ -36,6 +36,8 @@ TREE_BACKENDS = ("flashinfer", "triton", "fa3", "fa4", ATTENTION_BACKEND)
 """Attention backends that honour an ancestor-only mask in TARGET_VERIFY."""
 GRAMMAR_BACKENDS = ("xgrammar", "llguidance", "none")
 """Grammar backends that can take tokens back, and none."""
+COSTS_WARMUP = "ddtree_costs"
+"""In `--warmups`; `engine/entry/first_costs.py` is it."""
 DEFAULT_MAX_RUNNING_REQUESTS = 48
 """SGLang's own default for block drafters (speculative_hook.py, _handle_dflash)."""
 
@@ -142,7 +144,8 @@ def _adapter_backends() -> tuple[str, ...]:
 def resolve_server_args(cfg: Any) -> None:
     """Check and complete the arguments; `cfg` is the stand-in that SGLang hands to a plugin.
 
-    Fills in the number of nodes, the drafter's block size, the tree flag and the batch limit.
+    Fills in the number of nodes, the drafter's block size, the tree flag, the batch limit, and, for policy "adaptive",
+    the warm-up that measures rounds.
 
     Raises:
         DDTreeConfigError: the first rule that is broken, with the value found and what to do.
@@ -151,7 +154,8 @@ def resolve_server_args(cfg: Any) -> None:
     rules = (*ARGUMENT_RULES, *(ADAPTER_RULES if has_adapters else ()))
     if (message := broken_rule(rules, cfg)) is not None:
         raise DDTreeConfigError(f"{ALGORITHM} {message}")
-    apply_config(cfg, DDTreeConfig.from_env())
+    config = DDTreeConfig.from_env()
+    apply_config(cfg, config)
     check_attention_backend(cfg)
     shape = read_drafter_shape(cfg)
     drafter = _config_of_drafter(cfg).to_dict()
@@ -171,6 +175,10 @@ def resolve_server_args(cfg: Any) -> None:
     cfg.speculative_num_steps = shape.draft_depth
     if cfg.max_running_requests is None:
         cfg.max_running_requests = DEFAULT_MAX_RUNNING_REQUESTS
+    if config.measures_at_start and not cfg.skip_server_warmup and cfg.tokenizer_worker_num == 1:
+        given = [] if cfg.warmups is None else cfg.warmups.split(",")
+        if COSTS_WARMUP not in given:
+            cfg.warmups = ",".join([*given, COSTS_WARMUP])
 
 
 def check_attention_backend(cfg: Any) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sglang.srt.arg_groups.overrides import resolving_view
 
 from ddtree_sglang.config import DEFAULT_TRACE_EVERY, DEFAULT_TRACE_MIB, DDTreeConfig
 from ddtree_sglang.engine.debug.bounded_file import BoundedFile
@@ -145,10 +146,11 @@ def facts_of_trees(built: BuiltTree, accepted: AcceptedPath) -> dict[str, Any]:
 def server_facts(config: DDTreeConfig, server_args: Any) -> dict[str, Any]:
     """What a reader of the trace needs to know of its server: whose tokens these are, and which settings were on."""
     names = ("tokenizer_path", "speculative_draft_model_path", "dtype", "attention_backend")
+    cfg = resolving_view(server_args)
     return {
-        "model": server_args.model_path,
-        **{name: getattr(server_args, name, None) for name in names},
-        "num_nodes": server_args.speculative_num_draft_tokens,
+        "model": cfg.model_path,
+        **{name: getattr(cfg, name, None) for name in names},
+        "num_nodes": cfg.speculative_num_draft_tokens,
         "policy": config.policy,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -35,7 +35,18 @@ def _install() -> None:
         install(TOKENIZER_PATCHES, HookRegistry, HookType)
     if "sglang.srt.entrypoints.http_server" in sys.modules:
         install(RESPONSES_PATCHES, HookRegistry, HookType)
+        _register_warmup()
     HookRegistry.apply_hooks()
+
+
+def _register_warmup() -> None:
+    """SGLang looks its warm-ups up by the names in `--warmups` (entrypoints/warmup.py)."""
+    from sglang.srt.entrypoints.warmup import warmup
+
+    from ddtree_sglang.engine.admission.server_args import COSTS_WARMUP
+    from ddtree_sglang.engine.entry.first_costs import measure_first_costs
+
+    warmup(COSTS_WARMUP)(measure_first_costs)
 
 
 def load_plugins_in_http_workers(*_args: Any, **_kwargs: Any) -> None:

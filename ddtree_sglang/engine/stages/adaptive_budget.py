@@ -21,12 +21,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ddtree_sglang.core.cost_model import CostModel, RoundCosts
+from ddtree_sglang.core.cost_model import CostModel, RoundCosts, batch_class, context_class
+from ddtree_sglang.core.cost_row import CALM
 from ddtree_sglang.core.honest_probs import Floats, HonestProbs, RoundTrees
 from ddtree_sglang.core.width_choice import best_width, drafted_tokens
 from ddtree_sglang.engine.stages.round_records import (
@@ -42,26 +44,39 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
 
 
-EXPLORED = 0.015
+EXPLORED = 0.0075
 """Share of the time that may be lost by trying something else than what seems best."""
-FIRST_SAVED, MOST_SAVED = 6.0, 4.0
+FIRST_SAVED, MOST_SAVED = 2.0, 4.0
 """Rounds' time that a server may lose when it begins, and that may be saved up later: half of it for the width that may
 be the best, however dear its try, half for those that can be tried meanwhile."""
 LEAST_LOSS = 0.05
 """Rounds' time that a try costs at least."""
-OPTIMISM = np.array([4.0, 2.5, 1.5])
-"""Standard deviations by which a width may be faster than it is thought to be, after no sample, one, and more: a first
-sample may hold what is done once, and behind a cliff a width is unlike its neighbours."""
-DRAFTED_ANYWAY = 0.0075
+OPTIMISM = np.array([3.0, 2.5])
+"""Standard deviations by which a width may be faster than it is thought to be, after no sample and one: a first sample
+may hold what is done once, and behind a cliff a width is unlike its neighbours."""
+CURIOSITY = 2.0
+"""Of a width that has more samples, standard deviations of what one more would change of what is thought of it: if that
+cannot make it the best, it need not be tried."""
+DRAFTED_ANYWAY = 0.003
 """Where no draft pays, share of the time that may be lost by one now and then, to see whether texts have changed."""
+FIRST_FOR_DRAFTS = 1.0
+"""Plain rounds that a server may lose by them when it begins, as its costs may be from a file that is wrong."""
 FIRST_WAIT, LONGEST_WAIT = 8, 64
 """Rounds at least between two such drafts; doubled each time in vain."""
+FIRST_PLAIN, LONGEST_PLAIN = 16, 256
+"""Where drafts pay, rounds between two without one, of the same number of requests: what was measured beside a noisy
+neighbour, or by another server, may be wrong. Doubled each time, and short again where one takes what was not expected.
+"""
+SOON = CALM + 1
+"""How short: others are measured between, so that it can be told from the machine's mood."""
 UNMEASURED_LOSS = 0.5
 """Plain rounds that such a draft is thought to lose at most, as long as hardly one was measured."""
 WIDER = 1.1
 """Such a round has the most nodes that take at most so many times what the best number does: they show more."""
 MARGIN = 1.02
 """To change between drafting and not drafting, the other must be better by this factor."""
+PAUSE, PAUSE_SECONDS = 20.0, 1.0
+"""What takes so many times what was expected, and so many seconds more, is no round alone: once, it is no sample."""
 MEMORY, LONG_MEMORY = 0.97, 0.995
 """What of a request's record is left after each of its rounds, and of the whole server's."""
 NO_HOPE = 0.25
@@ -70,6 +85,9 @@ NO_HOPE = 0.25
 
 class AdaptiveBudget:
     """Chooses the nodes of each round of one worker; `begin`, `narrow`, `end`, once each and in this order."""
+
+    choose = staticmethod(best_width)
+    """The rule; a benchmark has another."""
 
     def __init__(
         self,
@@ -86,7 +104,7 @@ class AdaptiveBudget:
         self.totals = Totals()
         self.decision = Decision(self.widths[-1], 0.0, 0.0, is_try=False)
         self._lag, self._clock = lag, clock
-        self._narrows = False
+        self._narrows = self._paused = False
         self._records: deque[tuple[RoundRecord, Narrowed | None] | None] = deque()
         self._narrowed: Narrowed | None = None
         self._requests: WeakKeyDictionary[Req, RequestRecord] = WeakKeyDictionary()
@@ -97,7 +115,8 @@ class AdaptiveBudget:
         self._saved_for_best = self._saved_for_others = FIRST_SAVED / 2
         self._drafts = True
         self._forced: int | None = None  # width that is to be tried, 0: whichever is best
-        self._wait, self._waited, self._for_drafts = FIRST_WAIT, 0, 0.0
+        self._wait, self._waited, self._for_drafts = FIRST_WAIT, 0, FIRST_FOR_DRAFTS
+        self._plain: dict[tuple[int, int], list[int]] = {}  # by requests and context: rounds waited, and to wait
         self._worth = 1.0  # tokens of a request that a drafted round must emit to be worth it
         self._tokens = np.zeros(len(self.widths))
         self._now: tuple[int, float] = 1, 1.0
@@ -144,7 +163,7 @@ class AdaptiveBudget:
         """Nodes to verify of the trees that were drafted; at least 2, as the draft is paid for."""
         num_nodes = trees.parents.shape[1]
         curves = drafted_tokens(self.probs.of_paths(trees), self.widths)
-        self._follow(reqs, curves, len(self.widths))
+        self._follow(reqs, curves, sum(width <= num_nodes for width in self.widths))
         drafted = self._within(curves, node_limits)
         usual = self._usual_honesty
         honesty = np.array([self._requests[req].honesty(usual) for req in reqs])
@@ -158,11 +177,15 @@ class AdaptiveBudget:
         last = np.searchsorted(self.widths, node_limits, side="right") - 1
         return np.take_along_axis(curves, np.minimum(np.arange(len(self.widths)), last[:, None]), 1)
 
-    def end(self, record: RoundRecord | None) -> None:
-        """The round was launched; `record` of what it drafted, None for nothing."""
+    def end(self, record: RoundRecord | None, *, counts: bool = True) -> None:
+        """The round was launched; `record` of what it drafted, None for nothing that teaches.
+
+        Where it does not count, its time is learned, and the totals are not told.
+        """
         self._records.append(None if record is None else (record, self._narrowed))
-        self._launched.append((*self._now, self.decision))
-        self.totals.decided(self.decision)
+        self._launched.append((*self._now, self.decision if counts else replace(self.decision, seconds=0.0)))
+        if counts:
+            self.totals.decided(self.decision)
 
     @property
     def usual_drafted(self) -> list[float]:
@@ -182,12 +205,14 @@ class AdaptiveBudget:
         if len(allowed) == 1:
             return self._decide(0, costs.seconds[0], is_try=False)
         rates = tokens / costs.seconds
-        tree = 1 + best_width(tokens[1:], costs.seconds[1:])
+        tree = 1 + self.choose(tokens[1:], costs.seconds[1:])
         self._drafts = bool(rates[tree] > rates[0] / MARGIN if self._drafts else rates[tree] > rates[0] * MARGIN)
         best = tree if self._drafts else 0
         self._worth = float(costs.seconds[tree] / costs.seconds[0])
         # Where the tree can be looked at, its width is chosen then.
         tried = self._wanted(tokens, costs, best, only_plain=self._drafts and self._narrows)
+        if tried is None and self._drafts and self._is_time_for_plain():
+            tried = 0
         self._forced = None if tried is None else allowed[tried]
         if self._drafts:
             self._wait, self._waited, self._for_drafts = FIRST_WAIT, 0, 0.0
@@ -195,6 +220,20 @@ class AdaptiveBudget:
             tried, self._forced = 1 + _widest(costs.seconds[1:], tree - 1), 0
         chosen = best if tried is None else tried
         return self._decide(chosen, costs.seconds[chosen], is_try=tried is not None)
+
+    def _is_time_for_plain(self) -> bool:
+        """Although a draft pays: costs may be wrong."""
+        waited = self._plain.setdefault(self._row, [0, FIRST_PLAIN])
+        waited[0] += 1
+        if waited[0] < waited[1]:
+            return False
+        waited[:] = 0, min(2 * waited[1], LONGEST_PLAIN)
+        return True
+
+    @property
+    def _row(self) -> tuple[int, int]:
+        """Of the table, that a round of these requests belongs to."""
+        return batch_class(self._now[0]), context_class(self._now[1])
 
     def _loss_of_draft(self, tokens: Floats, costs: RoundCosts, tree: int) -> float:
         """In plain rounds."""
@@ -207,13 +246,14 @@ class AdaptiveBudget:
         self._for_drafts += DRAFTED_ANYWAY
         if self._waited < self._wait or self._for_drafts < loss:
             return False
-        self._wait, self._waited, self._for_drafts = min(2 * self._wait, LONGEST_WAIT), 0, 0.0
+        self._wait, self._waited = min(2 * self._wait, LONGEST_WAIT), 0
+        self._for_drafts -= max(loss, 0.0)
         return True
 
     def _choose_after(self, allowed: Sequence[int]) -> Decision:
         costs = self._costs(allowed)
         tokens = self._tokens[1 : 1 + len(allowed)]
-        best = best_width(tokens, costs.seconds)
+        best = self.choose(tokens, costs.seconds)
         if self._forced == 0:
             best = _widest(costs.seconds, best)
         tried = allowed.index(self._forced) if self._forced in allowed else self._wanted(tokens, costs, best)
@@ -236,7 +276,9 @@ class AdaptiveBudget:
             return None
         doubts = costs.doubts()
         rates = tokens / costs.seconds
-        hopes = rates * np.exp(OPTIMISM[np.minimum(costs.samples, len(OPTIMISM) - 1)] * doubts)
+        samples = np.array(costs.samples)
+        hoped = OPTIMISM[np.minimum(samples, len(OPTIMISM) - 1)] * doubts
+        hopes = rates * np.exp(np.where(samples < len(OPTIMISM), hoped, CURIOSITY * costs.surprises()))
         # In rounds of the best: what a try takes, if it is dearer than thought, less what its tokens are worth.
         losses = np.maximum(costs.seconds * np.exp(doubts) / costs.seconds[best] - tokens / tokens[best], LEAST_LOSS)
         if only_plain:
@@ -260,7 +302,15 @@ class AdaptiveBudget:
         if began is None or len(self._launched) <= self._lag:
             return
         batch_size, mean_prefix, decision = self._launched[0]
-        self.costs.observe(batch_size, mean_prefix, decision.num_nodes, now - began)
+        if decision.seconds and now - began > PAUSE * decision.seconds + PAUSE_SECONDS and not self._paused:
+            # Generation was paused, or the machine slept; if the next round is as long, rounds are.
+            self._paused = True
+            return
+        self._paused = False
+        is_far = self.costs.observe(batch_size, mean_prefix, decision.num_nodes, now - began)
+        row = batch_class(batch_size), context_class(mean_prefix)
+        if is_far and decision.num_nodes == 1 and row in self._plain:
+            self._plain[row] = [0, SOON]
         if decision.seconds:
             self.totals.took(decision.seconds, now - began)
 

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER_ENV = "DDTREE_COSTS"
 """Folder of the files; empty for none."""
-ROUNDS = 2
+ROUNDS = 3
 """Raised when rounds of the same kind cost something else by our own doing, or are written otherwise."""
 SAVE_ROUNDS = 500
 """Rounds between two writes."""
@@ -76,6 +76,7 @@ class CostFile:
     def __init__(self, path: Path | None, facts: Mapping[str, Any]) -> None:
         self.path, self._facts = path, dict(facts)
         self._rounds = 0
+        self._written = 0  # rounds that the model had learned of
         self._tried_at, self._is_told = -math.inf, False
 
     @classmethod
@@ -104,7 +105,7 @@ class CostFile:
         """Replace the file in one step; if it cannot be written, that is said once, and the next save tries again."""
         if self.path is None:
             return
-        self._tried_at = time.monotonic()
+        self._tried_at, self._written = time.monotonic(), model.num_rounds
         held = {"facts": self._facts, "columns": COLUMNS, "cells": model.to_json()}
         partial = self.path.with_suffix(f".{uuid.uuid4().hex}.partial")
         try:
@@ -121,7 +122,7 @@ class CostFile:
 
     def save_asked(self, model: CostModel) -> None:
         """The same because somebody asked, however often that is."""
-        if time.monotonic() - self._tried_at >= ASKED_SECONDS:
+        if model.num_rounds != self._written and time.monotonic() - self._tried_at >= ASKED_SECONDS:
             self.save(model)
 
     def count_round(self, model: CostModel) -> None:

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.runtime_context import get_parallel
 
 from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.stages.adaptive_budget import AdaptiveBudget
 from ddtree_sglang.engine.stages.attention_ranks import attends_in_groups
+from ddtree_sglang.engine.stages.budget_policy import BUDGET_STEPS
 from ddtree_sglang.engine.stages.cost_file import CostFile, cost_folder, machine_facts
 from ddtree_sglang.engine.stages.round_records import RoundRecord, Totals, host_trees
 
@@ -89,15 +91,17 @@ class AdaptiveRounds(RoundBudget):
         self._group = parallel.tp_group.cpu_group if parallel.tp_size > 1 else None
         self._reqs: Sequence[Any] = ()
         self._limits: tuple[int, ...] = ()
-        self._narrows = False
+        self._narrows, self._learns = False, True
 
     def begin(self, batch: ScheduleBatch, ends: BatchEnds, host_lens: torch.Tensor | None) -> int:
         """See `RoundBudget.begin`; grammars plant their trees at the width that is chosen before the draft."""
-        self._reqs, self._limits = batch.reqs, ends.node_limits
+        self._reqs, self._limits, self._learns = batch.reqs, ends.node_limits, ends.learns
         self._narrows = ends.adapts and not is_device_path() and not batch.has_grammar
         most_nodes = super().begin(batch, ends, host_lens)
         if not self._decides:
             return self._told(most_nodes)
+        if batch.after_idle_gap:
+            self.budget.interrupt()
         mean_prefix = 1.0 if host_lens is None else float(host_lens.sum()) / max(len(batch.reqs), 1)
         asked = batch.reqs, ends.node_limits, mean_prefix, most_nodes
         if not ends.adapts:
@@ -121,9 +125,9 @@ class AdaptiveRounds(RoundBudget):
         if not self._decides:
             return
         record = None
-        if tree.num_nodes > 1:
+        if tree.num_nodes > 1 and self._learns:
             record = RoundRecord.of(self._reqs, self._limits, None if self._narrows else tree, path)
-        self.budget.end(record)
+        self.budget.end(record, counts=self._learns)
         self._costs.count_round(self.budget.costs)
 
     @property
@@ -132,13 +136,17 @@ class AdaptiveRounds(RoundBudget):
         return self.budget.totals if self._decides else None
 
     def costs(self) -> dict[str, Any]:
-        """The table, the widths, and what a request is expected to have accepted of each; kept on disk by the way."""
+        """The table, the widths, those between which the others lie, and what a request is expected to have accepted of
+        each; kept on disk by the way.
+        """
         if not self._decides:
             return {}
         self._costs.save_asked(self.budget.costs)
+        steps = {*BUDGET_STEPS, self.budget.widths[-1] - 1}
         return {
             "file": None if self._costs.path is None else str(self._costs.path),
             "nodes": list(self.budget.widths),
+            "steps": [width for width in self.budget.widths if width - 1 in steps],
             "drafted": self.budget.usual_drafted,
             "cells": self.budget.costs.to_json(),
         }
@@ -186,6 +194,8 @@ COST_FACTS = (
     "prefill_attention_backend",
     "max_running_requests",
     "enable_deterministic_inference",
+    "enable_torch_compile",
+    "cpu_offload_gb",
 )
 """Server arguments that a round's time hangs on."""
 
@@ -194,7 +204,11 @@ def make_round_budget(policy: BudgetPolicy, config: DDTreeConfig, server_args: A
     """The one that the configuration names."""
     if config.policy != "adaptive":
         return RoundBudget(policy)
-    facts = {**machine_facts(), **{field: getattr(server_args, field) for field in COST_FACTS}}
+    # SGLang keeps a record as it was given, and what was made of it beside it: no round on a CPU is overlapped.
+    cfg = resolving_view(server_args)
+    facts = {**machine_facts(), **{field: getattr(cfg, field) for field in COST_FACTS}}
     facts |= {"nodes": policy.node_counts, "top_k": config.top_k, "traced": config.trace is not None}
-    lag = int(not server_args.disable_overlap_schedule)
+    graphs = cfg.cuda_graph_config.decode
+    facts |= {"graphs": graphs.backend, "graph_sizes": graphs.bs}
+    lag = int(not cfg.disable_overlap_schedule)
     return AdaptiveRounds(policy, CostFile.of(facts, cost_folder()), lag=lag)

@@ -15,7 +15,7 @@ import torch
 from sglang.srt.utils.common import async_h2d
 
 from ddtree_sglang.core.round_ends import RoundEnds
-from ddtree_sglang.engine.request_options import adapts, bad_options, requested_budget
+from ddtree_sglang.engine.request_options import adapts, bad_options, learns, requested_budget
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -56,6 +56,8 @@ class BatchEnds:
     node_limits: tuple[int, ...]
     adapts: bool = True
     """False where every request wants its budget as it is, whatever a policy would choose."""
+    learns: bool = True
+    """False where no request is a client's, so that its texts say nothing of theirs."""
 
     @property
     def most_nodes(self) -> int:
@@ -72,7 +74,7 @@ class BatchEnds:
         packed = async_h2d([*map(limit_len, reqs), *limits, *rows], dtype=torch.int64, device=device)
         size = len(reqs)
         ends = RoundEnds(packed[2 * size :].view(size, width), packed[:size], packed[size : 2 * size])
-        return cls(ends, tuple(limits), any(map(adapts, reqs)))
+        return cls(ends, tuple(limits), any(map(adapts, reqs)), any(map(learns, reqs)))
 
 
 class EndsOfBatches:

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from ddtree_sglang.core.acceptance import AcceptedPath
     from ddtree_sglang.core.draft_tree import DraftTree
 
-PACE = 0.25
+PACE = 0.15
 """How fast a request's curve follows its newest tree."""
 FALLS = 0.5
 """What a further node is hoped to bring, of the last one, where one width alone was seen."""
-DOUBT = 6.0
+DOUBT = 12.0
 """Tokens that a request must be off by before its own record counts half."""
 
 

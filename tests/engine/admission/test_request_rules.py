@@ -61,9 +61,10 @@ def test_supported_sampling_parameters_pass() -> None:
         ({"budget": True}, "got True;"),
         ({"budget": None}, "got None;"),
         # A misspelt one would change nothing, silently.
-        ({"budgets": 3}, "has no option but budget and adapt, got 'budgets';"),
-        ({"budget": 3, "top_k": 2}, "has no option but budget and adapt, got 'top_k';"),
+        ({"budgets": 3}, "has no option but budget, adapt and learn, got 'budgets';"),
+        ({"budget": 3, "top_k": 2}, "has no option but budget, adapt and learn, got 'top_k';"),
         ({"budget": 3, "adapt": 0}, "must have true or false as its adapt, got 0;"),
+        ({"budget": 3, "adapt": True, "learn": "no"}, "must have true or false as its learn, got 'no';"),
         ({"adapt": False}, "must have an option budget, got none;"),
     ],
 )
@@ -75,7 +76,14 @@ def test_a_budget_that_is_no_number_of_nodes_is_refused_by_what_is_wrong_with_it
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"thinking_budget": 5}, {"ddtree": {"budget": 0}}, {"ddtree": {"budget": 9999, "adapt": False}}]
+    "given",
+    [
+        {},
+        {"thinking_budget": 5},
+        {"ddtree": {"budget": 0}},
+        {"ddtree": {"budget": 9999, "adapt": False}},
+        {"ddtree": {"budget": 3, "learn": False}},
+    ],
 )
 def test_a_budget_of_the_request_and_options_of_others_pass(given: dict[str, Any]) -> None:
     assert refusal(request({"custom_params": given})) is None

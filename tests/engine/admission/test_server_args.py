@@ -13,7 +13,11 @@ from typing import Any
 
 import pytest
 
-from ddtree_sglang.config import CONFIG_ENV
+from ddtree_sglang.config import CONFIG_ENV, DDTreeConfig
+from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
+from ddtree_sglang.engine.debug.trace import server_facts
+from ddtree_sglang.engine.stages import round_budget
+from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 pytestmark = [pytest.mark.sglang, pytest.mark.usefixtures("plugins", "no_configuration")]
@@ -64,13 +68,19 @@ def drafter(tmp_path: Path) -> str:
     return write_checkpoint(tmp_path / "drafter", DRAFTER)
 
 
-def resolve(*argv: str) -> Any:
-    from sglang.srt.arg_groups.overrides import resolving_view
+def record(*argv: str) -> Any:
+    """SGLang's own: its fields are what was given, whatever was made of it."""
     from sglang.srt.server_args import prepare_server_args
 
     server_args = prepare_server_args([*argv, "--skip-tokenizer-init"])
     server_args.resolve_once()
-    return resolving_view(server_args)
+    return server_args
+
+
+def resolve(*argv: str) -> Any:
+    from sglang.srt.arg_groups.overrides import resolving_view
+
+    return resolving_view(record(*argv))
 
 
 def ddtree(target: str, drafter: str, *more: str) -> tuple[str, ...]:
@@ -87,6 +97,40 @@ def test_arguments_are_completed_from_the_budget_and_the_drafter(target: str, dr
     assert cfg.speculative_num_steps == 7
     assert cfg.speculative_eagle_topk == 2
     assert cfg.max_running_requests is not None
+
+
+@pytest.mark.parametrize(
+    ("more", "warmups"),
+    [
+        ((), None),
+        (("--speculative-ddtree-policy", "adaptive"), "ddtree_costs"),
+        (("--speculative-ddtree-policy", "adaptive", "--warmups", "mine,other"), "mine,other,ddtree_costs"),
+        (("--speculative-ddtree-policy", "adaptive", "--warmups", "ddtree_costs,mine"), "ddtree_costs,mine"),
+        (("--speculative-ddtree-policy", "adaptive", "--speculative-ddtree-measure-seconds", "0"), None),
+        (("--speculative-ddtree-policy", "adaptive", "--skip-server-warmup"), None),
+        (("--speculative-ddtree-policy", "adaptive", "--tokenizer-worker-num", "2"), None),
+    ],
+)
+def test_rounds_are_measured_by_a_warm_up_where_the_policy_needs_them(
+    target: str, drafter: str, more: tuple[str, ...], warmups: str | None
+) -> None:
+    assert resolve(*ddtree(target, drafter, *more)).warmups == warmups
+
+
+def test_rounds_on_a_cpu_are_timed_as_rounds_that_nothing_overlaps(
+    target: str, drafter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody said so on the command line, so the record does not, either: each round's time was the one's before it."""
+    server_args = record(*ddtree(target, drafter, "--speculative-ddtree-policy", "adaptive"))
+    assert not server_args.disable_overlap_schedule
+    monkeypatch.setattr(round_budget, "get_parallel", lambda: SimpleNamespace(tp_rank=0, tp_size=1))
+    monkeypatch.setenv("DDTREE_COSTS", "")
+    config = DDTreeConfig(policy="adaptive")
+    rounds = round_budget.make_round_budget(BudgetPolicy.adaptive(17), config, server_args)
+    assert isinstance(rounds, round_budget.AdaptiveRounds)
+    assert rounds.budget._lag == 0
+    assert rounds._costs._facts["attention_backend"] == ATTENTION_BACKEND
+    assert server_facts(config, server_args)["attention_backend"] == ATTENTION_BACKEND
 
 
 def test_help_lists_our_flags(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,8 +34,17 @@ FACTS = {"model_path": "m", "dtype": "float32"}
 
 def known() -> CostModel:
     model = CostModel()
-    model.observe(1, 100, 9, 0.03)
+    for _ in range(2):
+        model.observe(1, 100, 9, 0.03)
     return model
+
+
+def test_what_was_seen_once_is_not_kept(tmp_path: Path) -> None:
+    """It may hold what is done once, and the next server would believe it."""
+    model = known()
+    model.observe(8, 100, 9, 0.9)
+    CostFile.of(FACTS, tmp_path).save(model)
+    assert set(CostFile.of(FACTS, tmp_path).load().cells) == {(1, 9, 0)}
 
 
 def test_a_table_is_found_by_a_server_of_the_same_kind_alone(tmp_path: Path) -> None:
@@ -91,14 +100,22 @@ def test_who_asks_often_has_it_written_now_and_then(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(cost_file.time, "monotonic", lambda: now)
     file = CostFile.of(FACTS, tmp_path)
     assert file.path is not None
-    file.save_asked(known())
+    file.save_asked(CostModel())
+    assert not file.path.exists(), "nothing is known yet, and what comes soon can be written"
+    model = known()
+    file.save_asked(model)
     file.path.unlink()
+    model.observe(1, 100, 9, 0.03)
     now += ASKED_SECONDS - 1
-    file.save_asked(known())
+    file.save_asked(model)
     assert not file.path.exists()
     now += 1
-    file.save_asked(known())
+    file.save_asked(model)
     assert file.path.exists()
+    file.path.unlink()
+    now += ASKED_SECONDS
+    file.save_asked(model)
+    assert not file.path.exists(), "nothing was learned since"
 
 
 def test_it_is_saved_now_and_then(tmp_path: Path) -> None:

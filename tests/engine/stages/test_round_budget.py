@@ -35,11 +35,12 @@ def parallel(monkeypatch: pytest.MonkeyPatch, rank: int = 0, size: int = 1, grou
 
 
 def batch_of_two(*, has_grammar: bool = False) -> Any:
-    return SimpleNamespace(reqs=[running_request(), running_request()], has_grammar=has_grammar)
+    reqs = [running_request(), running_request()]
+    return SimpleNamespace(reqs=reqs, has_grammar=has_grammar, after_idle_gap=False)
 
 
-def ends_of(*limits: int, adapts: bool = True) -> Any:
-    return BatchEnds(None, limits, adapts)  # type: ignore[arg-type]
+def ends_of(*limits: int, adapts: bool = True, learns: bool = True) -> Any:
+    return BatchEnds(None, limits, adapts, learns)  # type: ignore[arg-type]
 
 
 def rounds(lag: int = 0) -> AdaptiveRounds:
@@ -76,7 +77,8 @@ def test_under_dp_attention_all_groups_requests_count_and_no_groups_own_limits(m
 def test_the_adaptive_one_is_made_of_the_servers_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     parallel(monkeypatch)
     monkeypatch.setenv("DDTREE_COSTS", str(tmp_path))
-    values = dict.fromkeys(COST_FACTS, "x")
+    graphs = SimpleNamespace(decode=SimpleNamespace(backend="full", bs=[1, 2]))
+    values = {**dict.fromkeys(COST_FACTS, "x"), "cuda_graph_config": graphs}
     one = make_round_budget(POLICY, ADAPTIVE, SimpleNamespace(**values | {"disable_overlap_schedule": True}))
     other = make_round_budget(POLICY, ADAPTIVE, SimpleNamespace(**values | {"disable_overlap_schedule": False}))
     assert isinstance(one, AdaptiveRounds)
@@ -95,6 +97,36 @@ def test_rounds_are_narrowed_learned_from_and_told(monkeypatch: pytest.MonkeyPat
     assert one.totals is not None
     assert sum(one.totals.rounds.values()) == 40
     assert set(one.facts()) == {"decision", "expected_tokens", "expected_ms"}
+
+
+def test_what_a_server_asks_itself_is_timed_and_teaches_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    parallel(monkeypatch)
+    one, batch = rounds(), batch_of_two()
+    usual = one.budget.usual_drafted
+    for _ in range(20):
+        assert play(one, batch, ends_of(4, 4, adapts=False, learns=False)) == 4
+    assert [cell[:2] for cell in one.costs()["cells"]] == [[2, 4]]
+    assert one.costs()["nodes"] == [1, 2, 3, 4, 5, 6, 7, NODES]
+    assert one.costs()["steps"] == [1, 2, 3, 5, NODES]
+    assert one.budget.usual_drafted == usual
+    assert one.budget.probs.table() == []
+    assert one.totals is not None
+    assert (one.totals.rounds, one.totals.tokens, one.totals.seconds) == ({}, 0.0, 0.0)
+    play(one, batch, ends_of(4, 4, adapts=False))
+    assert sum(one.totals.rounds.values()) == 1
+
+
+def test_the_time_of_an_idle_server_is_no_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler that runs out of memory waits for requests to end, and goes on without a prefill."""
+    parallel(monkeypatch)
+    one, batch, now = rounds(), batch_of_two(), [0.0]
+    one.budget._clock = lambda: now[0]
+    for place in range(6):
+        batch.after_idle_gap = place == 4
+        play(one, batch, ends_of(4, 4, adapts=False))
+        now[0] += 5.0 if place == 3 else 0.02
+    ((_, _, _, seconds),) = one.costs()["cells"]
+    assert seconds == pytest.approx(0.02, rel=0.01)
 
 
 def test_under_a_grammar_the_width_is_chosen_before_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +199,7 @@ def test_requests_that_want_their_budget_as_it_is_get_it_in_each_round_and_it_is
     for limit in (4, 1, NODES):
         assert {play(one, batch, ends_of(limit, limit, adapts=False)) for _ in range(12)} == {limit}
     assert {(size, nodes) for size, nodes, _, _ in one.costs()["cells"]} == {(2, 4), (2, 1), (2, NODES)}
-    assert len({play(one, batch, ends_of(NODES, NODES)) for _ in range(40)}) > 1, "others are chosen for again"
+    assert len({play(one, batch, ends_of(NODES, NODES)) for _ in range(400)}) > 1, "others are chosen for again"
 
 
 def test_who_asks_is_told_what_rounds_cost_and_finds_it_on_disk(

@@ -1,0 +1,124 @@
+"""The best width of all against a stop at the first drop of tokens per second, by replay.
+
+    python -m benchmarks first_drop [--trace FILE] [--costs FILE] [--output FILE.jsonl]
+
+CaDDTree (arXiv 2606.01813) widens a tree until its expected rate falls for the first time, which is the best width
+where a round's cost is convex in its nodes. Both rules decide here in the server's own `AdaptiveBudget`, with the same
+probabilities, over the same recorded answers. They know the costs, so that nothing but the rule differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.harness.flags import exit_status
+from benchmarks.harness.provenance import REPO, collect_provenance
+from ddtree_sglang.calibration.table import CostTable
+from ddtree_sglang.core.width_choice import Floats
+from ddtree_sglang.engine.stages.adaptive_budget import AdaptiveBudget
+from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
+from ddtree_sglang.simulator.costs import Costs, TableCosts, known_model
+from ddtree_sglang.simulator.recording import Answer, load_answers
+from ddtree_sglang.simulator.replay import replay
+from ddtree_sglang.simulator.systems import Adaptive
+from ddtree_sglang.training.whole_file import replace_text
+from ddtree_sglang.viewer.terminal import aligned
+
+BUDGET = 16
+ROUNDS = 1500
+REQUESTS = (1, 4, 8, 32)
+
+
+def first_drop(tokens: Floats, seconds: Floats) -> int:
+    """Index of the last width before tokens per second fall for the first time."""
+    rates = tokens / seconds
+    falls = np.flatnonzero(np.diff(rates) < 0)
+    return int(falls[0]) if len(falls) else len(rates) - 1
+
+
+class FirstDrop(AdaptiveBudget):
+    """The server's controller with the other rule for trees; what it finds is compared with plain decoding as ever."""
+
+    choose = staticmethod(first_drop)
+
+
+class Curve:
+    """Seconds of a round by requests and nodes, in which context does not count."""
+
+    def __init__(self, seconds: Callable[[int, int], float]) -> None:
+        self._seconds = seconds
+
+    def seconds(self, batch_size: int, mean_prefix: float, num_nodes: int) -> float:
+        """See `Costs`."""
+        return self._seconds(batch_size, num_nodes)
+
+
+def _convex(size: int, nodes: int) -> float:
+    return 0.020 + (0.005 if nodes > 1 else 0.0) + 0.0006 * size * nodes
+
+
+def _captured(size: int, nodes: int) -> float:
+    """A forward is padded to a captured number of rows, a power of four."""
+    rows = 4 ** int(np.ceil(np.log2(size * nodes) / 2))
+    return 0.020 + (0.005 if nodes > 1 else 0.0) + 0.0006 * rows
+
+
+def _kernel_of_many(size: int, nodes: int) -> float:
+    """From nine nodes on another kernel is chosen, and from three to seven none is good."""
+    return _convex(size, nodes) + (0.030 if 3 <= nodes < 9 else 0.0)
+
+
+CURVES: Mapping[str, Costs] = {
+    "convex": Curve(_convex),
+    "padded rows": Curve(_captured),
+    "a cliff": Curve(_kernel_of_many),
+}
+
+
+def compared(answers: Sequence[Answer], costs: Costs, requests: int) -> dict[str, float]:
+    """Tokens per second of both rules."""
+    widths = BudgetPolicy.adaptive(BUDGET + 1, any_width=True).node_counts
+    prefixes = [one.start for one in answers] + [one.end for one in answers]
+    found = {}
+    for name, kind in (("best", AdaptiveBudget), ("first drop", FirstDrop)):
+        known = known_model(costs, [requests], prefixes, widths)
+        system = Adaptive(widths, known, on_device=False, kind=kind)
+        found[name] = replay(answers, system, costs, requests, ROUNDS).tokens_per_s
+    return found
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay, write, print."""
+    answers = load_answers(args.trace)
+    curves = dict(CURVES)
+    if args.costs is not None:
+        curves[args.costs.name] = TableCosts(CostTable.load(args.costs))
+    lines = [json.dumps({"kind": "provenance", **collect_provenance()})]
+    rows = [["costs", "requests", "best, tokens/s", "first drop", "ratio"]]
+    for name, costs in curves.items():
+        for requests in args.requests:
+            found = compared(answers, costs, requests)
+            ratio = found["best"] / found["first drop"]
+            lines.append(json.dumps({"kind": "first_drop", "costs": name, "requests": requests, **found}))
+            rows.append([name, str(requests), *(f"{rate:.1f}" for rate in found.values()), f"{ratio:.3f}"])
+    replace_text(args.output, "\n".join(lines) + "\n")
+    sys.stdout.write("\n".join(aligned(rows)) + "\n")
+    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line entry."""
+    results = REPO / "benchmarks/results"
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--trace", type=Path, default=results / "replay-20261127.jsonl.gz")
+    parser.add_argument("--costs", type=Path, help="also a measured table: of `ddtree calibrate` or DDTREE_COSTS")
+    parser.add_argument("--requests", type=int, nargs="+", default=list(REQUESTS))
+    parser.add_argument("--output", type=Path, default=results / "first-drop.jsonl")
+    args = parser.parse_args(argv)
+    return exit_status("first_drop", lambda: run(args))

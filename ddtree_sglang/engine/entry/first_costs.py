@@ -1,0 +1,128 @@
+"""What rounds cost, measured for some seconds before a server of policy "adaptive" answers its first client.
+
+SGLang runs such requests by itself before it listens (entrypoints/warmup.py, `--warmups`), so this is one of its
+warm-ups. Each number of requests gets a few rounds of several widths, in ascending order. What is done once, as the
+compiling of products for new shapes, is done by the way, and no client waits for it. Cells that a file of an earlier
+start knows are left out; what lies between the measured ones, rounds that are served tell. Nothing is learned of the
+answers: weights may still be dummies, and no client asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from ddtree_sglang.config import DEFAULT_MEASURE_SECONDS, DDTreeConfig
+from ddtree_sglang.core.cost_model import batch_class
+from ddtree_sglang.cost_batches import BESIDE, Batches, sizes_up_to
+from ddtree_sglang.engine.cost_report import KEY
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
+
+logger = logging.getLogger(__name__)
+
+ROUNDS = 4
+"""Of each cell."""
+WORDS = 12
+"""Of a prompt: a short one, as its prefill is not measured."""
+MOST_REQUESTS = 32
+"""At once."""
+TOO_DEAR = 2.0
+"""Wider ones are left out where a round takes so many times what its tokens are worth in plain rounds."""
+
+
+@dataclass(frozen=True)
+class Unmeasured:
+    """What is to be measured, as a server's `/server_info` says."""
+
+    nodes: Sequence[int]  # ascending; between them others may lie
+    max_running: int
+    known: frozenset[tuple[int, int]]  # classes of requests, and nodes, of the cells of short contexts
+
+    @classmethod
+    def of(cls, states: Sequence[dict[str, Any]]) -> Unmeasured | None:
+        """None: it keeps no table, or it is several servers that share requests out."""
+        table = states[0].get(KEY) if len(states) == 1 else None
+        if not isinstance(table, dict):
+            return None
+        running = int(states[0].get("effective_max_running_requests_per_dp") or 1)
+        known = frozenset((size, width) for size, width, context, _ in table["cells"] if context == 0)
+        return cls(table["steps"], running, known)
+
+    def sizes(self) -> list[int]:
+        """Numbers of requests, one of each class."""
+        sizes = sizes_up_to(min(self.max_running, MOST_REQUESTS))
+        return list({batch_class(size): size for size in sizes}.values())
+
+    def widths(self, size: int) -> list[int]:
+        """Nodes of each of so many requests, ascending."""
+        return [width for width in self.nodes if (batch_class(size), width) not in self.known]
+
+
+async def measure_first_costs(_disaggregation_mode: str, manager: TokenizerManager) -> None:
+    """The warm-up: serve rounds until all is measured, or the time is over. What fails is logged and ends it."""
+    from sglang.srt.runtime_context import get_serving
+
+    if get_serving().skip_server_warmup:  # also set by flags for debugging, after the arguments were looked at
+        return
+    limit = DDTreeConfig.from_env().measure_seconds
+    limit = DEFAULT_MEASURE_SECONDS if limit is None else limit
+    try:
+        await asyncio.wait_for(_measure(manager), limit)
+    except TimeoutError:
+        logger.info("what is left is measured while serving: the %g s of measuring at start are over.", limit)
+    except Exception as error:  # noqa: BLE001
+        # A server without these numbers serves as well; it measures while it serves.
+        logger.warning("rounds could not be measured at start (%s); they are while serving.", error)
+
+
+async def _measure(manager: TokenizerManager) -> None:
+    unmeasured = Unmeasured.of(await manager.get_internal_state())
+    if unmeasured is None:
+        logger.info("rounds are not measured at start: this is several servers, or one that keeps no table of costs.")
+        return
+    batches, began = Batches(WORDS), monotonic()
+    for size in unmeasured.sizes():
+        served: list[int] = []
+        plain = 0.0
+        for width in unmeasured.widths(size):
+            spent = await _seconds_a_round(manager, batches, size, width)
+            served.append(width)
+            plain = plain or spent
+            if spent > TOO_DEAR * batches.tokens_of(width) * plain:
+                break
+        if served:
+            spent = monotonic() - began
+            logger.info(
+                "%d requests at once: rounds of %s nodes each are measured; %.1f s so far.", size, served, spent
+            )
+    # Who asks has the table written to its file.
+    await manager.get_internal_state()
+
+
+async def _seconds_a_round(manager: TokenizerManager, batches: Batches, size: int, width: int) -> float:
+    """Roughly, the prefill included."""
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    body = batches.body(size, width, ROUNDS)
+    body["sampling_params"]["custom_params"]["ddtree"]["learn"] = False
+    if manager.tokenizer is None:  # --skip-tokenizer-init
+        body["input_ids"] = [_some_tokens(text, manager.model_config.vocab_size) for text in body.pop("text")]
+    began = monotonic()
+    answers: list[dict[str, Any]] = []
+    async for told in manager.generate_request(GenerateReqInput(**body, log_metrics=False)):
+        answers = told
+    spent = monotonic() - began
+    return spent / (batches.rounds_of(width, answers) + BESIDE)
+
+
+def _some_tokens(text: str, vocab_size: int) -> list[int]:
+    """As many as the text may have, others for each text."""
+    seed = zlib.crc32(text.encode())
+    return [(seed + 7919 * place) % vocab_size for place in range(2 * WORDS)]

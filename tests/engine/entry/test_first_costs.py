@@ -1,0 +1,168 @@
+"""Before the first client, a server of policy adaptive serves rounds of the sizes and widths that its table lacks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ddtree_sglang.config import CONFIG_ENV
+from ddtree_sglang.core.cost_model import batch_class
+from ddtree_sglang.cost_batches import BESIDE
+from ddtree_sglang.engine.admission.server_args import COSTS_WARMUP
+from ddtree_sglang.engine.entry import first_costs
+from ddtree_sglang.engine.entry.first_costs import ROUNDS, Unmeasured, measure_first_costs
+from ddtree_sglang.engine.entry.install import _register_warmup
+
+pytestmark = pytest.mark.sglang
+
+NODES = [1, 2, 3, 5, 9, 17]
+
+
+class Manager:
+    """A tokenizer's manager whose drafted rounds emit two tokens and take seconds of a clock of its own."""
+
+    def __init__(self, states: list[dict[str, Any]]) -> None:
+        self.states = states
+        self.fails_at: int | None = None
+        self.hangs_at: int | None = None
+        self.asked: list[tuple[int, int]] = []
+        self.rounds: list[int] = []
+        self.now = 0.0
+        self.seconds_of = lambda width: 0.01 if width == 1 else 0.015
+        self.prompts: list[Any] = []
+        self.tokenizer: Any = "words"
+        self.model_config: Any = None
+
+    async def get_internal_state(self) -> list[dict[str, Any]]:
+        return self.states
+
+    async def generate_request(self, request: Any) -> Any:
+        if len(self.asked) == self.fails_at:
+            raise RuntimeError("out of memory")
+        request.normalize_batch_and_arguments()
+        params = request.sampling_params[0]
+        wanted = params["custom_params"]["ddtree"]
+        assert (wanted["adapt"], wanted["learn"]) == (False, False)
+        assert params["ignore_eos"]
+        assert not request.log_metrics
+        prompts = request.text or [tuple(ids) for ids in request.input_ids]
+        assert len(set(prompts)) == len(prompts)
+        self.prompts += prompts
+        self.asked.append((len(prompts), wanted["budget"] + 1))
+        if len(self.asked) - 1 == self.hangs_at:
+            await asyncio.sleep(60)
+        tokens = params["max_new_tokens"]
+        rounds = tokens - 1 if wanted["budget"] == 0 else (tokens - 1) // 2
+        self.rounds.append(rounds)
+        self.now += self.seconds_of(wanted["budget"] + 1) * rounds
+        meta = {"completion_tokens": tokens, "spec_verify_ct": 0 if wanted["budget"] == 0 else rounds}
+        yield [{"meta_info": meta} for _ in prompts]
+
+
+def state(cells: list[list[Any]], running: int = 4) -> dict[str, Any]:
+    return {"effective_max_running_requests_per_dp": running, "ddtree_costs": {"steps": NODES, "cells": cells}}
+
+
+def served(manager: Manager, monkeypatch: pytest.MonkeyPatch, config: str = '{"policy": "adaptive"}') -> Manager:
+    monkeypatch.setenv(CONFIG_ENV, config)
+    monkeypatch.setattr(first_costs, "monotonic", lambda: manager.now)
+    serving = SimpleNamespace(skip_server_warmup=False)
+    monkeypatch.setattr("sglang.srt.runtime_context.get_serving", lambda: serving)
+    asyncio.run(measure_first_costs("null", manager))  # type: ignore[arg-type]
+    return manager
+
+
+@pytest.mark.parametrize(
+    ("running", "sizes"),
+    [(1, [1]), (8, [1, 2, 4, 8]), (9, [1, 2, 4, 9]), (24, [1, 2, 4, 8, 16, 24]), (4096, [1, 2, 4, 8, 16, 32])],
+)
+def test_sizes_double_up_to_what_runs_at_once_one_of_each_class(running: int, sizes: list[int]) -> None:
+    assert Unmeasured(NODES, running, frozenset()).sizes() == sizes
+
+
+def test_each_cell_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = served(Manager([state([], running=48)]), monkeypatch).asked
+    assert asked == [(size, width) for size in (1, 2, 4, 8, 16, 32) for width in NODES]
+
+
+def test_what_a_file_knows_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell of a long context says nothing of short ones; 24 requests are filed with those near them."""
+    cells = [[1, nodes, 0, 0.02] for nodes in NODES[:-1]] + [[24, 17, 0, 0.05], [1, 17, 3, 0.09]]
+    cells += [[size, nodes, 0, 0.02] for size in (2, 4, 8, 16) for nodes in NODES]
+    asked = served(Manager([state(cells, running=25)]), monkeypatch).asked
+    filed = batch_class(25)
+    assert asked == [(1, 17), *((25, nodes) for nodes in NODES if [filed, nodes] not in [cell[:2] for cell in cells])]
+    full = [[size, nodes, 0, 0.02] for size in (1, 2, 4, 8, 16, filed) for nodes in NODES]
+    assert served(Manager([state(full, running=25)]), monkeypatch).asked == []
+
+
+def test_widths_that_cannot_pay_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds of 5 nodes take five times a plain one, and emit two tokens: 9 and 17 are not asked for."""
+    manager = Manager([state([], running=1)])
+    manager.seconds_of = lambda width: 0.01 * width
+    assert served(manager, monkeypatch).asked == [(1, 1), (1, 2), (1, 3), (1, 5)]
+
+
+def test_it_ends_when_its_time_is_over_whatever_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = Manager([state([])])
+    manager.hangs_at = 2
+    began = time.perf_counter()
+    served(manager, monkeypatch, '{"policy": "adaptive", "measure_seconds": 1}')
+    assert manager.asked == [(1, 1), (1, 2), (1, 3)]
+    assert 0.9 < time.perf_counter() - began < 5
+
+
+def test_each_cell_gets_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Roughly, as long as it is not known what a round emits."""
+    rounds = served(Manager([state([], running=2)]), monkeypatch).rounds
+    assert len(rounds) == 2 * len(NODES)
+    assert min(rounds) >= 2 + BESIDE
+    assert all(one - BESIDE in (ROUNDS, ROUNDS + 1) for one in rounds[len(NODES) :])
+
+
+def test_flags_that_forbid_warm_ups_forbid_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGLang sets it for some flags of debugging after DDTREE has looked at the arguments."""
+    monkeypatch.setattr("sglang.srt.runtime_context.get_serving", lambda: SimpleNamespace(skip_server_warmup=True))
+    manager = Manager([state([])])
+    asyncio.run(measure_first_costs("null", manager))  # type: ignore[arg-type]
+    assert manager.asked == []
+
+
+@pytest.mark.parametrize("states", [[{}], [{"ddtree_costs": {}}], [state([]), state([])], [{"ddtree_costs": None}]])
+def test_a_server_without_a_table_and_several_in_one_are_left_alone(
+    states: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert served(Manager(states), monkeypatch).asked == []
+
+
+def test_a_failure_is_said_and_ends_no_start(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    manager = Manager([state([])])
+    manager.fails_at = 2
+    served(manager, monkeypatch)
+    assert len(manager.asked) == 2
+    assert "rounds could not be measured at start (out of memory)" in caplog.text
+
+
+def test_sglang_finds_it_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt.entrypoints import warmup
+
+    monkeypatch.setattr(warmup, "_warmup_registry", {})
+    _register_warmup()
+    serving = SimpleNamespace(skip_server_warmup=False)
+    monkeypatch.setattr("sglang.srt.runtime_context.get_serving", lambda: serving)
+    manager = Manager([state([], running=1)])
+    monkeypatch.setenv(CONFIG_ENV, '{"policy": "adaptive"}')
+    asyncio.run(warmup.execute_warmups("null", [COSTS_WARMUP], manager))  # type: ignore[arg-type]
+    assert len(manager.asked) == len(NODES)
+
+
+def test_without_a_tokenizer_prompts_are_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = Manager([state([], running=2)])
+    manager.tokenizer, manager.model_config = None, SimpleNamespace(vocab_size=1000)
+    assert len(served(manager, monkeypatch).asked) == 2 * len(NODES)
+    assert all(0 <= token < 1000 for prompt in manager.prompts for token in prompt)
+    assert len({tuple(prompt) for prompt in manager.prompts}) == len(manager.prompts) == 3 * len(NODES)

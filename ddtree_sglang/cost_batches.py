@@ -31,7 +31,7 @@ class Batches:
         """A batch of `size` answers that takes about `rounds` measured rounds of `width` nodes, if all of them run
         together.
         """
-        tokens = 1 + math.ceil((rounds + BESIDE) * self._tokens_per_round.get(width, _first_guess(width)))
+        tokens = 1 + math.ceil((rounds + BESIDE) * self.tokens_of(width))
         return {
             "text": [self._prompt() for _ in range(size)],
             "sampling_params": {
@@ -52,8 +52,8 @@ class Batches:
         return max(min(rounds) - BESIDE, 0)
 
     def tokens_of(self, width: int) -> float:
-        """What a round of `width` nodes has emitted of a request."""
-        return self._tokens_per_round.get(width, 1.0)
+        """What a round of `width` nodes emits of a request; a guess before the first answer."""
+        return self._tokens_per_round.get(width, _first_guess(width))
 
     def _prompt(self) -> str:
         """Another text each time, so that no cache has it."""

@@ -72,8 +72,8 @@ def _measured(args: argparse.Namespace) -> CostTable:
         raise CostTableError(
             f"--requests must be from 1 to the server's {offer.max_running}, got {sizes}; change them."
         )
-    if args.rounds < 1 or args.words < 1:
-        raise CostTableError(f"--rounds and --words must be 1 or more, got {args.rounds} and {args.words}.")
+    if args.rounds < 2 or args.words < 1:
+        raise CostTableError(f"--rounds must be 2 or more, --words 1, got {args.rounds} and {args.words}.")
     plan = Plan(tuple(sizes), tuple(args.nodes or offer.nodes), args.rounds, args.words)
     calibrate(Asker(server, plan.words, key), plan, _say)
     return table_of(server)

@@ -72,7 +72,7 @@ class CostRow:
         self.samples = [0] * len(widths)
         self.filed: set[int] = set()  # nodes of cells that were read from a file
         self.seen_at = 0
-        self._strikes: dict[int, float] = {}  # by nodes: sign of a cell's last sample, if that was far off
+        self._strikes: dict[int, float] = {}  # by nodes: how far a cell's last sample was off, if that was far
         self._calm = 0  # samples as expected, of any cell, since the last of those
         self.is_refuted = False  # a sample says that what a file said of these cells is wrong
 
@@ -148,17 +148,19 @@ class CostRow:
 
         If it is one of the first of a cell from a file, and off by much, it refutes the file.
         """
-        width, sign = self.widths[place - 1], math.copysign(1.0, off)
+        width = self.widths[place - 1]
         self.is_refuted = False
         if not is_far:
             self._calm += 1
             self._strikes.pop(width, None)
             return False
-        is_again = self._strikes.get(width) == sign
+        before = self._strikes.get(width, 0.0)
+        is_again = before * off > 0
         is_first = width in self.filed and self.samples[place - 1] <= SETTLED
-        self.is_refuted = is_again and self._calm > 0 and is_first and abs(off) > REFUTED
+        is_much = min(abs(before), abs(off)) > REFUTED
+        self.is_refuted = is_again and self._calm > 0 and is_first and is_much
         is_cell = is_again and self._calm >= CALM
-        self._strikes[width], self._calm = sign, 0
+        self._strikes[width], self._calm = off, 0
         return is_cell
 
     def tell(self, values: Sequence[float], noise: float) -> None:

@@ -98,7 +98,7 @@ def test_what_is_asked_is_what_was_wanted(server: Rounds) -> None:
     [
         (["--nodes", "4"], "--nodes must be of the server's [1, 2, 5], got [4]"),
         (["--requests", "8"], "--requests must be from 1 to the server's 4, got [8]"),
-        (["--rounds", "0"], "--rounds and --words must be 1 or more"),
+        (["--rounds", "1"], "--rounds must be 2 or more, --words 1, got 1"),
         (["--show", "x"], "either the URL of a server or --show FILE"),
     ],
 )

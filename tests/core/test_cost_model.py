@@ -222,6 +222,16 @@ def test_spikes_do_not_refute_a_file() -> None:
     assert (4, 9, 0) in model.cells
 
 
+def test_two_small_hiccups_do_not_refute_a_file() -> None:
+    """Once 1.4 times as long and once 2.3 times: both must be much, as for a table of something else."""
+    model = CostModel.from_json([[1, 1, 0, 0.02], [1, 9, 0, 0.03], [4, 9, 0, 0.1]])
+    for seconds in (0.03, 0.03, 0.042, 0.07):
+        for _ in range(3):
+            model.observe(1, 100, 1, 0.02)
+        model.observe(1, 100, 9, seconds)
+    assert (4, 9, 0) in model.cells
+
+
 def test_a_cell_that_is_far_off_twice_with_others_as_expected_between_has_changed() -> None:
     """The machine's mood has not: the others stay where they are."""
     model = measured({(1, 1): 0.10, (1, 9): 0.12}, times=6)

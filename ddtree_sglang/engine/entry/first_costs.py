@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ROUNDS = 4
-"""Of each cell."""
+ROUNDS, LEAST_ROUNDS = 4, 2
+"""Of each cell: asked for, and after which it is not asked again. A table keeps no cell of one sample."""
+MOST_ASKED = 2
+"""Batches for a cell."""
+SAVING_SECONDS = 5.0
+"""Of the last question."""
+FAILURE = "rounds could not be measured at start (%s); they are while serving."
 WORDS = 12
 """Of a prompt: a short one, as its prefill is not measured."""
 MOST_REQUESTS = 32
@@ -43,7 +49,7 @@ class Unmeasured:
 
     nodes: Sequence[int]  # ascending; between them others may lie
     max_running: int
-    known: frozenset[tuple[int, int]]  # classes of requests, and nodes, of the cells of short contexts
+    known: Mapping[tuple[int, int], float]  # seconds of short contexts, by class of requests, and nodes
 
     @classmethod
     def of(cls, states: Sequence[dict[str, Any]]) -> Unmeasured | None:
@@ -52,17 +58,13 @@ class Unmeasured:
         if not isinstance(table, dict):
             return None
         running = int(states[0].get("effective_max_running_requests_per_dp") or 1)
-        known = frozenset((size, width) for size, width, context, _ in table["cells"] if context == 0)
+        known = {(size, width): seconds for size, width, context, seconds in table["cells"] if context == 0}
         return cls(table["steps"], running, known)
 
     def sizes(self) -> list[int]:
         """Numbers of requests, one of each class."""
         sizes = sizes_up_to(min(self.max_running, MOST_REQUESTS))
         return list({batch_class(size): size for size in sizes}.values())
-
-    def widths(self, size: int) -> list[int]:
-        """Nodes of each of so many requests, ascending."""
-        return [width for width in self.nodes if (batch_class(size), width) not in self.known]
 
 
 async def measure_first_costs(_disaggregation_mode: str, manager: TokenizerManager) -> None:
@@ -79,7 +81,10 @@ async def measure_first_costs(_disaggregation_mode: str, manager: TokenizerManag
         logger.info("what is left is measured while serving: the %g s of measuring at start are over.", limit)
     except Exception as error:  # noqa: BLE001
         # A server without these numbers serves as well; it measures while it serves.
-        logger.warning("rounds could not be measured at start (%s); they are while serving.", error)
+        logger.warning(FAILURE, error)
+    # Who asks has the table written to its file.
+    with suppress(Exception):
+        await asyncio.wait_for(manager.get_internal_state(), SAVING_SECONDS)
 
 
 async def _measure(manager: TokenizerManager) -> None:
@@ -89,37 +94,55 @@ async def _measure(manager: TokenizerManager) -> None:
         return
     batches, began = Batches(WORDS), monotonic()
     for size in unmeasured.sizes():
-        served: list[int] = []
-        plain = 0.0
-        for width in unmeasured.widths(size):
-            spent = await _seconds_a_round(manager, batches, size, width)
-            served.append(width)
-            plain = plain or spent
-            if spent > TOO_DEAR * batches.tokens_of(width) * plain:
-                break
+        try:
+            served = await _measure_size(manager, batches, unmeasured, size)
+        except Exception as error:  # noqa: BLE001
+            # Another size may pass: a queue may be shorter than this one.
+            logger.warning(FAILURE, error)
+            continue
         if served:
             spent = monotonic() - began
-            logger.info(
-                "%d requests at once: rounds of %s nodes each are measured; %.1f s so far.", size, served, spent
-            )
-    # Who asks has the table written to its file.
-    await manager.get_internal_state()
+            logger.info("%d at once: rounds of %s nodes each are measured; %.1f s so far.", size, served, spent)
+
+
+async def _measure_size(manager: TokenizerManager, batches: Batches, unmeasured: Unmeasured, size: int) -> list[int]:
+    """The widths that were measured, as far as wider ones may pay."""
+    served: list[int] = []
+    plain = 0.0
+    for width in unmeasured.nodes:
+        spent = unmeasured.known.get((batch_class(size), width))
+        if spent is None:
+            spent = await _seconds_a_round(manager, batches, size, width)
+            served.append(width)
+        plain = plain or spent
+        if spent > TOO_DEAR * batches.tokens_of(width) * plain:
+            break
+    return served
 
 
 async def _seconds_a_round(manager: TokenizerManager, batches: Batches, size: int, width: int) -> float:
     """Roughly, the prefill included."""
+    began, rounds = monotonic(), 0
+    for _ in range(MOST_ASKED):
+        answers = await _answers(manager, batches.body(size, width, ROUNDS))
+        rounds = batches.rounds_of(width, answers)
+        if rounds >= LEAST_ROUNDS:
+            break
+        # Its rounds emit more than was guessed; now it is known how much.
+        began = monotonic()
+    return (monotonic() - began) / (rounds + BESIDE)
+
+
+async def _answers(manager: TokenizerManager, body: dict[str, Any]) -> list[dict[str, Any]]:
     from sglang.srt.managers.io_struct import GenerateReqInput
 
-    body = batches.body(size, width, ROUNDS)
     body["sampling_params"]["custom_params"]["ddtree"]["learn"] = False
     if manager.tokenizer is None:  # --skip-tokenizer-init
         body["input_ids"] = [_some_tokens(text, manager.model_config.vocab_size) for text in body.pop("text")]
-    began = monotonic()
     answers: list[dict[str, Any]] = []
     async for told in manager.generate_request(GenerateReqInput(**body, log_metrics=False)):
         answers = told
-    spent = monotonic() - began
-    return spent / (batches.rounds_of(width, answers) + BESIDE)
+    return answers
 
 
 def _some_tokens(text: str, vocab_size: int) -> list[int]:

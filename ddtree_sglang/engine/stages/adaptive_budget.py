@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 EXPLORED = 0.0075
-"""Share of the time that may be lost by trying something else than what seems best."""
+"""Share of the time that may be lost by trying a width that may be better than what seems best."""
 FIRST_SAVED, MOST_SAVED = 2.0, 4.0
 """Rounds' time that a server may lose when it begins, and that may be saved up later: half of it for the width that may
 be the best, however dear its try, half for those that can be tried meanwhile."""
@@ -65,10 +65,13 @@ FIRST_WAIT, LONGEST_WAIT = 8, 64
 """Rounds at least between two such drafts; doubled each time in vain."""
 FIRST_PLAIN, LONGEST_PLAIN = 16, 256
 """Where drafts pay, rounds between two without one, of the same number of requests: what was measured beside a noisy
-neighbour, or by another server, may be wrong. Doubled each time, and short again where one takes what was not expected.
+neighbour, or by another server, may be wrong. Doubled each time; behind one that took what was not expected the next
+comes soon. Beside what may be lost by other tries.
 """
 SOON = CALM + 1
 """How short: others are measured between, so that it can be told from the machine's mood."""
+HOPELESS = 3.0
+"""Where a draft pays by more, no mistake of costs is thought to hide plain decoding."""
 UNMEASURED_LOSS = 0.5
 """Plain rounds that such a draft is thought to lose at most, as long as hardly one was measured."""
 WIDER = 1.1
@@ -211,21 +214,21 @@ class AdaptiveBudget:
         self._worth = float(costs.seconds[tree] / costs.seconds[0])
         # Where the tree can be looked at, its width is chosen then.
         tried = self._wanted(tokens, costs, best, only_plain=self._drafts and self._narrows)
-        if tried is None and self._drafts and self._is_time_for_plain():
+        if tried is None and self._drafts and self._is_time_for_plain(float(rates[tree] / rates[0])):
             tried = 0
         self._forced = None if tried is None else allowed[tried]
         if self._drafts:
-            self._wait, self._waited, self._for_drafts = FIRST_WAIT, 0, 0.0
+            self._wait, self._waited, self._for_drafts = FIRST_WAIT, 0, min(self._for_drafts, FIRST_FOR_DRAFTS)
         elif tried is None and self._is_time_to_draft(self._loss_of_draft(tokens, costs, tree)):
             tried, self._forced = 1 + _widest(costs.seconds[1:], tree - 1), 0
         chosen = best if tried is None else tried
         return self._decide(chosen, costs.seconds[chosen], is_try=tried is not None)
 
-    def _is_time_for_plain(self) -> bool:
-        """Although a draft pays: costs may be wrong."""
+    def _is_time_for_plain(self, behind: float) -> bool:
+        """Although a draft pays by a factor `behind`: costs may be wrong."""
         waited = self._plain.setdefault(self._row, [0, FIRST_PLAIN])
         waited[0] += 1
-        if waited[0] < waited[1]:
+        if waited[0] < waited[1] or behind > HOPELESS:
             return False
         waited[:] = 0, min(2 * waited[1], LONGEST_PLAIN)
         return True
@@ -310,7 +313,7 @@ class AdaptiveBudget:
         is_far = self.costs.observe(batch_size, mean_prefix, decision.num_nodes, now - began)
         row = batch_class(batch_size), context_class(mean_prefix)
         if is_far and decision.num_nodes == 1 and row in self._plain:
-            self._plain[row] = [0, SOON]
+            self._plain[row][0] = max(0, self._plain[row][1] - SOON)
         if decision.seconds:
             self.totals.took(decision.seconds, now - began)
 

@@ -105,14 +105,14 @@ class CostFile:
         """Replace the file in one step; if it cannot be written, that is said once, and the next save tries again."""
         if self.path is None:
             return
-        self._tried_at, self._written = time.monotonic(), model.num_rounds
+        self._tried_at = time.monotonic()
         held = {"facts": self._facts, "columns": COLUMNS, "cells": model.to_json()}
         partial = self.path.with_suffix(f".{uuid.uuid4().hex}.partial")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(json.dumps(held, default=str), encoding="utf-8")
             partial.replace(self.path)
-            self._is_told = False
+            self._is_told, self._written = False, model.num_rounds
         except OSError as error:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)

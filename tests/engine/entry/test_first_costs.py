@@ -32,16 +32,20 @@ class Manager:
         self.asked: list[tuple[int, int]] = []
         self.rounds: list[int] = []
         self.now = 0.0
+        self.emits = 2
+        self.states_asked = 0
         self.seconds_of = lambda width: 0.01 if width == 1 else 0.015
         self.prompts: list[Any] = []
         self.tokenizer: Any = "words"
         self.model_config: Any = None
 
     async def get_internal_state(self) -> list[dict[str, Any]]:
+        self.states_asked += 1
         return self.states
 
     async def generate_request(self, request: Any) -> Any:
         if len(self.asked) == self.fails_at:
+            self.fails_at = None
             raise RuntimeError("out of memory")
         request.normalize_batch_and_arguments()
         params = request.sampling_params[0]
@@ -56,7 +60,7 @@ class Manager:
         if len(self.asked) - 1 == self.hangs_at:
             await asyncio.sleep(60)
         tokens = params["max_new_tokens"]
-        rounds = tokens - 1 if wanted["budget"] == 0 else (tokens - 1) // 2
+        rounds = tokens - 1 if wanted["budget"] == 0 else -(-(tokens - 1) // self.emits)
         self.rounds.append(rounds)
         self.now += self.seconds_of(wanted["budget"] + 1) * rounds
         meta = {"completion_tokens": tokens, "spec_verify_ct": 0 if wanted["budget"] == 0 else rounds}
@@ -81,7 +85,7 @@ def served(manager: Manager, monkeypatch: pytest.MonkeyPatch, config: str = '{"p
     [(1, [1]), (8, [1, 2, 4, 8]), (9, [1, 2, 4, 9]), (24, [1, 2, 4, 8, 16, 24]), (4096, [1, 2, 4, 8, 16, 32])],
 )
 def test_sizes_double_up_to_what_runs_at_once_one_of_each_class(running: int, sizes: list[int]) -> None:
-    assert Unmeasured(NODES, running, frozenset()).sizes() == sizes
+    assert Unmeasured(NODES, running, {}).sizes() == sizes
 
 
 def test_each_cell_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,14 +94,30 @@ def test_each_cell_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_a_file_knows_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cell of a long context says nothing of short ones; 24 requests are filed with those near them."""
-    cells = [[1, nodes, 0, 0.02] for nodes in NODES[:-1]] + [[24, 17, 0, 0.05], [1, 17, 3, 0.09]]
+    """A cell of a long context says nothing of short ones; 25 requests are filed with those near them."""
+    cells = [[1, nodes, 0, 0.02] for nodes in NODES[:-1]] + [[batch_class(25), 17, 0, 0.02], [1, 17, 3, 0.09]]
     cells += [[size, nodes, 0, 0.02] for size in (2, 4, 8, 16) for nodes in NODES]
     asked = served(Manager([state(cells, running=25)]), monkeypatch).asked
-    filed = batch_class(25)
-    assert asked == [(1, 17), *((25, nodes) for nodes in NODES if [filed, nodes] not in [cell[:2] for cell in cells])]
-    full = [[size, nodes, 0, 0.02] for size in (1, 2, 4, 8, 16, filed) for nodes in NODES]
+    assert asked == [(1, 17), *((25, nodes) for nodes in NODES[:-1])]
+    full = [[size, nodes, 0, 0.02] for size in (1, 2, 4, 8, 16, batch_class(25)) for nodes in NODES]
     assert served(Manager([state(full, running=25)]), monkeypatch).asked == []
+
+
+def test_what_could_not_pay_at_one_start_is_left_out_at_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Manager([state([], running=1)])
+    first.seconds_of = lambda width: 0.01 * width
+    measured = [nodes for _, nodes in served(first, monkeypatch).asked]
+    assert measured[-1] < NODES[-1]
+    again = Manager([state([[1, nodes, 0, 0.01 * nodes] for nodes in measured], running=1)])
+    assert served(again, monkeypatch).asked == []
+
+
+def test_a_drafter_that_is_better_than_guessed_is_asked_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = Manager([state([], running=1)])
+    manager.emits = 8
+    asked = served(manager, monkeypatch).asked
+    assert asked.count((1, 17)) == 2
+    assert manager.rounds[-1] - BESIDE >= 2
 
 
 def test_widths_that_cannot_pay_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,6 +133,7 @@ def test_it_ends_when_its_time_is_over_whatever_is_served(monkeypatch: pytest.Mo
     began = time.perf_counter()
     served(manager, monkeypatch, '{"policy": "adaptive", "measure_seconds": 1}')
     assert manager.asked == [(1, 1), (1, 2), (1, 3)]
+    assert manager.states_asked == 2, "what was measured is written"
     assert 0.9 < time.perf_counter() - began < 5
 
 
@@ -139,12 +160,15 @@ def test_a_server_without_a_table_and_several_in_one_are_left_alone(
     assert served(Manager(states), monkeypatch).asked == []
 
 
-def test_a_failure_is_said_and_ends_no_start(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    manager = Manager([state([])])
+def test_a_size_that_fails_is_said_and_ends_neither_the_others_nor_the_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = Manager([state([], running=2)])
     manager.fails_at = 2
     served(manager, monkeypatch)
-    assert len(manager.asked) == 2
-    assert "rounds could not be measured at start (out of memory)" in caplog.text
+    assert manager.asked == [(1, 1), (1, 2), *((2, nodes) for nodes in NODES)]
+    assert caplog.text.count("rounds could not be measured at start (out of memory)") == 1
+    assert manager.states_asked == 2
 
 
 def test_sglang_finds_it_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

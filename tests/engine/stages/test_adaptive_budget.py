@@ -222,15 +222,36 @@ def test_without_a_hit_drafts_become_rare() -> None:
 @pytest.mark.parametrize("lag", [0, 1])
 def test_plain_decoding_that_was_measured_beside_a_neighbour_is_found_out(lag: int) -> None:
     """At start a neighbour made plain rounds twice as long, and had gone when trees were measured."""
-    costs = CostModel()
-    for nodes in WIDTHS:
-        for _ in range(4):
-            costs.observe(8, 300, nodes, steep(8, nodes) / 4 * (3.0 if nodes == 1 else 1.0))
-    one = Served(AdaptiveBudget(WIDTHS, costs, lag=lag), lambda size, nodes: steep(size, nodes) / 4)
+
+    def cost(_requests: int, nodes: int) -> float:
+        return 0.050 if nodes == 1 else 0.078 + 0.005 * nodes
+
+    wrong = {(8, nodes, 0): cost(8, nodes) * (2.0 if nodes == 1 else 1.0) for nodes in WIDTHS}
+    one = Served(AdaptiveBudget(WIDTHS, CostModel.of_cells(wrong), lag=lag), cost)
     reqs = [running_request() for _ in range(8)]
-    one.rounds(100, reqs)
-    one.rounds(100, reqs)
-    assert share_of(one, lambda nodes: nodes == 1, 100) > 0.9
+    one.rounds(12, reqs)
+    assert share_of(one, lambda nodes: nodes > 1, 12) > 0.7
+    one.rounds(150, reqs)
+    assert share_of(one, lambda nodes: nodes == 1, 60) > 0.9
+
+
+def test_plain_rounds_of_two_lengths_are_not_looked_at_for_ever() -> None:
+    """Every second one takes twice as long, so each is unexpected; drafts pay all the same."""
+    turns = [0]
+
+    def cost(_requests: int, nodes: int) -> float:
+        turns[0] += nodes == 1
+        return flat(1, nodes) * (2.0 if nodes == 1 and turns[0] % 2 else 1.0)
+
+    one = served(cost, 1, 0, num_rounds=100)
+    one.rounds(500, [running_request()])
+    assert share_of(one, lambda nodes: nodes == 1, 500) < 0.04
+
+
+def test_where_a_draft_pays_by_far_plain_decoding_is_not_looked_at() -> None:
+    one = served(flat, 1, 0, num_rounds=150, sureness=12.0)
+    one.rounds(300, [running_request()])
+    assert share_of(one, lambda nodes: nodes == 1, 300) == 0.0
 
 
 def test_a_pause_is_no_round_and_a_slower_machine_is_noticed() -> None:

@@ -122,9 +122,9 @@ def test_the_time_of_an_idle_server_is_no_rounds(monkeypatch: pytest.MonkeyPatch
     one, batch, now = rounds(), batch_of_two(), [0.0]
     one.budget._clock = lambda: now[0]
     for place in range(6):
-        batch.after_idle_gap = place == 4
+        batch.after_idle_gap = place == 5
         play(one, batch, ends_of(4, 4, adapts=False))
-        now[0] += 5.0 if place == 3 else 0.02
+        now[0] += 0.5 if place == 4 else 0.02
     ((_, _, _, seconds),) = one.costs()["cells"]
     assert seconds == pytest.approx(0.02, rel=0.01)
 

@@ -6,6 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+KEY = "ddtree_costs"
+"""Of the table in each of `internal_states` in `/server_info`."""
+MOST_REQUESTS = 32
+"""At once, unless somebody asks for more."""
 MOST_TOKENS = 256
 """Of one answer."""
 BESIDE = 2

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddtree_sglang.calibration.table import CostTable, CostTableError
-from ddtree_sglang.cost_batches import Batches
+from ddtree_sglang.cost_batches import KEY, Batches
 from ddtree_sglang.viewer.top import Server
 
-KEY = "ddtree_costs"
-"""Of `internal_states` in `/server_info`; `ddtree_sglang/engine/cost_report.py` puts it there."""
 TIMEOUT_S = 600.0
 MOST_ASKED = 6
 """Batches asked for one cell before what it has is left as it is."""

@@ -54,6 +54,11 @@ def batch_class(batch_size: int) -> int:
     return batch_size if batch_size <= 8 else round(2 ** (round(2 * math.log2(batch_size)) / 2))
 
 
+def row_of(batch_size: int, mean_prefix: float) -> tuple[int, int]:
+    """Classes of requests and of context: the row of the table that their rounds belong to."""
+    return batch_class(batch_size), context_class(mean_prefix)
+
+
 def first_guess(batch_size: int, num_nodes: int, context: int) -> float:
     """In forwards of one node of one request: what holds roughly everywhere, and scales away.
 
@@ -141,7 +146,7 @@ class CostModel:
         self.rows = {key: row for key, row in self.rows.items() if not row.filed}
 
     def _row(self, batch_size: int, mean_prefix: float, widths: Sequence[int]) -> CostRow:
-        key = batch_class(batch_size), context_class(mean_prefix)
+        key = row_of(batch_size, mean_prefix)
         if (row := self.rows.get(key)) is None:
             row = self.rows[key] = self._new_row(key, widths)
         return row

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ddtree_sglang.cost_batches import KEY
 from ddtree_sglang.engine.spec import serves_ddtree
-
-KEY = "ddtree_costs"
-"""In each of `internal_states`."""
 
 
 def report_costs(_result: None, controller: Any, state: dict[str, Any]) -> None:

@@ -37,14 +37,12 @@ def requested_budget(req: Req) -> int | None:
 
 def adapts(req: Req) -> bool:
     """Whether a policy may choose other nodes than the request's budget; true of options that are none."""
-    options = _options(req)
-    return options is _NONE or bad_options(req) is not None or options.get("adapt") is not False
+    return _is_on(req, "adapt")
 
 
 def learns(req: Req) -> bool:
     """Whether what the request has accepted says anything of others; true of options that are none."""
-    options = _options(req)
-    return options is _NONE or bad_options(req) is not None or options.get("learn") is not False
+    return _is_on(req, "learn")
 
 
 def bad_options(req: Req) -> str | None:
@@ -54,6 +52,11 @@ def bad_options(req: Req) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def _is_on(req: Req, switch: str) -> bool:
+    options = _options(req)
+    return options is _NONE or bad_options(req) is not None or options.get(switch) is not False
 
 
 def _options(req: Req) -> Any:

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddtree_sglang.config import DEFAULT_MEASURE_SECONDS, DDTreeConfig
 from ddtree_sglang.core.cost_model import batch_class
-from ddtree_sglang.cost_batches import BESIDE, Batches, sizes_up_to
-from ddtree_sglang.engine.cost_report import KEY
+from ddtree_sglang.cost_batches import BESIDE, KEY, MOST_REQUESTS, Batches, sizes_up_to
 
 if TYPE_CHECKING:
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
@@ -37,8 +36,6 @@ SAVING_SECONDS = 5.0
 FAILURE = "rounds could not be measured at start (%s); they are while serving."
 WORDS = 12
 """Of a prompt: a short one, as its prefill is not measured."""
-MOST_REQUESTS = 32
-"""At once."""
 TOO_DEAR = 2.0
 """Wider ones are left out where a round takes so many times what its tokens are worth in plain rounds."""
 

@@ -27,7 +27,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ddtree_sglang.core.cost_model import CostModel, RoundCosts, batch_class, context_class
+from ddtree_sglang.core.cost_model import CostModel, RoundCosts, row_of
 from ddtree_sglang.core.cost_row import CALM
 from ddtree_sglang.core.honest_probs import Floats, HonestProbs, RoundTrees
 from ddtree_sglang.core.width_choice import best_width, drafted_tokens
@@ -226,17 +226,12 @@ class AdaptiveBudget:
 
     def _is_time_for_plain(self, behind: float) -> bool:
         """Although a draft pays by a factor `behind`: costs may be wrong."""
-        waited = self._plain.setdefault(self._row, [0, FIRST_PLAIN])
+        waited = self._plain.setdefault(row_of(*self._now), [0, FIRST_PLAIN])
         waited[0] += 1
         if waited[0] < waited[1] or behind > HOPELESS:
             return False
         waited[:] = 0, min(2 * waited[1], LONGEST_PLAIN)
         return True
-
-    @property
-    def _row(self) -> tuple[int, int]:
-        """Of the table, that a round of these requests belongs to."""
-        return batch_class(self._now[0]), context_class(self._now[1])
 
     def _loss_of_draft(self, tokens: Floats, costs: RoundCosts, tree: int) -> float:
         """In plain rounds."""
@@ -311,7 +306,7 @@ class AdaptiveBudget:
             return
         self._paused = False
         is_far = self.costs.observe(batch_size, mean_prefix, decision.num_nodes, now - began)
-        row = batch_class(batch_size), context_class(mean_prefix)
+        row = row_of(batch_size, mean_prefix)
         if is_far and decision.num_nodes == 1 and row in self._plain:
             self._plain[row][0] = max(0, self._plain[row][1] - SOON)
         if decision.seconds:

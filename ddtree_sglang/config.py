@@ -27,7 +27,8 @@ DEFAULT_VERIFY_TOKENS = 16
 one forward still paid (on two of three prompt sets), 33 did not. Untested elsewhere: measure there, and give it."""
 
 DEFAULT_MEASURE_SECONDS, MAX_MEASURE_SECONDS = 15, 3600
-"""Of policy "adaptive", before a server's first client: enough for up to 8 requests at once on two CPU cores."""
+"""Of policy "adaptive", before a server's first client: enough for 1, 2 and most of 4 requests at once on two busy CPU
+cores."""
 
 DEFAULT_TRACE_EVERY = 1
 DEFAULT_TRACE_MIB = 1024

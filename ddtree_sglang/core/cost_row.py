@@ -9,7 +9,8 @@ time, one that was measured once is believed a little, and how much the comparis
 
 A cell's first sample counts little, because it may hold what is done once. One that is far from what was expected is
 hardly believed: it may be the clock's fault, a mood, or a change of the cell, and widens what is thought of all three,
-so that the next ones decide. How far is far follows from how far samples usually are.
+so that the next ones decide: two the same way, with some of others as expected between, are a change of the cell. How
+far is far follows from how far samples usually are.
 """
 
 from __future__ import annotations

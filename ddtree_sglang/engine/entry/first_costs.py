@@ -119,15 +119,16 @@ async def _measure_size(manager: TokenizerManager, batches: Batches, unmeasured:
 
 async def _seconds_a_round(manager: TokenizerManager, batches: Batches, size: int, width: int) -> float:
     """Roughly, the prefill included."""
-    began, rounds = monotonic(), 0
+    seconds = 0.0
     for _ in range(MOST_ASKED):
+        began = monotonic()
         answers = await _answers(manager, batches.body(size, width, ROUNDS))
         rounds = batches.rounds_of(width, answers)
+        seconds = (monotonic() - began) / (rounds + BESIDE)
         if rounds >= LEAST_ROUNDS:
             break
         # Its rounds emit more than was guessed; now it is known how much.
-        began = monotonic()
-    return (monotonic() - began) / (rounds + BESIDE)
+    return seconds
 
 
 async def _answers(manager: TokenizerManager, body: dict[str, Any]) -> list[dict[str, Any]]:

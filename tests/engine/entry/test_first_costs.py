@@ -160,6 +160,14 @@ def test_a_server_without_a_table_and_several_in_one_are_left_alone(
     assert served(Manager(states), monkeypatch).asked == []
 
 
+def test_a_width_whose_rounds_stay_too_few_took_its_time_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answers of a batch do not run together, twice: what a wider one may cost is judged by what they took."""
+    manager = Manager([state([], running=1)])
+    manager.emits = 100
+    manager.seconds_of = lambda width: 0.01 if width == 1 else 10.0
+    assert served(manager, monkeypatch).asked == [(1, 1), (1, 2), (1, 2)]
+
+
 def test_a_size_that_fails_is_said_and_ends_neither_the_others_nor_the_start(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -36,6 +36,8 @@ STRICT_ACCOUNTING = {
 }
 # Keys that slid out of every window are given back soon, in a lane's short texts too.
 WINDOWS = {"SGLANG_SWA_EVICTION_INTERVAL": "2"}
+# What tokens were drawn from is sent with the keys, on servers that share requests out.
+MASKS = {"SGLANG_ENABLE_DISAGG_SAMPLING_MASK": "1"}
 # Products this small are slower on two threads, and much slower where other processes want the second core.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -168,7 +170,7 @@ class Lane:
 @contextmanager
 def open_lane(folder: Path) -> Iterator[Lane]:
     """Begin to import the engine; the first server waits for that."""
-    values = {**environment(folder / "distribution"), **STRICT_ACCOUNTING, **WINDOWS, **ONE_THREAD}
+    values = {**environment(folder / "distribution"), **STRICT_ACCOUNTING, **WINDOWS, **MASKS, **ONE_THREAD}
     values["PYTHONPATH"] = os.pathsep.join(filter(None, [values["PYTHONPATH"], os.environ.get("PYTHONPATH")]))
     servers = folder / "servers"
     servers.mkdir()

@@ -26,9 +26,18 @@ from tests.device_lane.new_weights import failing_adapters, failing_checkpoints,
 from tests.device_lane.penalty_waves import penalized
 from tests.device_lane.request_waves import FLAGS as _EVERY_KIND
 from tests.device_lane.request_waves import few_by_far, of_every_kind, of_every_kind_in_chunks
-from tests.device_lane.scenes import (
-    CONTEXT_LIMIT,
-    Scene,
+from tests.device_lane.scenes import CONTEXT_LIMIT, Scene
+from tests.device_lane.split_catalogue import SPLIT_SCENES
+from tests.device_lane.state_catalogue import (
+    CHUNKS,
+    LOAD_FLAGS,
+    PUBLISHED,
+    PUBLISHED_CHAINS,
+    SHORT_CONVOLUTION,
+    SLOW_STATES,
+    TRACKED,
+)
+from tests.device_lane.waves import (
     aborted,
     by_the_first_adapter,
     changing_widths,
@@ -47,16 +56,6 @@ from tests.device_lane.scenes import (
     with_experts,
     with_states,
 )
-from tests.device_lane.split_catalogue import SPLIT_SCENES
-from tests.device_lane.state_catalogue import (
-    CHUNKS,
-    LOAD_FLAGS,
-    PUBLISHED,
-    PUBLISHED_CHAINS,
-    SHORT_CONVOLUTION,
-    SLOW_STATES,
-    TRACKED,
-)
 
 _PAGES = ("--page-size", "4", *CHUNKS)
 _DETERMINISTIC = ("--enable-deterministic-inference",)
@@ -71,6 +70,9 @@ SMALL_TRITON = Scene("small-triton", "triton", (pair_of_requests,), budget=7, ca
 SMALL_FA3 = Scene("small-fa3", "fa3", (few,), budget=7, captured=(4,))
 # A drafter that scores pairs of candidates.
 PAIRS_OF_CANDIDATES = Scene("pairs-of-candidates", "fa3", (staggered,), pair="selector", budget=7, captured=(4,))
+PAIRS_ON_TWO_RANKS = replace(
+    PAIRS_OF_CANDIDATES, name="pairs-two-ranks", pair="wide_selector", flags=("--tp-size", "2")
+)
 SMALL_FLASHINFER = Scene("small-flashinfer", "flashinfer", (pair_of_requests,), budget=16, captured=(2,))
 TRITON_DETERMINISTIC = Scene(
     "triton-deterministic", "triton", (seeded,), pair="llama", budget=7, flags=_DETERMINISTIC, captured=(4,)
@@ -132,6 +134,10 @@ GROUPS_WIDTHS = Scene(
     flags=(*_GROUPS, "2", *LOAD_FLAGS, *_SMALL_POOL),
     captured=(1, 2),
     must_log=("Retract requests",),
+)
+GROUPS_OTHERS = tuple(
+    Scene(f"attention-groups-{backend}", backend, (unequal_groups,), budget=7, flags=(*_GROUPS, "2"), captured=(1, 2))
+    for backend in ("triton", "flashinfer")
 )
 PENALTIES = Scene("penalties", "fa3", (penalized,), budget=7, captured=(4,))
 
@@ -265,11 +271,14 @@ TOGETHER = tuple(
     )
 )
 
-# Targets of four and of eight bits.
+# Targets of four and of eight bits; the last two have drafters of eight.
 AWQ = Scene("awq", "fa3", (few,), pair="awq", budget=7, captured=(4,))
+GPTQ = replace(AWQ, name="gptq", backend="triton", pair="gptq")
 INT8 = Scene("int8", "fa3", (few_by_far,), pair="int8", budget=7, captured=(4,))
+FP8 = replace(INT8, name="fp8", pair="fp8")
+FP8_BLOCKS = replace(INT8, name="fp8-blocks", backend="triton", pair="fp8_blocks")
 QUANTIZED_CHAINS = tuple(
-    replace(tree, name=f"{tree.name}-stock", algorithm="DFLASH", budget=None) for tree in (AWQ, INT8)
+    replace(tree, name=f"{tree.name}-stock", algorithm="DFLASH", budget=None) for tree in (AWQ, GPTQ, INT8, FP8)
 )
 
 # Not in each CI run, for their time: more requests at once, chunks, wider trees, no graphs, recurrent layers.
@@ -300,8 +309,13 @@ SLOW_SCENES = (
     *HOST_CACHE_OTHERS,
     GROUPS_EAGER,
     GROUPS_WIDTHS,
+    *GROUPS_OTHERS,
+    PAIRS_ON_TWO_RANKS,
     *TOGETHER,
+    GPTQ,
     INT8,
+    FP8,
+    FP8_BLOCKS,
     *QUANTIZED_CHAINS,
     *SPLIT_SCENES,
 )

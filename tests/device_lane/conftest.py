@@ -25,6 +25,7 @@ PAIRS = {
     "llama": ("llama", 8, 32),
     "selector": ("qwen3", 4, 32),
     "wide": ("qwen3", 4, 80),
+    "wide_selector": ("qwen3", 4, 80),
     "experts": ("qwen3_moe", 4, 32),
     "gpt_oss": ("gpt_oss", 4, 32),
     "gemma": ("gemma", 4, 32),
@@ -42,13 +43,22 @@ PAIRS = {
     "sliding_gated_delta": ("qwen3_5", 4, 32),
     "int8": ("qwen3", 4, 32),
     "awq": ("qwen3", 4, 32),
+    "gptq": ("qwen3", 4, 32),
+    "fp8": ("qwen3", 4, 32),
+    "fp8_blocks": ("qwen3", 4, 32),
 }
 """Architecture, block size and vocabulary."""
 KINDS = dict.fromkeys(("sliding", "sliding_gated_delta"), (SLIDING, FULL))
 """Of the layers of a pair's drafter, where they are not one that sees the whole context."""
-QUANTIZED: dict[str, How] = {"int8": "w8a8_int8", "awq": "awq"}
-"""How the linear layers of a pair's target are stored."""
-HEADS = {"selector": with_selector}
+QUANTIZED: dict[str, tuple[How, How]] = {
+    "int8": ("w8a8_int8", "plain"),
+    "awq": ("awq", "plain"),
+    "gptq": ("gptq", "plain"),
+    "fp8": ("fp8", "fp8"),
+    "fp8_blocks": ("fp8-blocks", "w8a8_int8"),
+}
+"""How the linear layers of a pair's target and of its drafter are stored."""
+HEADS = {"selector": with_selector, "wide_selector": with_selector}
 """Of a pair whose drafter scores pairs of candidates, what gives it the head."""
 ADAPTERS = {pair: {"first": 4, "second": 8} for pair in ("qwen3", "wide")}
 """Of a pair, their ranks by name."""
@@ -79,9 +89,9 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Refe
         pair = make_pair(folder, architecture, block_size, vocabulary=vocabulary, kinds=kinds)  # type: ignore[arg-type]
         pair = HEADS[name](pair) if name in HEADS else pair
         if name in QUANTIZED:
-            quantize(pair, QUANTIZED[name], "plain")
-        if QUANTIZED.get(name) == "w8a8_int8":
-            round_activations(pair.target)
+            quantize(pair, *QUANTIZED[name])
+            for model, how in zip((pair.target, pair.drafter), QUANTIZED[name], strict=True):
+                round_activations(model, how)
         return Reference(pair, make_adapters(pair, folder, ADAPTERS.get(name, {})))
 
     def reference(name: str) -> Reference:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_iter, tree_map
 
 from tests.device_lane.device import Recorder, counts, is_device, mode, storage_of
 
-GARBAGE = {torch.bool: True, torch.uint8: 201}
+GARBAGE = {torch.bool: True, torch.uint8: 201, torch.float8_e4m3fn: 300.0}
 """What memory of the pool holds when it may have been used for something else; 3.0e4 for floats, 1 for integers."""
 
 

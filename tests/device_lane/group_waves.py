@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from tests.device_lane.context_waves import more_than_the_pool
 from tests.device_lane.request_waves import of_every_kind
-from tests.device_lane.scenes import ABORT_AFTER_S, WAVE_APART_S, Chooser, Sent
+from tests.device_lane.scenes import WAVE_APART_S, Chooser, Sent
+from tests.device_lane.waves import ABORT_AFTER_S
 
 
 def unequal_groups(chooser: Chooser) -> list[Sent]:

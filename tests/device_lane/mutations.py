@@ -6,7 +6,6 @@ cost acceptance, some break a rule of a kernel or of a capture; `test_mutations.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -213,95 +212,6 @@ def root_is_another_token() -> None:
     _set(DDTreeDraftInput, "carry", classmethod(carry))
 
 
-def draws_at_the_roots_position() -> None:
-    """A node's draw uses its root's position with the seed, instead of its own."""
-    from ddtree_sglang.engine import worker
-
-    original = worker.choose_target_tokens
-
-    def choose(logits: Any, sampling_info: Any, positions: torch.Tensor, *others: Any, **options: Any) -> torch.Tensor:
-        roots = positions[:, :1].expand_as(positions).contiguous()
-        return original(logits, sampling_info, roots, *others, **options)
-
-    _set(worker, "choose_target_tokens", choose)
-
-
-def parameters_of_another_request() -> None:
-    """Sampling parameters are tiled over the nodes, not repeated for each request's own."""
-    from ddtree_sglang.engine.stages import target_choice
-
-    def tiled(values: torch.Tensor, repeats: int, dim: int = 0) -> torch.Tensor:
-        return values.repeat(repeats, *[1] * (values.dim() - 1))
-
-    class Torch:
-        def __getattr__(self, name: str) -> Any:
-            return tiled if name == "repeat_interleave" else getattr(torch, name)
-
-    _set(target_choice, "torch", Torch())
-
-
-def grammars_of_the_round_before() -> None:
-    """Under overlap the grammars are not advanced by the tokens of the round before."""
-    from ddtree_sglang.engine.stages.node_grammar import BatchGrammars
-
-    original = BatchGrammars.of
-    _set(BatchGrammars, "of", lambda batch, barrier: original(batch, None))
-
-
-def grammars_along_the_flat_order() -> None:
-    """One state is advanced from node to node in the order of their numbers."""
-    from ddtree_sglang.engine.stages import node_grammar
-
-    original = node_grammar.fill_node_masks
-
-    def fill(grammar: Any, parents: Any, token_ids: Any, mask: Any, first_row: int) -> Any:
-        chain = [node - 1 if node == 0 or parent >= 0 else -1 for node, parent in enumerate(parents)]
-        return original(grammar, chain, token_ids, mask, first_row)
-
-    _set(node_grammar, "fill_node_masks", fill)
-
-
-def roots_children_whatever_the_grammar() -> None:
-    """Tokens that cannot follow a root stay in the trees."""
-    from ddtree_sglang.engine.stages.node_grammar import BatchGrammars
-
-    _set(BatchGrammars, "prune_roots", lambda grammars, ranked: ranked)
-
-
-def penalties_of_the_root_at_every_node() -> None:
-    """Every node gets the penalties that its tree's root has: what SGLang does for a speculated run."""
-    from ddtree_sglang.kernels import node_penalties_triton
-
-    original = node_penalties_triton.penalize_nodes_triton
-
-    def penalize(logits: Any, state: Any, slots: Any, tree: Any) -> None:
-        roots = dataclasses.replace(
-            tree, token_ids=tree.token_ids[:, :1].expand_as(tree.token_ids), parents=torch.full_like(tree.parents, -1)
-        )
-        original(logits, state, slots, roots)
-
-    _set(node_penalties_triton, "penalize_nodes_triton", penalize)
-
-
-def one_token_of_a_round_is_counted() -> None:
-    """Of the tokens that a round emits the penalties learn of one: what SGLang does for a speculated run."""
-    from ddtree_sglang.kernels import node_penalties_triton
-
-    original = node_penalties_triton.count_tokens_triton
-
-    def count(state: Any, slots: Any, root_ids: Any, emitted_ids: Any, commit_lens: torch.Tensor) -> None:
-        original(state, slots, root_ids, emitted_ids, torch.ones_like(commit_lens))
-
-    _set(node_penalties_triton, "count_tokens_triton", count)
-
-
-def answers_are_forgotten_when_requests_are_retracted() -> None:
-    """A request that starts again has the penalties of a new one: what SGLang does in plain decoding."""
-    from ddtree_sglang.engine.stages.node_penalties import PenaltyTable
-
-    _set(PenaltyTable, "_resume", lambda *_: None)
-
-
 def path_of_the_widest_tree() -> None:
     """With several widths, the trees of the configured one are verified at the width of the round."""
     from ddtree_sglang.engine.graphs.drafter_tail import GraphTrees
@@ -392,27 +302,6 @@ def experts_where_their_nodes_were() -> None:
     _set(worker, "experts_of_path", lambda target_out, window, rows: target_out.routed_experts_output)
 
 
-def processors_a_round_late() -> None:
-    """Custom logit processors do not see the tokens of the round before, whose results wait to be processed."""
-    from ddtree_sglang.engine.stages import node_processors
-
-    def finish(original: Callable[..., bool], *arguments: Any, **named: Any) -> bool:
-        return original(*arguments, **named)
-
-    _set(node_processors, "finish_the_round_before", finish)
-
-
-def processors_see_the_root_alone() -> None:
-    """A custom logit processor does not see the tokens between the root and its node."""
-    from ddtree_sglang.engine.stages.node_processors import ProcessedPaths
-
-    def next_node(paths: Any, tree: Any, request: int, node: int, token: int) -> int | None:
-        child: int | None = tree.child(request, node, token)
-        return child
-
-    _set(ProcessedPaths, "_next_node", next_node)
-
-
 def _roll_over_requests(slots: str) -> None:
     """A round's inputs with each request's `slots` taken from the request before it."""
     from ddtree_sglang.engine.stages.trees import DeviceTrees
@@ -458,25 +347,15 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         drafter_is_told_nothing,
         trees_of_the_round_before,
         root_is_another_token,
-        draws_at_the_roots_position,
-        parameters_of_another_request,
-        penalties_of_the_root_at_every_node,
-        one_token_of_a_round_is_counted,
-        answers_are_forgotten_when_requests_are_retracted,
         path_of_the_widest_tree,
         rounds_are_looked_at_before_they_are_over,
         end_tokens_are_not_known,
         limit_one_token_too_far,
         budgets_of_one_node_more,
-        grammars_of_the_round_before,
-        grammars_along_the_flat_order,
-        roots_children_whatever_the_grammar,
         prefix_pages_of_one_token,
         last_token_of_a_turn_counted_as_written,
         states_by_index_in_the_tree,
         experts_where_their_nodes_were,
-        processors_a_round_late,
-        processors_see_the_root_alone,
         *ATTENTION_MUTATIONS,
         *STATE_MUTATIONS,
         *GROUP_MUTATIONS,

@@ -27,8 +27,8 @@ class Selector(CandidateSelector):
 
     top_k = TOP_K
 
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__(hidden_size, VOCABULARY, RANK)
+    def __init__(self, hidden_size: int, vocab_size: int = VOCABULARY) -> None:
+        super().__init__(hidden_size, vocab_size, RANK)
 
 
 class GatedMarkov(nn.Module):
@@ -59,7 +59,7 @@ class GatedMarkov(nn.Module):
 
 def with_selector(pair: TinyPair) -> TinyPair:
     """The pair with a DFlash2 drafter, in the files as well."""
-    head = _random(Selector(pair.drafter.config.hidden_size))
+    head = _random(Selector(pair.drafter.config.hidden_size, pair.target.config.vocab_size))
     fields = {"selector_rank": RANK, "selector_top_k": TOP_K}
     return _written(pair, head, "candidate_selector", "DFlash2DraftModel", fields, {})
 

@@ -37,8 +37,8 @@ such words, and has w0 for what it does not know."""
 MIN_MARGIN = 1e-3
 """Least lead of a chosen token, in logits. Rounding of float32 moves these logits by some 1e-5."""
 NOISE = 1e-4
-"""What the drafter's log-probabilities are moved by to see whether rounding could change a tree's use."""
-
+"""What the drafter's log-probabilities are moved by to see whether rounding could change a tree's use, where nothing
+is rounded to eight bits."""
 
 NO_PENALTIES = Penalties()
 
@@ -153,6 +153,7 @@ class Reference:
     _known: dict[Asked, Expected] = field(default_factory=dict)
     seen_tokens: int | None = None  # that the drafter reads of a context, in whole pages; None for all
     page_size: int = 1
+    noise: float = NOISE
 
     def of_server(self, flags: Sequence[str]) -> Reference:
         """The same answers, and the rounds of a server with these flags."""
@@ -222,8 +223,8 @@ class Reference:
     ) -> list[Round]:
         """The rounds that DDTREE needs for a request at N = `num_nodes`; the first token is the prefill's.
 
-        `noise` moves each of the drafter's log-probabilities by up to NOISE, as rounding might. The last round ends
-        with the answer; `past_the_end`: with the path that the target would have accepted.
+        `noise` moves each of the drafter's log-probabilities by up to `self.noise`, as rounding might. The last round
+        ends with the answer; `past_the_end`: with the path that the target would have accepted.
         """
         expected = self.expect(asked)
         rounds, done = [], 1
@@ -264,7 +265,7 @@ class Reference:
         num_nodes = num_nodes if asked.budget is None else min(asked.budget + 1, num_nodes)
         ids, logprobs, states = self._candidates(asked, expected.continuation, done)
         if noise is not None:
-            logprobs = logprobs + NOISE * (2 * torch.rand(logprobs.shape, generator=noise) - 1)
+            logprobs = logprobs + self.noise * (2 * torch.rand(logprobs.shape, generator=noise) - 1)
             logprobs, order = logprobs.sort(dim=-1, descending=True)
             ids = ids.gather(-1, order)
         head = self.pair.head

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,11 +36,20 @@ class SplitServer(LaneServer):
 
     def ask(self, asked: Asked, after_s: float = 0.0, **body: Any) -> dict[str, Any]:
         """Ask both, as a router does; the answer is the decoding server's."""
+        return self._of_both(super().ask, asked, after_s, body)
+
+    def stream(self, asked: Asked, after_s: float = 0.0, **body: Any) -> dict[str, Any]:
+        """The decoding server's stream."""
+        return self._of_both(super().stream, asked, after_s, body)
+
+    def _of_both(
+        self, ask: Callable[..., dict[str, Any]], asked: Asked, after_s: float, body: Mapping[str, Any]
+    ) -> dict[str, Any]:
         time.sleep(after_s)
         meeting = {"bootstrap_host": "127.0.0.1", "bootstrap_port": self.port, "bootstrap_room": next(self.rooms)}
         with ThreadPoolExecutor(1) as pool:
             prefilled = pool.submit(self.prefilling.ask, asked, 0.0, **body, **meeting)
-            answer = super().ask(asked, 0.0, **body, **meeting)
+            answer = ask(asked, 0.0, **body, **meeting)
             prefilled.result()
         return answer
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.device_lane.context_waves import prefix_hit, retracted_and_restored
+from tests.device_lane.context_waves import chunked, prefix_hit, retracted_and_restored
 from tests.device_lane.penalty_waves import penalized
-from tests.device_lane.scenes import (
-    Scene,
+from tests.device_lane.scenes import Scene
+from tests.device_lane.split_waves import drawn_and_streamed, over_with_the_first_token, refuse_several_answers
+from tests.device_lane.state_catalogue import CHUNKS, LOAD_FLAGS
+from tests.device_lane.waves import (
     aborted,
     changing_widths,
     few,
     seeded,
     under_grammars,
 )
-from tests.device_lane.state_catalogue import LOAD_FLAGS
 
 # Less than four requests of some twenty tokens and two windows each; all are admitted at once.
 _SMALL_POOL = ("--max-total-tokens", "76", "--schedule-conservativeness", "0", "--page-size", "4")
@@ -30,8 +31,26 @@ SPLIT_RETRACTION = replace(
     must_log=("Retract requests",),
     at_once=2,
 )
+# With a parser streams come token by token.
+SPLIT_ENDS = replace(
+    _SPLIT,
+    name="split-ends",
+    backend="triton",
+    waves=(over_with_the_first_token, drawn_and_streamed, chunked),
+    flags=("--page-size", "4", *CHUNKS, "--reasoning-parser", "qwen3"),
+    late=True,
+    before=refuse_several_answers,
+)
 SPLIT_SCENES = (
     SPLIT,
+    SPLIT_ENDS,
+    replace(
+        _SPLIT,
+        name="split-flashinfer",
+        backend="flashinfer",
+        waves=(few, prefix_hit, over_with_the_first_token),
+        flags=("--reasoning-parser", "qwen3"),
+    ),
     SPLIT_PENALTIES,
     SPLIT_RETRACTION,
     replace(_SPLIT, name="split-grammars", waves=(under_grammars,), late=True),

@@ -18,8 +18,8 @@ from tests.device_lane.context_waves import (
     three_past_a_tracked_length,
     three_resume,
 )
-from tests.device_lane.scenes import (
-    Scene,
+from tests.device_lane.scenes import Scene
+from tests.device_lane.waves import (
     aborted,
     changing_widths,
     ends,

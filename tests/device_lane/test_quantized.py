@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
-from tests.device_lane.quantized import awq_dequantize, int8_scaled_mm, per_token_quant_int8, round_activations
+from tests.device_lane.quantized import (
+    awq_dequantize,
+    block_fp8_linear,
+    gptq_linear,
+    per_token_quant_fp8,
+    per_token_quant_int8,
+    round_activations,
+    scaled_mm,
+)
 from tests.support import quantize
+from tests.support.quantize import BLOCK, FORMS, How
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(16, 8), (48, 32), (32, 48)])
@@ -30,16 +42,37 @@ def test_weights_of_awq_are_what_the_engines_own_kernel_reads(
     assert 0 < float((values - weight).abs().max()) < 0.3
 
 
-def test_products_of_integers_are_those_of_the_rounded_values() -> None:
+@pytest.mark.parametrize(
+    ("how", "round_rows"), [("w8a8_int8", per_token_quant_int8), ("fp8", per_token_quant_fp8), ("fp8-blocks", None)]
+)
+def test_products_are_those_of_the_rounded_values(how: How, round_rows: Callable[..., Any] | None) -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(5, 48, generator=generator), torch.randn(32, 48, generator=generator)
-    stored, values = quantize.int8(weight)
-    rows, scales = per_token_quant_int8(x)
-    found = int8_scaled_mm(rows, stored["weight"].T, scales, stored["weight_scale"], torch.float32)
+    stored, values = FORMS[how][0](weight)
+    if round_rows is None:
+        found = block_fp8_linear(x, stored["weight"], (BLOCK, BLOCK), stored["weight_scale_inv"])
+    else:
+        rows, scales = round_rows(x)
+        by_channel = stored["weight_scale"].expand(32, 1) if how == "fp8" else stored["weight_scale"]
+        found = scaled_mm(rows, stored["weight"].T, scales, by_channel, torch.float32)
     layer = torch.nn.Sequential()
     layer.q_proj = torch.nn.Linear(48, 32, bias=False)
     layer.q_proj.weight.data.copy_(values)
     plain = layer.q_proj(x)
-    round_activations(layer)
+    round_activations(layer, how)
     torch.testing.assert_close(found, layer.q_proj(x))
-    assert not torch.allclose(found, plain)
+    assert not torch.allclose(found, plain, rtol=1e-3)
+
+
+def test_weights_of_gptq_are_what_their_layout_says() -> None:
+    """Input i of an output is in bits 4 (i mod 8) of the int32 of row i / 8, eight above its value."""
+    weight = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    stored, values = quantize.gptq(weight)
+    for output, row in ((0, 0), (3, 9), (7, 15)):
+        packed = int(stored["qweight"][row // 8, output]) & 0xFFFFFFFF
+        value = ((packed >> 4 * (row % 8)) & 0xF) - 8
+        assert values[output, row] == value * float(stored["scales"][0, output])
+    empty = torch.empty(0)
+    found = gptq_linear(torch.eye(16), stored["qweight"], stored["scales"], *[empty] * 4, None, 8, 16, True)
+    assert torch.equal(found, values.T)
+    assert 0 < float((values - weight).abs().max()) < 0.3

@@ -14,7 +14,7 @@ from tests.device_lane.pairs import TinyPair
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BLOCK = 16
-How = Literal["plain", "fp8", "fp8-blocks", "w8a8_int8", "awq"]
+How = Literal["plain", "fp8", "fp8-blocks", "w8a8_int8", "awq", "gptq"]
 Stored = dict[str, torch.Tensor]
 
 
@@ -91,6 +91,23 @@ def awq_values(columns: torch.Tensor, zeros: torch.Tensor, scales: torch.Tensor)
     return (columns - zeros.repeat_interleave(size, 0)) * scales.repeat_interleave(size, 0)
 
 
+def gptq(weight: torch.Tensor) -> tuple[Stored, torch.Tensor]:
+    """Four bits about a zero of 8, with a scale per output; eight inputs of an output in one int32."""
+    rows = weight.T  # [in, out]
+    scales = (rows.abs().amax(0, keepdim=True) / 7).half()
+    rounded = (rows / scales).round().int().clamp(-8, 7) + 8
+    nibbles = rounded.unflatten(0, (-1, 8)).long() << (4 * torch.arange(8))[:, None]
+    zeros = torch.full((1, weight.shape[0] // 8), 0x77777777, dtype=torch.int32)
+    groups = torch.zeros(weight.shape[1], dtype=torch.int32)
+    stored = {"qweight": nibbles.sum(1).to(torch.int32), "qzeros": zeros, "scales": scales, "g_idx": groups}
+    return stored, gptq_values(rounded, scales.float()).T.contiguous()
+
+
+def gptq_values(rows: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """`[in, out]` of 4-bit rows, with scales `[groups, out]`."""
+    return (rows - 8) * scales.repeat_interleave(len(rows) // len(scales), 0)
+
+
 def _packed(columns: torch.Tensor) -> torch.Tensor:
     """`[in, out]` of four bits each as int32 `[in, out / 8]`."""
     shifted = columns.unflatten(1, (-1, 8)).long() << torch.tensor(AWQ_SHIFTS)
@@ -103,4 +120,5 @@ FORMS: dict[str, tuple[Callable[[torch.Tensor], tuple[Stored, torch.Tensor]], di
     "fp8-blocks": (fp8_blocks, {**_FP8, "weight_block_size": [BLOCK, BLOCK]}),
     "w8a8_int8": (int8, {"quant_method": "w8a8_int8"}),
     "awq": (awq, {"quant_method": "awq", "bits": 4, "group_size": BLOCK, "zero_point": True, "version": "gemm"}),
+    "gptq": (gptq, {"quant_method": "gptq", "bits": 4, "group_size": -1, "desc_act": False, "sym": True}),
 }

@@ -44,6 +44,25 @@ def check_number_of_answers(num_answers: Any, num_prompts: int) -> str | None:
     return None
 
 
+def check_meetings(num_answers: int) -> str | None:
+    """Why so many answers to each prompt must not be asked of a server that shares requests out; None where they may.
+
+    SGLang gives all of them one room to meet their prefill in (managers/tokenizer_manager.py, `_handle_batch_request`),
+    the first to come leaves with it, and the others wait for ever. A transfer that is faked meets nobody.
+    """
+    from sglang.srt.runtime_context import get_disagg
+
+    if num_answers == 1:
+        return None
+    disagg = get_disagg()
+    if disagg.disaggregation_mode == "null" or disagg.disaggregation_transfer_backend == "fake":
+        return None
+    return (
+        f"n must be 1 with --disaggregation-mode {disagg.disaggregation_mode}, because all answers to a prompt "
+        f"would wait in one bootstrap_room, got {num_answers}; send {num_answers} requests, each with its own room."
+    )
+
+
 def check_labels(labels: Any) -> str | None:
     """Why a request with these `custom_labels` must not be counted; None where it may.
 

@@ -12,7 +12,12 @@ from fastapi import HTTPException
 
 from ddtree_sglang.engine.admission.embedding_prompts import check_embeddings
 from ddtree_sglang.engine.admission.logit_processors import check_processor
-from ddtree_sglang.engine.admission.request_fields import check_fields, check_labels, check_number_of_answers
+from ddtree_sglang.engine.admission.request_fields import (
+    check_fields,
+    check_labels,
+    check_meetings,
+    check_number_of_answers,
+)
 from ddtree_sglang.engine.admission.request_rules import refusal
 from ddtree_sglang.engine.entry.bodies import as_http
 from ddtree_sglang.engine.spec import serves_ddtree
@@ -41,15 +46,17 @@ def check_shape(original: Callable[..., None], obj: Any) -> None:
     """AROUND hook on `GenerateReqInput.normalize_batch_and_arguments`, which makes as many requests as are asked for.
 
     Raises:
-        ValueError: too many, the id of a probe, a label that is not counted, or a value of another kind.
+        ValueError: too many, several where servers share requests out, the id of a probe, a label that is not counted,
+            or a value of another kind.
     """
     with _told_to_the_stream(), clients_values():
         _refuse_id_of_a_probe(obj)
         first = obj.sampling_params[0] if isinstance(obj.sampling_params, list) else obj.sampling_params
         prompts = obj.input_ids if obj.text is None else obj.text
         is_batch = isinstance(prompts, list) and bool(prompts) and not isinstance(prompts[0], int)
-        reason = check_number_of_answers((first or {}).get("n", 1), len(prompts) if is_batch else 1)
-        reason = reason or check_labels(obj.custom_labels)
+        num_answers = (first or {}).get("n", 1)
+        reason = check_number_of_answers(num_answers, len(prompts) if is_batch else 1)
+        reason = reason or check_meetings(num_answers) or check_labels(obj.custom_labels)
         if reason is not None:
             raise RequestRefused(reason)
         original(obj)

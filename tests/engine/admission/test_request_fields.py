@@ -10,7 +10,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from ddtree_sglang.engine.admission.request_fields import MOST_ANSWERS, check_fields, check_number_of_answers
+from ddtree_sglang.engine.admission.request_fields import (
+    MOST_ANSWERS,
+    check_fields,
+    check_meetings,
+    check_number_of_answers,
+)
 from ddtree_sglang.engine.admission.request_kinds import REQUEST, SAMPLING
 
 VOCABULARY = 100
@@ -152,3 +157,27 @@ def test_every_kind_is_that_of_sglangs_field() -> None:
             declared = annotations[name]
             own = [one for one in (get_args(declared) or (declared,)) if one is not type(None)]
             assert all(issubclass(one, kind) for one in own), name
+
+
+@pytest.mark.parametrize(
+    ("mode", "backend", "num_answers", "is_refused"),
+    [
+        ("null", "mooncake", 1, False),
+        ("null", "mooncake", 2, False),
+        ("decode", "mooncake", 1, False),
+        ("decode", "mooncake", 2, True),
+        ("prefill", "nixl", 3, True),
+        ("decode", "fake", 2, False),
+    ],
+)
+def test_several_answers_are_not_asked_of_servers_that_share_requests_out(
+    mode: str, backend: str, num_answers: int, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = pytest.importorskip("sglang.srt.runtime_context")
+    disagg = SimpleNamespace(disaggregation_mode=mode, disaggregation_transfer_backend=backend)
+    monkeypatch.setattr(context, "get_disagg", lambda: disagg)
+    reason = check_meetings(num_answers)
+    assert (reason is not None) == is_refused
+    if reason is not None:
+        assert f"--disaggregation-mode {mode}" in reason
+        assert f"got {num_answers}" in reason

@@ -247,11 +247,30 @@ def test_a_request_is_counted_before_it_is_taken_apart(sampling: Any, prompts: A
 
 
 @pytest.mark.parametrize("sampling", [None, {}, {"n": 2}, [{}, {}]])
-def test_what_is_not_too_much_is_taken_apart(sampling: Any) -> None:
+def test_what_is_not_too_much_is_taken_apart(sampling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_disagg(monkeypatch, "null")
     taken_apart: list[Any] = []
     asked = asked_for(sampling_params=sampling, text=None, input_ids=[1, 2])
     check_shape(taken_apart.append, asked)
     assert taken_apart == [asked]
+
+
+@pytest.mark.parametrize("sampling", [{"n": 2}, [{"n": 2}, {"n": 2}]])
+def test_a_server_that_decodes_alone_gives_one_answer_to_a_prompt(
+    sampling: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_disagg(monkeypatch, "decode")
+    taken_apart: list[Any] = []
+    with pytest.raises(ValueError, match="n must be 1 with --disaggregation-mode decode"):
+        check_shape(taken_apart.append, asked_for(sampling_params=sampling, text=None, input_ids=[1, 2]))
+    assert taken_apart == []
+
+
+def publish_disagg(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    import sglang.srt.runtime_context as context
+
+    disagg = SimpleNamespace(disaggregation_mode=mode, disaggregation_transfer_backend="mooncake")
+    monkeypatch.setattr(context, "get_disagg", lambda: disagg)
 
 
 @pytest.mark.parametrize("has_image", [False, True])

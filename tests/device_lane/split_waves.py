@@ -1,0 +1,66 @@
+"""Waves whose answers end on the server that prefills them, or begin there in ways that rounds do not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+from deploy.local.client import ClientError, post
+from tests.device_lane.asking import LaneServer
+from tests.device_lane.pairs import EOS_TOKEN, TinyPair
+from tests.device_lane.references import Asked
+from tests.device_lane.scenes import WAVE_APART_S, Chooser, Sent
+from tests.device_lane.split import SplitServer
+
+
+def over_with_the_first_token(chooser: Chooser) -> list[Sent]:
+    """Answers of one token, by the limit, a stop token and the end token, one of them a stream, beside longer ones."""
+
+    def stopped(asked: Asked) -> Asked | None:
+        first, *_ = chooser.reference.expect(asked).output_ids
+        return None if first == EOS_TOKEN else replace(asked, stop_token_ids=(first,), ignore_eos=False)
+
+    def ended(asked: Asked) -> Asked | None:
+        asked = replace(asked, ignore_eos=False)
+        return asked if chooser.reference.expect(asked).output_ids == (EOS_TOKEN,) else None
+
+    return [
+        Sent(chooser.find(6, 9)),
+        Sent(chooser.find(5, 1), logprobs=True),
+        Sent(chooser.find(7, 6, stopped), streamed=True),
+        Sent(chooser.find(4, 6, ended)),
+        Sent(chooser.find(8, 2), after_s=WAVE_APART_S / 2),
+        # The last accepted tokens lie behind the limit.
+        Sent(chooser.limited_inside_a_path(6, budget=2), after_s=WAVE_APART_S / 2),
+    ]
+
+
+def drawn_and_streamed(chooser: Chooser) -> list[Sent]:
+    """Draws that no seed fixes, one with what its tokens were drawn from, beside a stream."""
+    return [
+        Sent(chooser.drawn(7, 14, temperature=4.0, top_k=8), check="law", supports=True),
+        Sent(chooser.find(6, 9), logprobs=True, streamed=True),
+        Sent(chooser.drawn(9, 14, temperature=2.5, top_k=6), check="law"),
+    ]
+
+
+def refuse_several_answers(server: LaneServer, _pair: TinyPair) -> None:
+    """They would meet in one room, and wait there for ever.
+
+    Raises:
+        ClientError: they are not refused so.
+    """
+    for one in (server, cast(SplitServer, server).prefilling):
+        body = Asked((5, 6, 7)).body()
+        body["sampling_params"]["n"] = 2
+        meeting = {"bootstrap_host": "127.0.0.1", "bootstrap_port": 1, "bootstrap_room": 1}
+        try:
+            answer = post(one.url, "/generate", {**body, **meeting}, timeout_s=REFUSED_WITHIN_S)
+        except ClientError as error:
+            if "n must be 1" not in str(error):
+                raise
+        else:
+            raise ClientError(f"two answers to one prompt must be refused, got {answer}")
+
+
+REFUSED_WITHIN_S = 30.0

@@ -14,11 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from ddtree_sglang.core.cost_row import FAR, NEAR_LEVEL, SETTLED, SMOOTH, UNKNOWN_LEVEL, Array, CostRow
+from ddtree_sglang.core.cost_row import FAR, NEAR_LEVEL, SETTLED, SMOOTH, UNKNOWN_LEVEL, Array, CostRow, Places
 
 Cell: TypeAlias = tuple[int, int, int]
 """`batch_class` of the requests, nodes of each (1: nothing is drafted), and `context_class` of the mean prefix."""
@@ -67,6 +68,14 @@ def first_guess(batch_size: int, num_nodes: int, context: int) -> float:
     return 1.0 + (0.25 if num_nodes > 1 else 0.0) + batch_size * (0.02 * num_nodes + 0.01 * 2.0**context)
 
 
+@lru_cache(maxsize=256)
+def _first_guesses(batch_size: int, widths: tuple[int, ...], context: int) -> Array:
+    """`[W]`, of rounds that are asked about again and again; not to be written."""
+    guesses = np.array([first_guess(batch_size, width, context) for width in widths])
+    guesses.setflags(write=False)
+    return guesses
+
+
 @dataclass(frozen=True)
 class RoundCosts:
     """Of rounds of some requests, by the nodes of each: W widths."""
@@ -75,8 +84,14 @@ class RoundCosts:
     samples: Sequence[int]  # [W] how often each was measured by this server
     noise: float  # standard deviation of a sample's logarithm
     _row: CostRow
-    _places: Sequence[int]
+    _places: Places
 
+    def part(self, first: int, last: int) -> RoundCosts:
+        """Of some of the widths; all is as it was when they were asked for, until a round is observed."""
+        here = slice(first, last)
+        return RoundCosts(self.seconds[here], self.samples[here], self.noise, self._row, self._places[here])
+
+    @cached_property
     def doubts(self) -> Array:
         """`[W]` standard deviations of the logarithms of the seconds, beyond that of the width that is known best."""
         return self._row.doubts(self._places)
@@ -85,7 +100,7 @@ class RoundCosts:
         """`[W]` by how much one more sample of each is expected to change the logarithm of its seconds, as a standard
         deviation: little where much is known, or where a sample is noise.
         """
-        variances = self.doubts() ** 2
+        variances = self.doubts**2
         surprises: Array = variances / np.sqrt(variances + self.noise**2)
         return surprises
 
@@ -106,8 +121,8 @@ class CostModel:
         """
         row, context = self._row(batch_size, mean_prefix, widths), context_class(mean_prefix)
         places = row.places(widths)
-        guesses = np.array([first_guess(batch_size, width, context) for width in widths])
-        samples = [row.samples[place - 1] for place in places]
+        guesses = _first_guesses(batch_size, tuple(widths), context)
+        samples = [row.samples[place - 1] for place in places.tolist()]
         return RoundCosts(guesses * np.exp(row.offs(places)), samples, math.sqrt(self.variance), row, places)
 
     def seconds(self, batch_size: int, mean_prefix: float, widths: Sequence[int]) -> Array:
@@ -127,7 +142,7 @@ class CostModel:
         if not (math.isfinite(seconds) and seconds > 0):
             return False
         row, context = self._row(batch_size, mean_prefix, (num_nodes,)), context_class(mean_prefix)
-        place = row.places((num_nodes,))[0]
+        place = int(row.places((num_nodes,))[0])
         self.num_rounds += 1
         row.follow(self.num_rounds)
         value = math.log(seconds / first_guess(batch_size, num_nodes, context))

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[np.float64]
+Places: TypeAlias = npt.NDArray[np.intp]
 
 SMOOTH, OWN = 0.3, 0.08
 """Standard deviation of what a cell is off the first guess: with its neighbours, and alone."""
@@ -70,7 +71,9 @@ class CostRow:
         self.covariance[0, 0] = level[1] ** 2
         self.covariance[1:, 1:] = self.prior
         self.means = means
+        self._most = self._drift = np.zeros(0)  # variances: the most of level and cells, and what a round adds
         self.samples = [0] * len(widths)
+        self._places: dict[tuple[int, ...], Places] = {}  # of widths that were asked for; cells stay where they are
         self.filed: set[int] = set()  # nodes of cells that were read from a file
         self.seen_at = 0
         self._strikes: dict[int, float] = {}  # by nodes: how far a cell's last sample was off, if that was far
@@ -91,12 +94,15 @@ class CostRow:
         covariance: Array = self.smooth**2 * _kernel(widths, widths) + OWN**2 * np.eye(len(widths))
         return covariance
 
-    def places(self, widths: Sequence[int]) -> list[int]:
-        """Where cells stand in the state; those that are new join with what their neighbours say."""
-        for width in widths:
-            if width not in self.widths:
-                self._join(width)
-        return [1 + self.widths.index(width) for width in widths]
+    def places(self, widths: Sequence[int]) -> Places:
+        """`[W]`: where cells stand in the state; those that are new join with what their neighbours say."""
+        asked = tuple(widths)
+        if (places := self._places.get(asked)) is None:
+            for width in asked:
+                if width not in self.widths:
+                    self._join(width)
+            places = self._places[asked] = np.array([1 + self.widths.index(width) for width in asked], dtype=np.intp)
+        return places
 
     def _join(self, width: int) -> None:
         known = np.array(self.widths, dtype=np.float64)
@@ -115,11 +121,12 @@ class CostRow:
     def follow(self, rounds: int) -> None:
         """So many rounds of any row have passed."""
         passed, self.seen_at = rounds - self.seen_at, rounds
-        most = np.full(len(self.state), self.smooth**2 + OWN**2)
-        drift = np.full(len(self.state), CELL_DRIFT**2)
-        most[0], drift[0] = NEAR_LEVEL**2, LEVEL_DRIFT**2
+        if self._most.shape != self.state.shape:
+            self._most = np.full(len(self.state), self.smooth**2 + OWN**2)
+            self._drift = np.full(len(self.state), CELL_DRIFT**2)
+            self._most[0], self._drift[0] = NEAR_LEVEL**2, LEVEL_DRIFT**2
         diagonal = np.einsum("ii->i", self.covariance)
-        diagonal += np.clip(most - diagonal, 0.0, passed * drift)
+        diagonal += np.minimum(np.maximum(self._most - diagonal, 0.0), passed * self._drift)
 
     def observe(self, place: int, value: float, noise: float) -> float:
         """One sample of the cell at `place`; how far it is off, in standard deviations."""
@@ -127,7 +134,8 @@ class CostRow:
         if self.samples[place - 1] == 1:
             noise = FIRST_NOISE
         off = float(value - self.state[0] - self.state[place])
-        deviation = math.sqrt(float(self._variances([place])[0]) + noise**2)
+        held = self.covariance
+        deviation = math.sqrt(float(held[0, 0] + 2 * held[0, place] + held[place, place]) + noise**2)
         is_far = abs(off) > FAR * deviation
         is_cell = self._count_strikes(place, off, is_far=is_far)
         step = max(-LARGEST_STEP, min(LARGEST_STEP, off)) if is_far else off
@@ -170,7 +178,7 @@ class CostRow:
         for place, value in enumerate(values, 1):
             self._update(place, float(value - self.state[0] - self.state[place]), noise)
 
-    def _variances(self, places: Sequence[int]) -> Array:
+    def _variances(self, places: Places) -> Array:
         """`[W]` of level and cell together."""
         held = self.covariance
         variances: Array = held[0, 0] + 2 * held[0, places] + held[places, places]
@@ -180,19 +188,19 @@ class CostRow:
         seen = self.covariance[:, 0] + self.covariance[:, place]
         gain = seen / (seen[0] + seen[place] + noise**2)
         self.state += gain * off
-        self.covariance -= np.outer(gain, seen)
+        self.covariance -= gain[:, None] * seen
 
-    def offs(self, places: Sequence[int]) -> Array:
+    def offs(self, places: Places) -> Array:
         """`[W]` logarithms of what rounds take over the first guess, now."""
         offs: Array = self.state[0] + self.state[places]
         return offs
 
-    def cells(self, places: Sequence[int]) -> Array:
+    def cells(self, places: Places) -> Array:
         """`[W]`: what cells are off, beside the level."""
         cells: Array = self.state[places]
         return cells
 
-    def doubts(self, places: Sequence[int]) -> Array:
+    def doubts(self, places: Places) -> Array:
         """`[W]` standard deviations of what `offs` says, beyond that of the cell that is known best: what samples of a
         cell would tell, and not those of any.
         """

@@ -1,8 +1,8 @@
 """How probable a drafted token really is: the drafter's own word, corrected by what the target accepted.
 
 A drafter is too sure of itself, most in the middle of its block, and worse off the spine, the path of its first
-choices: its positions do not know which token was taken before them. Both are seen in every round. Each node whose
-parent was accepted is a trial, and it was accepted or not.
+choices: its positions do not know which token was taken before them. Both are seen in every round that is looked at.
+Each node whose parent was accepted is a trial, and it was accepted or not.
 
 Trials are counted by depth, by whether the parent lies on the spine, by whether the node is its parent's most probable
 child, and by what the drafter said. In each such class the correction is a line through the bins' shares, made monotone
@@ -35,7 +35,7 @@ FARTHEST_MEAN = 3.0
 MEMORY = 20_000.0
 """Trials of all classes after which all are halved."""
 REFRESH = 32
-"""Rounds between two looks at the counts."""
+"""Rounds that are learned from between two looks at the counts."""
 MAX_DEPTH = 16
 """Deeper nodes share a class."""
 KINDS = MAX_DEPTH * 4

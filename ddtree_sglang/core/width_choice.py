@@ -40,5 +40,7 @@ def best_width(tokens: Floats, seconds: Floats) -> int:
     """
     if tokens.shape != seconds.shape or tokens.ndim != 1 or not len(tokens):
         raise ValueError(f"tokens and seconds must be [W] both, got {tokens.shape} and {seconds.shape}")
+    if seconds.min() > 0:
+        return int((tokens / seconds).argmax())
     valid = seconds > 0
     return int(np.where(valid, tokens / np.where(valid, seconds, 1.0), 0.0).argmax())

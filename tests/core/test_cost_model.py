@@ -172,24 +172,24 @@ def test_noise_does_not_decide_between_neighbours() -> None:
 
 def test_doubts_are_of_what_was_not_measured() -> None:
     model = measured({(1, 1): 0.020, (1, 17): 0.030})
-    doubts = dict(zip(WIDTHS, model.of_rounds(1, 100, WIDTHS).doubts(), strict=True))
+    doubts = dict(zip(WIDTHS, model.of_rounds(1, 100, WIDTHS).doubts, strict=True))
     assert max(doubts[1], doubts[17]) < 0.05
     assert 0.1 < doubts[2] < doubts[5]
     for _ in range(5):
         model.observe(1, 100, 5, 0.025)
-    assert model.of_rounds(1, 100, WIDTHS).doubts()[3] < 0.05
+    assert model.of_rounds(1, 100, WIDTHS).doubts[3] < 0.05
 
 
 def test_before_the_first_sample_all_is_doubted_alike() -> None:
-    assert CostModel().of_rounds(1, 100, WIDTHS).doubts() == pytest.approx(0.0)
+    assert CostModel().of_rounds(1, 100, WIDTHS).doubts == pytest.approx(0.0)
 
 
 def test_what_was_measured_long_ago_is_doubted_again() -> None:
     model = measured({(1, 1): 0.020, (1, 9): 0.030})
-    before = model.of_rounds(1, 100, (1, 9)).doubts()[1]
+    before = model.of_rounds(1, 100, (1, 9)).doubts[1]
     for _ in range(1000):
         model.observe(1, 100, 1, 0.020)
-    assert before + 0.02 < model.of_rounds(1, 100, (1, 9)).doubts()[1] < 0.2
+    assert before + 0.02 < model.of_rounds(1, 100, (1, 9)).doubts[1] < 0.2
 
 
 def test_widths_that_come_later_follow_their_neighbours() -> None:

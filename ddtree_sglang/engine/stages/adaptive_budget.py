@@ -19,6 +19,7 @@ Ranks have clocks of their own. So the first rank of a tensor-parallel target de
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -51,6 +52,12 @@ FIRST_SAVED, MOST_SAVED = 2.0, 4.0
 be the best, however dear its try, half for those that can be tried meanwhile."""
 LEAST_LOSS = 0.05
 """Rounds' time that a try costs at least."""
+YOUNG, LOOKS = 64, 4
+"""Samples of a row of costs after which one round in so many looks for a width to try, if each was measured more than
+once: to look takes time, too."""
+LEARNED, LEARNS = 256, 3
+"""Drafted rounds after which one in so many teaches how much of the drafter's word to believe, where drafts pay. No
+divisor of LOOKS, or all tries might fall on rounds that teach, or none."""
 OPTIMISM = np.array([3.0, 2.5])
 """Standard deviations by which a width may be faster than it is thought to be, after no sample and one: a first sample
 may hold what is done once, and behind a cliff a width is unlike its neighbours."""
@@ -123,6 +130,8 @@ class AdaptiveBudget:
         self._worth = 1.0  # tokens of a request that a drafted round must emit to be worth it
         self._tokens = np.zeros(len(self.widths))
         self._now: tuple[int, float] = 1, 1.0
+        self._round_costs: RoundCosts  # of the widths that are allowed; asked for when a round begins
+        self._num_rounds = self._num_learned = 0
 
     # -- a round -----------------------------------------------------------------------------------------------------
 
@@ -134,6 +143,8 @@ class AdaptiveBudget:
         `narrows`: the round's trees will be at hand, and `narrow` asked for what is to be verified of them.
         """
         allowed = self._begin(reqs, node_limits, mean_prefix, most_nodes, narrows=narrows)
+        self._saved_for_best = _more(self._saved_for_best, MOST_SAVED)
+        self._saved_for_others = _more(self._saved_for_others, MOST_SAVED / 2)
         self.decision = self._choose_before(allowed)
         drafts = self.decision.num_nodes > 1
         # Where the tree can be looked at, it is drafted whole and cut then.
@@ -142,41 +153,44 @@ class AdaptiveBudget:
     def begin_fixed(self, reqs: Sequence[Req], node_limits: Sequence[int], mean_prefix: float, most_nodes: int) -> int:
         """`begin` of a round whose requests want their budget as it is: it is measured, and nothing is chosen."""
         allowed = self._begin(reqs, node_limits, mean_prefix, most_nodes, narrows=False)
-        self.decision = self._decide(len(allowed) - 1, self._costs(allowed).seconds[-1], is_try=False)
+        self.decision = self._decide(len(allowed) - 1, self._round_costs.seconds[-1], is_try=False)
         return allowed[-1]
 
     def _begin(
         self, reqs: Sequence[Req], node_limits: Sequence[int], mean_prefix: float, most_nodes: int, *, narrows: bool
-    ) -> list[int]:
+    ) -> Sequence[int]:
         """Learn of rounds before, look at the requests of this one; the widths that are allowed."""
         self._measure()
         self._learn()
+        self._num_rounds += 1
         self._narrows, self._narrowed = narrows, None
-        self._saved_for_best = _more(self._saved_for_best, MOST_SAVED)
-        self._saved_for_others = _more(self._saved_for_others, MOST_SAVED / 2)
         self._now = len(reqs), mean_prefix
-        allowed = [width for width in self.widths if width <= most_nodes]
+        allowed = self.widths[: bisect_right(self.widths, most_nodes)]
+        self._round_costs = self.costs.of_rounds(*self._now, allowed)
         records = [self._requests.get(req) for req in reqs]
         usual = self._usual_honesty
         curves = [usual * self._usual.drafted if one is None else one.honesty(usual) * one.drafted for one in records]
-        self._tokens = len(reqs) + self._within(np.stack(curves), node_limits).sum(0)
+        self._tokens = len(reqs) + self._within(np.array(curves), node_limits).sum(0)
         return allowed
 
     def narrow(self, reqs: Sequence[Req], node_limits: Sequence[int], trees: RoundTrees) -> int:
         """Nodes to verify of the trees that were drafted; at least 2, as the draft is paid for."""
         num_nodes = trees.parents.shape[1]
         curves = drafted_tokens(self.probs.of_paths(trees), self.widths)
-        self._follow(reqs, curves, sum(width <= num_nodes for width in self.widths))
+        num_seen = bisect_right(self.widths, num_nodes)
+        self._follow(reqs, curves, num_seen)
         drafted = self._within(curves, node_limits)
         usual = self._usual_honesty
         honesty = np.array([self._requests[req].honesty(usual) for req in reqs])
         self._tokens = len(reqs) + honesty @ drafted
-        self.decision = self._choose_after([width for width in self.widths if 1 < width <= num_nodes])
+        self.decision = self._choose_after(self.widths[1:num_seen])
         self._narrowed = trees.first(self.decision.num_nodes), drafted
         return self.decision.num_nodes
 
     def _within(self, curves: Floats, node_limits: Sequence[int]) -> Floats:
-        """`[B, W]`: what `curves` say of widths, no further than each request's own limit."""
+        """`[B, W]`: what `curves` say of widths, no further than each request's own limit; maybe themselves."""
+        if min(node_limits) >= self.widths[-1]:
+            return curves
         last = np.searchsorted(self.widths, node_limits, side="right") - 1
         return np.take_along_axis(curves, np.minimum(np.arange(len(self.widths)), last[:, None]), 1)
 
@@ -203,7 +217,7 @@ class AdaptiveBudget:
     # -- what is chosen ----------------------------------------------------------------------------------------------
 
     def _choose_before(self, allowed: Sequence[int]) -> Decision:
-        costs = self._costs(allowed)
+        costs = self._round_costs
         tokens = self._tokens[: len(allowed)]
         if len(allowed) == 1:
             return self._decide(0, costs.seconds[0], is_try=False)
@@ -249,7 +263,7 @@ class AdaptiveBudget:
         return True
 
     def _choose_after(self, allowed: Sequence[int]) -> Decision:
-        costs = self._costs(allowed)
+        costs = self._round_costs.part(1, 1 + len(allowed))
         tokens = self._tokens[1 : 1 + len(allowed)]
         best = self.choose(tokens, costs.seconds)
         if self._forced == 0:
@@ -264,15 +278,13 @@ class AdaptiveBudget:
         expected = 0.0 if self.costs.is_empty else float(seconds)
         return Decision(self.widths[index], float(self._tokens[index]), expected, is_try)
 
-    def _costs(self, widths: Sequence[int]) -> RoundCosts:
-        batch_size, mean_prefix = self._now
-        return self.costs.of_rounds(batch_size, mean_prefix, widths)
-
     def _wanted(self, tokens: Floats, costs: RoundCosts, best: int, *, only_plain: bool = False) -> int | None:
         """An index that may be above the best, the most hopeful one if what its try loses is saved up; paid for."""
         if max(self._saved_for_best, self._saved_for_others) < LEAST_LOSS:
             return None
-        doubts = costs.doubts()
+        if self._num_rounds % LOOKS and sum(costs.samples) > YOUNG and min(costs.samples) >= len(OPTIMISM):
+            return None
+        doubts = costs.doubts
         rates = tokens / costs.seconds
         samples = np.array(costs.samples)
         hoped = OPTIMISM[np.minimum(samples, len(OPTIMISM) - 1)] * doubts
@@ -330,12 +342,11 @@ class AdaptiveBudget:
             trees = host_trees(*record.tree)
             curves = drafted_tokens(self.probs.of_paths(trees), self.widths)
             drafted = self._within(curves, record.node_limits)
-        seen = sum(width <= trees.parents.shape[1] for width in self.widths)
+        seen = bisect_right(self.widths, trees.parents.shape[1])
         if narrowed is None:
             self._follow(record.reqs, curves, seen)
         # Where a request ended, its limit or an end token cut the path, not the target's other choice.
         goes_on = np.array([not req.finished() for req in record.reqs])
-        counted = (np.arange(trees.parents.shape[1]) < limits[:, None]) & goes_on[:, None]
         kept, usual = (accept_index > 0).sum(1), self._usual_honesty
         for row, req in enumerate(record.reqs):
             if goes_on[row] and (one := self._requests.get(req)) is not None:
@@ -343,7 +354,10 @@ class AdaptiveBudget:
                 self.totals.came_true(1 + one.honesty(usual) * promised, 1 + came)
                 one.keep(promised, came, MEMORY)
                 self._usual.keep(promised, came, LONG_MEMORY)
-        self.probs.learn(trees, accept_index, counted)
+        self._num_learned += 1
+        if self._num_learned <= LEARNED or not self._drafts or self._num_learned % LEARNS == 0:
+            counted = (np.arange(trees.parents.shape[1]) < limits[:, None]) & goes_on[:, None]
+            self.probs.learn(trees, accept_index, counted)
         if not self._drafts and goes_on.any() and 1 + kept[goes_on].mean() > self._worth:
             # It would have paid, so the next round is drafted, too.
             self._wait, self._for_drafts = 1, self._worth
@@ -353,7 +367,7 @@ class AdaptiveBudget:
             if (one := self._requests.get(req)) is None:
                 one = self._requests[req] = RequestRecord(self._usual.drafted.copy(), seen=self._usual.seen)
             one.follow(row, num_seen, self.widths)
-        self._usual.follow(drafted.mean(0), num_seen, self.widths)
+        self._usual.follow(drafted[0] if len(drafted) == 1 else drafted.mean(0), num_seen, self.widths)
 
     @property
     def _usual_honesty(self) -> float:

@@ -51,7 +51,8 @@ class RequestRecord:
         """
         old = self.drafted[num_seen - 1]
         self.drafted[:num_seen] += PACE * (drafted[:num_seen] - self.drafted[:num_seen])
-        self.drafted[num_seen:] += self.drafted[num_seen - 1] - old
+        if num_seen < len(widths):
+            self.drafted[num_seen:] += self.drafted[num_seen - 1] - old
         self.seen = max(self.seen, num_seen)
         if num_seen == self.seen < len(widths) and num_seen > 1:
             each = np.diff(self.drafted[:num_seen]) / np.diff(widths[:num_seen])
@@ -96,12 +97,13 @@ class RoundRecord:
         Raises:
             RuntimeError: a path does not begin at its root, so the copies are read before they are there.
         """
-        if bool((self.accept_index[:, 0] != 0).any()):
+        path: Ints = self.accept_index.numpy()
+        if path[:, 0].any():
             raise RuntimeError(
-                f"a round's paths must begin at node 0, got {self.accept_index[:, 0].tolist()}: the host reads a round "
+                f"a round's paths must begin at node 0, got {path[:, 0].tolist()}: the host reads a round "
                 "that the device has not finished; serve with another --speculative-ddtree-policy and report it"
             )
-        return self.accept_index.numpy()
+        return path
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
@@ -110,7 +112,7 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
 
 def host_trees(logprobs: torch.Tensor, parents: torch.Tensor, depths: torch.Tensor) -> RoundTrees:
     """Trees in the host's memory as arrays."""
-    return RoundTrees(logprobs.double().numpy(), parents.numpy(), depths.numpy())
+    return RoundTrees(logprobs.numpy().astype(np.float64), parents.numpy(), depths.numpy())
 
 
 Narrowed: TypeAlias = tuple[RoundTrees, Floats]

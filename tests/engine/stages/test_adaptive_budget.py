@@ -89,13 +89,17 @@ def test_texts_that_get_easier_are_noticed(lag: int) -> None:
 
 @pytest.mark.parametrize("lag", [0, 1])
 def test_a_pair_that_stops_to_hit_ends_in_plain_decoding(lag: int) -> None:
-    one, reqs = served(flat, 1, lag), [running_request()]
-    one.truth = 100.0
-    one.rounds(130, reqs)
-    tokens, seconds = one.tokens, one.seconds
-    one.rounds(250, reqs)
-    assert (one.tokens - tokens) / (one.seconds - seconds) > 0.97 / flat(1, 1)
-    assert share_of(one, lambda nodes: nodes == 1) > 0.9
+    rates, plain = [], []
+    for seed in range(6):
+        one, reqs = served(flat, 1, lag, seed=seed), [running_request()]
+        one.truth = 100.0
+        one.rounds(130, reqs)
+        tokens, seconds = one.tokens, one.seconds
+        one.rounds(250, reqs)
+        rates.append((one.tokens - tokens) / (one.seconds - seconds) * flat(1, 1))
+        plain.append(share_of(one, lambda nodes: nodes == 1))
+    assert np.mean(rates) > 0.975
+    assert np.mean(plain) > 0.9
 
 
 def test_a_drafter_that_is_too_sure_is_not_believed() -> None:

@@ -3,6 +3,8 @@
     .venv/bin/python -m benchmarks decode [--model M --draft D] [--quick]
     .venv/bin/python -m benchmarks decode --batch-sizes 1 2 4 8 16 32 --adaptive 16 --dtypes float32 bfloat16
 
+    .venv/bin/python -m benchmarks decode --adaptive 16 --one-server --budgets 4 8
+
 Systems are up together and are measured in turns, so that a slow spell of the machine hits all of them; where memory
 holds fewer servers than there are systems, budgets go in groups, each with both baselines.
 Idle servers sleep; the processor time that they used meanwhile is in every result line. Before any timing the
@@ -49,6 +51,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     add_common_flags(parser)
     parser.add_argument("--budgets", type=int, nargs="+", default=[4, 8, 16, 32], help="DDTREE tree budgets")
     parser.add_argument("--adaptive", type=int, metavar="BUDGET", help="also policy adaptive, at most so many nodes")
+    parser.add_argument(
+        "--one-server",
+        action="store_true",
+        help="ask the server that adapts for the budgets, by request, and for 0: two servers of the same flags may "
+        "differ by some per cent; it learns the time of these rounds, too",
+    )
     parser.add_argument("--dtypes", nargs="+", help="one after another (default: that of --dtype)")
     parser.add_argument("--prompts", type=int, default=8, help="per dataset (default 8; 0: as the paper)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], help="requests at once")
@@ -96,7 +104,10 @@ def count_mismatches(systems: Sequence[RunningSystem], encoded: Encoded, args: a
         name = running_system.system.name
         with step(f"checking and warming up {name}"):
             at_once, timeout_s = max(args.batch_sizes), args.client_timeout
-            batch = generate_batch(running_system.url, prompts, args.max_new_tokens, at_once, timeout_s)
+            asked = running_system.system.custom_params
+            batch = generate_batch(
+                running_system.url, prompts, args.max_new_tokens, at_once, timeout_s, custom_params=asked
+            )
         answers[name] = [one.output_ids for one in batch.generations]
     plain = answers["plain"]
     return {
@@ -118,7 +129,8 @@ def measure_one(
     if reader:
         reader.mark()
     others_before = others_cpu_s(systems, chosen)
-    batch = generate_batch(chosen.url, prompts, args.max_new_tokens, batch_size, args.client_timeout)
+    asked, timeout_s = chosen.system.custom_params, args.client_timeout
+    batch = generate_batch(chosen.url, prompts, args.max_new_tokens, batch_size, timeout_s, custom_params=asked)
     others = others_cpu_s(systems, chosen) - others_before
     return batch, summarise(reader.since_mark(), batch_size) if reader else None, others
 
@@ -157,7 +169,8 @@ def run(args: argparse.Namespace) -> int:
     settings = {key: portable(value) for key, value in vars(args).items()}
     output = args.output or new_result("decode", ".jsonl")
     lines: list[dict[str, Any]] = []
-    groups = groups_for(args.budgets, args.servers_at_once or servers_that_fit(), args.adaptive)
+    at_once = args.servers_at_once or servers_that_fit()
+    groups = groups_for(args.budgets, at_once, args.adaptive, one_server=args.one_server)
     for dtype, group in product(args.dtypes, groups):
         args.dtype, of_group = dtype, list[dict[str, Any]]()
         for of_group in measure_group(group, encoded, {**settings, "dtype": dtype}, args):

@@ -11,8 +11,9 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.harness.provenance import REPO
 from deploy.local.pair import has_gpu
@@ -38,12 +39,26 @@ _CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class System:
-    """What is compared: `plain`, `dflash`, or `ddtree-<budget>`; `flags` are those that it alone has."""
+    """What is compared: `plain`, `dflash`, or `ddtree-<budget>`; `flags` are those that it alone has.
+
+    `asks`: it has no server of its own; its requests ask the one that adapts for so many drafted nodes.
+    """
 
     name: str
     algorithm: str | None
     budget: int | None = None
     flags: tuple[str, ...] = ()
+    asks: int | None = None
+
+    @property
+    def custom_params(self) -> dict[str, Any] | None:
+        """Of its requests, of which their time alone is learned; None for what every request gets."""
+        return None if self.asks is None else {"ddtree": {"budget": self.asks, "adapt": False, "learn": False}}
+
+    @property
+    def adapts(self) -> bool:
+        """True when its server chooses the nodes of each round by measured costs."""
+        return "adaptive" in self.flags
 
     @property
     def traced(self) -> bool:
@@ -105,22 +120,33 @@ class RunningSystem:
         return self.server.url
 
 
-def groups_for(budgets: Sequence[int], servers_at_once: int, adaptive: int | None = None) -> list[list[System]]:
+def groups_for(
+    budgets: Sequence[int], servers_at_once: int, adaptive: int | None = None, *, one_server: bool = False
+) -> list[list[System]]:
     """Plain decoding, the stock chain and DDTREE at each budget, in groups that can be up together.
 
     Every group has both baselines, so that each ratio is of servers that took turns. With `adaptive` each also has
-    the policy of that name, at most so many drafted nodes.
+    the policy of that name, at most so many drafted nodes; with `one_server`, too, budgets are asked of its server,
+    and so is a budget of 0, which is plain decoding there.
 
     Raises:
-        ServerError: not even one budget fits beside the others.
+        ServerError: not even one budget fits beside the others; or there is no server that adapts and has all budgets.
     """
+    if one_server and (adaptive is None or max(budgets) > adaptive):
+        raise ServerError(
+            f"--one-server asks the server that adapts for budgets up to its own, --adaptive {adaptive}, got "
+            f"{max(budgets)}; change --budgets or --adaptive."
+        )
     baselines = [System("plain", None), System("dflash", "DFLASH")]
     if adaptive is not None:
         flags = ("--speculative-ddtree-policy", "adaptive")
         baselines.append(System(f"ddtree-adaptive-{adaptive}", "DDTREE", adaptive, flags))
     room = servers_at_once - len(baselines)
+    if one_server and room >= 0:
+        asked = (System(f"ddtree-{budget}", "DDTREE", asks=budget) for budget in sorted({0, *budgets}))
+        return [[*baselines, *asked]]
     if room < 1:
-        least = len(baselines) + 1
+        least = len(baselines) + (0 if one_server else 1)
         raise ServerError(f"a comparison needs {least} servers at once, {servers_at_once} fit; free some memory.")
     trees = [System(f"ddtree-{budget}", "DDTREE", budget) for budget in budgets]
     return [[*baselines, *trees[first : first + room]] for first in range(0, len(trees), room)]
@@ -169,13 +195,16 @@ def running(systems: Sequence[System], common: Common, trace: bool = True) -> It
     with ExitStack() as stack:
         started: list[RunningSystem] = []
         try:
-            for first in range(0, len(systems), at_once):
-                together = [_start(stack, system, common, trace) for system in systems[first : first + at_once]]
+            served = [system for system in systems if system.asks is None]
+            for first in range(0, len(served), at_once):
+                together = [_start(stack, system, common, trace) for system in served[first : first + at_once]]
                 started += together
                 for one in together:
                     with step(f"starting {one.system.name}", one.server.startup_stage):
                         one.server.wait_ready(common.start_timeout_s)
-            yield started
+            adapting = [one for one in started if one.system.adapts]
+            asking = [system for system in systems if system.asks is not None]
+            yield [*started, *(replace(adapting[0], system=system) for system in asking)]
         except Exception:
             # The output may outlive the machine and its log files.
             for one in started:
@@ -227,4 +256,4 @@ def group_cpu_s(group: int) -> float:
 
 def others_cpu_s(systems: Sequence[RunningSystem], measured: RunningSystem) -> float:
     """Processor seconds used so far by all servers but the measured one."""
-    return sum(group_cpu_s(other.server.pid) for other in systems if other is not measured)
+    return sum(group_cpu_s(pid) for pid in {other.server.pid for other in systems} - {measured.server.pid})

@@ -43,11 +43,14 @@ def known_model(costs: Costs, sizes: Iterable[int], prefixes: Iterable[float], w
 def table_of_decode(lines: Iterable[Mapping[str, Any]], block_size: int) -> CostTable:
     """Seconds of rounds from result lines of `python -m benchmarks decode`, prompts of all kinds together.
 
-    Plain decoding's round is its time per token; the chain verifies its block; `ddtree-N` verifies N + 1 nodes.
+    Plain decoding's round is its time per token; the chain verifies its block; `ddtree-N` verifies N + 1 nodes. Lines
+    of budgets that were asked of a server that adapts are left out (`--one-server`).
     """
     spent: dict[tuple[int, int, int], list[float]] = {}
     for line in lines:
         system, size = str(line["system"]), int(line["batch_size"])
+        if "ddtree-0" in line.get("up_together", ()) and system.startswith("ddtree"):
+            continue
         if system == "plain":
             width, seconds = 1, 1.0 / line["decode_tokens_per_s"]["median"]
         elif system == "dflash" or system.removeprefix("ddtree-").isdigit():

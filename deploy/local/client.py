@@ -10,7 +10,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,13 +137,13 @@ def generate(
     max_new_tokens: int,
     timeout_s: float = TIMEOUT_S,
     temperature: float = 0.0,
+    custom_params: Mapping[str, Any] | None = None,
 ) -> Generation:
     """Continuation of `input_ids`, streamed, greedy by default; raises ClientError as `post` does."""
-    body = {
-        "input_ids": list(input_ids),
-        "sampling_params": {"temperature": temperature, "max_new_tokens": max_new_tokens},
-        "stream": True,
-    }
+    sampling: dict[str, Any] = {"temperature": temperature, "max_new_tokens": max_new_tokens}
+    if custom_params:
+        sampling["custom_params"] = dict(custom_params)
+    body = {"input_ids": list(input_ids), "sampling_params": sampling, "stream": True}
     started = time.perf_counter()
     first = last = 0.0
     meta: dict[str, Any] = {}
@@ -168,11 +168,16 @@ def generate_batch(
     at_once: int,
     timeout_s: float = TIMEOUT_S,
     temperature: float = 0.0,
+    custom_params: Mapping[str, Any] | None = None,
 ) -> Batch:
     """All `prompts`, `at_once` of them at any time."""
+
+    def answer(input_ids: Sequence[int]) -> Generation:
+        return generate(url, input_ids, max_new_tokens, timeout_s, temperature, custom_params)
+
     started = time.perf_counter()
     with ThreadPoolExecutor(at_once) as pool:
-        answers = list(pool.map(lambda ids: generate(url, ids, max_new_tokens, timeout_s, temperature), prompts))
+        answers = list(pool.map(answer, prompts))
     return Batch(tuple(answers), time.perf_counter() - started)
 
 

@@ -48,6 +48,8 @@ class Handler(BaseHTTPRequestHandler):
     def stream(self, body: dict[str, Any]) -> None:
         count = body["sampling_params"]["max_new_tokens"]
         print(f"temperature {body['sampling_params']['temperature']}", flush=True)
+        if asked := body["sampling_params"].get("custom_params"):
+            print(f"asked {asked}", flush=True)
         ids = [sum(body["input_ids"]) + place for place in range(count)]
         if TOKENS == "other":
             ids[2] += 1000

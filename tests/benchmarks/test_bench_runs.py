@@ -17,6 +17,7 @@ from benchmarks import lossless as bench_lossless
 from benchmarks import serving as bench_serving
 from benchmarks.harness import systems as server
 from benchmarks.harness.prompts import Prompt
+from ddtree_sglang.simulator.costs import table_of_decode
 from deploy.local.server_process import ServerError, ServerProcess, free_port
 
 PLAIN = [server.System("plain", None)]
@@ -105,6 +106,33 @@ def test_budgets_that_do_not_fit_together_go_in_groups_with_both_baselines(
     text = (tmp_path / "out.md").read_text()
     assert "in turns: plain, dflash, ddtree-4\n" in text
     assert "in turns: plain, dflash, ddtree-8\n" in text
+
+
+def test_budgets_are_asked_of_the_server_that_adapts(machine: FakeMachine, tmp_path: Path) -> None:
+    status, lines = decode(tmp_path, "--adaptive", "8", "--one-server", "--servers-at-once", "3", "--batch-sizes", "1")
+    assert status == 0
+    names = ["plain", "dflash", "ddtree-adaptive-8", "ddtree-0", "ddtree-4", "ddtree-8"]
+    assert [line["system"] for line in lines] == names
+    assert [one.name for one in machine.started] == names[:3]
+    answers = 2 + 2 * 2  # prompts that were compared, and those of two repeats
+    asked = {name: (tmp_path / f"{name}.log").read_text().count("asked {") for name in names[:3]}
+    assert asked == {"plain": 0, "dflash": 0, "ddtree-adaptive-8": 3 * answers}
+    log = (tmp_path / "ddtree-adaptive-8.log").read_text()
+    assert log.count("temperature") == 4 * answers
+    for budget in (0, 4, 8):
+        assert log.count(str({"ddtree": {"budget": budget, "adapt": False, "learn": False}})) == answers
+    assert set(table_of_decode(lines, 4).seconds) == {(0, 1, 1), (0, 1, 4)}, "asked rounds are no server's own"
+    assert all(line["others_cpu_share"] < 1 for line in lines)
+
+
+@pytest.mark.parametrize("flags", [(), ("--adaptive", "4")])
+def test_one_server_must_adapt_and_have_all_budgets(
+    flags: tuple[str, ...], machine: FakeMachine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _ = decode(tmp_path, "--one-server", *flags)
+    assert status == 1
+    assert "got 8; change --budgets or --adaptive" in capsys.readouterr().err
+    assert not machine.started
 
 
 def test_two_servers_are_no_comparison(

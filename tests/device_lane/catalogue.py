@@ -129,7 +129,7 @@ GROUPS_EAGER = Scene("attention-groups-eager", "fa3", (unequal_groups,), budget=
 GROUPS_WIDTHS = Scene(
     "attention-groups-widths",
     "fa3",
-    (unequal_groups, more_than_a_groups_pool),
+    (more_than_a_groups_pool, unequal_groups),
     budget=7,
     flags=(*_GROUPS, "2", *LOAD_FLAGS, *_SMALL_POOL),
     captured=(1, 2),

@@ -269,7 +269,9 @@ def make_target(
     elif architecture == "kimi":
         target = DeepseekV3ForCausalLM(DeepseekV3Config(**shape | _KIMI))
     elif architecture == "gemma":
-        target = Gemma4ForCausalLM(Gemma4TextConfig(**shape | _GEMMA))
+        # SGLang names them itself for checkpoints that take images alone (utils/hf_transformers/config.py).
+        of_windows = {"swa_num_key_value_heads": shape["num_key_value_heads"]}
+        target = Gemma4ForCausalLM(Gemma4TextConfig(**shape | _GEMMA | of_windows))
     elif architecture == "gpt_oss":
         target = GptOssForCausalLM(GptOssConfig(**shape | _GPT_OSS))
     else:

@@ -122,16 +122,32 @@ def test_budgets_are_asked_of_the_server_that_adapts(machine: FakeMachine, tmp_p
     for budget in (0, 4, 8):
         assert log.count(str({"ddtree": {"budget": budget, "adapt": False, "learn": False}})) == answers
     assert set(table_of_decode(lines, 4).seconds) == {(0, 1, 1), (0, 1, 4)}, "asked rounds are no server's own"
-    assert all(line["others_cpu_share"] < 1 for line in lines)
 
 
-@pytest.mark.parametrize("flags", [(), ("--adaptive", "4")])
+def test_a_server_that_is_asked_for_several_is_no_other_one_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, shared = (SimpleNamespace(pid=pid) for pid in (1, 2))
+    systems = [
+        server.RunningSystem(server.System(name, "DDTREE"), process, None)  # type: ignore[arg-type]
+        for name, process in (("plain", plain), ("adaptive", shared), ("ddtree-4", shared))
+    ]
+    monkeypatch.setattr(server, "group_cpu_s", {1: 1.0, 2: 10.0}.__getitem__)
+    assert [server.others_cpu_s(systems, one) for one in systems] == [10.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ((), "got 8; change --budgets or --adaptive"),
+        (("--adaptive", "4"), "got 8; change --budgets or --adaptive"),
+        (("--adaptive", "8", "--servers-at-once", "2"), "3 servers at once, 2 fit"),
+    ],
+)
 def test_one_server_must_adapt_and_have_all_budgets(
-    flags: tuple[str, ...], machine: FakeMachine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: tuple[str, ...], named: str, machine: FakeMachine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, _ = decode(tmp_path, "--one-server", *flags)
     assert status == 1
-    assert "got 8; change --budgets or --adaptive" in capsys.readouterr().err
+    assert named in capsys.readouterr().err
     assert not machine.started
 
 

@@ -20,7 +20,12 @@ from tests.device_lane.context_waves import (
     retracted_in_time,
     to_the_context_limit,
 )
-from tests.device_lane.group_waves import every_kind_in_groups, more_than_a_groups_pool, unequal_groups
+from tests.device_lane.group_waves import (
+    every_kind_in_groups,
+    more_than_a_groups_pool,
+    the_second_group_alone,
+    unequal_groups,
+)
 from tests.device_lane.host_cache import FLAGS as _HOST_CACHE
 from tests.device_lane.new_weights import failing_adapters, failing_checkpoints, failing_updates_from_tensors
 from tests.device_lane.penalty_waves import penalized
@@ -119,24 +124,31 @@ _GROUPS = ("--dp-size", "2", "--enable-dp-attention", "--enable-dp-lm-head", "--
 GROUPS = Scene(
     "attention-groups",
     "fa3",
-    (unequal_groups, every_kind_in_groups),
+    (unequal_groups, the_second_group_alone, every_kind_in_groups),
     pair="experts",
     budget=7,
     flags=(*_GROUPS, "2", *_EVERY_KIND),
 )
-GROUPS_EAGER = Scene("attention-groups-eager", "fa3", (unequal_groups,), budget=7, flags=(*_GROUPS, "2"), captured=())
+GROUPS_EAGER = Scene(
+    "attention-groups-eager",
+    "fa3",
+    (unequal_groups, the_second_group_alone),
+    budget=7,
+    flags=(*_GROUPS, "2"),
+    captured=(),
+)
 # The number of nodes follows the requests of both groups.
 GROUPS_WIDTHS = Scene(
     "attention-groups-widths",
     "fa3",
-    (more_than_a_groups_pool, unequal_groups),
+    (more_than_a_groups_pool, unequal_groups, the_second_group_alone),
     budget=7,
     flags=(*_GROUPS, "2", *LOAD_FLAGS, *_SMALL_POOL),
     captured=(1, 2),
     must_log=("Retract requests",),
 )
 GROUPS_OTHERS = tuple(
-    Scene(f"attention-groups-{backend}", backend, (unequal_groups,), budget=7, flags=(*_GROUPS, "2"), captured=(1, 2))
+    replace(GROUPS_EAGER, name=f"attention-groups-{backend}", backend=backend, captured=(1, 2))
     for backend in ("triton", "flashinfer")
 )
 PENALTIES = Scene("penalties", "fa3", (penalized,), budget=7, captured=(4,))

@@ -1,6 +1,6 @@
 """Waves for servers under DP attention: which of two groups attends for a request is part of it.
 
-Groups have unequal loads, and each is idle at a time when the other one decodes.
+Groups have unequal loads, and one is idle while the other one decodes.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from tests.device_lane.request_waves import of_every_kind
 from tests.device_lane.scenes import Chooser, Sent
 from tests.device_lane.waves import ABORT_AFTER_S
 
-A_LITTLE_S = 0.5
-
 
 def unequal_groups(chooser: Chooser) -> list[Sent]:
-    """Three requests in the first group, which end apart; one in the second, which comes a little later.
-
-    The last of the first group is long, so that both groups decode together on any machine.
-    """
+    """Three requests in the first group, which end apart, and one in the second, at once: batches are padded."""
     first = [Sent(chooser.find(length, tokens), group=0) for length, tokens in ((4, 9), (6, 12), (11, 26))]
-    return [*first, Sent(chooser.find(5, 20), group=1, after_s=A_LITTLE_S)]
+    return [*first, Sent(chooser.find(5, 20), group=1)]
+
+
+def the_second_group_alone(chooser: Chooser) -> list[Sent]:
+    """Two requests, while the first group is idle from the first round to the last."""
+    return [Sent(chooser.find(length, tokens), group=1) for length, tokens in ((7, 9), (4, 5))]
 
 
 def every_kind_in_groups(chooser: Chooser) -> list[Sent]:

@@ -62,12 +62,12 @@ def _multiply_integers(module: ModuleType) -> None:
 
 
 def _multiply_floats(module: ModuleType) -> None:
-    replace(module, "sglang_per_token_quant_fp8", per_token_quant_fp8)
+    replace(module, "sglang_per_token_quant_fp8", per_token_quant_fp8, ("x", "dtype", "output_q", "output_s"))
     replace(module, "triton_w8a8_block_fp8_linear", block_fp8_linear)
     # CUDA's branches, which alone import a product.
     replace(module, "_is_cuda", True)
     replace(module, "cutlass_fp8_supported", lambda: True)
-    replace(module, "get_w8a8_channelwise_fp8_config", lambda N, K, M: None)
+    replace(module, "get_w8a8_channelwise_fp8_config", lambda N, K, M: None, ("N", "K", "M"))
     module.fp8_scaled_mm = scaled_mm  # type: ignore[attr-defined]
 
 
@@ -88,9 +88,14 @@ def _give_weights_back(module: ModuleType) -> None:
 
 def _leave_weights_as_stored(module: ModuleType) -> None:
     replace(module, "gptq_marlin_repack", _as_stored)
-    replace(module, "marlin_permute_scales", lambda s, size_k, size_n, group_size: s)
-    replace(module, "marlin_make_workspace", lambda device: torch.empty(0, dtype=torch.int32, device=device))
+    scales = ("s", "size_k", "size_n", "group_size")
+    replace(module, "marlin_permute_scales", lambda s, size_k, size_n, group_size: s, scales)
+    replace(module, "marlin_make_workspace", _no_workspace)
     replace(module, "apply_gptq_marlin_linear", gptq_linear)
+
+
+def _no_workspace(device: torch.device, *_: Any, **__: Any) -> torch.Tensor:
+    return torch.empty(0, dtype=torch.int32, device=device)
 
 
 def _as_stored(b_q_weight: torch.Tensor, perm: torch.Tensor, size_k: int, size_n: int, num_bits: int) -> torch.Tensor:

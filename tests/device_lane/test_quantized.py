@@ -76,3 +76,20 @@ def test_weights_of_gptq_are_what_their_layout_says() -> None:
     found = gptq_linear(torch.eye(16), stored["qweight"], stored["scales"], *[empty] * 4, None, 8, 16, True)
     assert torch.equal(found, values.T)
     assert 0 < float((values - weight).abs().max()) < 0.3
+
+
+def test_rows_are_rounded_as_the_formats_say() -> None:
+    """A row's largest becomes the format's largest; what lies between two values goes to the nearer, halves to even."""
+    floats, scales = per_token_quant_fp8(torch.tensor([[8.0, -4.0, 0.0, 1.0], [448.0, 17.0, 19.0, -447.0]]))
+    assert floats.float().tolist() == [[448.0, -224.0, 0.0, 56.0], [448.0, 16.0, 20.0, -448.0]]
+    assert scales[:, 0].tolist() == pytest.approx([8 / 448, 1.0])
+    integers, scales = per_token_quant_int8(torch.tensor([[254.0, -127.0, 0.0, 20.0, 3.0]]))
+    assert integers.tolist() == [[127, -64, 0, 10, 2]]
+    assert scales.tolist() == [[2.0]]
+    # Each block has a scale of its own: 17 is rounded beside 448, and not beside itself.
+    row = torch.zeros(1, 2 * BLOCK)
+    row[0, 0], row[0, 1], row[0, BLOCK] = 448.0, 17.0, 17.0
+    values = torch.eye(2 * BLOCK)
+    ones = torch.ones(2, 2)
+    found = block_fp8_linear(row, values.to(torch.float8_e4m3fn), (BLOCK, BLOCK), ones)
+    assert found[0, [0, 1, BLOCK]].tolist() == pytest.approx([448.0, 16.0, 17.0])

@@ -366,3 +366,33 @@ def test_of_one_width_the_next_is_hoped_to_bring_half_a_node_and_no_tree_promise
     empty = RequestRecord(np.zeros(4))
     empty.follow(np.zeros(4), 3, (1, 2, 3, 5))
     assert empty.drafted.tolist() == [0.0] * 4
+
+
+def test_rounds_at_a_fixed_budget_save_nothing_up_for_tries() -> None:
+    one, reqs = served(flat, 1, 0), [running_request()]
+    budget = one.budget
+    budget._saved_for_best = budget._saved_for_others = 0.0
+    for _ in range(200):
+        budget.begin_fixed(reqs, [5], 300.0, 5)
+        one.now += flat(1, 5)
+        budget.end(None)
+    assert (budget._saved_for_best, budget._saved_for_others) == (0.0, 0.0)
+    one.rounds(1, reqs)
+    assert budget._saved_for_best > 0
+
+
+def test_where_drafts_pay_one_round_of_three_teaches_what_to_believe(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, reqs = served(flat, 1, 0), [running_request()]
+    taught: list[int] = []
+    monkeypatch.setattr(one.budget.probs, "learn", lambda *_: taught.append(len(one.widths)))
+    one.rounds(90, reqs)
+    drafted = sum(width > 1 for width in one.widths[-90:])
+    assert drafted / 3 - 2 <= len(taught) <= drafted / 3 + 2
+    # Where none pays, few are drafted, and each teaches.
+    one.truth = 100.0
+    one.rounds(300, reqs)
+    taught.clear()
+    one.rounds(200, reqs)
+    drafted = sum(width > 1 for width in one.widths[-200:])
+    assert 0 < drafted < 60
+    assert len(taught) >= drafted - 1

@@ -2,7 +2,6 @@
 
     .venv/bin/python -m benchmarks decode [--model M --draft D] [--quick]
     .venv/bin/python -m benchmarks decode --batch-sizes 1 2 4 8 16 32 --adaptive 16 --dtypes float32 bfloat16
-
     .venv/bin/python -m benchmarks decode --adaptive 16 --one-server --budgets 4 8
 
 Systems are up together and are measured in turns, so that a slow spell of the machine hits all of them; where memory

@@ -120,30 +120,29 @@ ADAPTERS = Scene(
     before=failing_adapters,
 )
 # Two groups of one rank each.
-_GROUPS = ("--dp-size", "2", "--enable-dp-attention", "--enable-dp-lm-head", "--tp-size")
+_GROUPS = ("--dp-size", "2", "--enable-dp-attention", "--enable-dp-lm-head", "--tp-size", "2")
 GROUPS = Scene(
     "attention-groups",
     "fa3",
     (unequal_groups, the_second_group_alone, every_kind_in_groups),
     pair="experts",
     budget=7,
-    flags=(*_GROUPS, "2", *_EVERY_KIND),
+    flags=(*_GROUPS, *_EVERY_KIND),
 )
 GROUPS_EAGER = Scene(
     "attention-groups-eager",
     "fa3",
     (unequal_groups, the_second_group_alone),
     budget=7,
-    flags=(*_GROUPS, "2"),
+    flags=_GROUPS,
     captured=(),
 )
 # The number of nodes follows the requests of both groups.
-GROUPS_WIDTHS = Scene(
-    "attention-groups-widths",
-    "fa3",
-    (more_than_a_groups_pool, unequal_groups, the_second_group_alone),
-    budget=7,
-    flags=(*_GROUPS, "2", *LOAD_FLAGS, *_SMALL_POOL),
+GROUPS_WIDTHS = replace(
+    GROUPS_EAGER,
+    name="attention-groups-widths",
+    waves=(more_than_a_groups_pool, *GROUPS_EAGER.waves),
+    flags=(*_GROUPS, *LOAD_FLAGS, *_SMALL_POOL),
     captured=(1, 2),
     must_log=("Retract requests",),
 )

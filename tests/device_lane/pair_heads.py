@@ -27,7 +27,7 @@ class Selector(CandidateSelector):
 
     top_k = TOP_K
 
-    def __init__(self, hidden_size: int, vocab_size: int = VOCABULARY) -> None:
+    def __init__(self, hidden_size: int, vocab_size: int) -> None:
         super().__init__(hidden_size, vocab_size, RANK)
 
 

@@ -45,8 +45,8 @@ def install_quantized() -> None:
     on_import(f"{_METHODS}.fp8_utils", Patch(_multiply_floats))
     for module, config in (("awq.awq", "AWQConfig"), ("fp8", "Fp8Config")):
         on_import(f"{_METHODS}.{module}", Patch(partial(_take_float32, config)))
-    for module, check in (("gptq", "check_marlin_supported"), ("schemes.gptq_marlin", "verify_marlin_supported")):
-        on_import(f"{_METHODS}.gptq.{module}", Patch(partial(_allow_marlin, check)))
+    on_import(f"{_METHODS}.gptq.gptq", Patch(_take_gptq))
+    on_import(f"{_METHODS}.gptq.schemes.gptq_marlin", Patch(_verify_no_marlin))
     on_import(f"{_KERNELS}.awq_kernels", Patch(_give_weights_back))
     on_import(f"{_KERNELS}.gptq_kernels", Patch(_leave_weights_as_stored))
 
@@ -75,11 +75,14 @@ def _take_float32(config: str, module: ModuleType) -> None:
     replace(getattr(module, config), "get_supported_act_dtypes", classmethod(lambda _: [torch.float32]))
 
 
-def _allow_marlin(check: str, module: ModuleType) -> None:
-    replace(module, check, lambda quant_type, group_size: True)
-    if hasattr(module, "GPTQMarlinConfig"):
-        _take_float32("GPTQMarlinConfig", module)
-        replace(module.GPTQMarlinConfig, "TYPE_MAP", {(4, True): SimpleNamespace(size_bits=4)})
+def _take_gptq(module: ModuleType) -> None:
+    _take_float32("GPTQMarlinConfig", module)
+    replace(module, "check_marlin_supported", lambda quant_type, group_size: True)
+    replace(module.GPTQMarlinConfig, "TYPE_MAP", {(4, True): SimpleNamespace(size_bits=4)})
+
+
+def _verify_no_marlin(module: ModuleType) -> None:
+    replace(module, "verify_marlin_supported", lambda quant_type, group_size: None)
 
 
 def _give_weights_back(module: ModuleType) -> None:

@@ -58,8 +58,8 @@ def few_by_far(chooser: Chooser) -> list[Sent]:
     blurred = replace(chooser.reference, noise=FAR)
 
     def leads(asked: Asked) -> Asked | None:
-        leads = blurred.expect(asked).margin > FAR and blurred.is_clear(asked, (chooser.scene.num_nodes,))
-        return asked if leads else None
+        is_far = blurred.expect(asked).margin > FAR and blurred.is_clear(asked, (chooser.scene.num_nodes,))
+        return asked if is_far else None
 
     check: Check = "tokens" if chooser.scene.budget is None else "rounds"
     return [Sent(chooser.find(length, tokens, leads), check=check) for length, tokens in ((4, 6), (6, 8), (11, 9))]

@@ -71,7 +71,7 @@ def chain_budget(draft: str) -> int:
 
 def systems_of(budgets: Sequence[int]) -> list[System]:
     """Plain decoding first, whose answers the others are held to, then the chain, then trees."""
-    trees = [System(f"ddtree-{budget}", "DDTREE", budget) for budget in sorted(set(budgets))]
+    trees = [System.of_budget(budget) for budget in sorted(set(budgets))]
     return [System("plain", None), System("dflash", "DFLASH"), *trees]
 
 

@@ -186,8 +186,8 @@ def _costs(
     features: Mapping[str, Feature],
 ) -> Measured:
     """Rows of a server with `flags`; what nobody asks for is compared with a server without."""
-    enabled = System(state.replace(" ", "-"), "DDTREE", args.budget, flags)
-    bare = [System("bare", "DDTREE", args.budget, BARE)] if UNUSED in args.features else []
+    enabled = System(state.replace(" ", "-"), "DDTREE", args.budget, "fixed", flags)
+    bare = [System("bare", "DDTREE", args.budget, "fixed", BARE)] if UNUSED in args.features else []
     with running([*bare, enabled], Common.from_args(args, len(prompts))) as started:
         *others, server = started
         for batch_size in args.batch_sizes:

@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
         answers = [one.output_ids for one in batch.generations]
         reference = Reference(plain.url, names, ids, answers, args.client_timeout)
         for budget in args.budgets:
-            with running([System(f"ddtree-{budget}", "DDTREE", budget)], common, trace=False) as (server,):
+            with running([System.of_budget(budget)], common, trace=False) as (server,):
                 for concurrency in args.concurrency:
                     with step(f"budget {budget}, {concurrency} at once"):
                         case = compare_case(

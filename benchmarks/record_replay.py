@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     args.model, args.draft = pair.model, pair.draft
     encoded = encode(sample_prompts(args.datasets, args.prompts, args.seed), pair.model)
     asked = {f"{dataset}-{n}": ids for dataset, prompts in encoded.items() for n, ids in enumerate(prompts)}
-    system = System(f"ddtree-{args.budget}", "DDTREE", args.budget)
+    system = System.of_budget(args.budget)
     common = Common.from_args(args, args.at_once + 1)
     with running([system], common) as (server,):
         assert server.trace_path is not None

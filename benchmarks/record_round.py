@@ -105,7 +105,7 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
     chat = [{"role": "user", "content": args.prompt}]
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     input_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    with running([System(f"ddtree-{args.budget}", "DDTREE", args.budget)], Common.from_args(args, 1)) as (server,):
+    with running([System.of_budget(args.budget)], Common.from_args(args, 1)) as (server,):
         assert server.trace_path is not None
         trace = TraceReader(server.trace_path)
         trace.mark()

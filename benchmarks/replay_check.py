@@ -194,8 +194,7 @@ def run(args: argparse.Namespace) -> int:
     answers = [one for name in prompts for one in answers if one.name == name]
     if not answers:
         raise ValueError(f"{args.recording} must hold answers to these prompts, got {sorted(known)[:3]}; record them")
-    flags = ("--speculative-ddtree-policy", "adaptive")
-    servers = [System("plain", None), System("dflash", "DFLASH"), System("ddtree", "DDTREE", args.budget, flags)]
+    servers = [System("plain", None), System("dflash", "DFLASH"), System("ddtree", "DDTREE", args.budget, "adaptive")]
     spent: dict[tuple[str, int], list[float]] = {}
     with running(servers, Common.from_args(args, max(args.batch_sizes)), trace=False) as started:
         for name, size, seconds in measure(started, compared(args.trees), prompts, args):

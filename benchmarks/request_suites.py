@@ -198,7 +198,7 @@ def servers(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
     pair = prepare_pair(Path(sys.executable), args.model, args.draft)
     args.model, args.draft = pair.model, pair.draft
     common = replace(Common.from_args(args, args.concurrency, *SERVER_FLAGS), module=IN_ONE_ORDER)
-    systems = [System("plain", None), System(f"ddtree-{args.budget}", "DDTREE", args.budget)]
+    systems = [System("plain", None), System.of_budget(args.budget)]
     with running(systems, common, trace=False) as (plain, ddtree):
         yield plain.url, ddtree.url
 

@@ -46,7 +46,8 @@ class DDTreeConfig:
             None: taken from `--speculative-num-draft-tokens` minus one, else `DEFAULT_BUDGET`.
         top_k: candidates per depth (the paper's K). None: equal to the budget, which loses nothing (Lemma 1).
         policy: how the budget follows the load: "fixed"; "load": less per request the more requests there are;
-            "adaptive": in each round what measured costs and acceptance say brings the most tokens per second.
+            "adaptive": in each round what measured costs and acceptance say brings the most tokens per second. None:
+            one of the first and the last, by the server (`engine.admission.default_policy`).
         verify_tokens: of policy "load", the most nodes of all requests in one verify forward.
         measure_seconds: of policy "adaptive", seconds at start in which rounds may be measured, 0 for none. None:
             `DEFAULT_MEASURE_SECONDS`.
@@ -64,7 +65,7 @@ class DDTreeConfig:
 
     budget: int | None = None
     top_k: int | None = None
-    policy: Policy = "fixed"
+    policy: Policy | None = None
     verify_tokens: int | None = None
     measure_seconds: int | None = None
     trace: str | None = None
@@ -81,7 +82,7 @@ class DDTreeConfig:
         for name in ("check_ranks", "check_sync", "stream_tokens", "untested_engine"):
             if not isinstance(getattr(self, name), bool):
                 raise DDTreeConfigError(f"{name} must be true or false, got {getattr(self, name)!r}; change it.")
-        if self.policy not in get_args(Policy):
+        if self.policy not in (None, *get_args(Policy)):
             raise DDTreeConfigError(
                 f"policy must be one of {list(get_args(Policy))}, got {self.policy!r}; change "
                 "--speculative-ddtree-policy."
@@ -95,7 +96,7 @@ class DDTreeConfig:
         _require_int(
             "measure_seconds", "--speculative-ddtree-measure-seconds", self.measure_seconds, 0, MAX_MEASURE_SECONDS
         )
-        if self.measure_seconds is not None and self.policy != "adaptive":
+        if self.measure_seconds is not None and self.policy not in (None, "adaptive"):
             raise DDTreeConfigError(
                 f"measure_seconds={self.measure_seconds} belongs to policy 'adaptive', got policy {self.policy!r}; add "
                 "--speculative-ddtree-policy adaptive."

@@ -22,7 +22,7 @@ from ddtree_sglang.exceptions import DDTreeConfigError
         ({"verify_tokens": 0, "policy": "load"}, "verify_tokens"),
         ({"verify_tokens": 32}, "belongs to policy 'load'"),
         ({"measure_seconds": -1, "policy": "adaptive"}, "from 0 to 3600, got -1"),
-        ({"measure_seconds": 5}, "belongs to policy 'adaptive'"),
+        ({"measure_seconds": 5, "policy": "fixed"}, "belongs to policy 'adaptive'"),
         ({"check_ranks": "yes"}, "check_ranks"),
         ({"check_sync": 1}, "check_sync"),
         ({"untested_engine": "yes"}, "untested_engine"),

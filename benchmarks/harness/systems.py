@@ -41,14 +41,24 @@ _CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 class System:
     """What is compared: `plain`, `dflash`, or `ddtree-<budget>`; `flags` are those that it alone has.
 
-    `asks`: it has no server of its own; its requests ask the one that adapts for so many drafted nodes.
+    `policy`: how its budget is chosen, None for no tree, or for the server's default.
+    `asks`: it has no server of its own; its requests ask the one that adapts for so many drafted nodes. `draft`: its
+    drafter, None for the run's.
     """
 
     name: str
     algorithm: str | None
     budget: int | None = None
+    policy: str | None = None
     flags: tuple[str, ...] = ()
     asks: int | None = None
+    draft: str | None = None
+
+    @classmethod
+    def of_budget(cls, budget: int, draft: str | None = None) -> System:
+        """A tree of so many drafted nodes in every round; `draft`: by another drafter than the run's."""
+        name = f"ddtree-{budget}" if draft is None else f"ddtree-{budget}-other"
+        return cls(name, "DDTREE", budget, "fixed", draft=draft)
 
     @property
     def custom_params(self) -> dict[str, Any] | None:
@@ -58,7 +68,7 @@ class System:
     @property
     def adapts(self) -> bool:
         """True when its server chooses the nodes of each round by measured costs."""
-        return "adaptive" in self.flags
+        return self.policy == "adaptive"
 
     @property
     def traced(self) -> bool:
@@ -121,34 +131,45 @@ class RunningSystem:
 
 
 def groups_for(
-    budgets: Sequence[int], servers_at_once: int, adaptive: int | None = None, *, one_server: bool = False
+    budgets: Sequence[int],
+    servers_at_once: int,
+    adaptive: int | None = None,
+    *,
+    one_server: bool = False,
+    other_draft: str | None = None,
 ) -> list[list[System]]:
     """Plain decoding, the stock chain and DDTREE at each budget, in groups that can be up together.
 
     Every group has both baselines, so that each ratio is of servers that took turns. With `adaptive` each also has
     the policy of that name, at most so many drafted nodes; with `one_server`, too, budgets are asked of its server,
-    and so is a budget of 0, which is plain decoding there.
+    and so is a budget of 0, which is plain decoding there. With `other_draft` each budget has a second tree, of that
+    drafter, in the same group.
 
     Raises:
-        ServerError: not even one budget fits beside the others; or there is no server that adapts and has all budgets.
+        ServerError: `other_draft` with `one_server`; not even one budget fits beside the others; or there is no server
+            that adapts and has all budgets.
     """
     if one_server and (adaptive is None or max(budgets) > adaptive):
         raise ServerError(
             f"--one-server asks the server that adapts for budgets up to its own, --adaptive {adaptive}, got "
             f"{max(budgets)}; change --budgets or --adaptive."
         )
+    if one_server and other_draft is not None:
+        raise ServerError("--one-server has one drafter, got --other-draft as well; give one of them.")
     baselines = [System("plain", None), System("dflash", "DFLASH")]
     if adaptive is not None:
-        flags = ("--speculative-ddtree-policy", "adaptive")
-        baselines.append(System(f"ddtree-adaptive-{adaptive}", "DDTREE", adaptive, flags))
+        baselines.append(System(f"ddtree-adaptive-{adaptive}", "DDTREE", adaptive, "adaptive"))
     room = servers_at_once - len(baselines)
     if one_server and room >= 0:
         asked = (System(f"ddtree-{budget}", "DDTREE", asks=budget) for budget in sorted({0, *budgets}))
         return [[*baselines, *asked]]
-    if room < 1:
-        least = len(baselines) + (0 if one_server else 1)
+    of_budget = 1 if other_draft is None else 2
+    if room < of_budget:
+        least = len(baselines) + (0 if one_server else of_budget)
         raise ServerError(f"a comparison needs {least} servers at once, {servers_at_once} fit; free some memory.")
-    trees = [System(f"ddtree-{budget}", "DDTREE", budget) for budget in budgets]
+    drafts = (None,) if other_draft is None else (None, other_draft)
+    trees = [System.of_budget(budget, draft) for budget in budgets for draft in drafts]
+    room -= room % of_budget
     return [[*baselines, *trees[first : first + room]] for first in range(0, len(trees), room)]
 
 
@@ -163,8 +184,9 @@ def _process(system: System, common: Common, trace_path: Path | None) -> ServerP
         model=common.model,
         port=free_port(),
         algorithm=system.algorithm,
-        draft=common.draft if system.algorithm else None,
+        draft=(system.draft or common.draft) if system.algorithm else None,
         budget=system.budget,
+        policy=system.policy,
         dtype=common.dtype,
         extra=(*common.flags(), *system.flags, *trace),
         module=common.module,

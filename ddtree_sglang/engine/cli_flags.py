@@ -47,8 +47,8 @@ def add_ddtree_flags(_result: None, parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--speculative-ddtree-policy",
         type=str,
-        help="How the budget follows the load: fixed (default); load: less per request the more there are; adaptive: "
-        "what measured costs and acceptance say is fastest, down to no draft.",
+        help="How the budget follows the load: fixed; load: less per request the more there are; adaptive: what "
+        "measured costs and acceptance say is fastest, down to no draft. Default: adaptive without a GPU, else fixed.",
     )
     group.add_argument(
         "--speculative-ddtree-verify-tokens",

@@ -50,7 +50,8 @@ class ServerError(Exception):
 class ServerSpec:
     """What to serve and how; everything that decides the command line.
 
-    `algorithm` is None for plain decoding. `budget` (nodes besides the root) counts for DDTREE only.
+    `algorithm` is None for plain decoding. `budget` (nodes besides the root) and `policy` (how a round's budget is
+    chosen, None: the server's default) count for DDTREE only.
     `extra` are further flags, passed on as they are. `module` is what `python -m` runs.
     """
 
@@ -60,6 +61,7 @@ class ServerSpec:
     algorithm: str | None = None
     draft: str | None = None
     budget: int | None = None
+    policy: str | None = None
     dtype: str = "float32"
     extra: tuple[str, ...] = ()
     module: str = LAUNCH_SERVER
@@ -82,6 +84,8 @@ class ServerSpec:
             parts += ["--speculative-draft-model-path", self.draft]
         if self.budget is not None:
             parts += ["--speculative-ddtree-budget", str(self.budget)]
+        if self.policy is not None:
+            parts += ["--speculative-ddtree-policy", self.policy]
         return [*parts, *self.extra]
 
 

@@ -108,6 +108,31 @@ def test_budgets_that_do_not_fit_together_go_in_groups_with_both_baselines(
     assert "in turns: plain, dflash, ddtree-8\n" in text
 
 
+def test_a_budgets_server_keeps_it_whatever_a_servers_default_is() -> None:
+    (group,) = server.groups_for([4, 8], 5, 16)
+    policies = {system.name: system.policy for system in group}
+    adapting = {"ddtree-adaptive-16": "adaptive", "ddtree-4": "fixed", "ddtree-8": "fixed"}
+    assert policies == {"plain": None, "dflash": None, **adapting}
+    process = server._process(group[-1], server.Common("m", "d", "float32", 8192, 4), None)
+    assert " ".join(process.command).count("--speculative-ddtree-budget 8 --speculative-ddtree-policy fixed") == 1
+
+
+def test_another_drafters_trees_stand_beside_the_runs_own() -> None:
+    groups = server.groups_for([4, 8], 5, other_draft="pairs")
+    assert [[one.name for one in group[2:]] for group in groups] == [
+        ["ddtree-4", "ddtree-4-other"],
+        ["ddtree-8", "ddtree-8-other"],
+    ]
+    common = server.Common("m", "d", "float32", 8192, 4)
+    drafts = [server._process(one, common, None).command for one in groups[0]]
+    flag = "--speculative-draft-model-path"
+    assert [flag in command and command[command.index(flag) + 1] for command in drafts] == [False, "d", "d", "pairs"]
+    with pytest.raises(ServerError, match="needs 4 servers at once, 3 fit"):
+        server.groups_for([4], 3, other_draft="pairs")
+    with pytest.raises(ServerError, match="--one-server has one drafter"):
+        server.groups_for([4], 5, 4, one_server=True, other_draft="pairs")
+
+
 def test_budgets_are_asked_of_the_server_that_adapts(machine: FakeMachine, tmp_path: Path) -> None:
     status, lines = decode(tmp_path, "--adaptive", "8", "--one-server", "--servers-at-once", "3", "--batch-sizes", "1")
     assert status == 0

@@ -90,7 +90,8 @@ def test_a_fault_of_one_backend_fails_its_step_and_the_others_pass(
 ) -> None:
     only(monkeypatch, "lossless", "lossless/triton", "lossless/fa3")
     rig.faults[
-        "--speculative-ddtree-budget 16 --max-running-requests 16 --random-seed 0 --max-total-tokens 16384 "
+        "--speculative-ddtree-budget 16 --speculative-ddtree-policy fixed "
+        "--max-running-requests 16 --random-seed 0 --max-total-tokens 16384 "
         "--attention-backend fa3"
     ] = fault
     assert rig.main("lossless") == 1
@@ -111,7 +112,8 @@ def test_acceptance_that_differs_by_five_percent_fails_though_tokens_are_equal(
 ) -> None:
     only(monkeypatch, "lossless", "lossless/flashinfer", "lossless/acceptance-64")
     rig.faults[
-        "--speculative-ddtree-budget 64 --max-running-requests 16 --random-seed 0 --max-total-tokens 16384 "
+        "--speculative-ddtree-budget 64 --speculative-ddtree-policy fixed "
+        "--max-running-requests 16 --random-seed 0 --max-total-tokens 16384 "
         "--attention-backend flashinfer"
     ] = "late"
     assert rig.main("lossless") == 1

@@ -19,7 +19,8 @@ KV_POOL_TOKENS = 16384
 class Wanted:
     """A server: `algorithm` None for plain decoding, `pair` None for the embedded one.
 
-    `as_users_do` starts it by its command, with imports of its own.
+    `as_users_do` starts it by its command, with imports of its own. `policy` None is the server's default; most tests
+    look at rounds, which a fixed budget makes the same on every machine.
     """
 
     algorithm: str | None
@@ -27,6 +28,7 @@ class Wanted:
     flags: tuple[str, ...] = ()
     pair: Pair | None = None
     as_users_do: bool = False
+    policy: str | None = "fixed"
 
 
 class Serve:
@@ -48,9 +50,10 @@ class Serve:
         *flags: str,
         pair: Pair | None = None,
         as_users_do: bool = False,
+        policy: str | None = "fixed",
     ) -> Iterator[Server]:
         """One server."""
-        with self.together(Wanted(algorithm, budget, flags, pair, as_users_do)) as (server,):
+        with self.together(Wanted(algorithm, budget, flags, pair, as_users_do, policy)) as (server,):
             yield server
 
     @contextmanager
@@ -93,6 +96,7 @@ class Serve:
             algorithm=wanted.algorithm,
             draft=models.draft if wanted.algorithm else None,
             budget=wanted.budget,
+            policy=wanted.policy if wanted.algorithm == "DDTREE" else None,
             extra=flags,
         )
         process = ServerProcess.from_spec(str(wanted.algorithm), spec, sys.executable, folder / "server.log")

@@ -17,8 +17,7 @@ MAX_NEW_TOKENS = 32
 def test_budget_follows_the_batch_and_tokens_do_not(plain: Server, serve: Callable[..., Any]) -> None:
     options = {"max_new_tokens": MAX_NEW_TOKENS, "ignore_eos": True}
     expected = [ask(plain.url, prompt, **options)["output_ids"] for prompt in PROMPTS]
-    flags = ("--speculative-ddtree-policy", "load", "--speculative-ddtree-verify-tokens", "9")
-    with serve("DDTREE", 16, *flags) as server:
+    with serve("DDTREE", 16, "--speculative-ddtree-verify-tokens", "9", policy="load") as server:
         for at_once in (1, 2, 8):
             answers = ask_all(server.url, PROMPTS, at_once, **options)
             assert [answer["output_ids"] for answer in answers] == expected
@@ -31,12 +30,12 @@ def test_budget_follows_the_batch_and_tokens_do_not(plain: Server, serve: Callab
     assert any(max(one["commit_lens"]) > 1 for one in rounds if one["num_nodes"] > 1)
 
 
-def test_measured_costs_choose_the_budget_and_tokens_stay(
+def test_without_a_policy_measured_costs_choose_the_budget_and_tokens_stay(
     plain: Server, serve: Callable[..., Any], tmp_path: Path
 ) -> None:
     options = {"max_new_tokens": MAX_NEW_TOKENS, "ignore_eos": True}
     expected = [ask(plain.url, prompt, **options)["output_ids"] for prompt in PROMPTS]
-    with serve("DDTREE", 16, "--speculative-ddtree-policy", "adaptive") as server:
+    with serve("DDTREE", policy=None) as server:
         own = rounds_of(server.trace)
         assert {(1, 1), (1, 2), (1, 3), (1, 5), (2, 1)} <= {(one["batch_size"], one["num_nodes"]) for one in own}
         for at_once in (1, 3, 8):

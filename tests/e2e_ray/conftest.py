@@ -65,6 +65,7 @@ def reference(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Answers:
         algorithm="DDTREE",
         draft=pair.draft,
         budget=16,
+        policy="fixed",
         extra=("--max-total-tokens", "8192", "--random-seed", "0"),
     )
     log = tmp_path_factory.mktemp("reference") / "server.log"

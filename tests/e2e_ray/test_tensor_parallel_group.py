@@ -26,7 +26,7 @@ def url(reference: object, http_port: int, pair: Pair) -> Iterator[str]:
         "dtype": "float32",
         "tp_size": 3,
         "cpus_per_rank": 0.5,
-        "ddtree": {"budget": 16, "check_ranks": True},
+        "ddtree": {"budget": 16, "policy": "fixed", "check_ranks": True},
         "engine_args": {"max_total_tokens": 4096},
         "max_running_requests": 4,
         # The group is rebuilt under a running answer; on two cores that takes minutes.

@@ -19,6 +19,7 @@ def test_stock_launcher_serves_ddtree_from_actors(pair: Pair, tmp_path: Path, re
         algorithm="DDTREE",
         draft=pair.draft,
         budget=16,
+        policy="fixed",
         extra=("--use-ray", "--max-total-tokens", "8192", "--random-seed", "0"),
     )
     with ServerProcess.from_spec("ray", spec, sys.executable, tmp_path / "server.log") as process:

@@ -74,10 +74,10 @@ def test_flags_win_over_the_configuration_file(tmp_path: Any) -> None:
     assert json.loads(os.environ[CONFIG_ENV]) == {"budget": 9, "top_k": 3}
 
 
-def test_a_flag_that_restores_a_default_wins_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CONFIG_ENV, '{"policy": "load"}')
     translate("--speculative-algorithm", "DDTREE", "--speculative-ddtree-policy", "fixed")
-    assert DDTreeConfig.from_env() == DDTreeConfig()
+    assert DDTreeConfig.from_env() == DDTreeConfig(policy="fixed")
 
 
 def test_trace_of_a_configuration_file_is_found_from_every_folder(

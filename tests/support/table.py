@@ -298,7 +298,7 @@ ON_THE_CPU = (
         "Llama",
         CPU,
         "budget that follows measured costs",
-        _e2e("test_budget_policy.py::test_measured_costs_choose_the_budget_and_tokens_stay"),
+        _e2e("test_budget_policy.py::test_without_a_policy_measured_costs_choose_the_budget_and_tokens_stay"),
     ),
     Row("Llama", CPU, "tensor parallelism", _e2e("test_tensor_parallel.py::test_three_ranks_of_the_embedded_model")),
     Row("Qwen3", CPU, GREEDY, _e2e("test_plain_torch_reference.py::test_rounds_of_a_tiny_pair[DDTREE-4]")),

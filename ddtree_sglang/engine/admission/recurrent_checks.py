@@ -117,7 +117,7 @@ RECURRENT_RULES: tuple[RecurrentRule, ...] = (
     # The kernel counts a request's states by the nodes of the round (attention/mamba/mamba.py, cache_steps), and those
     # that are committed are looked for behind the states of the largest one.
     RecurrentRule(
-        lambda cfg: DDTreeConfig.from_env().policy != "fixed",
+        lambda _cfg: DDTreeConfig.from_env().policy not in (None, "fixed"),
         "keeps the states of Mamba2's nodes with a fixed number of nodes; remove --speculative-ddtree-policy.",
         MAMBA2,
     ),

@@ -16,6 +16,7 @@ from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
 from ddtree_sglang.engine.admission import host_cache
 from ddtree_sglang.engine.admission.attention_groups import check_groups, check_groups_target
 from ddtree_sglang.engine.admission.context_limit import check_context_len
+from ddtree_sglang.engine.admission.default_policy import with_policy
 from ddtree_sglang.engine.admission.drafter_checks import (
     DrafterShape,
     check_checkpoint_folder,
@@ -118,7 +119,7 @@ ADAPTER_RULES: tuple[ArgumentRule, ...] = (
     # The metadata of a verify's graphs is made for one number of nodes, and SGLang keeps one (triton_backend.py,
     # init_decode_cuda_graph_batch_info).
     ArgumentRule(
-        lambda cfg: is_device_path() and DDTreeConfig.from_env().policy != "fixed",
+        lambda cfg: is_device_path() and DDTreeConfig.from_env().policy not in (None, "fixed"),
         "serves adapters with a fixed number of nodes on a GPU; remove --speculative-ddtree-policy or --enable-lora / "
         "--lora-paths.",
     ),
@@ -154,7 +155,7 @@ def resolve_server_args(cfg: Any) -> None:
     rules = (*ARGUMENT_RULES, *(ADAPTER_RULES if has_adapters else ()))
     if (message := broken_rule(rules, cfg)) is not None:
         raise DDTreeConfigError(f"{ALGORITHM} {message}")
-    config = DDTreeConfig.from_env()
+    config = with_policy(DDTreeConfig.from_env(), cfg)
     apply_config(cfg, config)
     check_attention_backend(cfg)
     shape = read_drafter_shape(cfg)

@@ -66,8 +66,14 @@ def make_policy(config: DDTreeConfig, num_nodes: int, *, any_width: bool = False
     """The policy that the configuration names, for trees of at most `num_nodes`.
 
     Args:
+        config: with its policy chosen (`engine.admission.default_policy`).
         any_width: a forward of another number of nodes needs nothing of its own, as on the CPU platform.
+
+    Raises:
+        ValueError: no policy is chosen yet.
     """
+    if config.policy is None:
+        raise ValueError("a configuration must name its policy here, got none; choose one by its server.")
     if config.policy == "fixed":
         return BudgetPolicy.fixed(num_nodes, any_width=any_width)
     if config.policy == "adaptive":

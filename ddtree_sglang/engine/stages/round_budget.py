@@ -6,6 +6,7 @@ A fixed budget and one that follows the load answer the first question alone (`s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
     from ddtree_sglang.engine.stages.round_ends import BatchEnds
     from ddtree_sglang.engine.stages.trees import TreeCut
+
+logger = logging.getLogger(__name__)
 
 
 class RoundBudget:
@@ -87,6 +90,9 @@ class AdaptiveRounds(RoundBudget):
         parallel = get_parallel()
         self._decides = parallel.tp_rank == 0
         self._costs = costs
+        if self._decides:
+            most = policy.node_counts[-1]
+            logger.info("a round verifies 1 to %d nodes a request, as measured costs say.", most)
         self.budget = AdaptiveBudget(policy.node_counts, costs.load() if self._decides else None, lag=lag)
         self._group = parallel.tp_group.cpu_group if parallel.tp_size > 1 else None
         self._reqs: Sequence[Any] = ()

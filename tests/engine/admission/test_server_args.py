@@ -102,7 +102,9 @@ def test_arguments_are_completed_from_the_budget_and_the_drafter(target: str, dr
 @pytest.mark.parametrize(
     ("more", "warmups"),
     [
-        ((), None),
+        ((), "ddtree_costs"),
+        (("--speculative-ddtree-measure-seconds", "0"), None),
+        (("--speculative-ddtree-policy", "fixed"), None),
         (("--speculative-ddtree-policy", "adaptive"), "ddtree_costs"),
         (("--speculative-ddtree-policy", "adaptive", "--warmups", "mine,other"), "mine,other,ddtree_costs"),
         (("--speculative-ddtree-policy", "adaptive", "--warmups", "ddtree_costs,mine"), "ddtree_costs,mine"),

@@ -227,12 +227,12 @@ def test_window_is_served_where_it_follows_positions(backend: str) -> None:
 def test_worker_refuses_a_window_that_only_the_loaded_model_knows_of(monkeypatch: pytest.MonkeyPatch) -> None:
     from ddtree_sglang.engine import worker
 
-    monkeypatch.setenv("DDTREE_CONFIG", "")
+    monkeypatch.setenv("DDTREE_CONFIG", '{"policy": "fixed"}')
     monkeypatch.setattr(worker, "get_spec", lambda: SimpleNamespace(speculative_num_draft_tokens=17))
     monkeypatch.setattr("sglang.srt.runtime_context.attention_backends", lambda: ("flashinfer", "triton"))
     runner = SimpleNamespace(model_config=target(), sliding_window_size=1024)
     with pytest.raises(DDTreeConfigError, match=r"got flashinfer .* with a window of 1024"):
-        worker.DDTreeWorker(None, 0, 0, SimpleNamespace(model_runner=runner))
+        worker.DDTreeWorker(SimpleNamespace(), 0, 0, SimpleNamespace(model_runner=runner))
 
 
 def named(name: str, **parts: Any) -> Any:

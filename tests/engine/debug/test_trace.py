@@ -82,7 +82,7 @@ def test_first_line_of_a_file_names_the_server(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     args = SimpleNamespace(model_path="target", tokenizer_path="words", speculative_num_draft_tokens=9, dtype="float32")
     for _ in range(2):
-        trace = RoundTrace.of(DDTreeConfig(trace=str(path), trace_every=1), args, "cpu", rank=0)
+        trace = RoundTrace.of(DDTreeConfig(policy="fixed", trace=str(path), trace_every=1), args, "cpu", rank=0)
         trace.end_round(dict)
         trace.end_round(dict)
     # A second server appends to the first one's file.

@@ -34,7 +34,7 @@ def test_more_requests_never_get_more_nodes_each() -> None:
 
 
 def test_configuration_names_the_policy() -> None:
-    assert make_policy(DDTreeConfig(), 17).num_nodes(1000) == 17
+    assert make_policy(DDTreeConfig(policy="fixed"), 17).num_nodes(1000) == 17
     assert make_policy(DDTreeConfig(policy="load"), 17).verify_tokens == DEFAULT_VERIFY_TOKENS
     assert make_policy(DDTreeConfig(policy="load", verify_tokens=40), 17).num_nodes(8) == 5
 
@@ -53,4 +53,10 @@ def test_the_load_still_limits_what_requests_want() -> None:
 def test_a_policy_of_one_width_keeps_it_whatever_requests_want() -> None:
     """On a GPU another width would need a backend and graphs of its own."""
     assert BudgetPolicy.fixed(17).num_nodes(3, 1) == 17
-    assert make_policy(DDTreeConfig(), 17, any_width=True).num_nodes(3, 1) == 1
+    assert make_policy(DDTreeConfig(policy="fixed"), 17, any_width=True).num_nodes(3, 1) == 1
+
+
+def test_a_policy_is_chosen_before_it_is_made() -> None:
+    """A server's default hangs on its arguments, which this place does not know."""
+    with pytest.raises(ValueError, match="must name its policy"):
+        make_policy(DDTreeConfig(), 17)

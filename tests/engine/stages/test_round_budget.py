@@ -58,7 +58,7 @@ def play(one: AdaptiveRounds, batch: Any, ends: Any) -> int:
 
 
 def test_a_fixed_budget_asks_nobody() -> None:
-    one = make_round_budget(BudgetPolicy.fixed(NODES), DDTreeConfig(), None)
+    one = make_round_budget(BudgetPolicy.fixed(NODES), DDTreeConfig(policy="fixed"), None)
     assert type(one) is RoundBudget
     assert one.begin(batch_of_two(), ends_of(NODES, NODES), LENS) == NODES
     assert (one.cut, one.facts(), one.totals) == (None, {}, None)

@@ -56,6 +56,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         help="ask the server that adapts for the budgets, by request, and for 0: two servers of the same flags may "
         "differ by some per cent; it learns the time of these rounds, too",
     )
+    parser.add_argument("--other-draft", metavar="DRAFT", help="also trees of this drafter, at each budget")
     parser.add_argument("--dtypes", nargs="+", help="one after another (default: that of --dtype)")
     parser.add_argument("--prompts", type=int, default=8, help="per dataset (default 8; 0: as the paper)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], help="requests at once")
@@ -169,7 +170,8 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or new_result("decode", ".jsonl")
     lines: list[dict[str, Any]] = []
     at_once = args.servers_at_once or servers_that_fit()
-    groups = groups_for(args.budgets, at_once, args.adaptive, one_server=args.one_server)
+    other = args.other_draft
+    groups = groups_for(args.budgets, at_once, args.adaptive, one_server=args.one_server, other_draft=other)
     for dtype, group in product(args.dtypes, groups):
         args.dtype, of_group = dtype, list[dict[str, Any]]()
         for of_group in measure_group(group, encoded, {**settings, "dtype": dtype}, args):

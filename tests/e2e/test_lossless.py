@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ddtree_sglang.demo.drafter import shipped_drafter
+from ddtree_sglang.demo.selector import write_drafter_with_selector
 from deploy.local.client import target_logprobs
 from deploy.local.divergence import find_divergence
 from tests.e2e.asking import PROMPTS, ask, ask_all
-from tests.e2e.servers import Server
+from tests.e2e.servers import Pair, Server
 
 MAX_NEW_TOKENS = 48
 
@@ -28,6 +31,11 @@ def check_equal(plain: Server, reference: list[dict[str, Any]], answers: list[di
         prompt_ids = expected["prompt_ids"]
         found = find_divergence(prompt, prompt_ids, expected["output_ids"], answer["output_ids"], logprobs)
         assert found is None or found.is_near_tie, found
+
+
+def accept_length(answers: list[dict[str, Any]]) -> float:
+    rounds = sum(answer["meta_info"]["spec_verify_ct"] for answer in answers)
+    return float(sum(answer["meta_info"]["completion_tokens"] for answer in answers) / rounds)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,9 +73,23 @@ def test_stock_chain_runs_beside_it_and_accepts_no_more(
     with serve("DFLASH") as server:
         chains = [ask(server.url, prompt, MAX_NEW_TOKENS) for prompt in PROMPTS]
     check_equal(plain, reference, chains)
-
-    def accept_length(answers: list[dict[str, Any]]) -> float:
-        rounds = sum(answer["meta_info"]["spec_verify_ct"] for answer in answers)
-        return sum(answer["meta_info"]["completion_tokens"] for answer in answers) / rounds
-
     assert accept_length(trees) >= accept_length(chains)
+
+
+def test_trees_of_pairs_by_the_shipped_selector_accept_more(
+    plain: Server,
+    ddtree: Server,
+    reference: list[dict[str, Any]],
+    serve: Callable[..., Any],
+    tmp_path: Path,
+    pair: Pair,
+) -> None:
+    """Its score of a candidate after the one before it joins tokens that follow one another."""
+    if Path(pair.draft) != shipped_drafter():
+        pytest.skip("the selector was trained for the drafter that ships")
+    trees = ask_all(ddtree.url, PROMPTS, 8, max_new_tokens=MAX_NEW_TOKENS)
+    drafter = write_drafter_with_selector(tmp_path / "pairs")
+    with serve("DDTREE", 16, pair=Pair(pair.model, str(drafter))) as server:
+        of_pairs = ask_all(server.url, PROMPTS, 8, max_new_tokens=MAX_NEW_TOKENS)
+    check_equal(plain, reference, of_pairs)
+    assert accept_length(of_pairs) > accept_length(trees)

@@ -32,10 +32,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a part ended, and the seconds that it took."""
+    """How a part ended, the seconds that it took, and how many of the machine's cores were busy meanwhile."""
 
     title: str
     seconds: float
+    cores: float
     status: int
 
 
@@ -77,20 +78,32 @@ def run_part(part: Part) -> Outcome:
     A pytest that found no test ends with 5, which is a failure too: an empty part proves nothing.
     """
     print(f"== {part.title}", flush=True)
-    started = time.monotonic()
+    started, busy = time.monotonic(), busy_seconds()
     environment = {**os.environ, **part.environment}
     status = subprocess.run(part.command, cwd=REPO, env=environment, check=False).returncode
-    outcome = Outcome(part.title, time.monotonic() - started, status)
+    seconds = time.monotonic() - started
+    outcome = Outcome(part.title, seconds, (busy_seconds() - busy) / seconds, status)
     print(f"== {part.title}: {outcome.seconds:.0f} s, exit status {status}", flush=True)
     return outcome
 
 
+def busy_seconds() -> float:
+    """Processor seconds of everybody on this machine so far: a server's are no child's, as its parent forked it off."""
+    user, nice, system, _idle, _waiting, *interrupts = map(int, Path("/proc/stat").read_text().split()[1:8])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+
+
 def table(outcomes: Sequence[Outcome]) -> str:
-    """One line per part with its seconds and its end, and the sum."""
-    rows = [(one.title, one.seconds, "ok" if one.status == 0 else f"FAILED ({one.status})") for one in outcomes]
-    rows.append(("all parts", sum(one.seconds for one in outcomes), ""))
-    width = max(len(title) for title, _, _ in rows)
-    return "\n".join(f"{title:<{width}}  {seconds:6.0f} s  {end}".rstrip() for title, seconds, end in rows)
+    """One line per part with its seconds, the cores that were busy, and its end; and the sum."""
+    rows = [
+        (one.title, one.seconds, f"{one.cores:.1f} cores", "ok" if one.status == 0 else f"FAILED ({one.status})")
+        for one in outcomes
+    ]
+    rows.append(("all parts", sum(one.seconds for one in outcomes), "", ""))
+    width = max(len(title) for title, *_ in rows)
+    return "\n".join(
+        f"{title:<{width}}  {spent:6.0f} s  {cores:>9}  {end}".rstrip() for title, spent, cores, end in rows
+    )
 
 
 def run(parts: Sequence[Part]) -> int:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.parts import CHECKS, FAST_FOLDERS, FULL, REPO, Part, main, run
+from tests.parts import CHECKS, FAST_FOLDERS, FULL, REPO, Part, main, run, run_part
 
 
 def python(title: str, code: str, **environment: str) -> Part:
@@ -21,11 +21,16 @@ def test_table_ends_the_run_though_a_part_failed(capfd: pytest.CaptureFixture[st
     output = capfd.readouterr().out
     assert "second ran" in output
     rows = [line.split() for line in output.split("== parts and seconds\n")[1].splitlines()]
-    assert [(row[0], row[2:]) for row in rows] == [
-        ("first", ["s", "FAILED", "(5)"]),
-        ("second", ["s", "ok"]),
-        ("all", [rows[2][2], "s"]),
+    assert [(row[0], row[2], row[4:]) for row in rows[:2]] == [
+        ("first", "s", ["cores", "FAILED", "(5)"]),
+        ("second", "s", ["cores", "ok"]),
     ]
+    assert rows[2] == ["all", "parts", rows[2][2], "s"]
+
+
+def test_cores_that_a_part_keeps_busy_are_told() -> None:
+    spin = "import time; end = time.process_time() + 0.5\nwhile time.process_time() < end: pass"
+    assert run_part(python("spins", spin)).cores > 0.3
 
 
 def test_run_without_failures_ends_with_status_0(capfd: pytest.CaptureFixture[str]) -> None:

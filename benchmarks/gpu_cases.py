@@ -114,6 +114,8 @@ def _variants(trees: dict[tuple[str, int], Case]) -> list[Case]:
     found.append(replace(trees["triton", 16], name="eager/triton", decode_graphs=False))
     load = ("--speculative-ddtree-policy", "load", "--speculative-ddtree-verify-tokens", "15")
     found += [replace(trees[b, 16], name=f"policy/{b}", flags=load) for b in ("triton", "flashinfer")]
+    measured = ("--speculative-ddtree-policy", "adaptive", "--speculative-ddtree-measure-seconds", "3")
+    found += [replace(trees[b, 16], name=f"adaptive/{b}", flags=measured) for b in ("triton", "fa3")]
     found.append(Case("sampled/plain", None, "triton", asked=("sampled",)))
     found += [replace(trees[b, 16], name=f"sampled/{b}", asked=("sampled",)) for b in BACKENDS]
     found.append(Case("features/plain", None, "triton", asked=("features",)))

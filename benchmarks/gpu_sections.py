@@ -275,6 +275,12 @@ SECTIONS = (
         _with_tokens("policy", "triton", "flashinfer", least=1.0),
     ),
     Section(
+        "adaptive",
+        "policy adaptive: widths by what rounds cost, measured without waiting for the device",
+        75,
+        _with_tokens("adaptive", "triton", "fa3", least=1.0),
+    ),
+    Section(
         "sampled",
         "sampled answers follow the target's law, greedy ones beside them are plain decoding's",
         90,

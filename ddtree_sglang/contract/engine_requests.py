@@ -55,9 +55,9 @@ REQUESTS: tuple[Row, ...] = (
     Row(
         "sglang.srt.arg_groups.fields.memory",
         "Memory",
-        "enable_flexkv enable_hierarchical_cache enable_lmcache enable_page_major_kv_layout "
+        "disable_radix_cache enable_flexkv enable_hierarchical_cache enable_lmcache enable_page_major_kv_layout "
         "enable_unified_cache_external_linker enable_unified_memory hicache_storage_backend radix_cache_backend",
-        "recurrent_checks, server_args, split_servers",
+        "recurrent_checks, server_args, split_servers, state_memory",
     ),
     Row(
         "sglang.srt.arg_groups.fields.model",
@@ -75,8 +75,9 @@ REQUESTS: tuple[Row, ...] = (
     Row(
         "sglang.srt.arg_groups.fields.schedule",
         "Schedule",
-        "disable_overlap_schedule enable_mixed_chunk max_running_requests mem_fraction_static page_size",
-        "graph_memory, recurrent_checks, server_args",
+        "disable_overlap_schedule enable_mixed_chunk mamba_full_memory_ratio max_mamba_cache_size max_running_requests "
+        "mem_fraction_static page_size",
+        "graph_memory, recurrent_checks, server_args, state_memory",
     ),
     Row(
         "sglang.srt.arg_groups.fields.serving",

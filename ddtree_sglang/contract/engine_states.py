@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ddtree_sglang.contract.check import Row
 
+_CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator"
 _EXEC = "sglang.srt.arg_groups.fields.exec_"
 _HYBRID = "sglang.srt.layers.attention.hybrid_linear_attn_backend"
 _POOL = "sglang.srt.mem_cache.memory_pool"
@@ -18,6 +19,7 @@ STATES: tuple[Row, ...] = (
         "recurrent_checks",
     ),
     Row("sglang.srt.configs.hybrid_arch", "mambaish_config", "model_config", "recurrent_checks, recurrent_states"),
+    Row("sglang.srt.configs.mamba_utils", "BaseLinearStateParams", "mamba_cache_per_req", "state_memory"),
     Row("sglang.srt.configs.mamba_utils", "Mamba2StateDType", "conv", "recurrent_checks"),
     Row("sglang.srt.configs.mamba_utils", "mamba2_state_dtype", "config", "recurrent_checks"),
     Row(
@@ -64,10 +66,26 @@ STATES: tuple[Row, ...] = (
         exact=True,
     ),
     Row("sglang.srt.mem_cache.base_prefix_cache", "BasePrefixCache", "supports_mamba", "run_ends"),
+    Row(
+        _CONFIGURATOR,
+        "KVCacheConfigurator",
+        "extra_mamba_cache_bytes_per_req mambaish_config server_args",
+        "state_memory",
+    ),
+    Row(_CONFIGURATOR, "KVCacheConfigurator._calculate_mamba_ratio", "", "state_memory", exact=True),
+    Row(
+        _CONFIGURATOR,
+        "KVCacheConfigurator._handle_max_mamba_cache",
+        "total_rest_memory",
+        "state_memory",
+        exact=True,
+    ),
     Row(_POOL, "HybridLinearKVPool", "full_kv_pool", "kv_moves"),
     Row(_POOL, "HybridReqToTokenPool", "mamba_pool", "recurrent_states"),
     Row(_POOL, "MambaPool", "mamba_cache", "recurrent_states"),
     Row(_POOL, "MambaPool.SpeculativeState", "intermediate_conv_window intermediate_ssm", "recurrent_states"),
+    Row("sglang.srt.runtime_context", "get_memory", "", "state_memory"),
+    Row("sglang.srt.runtime_context", "get_schedule", "", "state_memory"),
     Row("sglang.srt.runtime_context", "mamba_track_grid", "tree_page", "recurrent_states"),
     Row(
         "sglang.srt.speculative.spec_utils",

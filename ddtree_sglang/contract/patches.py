@@ -13,7 +13,7 @@ from ddtree_sglang.contract.entry_patches import (
 from ddtree_sglang.contract.grammar_patches import GRAMMAR_PATCHES, GRAMMAR_STATE_PATCHES
 from ddtree_sglang.contract.group_patches import GROUP_PATCHES
 from ddtree_sglang.contract.patch import Patch
-from ddtree_sglang.contract.state_patches import SHORT_CONVOLUTION_PATCHES
+from ddtree_sglang.contract.state_patches import SHORT_CONVOLUTION_PATCHES, STATE_MEMORY_PATCHES
 
 _ARGS = "sglang.srt.server_args.ServerArgs"
 _RUNNER = "sglang.srt.model_executor.model_runner.ModelRunner"
@@ -164,6 +164,7 @@ ROUND_PATCHES = (
         "ddtree_sglang.engine.cost_report:report_costs",
         "what rounds cost would be known to nobody but the server",
     ),
+    *STATE_MEMORY_PATCHES,
     *GRAMMAR_PATCHES,
     Patch(
         f"{_REQ}.update_finish_state",

@@ -1,4 +1,4 @@
-"""Changes to SGLang's models with recurrent layers, made by a worker whose target is one."""
+"""Changes for targets with recurrent layers: to SGLang's models, by a worker whose target is one; to what they get."""
 
 from __future__ import annotations
 
@@ -12,4 +12,13 @@ SHORT_CONVOLUTION_PATCHES = tuple(
         "nodes of a tree would be convolved as a chain",
     )
     for module in ("lfm2", "lfm2_moe")
+)
+
+STATE_MEMORY_PATCHES = (
+    Patch(
+        "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._handle_max_mamba_cache",
+        "around",
+        "ddtree_sglang.engine.admission.state_memory:limit_nodes",
+        "states of a tree's nodes would take the place of requests, or of all keys, and the reason be another",
+    ),
 )

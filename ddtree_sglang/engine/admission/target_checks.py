@@ -42,6 +42,20 @@ CASCADE_BACKENDS = ("fa4",)
 """Those that attend to a tree's prefix and to its nodes apart, and have not been shown to count a layer's sinks once
 (flashattention_backend.py, `use_cascade_attn`). On FA3 engine/stages/attention_sinks.py sees to it."""
 
+NOT_SHOWN = {
+    "Glm5NextForConditionalGeneration": "whose layers are KDA, and latent attention behind an indexer",
+    "InklingForConditionalGeneration": "whose layers convolve keys, values and outputs with those of tokens before",
+    "KimiK3ForConditionalGeneration": "most of whose layers are KDA: its Triton kernel takes a tree, the class's own "
+    "kernels and what it carries from layer to layer have not been shown to",
+    "KimiK3LinearForCausalLM": "most of whose layers are KDA: its Triton kernel takes a tree, the class's own kernels "
+    "and what it carries from layer to layer have not been shown to",
+    "MiMoV2FlashForCausalLM": "whose keys and values differ in width, and its windows' layers in heads",
+    "MiMoV2ForCausalLM": "whose keys and values differ in width, and its windows' layers in heads",
+    "MiniMaxM3SparseForConditionalGeneration": "whose sparse layers pick blocks of keys in a backend without masks",
+    "Qwen4ExpForConditionalGeneration": "which reads the tokens before one by their place, where a tree has siblings",
+}
+"""Classes that SGLang's chain serves, and what of each no tree has been shown with; tests/support/others.py has all."""
+
 _CHAIN = "use --speculative-algorithm DFLASH, whose chain SGLang supports there"
 
 
@@ -130,12 +144,15 @@ def check_target(model_config: Any, sliding_window: int | None, backends: tuple[
         backends: the attention backends of prefill and decode.
 
     Raises:
-        DDTreeConfigError: recurrent layers that no tree was shown on, sparse attention, attention in chunks, a window
-            on a backend that does not place it per node, or latent attention on one that drops the mask.
+        DDTreeConfigError: a class of `NOT_SHOWN`, recurrent layers that no tree was shown on, sparse attention,
+            attention in chunks, a window on a backend that does not place it per node, or latent attention on one that
+            drops the mask.
     """
     from sglang.srt.configs.model_config import AttentionArch, is_deepseek_dsa
 
     name = (model_config.hf_config.architectures or ["this target"])[0]
+    if name in NOT_SHOWN:
+        raise DDTreeConfigError(f"{ALGORITHM} has not been run with {name}, {NOT_SHOWN[name]}; {_CHAIN}.")
     check_recurrent_target(model_config)
     if model_config.attention_arch not in (AttentionArch.MHA, AttentionArch.MLA):
         raise DDTreeConfigError(

@@ -16,10 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ddtree_sglang.training.model.candidate_selector import CandidateSelector
+from ddtree_sglang.training.model.drafter_model import RMSNorm
 from tests.device_lane.pairs import VOCABULARY, TinyPair
 
 RANK = 4
 TOP_K = 6
+LATTICE_HIDDEN, LATTICE_HEADS, LATTICE_SCALE = 8, 2, 5.0
+LATTICE_EPS = 1e-6  # of its norms, which is the drafter's, and of its vectors
 
 
 class Selector(CandidateSelector):
@@ -30,20 +33,36 @@ class Selector(CandidateSelector):
     def __init__(self, hidden_size: int, vocab_size: int) -> None:
         super().__init__(hidden_size, vocab_size, RANK)
 
+    def scores(
+        self,
+        states: torch.Tensor,
+        root_ids: torch.Tensor,
+        topk_ids: torch.Tensor,
+        topk_logprobs: torch.Tensor,
+        anchors: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The training package's own."""
+        return super().scores(states, root_ids, topk_ids, topk_logprobs)
 
-class GatedMarkov(nn.Module):
-    """DSpark's table of low rank, whose rows are weighed by a gate of the position's state and the row itself."""
+
+class Markov(nn.Module):
+    """DSpark's table of low rank; a gate of the position's state and the row itself may weigh its rows."""
 
     top_k = 16  # as many as a tree of 16 nodes can use
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, *, is_gated: bool) -> None:
         super().__init__()
         self.markov_w1 = nn.Embedding(VOCABULARY, RANK)
         self.markov_w2 = nn.Linear(RANK, VOCABULARY, bias=False)
-        self.gate_proj = nn.Linear(hidden_size + RANK, RANK)
+        self.gate_proj = nn.Linear(hidden_size + RANK, RANK) if is_gated else None
 
     def scores(
-        self, states: torch.Tensor, root_ids: torch.Tensor, topk_ids: torch.Tensor, topk_logprobs: torch.Tensor
+        self,
+        states: torch.Tensor,
+        root_ids: torch.Tensor,
+        topk_ids: torch.Tensor,
+        topk_logprobs: torch.Tensor,
+        anchors: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One pair at a time, as the formula says it."""
         batch_size, depth, top_k = topk_ids.shape
@@ -52,9 +71,105 @@ class GatedMarkov(nn.Module):
             for d in range(depth):
                 for r in range(top_k):
                     parent = self.markov_w1(topk_ids[b, d - 1, r] if d else root_ids[b])
-                    gate = torch.sigmoid(self.gate_proj(torch.cat([states[b, d], parent])))
-                    scores[b, d, r] = topk_logprobs[b, d] + self.markov_w2(gate * parent)[topk_ids[b, d]]
+                    if self.gate_proj is not None:
+                        parent = parent * torch.sigmoid(self.gate_proj(torch.cat([states[b, d], parent])))
+                    scores[b, d, r] = topk_logprobs[b, d] + self.markov_w2(parent)[topk_ids[b, d]]
         return scores
+
+
+class LatticeMLP(nn.Module):
+    """Two layers and a SiLU."""
+
+    def __init__(self, in_size: int, mid_size: int, out_size: int) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(in_size, mid_size)
+        self.down_proj = nn.Linear(mid_size, out_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.down_proj(nn.functional.silu(self.up_proj(x)))
+        return out
+
+
+class LatticeLayer(nn.Module):
+    """All candidates of a block attend to one another."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.attn_norm = RMSNorm(hidden_size, LATTICE_EPS)
+        self.attn = nn.MultiheadAttention(hidden_size, LATTICE_HEADS, batch_first=True)
+        self.mlp_norm = RMSNorm(hidden_size, LATTICE_EPS)
+        self.mlp = LatticeMLP(hidden_size, 2 * hidden_size, hidden_size)
+
+    def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        normed = self.attn_norm(x)
+        x = x + self.attn(normed, normed, normed, attn_mask=bias, need_weights=False)[0]
+        out: torch.Tensor = x + self.mlp(self.mlp_norm(x))
+        return out
+
+
+class Lattice(nn.Module):
+    """LiLiCorr's: a small transformer gives each candidate two unit vectors, whose scaled products are the scores.
+
+    Args:
+        embedding: `[V, H]`, the target's.
+    """
+
+    top_k = 4  # a power of two
+
+    def __init__(self, embedding: torch.Tensor, block_size: int) -> None:
+        super().__init__()
+        hidden_size = embedding.shape[1]
+        self.register_buffer("embedding", embedding, persistent=False)
+        self.token_proj = nn.Linear(hidden_size, LATTICE_HIDDEN)
+        self.pass_hidden_proj = nn.Linear(hidden_size, LATTICE_HIDDEN)
+        self.context_proj = nn.Linear(hidden_size, LATTICE_HIDDEN)
+        self.feature_norm = nn.LayerNorm(5)
+        self.feature_mlp = LatticeMLP(5, LATTICE_HIDDEN, LATTICE_HIDDEN)
+        self.slot_embedding = nn.Parameter(torch.zeros(1, 1, block_size - 1, 1, LATTICE_HIDDEN))
+        self.rank_embedding = nn.Parameter(torch.zeros(1, 1, 1, self.top_k, LATTICE_HIDDEN))
+        self.relative_slot_bias = nn.Parameter(torch.zeros(LATTICE_HEADS, 2 * block_size - 1))
+        self.same_slot_bias = nn.Parameter(torch.zeros(LATTICE_HEADS))
+        self.layers = nn.ModuleList([LatticeLayer(LATTICE_HIDDEN)])
+        self.output_norm = RMSNorm(LATTICE_HIDDEN, LATTICE_EPS)
+        self.anchor_norm = RMSNorm(LATTICE_HIDDEN, LATTICE_EPS)
+        self.factor_input_proj = nn.Linear(3 * LATTICE_HIDDEN, LATTICE_HIDDEN)
+        self.out_head = nn.Linear(LATTICE_HIDDEN, RANK)
+        self.in_head = nn.Linear(LATTICE_HIDDEN, RANK)
+        self.anchor_out_head = nn.Linear(LATTICE_HIDDEN, RANK)
+
+    def scores(
+        self,
+        states: torch.Tensor,
+        root_ids: torch.Tensor,
+        topk_ids: torch.Tensor,
+        topk_logprobs: torch.Tensor,
+        anchors: torch.Tensor,
+    ) -> torch.Tensor:
+        """The parent's vector times the candidate's; the root's is that of the last committed token's features."""
+        _, depth, top_k = topk_ids.shape
+        ranks = torch.arange(top_k).expand_as(topk_ids)
+        best = topk_logprobs.max(dim=-1, keepdim=True).values
+        facts = (topk_logprobs, topk_logprobs.exp(), topk_logprobs - best, ranks / (top_k - 1), (ranks == 0).float())
+        x = self.token_proj(self.embedding[topk_ids]) + self.pass_hidden_proj(states).unsqueeze(2)
+        x = x + self.feature_mlp(self.feature_norm(torch.stack(facts, dim=-1)))
+        x = (x + self.slot_embedding[0, :, :depth] + self.rank_embedding[0]).flatten(1, 2)
+        slots = torch.arange(depth).repeat_interleave(top_k)
+        apart = slots[:, None] - slots[None, :]
+        middle = self.relative_slot_bias.shape[1] // 2
+        bias = self.relative_slot_bias[:, apart + middle] + (apart == 0) * self.same_slot_bias[:, None, None]
+        for layer in self.layers:
+            x = layer(x, bias.repeat(len(x), 1, 1))
+        x = self.output_norm(x).unflatten(1, (depth, top_k))
+        root = self.anchor_norm(self.context_proj(anchors))
+        near = root[:, None, None].expand_as(x)
+        factors = nn.functional.silu(self.factor_input_proj(torch.cat((x, near, x * near), dim=-1)))
+        after, before = _unit(self.in_head(factors)), _unit(self.out_head(factors))
+        roots = _unit(self.anchor_out_head(root))[:, None, None].expand(-1, 1, top_k, -1)
+        return LATTICE_SCALE * torch.cat((roots, before[:, :-1]), dim=1) @ after.transpose(2, 3)
+
+
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    return nn.functional.normalize(vectors, dim=-1, eps=LATTICE_EPS)
 
 
 def with_selector(pair: TinyPair) -> TinyPair:
@@ -64,11 +179,39 @@ def with_selector(pair: TinyPair) -> TinyPair:
     return _written(pair, head, "candidate_selector", "DFlash2DraftModel", fields, {})
 
 
-def with_gated_markov(pair: TinyPair) -> TinyPair:
+def with_markov(pair: TinyPair) -> TinyPair:
     """The pair with a DSpark drafter that proposes at the masks, in the files as well."""
-    head = _random(GatedMarkov(pair.drafter.config.hidden_size))
-    fields = {"markov_rank": RANK, "markov_head_type": "gated", "enable_confidence_head": False}
+    return _with_markov(pair, is_gated=False)
+
+
+def with_gated_markov(pair: TinyPair) -> TinyPair:
+    """The same with a gate."""
+    return _with_markov(pair, is_gated=True)
+
+
+def _with_markov(pair: TinyPair, *, is_gated: bool) -> TinyPair:
+    head = _random(Markov(pair.drafter.config.hidden_size, is_gated=is_gated))
+    kind = "gated" if is_gated else "vanilla"
+    fields = {"markov_rank": RANK, "markov_head_type": kind, "enable_confidence_head": False}
     return _written(pair, head, "markov_head", "Qwen3DSparkModel", {}, fields | {"sample_from_anchor": False})
+
+
+def with_lattice(pair: TinyPair) -> TinyPair:
+    """The pair with a LiLiCorr drafter, in the files as well."""
+    head = _random(Lattice(pair.target.get_input_embeddings().weight, pair.block_size))
+    fields = {
+        "enabled": True,
+        "candidate_topk": Lattice.top_k,
+        "hidden_size": LATTICE_HIDDEN,
+        "num_layers": len(head.layers),
+        "num_heads": LATTICE_HEADS,
+        "mlp_ratio": 2.0,
+        "factor_dim": RANK,
+        "vector_eps": LATTICE_EPS,
+        "logit_scale": LATTICE_SCALE,
+    }
+    named = {f"lilicorr_{name}": value for name, value in fields.items()}
+    return _written(pair, head, "lilicorr", "LiLiCorrDraftModel", named, {})
 
 
 def _random(head: Any) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer
@@ -40,6 +40,7 @@ from ddtree_sglang.training.model.drafter_config import drafter_config_for
 from ddtree_sglang.training.model.drafter_model import DFlashDrafter
 from ddtree_sglang.training.model.export import export_drafter
 from tests.device_lane import hybrid_targets
+from tests.device_lane.head_protocol import PairHead
 from tests.device_lane.multimodal import MULTIMODAL, save_as_multimodal
 from tests.device_lane.sliding_drafter import FULL, state_kinds, with_sliding_layers
 
@@ -177,18 +178,6 @@ Architecture = Literal[
     "lfm2_moe",
     "nemotron_h",
 ]
-
-
-class PairHead(Protocol):
-    """A drafter's head that scores pairs of adjacent candidates, in plain torch."""
-
-    top_k: int
-    """Candidates per depth that it scores."""
-
-    def scores(
-        self, states: torch.Tensor, root_ids: torch.Tensor, topk_ids: torch.Tensor, topk_logprobs: torch.Tensor
-    ) -> torch.Tensor:
-        """`[B, D, K, K]` of states `[B, D, H]`, roots `[B]` and candidates `[B, D, K]`: the parent's rank, its own."""
 
 
 @dataclass(frozen=True)

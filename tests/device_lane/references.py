@@ -263,7 +263,7 @@ class Reference:
         """The round whose root is the last of the answer's first `done` tokens."""
         expected = self.expect(asked)
         num_nodes = num_nodes if asked.budget is None else min(asked.budget + 1, num_nodes)
-        ids, logprobs, states = self._candidates(asked, expected.continuation, done)
+        ids, logprobs, states, anchors = self._candidates(asked, expected.continuation, done)
         if noise is not None:
             logprobs = logprobs + self.noise * (2 * torch.rand(logprobs.shape, generator=noise) - 1)
             logprobs, order = logprobs.sort(dim=-1, descending=True)
@@ -273,7 +273,9 @@ class Reference:
         ids, logprobs = ids[:, :, :top_k].clone(), logprobs[:, :, :top_k].clone()
         keep_what_may_follow(ids[0, 0], logprobs[0, 0], asked, expected.continuation[:done])
         root = torch.tensor([expected.continuation[done - 1]])
-        pairs = None if head is None else pair_conditionals(head.scores(states, root, ids, logprobs), logprobs)
+        pairs = None
+        if head is not None:
+            pairs = pair_conditionals(head.scores(states, root, ids, logprobs, anchors), logprobs)
         tree = build_draft_tree(ids, logprobs, root, num_nodes, pairs)
         target_ids = follow(tree, expected.continuation[done - 1 :])
         accepted = walk_tree(tree, target_ids, self.pair.block_size)
@@ -312,8 +314,10 @@ class Reference:
 
     def _candidates(
         self, asked: Asked, tokens: Sequence[int], done: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of the block whose root is the last of `done` tokens: ranked ids and log-probabilities `[1, D, V]`, states.
+
+        And what the drafter makes of the features of the token before the root, `[1, H]`.
 
         The drafter has no adapter: it reads the states of a target that has one, through the base model's head.
         """
@@ -327,7 +331,7 @@ class Reference:
         block_embeds = target.get_input_embeddings()(blocks)
         states = drafter(block_embeds, features, torch.tensor([[features.shape[1]]]))[:, 0, 1:]
         logprobs, ids = (states @ target.lm_head.weight.T).log_softmax(-1).sort(stable=True, dim=-1, descending=True)
-        return ids, logprobs, states
+        return ids, logprobs, states, drafter.hidden_norm(drafter.fc(features[:, -1]))
 
     def _first_seen(self, length: int) -> int:
         """First token that the drafter reads of a context: a page's first, `seen_tokens` before the end or earlier."""

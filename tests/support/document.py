@@ -6,7 +6,9 @@ from collections import Counter
 from itertools import product
 
 from tests.architecture import ROOT
+from tests.support.drafters import DRAFTERS, PAIR_FEATURES
 from tests.support.families import FAMILIES
+from tests.support.others import OTHERS
 from tests.support.published import PAIRS, SCENES, SERVED, TESTS, Draft
 from tests.support.table import (
     BACKENDS,
@@ -58,7 +60,8 @@ def render(cell: Cell) -> str:
 
 def document() -> str:
     """The whole text."""
-    parts = [HEAD, _targets(), _features("Requests", REQUESTS), _features("Engine", ENGINE), _pairs(), _counts()]
+    features = [_features("Requests", REQUESTS), _features("Engine", ENGINE)]
+    parts = [HEAD, _targets(), _others(), _drafters(), *features, _pairs(), _counts()]
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
@@ -82,6 +85,39 @@ def _targets() -> str:
         "is asked of it.\n"
     )
     return f"{text}\n{_table(('family', 'layers', *(f'`{name}`' for name in BACKENDS)), rows)}"
+
+
+def _others() -> str:
+    by_fate: dict[tuple[str, str], list[str]] = {}
+    for name, other in sorted(OTHERS.items(), key=lambda found: found[1].is_refused):
+        fate = "**refused**" if other.is_refused else "admitted, not run"
+        by_fate.setdefault((fate, other.why), []).append(f"`{name}`")
+    text = (
+        "## Other classes that SGLang's chain serves\n\nThe rest of those whose class in SGLang hands states to a "
+        "block drafter; [a test](../../tests/support/test_others.py) finds each of\nthem. Admitted are those whose "
+        "layers read a token, its position and the keys that a mask shows, by a kind of attention that a\nfamily above "
+        "was shown with, where that family is served. Nobody has run them, and no image was sent to any.\n"
+    )
+    rows = [[", ".join(names), fate, why] for (fate, why), names in by_fate.items()]
+    return f"{text}\n{_table(('class', 'DDTREE', 'attention, or words of the refusal'), rows)}"
+
+
+def _drafters() -> str:
+    rows = []
+    for name, drafter in DRAFTERS.items():
+        is_refused = any(isinstance(cell, Refused) for cell in drafter.cells)
+        of_features = ["" if is_refused else _with(drafter.refused_with.get(feature)) for feature in PAIR_FEATURES]
+        rows.append([name, f"`{drafter.architecture}`", drafter.scores, _joined([*drafter.cells]), *of_features])
+    text = (
+        "## Drafters\n\nWhat a candidate's score depends on, and which test serves a drafter of the kind, with weights "
+        "that are random or trained for seconds. What is\nrefused with a kind is refused with every target.\n"
+    )
+    head = ("kind", "class", "a score depends on", "greedy answers", *(f"with {feature}" for feature in PAIR_FEATURES))
+    return f"{text}\n{_table(head, rows)}"
+
+
+def _with(why: str | None) -> str:
+    return "as the tables below say" if why is None else f"**refused**: {why}"
 
 
 def _features(title: str, names: tuple[str, ...]) -> str:

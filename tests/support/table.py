@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,10 @@ ALL = "*"
 BACKENDS = ("ddtree_cpu", "triton", "flashinfer", "fa3", "fa4")
 """`ddtree_cpu`: the CPU platform. The others run in the device lane, FA4 nowhere."""
 CPU, TRITON, FLASHINFER, FA3, FA4 = BACKENDS
+ON_A_GPU = (TRITON, FLASHINFER, FA3, FA4)
 GREEDY = "greedy answers"
+POLICY = "policy"
+"""Among arguments: of DDTREE's configuration."""
 
 REQUESTS = (
     GREEDY,
@@ -88,7 +91,7 @@ class Refused:
 
     Attributes:
         why: words of the message.
-        given: server arguments that are refused, besides a pair and a backend.
+        given: server arguments that are refused, besides a pair and a backend; those of a feature of `ASKED` are there.
         by_sglang: SGLang's own check comes first, with DDTREE or without.
     """
 
@@ -137,7 +140,6 @@ RECURRENT_HERE = Refused("is served where SGLang launches Triton kernels, which 
 LATENT = Refused("honours a tree's mask with latent attention")
 WINDOW = Refused("needs an attention backend that places a sliding window per node")
 
-STATES_ON_THE_HOST = Refused("bring states back from the host", {"enable_hierarchical_cache": True})
 CHUNKS = Refused("does not support attention in chunks")
 NOT_BY_SGLANG = Refused("requires one of", by_sglang=True)
 
@@ -169,44 +171,72 @@ REFUSED_TARGETS = (
     *(Row("gpt-oss", backend, ALL, NOT_BY_SGLANG) for backend in (CPU, FLASHINFER)),
 )
 
-_ADAPTERS = {"enable_lora": True, "max_lora_rank": 4, "lora_target_modules": ["q_proj"]}
-GROUPS = {"attn_dp_size": 2, "tp_size": 2, "enable_dp_lm_head": True}
+ASKED: dict[str, dict[str, Any]] = {
+    "seeds (deterministic inference)": {"enable_deterministic_inference": True},
+    "logit processors": {"enable_custom_logit_processor": True},
+    "hidden states": {"enable_return_hidden_states": True},
+    "routed experts": {"enable_return_routed_experts": True},
+    "mixed chunks": {"enable_mixed_chunk": True},
+    "pages of several tokens": {"page_size": 16},
+    "priorities": {"enable_priority_scheduling": True},
+    "budget that follows the load": {POLICY: "load"},
+    "budget that follows measured costs": {POLICY: "adaptive"},
+    "tensor parallelism": {"tp_size": 2},
+    "LoRA adapters": {"enable_lora": True, "max_lora_rank": 4, "lora_target_modules": ["q_proj"]},
+    "DP attention": {"attn_dp_size": 2, "tp_size": 2, "enable_dp_lm_head": True},
+    "prefill/decode disaggregation": {"disaggregation_mode": "decode"},
+    "hierarchical cache": {"enable_hierarchical_cache": True},
+    "drafter's window": {"speculative_draft_window_size": 16},
+    "pipeline parallelism": {"pp_size": 2},
+}
+"""What a server is asked for a feature by; each cell of these is compared with what admission says."""
+
+
+def _refused(families: Iterable[str], feature: str, why: str, backends: tuple[str, ...] = ON_A_GPU) -> tuple[Row, ...]:
+    """Where these families are served, but for this."""
+    targets = [row for row in REFUSED_TARGETS if row.feature == ALL]
+    return tuple(
+        Row(family, backend, feature, Refused(why))
+        for family in families
+        for backend in backends
+        if not any(row.covers(family, backend, ALL) for row in targets)
+    )
+
+
+RECURRENT = ("Qwen3.5 / 3.6", "Qwen3.5 / 3.6 MoE", "Qwen3-Next", "LFM2", "LFM2-MoE", "Nemotron-H")
+WITH_WINDOWS = ("gpt-oss", "Gemma 4")
+LATENT_FAMILIES = ("DeepSeek / Kimi-K2", "Kimi-K2.5")
+_SPLIT = "has not been run for a target with"
+_PAGES = "needs pages of one token"
 
 REFUSED_FEATURES = (
-    Row(ALL, ALL, "pipeline parallelism", Refused("needs all target layers on one pipeline stage", {"pp_size": 2})),
-    Row(ALL, CPU, "DP attention", Refused("needs a GPU", {"enable_dp_attention": True, "dp_size": 2, "tp_size": 2})),
+    Row(ALL, ALL, "pipeline parallelism", Refused("needs all target layers on one pipeline stage")),
+    Row(ALL, CPU, "pipeline parallelism", Refused("must be 1 on the CPU platform")),
+    Row(ALL, CPU, "seeds (deterministic inference)", Refused("needs a GPU")),
+    *_refused(WITH_WINDOWS, "seeds (deterministic inference)", "has not been shown to place the windows", (TRITON,)),
+    Row(ALL, CPU, "DP attention", Refused("needs a GPU")),
+    *_refused(RECURRENT, "DP attention", "has not been shown to keep recurrent states"),
+    *_refused(
+        ("Llama", *WITH_WINDOWS, *LATENT_FAMILIES),
+        "DP attention",
+        "has been run with Qwen3ForCausalLM and Qwen3MoeForCausalLM only",
+    ),
+    Row(ALL, CPU, "prefill/decode disaggregation", Refused("has not been run without a GPU")),
+    *_refused(RECURRENT, "prefill/decode disaggregation", f"{_SPLIT} recurrent layers"),
+    *_refused(WITH_WINDOWS, "prefill/decode disaggregation", f"{_SPLIT} sliding windows"),
+    *_refused(RECURRENT, "hierarchical cache", "bring states back from the host"),
+    Row(ALL, CPU, "hierarchical cache", Refused("needs a GPU")),
+    *_refused(RECURRENT, "LoRA adapters", "has not been shown with adapters"),
+    *_refused(RECURRENT, "mixed chunks", "has not been shown to advance a state in another request's prefill"),
+    *_refused(("Nemotron-H",), "budget that follows the load", "with a fixed number of nodes"),
+    *_refused(("Nemotron-H",), "budget that follows measured costs", "with a fixed number of nodes"),
     *(
-        Row(family, FA3, "DP attention", Refused("has not been shown to keep recurrent states", GROUPS))
-        for family in ("Qwen3.5 / 3.6", "Qwen3.5 / 3.6 MoE", "Qwen3-Next", "Nemotron-H")
+        Row(family, backend, "pages of several tokens", Refused("only supports page_size=1", by_sglang=True))
+        for family in ("LFM2", "LFM2-MoE")
+        for backend in (FLASHINFER, FA3, FA4)
     ),
-    Row(
-        ALL,
-        CPU,
-        "prefill/decode disaggregation",
-        Refused("has not been run without a GPU", {"disaggregation_mode": "decode"}),
-    ),
-    *(
-        Row(
-            family,
-            FA3,
-            "prefill/decode disaggregation",
-            Refused(f"has not been run for a target with {what}", {"disaggregation_mode": "decode"}),
-        )
-        for family, what in (
-            ("Qwen3.5 / 3.6", "recurrent layers"),
-            ("Qwen3.5 / 3.6 MoE", "recurrent layers"),
-            ("Qwen3-Next", "recurrent layers"),
-            ("Nemotron-H", "recurrent layers"),
-            ("gpt-oss", "sliding windows"),
-        )
-    ),
-    *(
-        Row(family, backend, "hierarchical cache", STATES_ON_THE_HOST)
-        for family in ("Qwen3.5 / 3.6", "Qwen3.5 / 3.6 MoE", "Qwen3-Next", "Nemotron-H")
-        for backend in (TRITON, FA3)
-    ),
-    *(Row(family, FA3, "hierarchical cache", STATES_ON_THE_HOST) for family in ("LFM2", "LFM2-MoE")),
-    Row(ALL, CPU, "hierarchical cache", Refused("needs a GPU", {"enable_hierarchical_cache": True})),
+    Row(ALL, FA4, "pages of several tokens", Refused(_PAGES)),
+    *_refused((*LATENT_FAMILIES, "gpt-oss"), "pages of several tokens", _PAGES, (FA3,)),
     Row(
         ALL,
         ALL,
@@ -240,14 +270,6 @@ REFUSED_FEATURES = (
         "other quantizations",
         Refused("serves plain weights and those of fp8 and w8a8_int8", {"quantization": "awq"}),
     ),
-    Row(ALL, FA4, "pages of several tokens", Refused("needs pages of one token", {"page_size": 16})),
-    Row("DeepSeek / Kimi-K2", FA3, "pages of several tokens", Refused("needs pages of one token", {"page_size": 16})),
-    Row("Kimi-K2.5", FA3, "pages of several tokens", Refused("needs pages of one token", {"page_size": 16})),
-    *(
-        Row(family, FA3, "LoRA adapters", Refused("has not been shown with adapters", _ADAPTERS))
-        for family in ("Qwen3.5 / 3.6", "Qwen3.5 / 3.6 MoE", "Qwen3-Next", "Nemotron-H", "LFM2", "LFM2-MoE")
-    ),
-    Row("gpt-oss", FA3, "pages of several tokens", Refused("needs pages of one token", {"page_size": 16})),
 )
 
 ON_THE_CPU = (

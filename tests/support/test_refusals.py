@@ -6,10 +6,7 @@ own platform for CUDA, told that the machine is a Hopper; `ddtree_cpu` on the CP
 
 from __future__ import annotations
 
-import ast
 import json
-from functools import cache
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +15,25 @@ from typing import Any
 import pytest
 import torch
 
+from ddtree_sglang.config import CONFIG_ENV, DDTreeConfig
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.engine.admission.machines import HOPPER, resolved
+from tests.support.drafters import DRAFTERS, PAIR_FEATURES
 from tests.support.families import FAMILIES, LAYERS, PLAIN
-from tests.support.table import ALL, BACKENDS, CPU, ROWS, Refused, refused_target
+from tests.support.sglang_models import METHOD, drafted_for
+from tests.support.table import ALL, ASKED, BACKENDS, CPU, FEATURES, POLICY, ROWS, Refused, cells, refused_target
 
 pytestmark = [pytest.mark.sglang, pytest.mark.usefixtures("plugins", "no_configuration")]
+
+
+PLAIN_DRAFTER: dict[str, Any] = {
+    **FAMILIES["Qwen3"].config_json,
+    "architectures": ["DFlashDraftModel"],
+    "num_hidden_layers": 2,
+    "block_size": 8,
+    "num_target_layers": LAYERS,
+    "dflash_config": {"mask_token_id": 4, "target_layer_ids": [0, 2]},
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +41,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]
     """Folders of a target and its drafter, by family."""
     made = {}
     for name, family in FAMILIES.items():
-        target = family.config_json
-        drafter = {
-            **FAMILIES["Qwen3"].config_json,
-            "architectures": ["DFlashDraftModel"],
-            "num_hidden_layers": 2,
-            "block_size": 8,
-            "num_target_layers": LAYERS,
-            "dflash_config": {"mask_token_id": 4, "target_layer_ids": [0, 2]},
-        }
         folder = tmp_path_factory.mktemp("pair")
-        made[name] = (write(folder / "target", target), write(folder / "drafter", drafter))
+        made[name] = (write(folder / "target", family.config_json), write(folder / "drafter", PLAIN_DRAFTER))
     return made
 
 
@@ -54,15 +55,19 @@ def write(folder: Path, config: dict[str, Any]) -> str:
 
 def start(pair: tuple[str, str], backend: str, **given: Any) -> Any:
     """Resolve the arguments of a server, as far as it gets without a model."""
-    if backend != CPU:
-        return resolved("Engine", pair, HOPPER, attention_backend=backend, **given)
-    from sglang.srt.arg_groups.overrides import resolving_view
-    from sglang.srt.server_args import ServerArgs
+    given = dict(given)
+    with pytest.MonkeyPatch.context() as patch:
+        if POLICY in given:
+            patch.setenv(CONFIG_ENV, DDTreeConfig(policy=given.pop(POLICY)).to_json())
+        if backend != CPU:
+            return resolved("Engine", pair, HOPPER, attention_backend=backend, **given)
+        from sglang.srt.arg_groups.overrides import resolving_view
+        from sglang.srt.server_args import ServerArgs
 
-    arguments = {"model_path": pair[0], "speculative_draft_model_path": pair[1], "speculative_algorithm": "DDTREE"}
-    server_args = ServerArgs(**{**arguments, "dtype": "float32", "skip_tokenizer_init": True, **given})
-    server_args.resolve_once()
-    return resolving_view(server_args)
+        arguments = {"model_path": pair[0], "speculative_draft_model_path": pair[1], "speculative_algorithm": "DDTREE"}
+        server_args = ServerArgs(**{**arguments, "dtype": "float32", "skip_tokenizer_init": True, **given})
+        server_args.resolve_once()
+        return resolving_view(server_args)
 
 
 class Layer(torch.nn.Module):
@@ -74,27 +79,6 @@ class Layer(torch.nn.Module):
         self.attn = SimpleNamespace(sliding_window_size=window)
 
 
-METHOD = "set_dflash_layers_to_capture"
-"""By which a model is told which layers' states to hand to a drafter."""
-
-
-@cache
-def models_of_sglang() -> dict[str, ast.ClassDef]:
-    """Every class of SGLang's models, by name; read, not imported."""
-    folder = Path(str(find_spec("sglang").origin)).parent / "srt/models"  # type: ignore[union-attr]
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.py"))]
-    return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
-
-
-def methods_in_sglang(name: str) -> set[str]:
-    """Methods of a model's class and of those it comes from."""
-    found = models_of_sglang().get(name)
-    if found is None:
-        return set()
-    own = {node.name for node in found.body if isinstance(node, ast.FunctionDef)}
-    return own.union(*(methods_in_sglang(base.id) for base in found.bases if isinstance(base, ast.Name)))
-
-
 def load(name: str, cfg: Any, backend: str) -> None:
     """The checks of a loaded model, of which the layers' sinks are made up, and what its class hands to a drafter."""
     from sglang.srt import runtime_context
@@ -104,7 +88,7 @@ def load(name: str, cfg: Any, backend: str) -> None:
 
     model = torch.nn.Sequential(*map(Layer, FAMILIES[name].sinks))
     model.lm_head = torch.nn.Identity()
-    if METHOD in methods_in_sglang(FAMILIES[name].architecture):
+    if FAMILIES[name].architecture in drafted_for():
         setattr(model, METHOD, None)
     config = model_config_of(cfg)
     window = config.sliding_window_size if config.is_hybrid_swa else FAMILIES[name].window
@@ -113,8 +97,8 @@ def load(name: str, cfg: Any, backend: str) -> None:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime_context, "attention_backends", lambda: (backend, backend))
-        plain = SimpleNamespace(enable_deterministic_inference=False)
-        patch.setattr(runtime_context, "get_exec", lambda: SimpleNamespace(deterministic=plain))
+        asked = SimpleNamespace(enable_deterministic_inference=cfg.enable_deterministic_inference)
+        patch.setattr(runtime_context, "get_exec", lambda: SimpleNamespace(deterministic=asked))
         check_loaded_target(runner)
 
 
@@ -134,7 +118,8 @@ def test_a_target_is_refused_where_the_list_says_so_and_nowhere_else(
         assert refused.by_sglang == by_sglang
 
 
-FEATURE_REFUSALS = [row for row in ROWS if isinstance(row.cell, Refused) and row.feature != ALL]
+FEATURE_REFUSALS = [row for row in ROWS if isinstance(row.cell, Refused) and row.cell.given]
+SERVED = [names for names in product(FAMILIES, BACKENDS) if refused_target(*names) is None]
 
 
 @pytest.mark.parametrize("row", FEATURE_REFUSALS, ids=lambda row: f"{row.feature}-{row.family}-{row.backend}")
@@ -145,3 +130,48 @@ def test_a_feature_is_refused_with_the_arguments_of_its_row(row: Any, pairs: dic
     with pytest.raises(DDTreeConfigError) as error:
         load(family, start(pairs[family], backend, **row.cell.given), backend)
     assert row.cell.why in str(error.value)
+
+
+def words(family: str, backend: str, pair: tuple[str, str], given: dict[str, Any]) -> str:
+    """Of the refusal of a server that is asked for this; empty where it would start."""
+    try:
+        load(family, start(pair, backend, **given), backend)
+    except (DDTreeConfigError, AssertionError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+@pytest.mark.parametrize(("family", "backend"), SERVED, ids=str)
+def test_what_can_be_asked_for_is_refused_where_the_list_says_so_and_nowhere_else(
+    family: str, backend: str, pairs: dict[str, tuple[str, str]]
+) -> None:
+    wrong = {}
+    for feature, given in ASKED.items():
+        found = words(family, backend, pairs[family], given)
+        listed = [cell.why for cell in cells(family, backend, feature) if isinstance(cell, Refused)]
+        if not (any(why in found for why in listed) if listed else found == ""):
+            wrong[feature] = (listed, found)
+    assert wrong == {}
+
+
+def test_each_refusal_of_a_feature_can_be_asked_for() -> None:
+    unasked = {row.feature for row in ROWS if isinstance(row.cell, Refused) and not row.cell.given} - {ALL}
+    assert unasked <= {*ASKED}
+    assert {*ASKED} <= {*FEATURES}
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_a_kind_of_drafter_is_refused_where_the_list_says_so_and_nowhere_else(
+    name: str, pairs: dict[str, tuple[str, str]], tmp_path: Path
+) -> None:
+    drafter = DRAFTERS[name]
+    # The weights of a head are looked for in its file, which these have not.
+    pair = (pairs["Qwen3"][0], write(tmp_path / "drafter", drafter.config_json(PLAIN_DRAFTER)))
+    refusals = [cell.why for cell in drafter.cells if isinstance(cell, Refused)]
+    found = words("Qwen3", "fa3", pair, {})
+    assert bool(found) == bool(refusals), found
+    assert all(why in found for why in refusals)
+    for feature in () if refusals else PAIR_FEATURES:
+        found, listed = words("Qwen3", "fa3", pair, ASKED[feature]), drafter.refused_with.get(feature)
+        assert bool(found) == (listed is not None), (feature, found)
+        assert listed is None or listed in found

@@ -19,6 +19,7 @@ from tests.device_lane.conftest import PAIRS as LANE_PAIRS
 from tests.device_lane.multimodal import MULTIMODAL
 from tests.support import collected, table
 from tests.support.document import DOCUMENT, document
+from tests.support.drafters import DRAFTERS
 from tests.support.families import FAMILIES
 from tests.support.published import PAIRS, SERVED, TESTS
 from tests.support.published import SCENES as PUBLISHED_SCENES
@@ -27,7 +28,11 @@ from tests.support.table import BACKENDS, CPU, FEATURES, ROWS, Refused, Row, Sho
 NOT_RUN_BY_DEFAULT = {"slow", "gpu", "skip", "skipif", "xfail"}
 """Marks of tests that a run of everything leaves out, or may."""
 SHOWN = [(row, row.cell) for row in ROWS if isinstance(row.cell, Shown)]
-NAMED = [*(cell for _, cell in SHOWN), *(Shown(test) for tests in TESTS.values() for test in tests)]
+NAMED = [
+    *(cell for _, cell in SHOWN),
+    *(Shown(test) for tests in TESTS.values() for test in tests),
+    *(cell for drafter in DRAFTERS.values() for cell in drafter.cells if isinstance(cell, Shown)),
+]
 
 
 def test_rows_name_what_is_there() -> None:

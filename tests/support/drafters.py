@@ -1,0 +1,108 @@
+"""Kinds of block drafters: fields of `config.json` by which admission knows them, and what shows or refuses them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.support.table import ASKED, Cell, Refused, scene, shown
+
+
+@dataclass(frozen=True)
+class Drafter:
+    """A kind.
+
+    Attributes:
+        scores: what a candidate's score depends on.
+        architecture: SGLang's class.
+        cells: where a server has run with one, or why none does.
+        top: fields of `config.json`.
+        dflash: of its `dflash_config`.
+        refused_with: features of the server, and words of the message that refuses them together.
+    """
+
+    scores: str
+    architecture: str
+    cells: tuple[Cell, ...]
+    top: dict[str, Any] = field(default_factory=dict)
+    dflash: dict[str, Any] = field(default_factory=dict)
+    refused_with: dict[str, str] = field(default_factory=dict)
+
+    def config_json(self, plain: dict[str, Any]) -> dict[str, Any]:
+        """As a checkpoint has it, made of a plain drafter's."""
+        dflash = plain["dflash_config"] | self.dflash
+        return {**plain, "architectures": [self.architecture], **self.top, "dflash_config": dflash}
+
+
+def _tiny(name: str) -> Cell:
+    return shown(f"tests/e2e/test_plain_torch_reference.py::test_rounds_of_a_tiny_pair[{name}]")
+
+
+_GROUPS, _SPLIT = "DP attention", "prefill/decode disaggregation"
+PAIR_FEATURES = (_GROUPS, _SPLIT)
+assert {*PAIR_FEATURES} <= {*ASKED}
+_NO_GROUPS = {_GROUPS: "takes plain DFlash drafters"}
+_NO_SERVERS = {**_NO_GROUPS, _SPLIT: "takes drafters of DFlash and DFlash2"}
+_LATTICE = {
+    "lilicorr_enabled": True,
+    "lilicorr_candidate_topk": 4,
+    "lilicorr_hidden_size": 8,
+    "lilicorr_num_layers": 1,
+    "lilicorr_num_heads": 2,
+    "lilicorr_mlp_ratio": 2.0,
+    "lilicorr_factor_dim": 4,
+    "lilicorr_vector_eps": 1e-6,
+    "lilicorr_logit_scale": 5.0,
+}
+_BEFORE = "its position and the token before"
+_OWN = Refused("a model of its own, not run under DDTREE yet")
+_PATH = "every token of the path"
+
+DRAFTERS: dict[str, Drafter] = {
+    "DFlash": Drafter("its position", "DFlashDraftModel", (_tiny("DDTREE-4"), scene("fa3"))),
+    "DFlash2 (selector)": Drafter(
+        _BEFORE,
+        "DFlash2DraftModel",
+        (scene("pairs-of-candidates"),),
+        dflash={"selector_rank": 4, "selector_top_k": 6},
+        refused_with=_NO_GROUPS,
+    ),
+    "LiLiCorr": Drafter(
+        f"{_BEFORE}; all candidates of the block, the last committed token",
+        "LiLiCorrDraftModel",
+        (_tiny("lilicorr"),),
+        dflash=_LATTICE,
+        refused_with=_NO_SERVERS,
+    ),
+    "DSpark, vanilla Markov head": Drafter(
+        _BEFORE,
+        "Qwen3DSparkModel",
+        (_tiny("markov"),),
+        {"markov_rank": 4, "markov_head_type": "vanilla"},
+        refused_with=_NO_SERVERS,
+    ),
+    "DSpark, gated Markov head": Drafter(
+        _BEFORE,
+        "Qwen3DSparkModel",
+        (_tiny("gated-markov"),),
+        {"markov_rank": 4, "markov_head_type": "gated"},
+        refused_with=_NO_SERVERS,
+    ),
+    "DSpark, recurrent Markov head": Drafter(
+        _PATH,
+        "Qwen3DSparkModel",
+        (Refused("a Markov head of type 'rnn' scores a candidate by its whole path"),),
+        {"markov_rank": 4, "markov_head_type": "rnn"},
+    ),
+    "Domino": Drafter(
+        _PATH,
+        "DFlashDraftModel",
+        (Refused("a Domino head (projector_type) scores a candidate by its whole path"),),
+        dflash={"projector_type": "domino"},
+    ),
+    "DFlash for Laguna": Drafter("", "DFlashLagunaForCausalLM", (_OWN,)),
+    "DSpark for MiniMax": Drafter("", "DSparkMiniMaxDraftModel", (_OWN,)),
+    "DSpark for DeepSeek-V4": Drafter("", "DeepseekV4ForCausalLMDSpark", (_OWN,)),
+    "DSpark for LFM2": Drafter("", "Lfm2DSparkDraftModel", (_OWN,)),
+}
+"""By the names of the document."""

@@ -115,6 +115,7 @@ class Lattice(nn.Module):
     """
 
     top_k = 4  # a power of two
+    embedding: torch.Tensor
 
     def __init__(self, embedding: torch.Tensor, block_size: int) -> None:
         super().__init__()

@@ -35,9 +35,11 @@ def install_device() -> None:
     door_launches.install()
     mode.__enter__()
     if settings.mutation:
+        from tests.device_lane.lifted import LIFTED
         from tests.device_lane.mutations import MUTATIONS
 
-        MUTATIONS[settings.mutation]()
+        if settings.mutation not in LIFTED:
+            MUTATIONS[settings.mutation]()
 
 
 def _install_memory_queries() -> None:

@@ -7,6 +7,7 @@ What is replaced, and checked to be what the pinned versions have:
   with checks.
 * FlashInfer: its four compiled modules by references; the compute capability that it asks of a device; `torch` in the
   modules that pin memory or write `device="cuda"` out; SGLang's question whether FlashInfer is there.
+* FlashInfer's wrapper for latent attention, in SGLang's backend of it.
 * LoRA: `torch` in the modules that pin memory; their kernels are Triton's.
 """
 
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 
-from tests.device_lane import fa3_reference, flashinfer_reference
+from tests.device_lane import fa3_reference, flashinfer_mla_reference, flashinfer_reference
 from tests.device_lane.module_patches import (
     Patch,
     PinnedNameError,
@@ -94,6 +95,7 @@ def install_flashinfer() -> None:
     on_import("flashinfer.quantization.packbits", Patch(_pack_masks))
     on_import("flashinfer.cascade", Patch(_merge_states))
     on_import("sglang.srt.layers.attention.flashinfer_backend", _FlashInferBackend().patch())
+    on_import("sglang.srt.layers.attention.flashinfer_mla_backend", _FlashInferBackend(_wrap_latent).patch())
     _flashinfer_installed = True
 
 
@@ -101,8 +103,8 @@ _flashinfer_installed = False
 
 
 def install_lora() -> None:
-    """Memory that is not pinned for adapters' layers and for the two backends that verify trees. Twice is as once."""
-    for module in ("layers", "backend.chunked_backend", "backend.triton_backend"):
+    """Memory that is not pinned for adapters' layers and backends. Twice is as once."""
+    for module in ("layers", "backend.chunked_backend", "backend.triton_backend", "backend.torch_backend"):
         on_import(f"sglang.srt.lora.{module}", Patch(_unpin))
     on_import("sglang.kernels.ops.lora.dense.lora_tuning_config", Patch(_name_device))
 
@@ -139,8 +141,9 @@ def _check_flashinfer() -> None:
 class _FlashInferBackend:
     """SGLang's FlashInfer backend takes FlashInfer's names at its import, if SGLang says that FlashInfer is usable."""
 
-    def __init__(self) -> None:
+    def __init__(self, further: Callable[[ModuleType], None] | None = None) -> None:
         self.original: Callable[[], bool] | None = None
+        self.further = further
 
     def patch(self) -> Patch:
         """Say so during that import, and put its tensors on the CPU after it."""
@@ -158,6 +161,12 @@ class _FlashInferBackend:
     def _after(self, module: ModuleType) -> None:
         replace(sys.modules["sglang.srt.utils"], "is_flashinfer_available", self.original)
         replace(module, "torch", LaneTorch())
+        if self.further is not None:
+            self.further(module)
+
+
+def _wrap_latent(module: ModuleType) -> None:
+    replace(module, "BatchMLAPagedAttentionWrapper", flashinfer_mla_reference.BatchMLAPagedAttentionWrapper)
 
 
 class LaneTorch:

@@ -14,7 +14,8 @@ class LaneSettings:
     """Options of one server.
 
     Attributes:
-        mutation: name in `tests.device_lane.mutations` of a fault to put back; empty for none.
+        mutation: name in `tests.device_lane.mutations` of a fault to put back, or in `tests.device_lane.lifted` of a
+            refusal to take away; empty for none.
         report: file that gets one JSON line per batch that the scheduler runs; empty for none.
         late: copies to the host arrive when somebody waits for them, and not before.
     """

@@ -26,6 +26,7 @@ from tests.support.table import (
 
 DOCUMENT = ROOT / "ddtree_sglang/docs/support.md"
 _FROM = "../../"
+NEEDED_BY = "tests/device_lane/test_refusals_are_needed.py"
 
 HEAD = (
     "# What is supported\n\n"
@@ -33,7 +34,8 @@ HEAD = (
     "run the list: each test that is\nnamed exists and is run, each refusal is provoked with the arguments of its row, "
     "and no other target is refused. A cell is one of\n\n"
     "* a test that shows it,\n"
-    "* **refused**, with words of the message that the server ends with,\n"
+    "* **refused**, with words of the message that the server ends with; *needed* names a scene that was seen to go "
+    "wrong with the refusal taken away,\n"
     "* not run: nobody has tried.\n\n"
     "`ddtree_cpu` is the CPU platform, with real servers. `triton`, `flashinfer` and `fa3` run in the "
     "[device lane](../../tests/device_lane/__init__.py), on a\nmachine without a GPU: SGLang's own scheduler and "
@@ -53,7 +55,8 @@ def label(test: str) -> str:
 def render(cell: Cell) -> str:
     """A cell of a Markdown table."""
     if isinstance(cell, Refused):
-        return f"**refused**{' by SGLang' if cell.by_sglang else ''}: {cell.why}"
+        needed = f" ([needed: {cell.needed}]({_FROM}{NEEDED_BY}))" if cell.needed else ""
+        return f"**refused**{' by SGLang' if cell.by_sglang else ''}: {cell.why}{needed}"
     note = f" ({cell.note})" if cell.note else ""
     return f"[{label(cell.test)}]({_FROM}{cell.test.partition('::')[0]}){note}"
 

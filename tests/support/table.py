@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.support.families import FAMILIES
@@ -93,11 +93,13 @@ class Refused:
         why: words of the message.
         given: server arguments that are refused, besides a pair and a backend; those of a feature of `ASKED` are there.
         by_sglang: SGLang's own check comes first, with DDTREE or without.
+        needed: name of the lane's scene that goes wrong without the refusal, empty where none was made.
     """
 
     why: str
     given: Mapping[str, Any] = field(default_factory=dict, hash=False)
     by_sglang: bool = False
+    needed: str = ""
 
 
 Cell = Shown | Refused
@@ -138,6 +140,7 @@ def _quantized(pair: str) -> Shown:
 
 RECURRENT_HERE = Refused("is served where SGLang launches Triton kernels, which a tree of states needs")
 LATENT = Refused("honours a tree's mask with latent attention")
+LATENT_ON_FLASHINFER = replace(LATENT, needed="refused-latent-flashinfer")
 WINDOW = Refused("needs an attention backend that places a sliding window per node")
 
 CHUNKS = Refused("does not support attention in chunks")
@@ -154,7 +157,7 @@ REFUSED_TARGETS = (
     Row("Nemotron-H", CPU, ALL, RECURRENT_HERE),
     Row("Kimi-Linear", ALL, ALL, Refused("whose class in SGLang hands its layers' states to no drafter")),
     *(
-        Row(family, backend, ALL, LATENT)
+        Row(family, backend, ALL, LATENT_ON_FLASHINFER if backend == FLASHINFER else LATENT)
         for family in ("DeepSeek / Kimi-K2", "Kimi-K2.5")
         for backend in (CPU, FLASHINFER, FA4)
     ),
@@ -192,11 +195,13 @@ ASKED: dict[str, dict[str, Any]] = {
 """What a server is asked for a feature by; each cell of these is compared with what admission says."""
 
 
-def _refused(families: Iterable[str], feature: str, why: str, backends: tuple[str, ...] = ON_A_GPU) -> tuple[Row, ...]:
+def _refused(
+    families: Iterable[str], feature: str, why: str, backends: tuple[str, ...] = ON_A_GPU, needed: str = ""
+) -> tuple[Row, ...]:
     """Where these families are served, but for this."""
     targets = [row for row in REFUSED_TARGETS if row.feature == ALL]
     return tuple(
-        Row(family, backend, feature, Refused(why))
+        Row(family, backend, feature, Refused(why, needed=needed))
         for family in families
         for backend in backends
         if not any(row.covers(family, backend, ALL) for row in targets)
@@ -228,7 +233,12 @@ REFUSED_FEATURES = (
     Row(ALL, CPU, "hierarchical cache", Refused("needs a GPU")),
     *_refused(RECURRENT, "LoRA adapters", "has not been shown with adapters"),
     *_refused(RECURRENT, "mixed chunks", "has not been shown to advance a state in another request's prefill"),
-    *_refused(("Nemotron-H",), "budget that follows the load", "with a fixed number of nodes"),
+    *_refused(
+        ("Nemotron-H",),
+        "budget that follows the load",
+        "with a fixed number of nodes",
+        needed="refused-mamba-widths",
+    ),
     *_refused(("Nemotron-H",), "budget that follows measured costs", "with a fixed number of nodes"),
     *(
         Row(family, backend, "pages of several tokens", Refused("only supports page_size=1", by_sglang=True))
@@ -236,7 +246,8 @@ REFUSED_FEATURES = (
         for backend in (FLASHINFER, FA3, FA4)
     ),
     Row(ALL, FA4, "pages of several tokens", Refused(_PAGES)),
-    *_refused((*LATENT_FAMILIES, "gpt-oss"), "pages of several tokens", _PAGES, (FA3,)),
+    *_refused(LATENT_FAMILIES, "pages of several tokens", _PAGES, (FA3,), "refused-latent-pages"),
+    *_refused(("gpt-oss",), "pages of several tokens", _PAGES, (FA3,), "refused-windows-pages"),
     Row(
         ALL,
         ALL,
@@ -253,7 +264,12 @@ REFUSED_FEATURES = (
         ALL, ALL, "two-batch overlap", Refused("does not support two-batch overlap", {"enable_two_batch_overlap": True})
     ),
     Row(ALL, ALL, "watermarks", Refused("marks no tree's nodes", {"enable_watermark": True})),
-    Row(ALL, ALL, "grammars of outlines", Refused("which outlines cannot", {"grammar_backend": "outlines"})),
+    Row(
+        ALL,
+        ALL,
+        "grammars of outlines",
+        Refused("which outlines cannot", {"grammar_backend": "outlines"}, needed="refused-outlines"),
+    ),
     Row(
         ALL, ALL, "captured indexer", Refused("serves no target with an indexer", {"enable_return_indexer_topk": True})
     ),

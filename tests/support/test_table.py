@@ -18,7 +18,7 @@ from tests.device_lane.catalogue import SCENES, SLOW_SCENES
 from tests.device_lane.conftest import PAIRS as LANE_PAIRS
 from tests.device_lane.multimodal import MULTIMODAL
 from tests.support import collected, table
-from tests.support.document import DOCUMENT, document
+from tests.support.document import DOCUMENT, NEEDED_BY, document
 from tests.support.drafters import DRAFTERS
 from tests.support.families import FAMILIES
 from tests.support.published import PAIRS, SERVED, TESTS
@@ -28,10 +28,12 @@ from tests.support.table import BACKENDS, CPU, FEATURES, ROWS, Refused, Row, Sho
 NOT_RUN_BY_DEFAULT = {"slow", "gpu", "skip", "skipif", "xfail"}
 """Marks of tests that a run of everything leaves out, or may."""
 SHOWN = [(row, row.cell) for row in ROWS if isinstance(row.cell, Shown)]
+NEEDED = [row.cell.needed for row in ROWS if isinstance(row.cell, Refused) and row.cell.needed]
 NAMED = [
     *(cell for _, cell in SHOWN),
     *(Shown(test) for tests in TESTS.values() for test in tests),
     *(cell for drafter in DRAFTERS.values() for cell in drafter.cells if isinstance(cell, Shown)),
+    *(Shown(f"{NEEDED_BY}::test_scene_goes_wrong_without_the_refusal[{name}]", "slow") for name in NEEDED),
 ]
 
 

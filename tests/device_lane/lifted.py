@@ -1,0 +1,163 @@
+"""Refusals to take away, by name: what the lane has to find wrong without them.
+
+Each is applied in every process of a server before its arguments are resolved, so that neither the arguments, nor the
+loaded model, nor a request is refused for this one reason. What the server does then is SGLang's and the round's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from tests.device_lane.attention_mutations import set_attribute as _set
+
+
+def trees_on_torch_native() -> None:
+    """SGLang's backend of torch operators, which has no form of a verify, is taken for one with tree masks."""
+    from ddtree_sglang.engine.admission import server_args, target_checks
+
+    _add(server_args, "TREE_BACKENDS", "torch_native")
+    _add(target_checks, "BACKEND_CLASSES", "TorchNativeAttnBackend")
+
+
+def latent_attention_on_flashinfer() -> None:
+    """The backend of FlashInfer's wrapper for latent attention, which takes no mask."""
+    from ddtree_sglang.engine.admission import target_checks
+
+    _add(target_checks, "LATENT_BACKENDS", "flashinfer")
+    _add(target_checks, "BACKEND_CLASSES", "FlashInferMLAAttnBackend")
+
+
+def any_pages() -> None:
+    """Pages of several tokens are taken on any backend, whatever the target's keys are."""
+    from ddtree_sglang.engine.admission import server_args, target_checks
+
+    for module in (server_args, target_checks):
+        _set(module, "check_pages", _accept)
+
+
+def states_of_several_widths() -> None:
+    """Mamba2 with a number of nodes that follows the load."""
+    from ddtree_sglang.engine.admission import recurrent_checks
+
+    _without(recurrent_checks, "RECURRENT_RULES", "with a fixed number of nodes")
+
+
+def groups_share_a_head() -> None:
+    """DP attention with an LM head that is sharded over all groups."""
+    from ddtree_sglang.engine.admission import attention_groups
+
+    _without(attention_groups, "GROUP_RULES", "an LM head of each group's own")
+
+
+def groups_that_measure() -> None:
+    """DP attention where each group chooses its number of nodes by its own rounds."""
+    from ddtree_sglang.engine.admission import attention_groups
+
+    _without(attention_groups, "GROUP_RULES", "which no group may choose by its own rounds")
+
+
+def processors_on_two_servers() -> None:
+    """A logit processor is called where a request is prefilled, and where it is decoded."""
+    from ddtree_sglang.engine.admission import split_servers
+
+    _without(split_servers, "SPLIT_RULES", "calls a logit processor on two servers")
+
+
+def answers_in_one_room() -> None:
+    """Several answers to one prompt of a server that shares requests out."""
+    from ddtree_sglang.engine.entry import refusals
+
+    _set(refusals, "check_meetings", _accept)
+
+
+def adapters_of_several_widths() -> None:
+    """LoRA with a number of nodes that follows the load."""
+    from ddtree_sglang.engine.admission import server_args
+
+    _without(server_args, "ADAPTER_RULES", "serves adapters with a fixed number of nodes")
+
+
+def adapters_by_torch() -> None:
+    """LoRA on the backend whose graphs have room for one row per request."""
+    from ddtree_sglang.engine.admission import server_args
+
+    _without(server_args, "ADAPTER_RULES", "verifies trees with adapters on the LoRA backends")
+
+
+def grammars_of_outlines() -> None:
+    """Grammars that cannot take a token back."""
+    from ddtree_sglang.engine.admission import server_args
+
+    _without(server_args, "ARGUMENT_RULES", "which outlines cannot")
+
+
+def seeded_min_p() -> None:
+    """A request's min-p is handed to the sampler of deterministic inference."""
+    from ddtree_sglang.engine.admission import request_rules
+
+    kept = tuple(rule for rule in request_rules.REQUEST_RULES if not rule.name.startswith("min_p"))
+    _replace_by_shorter(request_rules, "REQUEST_RULES", kept)
+
+
+def foreign_tokens() -> None:
+    """Ids that the embedding has no row for."""
+    _without_check("_foreign_token")
+
+
+def places_outside_of_a_row() -> None:
+    """More log-probabilities of a token than the vocabulary has tokens."""
+    _without_check("_logprobs")
+
+
+def _without_check(name: str) -> None:
+    """A request's values are looked at without this one of the looks."""
+    from ddtree_sglang.engine.admission import request_fields
+
+    kept = tuple(check for check in request_fields._CHECKS if check.__name__ != name)
+    _replace_by_shorter(request_fields, "_CHECKS", kept)
+
+
+def _without(module: ModuleType, table: str, words: str) -> None:
+    """Take the one rule away whose message has these words."""
+    _replace_by_shorter(module, table, tuple(rule for rule in getattr(module, table) if words not in rule.message))
+
+
+def _replace_by_shorter(module: ModuleType, table: str, kept: tuple[Any, ...]) -> None:
+    before = getattr(module, table)
+    if len(kept) != len(before) - 1:
+        raise LookupError(
+            f"one refusal is taken away at a time, got {len(before) - len(kept)} of {module.__name__}.{table}; follow "
+            "the product's name or message"
+        )
+    _set(module, table, kept)
+
+
+def _add(module: ModuleType, table: str, name: str) -> None:
+    _set(module, table, (*getattr(module, table), name))
+
+
+def _accept(*_: Any, **__: Any) -> None:
+    """A check that finds nothing."""
+
+
+LIFTED: dict[str, Callable[[], None]] = {
+    lifted.__name__: lifted
+    for lifted in (
+        trees_on_torch_native,
+        latent_attention_on_flashinfer,
+        any_pages,
+        states_of_several_widths,
+        groups_share_a_head,
+        groups_that_measure,
+        processors_on_two_servers,
+        answers_in_one_room,
+        adapters_of_several_widths,
+        adapters_by_torch,
+        grammars_of_outlines,
+        seeded_min_p,
+        foreign_tokens,
+        places_outside_of_a_row,
+    )
+}

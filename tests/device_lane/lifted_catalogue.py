@@ -1,0 +1,208 @@
+"""The refusals that are shown to be needed: with each taken away, its scene goes wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from tests.device_lane.catalogue import (
+    ADAPTERS,
+    GRAMMARS,
+    GROUPS_EAGER,
+    LATENT_FA3,
+    SMALL_FA3,
+    SMALL_TRITON,
+    TRITON_DETERMINISTIC,
+    WINDOWS_TRITON,
+)
+from tests.device_lane.context_waves import past_the_window
+from tests.device_lane.lifted_waves import (
+    asking,
+    asking_both_groups,
+    asking_for_two_answers,
+)
+from tests.device_lane.scenes import Scene
+from tests.device_lane.split_catalogue import SPLIT
+from tests.device_lane.state_catalogue import LOAD_FLAGS, MAMBA
+from tests.device_lane.waves import by_the_first_adapter, changing_widths, few, few_of_chains, processed, seeded
+
+TOKENS = "tokens .* expected"
+ROUNDS = "rounds by correct drafts .* expected"
+"""Tokens are right, and what the drafter proposes is not."""
+UNANSWERED = "no byte from the server"
+_PAGES = ("--page-size", "4")
+
+
+@dataclass(frozen=True)
+class Needed:
+    """A refusal, the scene that it refuses, and what is found wrong when the scene is served all the same.
+
+    `refusal`: words of the message. `wrong`: a pattern of what is found: tokens, or what the server ends or waits for.
+    `right`: what the same server answers rightly, so that what is wrong is the tree's: trees that are chains;
+    empty where they were not asked. `slow`: not run in each CI run, for its time.
+    """
+
+    lifted: str
+    refusal: str
+    scene: Scene
+    wrong: str
+    right: Literal["", "chain"] = ""
+    slow: bool = True
+
+    @property
+    def control(self) -> Scene:
+        """The same server with what it answers rightly."""
+        flags = (*self.scene.flags, "--speculative-ddtree-top-k", "1")
+        return replace(self.scene, name=f"{self.scene.name}-chain", waves=(few_of_chains,), flags=flags)
+
+
+NEEDED = (
+    Needed(
+        "trees_on_torch_native",
+        "needs an attention backend with tree masks",
+        replace(SMALL_TRITON, name="refused-torch-native", backend="torch_native", captured=()),
+        "'NoneType' object has no attribute 'shape'",
+        slow=False,
+    ),
+    Needed(
+        "latent_attention_on_flashinfer",
+        "honours a tree's mask with latent attention",
+        replace(
+            LATENT_FA3,
+            name="refused-latent-flashinfer",
+            backend="flashinfer",
+            flags=("--flashinfer-mla-disable-ragged",),
+            captured=(),
+        ),
+        TOKENS,
+        right="chain",
+        slow=False,
+    ),
+    Needed(
+        "any_pages",
+        "needs pages of one token on fa3",
+        replace(WINDOWS_TRITON, name="refused-windows-pages", backend="fa3", waves=(past_the_window,), flags=_PAGES),
+        "page size > 1 sliding window attention",
+    ),
+    Needed(
+        "any_pages",
+        "needs pages of one token on fa3",
+        replace(LATENT_FA3, name="refused-latent-pages", flags=_PAGES),
+        TOKENS,
+    ),
+    Needed(
+        "states_of_several_widths",
+        "with a fixed number of nodes",
+        replace(
+            MAMBA,
+            name="refused-mamba-widths",
+            waves=(changing_widths,),
+            budget=4,
+            flags=(*MAMBA.flags, *LOAD_FLAGS),
+            captured=(1, 2),
+            must_log=(),
+        ),
+        TOKENS,
+    ),
+    Needed(
+        "groups_share_a_head",
+        "needs an LM head of each group's own",
+        replace(
+            GROUPS_EAGER,
+            name="refused-groups-head",
+            flags=tuple(flag for flag in GROUPS_EAGER.flags if flag != "--enable-dp-lm-head"),
+        ),
+        ROUNDS,
+    ),
+    Needed(
+        "groups_that_measure",
+        "which no group may choose by its own rounds",
+        replace(
+            GROUPS_EAGER,
+            name="refused-groups-adaptive",
+            before=asking_both_groups,
+            flags=(
+                *GROUPS_EAGER.flags,
+                *("--speculative-ddtree-policy", "adaptive", "--speculative-ddtree-measure-seconds", "0"),
+            ),
+        ),
+        UNANSWERED,
+    ),
+    Needed(
+        "processors_on_two_servers",
+        "calls a logit processor on two servers",
+        replace(
+            SPLIT,
+            name="refused-split-processors",
+            waves=(processed,),
+            flags=("--enable-custom-logit-processor",),
+            at_once=0,
+        ),
+        TOKENS,
+    ),
+    Needed(
+        "answers_in_one_room",
+        "n must be 1",
+        replace(SPLIT, name="refused-split-answers", waves=(few,), before=asking_for_two_answers),
+        UNANSWERED,
+    ),
+    Needed(
+        "adapters_of_several_widths",
+        "serves adapters with a fixed number of nodes",
+        replace(
+            ADAPTERS,
+            name="refused-adapters-widths",
+            waves=(by_the_first_adapter(changing_widths),),
+            budget=4,
+            flags=(*ADAPTERS.flags, *LOAD_FLAGS),
+            captured=(1, 2),
+            before=None,
+        ),
+        TOKENS,
+    ),
+    Needed(
+        "adapters_by_torch",
+        "verifies trees with adapters on the LoRA backends",
+        replace(
+            ADAPTERS,
+            name="refused-adapters-torch",
+            flags=(*ADAPTERS.flags[:-1], "torch_native"),
+            before=None,
+        ),
+        "The size of tensor a .* must match the size of tensor b",
+    ),
+    Needed(
+        "grammars_of_outlines",
+        "which outlines cannot",
+        replace(GRAMMARS, name="refused-outlines", flags=(*GRAMMARS.flags, "--grammar-backend", "outlines")),
+        "NotImplementedError",
+    ),
+    Needed(
+        "seeded_min_p",
+        "min_p must be 0",
+        replace(
+            TRITON_DETERMINISTIC,
+            name="refused-seeded-min-p",
+            waves=(seeded,),
+            before=asking({"temperature": 1.0, "top_k": 8, "sampling_seed": 1, "min_p": 0.1}),
+        ),
+        "multinomial_with_seed will provide wrong results",
+    ),
+    Needed(
+        "foreign_tokens",
+        "input_ids must be token ids of the model",
+        replace(SMALL_FA3, name="refused-foreign-tokens", before=asking(input_ids=[5, 6, 1000])),
+        "index out of range in self",
+    ),
+    Needed(
+        "places_outside_of_a_row",
+        "top_logprobs_num must be from 0",
+        replace(
+            SMALL_FA3,
+            name="refused-logprobs",
+            waves=(few,),
+            before=asking(return_logprob=True, top_logprobs_num=1000),
+        ),
+        "selected index k out of range",
+    ),
+)

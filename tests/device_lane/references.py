@@ -151,6 +151,9 @@ class Reference:
     pair: TinyPair
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     _known: dict[Asked, Expected] = field(default_factory=dict)
+    _drafted: dict[tuple[str, tuple[int, ...], int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(
+        default_factory=dict
+    )
     seen_tokens: int | None = None  # that the drafter reads of a context, in whole pages; None for all
     page_size: int = 1
     noise: float = NOISE
@@ -317,17 +320,26 @@ class Reference:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of the block whose root is the last of `done` tokens: ranked ids and log-probabilities `[1, D, V]`, states.
 
-        And what the drafter makes of the features of the token before the root, `[1, H]`.
-
-        The drafter has no adapter: it reads the states of a target that has one, through the base model's head.
+And what the drafter makes of the features of the token before the root, `[1, H]`. Remembers them: they are
+        ranked with noise and without, at several numbers of nodes.
         """
+        text = (*asked.prompt, *tokens[:done])
+        key = asked.adapter, text, self._first_seen(len(text) - 1)
+        if key not in self._drafted:
+            self._drafted[key] = self._draft(asked, text)
+        return self._drafted[key]
+
+    def _draft(
+        self, asked: Asked, text: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The drafter has no adapter: it reads the states of a target that has one, through the base model's head."""
         target, drafter = self.pair.target, self.pair.drafter
-        committed = torch.tensor([[*asked.prompt, *tokens[: done - 1]]])
+        committed = torch.tensor([text[:-1]])
         hidden = self.target(asked)(committed, output_hidden_states=True, use_cache=False).hidden_states
         features = torch.cat([hidden[layer + 1] for layer in drafter.config.target_layer_ids], dim=-1)
         # Rotary attention knows distances alone, so what is left of a context may begin at position 0.
         features = features[:, self._first_seen(committed.shape[1]) :]
-        blocks = drafter.block_token_ids(torch.tensor([[tokens[done - 1]]]))
+        blocks = drafter.block_token_ids(torch.tensor([[text[-1]]]))
         block_embeds = target.get_input_embeddings()(blocks)
         states = drafter(block_embeds, features, torch.tensor([[features.shape[1]]]))[:, 0, 1:]
         logprobs, ids = (states @ target.lm_head.weight.T).log_softmax(-1).sort(stable=True, dim=-1, descending=True)

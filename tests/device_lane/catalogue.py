@@ -29,6 +29,7 @@ from tests.device_lane.group_waves import (
 from tests.device_lane.host_cache import FLAGS as _HOST_CACHE
 from tests.device_lane.new_weights import failing_adapters, failing_checkpoints, failing_updates_from_tensors
 from tests.device_lane.penalty_waves import penalized
+from tests.device_lane.published_catalogue import PUBLISHED, SLOW_PUBLISHED
 from tests.device_lane.request_waves import FLAGS as _EVERY_KIND
 from tests.device_lane.request_waves import few_by_far, of_every_kind, of_every_kind_in_chunks
 from tests.device_lane.scenes import CONTEXT_LIMIT, Scene
@@ -36,8 +37,6 @@ from tests.device_lane.split_catalogue import SPLIT_SCENES
 from tests.device_lane.state_catalogue import (
     CHUNKS,
     LOAD_FLAGS,
-    PUBLISHED,
-    PUBLISHED_CHAINS,
     SHORT_CONVOLUTION,
     SLOW_STATES,
     TRACKED,
@@ -228,8 +227,7 @@ DRAFT_WINDOW_OTHERS = (
         captured=(4,),
     ),
 )
-# A drafter of two layers, of which the first has a window of its own. Of published pairs the one of Qwen3.6-27B is so,
-# and has a target with gated delta nets.
+# A drafter of two layers, of which the first has a window of its own, as published ones of Qwen3.5 and 3.6 have.
 SLIDING_DRAFTER = Scene("sliding-drafter", "fa3", (past_the_window,), pair="sliding", budget=7, captured=(4,))
 SLIDING_DRAFTERS = (
     SLIDING_DRAFTER,
@@ -315,6 +313,7 @@ SLOW_SCENES = (
     Scene("windows-triton-eager", "triton", (past_the_window,), pair="gpt_oss", budget=7, captured=()),
     LATENT_TRITON,
     *SLOW_STATES,
+    *SLOW_PUBLISHED,
     *DRAFT_WINDOW_OTHERS,
     *SLIDING_DRAFTERS,
     *HOST_CACHE_OTHERS,
@@ -351,7 +350,6 @@ SCENES = (
     GRAMMARS,
     PENALTIES,
     *PUBLISHED,
-    *PUBLISHED_CHAINS,
     SHORT_CONVOLUTION,
     TRITON_3,
     RETRACTION,

@@ -33,8 +33,6 @@ _EXPERTS: dict[str, Any] = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 32,
-    "norm_topk_prob": True,
 }
 _SHORT_CONVOLUTION: dict[str, Any] = {
     "num_hidden_layers": NUM_LAYERS,
@@ -73,18 +71,6 @@ def _qwen3_5_wide(shape: Mapping[str, Any]) -> Any:
     return Qwen3_5ForCausalLM(Qwen3_5TextConfig(**{**shape, **_GATED_DELTA, **heads}))
 
 
-def _qwen3_5_moe(shape: Mapping[str, Any]) -> Any:
-    from transformers import Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig
-
-    return Qwen3_5MoeForCausalLM(Qwen3_5MoeTextConfig(**{**shape, **_GATED_DELTA, **_EXPERTS}))
-
-
-def _qwen3_next(shape: Mapping[str, Any]) -> Any:
-    from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
-
-    return Qwen3NextForCausalLM(Qwen3NextConfig(**{**shape, **_GATED_DELTA, **_EXPERTS}))
-
-
 def _lfm2(shape: Mapping[str, Any]) -> Any:
     from transformers import Lfm2Config, Lfm2ForCausalLM
 
@@ -95,8 +81,7 @@ def _lfm2_moe(shape: Mapping[str, Any]) -> Any:
     """A dense layer, then experts."""
     from transformers import Lfm2MoeConfig, Lfm2MoeForCausalLM
 
-    experts = {name: _EXPERTS[name] for name in ("num_experts", "num_experts_per_tok", "moe_intermediate_size")}
-    return Lfm2MoeForCausalLM(Lfm2MoeConfig(**{**shape, **_SHORT_CONVOLUTION, **experts, "num_dense_layers": 1}))
+    return Lfm2MoeForCausalLM(Lfm2MoeConfig(**{**shape, **_SHORT_CONVOLUTION, **_EXPERTS, "num_dense_layers": 1}))
 
 
 def _nemotron_h(shape: Mapping[str, Any]) -> Any:
@@ -124,10 +109,6 @@ def name_layers_as_published(folder: Path) -> None:
 MAKERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "qwen3_5": _qwen3_5,
     "qwen3_5_wide": _qwen3_5_wide,
-    "qwen3_5_images": _qwen3_5,  # saved under another name (multimodal.py)
-    "qwen3_5_moe": _qwen3_5_moe,
-    "qwen3_5_moe_images": _qwen3_5_moe,  # as well
-    "qwen3_next": _qwen3_next,
     "lfm2": _lfm2,
     "lfm2_moe": _lfm2_moe,
     "nemotron_h": _nemotron_h,

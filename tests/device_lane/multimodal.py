@@ -22,15 +22,13 @@ class Wrapping:
     """How a text model becomes a published class.
 
     Attributes:
-        architecture: the class.
         model_type: of its configuration.
         vision: its `vision_config`.
         renamed: the beginning of the text's weights, and what it becomes.
-        rotates_images: whether time, height and width turn parts of a head.
+        rotates_images: whether time, height and width turn parts of a head, which the text's rotation says.
         needs_processor: whether it gets one; else its configuration says that it is for text alone.
     """
 
-    architecture: str
     model_type: str
     vision: Mapping[str, Any]
     renamed: tuple[tuple[str, str], ...]
@@ -61,10 +59,9 @@ _MOON: dict[str, Any] = {
 }
 _RENAMED = (("model.", "model.language_model."),)
 MULTIMODAL = {
-    "qwen3_5_images": Wrapping("Qwen3_5ForConditionalGeneration", "qwen3_5", _QWEN, _RENAMED),
-    "qwen3_5_moe_images": Wrapping("Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", _QWEN, _RENAMED),
-    "kimi": Wrapping(
-        "KimiK25ForConditionalGeneration",
+    "Qwen3_5ForConditionalGeneration": Wrapping("qwen3_5", _QWEN, _RENAMED),
+    "Qwen3_5MoeForConditionalGeneration": Wrapping("qwen3_5_moe", _QWEN, _RENAMED),
+    "KimiK25ForConditionalGeneration": Wrapping(
         "kimi_k25",
         _MOON,
         (("model.", "language_model.model."), ("lm_head.", "language_model.lm_head.")),
@@ -72,7 +69,7 @@ MULTIMODAL = {
         needs_processor=False,
     ),
 }
-"""By architecture of `pairs`."""
+"""By class."""
 
 
 def save_as_multimodal(folder: Path, architecture: str) -> None:
@@ -80,22 +77,19 @@ def save_as_multimodal(folder: Path, architecture: str) -> None:
 
     Args:
         folder: of the target, with its tokenizer.
-        architecture: one of `MULTIMODAL`.
+        architecture: the class, one of `MULTIMODAL`.
     """
     wrapping = MULTIMODAL[architecture]
     text: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if wrapping.rotates_images:
         text.pop("architectures")  # which Kimi's text keeps
-        # Of the rotated pairs of a head, those that time, height and width turn.
-        pairs = int(text["head_dim"] * text["rope_parameters"]["partial_rotary_factor"]) // 2
-        text["rope_parameters"] |= {"mrope_section": [pairs - pairs // 2, pairs // 2, 0], "mrope_interleaved": True}
     names = ("image_token", "video_token", "vision_start_token", "vision_end_token", "media_placeholder_token")
     config = {
-        "architectures": [wrapping.architecture],
+        "architectures": [architecture],
         "model_type": wrapping.model_type,
         "text_config": text,
         "vision_config": {"model_type": wrapping.model_type, **wrapping.vision},
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": text["tie_word_embeddings"],
         **({} if wrapping.needs_processor else {"language_model_only": True}),
         "dtype": text["dtype"],
         **{f"{name}_id": text["vocab_size"] - 1 for name in names},

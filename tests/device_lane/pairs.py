@@ -41,7 +41,6 @@ from ddtree_sglang.training.model.drafter_model import DFlashDrafter
 from ddtree_sglang.training.model.export import export_drafter
 from tests.device_lane import hybrid_targets
 from tests.device_lane.head_protocol import PairHead
-from tests.device_lane.multimodal import MULTIMODAL, save_as_multimodal
 from tests.device_lane.sliding_drafter import FULL, state_kinds, with_sliding_layers
 
 VOCABULARY = 32
@@ -77,6 +76,7 @@ _GAINS = {
 }
 # Their features are of one layer, so more steps help little: acceptance at 17 nodes is between two and three.
 _TRAINING_STEPS = 300
+_CACHED = ("gpt_oss", "deepseek_v3")  # whose answers take a third of the time with a cache
 _TRAINING_ANSWERS = 256
 _ANSWER_LEN = 32
 
@@ -131,25 +131,6 @@ _DEEPSEEK: dict[str, Any] = {
     "topk_method": "noaux_tc",
 }
 
-# Kimi-K2: one group of experts, YaRN with a scale of its own.
-_KIMI: dict[str, Any] = {
-    **_DEEPSEEK,
-    "n_group": 1,
-    "topk_group": 1,
-    "routed_scaling_factor": 2.827,
-    "max_position_embeddings": 262144,
-    "rope_parameters": {
-        "rope_type": "yarn",
-        "rope_theta": 50000.0,
-        "factor": 64.0,
-        "beta_fast": 32.0,
-        "beta_slow": 1.0,
-        "mscale": 1.0,
-        "mscale_all_dim": 1.0,
-        "original_max_position_embeddings": 4096,
-    },
-}
-
 # Gemma 4: windows, scaled embeddings, norms of queries, keys and values and after each part, a scale per layer.
 _GEMMA: dict[str, Any] = {
     "layer_types": ["sliding_attention", "full_attention"],
@@ -167,13 +148,8 @@ Architecture = Literal[
     "gpt_oss",
     "gemma",
     "deepseek",
-    "kimi",
     "qwen3_5",
     "qwen3_5_wide",
-    "qwen3_5_images",
-    "qwen3_5_moe",
-    "qwen3_5_moe_images",
-    "qwen3_next",
     "lfm2",
     "lfm2_moe",
     "nemotron_h",
@@ -227,10 +203,6 @@ def make_pair(
         drafter = train_drafter(target, block_size, seed, kinds)
     target.save_pretrained(folder / "target")
     save_tokenizer(folder / "target", vocabulary)
-    if architecture in MULTIMODAL:
-        save_as_multimodal(folder / "target", architecture)
-    if architecture == "qwen3_next":
-        hybrid_targets.write_rope_as_published(folder / "target")
     if architecture == "nemotron_h":
         hybrid_targets.name_layers_as_published(folder / "target")
     export_drafter(drafter, folder / "draft", torch.float32)
@@ -255,8 +227,6 @@ def make_target(
         target = Qwen3ForCausalLM(Qwen3Config(**shape))
     elif architecture == "deepseek":
         target = DeepseekV3ForCausalLM(DeepseekV3Config(**shape | _DEEPSEEK))
-    elif architecture == "kimi":
-        target = DeepseekV3ForCausalLM(DeepseekV3Config(**shape | _KIMI))
     elif architecture == "gemma":
         # SGLang names them itself for checkpoints that take images alone (utils/hf_transformers/config.py).
         of_windows = {"swa_num_key_value_heads": shape["num_key_value_heads"]}
@@ -323,7 +293,7 @@ def random_prompts(count: int, length: int, seed: int) -> torch.Tensor:
 def greedy(target: Any, prompts: torch.Tensor, num_tokens: int) -> torch.Tensor:
     """Prompts of one length `[C, T]` and their greedy answers, `[C, T + num_tokens]`."""
     rows, cache = prompts, None
-    caches = target.config.model_type in hybrid_targets.CACHED
+    caches = target.config.model_type in (*hybrid_targets.CACHED, *_CACHED)
     for _ in range(num_tokens):
         new = rows if cache is None else rows[:, -1:]
         out = target(new, past_key_values=cache, use_cache=caches)

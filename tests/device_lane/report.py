@@ -28,6 +28,8 @@ def report_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args
     if path is not None:
         taken = counts.take()
         line = {"mode": kind, "batch_size": size, **vars(taken), "launches": sum(taken.launches.values())}
+        # Of DDTREE's rounds, N; stock results have no such field.
+        line["nodes"] = getattr(result, "num_nodes", None)
         line["by_name"] = dict(taken.launches)
         # What the scheduler did since the last batch: its results looked at, this batch's slots reserved.
         line["between"] = vars(between)

@@ -81,6 +81,9 @@ class Scene:
     adapters: bool = False  # the pair's are loaded at start
     split: bool = False  # another server prefills
     at_once: int = 0  # requests that some round must have had
+    asked_as: str = ""  # a name that scenes share which are asked the same
+    clear_at: tuple[int, ...] = ()  # numbers of nodes at which no request hangs on rounding; empty for the scene's own
+    moves: bool = False  # some round must have accepted a node that has to move
     before: Callable[[LaneServer, TinyPair], None] | None = None  # done to the server first; raises ClientError
     must_log: tuple[str, ...] = field(default=())
 
@@ -100,7 +103,7 @@ class Chooser:
 
     def __init__(self, reference: Reference, scene: Scene) -> None:
         self.reference, self.scene = reference.of_server(scene.flags), scene
-        self._seed = 1000 * sum(map(ord, scene.name))
+        self._seed = 1000 * sum(map(ord, scene.asked_as or scene.name))
         self.sessions: dict[str, Asked] = {}  # the last turn of each
         self.passed: Asked | None = None  # one whose text later ones resume
         self.begun: list[Asked] = []  # a wave whose texts the next one's go on
@@ -126,7 +129,8 @@ class Chooser:
             prompt = tuple(random_prompts(1, length, self._seed)[0].tolist())
             plain = Asked(prompt, max_new_tokens, adapter=self.adapter)
             asked = plain if wanted is None else wanted(plain)
-            if asked is not None and self.reference.is_clear(asked, (self.scene.num_nodes,), anywhere):
+            counts = self.scene.clear_at or (self.scene.num_nodes,)
+            if asked is not None and self.reference.is_clear(asked, counts, anywhere):
                 return asked
         raise AssertionError(
             f"no clear request among 400 for {self.scene.name}: length {length}, {max_new_tokens} tokens"

@@ -1,8 +1,6 @@
-"""Scenes of targets with recurrent layers, and of the kinds of published pairs that only the lane serves."""
+"""Scenes of targets with recurrent layers."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 from tests.device_lane.context_waves import (
     TRACKED_LEN,
@@ -13,10 +11,6 @@ from tests.device_lane.context_waves import (
     passes_a_tracked_length,
     resumes_at_a_tracked_length,
     resumes_at_its_end,
-    three_at_two_budgets,
-    three_go_on,
-    three_past_a_tracked_length,
-    three_resume,
 )
 from tests.device_lane.scenes import Scene
 from tests.device_lane.waves import (
@@ -38,24 +32,6 @@ _STATES_POOL = ("--max-mamba-cache-size", "48")
 TRACKED = (*_STATES_POOL, "--mamba-track-interval", str(TRACKED_LEN))
 _SCARCE = ("--max-total-tokens", "100", "--schedule-conservativeness", "0")
 _LAST_STATES = (*_STATES_POOL, "--disable-overlap-schedule")
-# The kinds of published pairs that the CPU platform does not serve: batches of three, requests at two budgets, a prefix
-# cache that is hit; and what SGLang's chain answers.
-_IN_THREES = (three_at_two_budgets, three_go_on)
-_STATES_IN_THREES = (three_past_a_tracked_length, three_resume)
-PUBLISHED = tuple(
-    Scene(name, backend, waves, pair=pair, budget=16, flags=flags, captured=(4,))
-    for name, backend, pair, waves, flags in (
-        ("gpt-oss", "fa3", "gpt_oss", _IN_THREES, ()),
-        ("kimi", "triton", "kimi", _IN_THREES, ()),
-        ("gated-delta-images", "fa3", "gated_delta_images", _STATES_IN_THREES, TRACKED),
-        ("gated-delta-experts", "fa3", "gated_delta_experts", _STATES_IN_THREES, TRACKED),
-        ("qwen3-next", "fa3", "next", _STATES_IN_THREES, TRACKED),
-    )
-)
-PUBLISHED_CHAINS = tuple(
-    replace(tree, name=f"{tree.name}-stock", waves=(few,), algorithm="DFLASH", budget=None, captured=())
-    for tree in PUBLISHED
-)
 GATED_DELTA = Scene(
     "gated-delta",
     "triton",

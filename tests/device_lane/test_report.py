@@ -35,6 +35,18 @@ def test_nothing_that_is_counted_between_two_batches_is_lost(tmp_path: Path, mon
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(lines) == 2
     for line in lines:
+        assert line["nodes"] is None
         assert (line["launches"], line["host_reads"]) == (1, {})
         assert line["between"]["launches"] == {"reserve": 2}
         assert line["between"]["host_reads"] == Counter({"tolist, processor.py:1": 1})
+
+
+def test_a_rounds_nodes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "report.jsonl"
+    context = ModuleType("sglang.srt.runtime_context")
+    context.get_parallel = lambda: SimpleNamespace(tp_rank=0)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sglang.srt.runtime_context", context)
+    monkeypatch.setattr(report, "_file", lambda _rank: file)
+    batch = SimpleNamespace(forward_mode=SimpleNamespace(name="DECODE"), reqs=[None])
+    report.report_batch(lambda *_: SimpleNamespace(num_nodes=8), None, batch)
+    assert json.loads(file.read_text())["nodes"] == 8

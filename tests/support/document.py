@@ -9,10 +9,9 @@ from tests.architecture import ROOT
 from tests.support.drafters import DRAFTERS, PAIR_FEATURES
 from tests.support.families import FAMILIES
 from tests.support.others import OTHERS
-from tests.support.published import PAIRS, SCENES, SERVED, TESTS, Draft
+from tests.support.pairs_document import pairs_section
 from tests.support.table import (
     BACKENDS,
-    CPU,
     ENGINE,
     FEATURES,
     GREEDY,
@@ -64,7 +63,7 @@ def render(cell: Cell) -> str:
 def document() -> str:
     """The whole text."""
     features = [_features("Requests", REQUESTS), _features("Engine", ENGINE)]
-    parts = [HEAD, _targets(), _others(), _drafters(), *features, _pairs(), _counts()]
+    parts = [HEAD, _targets(), _others(), _drafters(), *features, pairs_section(), _counts()]
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
@@ -127,44 +126,6 @@ def _features(title: str, names: tuple[str, ...]) -> str:
     text = f"## {title}\n\nFamilies that a test has shown it for, by backend; with the others it was not run.\n"
     rows = [[name, *_once([_by_family(name, backend) for backend in BACKENDS])] for name in names if name != GREEDY]
     return f"{text}\n{_table(('', *(f'`{name}`' for name in BACKENDS)), rows)}"
-
-
-def _pairs() -> str:
-    rows = []
-    for name, pair in PAIRS.items():
-        head = {True: "tied", False: "own", None: ""}[pair.tied]
-        kind = pair.architecture or FAMILIES[pair.family].architecture
-        target = [name, f"`{kind}`", str(pair.layers), pair.heads, pair.rope or "", head]
-        rows.append([*target, f"`{pair.drafter}`", _draft(pair.draft), _today(name)])
-    names = ("target", "class", "layers", "heads / KV heads / size", "rope", "head", "drafter", "its fields", "today")
-    text = (
-        "## Published pairs\n\nThe drafters that DFlash's authors list: block size, layers, target layers that it "
-        "reads, mask token, attention, as far as public repositories quote\nthem. Of the targets those of Qwen3-4B and "
-        "Llama-3.1-8B were compared with such quotations, the others are what is generally known of them. No\n"
-        "checkpoint of these was loaded here. What is shown is a tiny random pair: on `ddtree_cpu` with the fields of "
-        "the pair's own row, in the device lane one of\neach class, with its kinds of layers, its rope and its head, "
-        "three layers at most and blocks of four.\n"
-    )
-    return f"{text}\n{_table(names, rows)}"
-
-
-def _draft(draft: Draft) -> str:
-    found = {
-        "block": draft.block_size,
-        "layers": draft.num_layers,
-        "reads": draft.target_layer_ids and ", ".join(map(str, draft.target_layer_ids)),
-        "mask": draft.mask_token_id,
-        "attention": draft.attention,
-    }
-    return "; ".join(f"{name} {value}" for name, value in found.items() if value is not None) or "not found"
-
-
-def _today(name: str) -> str:
-    """Where the pair's kind is shown: its own fields on the CPU platform, or its class in the lane."""
-    if name in SERVED:
-        return f"[shown]({_FROM}{TESTS[name][0].partition('::')[0]}) on `{CPU}`"
-    scenes = " and ".join(test.partition("[")[2].removesuffix("]") for test in TESTS[name])
-    return f"[shown]({_FROM}{TESTS[name][0].partition('::')[0]}) on `{SCENES[PAIRS[name].family][1]}` (scenes {scenes})"
 
 
 def _by_family(feature: str, backend: str) -> str:

@@ -463,10 +463,10 @@ IN_THE_LANE = (
     Row("gpt-oss", TRITON, GREEDY, scene("windows-triton")),
     Row("gpt-oss", TRITON, "prefix cache", scene("windows-triton")),
     Row("gpt-oss", TRITON, "captured graphs and overlap", scene("windows-triton")),
-    Row("gpt-oss", FA3, GREEDY, scene("gpt-oss")),
-    Row("gpt-oss", FA3, "prefix cache", scene("gpt-oss")),
-    Row("gpt-oss", FA3, "a smaller tree for one request", scene("gpt-oss")),
-    Row("gpt-oss", FA3, "captured graphs and overlap", scene("gpt-oss")),
+    Row("gpt-oss", FA3, GREEDY, scene("gpt-oss-20b")),
+    Row("gpt-oss", FA3, "prefix cache", scene("gpt-oss-20b")),
+    Row("gpt-oss", FA3, "a smaller tree for one request", scene("gpt-oss-20b")),
+    Row("gpt-oss", FA3, "captured graphs and overlap", scene("gpt-oss-20b")),
     Row("gpt-oss", TRITON, "chunked prefill", scene("windows-triton-16", "slow")),
     Row("gpt-oss", TRITON, "pages of several tokens", scene("windows-triton-16", "slow")),
     Row("gpt-oss", TRITON, "requests that join and leave a batch", scene("windows-triton-16", "slow")),
@@ -482,8 +482,8 @@ IN_THE_LANE = (
         for feature in (GREEDY, "prefix cache", "captured graphs and overlap")
     ),
     Row("Qwen3.5 / 3.6", FA3, "tensor parallelism", scene("gated-delta-two-ranks", "slow")),
-    Row("Qwen3.5 / 3.6", FA3, GREEDY, scene("gated-delta-images")),
-    Row("Qwen3.5 / 3.6", FA3, "captured graphs and overlap", scene("gated-delta-images")),
+    Row("Qwen3.5 / 3.6", FA3, GREEDY, scene("Qwen3.5-4B")),
+    Row("Qwen3.5 / 3.6", FA3, "captured graphs and overlap", scene("Qwen3.5-4B")),
     Row("Qwen3.5 / 3.6", FA3, "ends", scene("gated-delta-chunks", "slow")),
     Row("Qwen3.5 / 3.6", FA3, "requests that join and leave a batch", scene("gated-delta-chunks", "slow")),
     Row("Qwen3.5 / 3.6", FA3, "aborted requests", scene("gated-delta-chunks", "slow")),
@@ -491,15 +491,16 @@ IN_THE_LANE = (
     Row("Qwen3.5 / 3.6", FA3, "retraction", scene("gated-delta-retraction", "slow")),
     Row("Qwen3.5 / 3.6", FA3, "budget that follows the load", scene("gated-delta-widths", "slow")),
     Row("Qwen3.5 / 3.6", FA3, "drafter's window", scene("sliding-drafter-gated-delta", "slow")),
-    Row("Qwen3.5 / 3.6", FA3, "drafter with sliding layers", scene("sliding-drafter-gated-delta", "slow")),
-    Row("Qwen3.5 / 3.6", FA3, "prefix cache", scene("gated-delta-images")),
-    Row("Qwen3.5 / 3.6", FA3, "a smaller tree for one request", scene("gated-delta-images")),
+    Row("Qwen3.5 / 3.6", FA3, "drafter with sliding layers", scene("Qwen3.5-4B")),
+    Row("Qwen3.5 / 3.6 MoE", FA3, "drafter with sliding layers", scene("Qwen3.5-35B-A3B")),
+    Row("Qwen3.5 / 3.6", FA3, "prefix cache", scene("Qwen3.5-4B")),
+    Row("Qwen3.5 / 3.6", FA3, "a smaller tree for one request", scene("Qwen3.5-4B")),
     *(
         Row(family, backend, feature, scene(name))
         for family, backend, name in (
-            ("Qwen3.5 / 3.6 MoE", FA3, "gated-delta-experts"),
-            ("Qwen3-Next", FA3, "qwen3-next"),
-            ("Kimi-K2.5", TRITON, "kimi"),
+            ("Qwen3.5 / 3.6 MoE", FA3, "Qwen3.5-35B-A3B"),
+            ("Qwen3-Next", FA3, "Qwen3-Coder-Next"),
+            ("Kimi-K2.5", TRITON, "Kimi-K2.5"),
         )
         for feature in (GREEDY, "prefix cache", "a smaller tree for one request", "captured graphs and overlap")
     ),

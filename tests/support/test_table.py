@@ -16,13 +16,12 @@ import pytest
 from tests.architecture import ROOT
 from tests.device_lane.catalogue import SCENES, SLOW_SCENES
 from tests.device_lane.conftest import PAIRS as LANE_PAIRS
-from tests.device_lane.multimodal import MULTIMODAL
 from tests.support import collected, table
 from tests.support.document import DOCUMENT, NEEDED_BY, document
 from tests.support.drafters import DRAFTERS
 from tests.support.families import FAMILIES
-from tests.support.published import PAIRS, SERVED, TESTS
-from tests.support.published import SCENES as PUBLISHED_SCENES
+from tests.support.published import BACKENDS as PUBLISHED_BACKENDS
+from tests.support.published import ENDS, IN_CI, PAIRS, SERVED, TESTS
 from tests.support.table import BACKENDS, CPU, FEATURES, ROWS, Refused, Row, Shown
 
 NOT_RUN_BY_DEFAULT = {"slow", "gpu", "skip", "skipif", "xfail"}
@@ -31,7 +30,7 @@ SHOWN = [(row, row.cell) for row in ROWS if isinstance(row.cell, Shown)]
 NEEDED = [row.cell.needed for row in ROWS if isinstance(row.cell, Refused) and row.cell.needed]
 NAMED = [
     *(cell for _, cell in SHOWN),
-    *(Shown(test) for tests in TESTS.values() for test in tests),
+    *(Shown(test, "" if name in (*SERVED, *IN_CI) else "slow") for name, tests in TESTS.items() for test in tests),
     *(cell for drafter in DRAFTERS.values() for cell in drafter.cells if isinstance(cell, Shown)),
     *(Shown(f"{NEEDED_BY}::test_scene_goes_wrong_without_the_refusal[{name}]", "slow") for name in NEEDED),
 ]
@@ -116,17 +115,18 @@ ARCHITECTURES = {
     "gpt_oss": "gpt-oss",
     "qwen3_5": "Qwen3.5 / 3.6",
     "qwen3_5_wide": "Qwen3.5 / 3.6",
-    "qwen3_5_images": "Qwen3.5 / 3.6",
-    "qwen3_5_moe_images": "Qwen3.5 / 3.6 MoE",
-    "qwen3_next": "Qwen3-Next",
     "nemotron_h": "Nemotron-H",
     "lfm2": "LFM2",
     "lfm2_moe": "LFM2-MoE",
     "gemma": "Gemma 4",
     "deepseek": "DeepSeek / Kimi-K2",
-    "kimi": "Kimi-K2.5",
 }
 """Of the lane's pairs, by family."""
+
+
+def family_of(pair: str) -> str:
+    """Of a scene's pair."""
+    return PAIRS[pair].family if pair in PAIRS else ARCHITECTURES[LANE_PAIRS[pair][0]]
 
 
 def scene_of(cell: Shown) -> str | None:
@@ -141,7 +141,7 @@ def test_scenes_are_of_the_family_and_backend_of_their_row() -> None:
         if (name := scene_of(cell)) is not None:
             scene = scenes[name]
             assert (scene.algorithm, scene.backend) == ("DDTREE", row.backend), row
-            assert ARCHITECTURES[LANE_PAIRS[scene.pair][0]] == row.family, row
+            assert family_of(scene.pair) == row.family, row
 
 
 def test_the_lane_is_not_the_cpu_platform() -> None:
@@ -163,19 +163,25 @@ def test_fifteen_pairs_are_listed_and_each_is_run_where_its_family_is_served() -
     assert len(PAIRS) == len(TESTS) == 15
     assert {pair.family for pair in PAIRS.values()} <= set(FAMILIES)
     for name, pair in PAIRS.items():
-        backend = CPU if name in SERVED else PUBLISHED_SCENES[pair.family][1]
+        backend = PUBLISHED_BACKENDS.get(pair.family, CPU)
         assert table.refused_target(pair.family, backend) is None, name
         assert any((row.family, row.backend, row.feature) == (pair.family, backend, table.GREEDY) for row, _ in SHOWN)
 
 
-def test_a_pairs_scenes_are_of_its_family_and_class() -> None:
-    scenes = {scene.name: scene for scene in SCENES}
-    for family, (name, backend) in PUBLISHED_SCENES.items():
-        tree, chain = scenes[name], scenes[f"{name}-stock"]
-        assert (tree.budget, chain.algorithm, chain.pair) == (16, "DFLASH", tree.pair), family
-        assert tree.backend == backend, family
-        architecture = LANE_PAIRS[tree.pair][0]
-        assert ARCHITECTURES[architecture] == family
-        kinds = {pair.architecture or FAMILIES[family].architecture for pair in PAIRS.values() if pair.family == family}
-        wrapping = MULTIMODAL.get(architecture)
-        assert kinds == {wrapping.architecture if wrapping else FAMILIES[family].architecture}
+def test_each_pair_has_two_trees_and_a_chain_that_are_asked_the_same() -> None:
+    scenes = {scene.name: scene for scene in (*SCENES, *SLOW_SCENES)}
+    for name, pair in PAIRS.items():
+        if name in SERVED:
+            continue
+        found = [scenes[f"{name}{end}"] for end in ENDS]
+        assert [(one.algorithm, one.budget) for one in found] == [("DDTREE", 16), ("DDTREE", 7), ("DFLASH", None)]
+        assert {(one.pair, one.backend, one.asked_as) for one in found} == {
+            (name, PUBLISHED_BACKENDS[pair.family], name)
+        }
+        assert len({one.waves for one in found}) == 1
+
+
+def test_each_class_of_the_lane_has_a_pair_in_every_run() -> None:
+    of_all, in_ci = ({PAIRS[name].kind for name in names} for names in (set(PAIRS) - set(SERVED), IN_CI))
+    assert len(in_ci) == len(IN_CI)
+    assert of_all == in_ci

@@ -134,5 +134,5 @@ def _where(name: str) -> str:
     if name in SERVED:
         return f"{link} on `{CPU}`"
     scenes = " ".join(f"{name}{end}" for end in ENDS)
-    note = "" if name in IN_CI else " (slow)"
+    note = "" if name in IN_CI else " (slow, not run yet)"
     return f"{link} on `{BACKENDS[PAIRS[name].family]}`, scenes {scenes}{note}"

@@ -144,6 +144,10 @@ def histogram(rounds: Sequence[Round]) -> list[int]:
     return [counts[length] for length in range(max(counts, default=-1) + 1)]
 
 
+Proposed = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""What a drafter proposed: ids, log-probabilities, states, anchors (`Reference._candidates`)."""
+
+
 @dataclass
 class Reference:
     """The answers of one pair. Remembers them: the same request is asked of many servers."""
@@ -151,9 +155,7 @@ class Reference:
     pair: TinyPair
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     _known: dict[Asked, Expected] = field(default_factory=dict)
-    _drafted: dict[tuple[str, tuple[int, ...], int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(
-        default_factory=dict
-    )
+    _drafted: dict[tuple[str, tuple[int, ...], int], Proposed] = field(default_factory=dict)
     seen_tokens: int | None = None  # that the drafter reads of a context, in whole pages; None for all
     page_size: int = 1
     noise: float = NOISE
@@ -315,12 +317,10 @@ class Reference:
             done += commit_len
         return rounds
 
-    def _candidates(
-        self, asked: Asked, tokens: Sequence[int], done: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _candidates(self, asked: Asked, tokens: Sequence[int], done: int) -> Proposed:
         """Of the block whose root is the last of `done` tokens: ranked ids and log-probabilities `[1, D, V]`, states.
 
-And what the drafter makes of the features of the token before the root, `[1, H]`. Remembers them: they are
+        And what the drafter makes of the features of the token before the root, `[1, H]`. Remembers them: they are
         ranked with noise and without, at several numbers of nodes.
         """
         text = (*asked.prompt, *tokens[:done])
@@ -329,9 +329,7 @@ And what the drafter makes of the features of the token before the root, `[1, H]
             self._drafted[key] = self._draft(asked, text)
         return self._drafted[key]
 
-    def _draft(
-        self, asked: Asked, text: Sequence[int]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _draft(self, asked: Asked, text: Sequence[int]) -> Proposed:
         """The drafter has no adapter: it reads the states of a target that has one, through the base model's head."""
         target, drafter = self.pair.target, self.pair.drafter
         committed = torch.tensor([text[:-1]])

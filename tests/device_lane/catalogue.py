@@ -33,9 +33,10 @@ from tests.device_lane.published_catalogue import PUBLISHED, SLOW_PUBLISHED
 from tests.device_lane.request_waves import FLAGS as _EVERY_KIND
 from tests.device_lane.request_waves import few_by_far, of_every_kind, of_every_kind_in_chunks
 from tests.device_lane.scenes import CONTEXT_LIMIT, Scene
-from tests.device_lane.split_catalogue import SPLIT_SCENES
+from tests.device_lane.split_catalogue import SPLIT, SPLIT_OTHERS
 from tests.device_lane.state_catalogue import (
     CHUNKS,
+    GATED_DELTA_RETRACTION,
     LOAD_FLAGS,
     SHORT_CONVOLUTION,
     SLOW_STATES,
@@ -327,7 +328,7 @@ SLOW_SCENES = (
     FP8,
     FP8_BLOCKS,
     *QUANTIZED_CHAINS,
-    *SPLIT_SCENES,
+    *SPLIT_OTHERS,
 )
 
 SMALL = (SMALL_TRITON, SMALL_FA3, SMALL_FLASHINFER)
@@ -350,7 +351,9 @@ SCENES = (
     GRAMMARS,
     PENALTIES,
     *PUBLISHED,
+    GATED_DELTA_RETRACTION,
     SHORT_CONVOLUTION,
+    SPLIT,
     TRITON_3,
     RETRACTION,
     FA3_PAGES,

@@ -62,7 +62,6 @@ NEEDED = (
         "needs an attention backend with tree masks",
         replace(SMALL_TRITON, name="refused-torch-native", backend="torch_native", captured=()),
         "'NoneType' object has no attribute 'shape'",
-        slow=False,
     ),
     Needed(
         "latent_attention_on_flashinfer",

@@ -1,4 +1,4 @@
-"""The lane's scenes of two servers, of which one prefills and one decodes (split.py). All are slow."""
+"""The lane's scenes of two servers, of which one prefills and one decodes (split.py). All but one are slow."""
 
 from __future__ import annotations
 
@@ -41,8 +41,7 @@ SPLIT_ENDS = replace(
     late=True,
     before=refuse_several_answers,
 )
-SPLIT_SCENES = (
-    SPLIT,
+SPLIT_OTHERS = (
     SPLIT_ENDS,
     replace(
         _SPLIT,

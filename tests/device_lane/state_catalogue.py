@@ -153,6 +153,15 @@ SHORT_CONVOLUTION_OTHERS = (
         captured=(1, 2),
     ),
 )
+GATED_DELTA_RETRACTION = Scene(
+    "gated-delta-retraction",
+    "fa3",
+    (fill_the_pool, aborted),
+    pair="gated_delta",
+    budget=7,
+    flags=(*TRACKED, *_SCARCE),
+    must_log=("Retract requests",),
+)
 GATED_DELTA_OTHERS = (
     Scene(
         "gated-delta-chunks",
@@ -179,15 +188,6 @@ GATED_DELTA_OTHERS = (
         budget=4,
         flags=(*TRACKED, *LOAD_FLAGS),
         captured=(1, 2),
-    ),
-    Scene(
-        "gated-delta-retraction",
-        "fa3",
-        (fill_the_pool,),
-        pair="gated_delta",
-        budget=7,
-        flags=(*TRACKED, *_SCARCE),
-        must_log=("Retract requests",),
     ),
     Scene(
         "gated-delta-two-ranks",

@@ -69,17 +69,17 @@ class Fault:
 
 
 FAULTS = (
-    Fault("tail_mask_in_deterministic_mode", TRITON_DETERMINISTIC, TOKENS),
+    Fault("tail_mask_in_deterministic_mode", TRITON_DETERMINISTIC, TOKENS, slow=True),
     # What lies behind the table is read: no slot of the pool, another's keys, or nothing that the process may read.
-    Fault("requests_as_long_as_the_context", CONTEXT_END, f"{VIOLATION}|{TOKENS}"),
-    Fault("drafter_planned_for_the_window", SMALL_FLASHINFER, VIOLATION),
+    Fault("requests_as_long_as_the_context", CONTEXT_END, f"{VIOLATION}|{TOKENS}", slow=True),
+    Fault("drafter_planned_for_the_window", SMALL_FLASHINFER, VIOLATION, slow=True),
     Fault("causal_verify_graph", SMALL_TRITON, TOKENS),
     Fault("mask_keeps_old_cells", SMALL_FA3, TOKENS),
     Fault("lengths_published_before_acceptance", SMALL_FA3, TOKENS),
-    Fault("drafter_writes_to_its_neighbours_window", SMALL_FA3, ROUNDS),
+    Fault("drafter_writes_to_its_neighbours_window", SMALL_FA3, ROUNDS, slow=True),
     # FA3 is handed its mask; only a backend that reads its own buffer notices.
-    Fault("widths_share_the_widest_mask", TRITON_WIDTHS, TOKENS),
-    Fault("grammars_of_the_round_before", GRAMMARS, NOT_TAKEN),
+    Fault("widths_share_the_widest_mask", TRITON_WIDTHS, TOKENS, slow=True),
+    Fault("grammars_of_the_round_before", GRAMMARS, NOT_TAKEN, slow=True),
     Fault("roots_children_whatever_the_grammar", GRAMMARS, ROUNDS, slow=True),
     Fault("grammars_along_the_flat_order", GRAMMARS, NOT_TAKEN, slow=True),
     Fault("penalties_of_the_root_at_every_node", PENALTIES, TOKENS),

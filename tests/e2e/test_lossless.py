@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ddtree_sglang.demo.drafter import shipped_drafter
-from ddtree_sglang.demo.selector import write_drafter_with_selector
 from deploy.local.client import target_logprobs
 from deploy.local.divergence import find_divergence
 from tests.e2e.asking import PROMPTS, ask, ask_all
-from tests.e2e.servers import Pair, Server
+from tests.e2e.servers import Server
 
 MAX_NEW_TOKENS = 48
 
@@ -74,22 +71,3 @@ def test_stock_chain_runs_beside_it_and_accepts_no_more(
         chains = [ask(server.url, prompt, MAX_NEW_TOKENS) for prompt in PROMPTS]
     check_equal(plain, reference, chains)
     assert accept_length(trees) >= accept_length(chains)
-
-
-def test_trees_of_pairs_by_the_shipped_selector_accept_more(
-    plain: Server,
-    ddtree: Server,
-    reference: list[dict[str, Any]],
-    serve: Callable[..., Any],
-    tmp_path: Path,
-    pair: Pair,
-) -> None:
-    """Its score of a candidate after the one before it joins tokens that follow one another."""
-    if Path(pair.draft) != shipped_drafter():
-        pytest.skip("the selector was trained for the drafter that ships")
-    trees = ask_all(ddtree.url, PROMPTS, 8, max_new_tokens=MAX_NEW_TOKENS)
-    drafter = write_drafter_with_selector(tmp_path / "pairs")
-    with serve("DDTREE", 16, pair=Pair(pair.model, str(drafter))) as server:
-        of_pairs = ask_all(server.url, PROMPTS, 8, max_new_tokens=MAX_NEW_TOKENS)
-    check_equal(plain, reference, of_pairs)
-    assert accept_length(of_pairs) > accept_length(trees)

@@ -216,7 +216,7 @@ def start(args: argparse.Namespace) -> str:
         "draft": args.draft,
         "served_model_name": "m",
         "dtype": "float32",
-        "ddtree": {"budget": 16},
+        "ddtree": {"budget": 16, "policy": "fixed"},
         "engine_args": {"max_total_tokens": 8192},
         "min_replicas": 2,
         "max_replicas": 2,

@@ -199,6 +199,7 @@ ENTRY: tuple[Row, ...] = (
         "update_weights_from_distributed update_weights_from_ipc update_weights_from_tensor",
         "memory, refusals, weight_groups",
     ),
+    Row(_TOKENIZER_MANAGER, "TokenizerManager.abort_request", "abort_all", "first_costs"),
     Row(_TOKENIZER_MANAGER, "TokenizerManager.generate_request", "obj", "first_costs"),
     Row(_TOKENIZER_MANAGER, "TokenizerManager.get_internal_state", "", "first_costs", exact=True),
     Row(_TOKENIZER_MANAGER, "TokenizerManager._async_dispatch_to_scheduler", "obj", "refusals", exact=True),

@@ -19,6 +19,7 @@ from statistics import median
 
 import torch
 
+from ddtree_sglang.cpu_platform.names import DRAFTS_ENV
 from ddtree_sglang.cpu_platform.packed_products import dense_linear, pack
 from ddtree_sglang.exceptions import DDTreeConfigError
 
@@ -28,7 +29,6 @@ ROWS = 8
 """Of a draft block, by which the two are compared."""
 LEAST_ELEMENTS = 4_000_000
 """Of a weight, or of a drafter's weights together: smaller ones lie in a cache, and are not worth a second thought."""
-DTYPE_ENV = "DDTREE_CPU_DRAFTS"
 """`bfloat16` asks for it; empty or `model` keeps the model's dtype, with which a round hardly depends on its batch."""
 WORTH = 1.15
 """Bfloat16 must be faster by this factor, so that noise does not choose between equals."""
@@ -77,9 +77,9 @@ def _is_asked_for() -> bool:
     Raises:
         DDTreeConfigError: it asks for something else.
     """
-    asked = os.environ.get(DTYPE_ENV, "").strip()
+    asked = os.environ.get(DRAFTS_ENV, "").strip()
     if asked not in ("", "model", "bfloat16"):
-        raise DDTreeConfigError(f"{DTYPE_ENV} must be bfloat16, model or empty, got {asked!r}; unset it.")
+        raise DDTreeConfigError(f"{DRAFTS_ENV} must be bfloat16, model or empty, got {asked!r}; unset it.")
     return asked == "bfloat16"
 
 

@@ -12,5 +12,8 @@ SPECULATIVE_ALGORITHMS = frozenset({"DFLASH", "DDTREE"})
 """Speculative algorithms whose round needs no Triton launch on this platform."""
 DEVICE = "cpu"
 
+DRAFTS_ENV = "DDTREE_CPU_DRAFTS"
+"""Variable that names the dtype of a draft's products."""
+
 QUANTIZATIONS = ("fp8", "w8a8_int8")
 """What a checkpoint may be quantized by: weights of 8 bits that become plain ones when they are loaded."""

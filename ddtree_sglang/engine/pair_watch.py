@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ROUNDS = 1000
-"""Of single requests: a round of a batch of eight is eight."""
+ROUNDS, FEW_ROUNDS = 1000, 200
+"""Of single requests: a round of a batch of eight is eight. Few where a policy hardly drafts once drafts are in vain: a
+drafter that hits once in four is right in 50 of 200, and 10 would be far off."""
 LEAST_LENGTH = 1.05
 """Tokens per round, the bonus included, up to which a drafter is as good as none."""
 METRIC = "ddtree_suspect_pair"
@@ -62,7 +63,7 @@ class PairWatch:
         if get_parallel().tp_rank == 0:
             for one in found:
                 logger.warning("%s: drafter and target may not fit each other; %s.", ALGORITHM, one)
-        return cls(found, worker.num_nodes)
+        return cls(found, worker.num_nodes, FEW_ROUNDS if worker.config.policy == "adaptive" else ROUNDS)
 
     @property
     def is_done(self) -> bool:
@@ -85,15 +86,21 @@ class PairWatch:
         A round of a request counts when its next one comes.
         """
         if num_nodes == 1:
+            # The request goes on behind its last draft, and may be over before the next.
+            for req in reqs:
+                self._count(self._newest.pop(req, None))
             return
         wanted = [node_limit(req, self._num_nodes) for req in reqs]
         for req, nodes, hit in zip(reqs, wanted, hits, strict=True):
             if nodes == 1 or req.is_retracted or req.finished() or not learns(req):
                 continue
-            if (before := self._newest.get(req)) is not None and not self.is_done:
-                self._counted += 1
-                self._hits += before
+            self._count(self._newest.get(req))
             self._newest[req] = hit
+
+    def _count(self, hits: int | None) -> None:
+        if hits is not None and not self.is_done:
+            self._counted += 1
+            self._hits += hits
 
     def message(self) -> str:
         """What the log says of a suspect pair."""

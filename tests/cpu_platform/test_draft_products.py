@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ddtree_sglang.cpu_platform import dense_linear, draft_products
+from ddtree_sglang.cpu_platform.names import DRAFTS_ENV
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.cpu_platform.test_dense_linear import Toy
 
@@ -35,7 +36,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     monkeypatch.setattr(draft_products, "_seconds", seconds)
     monkeypatch.setattr(draft_products, "LEAST_ELEMENTS", 1)
-    monkeypatch.setenv(draft_products.DTYPE_ENV, "bfloat16")
+    monkeypatch.setenv(DRAFTS_ENV, "bfloat16")
     monkeypatch.setattr(dense_linear, "_is_one_rank", lambda: given.is_one_rank)
     return given
 
@@ -93,14 +94,14 @@ def test_several_ranks_stay(measured: SimpleNamespace) -> None:
 def test_who_does_not_ask_for_it_keeps_the_models_dtype(
     asked: str, measured: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(draft_products.DTYPE_ENV, asked)
+    monkeypatch.setenv(DRAFTS_ENV, asked)
     model = Toy(torch.float32)
     dense_linear.install(model)
     assert dense_linear.reduce_drafter(model) == 0
 
 
 def test_another_dtype_is_refused(measured: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(draft_products.DTYPE_ENV, "int8")
+    monkeypatch.setenv(DRAFTS_ENV, "int8")
     model = Toy(torch.float32)
     dense_linear.install(model)
     with pytest.raises(DDTreeConfigError, match="must be bfloat16"):

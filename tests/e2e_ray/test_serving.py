@@ -44,7 +44,7 @@ def url(nodes: Nodes, pair: Pair) -> Iterator[str]:
         "draft": pair.draft,
         "served_model_name": MODEL,
         "dtype": "float32",
-        "ddtree": {"budget": 16},
+        "ddtree": {"budget": 16, "policy": "fixed"},
         "engine_args": {"max_total_tokens": 8192},
         "min_replicas": 2,
         "max_replicas": 2,
@@ -66,9 +66,7 @@ def test_each_replica_is_on_a_node_of_its_own(url: str, nodes: Nodes) -> None:
 
 
 def test_ranks_draft_trees(url: str) -> None:
-    # Its replicas choose the nodes of a round by what rounds cost, as they do where no policy is named.
-    options = {"custom_params": {"ddtree": {"adapt": False}}}
-    body = {**BODIES[0], **options, "return_spec_tokens_details": True}
+    body = {**BODIES[0], "return_spec_tokens_details": True}
     details = completed(url, body)["sglext"]["spec_tokens_details"]
     assert details["spec_verify_ct"] < body["max_tokens"]
 

@@ -12,7 +12,7 @@ import pytest
 
 from ddtree_sglang.engine import pair_watch
 from ddtree_sglang.engine.admission.pair_facts import suspicions
-from ddtree_sglang.engine.pair_watch import METRIC, ROUNDS, PairWatch, watch_first_rounds
+from ddtree_sglang.engine.pair_watch import FEW_ROUNDS, METRIC, ROUNDS, PairWatch, watch_first_rounds
 from tests.e2e.servers import Pair
 from tests.engine.requests import request_of
 
@@ -93,6 +93,35 @@ def test_a_policy_that_drafts_nothing_under_load_is_no_bad_drafter() -> None:
     for _ in range(101):
         one.count(many[:1], [1], NUM_NODES)
     assert one.accept_length == 2
+
+
+def test_a_draft_now_and_then_counts_with_the_plain_round_behind_it() -> None:
+    """As the policy "adaptive" drafts where drafts are in vain; the last draft of a request may end it."""
+    one, request = watch(20), asked()
+    for _ in range(20):
+        assert not one.is_done
+        one.count([request], [0], NUM_NODES)
+        for _ in range(3):
+            one.count([request], [0], 1)
+    assert one.is_suspect
+    one = watch(20)
+    for _ in range(100):
+        one.count([asked()], [0], NUM_NODES)
+        one.count([asked()], [0], 1)
+    assert not one.is_done
+
+
+@pytest.mark.parametrize(("policy", "num_rounds"), [("fixed", ROUNDS), ("load", ROUNDS), ("adaptive", FEW_ROUNDS)])
+def test_fewer_rounds_are_waited_for_where_a_policy_hardly_drafts(
+    policy: str, num_rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pair_watch, "suspicions", lambda *_: ())
+    config = SimpleNamespace(hf_config=SimpleNamespace(to_dict=dict))
+    runner = SimpleNamespace(model_config=config)
+    monkeypatch.setattr(pair_watch, "get_parallel", lambda: SimpleNamespace(tp_rank=0))
+    worker = SimpleNamespace(draft_model_runner=runner, model_runner=runner, num_nodes=NUM_NODES)
+    worker.config = SimpleNamespace(policy=policy)
+    assert pair_watch.PairWatch.of(worker).num_rounds == num_rounds
 
 
 class Collector:

@@ -30,6 +30,8 @@ def served(options: argparse.Namespace) -> Iterator[str]:
         algorithm="DDTREE" if options.draft else None,
         draft=options.draft,
         budget=8 if options.draft else None,
+        # A seed then makes the same rounds.
+        policy="fixed" if options.draft else None,
         # Answers that may be long are over soon.
         extra=("--max-total-tokens", "8192", "--context-length", "512", "--random-seed", "0", *options.flags),
     )

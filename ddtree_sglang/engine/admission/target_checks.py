@@ -109,10 +109,15 @@ def _check_windows(runner: Any, backends: tuple[Any, ...]) -> None:
     from sglang.srt.runtime_context import get_exec
 
     own = runner.sliding_window_size
+    name, found = type(runner.model).__name__, window_sizes(runner.model)
+    # Its class tells SGLang of none (get_attention_sliding_window_size), and a backend prepares none for a tree.
+    if not own and found:
+        raise DDTreeConfigError(
+            f"{ALGORITHM} needs sliding windows that SGLang knows of, got {sorted(found)} in layers of {name} and none "
+            f"for the server; remove --disable-hybrid-swa-memory, or {_CHAIN}."
+        )
     if not own or not any(one in ONE_WINDOW_BACKENDS for one in backends):
         return
-    name = type(runner.model).__name__
-    found = window_sizes(runner.model)
     if not found <= {own}:
         raise DDTreeConfigError(
             f"{ALGORITHM} needs sliding windows of one length on {', '.join(ONE_WINDOW_BACKENDS)}, got "
@@ -144,9 +149,9 @@ def check_target(model_config: Any, sliding_window: int | None, backends: tuple[
         backends: the attention backends of prefill and decode.
 
     Raises:
-        DDTreeConfigError: a class of `NOT_SHOWN`, recurrent layers that no tree was shown on, sparse attention,
-            attention in chunks, a window on a backend that does not place it per node, or latent attention on one that
-            drops the mask.
+        DDTreeConfigError: a class of `NOT_SHOWN`, recurrent layers that no tree was shown on, a rotation that is one
+            for a whole forward, sparse attention, attention in chunks, a window on a backend that does not place it per
+            node, or latent attention on one that drops the mask.
     """
     from sglang.srt.configs.model_config import AttentionArch, is_deepseek_dsa
 
@@ -154,6 +159,7 @@ def check_target(model_config: Any, sliding_window: int | None, backends: tuple[
     if name in NOT_SHOWN:
         raise DDTreeConfigError(f"{ALGORITHM} has not been run with {name}, {NOT_SHOWN[name]}; {_CHAIN}.")
     check_recurrent_target(model_config)
+    _check_rotation(model_config, name)
     if model_config.attention_arch not in (AttentionArch.MHA, AttentionArch.MLA):
         raise DDTreeConfigError(
             f"{ALGORITHM} needs multi-head, grouped-query or latent attention, got {name} with "
@@ -183,6 +189,24 @@ def check_target(model_config: Any, sliding_window: int | None, backends: tuple[
             f"{ALGORITHM} needs an attention backend that places a sliding window per node, one of "
             f"{list(WINDOW_BACKENDS)}, got {', '.join(wrong)} for {name} with a window of {sliding_window}; set "
             "--attention-backend triton or, on a GPU that has it, fa3."
+        )
+
+
+def _check_rotation(model_config: Any, name: str) -> None:
+    """Refuse LongRoPE beyond the positions of its short factors: SGLang rotates all of a forward as its furthest token.
+
+    So a tree's root and its nodes would be rotated otherwise than in plain decoding (layers/rotary_embedding/
+    rope_variant.py, `Phi3LongRoPEScaledRotaryEmbedding`), and so is a request beside a longer one.
+    """
+    config = model_config.hf_config.get_text_config()
+    rotation = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if "longrope" not in (rotation.get("rope_type"), rotation.get("type")):
+        return
+    short = rotation.get("original_max_position_embeddings") or config.original_max_position_embeddings
+    if int(model_config.context_len) > int(short):
+        raise DDTreeConfigError(
+            f"{ALGORITHM} needs each token rotated by its own position, got {name} with LongRoPE, which SGLang rotates "
+            f"otherwise once a token of a forward is past {short}; set --context-length {short}."
         )
 
 

@@ -75,6 +75,8 @@ async def measure_first_costs(_disaggregation_mode: str, manager: TokenizerManag
     try:
         await asyncio.wait_for(_measure(manager), limit)
     except TimeoutError:
+        # No client was let in yet, so what still runs is a question of ours.
+        manager.abort_request(abort_all=True)
         logger.info("what is left is measured while serving: the %g s of measuring at start are over.", limit)
     except Exception as error:  # noqa: BLE001
         # A server without these numbers serves as well; it measures while it serves.

@@ -50,10 +50,11 @@ def finish_the_round_before(original: Callable[..., bool], scheduler: Scheduler,
         return True
     if not batch or not scheduler.result_queue or not serves_ddtree():
         return False
-    return _has_processors(batch)
+    return has_processors(batch)
 
 
-def _has_processors(batch: ScheduleBatch) -> bool:
+def has_processors(batch: ScheduleBatch) -> bool:
+    """Whether a request of the batch brings a custom logit processor."""
     return batch.sampling_info is not None and bool(batch.sampling_info.has_custom_logit_processor)
 
 
@@ -69,7 +70,7 @@ def choice_by_processors(
 
     `supports` are given what the sampler drew from, where a request asks for it.
     """
-    if not _has_processors(batch):
+    if not has_processors(batch):
         return None
     return ProcessedPaths(batch.reqs, batch.sampling_info, built, ends, sampler, agree, supports)
 

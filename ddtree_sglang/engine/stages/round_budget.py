@@ -7,6 +7,7 @@ A fixed budget and one that follows the load answer the first question alone (`s
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,14 @@ import torch
 from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.runtime_context import get_parallel
 
+from ddtree_sglang.core.cost_model import CostModel
+from ddtree_sglang.cpu_platform.names import DRAFTS_ENV
 from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.stages.adaptive_budget import AdaptiveBudget
 from ddtree_sglang.engine.stages.attention_ranks import attends_in_groups
 from ddtree_sglang.engine.stages.budget_policy import BUDGET_STEPS
 from ddtree_sglang.engine.stages.cost_file import CostFile, cost_folder, machine_facts
+from ddtree_sglang.engine.stages.node_processors import has_processors
 from ddtree_sglang.engine.stages.round_records import RoundRecord, Totals, host_trees
 
 if TYPE_CHECKING:
@@ -94,6 +98,9 @@ class AdaptiveRounds(RoundBudget):
             most = policy.node_counts[-1]
             logger.info("a round verifies 1 to %d nodes a request, as measured costs say.", most)
         self.budget = AdaptiveBudget(policy.node_counts, costs.load() if self._decides else None, lag=lag)
+        self._lag = lag
+        self._of_host_work: AdaptiveBudget | None = None
+        self._chosen = self.budget
         self._group = parallel.tp_group.cpu_group if parallel.tp_size > 1 else None
         self._reqs: Sequence[Any] = ()
         self._limits: tuple[int, ...] = ()
@@ -106,13 +113,27 @@ class AdaptiveRounds(RoundBudget):
         most_nodes = super().begin(batch, ends, host_lens)
         if not self._decides:
             return self._told(most_nodes)
-        if batch.after_idle_gap:
-            self.budget.interrupt()
+        before, self._chosen = self._chosen, self._budget_of(batch)
+        if batch.after_idle_gap or self._chosen is not before:
+            self._chosen.interrupt()
         mean_prefix = 1.0 if host_lens is None else float(host_lens.sum()) / max(len(batch.reqs), 1)
         asked = batch.reqs, ends.node_limits, mean_prefix, most_nodes
         if not ends.adapts:
-            return self._told(self.budget.begin_fixed(*asked))
-        return self._told(self.budget.begin(*asked, narrows=self._narrows))
+            return self._told(self._chosen.begin_fixed(*asked))
+        return self._told(self._chosen.begin(*asked, narrows=self._narrows))
+
+    def _budget_of(self, batch: ScheduleBatch) -> AdaptiveBudget:
+        """Rounds in which the host works for each node cost more by width, and accept other tokens: one of their own.
+
+        It begins with what is known of other rounds, as of a file, and is not kept on disk.
+        """
+        if not _works_per_node(batch):
+            return self.budget
+        if self._of_host_work is None:
+            known = CostModel.from_json(self.budget.costs.to_json())
+            self._of_host_work = AdaptiveBudget(self.budget.widths, known, lag=self._lag)
+            self._of_host_work.totals = self.budget.totals
+        return self._of_host_work
 
     @property
     def cut(self) -> TreeCut | None:
@@ -123,7 +144,7 @@ class AdaptiveRounds(RoundBudget):
         num_nodes = tree.num_nodes
         if self._decides:
             trees = host_trees(tree.logprobs, tree.parents, tree.depths)
-            num_nodes = self.budget.narrow(self._reqs, self._limits, trees)
+            num_nodes = self._chosen.narrow(self._reqs, self._limits, trees)
         return self._told(num_nodes)
 
     def end(self, tree: DraftTree, path: AcceptedPath) -> None:
@@ -133,7 +154,7 @@ class AdaptiveRounds(RoundBudget):
         record = None
         if tree.num_nodes > 1 and self._learns:
             record = RoundRecord.of(self._reqs, self._limits, None if self._narrows else tree, path)
-        self.budget.end(record, counts=self._learns)
+        self._chosen.end(record, counts=self._learns)
         self._costs.count_round(self.budget.costs)
 
     @property
@@ -159,11 +180,11 @@ class AdaptiveRounds(RoundBudget):
 
     def interrupt(self) -> None:
         """The time up to the next round is not a round's."""
-        self.budget.interrupt()
+        self._chosen.interrupt()
 
     def facts(self) -> dict[str, Any]:
         """The choice, in words and numbers."""
-        chosen = self.budget.decision
+        chosen = self._chosen.decision
         return {
             "decision": chosen.name,
             "expected_tokens": round(chosen.tokens, 4),
@@ -179,6 +200,11 @@ class AdaptiveRounds(RoundBudget):
         return int(told.item())
 
 
+def _works_per_node(batch: ScheduleBatch) -> bool:
+    """Grammars, custom processors and sampling masks, which are taken node by node on the host."""
+    return batch.has_grammar or has_processors(batch) or any(req.return_sampling_mask for req in batch.reqs)
+
+
 COST_FACTS = (
     "model_path",
     "revision",
@@ -187,6 +213,7 @@ COST_FACTS = (
     "kv_cache_dtype",
     "attention_backend",
     "tp_size",
+    "dp_size",
     "page_size",
     "disable_cuda_graph",
     "disable_overlap_schedule",
@@ -215,6 +242,6 @@ def make_round_budget(policy: BudgetPolicy, config: DDTreeConfig, server_args: A
     facts = {**machine_facts(), **{field: getattr(cfg, field) for field in COST_FACTS}}
     facts |= {"nodes": policy.node_counts, "top_k": config.top_k, "traced": config.trace is not None}
     graphs = cfg.cuda_graph_config.decode
-    facts |= {"graphs": graphs.backend, "graph_sizes": graphs.bs}
+    facts |= {"graphs": graphs.backend, "graph_sizes": graphs.bs, "drafts": os.environ.get(DRAFTS_ENV, "")}
     lag = int(not cfg.disable_overlap_schedule)
     return AdaptiveRounds(policy, CostFile.of(facts, cost_folder()), lag=lag)

@@ -46,6 +46,27 @@ def test_plain_attention_is_served_by_every_tree_backend() -> None:
         check_target(target(), None, (backend, backend))
 
 
+@pytest.mark.parametrize(
+    ("rotation", "context_len", "is_served"),
+    [
+        ({"rope_type": "longrope", "original_max_position_embeddings": 4096}, 4097, False),
+        ({"rope_type": "longrope", "original_max_position_embeddings": 4096}, 4096, True),
+        ({"type": "longrope"}, 5000, False),
+        ({"type": "longrope"}, 2048, True),
+        ({"rope_type": "yarn", "original_max_position_embeddings": 4096}, 131072, True),
+    ],
+)
+def test_a_rotation_that_is_one_for_a_whole_forward_is_refused(
+    rotation: dict[str, Any], context_len: int, is_served: bool
+) -> None:
+    """A tree's nodes past the switch would rotate its root and its siblings, too."""
+    one = target()
+    one.context_len, one.hf_config.original_max_position_embeddings = context_len, 2048
+    one.hf_config.rope_parameters = rotation
+    with nullcontext() if is_served else pytest.raises(DDTreeConfigError, match=r"LongRoPE.* set --context-length"):
+        check_target(one, None, ("triton", "triton"))
+
+
 @pytest.mark.parametrize("page_size", [16, 64])
 def test_pages_are_served_where_a_nodes_slot_is_read_by_itself(page_size: int) -> None:
     for backend in ("flashinfer", "triton", "fa3", "ddtree_cpu"):
@@ -183,6 +204,16 @@ def test_windows_that_one_table_of_keys_cannot_hold_are_refused(
     runner = loaded(torch.nn.Sequential(*map(RadixAttention, windows)))
     runner.sliding_window_size, runner.model.lm_head = 127, torch.nn.Identity()
     with pytest.raises(DDTreeConfigError, match=refused) if refused else nullcontext():
+        check_loaded_target(runner)
+
+
+@pytest.mark.parametrize("backend", ["triton", "fa3", "ddtree_cpu"])
+def test_windows_that_the_server_does_not_know_of_are_refused(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their class tells SGLang of none, and FA3 then prepares no window for a tree's nodes."""
+    monkeypatch.setattr("sglang.srt.runtime_context.attention_backends", lambda: (backend, backend))
+    runner = loaded(torch.nn.Sequential(*map(RadixAttention, (-1, 511))))
+    runner.sliding_window_size, runner.model.lm_head = None, torch.nn.Identity()
+    with pytest.raises(DDTreeConfigError, match=r"got \[511\] in layers of Sequential and none for the server"):
         check_loaded_target(runner)
 
 

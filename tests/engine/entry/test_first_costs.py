@@ -38,6 +38,10 @@ class Manager:
         self.prompts: list[Any] = []
         self.tokenizer: Any = "words"
         self.model_config: Any = None
+        self.aborted: list[bool] = []
+
+    def abort_request(self, *, abort_all: bool) -> None:
+        self.aborted.append(abort_all)
 
     async def get_internal_state(self) -> list[dict[str, Any]]:
         self.states_asked += 1
@@ -134,6 +138,7 @@ def test_it_ends_when_its_time_is_over_whatever_is_served(monkeypatch: pytest.Mo
     served(manager, monkeypatch, '{"policy": "adaptive", "measure_seconds": 1}')
     assert manager.asked == [(1, 1), (1, 2), (1, 3)]
     assert manager.states_asked == 2, "what was measured is written"
+    assert manager.aborted == [True], "the first client decodes beside no question of ours"
     assert 0.9 < time.perf_counter() - began < 5
 
 

@@ -36,7 +36,10 @@ def parallel(monkeypatch: pytest.MonkeyPatch, rank: int = 0, size: int = 1, grou
 
 def batch_of_two(*, has_grammar: bool = False) -> Any:
     reqs = [running_request(), running_request()]
-    return SimpleNamespace(reqs=reqs, has_grammar=has_grammar, after_idle_gap=False)
+    info = SimpleNamespace(has_custom_logit_processor=False)
+    for req in reqs:
+        req.return_sampling_mask = False
+    return SimpleNamespace(reqs=reqs, has_grammar=has_grammar, after_idle_gap=False, sampling_info=info)
 
 
 def ends_of(*limits: int, adapts: bool = True, learns: bool = True) -> Any:
@@ -114,6 +117,32 @@ def test_what_a_server_asks_itself_is_timed_and_teaches_nothing_else(monkeypatch
     assert (one.totals.rounds, one.totals.tokens, one.totals.seconds) == ({}, 0.0, 0.0)
     play(one, batch, ends_of(4, 4, adapts=False))
     assert sum(one.totals.rounds.values()) == 1
+
+
+@pytest.mark.parametrize("works", ["grammar", "processor", "sampling mask"])
+def test_rounds_in_which_the_host_works_for_each_node_have_costs_of_their_own(
+    works: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take longer by width. Otherwise each change between such and others would look like a noisy neighbour."""
+    parallel(monkeypatch)
+    one, now = rounds(), [0.0]
+    plain, other = batch_of_two(), batch_of_two(has_grammar=works == "grammar")
+    other.sampling_info.has_custom_logit_processor = works == "processor"
+    other.reqs[0].return_sampling_mask = works == "sampling mask"
+    for turn in range(60):
+        for batch, seconds in ((plain, 0.02), (other, 0.5)):
+            one._budget_of(batch)._clock = lambda: now[0]
+            for _ in range(4):
+                play(one, batch, ends_of(4, 4, adapts=False))
+                # The round that follows another kind's takes no time of it.
+                now[0] += seconds
+        assert turn < 60
+    ((_, _, _, ordinary),) = one.costs()["cells"]
+    assert ordinary == pytest.approx(0.02, rel=0.01)
+    ((_, _, _, slow),) = one._budget_of(other).costs.to_json()
+    assert slow == pytest.approx(0.5, rel=0.05)
+    assert one.totals is not None
+    assert one.totals.rounds == {"tree": 480}, "both are told of together"
 
 
 def test_the_time_of_an_idle_server_is_no_rounds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ def three_go_on(chooser: Chooser) -> list[Sent]:
     # The last token's keys are the next round's to write.
     kept = [len(one.prompt) + one.max_new_tokens - 1 for one in chooser.begun]
     asked = (behind(first, SMALLER), behind(second, None), behind(third, None))
-    return [Sent(one, cached=length) for one, length in zip(asked, kept, strict=True)]
+    return [Sent(one, cached=length, goes_on=True) for one, length in zip(asked, kept, strict=True)]
 
 
 def three_past_a_tracked_length(chooser: Chooser) -> list[Sent]:

@@ -26,7 +26,7 @@ from tests.device_lane.split_catalogue import SPLIT
 from tests.device_lane.state_catalogue import LOAD_FLAGS, MAMBA
 from tests.device_lane.waves import by_the_first_adapter, changing_widths, few, few_of_chains, processed, seeded
 
-TOKENS = "tokens .* expected"
+TOKENS = r"tokens \[.*\], expected \["
 ROUNDS = "rounds by correct drafts .* expected"
 """Tokens are right, and what the drafter proposes is not."""
 UNANSWERED = "no byte from the server"

@@ -130,7 +130,7 @@ def _of_prefix_cache(scene: Scene, sent: Sent, meta: dict[str, Any]) -> list[str
     The last round of SGLang's chain may have accepted more than the answer holds, and then has its last token's keys.
     """
     found = []
-    more = {0, 1} if scene.algorithm == "DFLASH" and sent.cached else {0}
+    more = {0, 1} if scene.algorithm == "DFLASH" and sent.goes_on else {0}
     if sent.cached is not None and meta["cached_tokens"] - sent.cached not in more:
         found.append(f"{meta['cached_tokens']} tokens from the prefix cache, expected {sent.cached}")
     by_place = meta.get("cached_tokens_details") or {"host": 0}

@@ -28,7 +28,8 @@ report of its rounds says so: eight nodes a request in batches of three. Of the 
 every run, the others are slow.
 
 Smaller are widths, depths, the numbers of experts and windows; what kernels branch on is the published: ratios of
-heads, the period of the layers' kinds, the rotated part of a head, gates, norms, which head is tied. All tiny
+heads, the period of the layers' kinds, the rotated part of a head (but for Kimi's latent heads), gates, norms, which
+head is tied. All tiny
 drafters have two layers with heads of 16; what has a window in the published one has it in the first of the two.
 """
 

@@ -140,7 +140,6 @@ def _quantized(pair: str) -> Shown:
 
 RECURRENT_HERE = Refused("is served where SGLang launches Triton kernels, which a tree of states needs")
 LATENT = Refused("honours a tree's mask with latent attention")
-LATENT_ON_FLASHINFER = replace(LATENT, needed="refused-latent-flashinfer")
 WINDOW = Refused("needs an attention backend that places a sliding window per node")
 
 CHUNKS = Refused("does not support attention in chunks")
@@ -157,10 +156,12 @@ REFUSED_TARGETS = (
     Row("Nemotron-H", CPU, ALL, RECURRENT_HERE),
     Row("Kimi-Linear", ALL, ALL, Refused("whose class in SGLang hands its layers' states to no drafter")),
     *(
-        Row(family, backend, ALL, LATENT_ON_FLASHINFER if backend == FLASHINFER else LATENT)
+        Row(family, backend, ALL, LATENT)
         for family in ("DeepSeek / Kimi-K2", "Kimi-K2.5")
         for backend in (CPU, FLASHINFER, FA4)
+        if (family, backend) != ("DeepSeek / Kimi-K2", FLASHINFER)
     ),
+    Row("DeepSeek / Kimi-K2", FLASHINFER, ALL, replace(LATENT, needed="refused-latent-flashinfer")),
     *(Row("Llama 4", backend, ALL, CHUNKS) for backend in (CPU, TRITON, FA3)),
     *(Row("Llama 4", backend, ALL, Refused("is required for Llama4", by_sglang=True)) for backend in (FLASHINFER, FA4)),
     *(Row("Gemma 3", backend, ALL, WINDOW) for backend in (FLASHINFER, FA4)),
@@ -213,6 +214,7 @@ WITH_WINDOWS = ("gpt-oss", "Gemma 4")
 LATENT_FAMILIES = ("DeepSeek / Kimi-K2", "Kimi-K2.5")
 _SPLIT = "has not been run for a target with"
 _PAGES = "needs pages of one token"
+_ONE_NUMBER = "with a fixed number of nodes"
 
 REFUSED_FEATURES = (
     Row(ALL, ALL, "pipeline parallelism", Refused("needs all target layers on one pipeline stage")),
@@ -233,20 +235,17 @@ REFUSED_FEATURES = (
     Row(ALL, CPU, "hierarchical cache", Refused("needs a GPU")),
     *_refused(RECURRENT, "LoRA adapters", "has not been shown with adapters"),
     *_refused(RECURRENT, "mixed chunks", "has not been shown to advance a state in another request's prefill"),
-    *_refused(
-        ("Nemotron-H",),
-        "budget that follows the load",
-        "with a fixed number of nodes",
-        needed="refused-mamba-widths",
-    ),
-    *_refused(("Nemotron-H",), "budget that follows measured costs", "with a fixed number of nodes"),
+    *_refused(("Nemotron-H",), "budget that follows the load", _ONE_NUMBER, (TRITON, FLASHINFER, FA4)),
+    *_refused(("Nemotron-H",), "budget that follows the load", _ONE_NUMBER, (FA3,), "refused-mamba-widths"),
+    *_refused(("Nemotron-H",), "budget that follows measured costs", _ONE_NUMBER),
     *(
         Row(family, backend, "pages of several tokens", Refused("only supports page_size=1", by_sglang=True))
         for family in ("LFM2", "LFM2-MoE")
         for backend in (FLASHINFER, FA3, FA4)
     ),
     Row(ALL, FA4, "pages of several tokens", Refused(_PAGES)),
-    *_refused(LATENT_FAMILIES, "pages of several tokens", _PAGES, (FA3,), "refused-latent-pages"),
+    *_refused(("DeepSeek / Kimi-K2",), "pages of several tokens", _PAGES, (FA3,), "refused-latent-pages"),
+    *_refused(("Kimi-K2.5",), "pages of several tokens", _PAGES, (FA3,)),
     *_refused(("gpt-oss",), "pages of several tokens", _PAGES, (FA3,), "refused-windows-pages"),
     Row(
         ALL,
@@ -315,6 +314,12 @@ ON_THE_CPU = (
         _e2e("test_kv_accounting.py::test_two_hundred_aborted_requests_leave_every_slot_free"),
     ),
     Row("Llama", CPU, "prefix cache", _e2e("test_reused_context.py::test_prefix_hit_in_the_middle_of_a_page")),
+    Row(
+        "Llama",
+        CPU,
+        "retraction",
+        _e2e("test_reused_context.py::test_a_request_that_was_retracted_goes_on_as_if_it_had_not_been[greedy]"),
+    ),
     Row("Llama", CPU, "chunked prefill", _e2e("test_requests.py::test_prompt_longer_than_a_prefill_chunk")),
     Row("Llama", CPU, "mixed chunks", _e2e("test_reused_context.py::test_running_requests_take_part_in_chunks")),
     Row("Llama", CPU, "pages of several tokens", _e2e("test_reused_context.py::test_two_answers_to_one_prompt")),

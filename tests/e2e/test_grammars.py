@@ -143,6 +143,8 @@ def test_parallel_answers_each_have_their_own_state(n: int, plain: Server, ddtre
 
 
 GUIDED = ("--grammar-backend", "llguidance")
+# Servers whose budget follows what rounds cost then try one width after another while they serve.
+UNMEASURED = ("--speculative-ddtree-measure-seconds", "0")
 # Under llguidance a reasoning parser makes SGLang refuse every grammar (reasoner_grammar_backend.py asks its backend).
 PARSED = ("--reasoning-parser", "qwen3", "--tool-call-parser", "qwen25")
 THOUGHTS = (
@@ -154,14 +156,14 @@ THOUGHTS = (
 @pytest.fixture(scope="module")
 def guided(serve: Serve) -> Iterator[tuple[Server, Server]]:
     """Plain decoding and DDTREE with llguidance."""
-    with serve(None, None, *GUIDED) as reference, serve("DDTREE", 8, *GUIDED) as mine:
+    with serve(None, None, *GUIDED) as reference, serve("DDTREE", 8, *GUIDED, *UNMEASURED, policy=None) as mine:
         yield reference, mine
 
 
 @pytest.fixture(scope="module")
 def parsed(serve: Serve) -> Iterator[tuple[Server, Server]]:
     """Plain decoding and DDTREE with parsers of reasoning and of tool calls."""
-    with serve(None, None, *PARSED) as reference, serve("DDTREE", 8, *PARSED) as mine:
+    with serve(None, None, *PARSED) as reference, serve("DDTREE", 8, *PARSED, *UNMEASURED, policy=None) as mine:
         yield reference, mine
 
 

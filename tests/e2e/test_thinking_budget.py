@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.asking import ask
 from tests.e2e.servers import Server
-from tests.e2e.test_grammars import THOUGHTS, seen
+from tests.e2e.test_grammars import THOUGHTS, UNMEASURED, seen
 
 STRICT = ("--reasoning-parser", "qwen3", "--enable-strict-thinking")
 
@@ -20,7 +20,7 @@ STRICT = ("--reasoning-parser", "qwen3", "--enable-strict-thinking")
 @pytest.fixture(scope="module")
 def strict(serve: Callable[..., Any]) -> Iterator[tuple[Server, Server]]:
     """Plain decoding and DDTREE, which enforce thinking budgets."""
-    with serve(None, None, *STRICT) as reference, serve("DDTREE", 8, *STRICT) as mine:
+    with serve(None, None, *STRICT) as reference, serve("DDTREE", 8, *STRICT, *UNMEASURED, policy=None) as mine:
         yield reference, mine
 
 

@@ -45,5 +45,7 @@ def scenes_of(name: str) -> tuple[Scene, ...]:
     return tuple(replace(scene, name=f"{name}{end}") for scene, end in zip((tree, *others), ENDS, strict=True))
 
 
-PUBLISHED = tuple(scene for name in IN_CI for scene in scenes_of(name))
-SLOW_PUBLISHED = tuple(scene for name in PAIRS if name not in (*SERVED, *IN_CI) for scene in scenes_of(name))
+_ALL = tuple(scene for name in PAIRS if name not in SERVED for scene in scenes_of(name))
+_NAMES = {f"{name}{end}" for name, ends in IN_CI.items() for end in ends}
+PUBLISHED = tuple(scene for scene in _ALL if scene.name in _NAMES)
+SLOW_PUBLISHED = tuple(scene for scene in _ALL if scene.name not in _NAMES)

@@ -497,18 +497,21 @@ IN_THE_LANE = (
     Row("Qwen3.5 / 3.6", FA3, "budget that follows the load", scene("gated-delta-widths", "slow")),
     Row("Qwen3.5 / 3.6", FA3, "drafter's window", scene("sliding-drafter-gated-delta", "slow")),
     Row("Qwen3.5 / 3.6", FA3, "drafter with sliding layers", scene("Qwen3.5-4B")),
-    Row("Qwen3.5 / 3.6 MoE", FA3, "drafter with sliding layers", scene("Qwen3.5-35B-A3B")),
+    Row("Qwen3.5 / 3.6 MoE", FA3, "drafter with sliding layers", scene("Qwen3.5-35B-A3B-7")),
     Row("Qwen3.5 / 3.6", FA3, "prefix cache", scene("Qwen3.5-4B")),
     Row("Qwen3.5 / 3.6", FA3, "a smaller tree for one request", scene("Qwen3.5-4B")),
     *(
         Row(family, backend, feature, scene(name))
         for family, backend, name in (
-            ("Qwen3.5 / 3.6 MoE", FA3, "Qwen3.5-35B-A3B"),
-            ("Qwen3-Next", FA3, "Qwen3-Coder-Next"),
+            ("Qwen3.5 / 3.6 MoE", FA3, "Qwen3.5-35B-A3B-7"),
+            ("Qwen3-Next", FA3, "Qwen3-Coder-Next-7"),
             ("Kimi-K2.5", TRITON, "Kimi-K2.5"),
         )
-        for feature in (GREEDY, "prefix cache", "a smaller tree for one request", "captured graphs and overlap")
+        for feature in (GREEDY, "prefix cache", "a smaller tree for one request")
     ),
+    Row("Qwen3.5 / 3.6 MoE", FA3, "captured graphs and overlap", scene("Qwen3.5-35B-A3B", "slow")),
+    Row("Qwen3-Next", FA3, "captured graphs and overlap", scene("Qwen3-Coder-Next", "slow")),
+    Row("Kimi-K2.5", TRITON, "captured graphs and overlap", scene("Kimi-K2.5")),
     Row("Nemotron-H", FA3, GREEDY, scene("mamba", "slow")),
     Row("Nemotron-H", FA3, "prefix cache", scene("mamba", "slow")),
     Row("Nemotron-H", FA3, "captured graphs and overlap", scene("mamba", "slow")),

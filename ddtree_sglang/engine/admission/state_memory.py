@@ -3,7 +3,8 @@
 SGLang keeps a few states of each request for its prefix cache, and one for each node of a request that runs
 (mem_cache/memory_pool.py, MambaPool). How many requests run at once follows from what they take together
 (mem_cache/kv_cache_configurator.py, `_handle_max_mamba_cache`): it lowers their number with a warning that says nothing
-of nodes, or, where the number of states is given, leaves nothing to keys and values and blames the weights.
+of nodes. Where the number of states is given, or is that of the requests, it keeps room for all requests, its default
+of 48 included; if that leaves nothing to keys and values it ends and blames the weights.
 """
 
 from __future__ import annotations
@@ -72,24 +73,24 @@ class StateMemory:
         return sys.maxsize if self.slots is None else self.slots // self.slots_per_request
 
     @property
-    def _is_shared(self) -> bool:
-        """Whether states have no part of the memory for themselves."""
+    def is_kept_for_all(self) -> bool:
+        """Whether SGLang keeps room for all requests, however many fit; states then have no part for themselves."""
         return self.slots is not None or self.is_one_each
 
     @property
     def for_states(self) -> float:
         """What `what` may take together."""
-        return self.free if self._is_shared else self.free * self.share
+        return self.free if self.is_kept_for_all else self.free * self.share
 
     @property
     def what(self) -> str:
         """What `for_states` is for."""
-        return "states, keys and values" if self._is_shared else "states"
+        return "states, keys and values" if self.is_kept_for_all else "states"
 
     @property
     def flags(self) -> str:
         """What gives states more memory."""
-        return "--mem-fraction-static" if self._is_shared else "--mem-fraction-static, --mamba-full-memory-ratio"
+        return "--mem-fraction-static" if self.is_kept_for_all else "--mem-fraction-static, --mamba-full-memory-ratio"
 
 
 def limit_nodes(original: Callable[..., float], configurator: Any, total_rest_memory: float) -> float:
@@ -100,7 +101,7 @@ def limit_nodes(original: Callable[..., float], configurator: Any, total_rest_me
         total_rest_memory: GiB.
 
     Raises:
-        DDTreeConfigError: fewer requests fit than were asked for, or none.
+        DDTreeConfigError: fewer requests fit than were asked for, or than SGLang keeps room for, or none.
     """
     if serves_ddtree():
         from sglang.srt.runtime_context import get_schedule, get_spec
@@ -133,7 +134,7 @@ def _memory_of(configurator: Any, free: float) -> StateMemory:
 
 
 def check_state_memory(memory: StateMemory, *, num_nodes: int, requests: int, is_asked: bool) -> None:
-    """Refuse more nodes than requests leave room for; where nobody asked for so many requests, say how many run.
+    """Refuse more nodes than requests leave room for; where SGLang runs fewer than its default, say how many.
 
     Args:
         num_nodes: N of the largest tree, the root included.
@@ -141,7 +142,7 @@ def check_state_memory(memory: StateMemory, *, num_nodes: int, requests: int, is
         is_asked: the user named their number, which is then a promise.
 
     Raises:
-        DDTreeConfigError: fewer fit than were asked for, or none.
+        DDTreeConfigError: fewer fit than were asked for, or than SGLang keeps room for, or none.
     """
     # Whatever nodes take, a given number of states is enough for no more; of that SGLang itself warns.
     requests = min(requests, memory.most_requests)
@@ -153,25 +154,33 @@ def check_state_memory(memory: StateMemory, *, num_nodes: int, requests: int, is
         f"request on each GPU, and there are {memory.for_states / GIB:.3f} GiB for {memory.what}"
     )
     budget = num_nodes - 1
-    most = memory.most_nodes(requests, num_nodes) - 1
-    advice = [f"set --speculative-ddtree-budget {most} or less"] if most > 0 else []
     more = f"give states more memory ({memory.flags})"
-    if fitting > 0 and not is_asked:
+    is_lowered = not is_asked and not memory.is_kept_for_all
+    if is_lowered and fitting > 0:
+        most = memory.most_nodes(requests, num_nodes) - 1
+        less = f"set --speculative-ddtree-budget {most} or less" if most > 0 else "lower --speculative-ddtree-budget"
         logger.warning(
             "%s, so that with trees of %d nodes SGLang runs %d of its default of %d requests at once. For more %s.",
             found,
             budget,
             fitting,
             requests,
-            " or ".join([*(advice or ["lower --speculative-ddtree-budget"]), more]),
+            f"{less} or {more}",
         )
         return
+    if is_lowered:
+        requests = 1
+    most = memory.most_nodes(requests, num_nodes) - 1
+    most_of_one = memory.most_nodes(1, num_nodes) - 1
+    advice = [f"set --speculative-ddtree-budget {most} or less"] if most > 0 else []
     if fitting > 0:
         advice.append(f"set --max-running-requests {fitting} or less")
-    elif not is_asked:
-        requests, most = 1, memory.most_nodes(1, num_nodes) - 1
-        advice = [f"set --speculative-ddtree-budget {most} or less"] if most > 0 else []
+    elif most_of_one > max(0, most):
+        advice.append(f"set --max-running-requests 1 and --speculative-ddtree-budget {most_of_one} or less")
+    if memory.slots is not None:
+        advice.append("lower --max-mamba-cache-size")
+    by_default = "" if is_asked or is_lowered else " that SGLang keeps room for by default"
     raise DDTreeConfigError(
-        f"{found}: with trees of {budget} nodes {fitting} of {requests} requests fit at once, with "
+        f"{found}: with trees of {budget} nodes {fitting} of {requests} requests{by_default} fit at once, with "
         f"{f'{most} nodes at most' if most > 0 else 'no tree'} all of them; {', or '.join([*advice, more])}."
     )

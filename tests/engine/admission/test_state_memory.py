@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -82,6 +83,14 @@ def test_most_nodes_that_fit() -> None:
             12,
             "1 of 12 requests fit at once, with no tree all of them; set --max-running-requests 1 or less",
         ),
+        # Of one request 50 - 1 - N >= 4 * (1 + N / 4), of thirteen nothing.
+        (
+            HALF,
+            33,
+            13,
+            "0 of 13 requests fit at once, with no tree all of them; set --max-running-requests 1 and "
+            "--speculative-ddtree-budget 21 or less, or give states",
+        ),
         (GIVEN, 17, 5, "0.098 GiB for states, keys and values: with trees of 16 nodes 3 of 5"),
         (ONE_EACH, 17, 8, "4 of 8 requests fit at once, with 9 nodes at most all of them"),
     ],
@@ -111,6 +120,52 @@ def test_fewer_requests_than_the_default_are_said(caplog: pytest.LogCaptureFixtu
     caplog.clear()
     check_state_memory(HALF, num_nodes=17, requests=48, is_asked=False)
     assert "For more lower --speculative-ddtree-budget or give" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("memory", "num_nodes", "words"),
+    [
+        # Twenty states are five requests, which with the padding's are six trees: 79 = 6 * 13 + 1.
+        (
+            GIVEN,
+            17,
+            "3 of 5 requests that SGLang keeps room for by default fit at once, with 12 nodes at most all of them; set "
+            "--speculative-ddtree-budget 12 or less, or set --max-running-requests 3 or less, or lower "
+            "--max-mamba-cache-size, or give states more memory (--mem-fraction-static).",
+        ),
+        (
+            GIVEN,
+            80,
+            "0 of 5 requests that SGLang keeps room for by default fit at once, with 12 nodes at most all of them; set "
+            "--speculative-ddtree-budget 12 or less, or set --max-running-requests 1 and --speculative-ddtree-budget "
+            "38 or less, or lower",
+        ),
+        (
+            replace(GIVEN, slots=99),
+            17,
+            "0 of 24 requests that SGLang keeps room for by default fit at once, with no tree all of them; lower "
+            "--max-mamba-cache-size, or give states",
+        ),
+        (
+            ONE_EACH,
+            17,
+            "4 of 48 requests that SGLang keeps room for by default fit at once, with no tree all of them; set "
+            "--max-running-requests 4 or less, or give states more memory (--mem-fraction-static).",
+        ),
+        (
+            ONE_EACH,
+            50,
+            "0 of 48 requests that SGLang keeps room for by default fit at once, with no tree all of them; set "
+            "--max-running-requests 1 and --speculative-ddtree-budget 47 or less, or give states",
+        ),
+    ],
+)
+def test_sglangs_default_is_refused_where_it_keeps_room_for_all(
+    memory: StateMemory, num_nodes: int, words: str
+) -> None:
+    with pytest.raises(DDTreeConfigError) as error:
+        check_state_memory(memory, num_nodes=num_nodes, requests=48, is_asked=False)
+    assert words in str(error.value)
 
 
 def test_a_tree_that_no_request_fits_with_is_refused_by_default_too() -> None:
@@ -193,6 +248,37 @@ def test_where_the_number_of_states_is_given_something_is_left_to_keys(
         configurator = sglang.configurator(9_633_792)
         fits = state_memory._memory_of(configurator, free * GIB).requests(num_nodes) >= requests
         assert (sglang.size(configurator, free) > 0) == fits
+
+
+BUDGET, ASKED = r"--speculative-ddtree-budget (\d+)", r"--max-running-requests (\d+)"
+
+
+@pytest.mark.parametrize("given", [{"slots": 40}, {"slots": 300}, {"one_each": True}], ids=str)
+@pytest.mark.parametrize(("free", "num_nodes"), [*product(FREE_GIB, NODES)])
+def test_sglangs_default_starts_where_something_is_left_to_keys_and_as_the_refusal_says(
+    free: float, num_nodes: int, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody named a number of requests. Left to SGLang, a server that does not fit dies and blames the weights."""
+
+    def sized(num_nodes: int, requests: int) -> float:
+        sglang = Sglang(monkeypatch, num_nodes, requests, **given)
+        return float(sglang.size(sglang.configurator(9_633_792), free))
+
+    left = sized(num_nodes, 48)
+    sglang = Sglang(monkeypatch, num_nodes, 48, **given)
+    try:
+        assert limit_nodes(sglang.size, sglang.configurator(9_633_792), free) == left > 0
+    except DDTreeConfigError as error:
+        assert left <= 0
+        *_, advice = str(error).rpartition("all of them; ")
+        for one in advice.split(", or "):
+            if "-budget" in one or "-requests" in one:
+                budget, asked = re.search(BUDGET, one), re.search(ASKED, one)
+                nodes = num_nodes if budget is None else int(budget[1]) + 1
+                requests = 48 if asked is None else int(asked[1])
+                assert sized(nodes, requests) > 0, one
+                more = (nodes, requests + 1) if budget is None else (nodes + 1, requests)
+                assert sized(*more) <= 0, one
 
 
 def test_sglang_is_asked_once_it_is_known_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,12 +93,15 @@ def _others() -> str:
     by_fate: dict[tuple[str, str], list[str]] = {}
     for name, other in sorted(OTHERS.items(), key=lambda found: found[1].is_refused):
         fate = "**refused**" if other.is_refused else "admitted, not run"
-        by_fate.setdefault((fate, other.why), []).append(f"`{name}`")
+        by_reading = "" if other.is_refused or other.model_type else "; by reading"
+        by_fate.setdefault((fate, other.why + by_reading), []).append(f"`{name}`")
     text = (
         "## Other classes that SGLang's chain serves\n\nThe rest of those whose class in SGLang hands states to a "
         "block drafter; [a test](../../tests/support/test_others.py) finds each of\nthem. Admitted are those whose "
         "layers read a token, its position and the keys that a mask shows, by a kind of attention that a\nfamily above "
-        "was shown with, where that family is served. Nobody has run them, and no image was sent to any.\n"
+        "was shown with, where that family is served. Its kind and the windows are what SGLang reads of the class's "
+        "own configuration;\n*by reading*: there is none here, and only its code was read. Nobody has run them, and no "
+        "image was sent to any.\n"
     )
     rows = [[", ".join(names), fate, why] for (fate, why), names in by_fate.items()]
     return f"{text}\n{_table(('class', 'DDTREE', 'attention, or words of the refusal'), rows)}"

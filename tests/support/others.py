@@ -9,6 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+WINDOW = 128
+"""Tokens, of the configurations that have windows."""
+_KINDS: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "sliding_window": WINDOW,
+}
+
 
 @dataclass(frozen=True)
 class Other:
@@ -16,73 +24,117 @@ class Other:
 
     Attributes:
         why: words of the refusal; of a class that is admitted, which attention it has.
+        model_type: of its configuration, by which SGLang or transformers finds the class of that; "" where neither has
+            one, so that what is said of its attention was read in the model's code and is compared with nothing.
+        fields: of that configuration, where defaults would not do.
         is_refused: at start, by its configuration.
-        config: SGLang's class of its configuration; "" where admission reads nothing of it but the name.
-        fields: of that configuration.
         is_latent: SGLang takes it for one with latent attention.
     """
 
     why: str
-    is_refused: bool = False
-    config: str = ""
+    model_type: str = ""
     fields: dict[str, Any] = field(default_factory=dict)
+    is_refused: bool = False
     is_latent: bool = False
 
+    @property
+    def window(self) -> int | None:
+        """Of its sliding layers, which share the server with others."""
+        return WINDOW if self.why.startswith("windows and full attention") else None
 
-_LLAMA = Other("full attention, Llama's class or one of the same layers")
-_MROPE = Other("full attention, positions in three rows as Qwen3.5's, which images would tell apart")
-_WINDOWS = Other("windows and full attention, as gpt-oss's and Gemma 4's")
+
 _BY_POSITION = "queries scaled by their position, which a node has"
-_STATES = "whose states have not been shown to follow a tree"
-_INDEXER = Other("an indexer that picks some", is_refused=True, fields={"index_topk": 8}, is_latent=True)
-_KDA = Other("most of whose layers are KDA", is_refused=True)
-_MIMO = Other("whose keys and values differ in width", is_refused=True)
+_INDEXER = "an indexer that picks some"
+_KDA = "most of whose layers are KDA"
+_SHAPE = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "vocab_size": 128,
+    "max_position_embeddings": 512,
+}
+_MIMO = "whose keys and values differ in width"
+_LATENT = {
+    "kv_lora_rank": 32,
+    "q_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+}
 
 
-def _recurrent(config: str) -> Other:
-    return Other(_STATES, is_refused=True, config=config)
+def _full(model_type: str) -> Other:
+    return Other("full attention, Llama's class or one of the same layers", model_type)
+
+
+def _mrope(model_type: str) -> Other:
+    return Other("full attention, positions in three rows as Qwen3.5's, which images would tell apart", model_type)
+
+
+def _windows(model_type: str, **fields: Any) -> Other:
+    return Other("windows and full attention, as gpt-oss's and Gemma 4's", model_type, fields or _KINDS)
+
+
+def _recurrent(model_type: str, **fields: Any) -> Other:
+    return Other("whose states have not been shown to follow a tree", model_type, fields, is_refused=True)
+
+
+def _refused(why: str, model_type: str = "", **fields: Any) -> Other:
+    return Other(why, model_type, fields, is_refused=True)
 
 
 OTHERS: dict[str, Other] = {
-    "BeamForCausalLM": Other(f"windows and full attention, there {_BY_POSITION}"),
-    "Cosmos3ForConditionalGeneration": _MROPE,
-    "DeepseekV2ForCausalLM": Other("latent attention, DeepSeek-V3's class", is_latent=True),
-    "DeepseekV32ForCausalLM": _INDEXER,
-    "Gemma4ForConditionalGeneration": _WINDOWS,
-    "Gemma4UnifiedForConditionalGeneration": _WINDOWS,
-    "Glm4MoeLiteForCausalLM": Other("latent attention, DeepSeek's layers", is_latent=True),
-    "Glm5NextForConditionalGeneration": Other("whose layers are KDA", is_refused=True),
-    "GlmMoeDsaForCausalLM": _INDEXER,
-    "IQuestCoderForCausalLM": _LLAMA,
-    "InklingForConditionalGeneration": Other("whose layers convolve keys, values and outputs", is_refused=True),
-    "InternLM3ForCausalLM": _LLAMA,
+    "BeamForCausalLM": Other(f"windows and full attention, there {_BY_POSITION}", "beam", _KINDS),
+    "Cosmos3ForConditionalGeneration": _mrope("cosmos3_omni"),
+    "DeepseekV2ForCausalLM": Other("latent attention, DeepSeek-V3's class", "deepseek_v2", is_latent=True),
+    "DeepseekV32ForCausalLM": _refused(_INDEXER, "deepseek_v32", index_topk=8, index_head_dim=16),
+    "Gemma4ForConditionalGeneration": _windows("gemma4", text_config={"model_type": "gemma4_text", **_KINDS}),
+    "Gemma4UnifiedForConditionalGeneration": _windows(
+        "gemma4_unified", text_config={"model_type": "gemma4_unified_text", **_KINDS}
+    ),
+    "Glm4MoeLiteForCausalLM": Other("latent attention, DeepSeek's layers", "glm4_moe_lite", is_latent=True),
+    "Glm5NextForConditionalGeneration": _refused("whose layers are KDA", "glm5_next"),
+    "GlmMoeDsaForCausalLM": _refused(_INDEXER, "glm_moe_dsa"),
+    "IQuestCoderForCausalLM": _full(""),
+    "InklingForConditionalGeneration": _refused("whose layers convolve keys, values and outputs", local_layer_ids=[0]),
+    "InternLM3ForCausalLM": _full(""),
     "InternS1ProForConditionalGeneration": Other("full attention, rotations of each head by position"),
-    "InternS2MobiusForConditionalGeneration": _recurrent("InternS2MobiusConfig"),
-    "InternS2PreviewForConditionalGeneration": _recurrent("InternS2PreviewConfig"),
-    "KimiK3ForConditionalGeneration": _KDA,
-    "KimiK3LinearForCausalLM": _KDA,
-    "LagunaForCausalLM": _WINDOWS,
-    "Lfm2VlForConditionalGeneration": _recurrent("Lfm2VlConfig"),
-    "MellumForCausalLM": _WINDOWS,
-    "MiMoV2FlashForCausalLM": _MIMO,
-    "MiMoV2ForCausalLM": _MIMO,
-    "MiniMaxM3SparseForConditionalGeneration": Other("whose sparse layers pick blocks of keys", is_refused=True),
-    "Ministral3ForCausalLM": Other(f"full attention, {_BY_POSITION}"),
-    "MistralForCausalLM": _LLAMA,
-    "MistralLarge3ForCausalLM": Other(f"latent attention, DeepSeek-V3's class, {_BY_POSITION}", is_latent=True),
-    "MuseGlimmerForCausalLM": _WINDOWS,
-    "MuseGlimmerForConditionalGeneration": _WINDOWS,
-    "MuseSparkForConditionalGeneration": _WINDOWS,
-    "NanbeigeForCausalLM": Other("full attention in layers that run several times, each time with keys of their own"),
-    "NemotronHPuzzleForCausalLM": _recurrent("NemotronHConfig"),
-    "NemotronH_Nano_Omni_Reasoning_V3": _recurrent("NemotronH_Nano_VL_V2_Config"),
-    "NemotronH_Nano_VL_V2": _recurrent("NemotronH_Nano_VL_V2_Config"),
-    "NemotronH_Omni_Reasoning_V3": _recurrent("NemotronH_Nano_VL_V2_Config"),
-    "Phi3ForCausalLM": _LLAMA,
-    "Qwen3VLForConditionalGeneration": _MROPE,
-    "Qwen3VLMoeForConditionalGeneration": _MROPE,
-    "Qwen4ExpForConditionalGeneration": Other("which reads the tokens before one by their place", is_refused=True),
-    "TeleFLMForCausalLM": _LLAMA,
+    "InternS2MobiusForConditionalGeneration": _recurrent("interns2_mobius"),
+    "InternS2PreviewForConditionalGeneration": _recurrent("intern_s2_preview"),
+    "KimiK3ForConditionalGeneration": _refused(_KDA, "kimi_k3", text_config=_LATENT),
+    "KimiK3LinearForCausalLM": _refused(_KDA, "kimi_linear", **_LATENT),
+    "LagunaForCausalLM": _windows("laguna"),
+    "Lfm2VlForConditionalGeneration": _recurrent("lfm2_vl"),
+    "MellumForCausalLM": _windows("mellum"),
+    "MiMoV2FlashForCausalLM": _refused(_MIMO, "mimo_v2_flash", num_hidden_layers=2, hybrid_layer_pattern=[1, 0]),
+    "MiMoV2ForCausalLM": _refused(_MIMO, num_hidden_layers=2, hybrid_layer_pattern=[1, 0]),
+    # Its versions before 4.6, without a state, hand no layers out, as the loaded model tells (`target_checks`).
+    "MiniCPMV": _recurrent("minicpmv4_6"),
+    "MiniCPMV4_6ForConditionalGeneration": _recurrent("minicpmv4_6"),
+    "MiniCPMV4_7ForConditionalGeneration": _recurrent("minicpmv4_7"),
+    "MiniMaxM3SparseForConditionalGeneration": _refused(
+        "whose sparse layers pick blocks of keys", "minimax_m3_vl", text_config=_SHAPE
+    ),
+    "Ministral3ForCausalLM": Other(f"full attention, {_BY_POSITION}", "ministral3"),
+    "MistralForCausalLM": _full("mistral"),
+    "MistralLarge3ForCausalLM": Other(
+        f"latent attention, DeepSeek-V3's class, {_BY_POSITION}", "deepseek_v3", is_latent=True
+    ),
+    "MuseGlimmerForCausalLM": _windows("muse_glimmer"),
+    "MuseGlimmerForConditionalGeneration": _windows("muse_glimmer"),
+    "MuseSparkForConditionalGeneration": _windows("muse_spark", text_config=_KINDS),
+    "NanbeigeForCausalLM": Other(
+        "full attention in layers that run several times, each time with keys of their own", "nanbeige"
+    ),
+    "NemotronHPuzzleForCausalLM": _recurrent("nemotron_h_puzzle", block_configs=[]),
+    "NemotronH_Nano_Omni_Reasoning_V3": _recurrent("NemotronH_Nano_Omni_Reasoning_V3"),
+    "NemotronH_Nano_VL_V2": _recurrent("NemotronH_Nano_VL_V2"),
+    "NemotronH_Omni_Reasoning_V3": _recurrent("nemotron_h_omni"),
+    "Phi3ForCausalLM": _full("phi3"),
+    "Qwen3VLForConditionalGeneration": _mrope("qwen3_vl"),
+    "Qwen3VLMoeForConditionalGeneration": _mrope("qwen3_vl_moe"),
+    "Qwen4ExpForConditionalGeneration": _refused("which reads the tokens before one by their place", "qwen4_exp"),
+    "TeleFLMForCausalLM": _full(""),
 }
 """By SGLang's name of the class."""
 

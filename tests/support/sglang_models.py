@@ -21,7 +21,7 @@ class Model:
     """A class of SGLang's models.
 
     Attributes:
-        methods: its own.
+        methods: its own; of one that hands its module's others out (`__getattr__`), METHOD too where those have it.
         bases: where they stand, those that are SGLang's models too.
         is_served: a checkpoint can name it (`EntryClass`).
     """
@@ -58,9 +58,15 @@ def read(module: str, tree: ast.Module) -> dict[Place, Model]:
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith(_PACKAGE)
         for name in node.names
     }
+    own = {
+        node.name: frozenset(part.name for part in node.body if isinstance(part, ast.FunctionDef))
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+    }
+    held = {METHOD} & frozenset().union(*own.values())
     return {
         (module, node.name): Model(
-            frozenset(part.name for part in node.body if isinstance(part, ast.FunctionDef)),
+            own[node.name] | (held if "__getattr__" in own[node.name] else set()),
             tuple(imported.get(base.id, (module, base.id)) for base in node.bases if isinstance(base, ast.Name)),
             node.name in entries,
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
 from contextlib import nullcontext
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,40 +29,53 @@ def test_every_class_that_hands_states_to_a_block_drafter_is_listed_once() -> No
 
 def test_classes_are_found_where_they_inherit_from_another_module(monkeypatch: pytest.MonkeyPatch) -> None:
     own = f"class A:\n    def {METHOD}(self): ...\nclass Part(A): ...\nEntryClass = [A]\n"
+    part = f"class D:\n    def {METHOD}(self): ...\nclass E:\n    def __getattr__(self, name): ...\nclass F(E): ...\n"
+    part += "class G: ...\nEntryClass = [E, F, G]\n"
     heir = "from sglang.srt.models.own import A as Base\nclass B(Base): ...\nclass C: ...\nEntryClass = [B, C]\n"
-    found = read("own", ast.parse(own)) | read("heir", ast.parse(heir))
+    bare = "class H:\n    def __getattr__(self, name): ...\nEntryClass = H\n"
+    texts = {"own": own, "heir": heir, "part": part, "bare": bare}
+    found = {place: model for name, text in texts.items() for place, model in read(name, ast.parse(text)).items()}
     monkeypatch.setattr("tests.support.sglang_models.models", lambda: found)
-    assert drafted_for() == {"A", "B"}
+    assert drafted_for() == {"A", "B", "E", "F"}
     assert ("mistral", "MistralForCausalLM") in models()
 
 
-def model_config(name: str, other: Other) -> Any:
-    """What admission asks of SGLang's ModelConfig."""
-    from sglang.srt import configs
-    from sglang.srt.configs.model_config import AttentionArch
-    from transformers import LlamaConfig
+def model_config(name: str, other: Other, folder: Path) -> Any:
+    """SGLang's, of a checkpoint with this class; with Llama's configuration where it has none of its own."""
+    from sglang.srt.configs.model_config import ModelConfig
 
-    hf_config = getattr(configs, other.config)() if other.config else LlamaConfig()
-    hf_config.architectures = [name]
-    for field, value in other.fields.items():
-        setattr(hf_config, field, value)
-    return SimpleNamespace(
-        hf_config=hf_config,
-        attention_arch=AttentionArch.MLA if other.is_latent else AttentionArch.MHA,
-        attention_chunk_size=None,
-        is_draft_model=False,
-        linear_attn_registry_result=None,
-    )
+    config = {"architectures": [name], "model_type": other.model_type or "llama", "torch_dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps({**config, **other.fields}))
+    return ModelConfig(str(folder))
 
 
 @pytest.mark.sglang
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_class_is_admitted_or_refused_as_the_list_says(name: str) -> None:
+def test_a_class_is_admitted_or_refused_as_the_list_says(name: str, tmp_path: Path) -> None:
     other = OTHERS[name]
-    window = 127 if "windows" in other.why else None
+    config = model_config(name, other, tmp_path)
+    window = config.sliding_window_size if config.is_hybrid_swa else None
     for backend in ("triton", "fa3"):
         with pytest.raises(DDTreeConfigError) if other.is_refused else nullcontext() as error:
-            check_target(model_config(name, other), window, (backend, backend))
+            check_target(config, window, (backend, backend))
         if error is not None:
             assert name in str(error.value)
             assert other.why in str(error.value)
+
+
+@pytest.mark.sglang
+@pytest.mark.parametrize("name", [name for name, other in OTHERS.items() if not other.is_refused])
+def test_sglang_reads_the_attention_that_the_list_says(name: str, tmp_path: Path) -> None:
+    """From the configuration of the class itself, or by its name alone where it has none of its own."""
+    from sglang.srt.configs.hybrid_arch import mambaish_config
+    from sglang.srt.configs.model_config import AttentionArch
+
+    other = OTHERS[name]
+    config = model_config(name, other, tmp_path)
+    assert config.attention_arch == (AttentionArch.MLA if other.is_latent else AttentionArch.MHA)
+    assert other.why.startswith("latent attention" if other.is_latent else ("windows and", "full attention"))
+    assert (config.sliding_window_size if config.is_hybrid_swa else None) == other.window
+    if other.window is not None:
+        assert (config.swa_attention_layer_ids, config.full_attention_layer_ids) == ([0, 2], [1, 3])
+    assert config.attention_chunk_size is None
+    assert mambaish_config(config) is None

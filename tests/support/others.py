@@ -25,7 +25,7 @@ class Other:
     Attributes:
         why: words of the refusal; of a class that is admitted, which attention it has.
         model_type: of its configuration, by which SGLang or transformers finds the class of that; "" where neither has
-            one, so that what is said of its attention was read in the model's code and is compared with nothing.
+            one, so that what is said of its attention was read in the model's code; of it SGLang knows the name alone.
         fields: of that configuration, where defaults would not do.
         is_refused: at start, by its configuration.
         is_latent: SGLang takes it for one with latent attention.
@@ -96,6 +96,7 @@ OTHERS: dict[str, Other] = {
     "Glm5NextForConditionalGeneration": _refused("whose layers are KDA", "glm5_next"),
     "GlmMoeDsaForCausalLM": _refused(_INDEXER, "glm_moe_dsa"),
     "IQuestCoderForCausalLM": _full(""),
+    # SGLang has its configuration, which asks a running server.
     "InklingForConditionalGeneration": _refused("whose layers convolve keys, values and outputs", local_layer_ids=[0]),
     "InternLM3ForCausalLM": _full(""),
     "InternS1ProForConditionalGeneration": Other("full attention, rotations of each head by position"),

@@ -46,7 +46,7 @@ class Other:
 _BY_POSITION = "queries scaled by their position, which a node has"
 _INDEXER = "an indexer that picks some"
 _KDA = "most of whose layers are KDA"
-_SHAPE = {
+SHAPE = {
     "hidden_size": 64,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
@@ -104,7 +104,7 @@ OTHERS: dict[str, Other] = {
     "InternS2PreviewForConditionalGeneration": _recurrent("intern_s2_preview"),
     "KimiK3ForConditionalGeneration": _refused(_KDA, "kimi_k3", text_config=_LATENT),
     "KimiK3LinearForCausalLM": _refused(_KDA, "kimi_linear", **_LATENT),
-    "LagunaForCausalLM": _windows("laguna"),
+    "LagunaForCausalLM": _refused("whose class tells SGLang of no windows", "laguna", **_KINDS),
     "Lfm2VlForConditionalGeneration": _recurrent("lfm2_vl"),
     "MellumForCausalLM": _windows("mellum"),
     "MiMoV2FlashForCausalLM": _refused(_MIMO, "mimo_v2_flash", num_hidden_layers=2, hybrid_layer_pattern=[1, 0]),
@@ -114,7 +114,7 @@ OTHERS: dict[str, Other] = {
     "MiniCPMV4_6ForConditionalGeneration": _recurrent("minicpmv4_6"),
     "MiniCPMV4_7ForConditionalGeneration": _recurrent("minicpmv4_7"),
     "MiniMaxM3SparseForConditionalGeneration": _refused(
-        "whose sparse layers pick blocks of keys", "minimax_m3_vl", text_config=_SHAPE
+        "whose sparse layers pick blocks of keys", "minimax_m3_vl", text_config=SHAPE
     ),
     "Ministral3ForCausalLM": Other(f"full attention, {_BY_POSITION}", "ministral3"),
     "MistralForCausalLM": _full("mistral"),
@@ -131,7 +131,7 @@ OTHERS: dict[str, Other] = {
     "NemotronH_Nano_Omni_Reasoning_V3": _recurrent("NemotronH_Nano_Omni_Reasoning_V3"),
     "NemotronH_Nano_VL_V2": _recurrent("NemotronH_Nano_VL_V2"),
     "NemotronH_Omni_Reasoning_V3": _recurrent("nemotron_h_omni"),
-    "Phi3ForCausalLM": _full("phi3"),
+    "Phi3ForCausalLM": Other("full attention; LongRoPE is refused past its short factors", "phi3"),
     "Qwen3VLForConditionalGeneration": _mrope("qwen3_vl"),
     "Qwen3VLMoeForConditionalGeneration": _mrope("qwen3_vl_moe"),
     "Qwen4ExpForConditionalGeneration": _refused("which reads the tokens before one by their place", "qwen4_exp"),

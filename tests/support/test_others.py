@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from ddtree_sglang.engine.admission.target_checks import NOT_SHOWN, check_target
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.support.families import FAMILIES
-from tests.support.others import NO_TARGETS, OTHERS, Other
+from tests.support.others import NO_TARGETS, OTHERS, SHAPE, Other
 from tests.support.published import PAIRS
 from tests.support.sglang_models import METHOD, drafted_for, models, read
 
@@ -61,6 +62,20 @@ def test_a_class_is_admitted_or_refused_as_the_list_says(name: str, tmp_path: Pa
         if error is not None:
             assert name in str(error.value)
             assert other.why in str(error.value)
+
+
+@pytest.mark.sglang
+@pytest.mark.parametrize(("context_len", "is_served"), [(512, True), (1024, False)])
+def test_phi_3_is_refused_where_longrope_switches_its_factors(
+    context_len: int, is_served: bool, tmp_path: Path
+) -> None:
+    other = OTHERS["Phi3ForCausalLM"]
+    factors = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    fields = {**SHAPE, "original_max_position_embeddings": 512, "rope_scaling": factors}
+    fields |= {"max_position_embeddings": context_len, "pad_token_id": 0}
+    config = model_config("Phi3ForCausalLM", replace(other, fields=fields), tmp_path)
+    with nullcontext() if is_served else pytest.raises(DDTreeConfigError, match="set --context-length 512"):
+        check_target(config, None, ("triton", "triton"))
 
 
 @pytest.mark.sglang

@@ -49,6 +49,7 @@ NOT_SHOWN = {
     "kernels and what it carries from layer to layer have not been shown to",
     "KimiK3LinearForCausalLM": "most of whose layers are KDA: its Triton kernel takes a tree, the class's own kernels "
     "and what it carries from layer to layer have not been shown to",
+    "LagunaForCausalLM": "whose class tells SGLang of no windows, and has one token less in them than it is told of",
     "MiMoV2FlashForCausalLM": "whose keys and values differ in width, and its windows' layers in heads",
     "MiMoV2ForCausalLM": "whose keys and values differ in width, and its windows' layers in heads",
     "MiniMaxM3SparseForConditionalGeneration": "whose sparse layers pick blocks of keys in a backend without masks",

@@ -230,7 +230,7 @@ ENDS = ("", "-7", "-stock")
 IN_CI = {
     "gpt-oss-20b": ENDS,
     "Qwen3-Coder-Next": ("-7",),
-    "Qwen3.5-4B": ENDS,
+    "Qwen3.5-4B": ("-7", "-stock"),
     "Qwen3.5-35B-A3B": ("-7",),
     "Kimi-K2.5": ENDS,
 }

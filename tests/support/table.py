@@ -487,8 +487,8 @@ IN_THE_LANE = (
         for feature in (GREEDY, "prefix cache", "captured graphs and overlap")
     ),
     Row("Qwen3.5 / 3.6", FA3, "tensor parallelism", scene("gated-delta-two-ranks", "slow")),
-    Row("Qwen3.5 / 3.6", FA3, GREEDY, scene("Qwen3.5-4B")),
-    Row("Qwen3.5 / 3.6", FA3, "captured graphs and overlap", scene("Qwen3.5-4B")),
+    Row("Qwen3.5 / 3.6", FA3, GREEDY, scene("Qwen3.5-4B-7")),
+    Row("Qwen3.5 / 3.6", FA3, "captured graphs and overlap", scene("Qwen3.5-4B", "slow")),
     Row("Qwen3.5 / 3.6", FA3, "ends", scene("gated-delta-chunks", "slow")),
     Row("Qwen3.5 / 3.6", FA3, "requests that join and leave a batch", scene("gated-delta-chunks", "slow")),
     Row("Qwen3.5 / 3.6", FA3, "aborted requests", scene("gated-delta-chunks", "slow")),
@@ -496,10 +496,10 @@ IN_THE_LANE = (
     Row("Qwen3.5 / 3.6", FA3, "retraction", scene("gated-delta-retraction")),
     Row("Qwen3.5 / 3.6", FA3, "budget that follows the load", scene("gated-delta-widths", "slow")),
     Row("Qwen3.5 / 3.6", FA3, "drafter's window", scene("sliding-drafter-gated-delta", "slow")),
-    Row("Qwen3.5 / 3.6", FA3, "drafter with sliding layers", scene("Qwen3.5-4B")),
+    Row("Qwen3.5 / 3.6", FA3, "drafter with sliding layers", scene("Qwen3.5-4B-7")),
     Row("Qwen3.5 / 3.6 MoE", FA3, "drafter with sliding layers", scene("Qwen3.5-35B-A3B-7")),
-    Row("Qwen3.5 / 3.6", FA3, "prefix cache", scene("Qwen3.5-4B")),
-    Row("Qwen3.5 / 3.6", FA3, "a smaller tree for one request", scene("Qwen3.5-4B")),
+    Row("Qwen3.5 / 3.6", FA3, "prefix cache", scene("Qwen3.5-4B-7")),
+    Row("Qwen3.5 / 3.6", FA3, "a smaller tree for one request", scene("Qwen3.5-4B-7")),
     *(
         Row(family, backend, feature, scene(name))
         for family, backend, name in (

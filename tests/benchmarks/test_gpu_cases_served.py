@@ -68,9 +68,7 @@ def judged(step: Step, records: Callable[[str], dict[str, Any]], *cases: str) ->
     return step.judge(lab, {case: records(case) for case in cases or step.cases})
 
 
-@pytest.mark.parametrize(
-    "name", ["works/triton", "lossless/triton", "limit/triton", "policy/triton", "adaptive/triton", "sampled/triton"]
-)
+@pytest.mark.parametrize("name", ["works/triton", "lossless/triton", "limit/triton", "policy/triton", "sampled/triton"])
 def test_a_step_passes_on_the_processor(records: Callable[[str], dict[str, Any]], name: str) -> None:
     found = judged(STEPS[name], records)
     assert found.passed, found.reason

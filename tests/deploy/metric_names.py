@@ -18,7 +18,14 @@ CONSTRUCTORS = {"Counter", "Gauge", "Histogram", "Summary"}
 
 def existing_metrics() -> set[str]:
     """Every name that may stand in PromQL."""
-    return {"up"} | sglang_metrics() | ingress_metrics() | recorded_metrics()
+    return {"up"} | sglang_metrics() | decision_metrics() | ingress_metrics() | recorded_metrics()
+
+
+def decision_metrics() -> set[str]:
+    """What a server of policy "adaptive" says of its rounds."""
+    from ddtree_sglang.engine.decision_metrics import NODES, ROUNDS, SUMS
+
+    return {NODES, ROUNDS, *SUMS}
 
 
 @functools.cache

@@ -106,12 +106,13 @@ class AdaptiveBudget:
         *,
         lag: int = 0,
         clock: Callable[[], float] = time.perf_counter,
+        totals: Totals | None = None,
     ) -> None:
         """`widths`: nodes a request, ascending from 1; `lag`: rounds that the host is behind the device."""
         self.widths = tuple(widths)
         self.costs = costs or CostModel()
         self.probs = HonestProbs()
-        self.totals = Totals()
+        self.totals = totals or Totals()
         self.decision = Decision(self.widths[-1], 0.0, 0.0, is_try=False)
         self._lag, self._clock = lag, clock
         self._narrows = self._paused = False

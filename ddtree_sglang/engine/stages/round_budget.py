@@ -131,8 +131,8 @@ class AdaptiveRounds(RoundBudget):
             return self.budget
         if self._of_host_work is None:
             known = CostModel.from_json(self.budget.costs.to_json())
-            self._of_host_work = AdaptiveBudget(self.budget.widths, known, lag=self._lag)
-            self._of_host_work.totals = self.budget.totals
+            totals = self.budget.totals
+            self._of_host_work = AdaptiveBudget(self.budget.widths, known, lag=self._lag, totals=totals)
         return self._of_host_work
 
     @property

@@ -29,7 +29,6 @@ ROWS = 8
 """Of a draft block, by which the two are compared."""
 LEAST_ELEMENTS = 4_000_000
 """Of a weight, or of a drafter's weights together: smaller ones lie in a cache, and are not worth a second thought."""
-"""`bfloat16` asks for it; empty or `model` keeps the model's dtype, with which a round hardly depends on its batch."""
 WORTH = 1.15
 """Bfloat16 must be faster by this factor, so that noise does not choose between equals."""
 TURNS = 7

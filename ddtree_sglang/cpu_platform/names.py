@@ -13,7 +13,9 @@ SPECULATIVE_ALGORITHMS = frozenset({"DFLASH", "DDTREE"})
 DEVICE = "cpu"
 
 DRAFTS_ENV = "DDTREE_CPU_DRAFTS"
-"""Variable that names the dtype of a draft's products."""
+"""Of a draft's products: `bfloat16` asks for it; empty or `model` keeps the model's dtype, with which a round hardly
+depends on its batch.
+"""
 
 QUANTIZATIONS = ("fp8", "w8a8_int8")
 """What a checkpoint may be quantized by: weights of 8 bits that become plain ones when they are loaded."""

@@ -62,14 +62,12 @@ def exit_on_bad_arguments(original: Callable[..., None], server_args: Any) -> No
 def _say_what_graphs_take(server_args: Any) -> None:
     from sglang.srt.arg_groups.overrides import resolving_view
 
-    from ddtree_sglang.config import DDTreeConfig
-    from ddtree_sglang.engine.admission.default_policy import with_policy
+    from ddtree_sglang.engine.admission.default_policy import config_of
     from ddtree_sglang.engine.admission.graph_memory import log_graph_memory
     from ddtree_sglang.engine.stages.budget_policy import make_policy
 
     cfg = resolving_view(server_args)
-    config = with_policy(DDTreeConfig.from_env(), cfg)
-    log_graph_memory(server_args, make_policy(config, int(cfg.speculative_num_draft_tokens)).node_counts)
+    log_graph_memory(server_args, make_policy(config_of(cfg), int(cfg.speculative_num_draft_tokens)).node_counts)
 
 
 def refuse_what_came_another_way(

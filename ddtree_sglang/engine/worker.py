@@ -25,11 +25,10 @@ from sglang.srt.speculative.dflash_worker_v2 import DFlashWorkerV2, _resolve_dfl
 from sglang.srt.speculative.spec_tp_sync import SpecTpSyncSite
 from sglang.srt.speculative.spec_utils import draft_tp_context
 
-from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.core.acceptance import AcceptedPath
 from ddtree_sglang.core.built_tree import BuiltTree, root_trees
 from ddtree_sglang.core.round_commit import RoundCommit
-from ddtree_sglang.engine.admission.default_policy import with_policy
+from ddtree_sglang.engine.admission.default_policy import config_of
 from ddtree_sglang.engine.admission.split_servers import check_retraction_backup, check_split_target
 from ddtree_sglang.engine.admission.target_checks import check_loaded_target, check_target_backend
 from ddtree_sglang.engine.debug.rank_check import require_equal_trees
@@ -83,7 +82,7 @@ class DDTreeWorker(DFlashWorkerV2):
     """Speculative worker of `--speculative-algorithm DDTREE`, on every platform."""
 
     def __init__(self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: Any) -> None:
-        self.config = with_policy(DDTreeConfig.from_env(), resolving_view(server_args))
+        self.config = config_of(resolving_view(server_args))
         self.num_nodes = int(get_spec().speculative_num_draft_tokens)
         policy = make_policy(self.config, self.num_nodes, any_width=not is_device_path())
         self.budget = make_round_budget(policy, self.config, server_args)

@@ -8,14 +8,17 @@ single node, each further width is captured in graphs of its own, and measured c
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ddtree_sglang.config import DDTreeConfig, Policy
 from ddtree_sglang.engine.admission.attention_groups import attends_in_groups
 from ddtree_sglang.engine.admission.split_servers import is_split
 from ddtree_sglang.engine.device_path import is_device_path
 
-if TYPE_CHECKING:
-    from ddtree_sglang.config import DDTreeConfig, Policy
+
+def config_of(cfg: Any) -> DDTreeConfig:
+    """The configuration of the environment, `with_policy` of this server."""
+    return with_policy(DDTreeConfig.from_env(), cfg)
 
 
 def with_policy(config: DDTreeConfig, cfg: Any) -> DDTreeConfig:

@@ -16,7 +16,7 @@ from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
 from ddtree_sglang.engine.admission import host_cache
 from ddtree_sglang.engine.admission.attention_groups import check_groups, check_groups_target
 from ddtree_sglang.engine.admission.context_limit import check_context_len
-from ddtree_sglang.engine.admission.default_policy import with_policy
+from ddtree_sglang.engine.admission.default_policy import config_of
 from ddtree_sglang.engine.admission.drafter_checks import (
     DrafterShape,
     check_checkpoint_folder,
@@ -155,7 +155,7 @@ def resolve_server_args(cfg: Any) -> None:
     rules = (*ARGUMENT_RULES, *(ADAPTER_RULES if has_adapters else ()))
     if (message := broken_rule(rules, cfg)) is not None:
         raise DDTreeConfigError(f"{ALGORITHM} {message}")
-    config = with_policy(DDTreeConfig.from_env(), cfg)
+    config = config_of(cfg)
     apply_config(cfg, config)
     check_attention_backend(cfg)
     shape = read_drafter_shape(cfg)

@@ -30,7 +30,8 @@ AS_WRITTEN = (("SGLANG_FORCE_FUSED_OP_BACKEND", "torch"), ("TRITON_F32_DEFAULT",
 class Case:
     """One server. `flags` are for every machine, `gpu_flags` mean nothing on the CPU and are left out there.
 
-    `asked` names sets of questions (gpu_questions). `budget` is None for plain decoding and the stock chain.
+    `asked` names sets of questions (gpu_questions). `budget` is None for plain decoding and the stock chain. `policy`
+    says how the one of a tree is chosen.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Case:
     backend: str
     budget: int | None = None
     pair: Pair = "tiny"
+    policy: str = "fixed"
     dtype: str = "bfloat16"
     asked: tuple[str, ...] = ("many",)
     flags: tuple[str, ...] = ()
@@ -112,10 +114,11 @@ def _variants(trees: dict[tuple[str, int], Case]) -> list[Case]:
         found.append(replace(trees[b, 16], name=f"prefill-graphs/{b}", prefill_graphs=True))
         found.append(replace(trees[b, 16], name=f"no-sync/{b}", gpu_flags=("--speculative-ddtree-check-sync",)))
     found.append(replace(trees["triton", 16], name="eager/triton", decode_graphs=False))
-    load = ("--speculative-ddtree-policy", "load", "--speculative-ddtree-verify-tokens", "15")
-    found += [replace(trees[b, 16], name=f"policy/{b}", flags=load) for b in ("triton", "flashinfer")]
-    measured = ("--speculative-ddtree-policy", "adaptive", "--speculative-ddtree-measure-seconds", "3")
-    found += [replace(trees[b, 16], name=f"adaptive/{b}", flags=measured) for b in ("triton", "fa3")]
+    load, measured = ("--speculative-ddtree-verify-tokens", "15"), ("--speculative-ddtree-measure-seconds", "3")
+    for b in ("triton", "flashinfer"):
+        found.append(replace(trees[b, 16], name=f"policy/{b}", policy="load", flags=load))
+    for b in ("triton", "fa3"):
+        found.append(replace(trees[b, 16], name=f"adaptive/{b}", policy="adaptive", flags=measured))
     found.append(Case("sampled/plain", None, "triton", asked=("sampled",)))
     found += [replace(trees[b, 16], name=f"sampled/{b}", asked=("sampled",)) for b in BACKENDS]
     found.append(Case("features/plain", None, "triton", asked=("features",)))

@@ -49,7 +49,7 @@ def server_of(case: Case, setting: Setting, at_once: int) -> ServerProcess:
         algorithm=case.algorithm,
         draft=draft if case.algorithm else None,
         budget=case.budget,
-        policy="fixed" if case.algorithm == "DDTREE" else None,
+        policy=case.policy if case.algorithm == "DDTREE" else None,
         dtype=case.dtype,
         extra=(*case.server_flags(setting.machine, at_once), *setting.server_flags),
     )

@@ -18,6 +18,7 @@ from torch import nn
 from ddtree_sglang.training.model.candidate_selector import CandidateSelector
 from ddtree_sglang.training.model.drafter_model import RMSNorm
 from tests.device_lane.pairs import VOCABULARY, TinyPair
+from tests.support.drafters import DRAFTERS
 
 RANK = 4
 TOP_K = 6
@@ -176,8 +177,7 @@ def _unit(vectors: torch.Tensor) -> torch.Tensor:
 def with_selector(pair: TinyPair) -> TinyPair:
     """The pair with a DFlash2 drafter, in the files as well."""
     head = _random(Selector(pair.drafter.config.hidden_size, pair.target.config.vocab_size))
-    fields = {"selector_rank": RANK, "selector_top_k": TOP_K}
-    return _written(pair, head, "candidate_selector", "DFlash2DraftModel", fields, {})
+    return _written(pair, head, "candidate_selector", "DFlash2 (selector)")
 
 
 def with_markov(pair: TinyPair) -> TinyPair:
@@ -192,27 +192,14 @@ def with_gated_markov(pair: TinyPair) -> TinyPair:
 
 def _with_markov(pair: TinyPair, *, is_gated: bool) -> TinyPair:
     head = _random(Markov(pair.drafter.config.hidden_size, is_gated=is_gated))
-    kind = "gated" if is_gated else "vanilla"
-    fields = {"markov_rank": RANK, "markov_head_type": kind, "enable_confidence_head": False}
-    return _written(pair, head, "markov_head", "Qwen3DSparkModel", {}, fields | {"sample_from_anchor": False})
+    kind = f"DSpark, {'gated' if is_gated else 'vanilla'} Markov head"
+    return _written(pair, head, "markov_head", kind, enable_confidence_head=False, sample_from_anchor=False)
 
 
 def with_lattice(pair: TinyPair) -> TinyPair:
     """The pair with a LiLiCorr drafter, in the files as well."""
     head = _random(Lattice(pair.target.get_input_embeddings().weight, pair.block_size))
-    fields = {
-        "enabled": True,
-        "candidate_topk": Lattice.top_k,
-        "hidden_size": LATTICE_HIDDEN,
-        "num_layers": len(head.layers),
-        "num_heads": LATTICE_HEADS,
-        "mlp_ratio": 2.0,
-        "factor_dim": RANK,
-        "vector_eps": LATTICE_EPS,
-        "logit_scale": LATTICE_SCALE,
-    }
-    named = {f"lilicorr_{name}": value for name, value in fields.items()}
-    return _written(pair, head, "lilicorr", "LiLiCorrDraftModel", named, {})
+    return _written(pair, head, "lilicorr", "LiLiCorr")
 
 
 def _random(head: Any) -> Any:
@@ -223,13 +210,11 @@ def _random(head: Any) -> Any:
     return head.requires_grad_(False)
 
 
-def _written(
-    pair: TinyPair, head: Any, prefix: str, architecture: str, dflash: dict[str, Any], top: dict[str, Any]
-) -> TinyPair:
+def _written(pair: TinyPair, head: Any, prefix: str, kind: str, **top: Any) -> TinyPair:
+    """With the fields by which admission is shown this kind, which are of these heads' sizes, and `top` beside them."""
     folder = Path(pair.draft)
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"architectures": [architecture], "dflash_config": config["dflash_config"] | dflash, **top}
-    (folder / "config.json").write_text(json.dumps(config))
+    config = DRAFTERS[kind].config_json(json.loads((folder / "config.json").read_text()))
+    (folder / "config.json").write_text(json.dumps({**config, **top}))
     tensors = {f"{prefix}.{name}": value for name, value in head.state_dict().items()}
     save_file(load_file(folder / "model.safetensors") | tensors, folder / "model.safetensors")
     return replace(pair, head=head)

@@ -69,10 +69,11 @@ def check_ranks(
     pair: Pair | None,
     *flags: str,
     own: Sequence[str] = (),
+    policy: str = "fixed",
 ) -> list[dict[str, Any]]:
     """DDTREE's answers, whose tokens and hidden states are plain decoding's at the same number of ranks.
 
-    `own`: flags that plain decoding has not.
+    `own`: flags that plain decoding has not; `policy`: of DDTREE's budget.
     """
     tp = ("--tp-size", str(ranks), "--enable-return-hidden-states", *flags)
 
@@ -83,7 +84,7 @@ def check_ranks(
     with serve(None, None, *tp, pair=pair) as plain:
         expected = answers(plain.url)
     # Each rank walks the grammars on its own.
-    with serve("DDTREE", 12, *tp, *own, "--speculative-ddtree-check-ranks", pair=pair) as server:
+    with serve("DDTREE", 12, *tp, *own, "--speculative-ddtree-check-ranks", pair=pair, policy=policy) as server:
         found = answers(server.url)
     for one, mine, reference in zip(asked, found, expected, strict=True):
         assert mine["output_ids"] == reference["output_ids"], one
@@ -115,13 +116,11 @@ def test_two_ranks_of_a_tiny_qwen3(serve: Callable[..., Any], tiny_qwen3: tuple[
     assert rounds_of(answers[: len(TINY_PROMPTS)]) < 40 * len(TINY_PROMPTS)
 
 
-ADAPTIVE = ("--speculative-ddtree-policy", "adaptive", "--speculative-ddtree-measure-seconds", "3")
-
-
 def test_three_ranks_of_the_embedded_model(serve: Callable[..., Any]) -> None:
     """Among them one under a grammar, with the hidden states of its tokens; one rank's clock chooses the nodes."""
     asked = [Asked(prompt, {}, {"max_new_tokens": 24, "ignore_eos": True}) for prompt in PROMPTS[:4]]
     asked += [Asked(PROMPTS[2], {"return_hidden_states": True}, {"regex": r"( [a-z]+){9}\.", "max_new_tokens": 30})]
-    answers = check_ranks(serve, 3, asked, None, own=ADAPTIVE)
+    own = ("--speculative-ddtree-measure-seconds", "3")
+    answers = check_ranks(serve, 3, asked, None, own=own, policy="adaptive")
     assert len(answers[-1]["meta_info"]["hidden_states"]) == len(answers[-1]["output_ids"])
     assert rounds_of(answers) < sum(len(answer["output_ids"]) for answer in answers)

@@ -42,6 +42,7 @@ from ddtree_sglang.training.model.export import export_drafter
 from tests.device_lane import hybrid_targets
 from tests.device_lane.head_protocol import PairHead
 from tests.device_lane.sliding_drafter import FULL, state_kinds, with_sliding_layers
+from tests.support.published_configs import GPT_OSS_ROPE
 
 VOCABULARY = 32
 EOS_TOKEN = 2
@@ -94,15 +95,7 @@ WINDOW = 8
 # gpt-oss: a window in every other layer, a sink for each head, experts that clamp and have biases, YaRN.
 _GPT_OSS: dict[str, Any] = {
     "max_position_embeddings": 131072,
-    "rope_parameters": {
-        "rope_type": "yarn",
-        "rope_theta": 150000.0,
-        "factor": 32.0,
-        "beta_fast": 32.0,
-        "beta_slow": 1.0,
-        "original_max_position_embeddings": 4096,
-        "truncate": False,
-    },
+    "rope_parameters": dict(GPT_OSS_ROPE),
     "layer_types": ["sliding_attention", "full_attention"],
     "sliding_window": WINDOW,
     "num_local_experts": NUM_EXPERTS,

@@ -99,6 +99,17 @@ _LLAMA_ROPE = {
 LLAMA = dense("llama", 4096, 14336, 32, 128256, rope_parameters=_LLAMA_ROPE, max_position_embeddings=131072)
 
 
+GPT_OSS_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 150000.0,
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "original_max_position_embeddings": 4096,
+    "truncate": False,
+}
+
+
 def gpt_oss(layers: int, experts: int) -> dict[str, Any]:
     return {
         "model_type": "gpt_oss",
@@ -110,15 +121,7 @@ def gpt_oss(layers: int, experts: int) -> dict[str, Any]:
         "head_dim": 64,
         "vocab_size": 201088,
         "max_position_embeddings": 131072,
-        "rope_parameters": {
-            "rope_type": "yarn",
-            "rope_theta": 150000.0,
-            "factor": 32.0,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "original_max_position_embeddings": 4096,
-            "truncate": False,
-        },
+        "rope_parameters": dict(GPT_OSS_ROPE),
         "layer_types": [SLIDING, FULL] * (layers // 2),
         "sliding_window": 128,
         "num_local_experts": experts,

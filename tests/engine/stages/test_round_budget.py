@@ -130,7 +130,7 @@ def test_rounds_in_which_the_host_works_for_each_node_have_costs_of_their_own(
     other.sampling_info.has_custom_logit_processor = works == "processor"
     other.reqs[0].return_sampling_mask = works == "sampling mask"
     for _ in range(60):
-        for batch, seconds in ((plain, 0.02), (other, 0.5)):
+        for batch, seconds in ((plain, 0.02), (other, 0.05)):
             one._budget_of(batch)._clock = lambda: now[0]
             for _ in range(4):
                 play(one, batch, ends_of(4, 4, adapts=False))
@@ -139,7 +139,7 @@ def test_rounds_in_which_the_host_works_for_each_node_have_costs_of_their_own(
     ((_, _, _, ordinary),) = one.costs()["cells"]
     assert ordinary == pytest.approx(0.02, rel=0.01)
     ((_, _, _, slow),) = one._budget_of(other).costs.to_json()
-    assert slow == pytest.approx(0.5, rel=0.05)
+    assert slow == pytest.approx(0.05, rel=0.05)
     assert one.totals is not None
     assert one.totals.rounds == {"tree": 480}, "both are told of together"
 

@@ -14,8 +14,9 @@ import pytest
 from tests.fuzz import accounts
 from tests.fuzz.accounts import Account
 from tests.fuzz.canary import CANARIES
-from tests.fuzz.cases import ABORTING, BY_DESIGN, HARMFUL, JSON, NO_OBJECTS, Served, make_case
+from tests.fuzz.cases import ABORTING, BY_DESIGN, HARMFUL, JSON, NO_OBJECTS, Case, Served, make_case
 from tests.fuzz.run import Report, fuzz, settle
+from tests.fuzz.sending import send
 
 DOCUMENT: dict[str, Any] = {
     "paths": {
@@ -206,6 +207,27 @@ def test_a_200_that_says_it_failed_is_no_answer(body: bytes, url: str, monkeypat
     report = fuzz(url, 0, range(60))
     assert report.valid == 0
     assert report.refused.total() > 0
+
+
+def test_a_stream_without_an_end_is_left_by_its_client(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strange length may ask for as many tokens as the context holds: minutes, where a fuzz has seconds."""
+    left = threading.Event()
+
+    def stream(self: _Server, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.end_headers()
+        try:
+            while True:
+                self.wfile.write(b"data: {}\n\n")
+                time.sleep(0.01)
+        except OSError:
+            left.set()
+
+    monkeypatch.setattr(_Server, "_send", stream)
+    status, body = send(url, Case(0, "POST", "/generate", b"{}"), stream_limit_s=0.2)
+    assert (status, body.startswith("data: {}")) == (200, True)
+    assert left.wait(5)
 
 
 @pytest.mark.parametrize("in_use", [(5, 0, 0), (0, 1, 0), (0, 0, 1), (-3, 0, 0)])

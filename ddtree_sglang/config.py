@@ -17,6 +17,9 @@ from typing import Any, Literal, get_args
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 CONFIG_ENV = "DDTREE_CONFIG"
+REQUESTS_BY_DEFAULT_ENV = "DDTREE_REQUESTS_BY_DEFAULT"
+"""Set to 1 for a replica's processes where `max_running_requests` is the workers' default, so that fewer may run."""
+
 DEFAULT_BUDGET = 16
 MAX_BUDGET = 255
 """N = budget + 1 stays within 256 nodes, the size that the Triton builder and SGLang's tree kernels are sized for."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from ddtree_sglang.config import CONFIG_ENV, REQUESTS_BY_DEFAULT_ENV
 from workers.config import WorkerConfig
 
 REQUEST_ROUTER = "workers.cluster.request_router:AttemptRouter"
@@ -110,7 +111,8 @@ def replica_environment(config: WorkerConfig) -> dict[str, str]:
 
     # Not the deployer's number of threads: `serve deploy` builds in a task without CPUs, where Ray sets it to 1.
     threads = {"OMP_NUM_THREADS": str(max(1, int(config.cpus_per_rank)))}
-    return rank_environment({**os.environ, **threads}) | {"DDTREE_CONFIG": config.ddtree_json()}
+    by_default = {} if "max_running_requests" in config.model_fields_set else {REQUESTS_BY_DEFAULT_ENV: "1"}
+    return rank_environment({**os.environ, **threads}) | {CONFIG_ENV: config.ddtree_json(), **by_default}
 
 
 def replica_bundles(config: WorkerConfig, with_gpus: bool) -> list[dict[str, float]]:

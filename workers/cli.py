@@ -94,7 +94,7 @@ def worker_config(args: argparse.Namespace) -> WorkerConfig:
     Raises:
         ValueError: an unusable file or value.
     """
-    values: dict[str, Any] = load_worker_config(args.config).model_dump() if args.config else {}
+    values: dict[str, Any] = load_worker_config(args.config).model_dump(exclude_unset=True) if args.config else {}
     if args.demo:
         is_tree = (args.algorithm or values.get("algorithm", "DDTREE")) == "DDTREE"
         is_elsewhere = bool(args.address or os.environ.get("RAY_ADDRESS"))
@@ -158,7 +158,7 @@ def _serve(args: argparse.Namespace) -> int:
         with step("importing Ray's LLM server, which starts the replicas"):
             from workers.app import build_app
 
-            application = build_app(config.model_dump())
+            application = build_app(config.model_dump(exclude_unset=True))
         deployed = True
         run_application(application, APPLICATION, config)
         say(ready_message(config, args.host, args.port))

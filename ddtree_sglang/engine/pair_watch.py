@@ -88,7 +88,10 @@ class PairWatch:
         if num_nodes == 1:
             # The request goes on behind its last draft, and may be over before the next.
             for req in reqs:
-                self._count(self._newest.pop(req, None))
+                newest = self._newest.pop(req, None)
+                # The round may have been launched before the one in which the request ended.
+                if not (req.finished() or req.is_retracted):
+                    self._count(newest)
             return
         wanted = [node_limit(req, self._num_nodes) for req in reqs]
         for req, nodes, hit in zip(reqs, wanted, hits, strict=True):

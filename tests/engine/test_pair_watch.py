@@ -111,6 +111,17 @@ def test_a_draft_now_and_then_counts_with_the_plain_round_behind_it() -> None:
     assert not one.is_done
 
 
+@pytest.mark.parametrize("how", ["finished", "retracted"])
+def test_a_plain_round_that_was_in_flight_when_a_request_ended_counts_no_last_draft(how: str) -> None:
+    one = watch(20)
+    for _ in range(100):
+        request = asked()
+        one.count([request], [0], NUM_NODES)
+        request.is_retracted, request.finished = how == "retracted", lambda: how == "finished"
+        one.count([request], [0], 1)
+    assert not one.is_done
+
+
 @pytest.mark.parametrize(("policy", "num_rounds"), [("fixed", ROUNDS), ("load", ROUNDS), ("adaptive", FEW_ROUNDS)])
 def test_fewer_rounds_are_waited_for_where_a_policy_hardly_drafts(
     policy: str, num_rounds: int, monkeypatch: pytest.MonkeyPatch

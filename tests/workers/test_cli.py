@@ -135,3 +135,11 @@ def test_the_command_that_is_printed_asks_the_server(key_variable: str | None) -
     assert json.loads(words[-1])["model"] == "m"
     asked = [word for word in words if word.startswith("Authorization")]
     assert asked == (["Authorization: Bearer $DDTREE_API_KEY"] if key_variable else [])
+
+
+def test_what_a_file_leaves_out_stays_a_default(tmp_path: Path) -> None:
+    """A number of requests that is named is a promise, so a default must not look as if the user had given it."""
+    file = tmp_path / "workers.json"
+    file.write_text('{"model": "m", "draft": "d"}')
+    assert "max_running_requests" not in parsed("--config", str(file)).model_fields_set
+    assert "max_running_requests" in parsed("--config", str(file), "--max-running-requests", "16").model_fields_set

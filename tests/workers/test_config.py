@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from ddtree_sglang.config import REQUESTS_BY_DEFAULT_ENV
+from workers.app import replica_environment
 from workers.config import WorkerConfig, load_worker_config
+from workers.replicas.rank_actor import rank_environment
 
 
 def config(**fields: object) -> WorkerConfig:
@@ -75,3 +78,14 @@ def test_file_may_be_yaml_or_json_and_errors_name_it(tmp_path: Path) -> None:
         bad.write_text(text)
         with pytest.raises(ValueError, match=r"bad\.yaml cannot be used"):
             load_worker_config(bad)
+
+
+@pytest.mark.parametrize(("fields", "is_default"), [({}, True), ({"max_running_requests": 16}, False)])
+def test_a_replicas_processes_know_whether_its_number_of_requests_was_named(
+    fields: dict[str, int], is_default: bool
+) -> None:
+    """What is named is a promise, which a server with recurrent layers keeps or refuses at its start."""
+    environment = replica_environment(config(**fields))
+    assert (environment.get(REQUESTS_BY_DEFAULT_ENV) == "1") == is_default
+    # As a rank gets it from its replica.
+    assert (rank_environment(environment).get(REQUESTS_BY_DEFAULT_ENV) == "1") == is_default

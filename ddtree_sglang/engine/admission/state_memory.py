@@ -10,11 +10,13 @@ of 48 included; if that leaves nothing to keys and values it ends and blames the
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ddtree_sglang.config import REQUESTS_BY_DEFAULT_ENV
 from ddtree_sglang.engine.spec import ALGORITHM, serves_ddtree
 from ddtree_sglang.exceptions import DDTreeConfigError
 
@@ -110,10 +112,14 @@ def limit_nodes(original: Callable[..., float], configurator: Any, total_rest_me
             _memory_of(configurator, total_rest_memory * GIB),
             num_nodes=int(get_spec().speculative_num_draft_tokens),
             requests=int(get_schedule().max_running_requests),
-            # Arguments stay as they were given; what was filled in stands beside them.
-            is_asked=configurator.server_args.max_running_requests is not None,
+            is_asked=_is_asked(configurator.server_args),
         )
     return original(configurator, total_rest_memory)
+
+
+def _is_asked(server_args: Any) -> bool:
+    """Whether somebody named a number of requests. Arguments stay as they were given; the workers always give one."""
+    return server_args.max_running_requests is not None and not os.environ.get(REQUESTS_BY_DEFAULT_ENV)
 
 
 def _memory_of(configurator: Any, free: float) -> StateMemory:

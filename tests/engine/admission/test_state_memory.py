@@ -292,6 +292,15 @@ def test_sglang_is_asked_once_it_is_known_to_fit(monkeypatch: pytest.MonkeyPatch
         limit_nodes(sglang.size, sglang.configurator(100 * MIB, asked=8), 20.0)
 
 
+def test_a_replicas_default_is_no_promise(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The workers always name a number of requests; where it is their default, fewer run, and the log says so."""
+    monkeypatch.setenv("DDTREE_REQUESTS_BY_DEFAULT", "1")
+    sglang = Sglang(monkeypatch, 17, 8)
+    with caplog.at_level(logging.WARNING):
+        assert limit_nodes(sglang.size, sglang.configurator(100 * MIB, asked=8), 20.0) > 0
+    assert "SGLang runs 3 of its default of 8 requests at once" in caplog.text
+
+
 @pytest.mark.usefixtures("plugins", "no_configuration")
 @pytest.mark.parametrize("given", [None, 8])
 def test_arguments_keep_whether_a_number_of_requests_was_asked_for(given: int | None, tmp_path: Path) -> None:

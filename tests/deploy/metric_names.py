@@ -22,10 +22,11 @@ def existing_metrics() -> set[str]:
 
 
 def decision_metrics() -> set[str]:
-    """What a server of policy "adaptive" says of its rounds."""
+    """What a server of policy "adaptive" says of its rounds, and any server of its pair."""
     from ddtree_sglang.engine.decision_metrics import NODES, ROUNDS, SUMS
+    from ddtree_sglang.engine.pair_watch import METRIC
 
-    return {NODES, ROUNDS, *SUMS}
+    return {NODES, ROUNDS, *SUMS, METRIC}
 
 
 @functools.cache

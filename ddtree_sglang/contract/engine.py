@@ -86,8 +86,9 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.mem_cache.memory_pool",
         "MHATokenToKVPool",
-        "is_quantized_kv_cache k_buffer kv_cache_layout layer_num use_native_move_kv_cache v_buffer",
-        "kv_moves",
+        "get_cpu_copy is_quantized_kv_cache k_buffer kv_cache_layout layer_num load_cpu_copy use_native_move_kv_cache "
+        "v_buffer",
+        "kv_moves, retraction_copies",
     ),
     Row("sglang.srt.mem_cache.memory_pool", "MHATokenToKVPool.move_kv_cache", "tgt_loc src_loc", "kv_moves"),
     Row("sglang.srt.mem_cache.memory_pool", "ReqToTokenPool", "req_to_token", "draft_window, worker"),

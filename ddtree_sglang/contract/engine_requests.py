@@ -139,11 +139,12 @@ REQUESTS: tuple[Row, ...] = (
         "sglang.srt.managers.schedule_batch",
         "Req",
         "beam_group custom_logit_processor eos_token_ids finished finished_len finished_output finished_reason grammar "
-        "hidden_states is_prefill_only is_retracted kv origin_input_ids output_ids output_ids_through_stop "
-        "reasoning_tokens retraction_count return_hidden_states return_sampling_mask rid sampling_params "
-        "send_token_offset session skip_radix_cache_insert stream to_finish tokenizer vocab_size",
+        "hidden_states is_prefill_only is_retracted kv load_kv_cache offload_kv_cache origin_input_ids output_ids "
+        "output_ids_through_stop reasoning_tokens retraction_count return_hidden_states return_sampling_mask rid "
+        "sampling_params send_token_offset seqlen session skip_radix_cache_insert stream to_finish tokenizer "
+        "vocab_size",
         "grammar_ends, hooks, mixed_chunks, node_grammar, node_penalties, node_processors, request_options, "
-        "request_rules, round_ends, run_ends, sessions, token_outputs, worker",
+        "request_rules, retraction_copies, round_ends, run_ends, sessions, token_outputs, worker",
     ),
     Row("sglang.srt.managers.schedule_batch", "Req.update_finish_state", "new_accepted_len", "run_ends"),
     Row("sglang.srt.managers.schedule_batch", "FINISH_ABORT", "message status_code err_type", "node_grammar"),
@@ -151,7 +152,7 @@ REQUESTS: tuple[Row, ...] = (
         "sglang.srt.managers.schedule_batch",
         "ReqKvInfo",
         "kv_committed_len mamba_ping_pong_track_buffer req_pool_idx",
-        "node_penalties, run_ends, sessions",
+        "node_penalties, retraction_copies, run_ends, sessions",
     ),
     Row(
         "sglang.srt.managers.schedule_batch",

@@ -117,6 +117,18 @@ ROUND_PATCHES = (
         "keys would be cut to another number of ranks, the drafter's with the target's",
     ),
     Patch(
+        "sglang.srt.managers.schedule_batch.Req.offload_kv_cache",
+        "around",
+        "ddtree_sglang.engine.stages.retraction_copies:copy_drafter_keys",
+        "a retracted request on a decoding server would lose the drafter's keys",
+    ),
+    Patch(
+        "sglang.srt.managers.schedule_batch.Req.load_kv_cache",
+        "around",
+        "ddtree_sglang.engine.stages.retraction_copies:restore_drafter_keys",
+        "its drafter would read the keys of its slots' last owner",
+    ),
+    Patch(
         "sglang.srt.session.streaming_session.StreamingSession.try_cache_finished_req",
         "around",
         "ddtree_sglang.engine.sessions:keep_written_tokens",

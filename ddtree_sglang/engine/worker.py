@@ -29,7 +29,7 @@ from ddtree_sglang.core.acceptance import AcceptedPath
 from ddtree_sglang.core.built_tree import BuiltTree, root_trees
 from ddtree_sglang.core.round_commit import RoundCommit
 from ddtree_sglang.engine.admission.default_policy import config_of
-from ddtree_sglang.engine.admission.split_servers import check_retraction_backup, check_split_target
+from ddtree_sglang.engine.admission.split_servers import check_split_target
 from ddtree_sglang.engine.admission.target_checks import check_loaded_target, check_target_backend
 from ddtree_sglang.engine.debug.rank_check import require_equal_trees
 from ddtree_sglang.engine.debug.sync_check import forbid_sync
@@ -58,6 +58,7 @@ from ddtree_sglang.engine.stages.node_penalties import PenaltyTable
 from ddtree_sglang.engine.stages.node_processors import choice_by_processors
 from ddtree_sglang.engine.stages.ranking import make_ranking
 from ddtree_sglang.engine.stages.recurrent_states import RecurrentStates
+from ddtree_sglang.engine.stages.retraction_copies import copy_beside_the_targets
 from ddtree_sglang.engine.stages.round_budget import make_round_budget
 from ddtree_sglang.engine.stages.round_ends import EndsOfBatches
 from ddtree_sglang.engine.stages.routed_experts import check_capture_room, experts_of_path
@@ -135,7 +136,6 @@ class DDTreeWorker(DFlashWorkerV2):
     def init_attention_backends(self) -> None:
         """Build the drafter's attention backend; the target's pool, whose rows a round moves, is there by now."""
         check_target_backend(self.model_runner)
-        check_retraction_backup(get_disagg())
         check_split_target(get_disagg(), self.states is not None, bool(self.model_runner.sliding_window_size))
         adapt_attention(self.model_runner)
         check_capture_room(int(self.model_runner.max_running_requests) * self.num_nodes)
@@ -146,6 +146,7 @@ class DDTreeWorker(DFlashWorkerV2):
         self.draft_block = self.draft_block.within(self.draft_window_size, int(self.page_size), self.model_runner)
         self.mover = make_mover(self.model_runner.token_to_kv_pool)
         self.mover.warm_up(self.max_path_len)
+        copy_beside_the_targets(self.model_runner.token_to_kv_pool_allocator, self.draft_model_runner.token_to_kv_pool)
         self.penalties = PenaltyTable.of(self.model_runner, self.device)
         if self.ranking.scorer is not None:
             self.ranking.scorer.prepare(self.penalties.num_slots)

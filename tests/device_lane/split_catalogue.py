@@ -53,12 +53,12 @@ SPLIT_OTHERS = (
     SPLIT_PENALTIES,
     SPLIT_RETRACTION,
     replace(_SPLIT, name="split-grammars", waves=(under_grammars,), late=True),
+    # Of which SGLang keeps a retracted request's keys in tensors of its own.
+    replace(SPLIT_RETRACTION, name="split-latent", backend="triton", pair="deepseek"),
     replace(
-        _SPLIT,
-        name="split-latent",
-        backend="triton",
-        pair="deepseek",
-        flags=("--disaggregation-decode-retraction-backup", "none"),
+        SPLIT_RETRACTION,
+        name="split-retraction-tensors",
+        flags=(*SPLIT_RETRACTION.flags, "--disaggregation-decode-retraction-backup", "cpu_tensor"),
     ),
     replace(_SPLIT, name="split-seeds", waves=(seeded,), pair="llama", flags=("--enable-deterministic-inference",)),
     replace(

@@ -137,27 +137,6 @@ def check_split_target(cfg: Any, is_recurrent: bool, has_windows: bool) -> None:
         )
 
 
-def check_retraction_backup(disagg: Any) -> None:
-    """On a decoding server, refuse copies of a retracted request's keys that leave out the drafter's.
-
-    SGLang chooses one by the target's pool when that is made; its pool on the host has the drafter's keys, too, tensors
-    of each request have the target's alone (managers/schedule_batch.py, `Req.offload_kv_cache`).
-
-    Args:
-        disagg: SGLang's arguments of disaggregation, resolved.
-
-    Raises:
-        DDTreeConfigError: such copies were asked for, or chosen.
-    """
-    if disagg.disaggregation_mode == "decode" and disagg.disaggregation_decode_retraction_backup == "cpu_tensor":
-        raise DDTreeConfigError(
-            f"{ALGORITHM} with --disaggregation-mode decode loses the drafter's keys of a retracted request in copies "
-            "of the kind cpu_tensor, which was asked for or is SGLang's choice for this target (latent attention) or "
-            "with priorities; set --disaggregation-decode-retraction-backup to none, under which such a request is "
-            "answered with a 503, or to host_pool."
-        )
-
-
 def refuse_other_sizes(original: Callable[..., None], receiver: Any, prefill_dp_rank: int) -> None:
     """AROUND hook on `CommonKVReceiver.init`: a request that ranks of another number have prefilled fails.
 

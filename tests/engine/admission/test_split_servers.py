@@ -13,7 +13,7 @@ from sglang.srt.disaggregation.common import conn
 from ddtree_sglang.engine import worker
 from ddtree_sglang.engine.admission import split_servers
 from ddtree_sglang.engine.admission.drafter_families import LATTICE_FIELDS
-from ddtree_sglang.engine.admission.split_servers import check_retraction_backup, refuse_other_sizes
+from ddtree_sglang.engine.admission.split_servers import refuse_other_sizes
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.engine.admission.machines import HOPPER, resolved
 from tests.engine.admission.test_server_args import DRAFTER, TARGET, write_checkpoint
@@ -65,20 +65,6 @@ def test_a_head_that_reads_the_prompts_last_token_is_refused_there(tmp_path: Pat
     pair = write_checkpoint(tmp_path / "target", TARGET), write_checkpoint(tmp_path / "drafter", config)
     with pytest.raises(DDTreeConfigError, match="takes drafters of DFlash and DFlash2, got one of LiLiCorr"):
         resolved("Engine", pair, HOPPER, disaggregation_mode="decode", attention_backend="fa3")
-
-
-@pytest.mark.parametrize(
-    ("mode", "backup", "is_refused"),
-    [("decode", "cpu_tensor", True), ("decode", "host_pool", False), ("decode", "none", False)]
-    + [(mode, "cpu_tensor", False) for mode in ("null", "prefill")],
-)
-def test_copies_without_the_drafters_keys_are_refused(mode: str, backup: str, is_refused: bool) -> None:
-    disagg = SimpleNamespace(disaggregation_mode=mode, disaggregation_decode_retraction_backup=backup)
-    if not is_refused:
-        check_retraction_backup(disagg)
-        return
-    with pytest.raises(DDTreeConfigError, match="--disaggregation-decode-retraction-backup to none"):
-        check_retraction_backup(disagg)
 
 
 @pytest.mark.parametrize(("mode", "window"), [("prefill", 128), ("decode", 128), ("decode", None), ("null", 128)])

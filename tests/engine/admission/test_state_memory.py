@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import pickle
 import re
@@ -197,7 +198,8 @@ class Sglang:
             patch.setattr(module, name, lambda bag=bag: bag)
             patch.setattr(runtime_context, name, lambda bag=bag: bag)
         patch.setattr(module, "_pd_prefill_skips_mamba_spec_state", lambda: False)
-        self.size = module.KVCacheConfigurator._handle_max_mamba_cache
+        # Another test of the process may have installed the hook.
+        self.size = inspect.unwrap(module.KVCacheConfigurator._handle_max_mamba_cache)
 
     def override(self, _source: str, **fields: Any) -> None:
         vars(self.schedule).update(fields)

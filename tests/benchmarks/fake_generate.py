@@ -47,9 +47,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def stream(self, body: dict[str, Any]) -> None:
         count = body["sampling_params"]["max_new_tokens"]
-        print(f"temperature {body['sampling_params']['temperature']}", flush=True)
+        # In one piece: other requests write, too.
+        print(f"temperature {body['sampling_params']['temperature']}\n", end="", flush=True)
         if asked := body["sampling_params"].get("custom_params"):
-            print(f"asked {asked}", flush=True)
+            print(f"asked {asked}\n", end="", flush=True)
         ids = [sum(body["input_ids"]) + place for place in range(count)]
         if TOKENS == "other":
             ids[2] += 1000

@@ -230,6 +230,37 @@ def mixed(chooser: Chooser) -> list[Sent]:
     return [Sent(chooser.find(length, tokens, anywhere=True), check="steps") for length, tokens in sizes]
 
 
+def mixed_past_a_tracked_length(chooser: Chooser) -> list[Sent]:
+    """One passes the length at which a state is kept while the chunks of later prompts come."""
+    sizes = ((5, 4), (TRACKED_LEN - 5, 14), (33, 6), (29, 5))
+    asked = [chooser.find(length, tokens, anywhere=True) for length, tokens in sizes]
+    chooser.begun = asked[:3]
+    return [Sent(one, check="steps") for one in asked]
+
+
+def go_on_after_mixing(chooser: Chooser) -> list[Sent]:
+    """Three that go on behind the texts of the wave before, whatever the cache has of those."""
+
+    return [Sent(_behind(chooser, one), check="steps") for one in chooser.begun]
+
+
+def mixed_into_a_kept_state(chooser: Chooser) -> list[Sent]:
+    """One takes part in a prefill of which the cache gets a state."""
+    chooser.passed = chooser.find(TRACKED_LEN + 14, 5)
+    return [Sent(chooser.find(5, 24, anywhere=True), check="steps"), Sent(chooser.passed, after_s=1.0)]
+
+
+def go_on_behind_that_state(chooser: Chooser) -> list[Sent]:
+    """One that goes on behind it."""
+    assert chooser.passed is not None
+    return [Sent(_behind(chooser, chooser.passed), cached=TRACKED_LEN)]
+
+
+def _behind(chooser: Chooser, one: Asked) -> Asked:
+    text = (*one.prompt, *chooser.reference.expect(one).output_ids[:-1])
+    return chooser.find(3, 7, lambda asked: replace(asked, prompt=(*text, *asked.prompt)), anywhere=True)
+
+
 def mixed_adapters(chooser: Chooser) -> list[Sent]:
     """The same with adapters: each step of a prefill has rows of several."""
     first, second = chooser.reference.adapters

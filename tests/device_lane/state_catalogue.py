@@ -8,6 +8,10 @@ from tests.device_lane.context_waves import (
     ends_about_a_tracked_length,
     fill_the_pool,
     finishes,
+    go_on_after_mixing,
+    go_on_behind_that_state,
+    mixed_into_a_kept_state,
+    mixed_past_a_tracked_length,
     passes_a_tracked_length,
     resumes_at_a_tracked_length,
     resumes_at_its_end,
@@ -163,6 +167,26 @@ GATED_DELTA_RETRACTION = Scene(
     must_log=("Retract requests",),
 )
 GATED_DELTA_OTHERS = (
+    Scene(
+        "gated-delta-mixed",
+        "triton",
+        (mixed_past_a_tracked_length, go_on_after_mixing),
+        pair="gated_delta",
+        budget=7,
+        flags=(*TRACKED, *CHUNKS, "--enable-mixed-chunk"),
+        captured=(4,),
+        at_once=2,
+    ),
+    Scene(
+        "gated-delta-mixed-kept",
+        "fa3",
+        (mixed_into_a_kept_state, go_on_behind_that_state),
+        pair="gated_delta",
+        budget=16,
+        flags=(*TRACKED, "--chunked-prefill-size", "72", "--enable-mixed-chunk"),
+        captured=(2,),
+        at_once=2,
+    ),
     Scene(
         "gated-delta-chunks",
         "fa3",

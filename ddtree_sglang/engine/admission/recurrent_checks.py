@@ -126,10 +126,19 @@ RECURRENT_RULES: tuple[RecurrentRule, ...] = (
         lambda cfg: bool(cfg.enable_lora or cfg.lora_paths),
         "has not been shown with adapters; remove --enable-lora and --lora-paths.",
     ),
-    # A running request's state would be kept by a prefill of others, which SGLang has not been shown to do for rounds.
     RecurrentRule(
         lambda cfg: bool(cfg.enable_mixed_chunk),
         "has not been shown to advance a state in another request's prefill; remove --enable-mixed-chunk.",
+        (*MAMBA2, *SHORT_CONVOLUTIONS),
+    ),
+    # Where a request ends in another one's prefill, SGLang gives the cache the state behind its last token as that
+    # before it (managers/scheduler_components/batch_result_processor.py, mem_cache/common.py). Copies at fixed lengths
+    # are none of such steps.
+    RecurrentRule(
+        lambda cfg: bool(cfg.enable_mixed_chunk) and cfg.mamba_radix_cache_strategy != "extra_buffer",
+        "keeps a wrong state of a request that ends in another one's prefill; remove --enable-mixed-chunk, or let "
+        "--mamba-radix-cache-strategy be extra_buffer, which overlap scheduling needs to be on for.",
+        GATED_DELTA,
     ),
     # A round that is in flight at a turn's end advances the session's state past the tokens that it keeps.
     RecurrentRule(

@@ -129,7 +129,10 @@ def test_gated_delta_nets_are_served(name: str) -> None:
         ({"enable_lora": True}, "remove --enable-lora and --lora-paths"),
         ({"lora_paths": ["first=adapter"]}, "remove --enable-lora and --lora-paths"),
         ({"enable_hierarchical_cache": True}, "remove --enable-hierarchical-cache"),
-        ({"enable_mixed_chunk": True}, "remove --enable-mixed-chunk"),
+        (
+            {"enable_mixed_chunk": True, "mamba_radix_cache_strategy": "no_buffer"},
+            "remove --enable-mixed-chunk, or let",
+        ),
         ({"enable_streaming_session": True}, "remove --enable-streaming-session"),
     ],
 )
@@ -155,6 +158,17 @@ def test_what_only_mamba2_cannot_is_refused_for_that_alone(monkeypatch: pytest.M
         check_recurrent_arguments(mamba, arguments())
 
 
+@pytest.mark.usefixtures("on_device")
+@pytest.mark.parametrize(
+    ("config", "name"), [("NemotronHConfig", "NemotronHForCausalLM"), ("Lfm2Config", "Lfm2ForCausalLM")]
+)
+def test_running_requests_take_part_in_prefills_of_gated_delta_nets_alone(config: str, name: str) -> None:
+    mixed = arguments(enable_mixed_chunk=True)
+    check_recurrent_arguments(target("Qwen3NextConfig", "Qwen3NextForCausalLM"), mixed)
+    with pytest.raises(DDTreeConfigError, match="has not been shown to advance a state in another request's prefill"):
+        check_recurrent_arguments(target(config, name), mixed)
+
+
 def test_without_triton_kernels_they_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recurrent_checks, "is_device_path", lambda: False)
     with pytest.raises(DDTreeConfigError, match="is served where SGLang launches Triton kernels"):
@@ -171,4 +185,4 @@ def test_convolutions_that_round_their_inputs_are_refused(monkeypatch: pytest.Mo
 
 
 def test_every_rule_is_one_of_those_that_are_tested() -> None:
-    assert len(RECURRENT_RULES) == 14
+    assert len(RECURRENT_RULES) == 15

@@ -246,6 +246,20 @@ ENGINE_PATCHES = (
         "sampling_mask_output",
     ),
     Patch(
+        "sglang.srt.state_capturer.base.BaseDeviceCache",
+        "object",
+        "ddtree_sglang.engine.stages.routed_experts:make_capture_room",
+        "a verify has more rows than the buffer of routed experts is sized for",
+        "buffer",
+    ),
+    Patch(
+        "sglang.srt.state_capturer.routed_experts.RoutedExpertsCapturer",
+        "object",
+        "ddtree_sglang.engine.stages.routed_experts:make_capture_room",
+        "all ranks' rows of such a verify have no room, either",
+        "gather_buffer",
+    ),
+    Patch(
         _ARGS,
         "object",
         f"{_FLAGS}:apply_config",

@@ -61,7 +61,7 @@ from ddtree_sglang.engine.stages.recurrent_states import RecurrentStates
 from ddtree_sglang.engine.stages.retraction_copies import copy_beside_the_targets
 from ddtree_sglang.engine.stages.round_budget import make_round_budget
 from ddtree_sglang.engine.stages.round_ends import EndsOfBatches
-from ddtree_sglang.engine.stages.routed_experts import check_capture_room, experts_of_path
+from ddtree_sglang.engine.stages.routed_experts import experts_of_path, make_capture_room
 from ddtree_sglang.engine.stages.sampling_supports import NodeSupports
 from ddtree_sglang.engine.stages.target_attention import adapt_attention
 from ddtree_sglang.engine.stages.target_choice import NodeAdjustments, choose_target_tokens
@@ -138,7 +138,7 @@ class DDTreeWorker(DFlashWorkerV2):
         check_target_backend(self.model_runner)
         check_split_target(get_disagg(), self.states is not None, bool(self.model_runner.sliding_window_size))
         adapt_attention(self.model_runner)
-        check_capture_room(int(self.model_runner.max_running_requests) * self.num_nodes)
+        make_capture_room(int(self.model_runner.max_running_requests) * self.num_nodes)
         with self._draft_scope():
             super().init_attention_backends()
         if self.states is not None:

@@ -162,7 +162,8 @@ EXPERTS = Scene(
     (with_experts,),
     pair="experts",
     budget=7,
-    flags=("--enable-return-routed-experts",),
+    # A verify of four has 32 rows, and a forward of SGLang's own 8.
+    flags=("--enable-return-routed-experts", *CHUNKS, "--max-running-requests", "4"),
     captured=(4,),
 )
 

@@ -13,26 +13,27 @@ import torch
 from sglang.srt.state_capturer.routed_experts import get_global_experts_capturer
 
 from ddtree_sglang.engine.stages.kv_window import RoundWindow
-from ddtree_sglang.exceptions import DDTreeConfigError
 
 
-def check_capture_room(num_rows: int) -> None:
-    """Refuse a server whose verify has more rows than SGLang's buffer of a forward, which it sizes without a tree.
+def make_capture_room(num_rows: int) -> None:
+    """Enlarge SGLang's buffer of a forward, which it sizes without a tree, where the largest verify has more rows.
+
+    It is asked for anew in each forward, so that graphs that are captured afterwards write to the new one.
 
     Args:
         num_rows: nodes of all requests in the largest verify.
-
-    Raises:
-        DDTreeConfigError: they do not fit.
     """
     capturer = get_global_experts_capturer()
-    if capturer is None or num_rows <= len(capturer.device_cache.buffer):
+    if capturer is None or num_rows <= (num_now := len(capturer.device_cache.buffer)):
         return
-    raise DDTreeConfigError(
-        "--enable-return-routed-experts needs --chunked-prefill-size of at least the nodes of all running requests, "
-        f"{num_rows}, got room for {len(capturer.device_cache.buffer)}; raise it, or lower --max-running-requests or "
-        "the budget."
-    )
+    capturer.device_cache.buffer = _longer(capturer.device_cache.buffer, num_rows)
+    # Of expert-parallel transports, which have each rank's rows one after the other.
+    if (gathered := getattr(capturer, "gather_buffer", None)) is not None:
+        capturer.gather_buffer = _longer(gathered, num_rows * (len(gathered) // num_now))
+
+
+def _longer(buffer: torch.Tensor, num_rows: int) -> torch.Tensor:
+    return buffer.new_zeros((num_rows, *buffer.shape[1:]))
 
 
 def experts_of_path(target_out: Any, window: RoundWindow, rows: torch.Tensor) -> Any:

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from ddtree_sglang.exceptions import DDTreeConfigError
-
 pytestmark = pytest.mark.sglang
 
 LAYERS, TOP_K, NUM_SLOTS = 2, 3, 40
@@ -70,12 +68,30 @@ def test_without_a_capturer_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(routed_experts, "get_global_experts_capturer", lambda: None)
     assert routed_experts.experts_of_path(SimpleNamespace(routed_experts_output=None), window(), ROWS) is None
-    routed_experts.check_capture_room(10**9)
+    routed_experts.make_capture_room(10**9)
 
 
-def test_a_verify_that_does_not_fit_the_buffer_is_refused(capturer: Any) -> None:
-    from ddtree_sglang.engine.stages.routed_experts import check_capture_room
+def test_a_verify_that_does_not_fit_the_buffer_gets_a_larger_one(capturer: Any) -> None:
+    from sglang.srt.state_capturer.base import BaseDeviceCache
 
-    check_capture_room(8)
-    with pytest.raises(DDTreeConfigError, match=r"--chunked-prefill-size of at least .* 9, got room for 8"):
-        check_capture_room(9)
+    from ddtree_sglang.engine.stages.routed_experts import make_capture_room
+
+    capturer.device_cache = cache = BaseDeviceCache(8, LAYERS, TOP_K, "cpu", "test")
+    before = cache.buffer
+    make_capture_room(8)
+    assert cache.buffer is before
+    rest, kind = before.shape[1:], (before.dtype, before.device)
+    make_capture_room(20)
+    assert cache.buffer.shape == (20, *rest)
+    assert (cache.buffer.dtype, cache.buffer.device) == kind
+    chosen = torch.ones(20, rest[1], dtype=before.dtype)
+    cache.capture(0, chosen)
+    assert torch.equal(cache.buffer[:, 0], chosen)
+
+
+def test_rows_of_all_ranks_get_as_many_times_the_room(capturer: Any) -> None:
+    from ddtree_sglang.engine.stages.routed_experts import make_capture_room
+
+    capturer.gather_buffer = torch.empty(16, 3, dtype=torch.int32)
+    make_capture_room(9)
+    assert capturer.gather_buffer.shape == (18, 3)

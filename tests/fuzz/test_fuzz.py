@@ -209,13 +209,16 @@ def test_a_200_that_says_it_failed_is_no_answer(body: bytes, url: str, monkeypat
     assert report.refused.total() > 0
 
 
-def test_a_stream_without_an_end_is_left_by_its_client(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("content_type", ["text/event-stream; charset=utf-8", "application/x-ndjson"])
+def test_a_stream_without_an_end_is_left_by_its_client(
+    content_type: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A strange length may ask for as many tokens as the context holds: minutes, where a fuzz has seconds."""
     left = threading.Event()
 
     def stream(self: _Server, status: int, body: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.send_header("Content-Type", content_type)
         self.end_headers()
         try:
             while True:

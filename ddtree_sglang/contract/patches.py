@@ -45,6 +45,18 @@ FLAG_PATCHES = (
 
 ROUND_PATCHES = (
     Patch(
+        "sglang.srt.plugins.hook_registry._propagate_patch",
+        "assign",
+        "ddtree_sglang.engine.hook_scan:collect_methods",
+        "each hook on a method would go through all modules of the process by itself, seconds of each start",
+    ),
+    Patch(
+        "sglang.srt.plugins.hook_registry.HookRegistry.apply_hooks",
+        "assign",
+        "ddtree_sglang.engine.hook_scan:apply_with_one_scan",
+        "the modules are gone through once, when all methods are wrapped",
+    ),
+    Patch(
         "sglang.srt.speculative.dflash_utils.validate_dflash_request",
         "around",
         f"{_HOOKS}:refuse_unsupported_request",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
 import re
 import zipfile
@@ -18,10 +19,14 @@ class Source:
 
     Args:
         read: from a path inside the tree, such as `sglang/srt/server_args.py`, to its text; None if there is none.
+
+    Attributes:
+        digests: of each path that was asked for, a digest of its text, or "" where there is none.
     """
 
     def __init__(self, read: Callable[[str], str | None]) -> None:
-        self._read = read
+        self._text_of = read
+        self.digests: dict[str, str] = {}
         self._trees: dict[str, ast.Module | None] = {}
         self._packages: set[str] = set()
 
@@ -34,6 +39,11 @@ class Source:
                 self._packages.add(module)
             self._trees[module] = None if text is None else ast.parse(text)
         return self._trees[module]
+
+    def _read(self, path: str) -> str | None:
+        text = self._text_of(path)
+        self.digests[path] = _digest(text)
+        return text
 
     def origin(self, module: str, node: ast.ImportFrom) -> str:
         """The module that a `from ... import` statement in `module` names, relative ones resolved."""
@@ -48,6 +58,15 @@ class Source:
 def installed() -> Source:
     """The packages of this environment; none of them is imported."""
     return Source(_read_installed)
+
+
+def digest_of_installed(path: str) -> str:
+    """What `Source.digests` holds of a path that is read from this environment now."""
+    return _digest(_read_installed(path))
+
+
+def _digest(text: str | None) -> str:
+    return "" if text is None else hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read_installed(path: str) -> str | None:

@@ -1,0 +1,158 @@
+"""Hooks reach what SGLang's own scan of all modules reaches, and those on methods take one scan together."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ddtree_sglang.engine import hook_scan
+from ddtree_sglang.engine.hook_scan import apply_with_one_scan, collect_methods
+
+pytestmark = pytest.mark.sglang
+
+SOURCE = """
+class Base:
+    def method(self): return "method"
+    def other(self): return "other"
+    @staticmethod
+    def still(self=None): return "still"
+class Heir(Base): pass
+def function(self=None): return "function"
+alias = function
+"""
+NAMES = ("hooked_source", "hooked_import", "hooked_again")
+
+
+class Incomparable:
+    def __eq__(self, other: object) -> bool:
+        raise AssertionError("compared")
+
+    __hash__ = object.__hash__
+
+
+@pytest.fixture
+def modules() -> Iterator[Callable[[], list[ModuleType]]]:
+    """Makes three modules, of which two have imported from the first."""
+
+    def make() -> list[ModuleType]:
+        made = [ModuleType(name) for name in NAMES]
+        exec(SOURCE, vars(made[0]))
+        base = vars(made[0])["Base"]
+        for module in made[1:]:
+            vars(module).update(method=base.method, again=base.method, other=base.other, still=base.still)
+            vars(module).update(function=vars(made[0])["function"], odd=Incomparable())
+        sys.modules.update(zip(NAMES, made, strict=True))
+        return made
+
+    yield make
+    for name in NAMES:
+        sys.modules.pop(name, None)
+
+
+def registry() -> Any:
+    """SGLang's registry, read anew from its file: no hook is known to it, and nothing of ours changes it."""
+    from sglang.srt.plugins import hook_registry
+
+    spec = importlib.util.spec_from_file_location("hook_registry_of_a_test", str(hook_registry.__file__))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def ours() -> Any:
+    made = registry()
+    made._propagate_patch = collect_methods(made._propagate_patch)
+    made.HookRegistry.apply_hooks = apply_with_one_scan(made.HookRegistry.apply_hooks)
+    return made
+
+
+def mark(name: str) -> Callable[..., str]:
+    return lambda original, *args, **kwargs: f"{name}({original(*args, **kwargs)})"
+
+
+def answers(modules: list[ModuleType]) -> dict[str, str]:
+    """What every function that a module holds, and every method of its classes, says."""
+    found = {}
+    for module in modules:
+        for name, value in vars(module).items():
+            if isinstance(value, type) and value is not Incomparable:
+                instance = value()
+                found |= {f"{module.__name__}.{name}.{m}": getattr(instance, m)() for m in ("method", "other", "still")}
+            elif callable(value) and not isinstance(value, Incomparable):
+                found[f"{module.__name__}.{name}"] = value(None)
+    return found
+
+
+TARGETS = {
+    "two methods": ("hooked_source.Base.method", "hooked_source.Base.other"),
+    "a method of a class and of its heir": ("hooked_source.Base.method", "hooked_source.Heir.method"),
+    "a static method": ("hooked_source.Base.still",),
+    "a function": ("hooked_source.function",),
+    "a function where it is and where it was imported to": ("hooked_again.function", "hooked_source.function"),
+    "all": ("hooked_source.Base.method", "hooked_source.Base.still", "hooked_source.Heir.other", "hooked_source.alias"),
+}
+
+
+@pytest.mark.parametrize("case", TARGETS)
+def test_the_same_is_wrapped_as_by_sglang(case: str, modules: Callable[[], list[ModuleType]]) -> None:
+    said = []
+    for one in (registry(), ours()):
+        made = modules()
+        for target in TARGETS[case]:
+            one.HookRegistry.register(target, mark(target), one.HookType.AROUND)
+        one.HookRegistry.apply_hooks()
+        one.HookRegistry.apply_hooks()
+        said.append(answers(made))
+    assert said[0] == said[1]
+    assert any("(" in answer for name, answer in said[1].items() if name.startswith("hooked_again"))
+
+
+def test_hooks_that_an_import_applies_meanwhile_do_not_lose_the_others(
+    modules: Callable[[], list[ModuleType]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, made = ours(), modules()
+    stock = one.pkgutil.resolve_name
+
+    def resolve(name: str) -> Any:
+        if name.endswith("Heir") and "hooked_source.Base.other" not in one.HookRegistry._hooks:
+            one.HookRegistry.register("hooked_source.Base.other", mark("other"), one.HookType.AROUND)
+            one.HookRegistry.apply_hooks()
+        return stock(name)
+
+    monkeypatch.setattr(one.pkgutil, "resolve_name", resolve)
+    for target in ("hooked_source.Base.method", "hooked_source.Heir.still"):
+        one.HookRegistry.register(target, mark("first"), one.HookType.AROUND)
+    one.HookRegistry.apply_hooks()
+    found = answers(made)
+    assert (found["hooked_again.method"], found["hooked_again.other"]) == ("first(method)", "other(other)")
+
+
+def test_methods_take_one_scan(modules: Callable[[], list[ModuleType]], monkeypatch: pytest.MonkeyPatch) -> None:
+    scans: list[int] = []
+    stock = hook_scan.held_by_modules
+
+    def scan(objects: list[object], but: object = None) -> set[int]:
+        scans.append(len(objects))
+        return stock(objects, but)
+
+    monkeypatch.setattr(hook_scan, "held_by_modules", scan)
+    one = ours()
+    modules()
+    for target in TARGETS["all"][:3]:
+        one.HookRegistry.register(target, mark(target), one.HookType.AROUND)
+    one.HookRegistry.apply_hooks()
+    assert scans == [3]
+
+
+def test_servers_hooks_are_applied_so(plugins: None) -> None:
+    from sglang.srt.plugins import hook_registry
+
+    assert hook_registry.HookRegistry.apply_hooks.__module__ == "ddtree_sglang.engine.hook_scan"
+    assert hook_registry._propagate_patch.__module__ == "ddtree_sglang.engine.hook_scan"

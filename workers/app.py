@@ -111,8 +111,10 @@ def replica_environment(config: WorkerConfig) -> dict[str, str]:
 
     # Not the deployer's number of threads: `serve deploy` builds in a task without CPUs, where Ray sets it to 1.
     threads = {"OMP_NUM_THREADS": str(max(1, int(config.cpus_per_rank)))}
-    by_default = {} if "max_running_requests" in config.model_fields_set else {REQUESTS_BY_DEFAULT_ENV: "1"}
-    return rank_environment({**os.environ, **threads}) | {CONFIG_ENV: config.ddtree_json(), **by_default}
+    # Written in either case: the deployer may itself run in a replica, whose variable would be inherited.
+    by_default = "0" if "max_running_requests" in config.model_fields_set else "1"
+    ours = {CONFIG_ENV: config.ddtree_json(), REQUESTS_BY_DEFAULT_ENV: by_default}
+    return rank_environment({**os.environ, **threads}) | ours
 
 
 def replica_bundles(config: WorkerConfig, with_gpus: bool) -> list[dict[str, float]]:

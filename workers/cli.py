@@ -69,7 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_config_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help="file with the fields of WorkerConfig; flags override it")
-    parser.add_argument("--demo", action="store_true", help="SmolLM2-135M-Instruct with the drafter that ships")
+    parser.add_argument(
+        "--demo", action="store_true", help="SmolLM2-135M-Instruct with the drafter that ships; no --config"
+    )
     parser.add_argument(
         "--address", help="Ray cluster to use; default: the one that a submitted job runs in, else a new local one"
     )
@@ -92,13 +94,15 @@ def worker_config(args: argparse.Namespace) -> WorkerConfig:
     """The configuration file, the demo's or none, with the flags over it.
 
     Raises:
-        ValueError: an unusable file or value.
+        ValueError: an unusable file or value, or a file beside the demo, since each names a model.
     """
+    if args.demo and args.config:
+        raise ValueError(f"--demo and --config both name a model, found --config {args.config}; give one of them.")
     values: dict[str, Any] = load_worker_config(args.config).model_dump(exclude_unset=True) if args.config else {}
     if args.demo:
-        is_tree = (args.algorithm or values.get("algorithm", "DDTREE")) == "DDTREE"
+        is_tree = (args.algorithm or "DDTREE") == "DDTREE"
         is_elsewhere = bool(args.address or os.environ.get("RAY_ADDRESS"))
-        values = {**_demo_values(is_tree and not is_elsewhere), **values}
+        values = _demo_values(is_tree and not is_elsewhere)
     names = ("model", "draft", "dtype", "device", "algorithm", "served_model_name", "tp_size")
     for name in (*names, "cpus_per_rank", "max_running_requests"):
         if getattr(args, name) is not None:

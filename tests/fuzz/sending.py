@@ -22,10 +22,10 @@ def send(
 ) -> tuple[int, str]:
     """Status and body of one case; of a stream the whole, or what had come when its client had seen enough."""
     connection = _asked(url, case, limit_s)
-    enough = time.monotonic() + stream_limit_s
     try:
         response = connection.getresponse()
-        if case.expects_answer or response.length is not None:
+        enough = time.monotonic() + stream_limit_s
+        if case.expects_answer or response.length is not None or response.status >= 400:
             return response.status, response.read().decode("utf-8", "replace")
         body = b""
         while time.monotonic() < enough and (part := response.read1()):

@@ -40,6 +40,13 @@ def test_demo_without_a_gpu_uses_the_tree_that_was_measured_fastest(monkeypatch:
     assert parsed("--demo").ddtree == {}
 
 
+def test_a_demo_and_a_file_are_refused_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each names a model: values of both would serve one under the other's name."""
+    (tmp_path / "workers.json").write_text('{"model": "m", "draft": "d"}')
+    assert cli.main(["serve", "--demo", "--config", str(tmp_path / "workers.json")]) == 2
+    assert "--demo and --config both name a model" in capsys.readouterr().err
+
+
 def test_a_demo_that_is_not_installed_ends_with_one_line_and_status_2(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

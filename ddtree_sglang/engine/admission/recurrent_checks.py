@@ -135,9 +135,28 @@ RECURRENT_RULES: tuple[RecurrentRule, ...] = (
     # before it (managers/scheduler_components/batch_result_processor.py, mem_cache/common.py). Copies at fixed lengths
     # are none of such steps.
     RecurrentRule(
-        lambda cfg: bool(cfg.enable_mixed_chunk) and cfg.mamba_radix_cache_strategy != "extra_buffer",
+        lambda cfg: (
+            bool(cfg.enable_mixed_chunk)
+            and not cfg.disable_radix_cache
+            and cfg.mamba_radix_cache_strategy != "extra_buffer"
+        ),
         "keeps a wrong state of a request that ends in another one's prefill; remove --enable-mixed-chunk, or let "
-        "--mamba-radix-cache-strategy be extra_buffer, which overlap scheduling needs to be on for.",
+        "--mamba-radix-cache-strategy be extra_buffer.",
+        GATED_DELTA,
+    ),
+    RecurrentRule(
+        lambda cfg: bool(cfg.enable_mixed_chunk) and bool(cfg.disable_radix_cache),
+        "has not been shown to mix running requests into prefills without a prefix cache; remove --enable-mixed-chunk "
+        "or --disable-radix-cache.",
+        GATED_DELTA,
+    ),
+    # A mixed prefill has room for a chunk that ends within a page. The next one's state is kept behind so many tokens
+    # of its own, and found under the page before that (schedule_batch.py, _mamba_radix_cache_v2_req_prepare_for_extend;
+    # mem_cache/unified_radix_cache.py, checkpoint_into_tree).
+    RecurrentRule(
+        lambda cfg: bool(cfg.enable_mixed_chunk) and int(cfg.page_size or 1) > 1,
+        "keeps a state under fewer tokens than it has seen where a chunk ends within a page; remove "
+        "--enable-mixed-chunk or let --page-size be 1.",
         GATED_DELTA,
     ),
     # A round that is in flight at a turn's end advances the session's state past the tokens that it keeps.

@@ -119,7 +119,7 @@ def limit_nodes(original: Callable[..., float], configurator: Any, total_rest_me
 
 def _is_asked(server_args: Any) -> bool:
     """Whether somebody named a number of requests. Arguments stay as they were given; the workers always give one."""
-    return server_args.max_running_requests is not None and not os.environ.get(REQUESTS_BY_DEFAULT_ENV)
+    return server_args.max_running_requests is not None and os.environ.get(REQUESTS_BY_DEFAULT_ENV) != "1"
 
 
 def _memory_of(configurator: Any, free: float) -> StateMemory:

@@ -10,9 +10,11 @@ import dataclasses
 from typing import Any
 
 import torch
+from sglang.srt.runtime_context import get_schedule
 from sglang.srt.state_capturer.routed_experts import get_global_experts_capturer
 
 from ddtree_sglang.engine.stages.kv_window import RoundWindow
+from ddtree_sglang.exceptions import DDTreeConfigError
 
 
 def make_capture_room(num_rows: int) -> None:
@@ -22,8 +24,16 @@ def make_capture_room(num_rows: int) -> None:
 
     Args:
         num_rows: nodes of all requests in the largest verify.
+
+    Raises:
+        DDTreeConfigError: prefills come whole, so that one longer than the buffer would end the scheduler.
     """
     capturer = get_global_experts_capturer()
+    if capturer is not None and (size := int(get_schedule().chunked_prefill_size)) <= 0:
+        raise DDTreeConfigError(
+            f"--enable-return-routed-experts needs a --chunked-prefill-size above 0, got {size}: SGLang's buffer of a "
+            "forward is as long; give one, or remove --enable-return-routed-experts."
+        )
     if capturer is None or num_rows <= (num_now := len(capturer.device_cache.buffer)):
         return
     capturer.device_cache.buffer = _longer(capturer.device_cache.buffer, num_rows)

@@ -24,6 +24,7 @@ PLAIN: dict[str, Any] = {
     "enable_int8_mamba_checkpoint": False,
     "enable_hierarchical_cache": False,
     "enable_linear_replayssm": False,
+    "disable_radix_cache": False,
     "enable_lora": False,
     "enable_mamba_cache_stochastic_rounding": False,
     "enable_linear_replayssm_spec": False,
@@ -38,6 +39,7 @@ PLAIN: dict[str, Any] = {
     "mamba_backend": "triton",
     "mamba_radix_cache_strategy": "extra_buffer",
     "mamba_track_interval": 256,
+    "page_size": 1,
     "speculative_dflash_block_size": 8,
     "speculative_num_draft_tokens": 17,
 }
@@ -133,6 +135,8 @@ def test_gated_delta_nets_are_served(name: str) -> None:
             {"enable_mixed_chunk": True, "mamba_radix_cache_strategy": "no_buffer"},
             "remove --enable-mixed-chunk, or let",
         ),
+        ({"enable_mixed_chunk": True, "page_size": 64}, "let --page-size be 1"),
+        ({"enable_mixed_chunk": True, "disable_radix_cache": True}, "remove --enable-mixed-chunk or --disable-radix"),
         ({"enable_streaming_session": True}, "remove --enable-streaming-session"),
     ],
 )
@@ -185,4 +189,4 @@ def test_convolutions_that_round_their_inputs_are_refused(monkeypatch: pytest.Mo
 
 
 def test_every_rule_is_one_of_those_that_are_tested() -> None:
-    assert len(RECURRENT_RULES) == 15
+    assert len(RECURRENT_RULES) == 17

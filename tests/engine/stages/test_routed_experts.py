@@ -34,6 +34,7 @@ def capturer(monkeypatch: pytest.MonkeyPatch) -> Any:
         device_cache=SimpleNamespace(buffer=torch.zeros(8, LAYERS, TOP_K)),
     )
     monkeypatch.setattr(routed_experts, "get_global_experts_capturer", lambda: made)
+    monkeypatch.setattr(routed_experts, "get_schedule", lambda: SimpleNamespace(chunked_prefill_size=8))
     return made
 
 
@@ -95,3 +96,14 @@ def test_rows_of_all_ranks_get_as_many_times_the_room(capturer: Any) -> None:
     capturer.gather_buffer = torch.empty(16, 3, dtype=torch.int32)
     make_capture_room(9)
     assert capturer.gather_buffer.shape == (18, 3)
+
+
+def test_prefills_that_come_whole_are_refused(capturer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddtree_sglang.engine.stages import routed_experts
+    from ddtree_sglang.exceptions import DDTreeConfigError
+
+    monkeypatch.setattr(routed_experts, "get_schedule", lambda: SimpleNamespace(chunked_prefill_size=-1))
+    with pytest.raises(DDTreeConfigError, match="a --chunked-prefill-size above 0, got -1"):
+        routed_experts.make_capture_room(1)
+    monkeypatch.setattr(routed_experts, "get_global_experts_capturer", lambda: None)
+    routed_experts.make_capture_room(1)

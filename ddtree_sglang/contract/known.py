@@ -33,8 +33,10 @@ class Known:
     """What is kept of one table; `folder` None keeps nothing."""
 
     def __init__(self, rows: Sequence[Row], folder: Path | None) -> None:
-        name = _digest(repr((tuple(map(tuple, rows)), sys.version_info[:2], _checker())))[:16]
-        self.path = None if folder is None else folder / f"{name}.json"
+        checker = _checker()
+        # Environments that share a home have files of their own.
+        kind = (tuple(map(tuple, rows)), sys.version_info[:2], sys.prefix, checker)
+        self.path = None if None in (folder, checker) else Path(str(folder)) / f"{_digest(repr(kind))[:16]}.json"
 
     def holds(self) -> bool:
         """Whether the table was found to hold for exactly the files that are installed now."""
@@ -61,9 +63,12 @@ class Known:
 
 
 @cache
-def _checker() -> str:
-    """A digest of the code that checks."""
-    return _digest("".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in (check, source)))
+def _checker() -> str | None:
+    """A digest of the code that checks; None where it has no source, as in an archive."""
+    try:
+        return _digest("".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in (check, source)))
+    except (OSError, ValueError):
+        return None
 
 
 def _digest(text: str) -> str:

@@ -20,13 +20,13 @@ def require(rows: Iterable[Row]) -> None:
     Raises:
         EngineContractError: names every row that does not hold.
     """
-    table = tuple(rows)
+    table, engine = tuple(rows), installed()
     known = Known(table, contract_folder())
     is_known = known.holds()
     # What is compiled has no bytes of its own here.
-    problems = mismatches(row for row in table if row.compiled or not is_known)
+    problems = mismatches((row for row in table if row.compiled or not is_known), engine)
     if not is_known and not problems:
-        known.keep(installed().digests)
+        known.keep(engine.digests)
     # The parsed files are some 200,000 objects, which each full garbage collection of a server would walk.
     installed.cache_clear()
     if problems:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -32,10 +32,10 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     CHECKED.clear()
     stock = start.mismatches
 
-    def mismatches(rows: object) -> list[str]:
-        listed = list(rows)  # type: ignore[call-overload]
+    def mismatches(rows: Iterable[Row], engine: source.Source) -> list[str]:
+        listed = list(rows)
         CHECKED.append(len(listed))
-        return stock(listed)
+        return stock(listed, engine)
 
     monkeypatch.setattr(start, "mismatches", mismatches)
     return folder
@@ -116,6 +116,30 @@ def test_a_folder_that_cannot_be_written_changes_nothing(toy: Path, tmp_path: Pa
     require(ROWS)
     require(ROWS)
     assert CHECKED == [2, 2]
+
+
+def test_a_checker_without_a_source_keeps_nothing(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an archive, or compiled."""
+    monkeypatch.setattr(known.check, "__file__", str(tmp_path / "packed.zip/check.py"))
+    known._checker.cache_clear()
+    try:
+        require(ROWS)
+        require(ROWS)
+    finally:
+        known._checker.cache_clear()
+    assert CHECKED == [2, 2]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_environments_that_share_a_folder_do_not_replace_each_others(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require(ROWS)
+    with monkeypatch.context() as other:
+        other.setattr(known.sys, "prefix", "/another")
+        require(ROWS)
+    require(ROWS)
+    assert CHECKED == [2, 2, 0]
 
 
 def test_a_user_without_a_home_has_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,8 +92,9 @@ print(time.process_time() - started, {"sglang", "ray", "torch", "transformers"} 
     assert min(spent) < 3
 
 
-def test_a_check_leaves_no_parsed_file_behind() -> None:
+def test_a_check_leaves_no_parsed_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are hundreds of thousands of objects, which each full garbage collection of a server would walk."""
+    monkeypatch.setenv("DDTREE_CACHE", str(tmp_path))
     require(ENGINE[:3])
     assert installed.cache_info().currsize == 0
 

@@ -51,8 +51,9 @@ class Markov(nn.Module):
 
     top_k = 16  # as many as a tree of 16 nodes can use
 
-    def __init__(self, hidden_size: int, *, is_gated: bool) -> None:
+    def __init__(self, hidden_size: int, *, is_gated: bool, from_anchor: bool = False) -> None:
         super().__init__()
+        self.from_anchor = from_anchor
         self.markov_w1 = nn.Embedding(VOCABULARY, RANK)
         self.markov_w2 = nn.Linear(RANK, VOCABULARY, bias=False)
         self.gate_proj = nn.Linear(hidden_size + RANK, RANK) if is_gated else None
@@ -190,10 +191,16 @@ def with_gated_markov(pair: TinyPair) -> TinyPair:
     return _with_markov(pair, is_gated=True)
 
 
-def _with_markov(pair: TinyPair, *, is_gated: bool) -> TinyPair:
-    head = _random(Markov(pair.drafter.config.hidden_size, is_gated=is_gated))
+def with_markov_from_the_anchor(pair: TinyPair) -> TinyPair:
+    """The pair with a DSpark drafter whose tokens each propose the next, the anchor the first: what is not stated."""
+    return _with_markov(pair, is_gated=False, from_anchor=True)
+
+
+def _with_markov(pair: TinyPair, *, is_gated: bool, from_anchor: bool = False) -> TinyPair:
+    head = _random(Markov(pair.drafter.config.hidden_size, is_gated=is_gated, from_anchor=from_anchor))
     kind = f"DSpark, {'gated' if is_gated else 'vanilla'} Markov head"
-    return _written(pair, head, "markov_head", kind, enable_confidence_head=False, sample_from_anchor=False)
+    stated = {} if from_anchor else {"sample_from_anchor": False}
+    return _written(pair, head, "markov_head", kind, enable_confidence_head=False, **stated)
 
 
 def with_lattice(pair: TinyPair) -> TinyPair:

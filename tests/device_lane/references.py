@@ -339,7 +339,8 @@ class Reference:
         features = features[:, self._first_seen(committed.shape[1]) :]
         blocks = drafter.block_token_ids(torch.tensor([[text[-1]]]))
         block_embeds = target.get_input_embeddings()(blocks)
-        states = drafter(block_embeds, features, torch.tensor([[features.shape[1]]]))[:, 0, 1:]
+        states = drafter(block_embeds, features, torch.tensor([[features.shape[1]]]))[:, 0]
+        states = states[:, :-1] if getattr(self.pair.head, "from_anchor", False) else states[:, 1:]
         logprobs, ids = (states @ target.lm_head.weight.T).log_softmax(-1).sort(stable=True, dim=-1, descending=True)
         return ids, logprobs, states, drafter.hidden_norm(drafter.fc(features[:, -1]))
 

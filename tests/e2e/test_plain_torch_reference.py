@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 
 from deploy.local.client import post
-from tests.device_lane.pair_heads import with_gated_markov, with_lattice, with_markov
+from tests.device_lane.convolved_drafter import with_convolutions
+from tests.device_lane.pair_heads import (
+    with_gated_markov,
+    with_lattice,
+    with_markov,
+    with_markov_from_the_anchor,
+    with_selector,
+)
 from tests.device_lane.pairs import TinyPair, make_pair, one_thread, random_prompts
 from tests.device_lane.references import Asked, Reference, histogram
 from tests.device_lane.sliding_drafter import FULL, SLIDING
@@ -33,7 +40,13 @@ WINDOW = ("--speculative-draft-window-size", "6", "--page-size", "4")
         pytest.param("DDTREE", 4, (FULL,), None, (), id="DDTREE-4"),
         pytest.param("DDTREE", 4, (FULL,), with_gated_markov, (), id="gated-markov"),
         pytest.param("DDTREE", 4, (FULL,), with_markov, (), id="markov"),
+        # As DSpark's drafters are published: what they leave out means so.
+        pytest.param("DDTREE", 4, (FULL,), with_markov_from_the_anchor, (), id="markov-anchor"),
         pytest.param("DDTREE", 4, (FULL,), with_lattice, (), id="lilicorr"),
+        # As DFlash2's drafters are published.
+        pytest.param(
+            "DDTREE", 4, (FULL,), lambda pair: with_convolutions(with_selector(pair)), (), id="selector-convolutions"
+        ),
         pytest.param("DFLASH", 8, (FULL,), None, (), id="DFLASH-8"),
         pytest.param("DDTREE", 4, (SLIDING, FULL), None, WINDOW, id="window"),
     ],

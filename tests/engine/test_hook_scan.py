@@ -22,6 +22,10 @@ class Base:
     @staticmethod
     def still(self=None): return "still"
 class Heir(Base): pass
+class Outer:
+    class Inner:
+        def method(self): return "inner"
+        other = still = method
 def function(self=None): return "function"
 alias = function
 """
@@ -46,6 +50,7 @@ def modules() -> Iterator[Callable[[], list[ModuleType]]]:
         for module in made[1:]:
             vars(module).update(method=base.method, again=base.method, other=base.other, still=base.still)
             vars(module).update(function=vars(made[0])["function"], odd=Incomparable())
+            vars(module).update(Inner=vars(made[0])["Outer"].Inner)
         sys.modules.update(zip(NAMES, made, strict=True))
         return made
 
@@ -82,6 +87,8 @@ def answers(modules: list[ModuleType]) -> dict[str, str]:
     found = {}
     for module in modules:
         for name, value in vars(module).items():
+            if name == "Outer":
+                value = value.Inner
             if isinstance(value, type) and value is not Incomparable:
                 instance = value()
                 found |= {f"{module.__name__}.{name}.{m}": getattr(instance, m)() for m in ("method", "other", "still")}
@@ -112,6 +119,48 @@ def test_the_same_is_wrapped_as_by_sglang(case: str, modules: Callable[[], list[
         said.append(answers(made))
     assert said[0] == said[1]
     assert any("(" in answer for name, answer in said[1].items() if name.startswith("hooked_again"))
+
+
+class NewInner:
+    def method(self) -> str:
+        return "new"
+
+    other = still = method
+
+
+def test_a_class_inside_a_class_is_replaced_before_its_methods_are_wrapped(
+    modules: Callable[[], list[ModuleType]],
+) -> None:
+    said = []
+    for one in (registry(), ours()):
+        made = modules()
+        one.HookRegistry.register("hooked_source.Outer.Inner", NewInner, one.HookType.REPLACE)
+        one.HookRegistry.register("hooked_again.Inner.method", mark("wrapped"), one.HookType.AROUND)
+        one.HookRegistry.apply_hooks()
+        said.append(answers(made))
+        NewInner.method = NewInner.other  # type: ignore[method-assign]
+    assert said[0] == said[1]
+    assert said[1]["hooked_again.Inner.method"] == "wrapped(new)"
+
+
+def test_a_module_that_takes_no_attribute_does_not_keep_the_others_from_it(
+    modules: Callable[[], list[ModuleType]], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Frozen(ModuleType):
+        def __setattr__(self, name: str, value: object) -> None:
+            raise RuntimeError("frozen")
+
+    one, made = ours(), modules()
+    sys.modules["hooked_frozen"] = frozen = Frozen("hooked_frozen")
+    try:
+        vars(frozen)["method"] = vars(made[1])["method"]
+        for target in ("hooked_source.Base.method", "hooked_source.Base.other"):
+            one.HookRegistry.register(target, mark("hook"), one.HookType.AROUND)
+        one.HookRegistry.apply_hooks()
+    finally:
+        del sys.modules["hooked_frozen"]
+    assert "Failed to replace" in caplog.text
+    assert answers(made)["hooked_again.other"] == "hook(other)"
 
 
 def test_hooks_that_an_import_applies_meanwhile_do_not_lose_the_others(

@@ -67,6 +67,13 @@ DRAFTERS: dict[str, Drafter] = {
         dflash={"selector_rank": 4, "selector_top_k": 6},
         refused_with=_NO_GROUPS,
     ),
+    "DFlash2, with convolutions": Drafter(
+        _BEFORE,
+        "DFlash2DraftModel",
+        (_tiny("selector-convolutions"),),
+        dflash={"selector_rank": 4, "selector_top_k": 6, "conv_kernel_size": 3, "conv_group_size": 8},
+        refused_with=_NO_GROUPS,
+    ),
     "LiLiCorr": Drafter(
         f"{_BEFORE}; all candidates of the block, the last committed token",
         "LiLiCorrDraftModel",
@@ -77,7 +84,7 @@ DRAFTERS: dict[str, Drafter] = {
     "DSpark, vanilla Markov head": Drafter(
         _BEFORE,
         "Qwen3DSparkModel",
-        (_tiny("markov"),),
+        (_tiny("markov"), _tiny("markov-anchor")),
         {"markov_rank": 4, "markov_head_type": "vanilla"},
         refused_with=_NO_SERVERS,
     ),

@@ -154,6 +154,11 @@ RECURRENT_RULES: tuple[RecurrentRule, ...] = (
     # of its own, and found under the page before that (schedule_batch.py, _mamba_radix_cache_v2_req_prepare_for_extend;
     # mem_cache/unified_radix_cache.py, checkpoint_into_tree).
     RecurrentRule(
+        lambda cfg: bool(cfg.prefill_decode_interval) and int(cfg.page_size or 1) > 1,
+        "keeps a state under fewer tokens than it has seen where rounds between two chunks leave the next one less "
+        "than a page; remove --prefill-decode-interval or let --page-size be 1.",
+    ),
+    RecurrentRule(
         lambda cfg: bool(cfg.enable_mixed_chunk) and int(cfg.page_size or 1) > 1,
         "keeps a state under fewer tokens than it has seen where a chunk ends within a page; remove "
         "--enable-mixed-chunk or let --page-size be 1.",

@@ -40,6 +40,7 @@ PLAIN: dict[str, Any] = {
     "mamba_radix_cache_strategy": "extra_buffer",
     "mamba_track_interval": 256,
     "page_size": 1,
+    "prefill_decode_interval": None,
     "speculative_dflash_block_size": 8,
     "speculative_num_draft_tokens": 17,
 }
@@ -136,6 +137,7 @@ def test_gated_delta_nets_are_served(name: str) -> None:
             "remove --enable-mixed-chunk, or let",
         ),
         ({"enable_mixed_chunk": True, "page_size": 64}, "let --page-size be 1"),
+        ({"prefill_decode_interval": 4, "page_size": 64}, "remove --prefill-decode-interval or let"),
         ({"enable_mixed_chunk": True, "disable_radix_cache": True}, "remove --enable-mixed-chunk or --disable-radix"),
         ({"enable_streaming_session": True}, "remove --enable-streaming-session"),
     ],
@@ -189,4 +191,4 @@ def test_convolutions_that_round_their_inputs_are_refused(monkeypatch: pytest.Mo
 
 
 def test_every_rule_is_one_of_those_that_are_tested() -> None:
-    assert len(RECURRENT_RULES) == 17
+    assert len(RECURRENT_RULES) == 18

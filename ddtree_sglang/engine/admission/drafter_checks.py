@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddtree_sglang.engine.admission.drafter_families import block_size_of, require_served
+from ddtree_sglang.engine.admission.drafter_families import require_served
+from ddtree_sglang.engine.admission.drafter_fields import block_size_of
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 

@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ddtree_sglang.engine.admission.drafter_fields import block_field, wrong_field
 from ddtree_sglang.exceptions import DDTreeConfigError
-
-DEFAULT_BLOCK_SIZE = 16
-"""What SGLang assumes for a checkpoint that does not say (models/dflash.py)."""
 
 PLAIN, SELECTOR, LATTICE, MARKOV = "DFlash", "DFlash2", "LiLiCorr", "DSpark"
 
@@ -73,7 +71,7 @@ class DrafterFamily:
 
 def family_of(drafter: Mapping[str, Any]) -> DrafterFamily:
     """Of a drafter's parsed `config.json`; what is malformed is refused as of no known family."""
-    malformed = _malformed(drafter)
+    malformed = wrong_field(drafter)
     if malformed is not None:
         return DrafterFamily("unknown", "unknown", malformed)
     architectures = [str(one) for one in drafter.get("architectures") or []]
@@ -103,29 +101,6 @@ def require_served(drafter: Mapping[str, Any]) -> DrafterFamily:
     if family.refusal is not None:
         raise DDTreeConfigError(family.refusal)
     return family
-
-
-def block_field(drafter: Mapping[str, Any], name: str, default: Any = None) -> Any:
-    """A field of `dflash_config` or, where that has none, of the top level; one that is null is none."""
-    nested = drafter.get("dflash_config") or {}
-    stated = (one[name] for one in (nested, drafter) if one.get(name) is not None)
-    return next(stated, default)
-
-
-def block_size_of(drafter: Mapping[str, Any]) -> int:
-    """P: the root and the masks of a block."""
-    return int(block_field(drafter, "block_size", DEFAULT_BLOCK_SIZE))
-
-
-def _malformed(drafter: Mapping[str, Any]) -> str | None:
-    """Fields of another kind than SGLang reads them as."""
-    names = drafter.get("architectures")
-    if names is not None and not (isinstance(names, list) and all(isinstance(one, str) for one in names)):
-        return f"architectures must be a list of names in the drafter's config.json, got {names!r}; correct it."
-    for field in ("dflash_config", "quantization_config"):
-        if not isinstance(drafter.get(field) or {}, Mapping):
-            return f"{field} must be an object in the drafter's config.json, got {drafter[field]!r}; correct it."
-    return None
 
 
 def _check_head(name: str, drafter: Mapping[str, Any]) -> DrafterFamily:

@@ -12,14 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddtree_sglang.engine.admission.drafter_families import (
-    DEFAULT_BLOCK_SIZE,
-    MARKOV,
-    DrafterFamily,
-    block_field,
-    block_size_of,
-    family_of,
-)
+from ddtree_sglang.engine.admission.drafter_families import MARKOV, DrafterFamily, family_of
+from ddtree_sglang.engine.admission.drafter_fields import DEFAULT_BLOCK_SIZE, block_field, block_size_of
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 UNSTATED = "not stated"

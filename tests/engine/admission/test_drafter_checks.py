@@ -52,7 +52,8 @@ def test_target_text_config_is_what_counts_for_multimodal_targets() -> None:
         (drafter(vocab_size=101), "vocabulary", "101"),
         (drafter({"mask_token_id": 100}), "mask_token_id", "100"),
         (drafter(num_target_layers=12), "12 layers", "10"),
-        (drafter({"target_layer_ids": [1, 10]}), "target layers", r"\[10\] do not exist"),
+        (drafter({"target_layer_ids": [1, 10]}), "num_target_layers, 10", r"\[10\] do not exist"),
+        (drafter({"target_layer_ids": [1, 10]}, num_target_layers=None), "target layers", r"\[10\] do not exist"),
         (drafter(block_size=1), "block_size", "got 1"),
     ],
 )

@@ -12,6 +12,7 @@ COMMANDS = {
     "serving": ("open loop at rates of requests, by SGLang's own client: TTFT, TPOT, p50 and p99", "an hour"),
     "acceptance": ("tokens a round: chain beside trees, their histogram, surrogate against acceptance", "half an hour"),
     "surrogate": ("expected against realised tokens of any trace: correlation, calibration", "seconds"),
+    "ngram_conditional": ("drafts that know the request's own n-grams, offline: tokens a round", "half an hour"),
     "lossless": ("DDTREE's greedy tokens against plain decoding's", "an hour"),
     "request_suites": ("answers under JSON schemas and penalties against plain decoding's", "ten minutes"),
     "faults": ("what clients notice when workers die or hang", "two and a half hours"),

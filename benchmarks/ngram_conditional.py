@@ -35,14 +35,14 @@ from workers.progress import say, step
 
 BUDGETS = (4, 8, 16, 32, 64)
 FIT_BUDGETS = (4, 8, 16)
-FIT_STRIDE = 3
-"""Of an answer's positions every third is fitted on."""
+FIT_STRIDE = 6
+"""Of an answer's positions every sixth is fitted on."""
 CANDIDATES = 16
 """K of a table of pairs, as the shipped selector has. Trees of positions have as many candidates as nodes."""
 TIMED_CANDIDATES, TIMED_NODES = (8, CANDIDATES), (8, 16)
-LONGEST_SUFFIX = 16
+LONGEST_SUFFIX, REPEATED = 16, 8
 POSITIONS, LOOKUP, EITHER = "positions", "lookup", "lookup or positions"
-STRENGTHS = (float("inf"), 64.0, 16.0, 4.0, 1.0, 0.25)
+STRENGTHS = (float("inf"), 64.0, 16.0, 4.0, 1.0, 0.25, 0.0625)
 FACTORS = (1.0, 0.25, 4.0, float("inf"))
 """Of equally good values the first is taken: the one that says the least."""
 
@@ -59,22 +59,22 @@ class Variant:
     grid: tuple[tuple[str, tuple[float, ...]], ...]
 
 
+def _strengths(order: int) -> tuple[tuple[str, tuple[float, ...]], ...]:
+    """The strengths of all contexts, the longest first, and that of the shortest once more."""
+    return tuple((f"strength {length}", STRENGTHS) for length in (*range(order, 0, -1), 1))
+
+
 VARIANTS: Mapping[str, Variant] = {
-    "bonus": Variant(None, Bonus((1.0,)), (("bonus", (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)),)),
-    "last token": Variant(None, Mixture((8.0,)), (("strength 1", STRENGTHS),)),
-    "three tokens": Variant(
-        None,
-        Mixture((16.0, 8.0, 4.0)),
-        (("strength 1", STRENGTHS), ("strength 2", STRENGTHS), ("strength 3", STRENGTHS), ("strength 1", STRENGTHS)),
-    ),
-    "and injected": Variant(
-        None,
-        Mixture((16.0, 8.0, 4.0), inject=4),
-        (("strength 1", STRENGTHS), ("strength 2", STRENGTHS), ("strength 3", STRENGTHS), ("strength 1", STRENGTHS)),
-    ),
-    "and gated": Variant("and injected", Mixture(()), (("first", FACTORS), ("sure", FACTORS), ("first", FACTORS))),
-    "depth 1 alone": Variant("and gated", Mixture(()), (("depths", (1,)),)),
+    "bonus": Variant(None, Bonus((1.0,)), (("bonus", (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)),)),
+    "last token": Variant(None, Mixture((4.0,)), _strengths(1)[:1]),
+    "three tokens": Variant(None, Mixture((16.0, 4.0, 1.0)), _strengths(3)),
+    "three, injected": Variant(None, Mixture((16.0, 4.0, 1.0), inject=4), _strengths(3)),
+    "three, gated": Variant("three, injected", Mixture(()), (("first", FACTORS), ("sure", FACTORS))),
+    "five, injected": Variant(None, Mixture((16.0, 4.0, 1.0, 1.0, 1.0), inject=4), _strengths(5)),
+    "five, depth 1": Variant("five, injected", Mixture(()), (("depths", (1,)),)),
 }
+TIMED = Mixture((16.0, 4.0, 1.0, 1.0, 1.0), inject=4)
+"""The law whose table is timed, on one answer in four."""
 
 
 def with_constant(law: Mixture, name: str, value: float) -> Mixture:
@@ -227,13 +227,27 @@ def _printable(law: Mixture) -> dict[str, Any]:
     return {name: None if value == float("inf") else value for name, value in values.items()}
 
 
+def repeats(answer: Sequence[int]) -> bool:
+    """Whether a run of `REPEATED` tokens stands in the answer twice, as where a small model goes in circles."""
+    runs = [tuple(answer[i : i + REPEATED]) for i in range(len(answer) - REPEATED + 1)]
+    return len(set(runs)) < len(runs)
+
+
+def _kinds(answers: Sequence[DraftedAnswer]) -> list[str]:
+    return list(dict.fromkeys(answer.kind for answer in answers))
+
+
 def score_lines(answers: Sequence[DraftedAnswer], found: Mapping[str, Accepted]) -> list[dict[str, Any]]:
-    """A line per law and set of prompts, `all` the last."""
-    kinds = list(dict.fromkeys(answer.kind for answer in answers))
+    """A line per law and set of prompts; the last are those whose answers repeat themselves, the others, and all."""
+    sets = {kind: [i for i, one in enumerate(answers) if one.kind == kind] for kind in _kinds(answers)}
+    repeating = [repeats(answer.tokens[answer.start :].tolist()) for answer in answers]
+    for kind, wanted in (("all that repeat", {True}), ("all that do not", {False}), ("all", {True, False})):
+        sets[kind] = [i for i, one in enumerate(repeating) if one in wanted]
     lines = []
     for law, accepted in found.items():
-        for kind in [*kinds, "all"]:
-            chosen = [i for i, answer in enumerate(answers) if kind in (answer.kind, "all")]
+        for kind, chosen in sets.items():
+            if not chosen:
+                continue
             of_kind = [answers[i] for i in chosen]
             by_budget = {}
             for budget in accepted:
@@ -246,7 +260,7 @@ def score_lines(answers: Sequence[DraftedAnswer], found: Mapping[str, Accepted])
                     "interval_95": [round(end, 4) for end in own.confidence_interval()],
                     "gain": [round(value, 4) for value in gain],
                     "gain_percent": [round(100 * value / base.accept_length, 2) for value in gain],
-                    "rounds": list(own.rounds) if kind != "all" else sum(own.rounds),
+                    "rounds": list(own.rounds) if kind in _kinds(answers) else sum(own.rounds),
                 }
             tokens = [answer.num_anchors for answer in of_kind]
             lines.append(
@@ -254,7 +268,7 @@ def score_lines(answers: Sequence[DraftedAnswer], found: Mapping[str, Accepted])
                     "kind": "score",
                     "law": law,
                     "prompts": kind,
-                    "tokens": tokens if kind != "all" else sum(tokens),
+                    "tokens": tokens if kind in _kinds(answers) else sum(tokens),
                     "by_budget": by_budget,
                 }
             )
@@ -349,7 +363,7 @@ def run(args: argparse.Namespace) -> int:
     lines = [*score_lines(answers, found), *constants]
     origin = {**collect_provenance(), "settings": {name: portable(value) for name, value in vars(args).items()}}
     with step("cost"):
-        lines.append(cost_line(answers, Mixture((16.0, 8.0, 4.0), inject=4), found[POSITIONS][args.budgets[0]]))
+        lines.append(cost_line(answers[::4], TIMED, found[POSITIONS][args.budgets[0]][::4]))
     output = args.output or new_result("ngram-conditional", ".jsonl")
     save_lines([{"kind": "provenance", **origin}, *lines], table, output)
     say("\n" + table(lines))

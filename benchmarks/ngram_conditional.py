@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from benchmarks.harness.drafted_answers import DraftedAnswer, Ints, drafted_answ
 from benchmarks.harness.flags import exit_status
 from benchmarks.harness.prompts import DATASETS, HELD_OUT_KINDS, SOURCES, sample_prompts
 from benchmarks.harness.provenance import REPO, collect_provenance, portable
-from benchmarks.harness.request_ngrams import Bonus, Mixture, RequestText, lookup, pair_table
+from benchmarks.harness.request_ngrams import Bonus, Mixture, PairTable, RequestText, lookup, pair_table
 from benchmarks.harness.results import Lines, new_result, save_lines
 from ddtree_sglang.core import DraftTree, build_draft_tree, count_rounds, walk_tree
 from ddtree_sglang.training.score.evaluation import DraftScore
@@ -80,7 +80,8 @@ TIMED = Mixture((16.0, 4.0, 1.0, 1.0, 1.0), inject=4)
 def with_constant(law: Mixture, name: str, value: float) -> Mixture:
     """The law with one constant replaced; `strength 2` is that of contexts of two tokens."""
     if not name.startswith("strength"):
-        return replace(law, **{name: value})
+        changes: dict[str, Any] = {name: value}
+        return replace(law, **changes)
     place = int(name.split()[1]) - 1
     return replace(law, strengths=(*law.strengths[:place], value, *law.strengths[place + 1 :]))
 
@@ -104,15 +105,15 @@ def accepted_of_law(
     return {budget: walked(tree.first_nodes(budget + 1), labels) for budget in budgets}
 
 
-def _tables(answer: DraftedAnswer, law: Mixture, anchors: Ints) -> Any:
+def _tables(answer: DraftedAnswer, law: Mixture, anchors: Ints) -> Iterator[PairTable]:
     """The table of pairs at each anchor, from the text up to there."""
     text, read = RequestText(law.order), 0
     for anchor in anchors.tolist():
         known = answer.known(anchor)
         text.extend(known[read:].tolist())
         read = len(known)
-        block = (part[anchor, :, :CANDIDATES] for part in (answer.topk_ids, answer.topk_logprobs))
-        yield pair_table(*block, text, law)
+        ids, logprobs = answer.topk_ids[anchor, :, :CANDIDATES], answer.topk_logprobs[anchor, :, :CANDIDATES]
+        yield pair_table(ids, logprobs, text, law)
 
 
 def walked(tree: DraftTree, labels: torch.Tensor) -> Ints:

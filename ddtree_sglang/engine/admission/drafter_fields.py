@@ -86,7 +86,7 @@ def _wrong_together(drafter: Mapping[str, Any]) -> str | None:
     if bool(taps) != bool(group):
         return f"conv_kernel_size and conv_group_size must be given together, got {taps} and {group}"
     hidden = drafter.get("hidden_size")
-    if group and _is_whole(hidden) and hidden % group:
+    if group and isinstance(hidden, int) and hidden % group:
         return f"conv_group_size must divide hidden_size, {hidden}, got {group}"
     return None
 

@@ -57,6 +57,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         "differ by some per cent; it learns the time of these rounds, too",
     )
     parser.add_argument("--other-draft", metavar="DRAFT", help="also trees of this drafter, at each budget")
+    parser.add_argument(
+        "--ngrams", action="store_true", help="also trees that know the request's own text, each budget"
+    )
     parser.add_argument("--dtypes", nargs="+", help="one after another (default: that of --dtype)")
     parser.add_argument("--prompts", type=int, default=8, help="per dataset (default 8; 0: as the paper)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], help="requests at once")
@@ -171,7 +174,8 @@ def run(args: argparse.Namespace) -> int:
     lines: list[dict[str, Any]] = []
     at_once = args.servers_at_once or servers_that_fit()
     other = args.other_draft
-    groups = groups_for(args.budgets, at_once, args.adaptive, one_server=args.one_server, other_draft=other)
+    budgets, one, ngrams = args.budgets, args.one_server, args.ngrams
+    groups = groups_for(budgets, at_once, args.adaptive, one_server=one, other_draft=other, ngrams=ngrams)
     for dtype, group in product(args.dtypes, groups):
         args.dtype, of_group = dtype, list[dict[str, Any]]()
         for of_group in measure_group(group, encoded, {**settings, "dtype": dtype}, args):

@@ -26,9 +26,10 @@ from benchmarks.harness.drafted_answers import DraftedAnswer, Ints, drafted_answ
 from benchmarks.harness.flags import exit_status
 from benchmarks.harness.prompts import DATASETS, HELD_OUT_KINDS, SOURCES, sample_prompts
 from benchmarks.harness.provenance import REPO, collect_provenance, portable
-from benchmarks.harness.request_ngrams import Bonus, Mixture, PairTable, RequestText, lookup, pair_table
+from benchmarks.harness.request_ngrams import Bonus, lookup
 from benchmarks.harness.results import Lines, new_result, save_lines
 from ddtree_sglang.core import DraftTree, build_draft_tree, count_rounds, walk_tree
+from ddtree_sglang.core.request_ngrams import LAW, Mixture, PairTable, RequestText, pair_table
 from ddtree_sglang.training.score.evaluation import DraftScore
 from deploy.local.pair import prepare_pair
 from workers.progress import say, step
@@ -73,8 +74,8 @@ VARIANTS: Mapping[str, Variant] = {
     "five, injected": Variant(None, Mixture((16.0, 4.0, 1.0, 1.0, 1.0), inject=4), _strengths(5)),
     "five, depth 1": Variant("five, injected", Mixture(()), (("depths", (1,)),)),
 }
-TIMED = Mixture((16.0, 4.0, 1.0, 1.0, 1.0), inject=4)
-"""The law whose table is timed, on one answer in four."""
+TIMED = LAW
+"""The law whose table is timed, on one answer in four: that of servers."""
 
 
 def with_constant(law: Mixture, name: str, value: float) -> Mixture:

@@ -137,25 +137,26 @@ def groups_for(
     *,
     one_server: bool = False,
     other_draft: str | None = None,
+    ngrams: bool = False,
 ) -> list[list[System]]:
     """Plain decoding, the stock chain and DDTREE at each budget, in groups that can be up together.
 
     Every group has both baselines, so that each ratio is of servers that took turns. With `adaptive` each also has
     the policy of that name, at most so many drafted nodes; with `one_server`, too, budgets are asked of its server,
     and so is a budget of 0, which is plain decoding there. With `other_draft` each budget has a second tree, of that
-    drafter, in the same group.
+    drafter, in the same group; with `ngrams` one that also knows the request's own text.
 
     Raises:
-        ServerError: `other_draft` with `one_server`; not even one budget fits beside the others; or there is no server
-            that adapts and has all budgets.
+        ServerError: `other_draft` or `ngrams` with `one_server`; not even one budget fits beside the others; or there
+            is no server that adapts and has all budgets.
     """
     if one_server and (adaptive is None or max(budgets) > adaptive):
         raise ServerError(
             f"--one-server asks the server that adapts for budgets up to its own, --adaptive {adaptive}, got "
             f"{max(budgets)}; change --budgets or --adaptive."
         )
-    if one_server and other_draft is not None:
-        raise ServerError("--one-server has one drafter, got --other-draft as well; give one of them.")
+    if one_server and (other_draft is not None or ngrams):
+        raise ServerError("--one-server has one kind of tree, got --other-draft or --ngrams as well; give one of them.")
     baselines = [System("plain", None), System("dflash", "DFLASH")]
     if adaptive is not None:
         baselines.append(System(f"ddtree-adaptive-{adaptive}", "DDTREE", adaptive, "adaptive"))
@@ -163,12 +164,15 @@ def groups_for(
     if one_server and room >= 0:
         asked = (System(f"ddtree-{budget}", "DDTREE", asks=budget) for budget in sorted({0, *budgets}))
         return [[*baselines, *asked]]
-    of_budget = 1 if other_draft is None else 2
+    of_budget = 1 + (other_draft is not None) + ngrams
     if room < of_budget:
         least = len(baselines) + (0 if one_server else of_budget)
         raise ServerError(f"a comparison needs {least} servers at once, {servers_at_once} fit; free some memory.")
-    drafts = (None,) if other_draft is None else (None, other_draft)
-    trees = [System.of_budget(budget, draft) for budget in budgets for draft in drafts]
+    trees = []
+    for budget in budgets:
+        tree = System.of_budget(budget)
+        trees += [tree, *([] if other_draft is None else [System.of_budget(budget, other_draft)])]
+        trees += [replace(tree, name=f"{tree.name}-ngrams", flags=("--speculative-ddtree-ngrams",))] if ngrams else []
     room -= room % of_budget
     return [[*baselines, *trees[first : first + room]] for first in range(0, len(trees), room)]
 

@@ -98,6 +98,12 @@ def add_ddtree_flags(_result: None, parser: argparse.ArgumentParser) -> None:
         "reasoning reads them, else a round's tokens together.",
     )
     group.add_argument(
+        "--speculative-ddtree-ngrams",
+        action="store_const",
+        const=True,
+        help="On the CPU platform: rank nodes also by which token followed which in the request's own text.",
+    )
+    group.add_argument(
         "--speculative-ddtree-untested-engine",
         action="store_const",
         const=True,
@@ -107,7 +113,7 @@ def add_ddtree_flags(_result: None, parser: argparse.ArgumentParser) -> None:
         "--speculative-ddtree-config",
         type=str,
         help="JSON file with any of budget, top_k, policy, verify_tokens, measure_seconds, trace, trace_every, "
-        "trace_mib, check_ranks, check_sync, stream_tokens, untested_engine; flags win over it. Also in the "
+        "trace_mib, check_ranks, check_sync, stream_tokens, ngrams, untested_engine; flags win over it. Also in the "
         f"environment: {CONFIG_ENV}.",
     )
 

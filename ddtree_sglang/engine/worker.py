@@ -58,6 +58,7 @@ from ddtree_sglang.engine.stages.node_penalties import PenaltyTable
 from ddtree_sglang.engine.stages.node_processors import choice_by_processors
 from ddtree_sglang.engine.stages.ranking import make_ranking
 from ddtree_sglang.engine.stages.recurrent_states import RecurrentStates
+from ddtree_sglang.engine.stages.request_texts import RequestTexts
 from ddtree_sglang.engine.stages.retraction_copies import copy_beside_the_targets
 from ddtree_sglang.engine.stages.round_budget import make_round_budget
 from ddtree_sglang.engine.stages.round_ends import EndsOfBatches
@@ -110,6 +111,7 @@ class DDTreeWorker(DFlashWorkerV2):
         head = self.draft_model_runner, runner.model, self.draft_block.embedding, ranks
         self.ranking = make_ranking(*head, top_k, self.max_path_len)
         self.trees = make_trees(self.ranking)
+        self.texts = RequestTexts.of(self.config.ngrams, self.ranking)
         has_host_cache, mode = server_args.enable_hierarchical_cache, get_disagg().disaggregation_mode
         waits = may_wait(scores_pairs=self.ranking.scorer is not None, has_host_cache=has_host_cache, mode=mode)
         self.context = DraftContext(self._append_target_hidden_to_draft_kv_by_loc, waits=waits)
@@ -304,7 +306,8 @@ class DDTreeWorker(DFlashWorkerV2):
             with draft_tp_context(self.draft_parallel_layout):
                 out = self.draft_model_runner.forward(forward_batch)
                 roots = BlockRoots(window.root_ids, batch.req_pool_indices)
-                return self.trees.draft(out, roots, WantedTrees(window.num_nodes, grammars, self.budget.cut))
+                texts = None if self.texts is None else self.texts.of_batch(batch, window.root_ids)
+                return self.trees.draft(out, roots, WantedTrees(window.num_nodes, grammars, self.budget.cut, texts))
 
     def _build(self, build: TreeBuild, window: RoundWindow) -> BuiltTree:
         """Keep the N - 1 most probable prefixes as a tree, laid out and masked."""

@@ -117,6 +117,19 @@ def test_a_budgets_server_keeps_it_whatever_a_servers_default_is() -> None:
     assert " ".join(process.command).count("--speculative-ddtree-budget 8 --speculative-ddtree-policy fixed") == 1
 
 
+def test_trees_that_know_texts_stand_beside_those_that_do_not() -> None:
+    groups = server.groups_for([4, 8], 4, ngrams=True)
+    assert [[one.name for one in group] for group in groups] == [
+        ["plain", "dflash", "ddtree-4", "ddtree-4-ngrams"],
+        ["plain", "dflash", "ddtree-8", "ddtree-8-ngrams"],
+    ]
+    assert [one.flags for one in groups[0]] == [(), (), (), ("--speculative-ddtree-ngrams",)]
+    with pytest.raises(ServerError, match="needs 4 servers at once, 3 fit"):
+        server.groups_for([4], 3, ngrams=True)
+    with pytest.raises(ServerError, match="--ngrams as well"):
+        server.groups_for([4], 5, 4, one_server=True, ngrams=True)
+
+
 def test_another_drafters_trees_stand_beside_the_runs_own() -> None:
     groups = server.groups_for([4, 8], 5, other_draft="pairs")
     assert [[one.name for one in group[2:]] for group in groups] == [
@@ -129,7 +142,7 @@ def test_another_drafters_trees_stand_beside_the_runs_own() -> None:
     assert [flag in command and command[command.index(flag) + 1] for command in drafts] == [False, "d", "d", "pairs"]
     with pytest.raises(ServerError, match="needs 4 servers at once, 3 fit"):
         server.groups_for([4], 3, other_draft="pairs")
-    with pytest.raises(ServerError, match="--one-server has one drafter"):
+    with pytest.raises(ServerError, match="--one-server has one kind of tree"):
         server.groups_for([4], 5, 4, one_server=True, other_draft="pairs")
 
 

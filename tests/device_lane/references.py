@@ -19,7 +19,9 @@ import torch
 
 from ddtree_sglang.core.acceptance import walk_tree
 from ddtree_sglang.core.candidates import pair_conditionals
+from ddtree_sglang.core.request_ngrams import LAW, RequestText, pair_table
 from ddtree_sglang.core.tree_builder import build_draft_tree
+from ddtree_sglang.engine.stages.request_texts import LEAST_CANDIDATES, MOST_CANDIDATES
 from tests.core.plain_penalties import Asked as Penalties
 from tests.core.plain_penalties import PlainPenalties
 from tests.device_lane import processors
@@ -159,13 +161,16 @@ class Reference:
     seen_tokens: int | None = None  # that the drafter reads of a context, in whole pages; None for all
     page_size: int = 1
     noise: float = NOISE
+    reads_texts: bool = False  # trees know which token followed which in the request's own text
 
     def of_server(self, flags: Sequence[str]) -> Reference:
         """The same answers, and the rounds of a server with these flags."""
         values = dict(pairwise(flags))
         seen = values.get("--speculative-draft-window-size")
         page_size = int(values.get("--page-size", 1))
-        return replace(self, seen_tokens=None if seen is None else int(seen), page_size=page_size)
+        reads_texts = "--speculative-ddtree-ngrams" in flags
+        seen_tokens = None if seen is None else int(seen)
+        return replace(self, seen_tokens=seen_tokens, page_size=page_size, reads_texts=reads_texts)
 
     def expect(self, asked: Asked) -> Expected:
         """The answer of plain decoding."""
@@ -275,12 +280,19 @@ class Reference:
             ids = ids.gather(-1, order)
         head = self.pair.head
         top_k = min(max(num_nodes - 1, 1), ids.shape[-1]) if head is None else head.top_k
+        if self.reads_texts:
+            top_k = min(max(top_k, LEAST_CANDIDATES), MOST_CANDIDATES)
         ids, logprobs = ids[:, :, :top_k].clone(), logprobs[:, :, :top_k].clone()
         keep_what_may_follow(ids[0, 0], logprobs[0, 0], asked, expected.continuation[:done])
         root = torch.tensor([expected.continuation[done - 1]])
         pairs = None
         if head is not None:
             pairs = pair_conditionals(head.scores(states, root, ids, logprobs, anchors), logprobs)
+        if self.reads_texts:
+            text = RequestText(LAW.order)
+            text.extend((*asked.prompt, *expected.continuation[:done]))
+            table = pair_table(ids[0].numpy(), logprobs[0].numpy(), text, LAW)
+            ids, pairs = torch.from_numpy(table.topk_ids)[None], torch.from_numpy(table.logprobs)[None]
         tree = build_draft_tree(ids, logprobs, root, num_nodes, pairs)
         target_ids = follow(tree, expected.continuation[done - 1 :])
         accepted = walk_tree(tree, target_ids, self.pair.block_size)

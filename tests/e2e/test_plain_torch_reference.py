@@ -47,6 +47,7 @@ WINDOW = ("--speculative-draft-window-size", "6", "--page-size", "4")
         pytest.param(
             "DDTREE", 4, (FULL,), lambda pair: with_convolutions(with_selector(pair)), (), id="selector-convolutions"
         ),
+        pytest.param("DDTREE", 4, (FULL,), None, ("--speculative-ddtree-ngrams",), id="ngrams"),
         pytest.param("DFLASH", 8, (FULL,), None, (), id="DFLASH-8"),
         pytest.param("DDTREE", 4, (SLIDING, FULL), None, WINDOW, id="window"),
     ],

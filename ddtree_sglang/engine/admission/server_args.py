@@ -96,6 +96,11 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
         "needs a prefix cache that brings back the drafter's keys with the target's; remove --enable-lmcache, "
         "--enable-flexkv and --radix-cache-backend.",
     ),
+    # The host knows a round's root before the draft where no round is overlapped.
+    ArgumentRule(
+        lambda _cfg: is_device_path() and DDTreeConfig.from_env().ngrams,
+        "reads requests' texts on the host, which a GPU's rounds do not wait for; remove --speculative-ddtree-ngrams.",
+    ),
     # The mark of a token is drawn from those before it, which differ from node to node (sampling_batch_info.py).
     ArgumentRule(lambda cfg: bool(cfg.enable_watermark), "marks no tree's nodes; remove --enable-watermark."),
     ArgumentRule(

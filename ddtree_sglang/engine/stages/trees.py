@@ -29,6 +29,7 @@ from ddtree_sglang.core.round_inputs import RoundInputs, round_inputs
 from ddtree_sglang.core.tree_builder import build_draft_tree
 from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.stages.candidates import BlockRoots, CandidateRanking, DraftCandidates
+from ddtree_sglang.engine.stages.request_texts import LEAST_CANDIDATES, BatchTexts
 from ddtree_sglang.engine.stages.verify_input import VerifyMask
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class WantedTrees:
     cut: TreeCut | None = (
         None  # how many nodes are kept; asked where the host has the trees and no grammar planted them
     )
+    texts: BatchTexts | None = None  # what the requests have said; on a host, for trees that know it
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,9 @@ class HostTrees(RoundTrees):
         as many as the head was trained for.
         """
         hidden = drafter_out.logits_output.hidden_states
+        if wanted.texts is not None and wanted.grammars is None:
+            ranked = wanted.texts.mixed(self.ranking.wider(LEAST_CANDIDATES).rank(hidden, roots))
+            return partial(self.build, ranked, wanted.num_nodes, cut=wanted.cut)
         if wanted.grammars is None:
             return partial(self.build, self.ranking.rank(hidden, roots), wanted.num_nodes, cut=wanted.cut)
         ranked = self.ranking.wider(GRAMMAR_CANDIDATES).rank(hidden, roots)

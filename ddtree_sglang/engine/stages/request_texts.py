@@ -1,0 +1,104 @@
+"""What requests have said so far, for trees that know which token followed which (`core.request_ngrams`).
+
+A text is a request's prompt and answer up to the round's root: a function of what is committed, so that a request that
+was retracted, or goes on in another batch, has the trees that it would have had. It ranks nodes and decides no token.
+
+In host memory, before each draft: the host has to know the root by then, which it does where no round is overlapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+
+from ddtree_sglang.core.candidates import DraftCandidates
+from ddtree_sglang.core.request_ngrams import LAW, RequestText, pair_table
+from ddtree_sglang.exceptions import DDTreeConfigError
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+
+MOST_REQUESTS = 8
+"""Of a batch: a request's table takes half a millisecond of one core, whatever the others'."""
+LEAST_CANDIDATES, MOST_CANDIDATES = 8, 16
+"""Per depth, of which the table has the square. Three depths of so many hold the largest tree."""
+
+
+@dataclass(frozen=True)
+class BatchTexts:
+    """Of the requests of a round, in its order."""
+
+    texts: Sequence[RequestText]
+
+    def mixed(self, ranked: DraftCandidates) -> DraftCandidates:
+        """The law of pairs `[B, D, K, K]` of what was ranked and what was said, and its candidates `[B, D, K]`.
+
+        Some of those are tokens that the drafter did not list.
+        """
+        most = MOST_CANDIDATES if ranked.topk_ids.shape[1] > 2 else ranked.topk_ids.shape[2]
+        ids, logprobs = ranked.topk_ids[..., :most], ranked.topk_logprobs[..., :most].contiguous()
+        tables = [
+            pair_table(of_ids, of_logprobs, text, LAW)
+            for of_ids, of_logprobs, text in zip(ids.numpy(), logprobs.numpy(), self.texts, strict=True)
+        ]
+        return DraftCandidates(
+            torch.from_numpy(np.stack([one.topk_ids for one in tables])),
+            logprobs,
+            torch.from_numpy(np.stack([one.logprobs for one in tables])),
+        )
+
+
+@dataclass
+class _Read:
+    """A text and how many of a request's tokens are in it."""
+
+    text: RequestText = field(default_factory=lambda: RequestText(LAW.order))
+    num_tokens: int = 0
+
+
+class RequestTexts:
+    """The texts of all requests that a server has begun and not forgotten."""
+
+    def __init__(self) -> None:
+        self._read: WeakKeyDictionary[Req, _Read] = WeakKeyDictionary()
+
+    @classmethod
+    def of(cls, is_asked: bool, ranking: Any) -> RequestTexts | None:
+        """None where nobody asked.
+
+        Raises:
+            DDTreeConfigError: the drafter scores pairs itself.
+        """
+        if not is_asked:
+            return None
+        if ranking.scorer is not None:
+            raise DDTreeConfigError(
+                "--speculative-ddtree-ngrams needs a drafter without a head that scores pairs, whose law it would take "
+                "the place of; remove it."
+            )
+        return cls()
+
+    def of_batch(self, batch: ScheduleBatch, root_ids: torch.Tensor) -> BatchTexts | None:
+        """The texts up to the roots `[B]`; None for a batch that is too large, or has a grammar, which plants trees."""
+        if batch.has_grammar or len(batch.reqs) > MOST_REQUESTS:
+            return None
+        texts = [self._text(req) for req in batch.reqs]
+        if [text.tail[-1:] for text in texts] != [(root,) for root in root_ids.tolist()]:
+            return None  # a text that does not end at its root
+        return BatchTexts(texts)
+
+    def _text(self, req: Req) -> RequestText:
+        prompt, answer = req.origin_input_ids, req.output_ids
+        known, total = self._read.setdefault(req, _Read()), len(prompt) + len(answer)
+        if known.num_tokens > total:
+            known = self._read[req] = _Read()
+        first = known.num_tokens
+        known.text.extend(map(int, prompt[first:]))
+        known.text.extend(map(int, answer[max(0, first - len(prompt)) :]))
+        known.num_tokens = total
+        return known.text

@@ -1,0 +1,121 @@
+"""A round's texts end at its roots, whatever became of the requests before, and their law is core's."""
+
+from __future__ import annotations
+
+from array import array
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ddtree_sglang.core.candidates import DraftCandidates
+from ddtree_sglang.core.request_ngrams import LAW, RequestText, pair_table
+from ddtree_sglang.core.tree_builder import build_draft_tree
+from ddtree_sglang.engine.stages.request_texts import MOST_CANDIDATES, MOST_REQUESTS, RequestTexts
+from ddtree_sglang.exceptions import DDTreeConfigError
+
+
+class Request:
+    """What is asked of SGLang's; one that the collector may take."""
+
+    def __init__(self, prompt: list[int], *answer: int) -> None:
+        self.origin_input_ids, self.output_ids = prompt, array("q", answer)
+
+
+def batch(*reqs: Request, has_grammar: bool = False) -> Any:
+    return SimpleNamespace(reqs=list(reqs), has_grammar=has_grammar)
+
+
+def roots(*reqs: Request) -> torch.Tensor:
+    return torch.tensor([req.output_ids[-1] for req in reqs])
+
+
+def texts() -> RequestTexts:
+    made = RequestTexts.of(True, SimpleNamespace(scorer=None))
+    assert made is not None
+    return made
+
+
+def written(req: Request) -> RequestText:
+    text = RequestText(LAW.order)
+    text.extend([*req.origin_input_ids, *req.output_ids])
+    return text
+
+
+def ranked(batch_size: int, depth: int = 3, k: int = 20, seed: int = 0) -> DraftCandidates:
+    generator = torch.Generator().manual_seed(seed)
+    logprobs = torch.randn(batch_size, depth, 50, generator=generator).log_softmax(-1)
+    best = logprobs.sort(dim=-1, descending=True)
+    return DraftCandidates(best.indices[..., :k], best.values[..., :k])
+
+
+def test_a_text_follows_its_request_through_rounds_and_batches() -> None:
+    known, one, two = texts(), Request([5, 6, 7, 5], 6), Request([1, 2], 3)
+    for answer in ((), (7, 5), (6,), (7, 7, 7)):
+        one.output_ids.extend(answer)
+        found = known.of_batch(batch(one), roots(one))
+        assert found is not None
+        assert vars(found.texts[0]) == vars(written(one))
+        both = known.of_batch(batch(two, one), roots(two, one))
+        assert both is not None
+        assert [vars(text) for text in both.texts] == [vars(written(two)), vars(written(one))]
+
+
+def test_a_request_whose_answer_became_shorter_is_read_anew() -> None:
+    known, req = texts(), Request([1, 2, 3], 4, 5, 6, 7)
+    known.of_batch(batch(req), roots(req))
+    del req.output_ids[1:]
+    found = known.of_batch(batch(req), roots(req))
+    assert found is not None
+    assert vars(found.texts[0]) == vars(written(req))
+
+
+def test_ended_requests_are_forgotten() -> None:
+    known, req = texts(), Request([1, 2], 3)
+    known.of_batch(batch(req), roots(req))
+    assert len(known._read) == 1
+    del req
+    assert len(known._read) == 0
+
+
+def test_what_no_text_is_for_has_none() -> None:
+    known, req = texts(), Request([1, 2], 3)
+    assert known.of_batch(batch(req, has_grammar=True), roots(req)) is None
+    assert known.of_batch(batch(req), torch.tensor([2])) is None, "a text that is behind its root"
+    many = [Request([1], 2) for _ in range(MOST_REQUESTS + 1)]
+    assert known.of_batch(batch(*many), roots(*many)) is None
+    assert known.of_batch(batch(*many[1:]), roots(*many[1:])) is not None
+
+
+def test_the_law_of_a_batch_is_that_of_each_of_its_requests() -> None:
+    known, reqs = texts(), (Request([5, 6, 7, 5], 6), Request([9, 9, 9], 9))
+    found, block = known.of_batch(batch(*reqs), roots(*reqs)), ranked(2)
+    assert found is not None
+    mixed = found.mixed(block)
+    assert mixed.pair_logprobs is not None
+    assert mixed.topk_ids.shape == (2, 3, MOST_CANDIDATES)
+    for index, req in enumerate(reqs):
+        ids, logprobs = (part[index, :, :MOST_CANDIDATES].numpy() for part in (block.topk_ids, block.topk_logprobs))
+        table = pair_table(ids, np.ascontiguousarray(logprobs), written(req), LAW)
+        assert np.array_equal(mixed.topk_ids[index], table.topk_ids)
+        assert np.array_equal(mixed.pair_logprobs[index], table.logprobs)
+    tree = build_draft_tree(mixed.topk_ids, mixed.topk_logprobs, roots(*reqs), 9, mixed.pair_logprobs)
+    # What followed 5, 6 and 9 in their texts is the first thing that is drafted.
+    assert tree.token_ids[:, 1].tolist() == [7, 9]
+
+
+def test_a_block_of_two_depths_keeps_all_candidates() -> None:
+    """Sixteen of each would not hold a large tree."""
+    known, req = texts(), Request([1, 2], 3)
+    found = known.of_batch(batch(req), roots(req))
+    assert found is not None
+    assert found.mixed(ranked(1, depth=2, k=40)).topk_ids.shape == (1, 2, 40)
+
+
+def test_nobody_asks_and_a_drafter_that_scores_pairs() -> None:
+    scores_pairs = SimpleNamespace(scorer=object())
+    assert RequestTexts.of(False, scores_pairs) is None
+    with pytest.raises(DDTreeConfigError, match="--speculative-ddtree-ngrams needs a drafter without a head"):
+        RequestTexts.of(True, scores_pairs)

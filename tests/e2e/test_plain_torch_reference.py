@@ -34,6 +34,9 @@ WINDOW = ("--speculative-draft-window-size", "6", "--page-size", "4")
 """A drafter that sees six tokens and up to three more, on a page's edge."""
 
 
+NGRAMS = ("--speculative-ddtree-ngrams",)
+
+
 @pytest.mark.parametrize(
     ("algorithm", "block_size", "kinds", "head", "flags"),
     [
@@ -47,7 +50,7 @@ WINDOW = ("--speculative-draft-window-size", "6", "--page-size", "4")
         pytest.param(
             "DDTREE", 4, (FULL,), lambda pair: with_convolutions(with_selector(pair)), (), id="selector-convolutions"
         ),
-        pytest.param("DDTREE", 4, (FULL,), None, ("--speculative-ddtree-ngrams",), id="ngrams"),
+        pytest.param("DDTREE", 4, (FULL,), None, NGRAMS, id="ngrams"),
         pytest.param("DFLASH", 8, (FULL,), None, (), id="DFLASH-8"),
         pytest.param("DDTREE", 4, (SLIDING, FULL), None, WINDOW, id="window"),
     ],
@@ -65,7 +68,9 @@ def test_rounds_of_a_tiny_pair(
     pair = pair if head is None else head(pair)
     reference = Reference(pair).of_server(flags)
     with one_thread():
-        candidates = [Asked(tuple(random_prompts(1, 3 + i % 10, i)[0].tolist()), 14) for i in range(2 * NUM_REQUESTS)]
+        prompts = [tuple(random_prompts(1, 3 + i % 10, i)[0].tolist()) for i in range(2 * NUM_REQUESTS)]
+        # Said three times, a prompt has something to say of what follows what.
+        candidates = [Asked(3 * prompt if flags == NGRAMS else prompt, 14) for prompt in prompts]
         requests = [asked for asked in candidates if reference.is_clear(asked, (NUM_NODES,))][:NUM_REQUESTS]
         rounds = [
             reference.rounds(asked, NUM_NODES) if algorithm == "DDTREE" else reference.chain_rounds(asked)

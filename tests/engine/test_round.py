@@ -150,6 +150,7 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
             self.ends = EndsOfBatches(NODES, META)
             self.penalties = PenaltyTable(ROWS, VOCABULARY, META)
             self.context = DraftContext(self.append, waits=True)
+            self.texts = None
 
         def append(self, **arguments: Any) -> None:
             events.append("draft context")

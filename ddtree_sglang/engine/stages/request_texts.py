@@ -60,6 +60,14 @@ class _Read:
     text: RequestText = field(default_factory=lambda: RequestText(LAW.order))
     num_tokens: int = 0
 
+    def take(self, prompt: Sequence[int], answer: Sequence[int]) -> RequestText:
+        """Read what is new of both, and return the text."""
+        first = self.num_tokens
+        self.text.extend(map(int, prompt[first:]))
+        self.text.extend(map(int, answer[max(0, first - len(prompt)) :]))
+        self.num_tokens = len(prompt) + len(answer)
+        return self.text
+
 
 class RequestTexts:
     """The texts of all requests that a server has begun and not forgotten."""
@@ -94,11 +102,7 @@ class RequestTexts:
 
     def _text(self, req: Req) -> RequestText:
         prompt, answer = req.origin_input_ids, req.output_ids
-        known, total = self._read.setdefault(req, _Read()), len(prompt) + len(answer)
-        if known.num_tokens > total:
+        known = self._read.setdefault(req, _Read())
+        if known.num_tokens > len(prompt) + len(answer):
             known = self._read[req] = _Read()
-        first = known.num_tokens
-        known.text.extend(map(int, prompt[first:]))
-        known.text.extend(map(int, answer[max(0, first - len(prompt)) :]))
-        known.num_tokens = total
-        return known.text
+        return known.take(prompt, answer)

@@ -29,7 +29,7 @@ from benchmarks.harness.systems import Common, RunningSystem, System, running
 from benchmarks.harness.walks import read_walks
 from benchmarks.stage_times import TraceReader
 from benchmarks.surrogate import surrogate_record
-from ddtree_sglang.training.whole_file import replace_text
+from ddtree_sglang.whole_file import replace_text
 from deploy.local.client import Generation, flush_cache, generate_batch
 from deploy.local.pair import prepare_pair
 from workers.progress import say, step

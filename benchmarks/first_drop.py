@@ -27,8 +27,8 @@ from ddtree_sglang.simulator.costs import Costs, TableCosts, known_model
 from ddtree_sglang.simulator.recording import Answer, load_answers
 from ddtree_sglang.simulator.replay import replay
 from ddtree_sglang.simulator.systems import Adaptive
-from ddtree_sglang.training.whole_file import replace_text
 from ddtree_sglang.viewer.terminal import aligned
+from ddtree_sglang.whole_file import replace_text
 
 BUDGET = 16
 ROUNDS = 1500

@@ -24,7 +24,7 @@ from benchmarks.gpu_cases import CASES, Case
 from benchmarks.gpu_questions import ask, waves
 from benchmarks.harness.flags import end_on_sigterm
 from benchmarks.harness.gpu_setting import Setting
-from ddtree_sglang.training.whole_file import replace_text
+from ddtree_sglang.whole_file import replace_text
 from deploy.local.client import ClientError, flush_cache, server_info
 from deploy.local.server_process import ServerError, ServerProcess, ServerSpec, free_port
 from workers.progress import say

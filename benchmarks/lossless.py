@@ -26,7 +26,7 @@ from benchmarks.harness.provenance import collect_provenance, portable
 from benchmarks.harness.results import new_result
 from benchmarks.harness.systems import Common, System, running
 from ddtree_sglang.core.acceptance_stats import accept_length
-from ddtree_sglang.training.whole_file import replace_text
+from ddtree_sglang.whole_file import replace_text
 from deploy.local.client import TIMEOUT_S, flush_cache, generate_batch, target_logprobs
 from deploy.local.divergence import NEAR_TIE, Divergence, find_divergence
 from deploy.local.pair import prepare_pair

@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness.drafted_answers import DraftedAnswer, Ints, drafted_answers
+from benchmarks.harness.drafted_answers import DraftedAnswer, drafted_answers
 from benchmarks.harness.flags import exit_status
 from benchmarks.harness.prompts import DATASETS, HELD_OUT_KINDS, SOURCES, sample_prompts
 from benchmarks.harness.provenance import REPO, collect_provenance, portable
 from benchmarks.harness.request_ngrams import Bonus, lookup
 from benchmarks.harness.results import Lines, new_result, save_lines
 from ddtree_sglang.core import DraftTree, build_draft_tree, count_rounds, walk_tree
-from ddtree_sglang.core.request_ngrams import LAW, Mixture, PairTable, RequestText, pair_table
+from ddtree_sglang.core.request_ngrams import LAW, Ints, Mixture, PairTable, RequestText, pair_table
 from ddtree_sglang.training.score.evaluation import DraftScore
 from deploy.local.pair import prepare_pair
 from workers.progress import say, step

@@ -15,8 +15,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ddtree_sglang.training.whole_file import replace_text
 from ddtree_sglang.viewer.layout import node_depths, node_rows, visible
+from ddtree_sglang.whole_file import replace_text
 
 CHAR_WIDTH = 8.0  # of the 13 px monospace font, pixels
 NODE_HEIGHT, ROW_HEIGHT, COLUMN_GAP, MARGIN, TOP = 40, 54, 46, 28, 96

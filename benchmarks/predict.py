@@ -25,8 +25,8 @@ from ddtree_sglang.simulator.defaults import CONCURRENCIES
 from ddtree_sglang.simulator.predictions import Scene, chart, rows_of, to_json
 from ddtree_sglang.simulator.replay import Prediction
 from ddtree_sglang.simulator.roofline import GPUS, Roofline, Shape
-from ddtree_sglang.training.whole_file import replace_text
 from ddtree_sglang.viewer.charts import stacked, svg
+from ddtree_sglang.whole_file import replace_text
 
 MEASURED = REPO / "benchmarks/results/gpu-20261126/speed-shape-16.jsonl"
 MEASURED_PREFIX = 100.0

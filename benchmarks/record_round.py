@@ -24,7 +24,7 @@ from benchmarks.stage_times import TraceReader
 from ddtree_sglang.core.acceptance import AcceptedPath
 from ddtree_sglang.core.acceptance_stats import accept_length, chain_commit_lens
 from ddtree_sglang.core.draft_tree import DraftTree
-from ddtree_sglang.training.whole_file import replace_text
+from ddtree_sglang.whole_file import replace_text
 from deploy.local.client import generate
 from deploy.local.pair import prepare_pair
 from deploy.local.server_process import ServerError

@@ -33,8 +33,8 @@ from ddtree_sglang.simulator.recording import Answer, load_answers
 from ddtree_sglang.simulator.replay import System as Simulated
 from ddtree_sglang.simulator.replay import replay_wave
 from ddtree_sglang.simulator.systems import Adaptive, Chain, FixedTree, Plain
-from ddtree_sglang.training.whole_file import replace_text
 from ddtree_sglang.viewer.top import Server
+from ddtree_sglang.whole_file import replace_text
 from deploy.local.client import flush_cache, post
 from deploy.local.pair import prepare_pair
 from workers.progress import say, step

@@ -26,7 +26,7 @@ from benchmarks.harness.request_cases import RequestCase, grammar_cases, penalty
 from benchmarks.harness.results import new_result
 from benchmarks.harness.systems import Common, System, running
 from ddtree_sglang.core.acceptance_stats import accept_length
-from ddtree_sglang.training.whole_file import replace_text
+from ddtree_sglang.whole_file import replace_text
 from deploy.local.client import TIMEOUT_S, post
 from deploy.local.divergence import NEAR_TIE
 from deploy.local.pair import prepare_pair

@@ -33,7 +33,7 @@ from benchmarks.harness.intervals import (
 )
 from benchmarks.harness.provenance import collect_provenance, portable
 from benchmarks.harness.walks import Bools, Walks, read_walks
-from ddtree_sglang.training.whole_file import replace_text
+from ddtree_sglang.whole_file import replace_text
 
 BUDGETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 255)
 PROB_EDGES = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)

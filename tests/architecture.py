@@ -23,6 +23,7 @@ ORDER = (
     "ddtree_sglang.exceptions",
     "ddtree_sglang.config",
     "ddtree_sglang.cost_batches",
+    "ddtree_sglang.whole_file",
     "ddtree_sglang.core",
     "ddtree_sglang.kernels",
     "ddtree_sglang.contract",

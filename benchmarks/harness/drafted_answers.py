@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from benchmarks.harness.prompts import Prompt
+from ddtree_sglang.core.request_ngrams import Floats, Ints
 from ddtree_sglang.training.features.build import build_feature_cache
 from ddtree_sglang.training.fit.anchor_batches import gather_batch
 from ddtree_sglang.training.model.drafting import draft_blocks
@@ -20,9 +20,6 @@ from ddtree_sglang.training.model.target_check import target_fingerprint
 from ddtree_sglang.training.score.results import weights_digest
 from ddtree_sglang.training.score.scoring import answer_prompts
 from ddtree_sglang.training.stages.target import TargetFolder
-
-Floats: TypeAlias = npt.NDArray[np.float32]
-Ints: TypeAlias = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Literal
 
 from benchmarks.harness.gpu_setting import Setting
 from benchmarks.harness.provenance import REPO
-from ddtree_sglang.training.whole_file import replace_text
+from ddtree_sglang.whole_file import replace_text
 
 KILL_AFTER_S = 20.0
 """Seconds between SIGTERM and SIGKILL for a command that is over the time limit; servers end in them."""

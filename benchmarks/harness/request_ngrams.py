@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.harness.drafted_answers import Floats
-from ddtree_sglang.core.request_ngrams import Mixture, Word
+from ddtree_sglang.core.request_ngrams import Floats, Mixture, Word
 
 
 @dataclass(frozen=True)

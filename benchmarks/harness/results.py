@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.provenance import REPO
-from ddtree_sglang.training.whole_file import replace_text
+from ddtree_sglang.whole_file import replace_text
 
 Lines = Sequence[dict[str, Any]]
 

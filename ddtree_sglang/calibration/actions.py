@@ -13,13 +13,13 @@ from ddtree_sglang.calibration.drawing import page, picture, terminal
 from ddtree_sglang.calibration.reliability_report import reliability_of
 from ddtree_sglang.calibration.table import CostTable, CostTableError
 from ddtree_sglang.cost_batches import MOST_REQUESTS, sizes_up_to
-from ddtree_sglang.training.whole_file import replace_text
 from ddtree_sglang.viewer.charts import stacked, svg
 from ddtree_sglang.viewer.choice import choose_run
 from ddtree_sglang.viewer.output import show
 from ddtree_sglang.viewer.terminal import Ink
 from ddtree_sglang.viewer.top import NoServer, Server, api_key
 from ddtree_sglang.viewer.trace_file import Trace, TraceError
+from ddtree_sglang.whole_file import replace_text
 
 
 def run_calibrate(args: argparse.Namespace) -> int:

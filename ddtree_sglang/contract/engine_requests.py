@@ -76,8 +76,7 @@ REQUESTS: tuple[Row, ...] = (
         "sglang.srt.arg_groups.fields.schedule",
         "Schedule",
         "disable_overlap_schedule enable_mixed_chunk mamba_full_memory_ratio max_mamba_cache_size max_running_requests "
-        "prefill_decode_interval "
-        "mem_fraction_static page_size",
+        "mem_fraction_static page_size prefill_decode_interval",
         "graph_memory, recurrent_checks, server_args, state_memory",
     ),
     Row(

@@ -1,13 +1,12 @@
 """Tables that hold for the files that are installed, kept on disk: the same bytes need no second check.
 
-Reading what a table needs to know is 0.01 s, parsing it 0.7 to 2 s, in each of a server's processes. A check that found
+Reading what a table needs to know is 0.02 s, parsing it 0.7 to 2 s, in each of a server's processes. A check that found
 nothing wrong is kept with a digest of every file that it read. Whoever changes one of them, the table or the checker is
 checked anew. A file that cannot be read or written changes nothing but the time.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from ddtree_sglang.contract import check, source
 from ddtree_sglang.contract.check import Row
+from ddtree_sglang.contract.source import digest_of
 
 
 def contract_folder() -> Path | None:
@@ -34,9 +34,11 @@ class Known:
 
     def __init__(self, rows: Sequence[Row], folder: Path | None) -> None:
         checker = _checker()
-        # Environments that share a home have files of their own.
-        kind = (tuple(map(tuple, rows)), sys.version_info[:2], sys.prefix, checker)
-        self.path = None if None in (folder, checker) else Path(str(folder)) / f"{_digest(repr(kind))[:16]}.json"
+        self.path: Path | None = None
+        if folder is not None and checker is not None:
+            # Environments that share a home have files of their own.
+            kind = (tuple(map(tuple, rows)), sys.version_info[:2], sys.prefix, checker)
+            self.path = folder / f"{digest_of(repr(kind))[:16]}.json"
 
     def holds(self) -> bool:
         """Whether the table was found to hold for exactly the files that are installed now."""
@@ -52,6 +54,7 @@ class Known:
         """The table holds for files with these digests (`Source.digests`); replaces what was kept, in one step."""
         if self.path is None:
             return
+        # As `ddtree_sglang.whole_file` does it; the contract imports nothing but the standard library.
         partial = self.path.with_suffix(f".{uuid.uuid4().hex}.partial")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,10 +69,6 @@ class Known:
 def _checker() -> str | None:
     """A digest of the code that checks; None where it has no source, as in an archive."""
     try:
-        return _digest("".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in (check, source)))
+        return digest_of("".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in (check, source)))
     except (OSError, ValueError):
         return None
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -42,7 +42,7 @@ class Source:
 
     def _read(self, path: str) -> str | None:
         text = self._text_of(path)
-        self.digests[path] = _digest(text)
+        self.digests[path] = digest_of(text)
         return text
 
     def origin(self, module: str, node: ast.ImportFrom) -> str:
@@ -62,10 +62,11 @@ def installed() -> Source:
 
 def digest_of_installed(path: str) -> str:
     """What `Source.digests` holds of a path that is read from this environment now."""
-    return _digest(_read_installed(path))
+    return digest_of(_read_installed(path))
 
 
-def _digest(text: str | None) -> str:
+def digest_of(text: str | None) -> str:
+    """Of a file's text; "" where there is none."""
     return "" if text is None else hashlib.sha256(text.encode()).hexdigest()
 
 

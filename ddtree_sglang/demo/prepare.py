@@ -28,15 +28,9 @@ from ddtree_sglang.demo.smollm2_source import (
     find_gguf,
 )
 from ddtree_sglang.exceptions import ModelSourceError
+from ddtree_sglang.whole_file import CACHE_VARIABLE, cache_folder
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
-CACHE_VARIABLE = "DDTREE_CACHE"
-
-
-def default_cache_dir() -> Path:
-    """`$DDTREE_CACHE`, else `~/.cache/ddtree_sglang`."""
-    named = os.environ.get(CACHE_VARIABLE)
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "ddtree_sglang"
 
 
 def prepare_model(cache_dir: Path | None = None) -> Path:
@@ -45,7 +39,7 @@ def prepare_model(cache_dir: Path | None = None) -> Path:
     Raises:
         ModelSourceError: a package is missing, the cache cannot be written, or the disk is full.
     """
-    cache = (cache_dir or default_cache_dir()).absolute()
+    cache = (cache_dir or cache_folder()).absolute()
     folder = cache / f"{MODEL_NAME}-float32-{GGUF_SHA256[:12]}"
     if not _problems(folder):
         return folder

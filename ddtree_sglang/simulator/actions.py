@@ -13,9 +13,9 @@ from ddtree_sglang.simulator.costs import Costs, TableCosts
 from ddtree_sglang.simulator.predictions import Scene, chart, terminal, to_json
 from ddtree_sglang.simulator.recording import RecordingError, load_answers
 from ddtree_sglang.simulator.roofline import GPUS, Roofline, Shape, ShapeError
-from ddtree_sglang.training.whole_file import replace_text
 from ddtree_sglang.viewer.charts import svg
 from ddtree_sglang.viewer.output import show
+from ddtree_sglang.whole_file import replace_text
 
 
 def run_simulate(args: argparse.Namespace) -> int:

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ddtree_sglang.training.whole_file import replace_text
 from ddtree_sglang.viewer import top
 from ddtree_sglang.viewer.choice import choose_rounds, choose_run, newest
 from ddtree_sglang.viewer.follow import follow
@@ -19,6 +18,7 @@ from ddtree_sglang.viewer.page_data import page_data
 from ddtree_sglang.viewer.terminal import Ink, listing, overview, picture
 from ddtree_sglang.viewer.trace_file import Trace, TraceError
 from ddtree_sglang.viewer.vocabulary import Vocabulary
+from ddtree_sglang.whole_file import replace_text
 
 MAX_ROUNDS = 500
 MOST_PICTURES = 12

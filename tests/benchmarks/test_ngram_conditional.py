@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from benchmarks import ngram_conditional as bench
-from benchmarks.harness.drafted_answers import DraftedAnswer, Floats, Ints
+from benchmarks.harness.drafted_answers import DraftedAnswer
 from benchmarks.harness.request_ngrams import Bonus, lookup
 from ddtree_sglang.core import DraftTree, build_draft_tree
-from ddtree_sglang.core.request_ngrams import Mixture, RequestText, pair_table
+from ddtree_sglang.core.request_ngrams import Floats, Ints, Mixture, RequestText, pair_table
 from deploy.local.pair import Pair
 
 VOCABULARY = 40

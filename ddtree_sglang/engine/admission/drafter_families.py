@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ddtree_sglang.engine.admission.drafter_fields import block_field, wrong_field
+from ddtree_sglang.engine.admission.drafter_fields import block_field, is_whole, wrong_field
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 PLAIN, SELECTOR, LATTICE, MARKOV = "DFlash", "DFlash2", "LiLiCorr", "DSpark"
@@ -185,7 +185,7 @@ def _wrong_number(name: str, numbers: Mapping[str, tuple[Any, int | None]]) -> s
     if absent:
         return _missing(name, ", ".join(absent))
     for field, (value, limit) in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (limit is not None and value > limit):
+        if not is_whole(value) or value < 1 or (limit is not None and value > limit):
             most = "" if limit is None else f" and at most {limit}"
             return (
                 f"{field} of a {name} drafter must be a whole number of at least 1{most}, got {value!r}; correct the "

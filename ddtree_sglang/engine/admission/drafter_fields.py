@@ -57,7 +57,7 @@ def _wrong_kind(drafter: Mapping[str, Any]) -> str | None:
 def _wrong_number(drafter: Mapping[str, Any]) -> str | None:
     for field, least in _LEAST.items():
         value = block_field(drafter, field)
-        if value is not None and not (_is_whole(value) and value >= least):
+        if value is not None and not (is_whole(value) and value >= least):
             return f"{field} must be a whole number of at least {least}, got {value!r}"
     scale = block_field(drafter, "output_multiplier", 1.0)
     if isinstance(scale, bool) or not isinstance(scale, int | float) or scale <= 0:
@@ -69,7 +69,7 @@ def _wrong_layers(drafter: Mapping[str, Any]) -> str | None:
     layers, total = block_field(drafter, "target_layer_ids"), block_field(drafter, "num_target_layers")
     if layers is None:
         return None
-    if not isinstance(layers, list | tuple) or not all(map(_is_whole, layers)):
+    if not isinstance(layers, list | tuple) or not all(map(is_whole, layers)):
         return f"target_layer_ids must be a list of whole numbers, got {layers!r}"
     outside = [layer for layer in layers if layer < 0 or (total is not None and layer >= total)]
     if outside:
@@ -91,5 +91,6 @@ def _wrong_together(drafter: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """A whole number of JSON's, which true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -14,9 +14,7 @@ import math
 import os
 import platform
 import time
-import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from typing import Any
 import torch
 
 from ddtree_sglang.core.cost_model import COLUMNS, CostModel
+from ddtree_sglang.whole_file import cache_folder, replace_text
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +39,9 @@ ASKED_SECONDS = 10.0
 def cost_folder() -> Path | None:
     """Where files are kept, None for nowhere."""
     given = os.environ.get(FOLDER_ENV)
-    if given is None:
-        given = os.path.join(os.environ.get("DDTREE_CACHE") or "~/.cache/ddtree_sglang", "costs")
     try:
+        if given is None:
+            return cache_folder() / "costs"
         return Path(given).expanduser() if given.strip() else None
     except RuntimeError:  # a user without a home
         return None
@@ -107,15 +106,10 @@ class CostFile:
             return
         self._tried_at = time.monotonic()
         held = {"facts": self._facts, "columns": COLUMNS, "cells": model.to_json()}
-        partial = self.path.with_suffix(f".{uuid.uuid4().hex}.partial")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(held, default=str), encoding="utf-8")
-            partial.replace(self.path)
+            replace_text(self.path, json.dumps(held, default=str))
             self._is_told, self._written = False, model.num_rounds
         except OSError as error:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
             if not self._is_told:
                 logger.warning("the cost table %s cannot be written (%s); it is tried again.", self.path, error)
             self._is_told = True

@@ -29,12 +29,14 @@ def make_capture_room(num_rows: int) -> None:
         DDTreeConfigError: prefills come whole, so that one longer than the buffer would end the scheduler.
     """
     capturer = get_global_experts_capturer()
-    if capturer is not None and (size := int(get_schedule().chunked_prefill_size)) <= 0:
+    if capturer is None:
+        return
+    if (size := int(get_schedule().chunked_prefill_size)) <= 0:
         raise DDTreeConfigError(
             f"--enable-return-routed-experts needs a --chunked-prefill-size above 0, got {size}: SGLang's buffer of a "
             "forward is as long; give one, or remove --enable-return-routed-experts."
         )
-    if capturer is None or num_rows <= (num_now := len(capturer.device_cache.buffer)):
+    if num_rows <= (num_now := len(capturer.device_cache.buffer)):
         return
     capturer.device_cache.buffer = _longer(capturer.device_cache.buffer, num_rows)
     # Of expert-parallel transports, which have each rank's rows one after the other.

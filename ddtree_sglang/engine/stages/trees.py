@@ -54,7 +54,7 @@ class WantedTrees:
     cut: TreeCut | None = (
         None  # how many nodes are kept; asked where the host has the trees and no grammar planted them
     )
-    texts: BatchTexts | None = None  # what the requests have said; on a host, for trees that know it
+    texts: BatchTexts | None = None  # what the requests have said; on a host, where no grammar plants the trees
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,14 @@ class HostTrees(RoundTrees):
         as many as the head was trained for.
         """
         hidden = drafter_out.logits_output.hidden_states
-        if wanted.texts is not None and wanted.grammars is None:
+        if wanted.grammars is not None:
+            ranked = self.ranking.wider(GRAMMAR_CANDIDATES).rank(hidden, roots)
+            return partial(self._plant, wanted.grammars, ranked, wanted.num_nodes)
+        if wanted.texts is None:
+            ranked = self.ranking.rank(hidden, roots)
+        else:
             ranked = wanted.texts.mixed(self.ranking.wider(LEAST_CANDIDATES).rank(hidden, roots))
-            return partial(self.build, ranked, wanted.num_nodes, cut=wanted.cut)
-        if wanted.grammars is None:
-            return partial(self.build, self.ranking.rank(hidden, roots), wanted.num_nodes, cut=wanted.cut)
-        ranked = self.ranking.wider(GRAMMAR_CANDIDATES).rank(hidden, roots)
-        return partial(self._plant, wanted.grammars, ranked, wanted.num_nodes)
+        return partial(self.build, ranked, wanted.num_nodes, cut=wanted.cut)
 
     def build(
         self,

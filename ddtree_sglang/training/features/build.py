@@ -26,7 +26,7 @@ from ddtree_sglang.training.features.disk_space import (
     held_bytes,
     require_free_space,
 )
-from ddtree_sglang.training.whole_file import replace_text
+from ddtree_sglang.whole_file import replace_text
 
 ROOM_REMEDY = "free some space, name another --work folder, or use fewer conversations or --target-layers."
 

@@ -21,7 +21,7 @@ from ddtree_sglang.training.features.cache import FeatureCache
 from ddtree_sglang.training.fit.anchor_batches import gather_batch
 from ddtree_sglang.training.model.drafter_model import DFlashDrafter
 from ddtree_sglang.training.model.drafting import draft_blocks
-from ddtree_sglang.training.whole_file import replace_text
+from ddtree_sglang.whole_file import replace_text
 
 CONVERSATIONS_PER_FILE = 32
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ddtree_sglang.training.fit.distillation import StepLoss
-from ddtree_sglang.training.whole_file import replace_text
+from ddtree_sglang.whole_file import replace_text
 
 
 class TrainingCurve:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ddtree_sglang.training.provenance import source_record
-from ddtree_sglang.training.whole_file import replace_text
+from ddtree_sglang.whole_file import replace_text
 
 PACKAGES = ("ddtree-sglang", "torch", "transformers", "numpy", "safetensors")
 

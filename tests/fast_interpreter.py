@@ -7,6 +7,7 @@ interprets, nothing compiles.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import math
@@ -50,6 +51,15 @@ def speed_up() -> None:
         if found != TAKEN[full_name]:
             raise RuntimeError(f"Triton's {full_name} takes {found}; this was written for {TAKEN[full_name]}")
         setattr(holder, name, function)
+    _leave_overflow_unasked(interpreter)
+
+
+def _leave_overflow_unasked(interpreter: Any) -> None:
+    """Each sum of integers is worked out in 64 bits, too, for an assertion that only a debugging interpreter makes."""
+    builder = interpreter.interpreter_builder
+    if builder.options.debug:
+        raise RuntimeError("Triton's interpreter debugs here: it would ask about overflows, which are left out")
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
 
 
 def _replacing_once(interpreter: Any) -> Callable[[Any], Any]:

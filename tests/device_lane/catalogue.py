@@ -29,7 +29,7 @@ from tests.device_lane.group_waves import (
 from tests.device_lane.host_cache import FLAGS as _HOST_CACHE
 from tests.device_lane.new_weights import failing_adapters, failing_checkpoints, failing_updates_from_tensors
 from tests.device_lane.penalty_waves import penalized
-from tests.device_lane.published_catalogue import PUBLISHED, SLOW_PUBLISHED
+from tests.device_lane.published_catalogue import PUBLISHED
 from tests.device_lane.request_waves import FLAGS as _EVERY_KIND
 from tests.device_lane.request_waves import few_by_far, of_every_kind, of_every_kind_in_chunks
 from tests.device_lane.scenes import CONTEXT_LIMIT, Scene
@@ -315,7 +315,6 @@ SLOW_SCENES = (
     Scene("windows-triton-eager", "triton", (past_the_window,), pair="gpt_oss", budget=7, captured=()),
     LATENT_TRITON,
     *SLOW_STATES,
-    *SLOW_PUBLISHED,
     *DRAFT_WINDOW_OTHERS,
     *SLIDING_DRAFTERS,
     *HOST_CACHE_OTHERS,

@@ -16,7 +16,7 @@ from tests.device_lane.context_waves import (
 )
 from tests.device_lane.scenes import Scene
 from tests.device_lane.state_catalogue import TRACKED
-from tests.support.published import BACKENDS, ENDS, IN_CI, PAIRS, SERVED
+from tests.support.published import BACKENDS, ENDS, PAIRS, SERVED
 
 BUDGET, SMALLER = 16, 7
 
@@ -45,7 +45,4 @@ def scenes_of(name: str) -> tuple[Scene, ...]:
     return tuple(replace(scene, name=f"{name}{end}") for scene, end in zip((tree, *others), ENDS, strict=True))
 
 
-_ALL = tuple(scene for name in PAIRS if name not in SERVED for scene in scenes_of(name))
-_NAMES = {f"{name}{end}" for name, ends in IN_CI.items() for end in ends}
-PUBLISHED = tuple(scene for scene in _ALL if scene.name in _NAMES)
-SLOW_PUBLISHED = tuple(scene for scene in _ALL if scene.name not in _NAMES)
+PUBLISHED = tuple(scene for name in PAIRS if name not in SERVED for scene in scenes_of(name))

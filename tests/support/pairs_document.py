@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.support.published import BACKENDS, ENDS, IN_CI, PAIRS, SERVED, TESTS, Published
+from tests.support.published import BACKENDS, ENDS, PAIRS, SERVED, TESTS, Published
 from tests.support.published_configs import SLIDING
 from tests.support.table import CPU
 from tests.support.tiny import HEAD_DIM, NUM_DRAFT_LAYERS, WINDOW, layer_kinds, read_layers
@@ -135,8 +135,5 @@ def _where(name: str) -> str:
     link = f"[shown]({_FROM}{TESTS[name][0].partition('::')[0]})"
     if name in SERVED:
         return f"{link} on `{CPU}`"
-    slow = [end for end in ENDS if end not in IN_CI.get(name, ())]
-    scenes = ", ".join(f"{name}{end}{' (slow)' if end in slow else ''}" for end in ENDS)
-    if name not in IN_CI:
-        return f"not run yet, on `{BACKENDS[PAIRS[name].family]}`: scenes {scenes}"
+    scenes = ", ".join(f"{name}{end}" for end in ENDS)
     return f"{link} on `{BACKENDS[PAIRS[name].family]}`, scenes {scenes}"

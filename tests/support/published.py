@@ -227,22 +227,6 @@ SERVED = tuple(name for name, pair in PAIRS.items() if pair.family not in BACKEN
 """Those that run on the CPU platform."""
 ENDS = ("", "-7", "-stock")
 """Of a pair's scenes in the lane: a tree of sixteen nodes besides the root, one of seven, and SGLang's chain."""
-IN_CI = {
-    "gpt-oss-20b": ENDS,
-    "gpt-oss-120b": ("-7",),
-    "Qwen3-Coder-Next": ("-7",),
-    "Qwen3.5-4B": ("-7", "-stock"),
-    "Qwen3.5-9B": ("-7",),
-    "Qwen3.5-27B": ("-7",),
-    "Qwen3.5-35B-A3B": ("-7",),
-    "Qwen3.5-122B-A10B": ("-7",),
-    "Qwen3.6-27B": ("-7",),
-    "Qwen3.6-35B-A3B": ("-7",),
-    "Kimi-K2.5": ENDS,
-}
-"""Each pair of the lane's, and its scenes: all three of one of each class, where experts and states do not make a scene
-minutes long; of the others a tree of seven. The others run where somebody asks for slow tests.
-"""
 _LANE = "tests/device_lane/test_scenes.py::test_scene"
 TESTS: dict[str, tuple[str, ...]] = {
     name: (f"tests/e2e/test_published_pairs.py::test_chain_and_tree_are_plain_decoding[{name}]",)

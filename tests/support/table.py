@@ -9,10 +9,10 @@ from typing import Any
 from tests.support.families import FAMILIES
 
 ALL = "*"
-BACKENDS = ("ddtree_cpu", "triton", "flashinfer", "fa3", "fa4")
-"""`ddtree_cpu`: the CPU platform. The others run in the device lane, FA4 nowhere."""
-CPU, TRITON, FLASHINFER, FA3, FA4 = BACKENDS
-ON_A_GPU = (TRITON, FLASHINFER, FA3, FA4)
+BACKENDS = ("ddtree_cpu", "triton", "flashinfer", "fa3")
+"""`ddtree_cpu`: the CPU platform. The others run in the device lane."""
+CPU, TRITON, FLASHINFER, FA3 = BACKENDS
+ON_A_GPU = (TRITON, FLASHINFER, FA3)
 GREEDY = "greedy answers"
 POLICY = "policy"
 """Among arguments: of DDTREE's configuration."""
@@ -158,20 +158,18 @@ REFUSED_TARGETS = (
     *(
         Row(family, backend, ALL, LATENT)
         for family in ("DeepSeek / Kimi-K2", "Kimi-K2.5")
-        for backend in (CPU, FLASHINFER, FA4)
+        for backend in (CPU, FLASHINFER)
         if (family, backend) != ("DeepSeek / Kimi-K2", FLASHINFER)
     ),
     Row("DeepSeek / Kimi-K2", FLASHINFER, ALL, replace(LATENT, needed="refused-latent-flashinfer")),
     *(Row("Llama 4", backend, ALL, CHUNKS) for backend in (CPU, TRITON, FA3)),
-    *(Row("Llama 4", backend, ALL, Refused("is required for Llama4", by_sglang=True)) for backend in (FLASHINFER, FA4)),
-    *(Row("Gemma 3", backend, ALL, WINDOW) for backend in (FLASHINFER, FA4)),
+    Row("Llama 4", FLASHINFER, ALL, Refused("is required for Llama4", by_sglang=True)),
+    Row("Gemma 3", FLASHINFER, ALL, WINDOW),
     *(Row("Gemma 3", backend, ALL, Refused("hands none to a drafter")) for backend in (CPU, TRITON, FA3)),
     *(
         Row("Gemma 4", backend, ALL, Refused("Gemma4 only supports", by_sglang=True))
         for backend in (CPU, FLASHINFER, FA3)
     ),
-    Row("Gemma 4", FA4, ALL, WINDOW),
-    Row("gpt-oss", FA4, ALL, WINDOW),
     *(Row("gpt-oss", backend, ALL, NOT_BY_SGLANG) for backend in (CPU, FLASHINFER)),
 )
 
@@ -239,15 +237,14 @@ REFUSED_FEATURES = (
         "mixed chunks",
         "has not been shown to advance a state in another request's prefill",
     ),
-    *_refused(("Nemotron-H",), "budget that follows the load", _ONE_NUMBER, (TRITON, FLASHINFER, FA4)),
+    *_refused(("Nemotron-H",), "budget that follows the load", _ONE_NUMBER, (TRITON, FLASHINFER)),
     *_refused(("Nemotron-H",), "budget that follows the load", _ONE_NUMBER, (FA3,), "refused-mamba-widths"),
     *_refused(("Nemotron-H",), "budget that follows measured costs", _ONE_NUMBER),
     *(
         Row(family, backend, "pages of several tokens", Refused("only supports page_size=1", by_sglang=True))
         for family in ("LFM2", "LFM2-MoE")
-        for backend in (FLASHINFER, FA3, FA4)
+        for backend in (FLASHINFER, FA3)
     ),
-    Row(ALL, FA4, "pages of several tokens", Refused(_PAGES)),
     *_refused(("DeepSeek / Kimi-K2",), "pages of several tokens", _PAGES, (FA3,), "refused-latent-pages"),
     *_refused(("Kimi-K2.5",), "pages of several tokens", _PAGES, (FA3,)),
     *_refused(("gpt-oss",), "pages of several tokens", _PAGES, (FA3,), "refused-windows-pages"),

@@ -21,7 +21,7 @@ from tests.support.document import DOCUMENT, NEEDED_BY, document
 from tests.support.drafters import DRAFTERS
 from tests.support.families import FAMILIES
 from tests.support.published import BACKENDS as PUBLISHED_BACKENDS
-from tests.support.published import ENDS, IN_CI, PAIRS, SERVED, TESTS
+from tests.support.published import ENDS, PAIRS, SERVED, TESTS
 from tests.support.table import BACKENDS, CPU, FEATURES, ROWS, Refused, Row, Shown
 
 NOT_RUN_BY_DEFAULT = {"slow", "gpu", "skip", "skipif", "xfail"}
@@ -30,12 +30,7 @@ SHOWN = [(row, row.cell) for row in ROWS if isinstance(row.cell, Shown)]
 NEEDED = [row.cell.needed for row in ROWS if isinstance(row.cell, Refused) and row.cell.needed]
 NAMED = [
     *(cell for _, cell in SHOWN),
-    *(Shown(TESTS[name][0]) for name in SERVED),
-    *(
-        Shown(test, "" if end in IN_CI.get(name, ()) else "slow")
-        for name in set(PAIRS) - set(SERVED)
-        for test, end in zip(TESTS[name], ENDS, strict=True)
-    ),
+    *(Shown(test) for name in PAIRS for test in TESTS[name]),
     *(cell for drafter in DRAFTERS.values() for cell in drafter.cells if isinstance(cell, Shown)),
     *(Shown(f"{NEEDED_BY}::test_scene_goes_wrong_without_the_refusal[{name}]", "slow") for name in NEEDED),
 ]
@@ -184,8 +179,3 @@ def test_each_pair_has_two_trees_and_a_chain_that_are_asked_the_same() -> None:
             (name, PUBLISHED_BACKENDS[pair.family], name)
         }
         assert len({one.waves for one in found}) == 1
-
-
-def test_each_pair_of_the_lane_has_a_scene_in_every_run() -> None:
-    assert set(IN_CI) == set(PAIRS) - set(SERVED)
-    assert all(IN_CI.values())

@@ -58,7 +58,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--other-draft", metavar="DRAFT", help="also trees of this drafter, at each budget")
     parser.add_argument(
-        "--ngrams", action="store_true", help="also trees that know the request's own text, each budget"
+        "--ngrams",
+        action="store_true",
+        help="also trees that know the request's own text, at each budget; with --adaptive, of that policy alone",
     )
     parser.add_argument("--dtypes", nargs="+", help="one after another (default: that of --dtype)")
     parser.add_argument("--prompts", type=int, default=8, help="per dataset (default 8; 0: as the paper)")

@@ -60,7 +60,8 @@ class DDTreeConfig:
         check_ranks: compare the trees of tensor-parallel ranks in every round, for debugging; costs a host read.
         check_sync: on an NVIDIA GPU, make a round that waits for the device an error, for proofs.
         stream_tokens: deliver streams token by token, also where no parser reads them; else a round's tokens together.
-        ngrams: trees also know which token followed which in the request's own text; on the CPU platform.
+        ngrams: trees also know which token followed which in the request's own text; on the CPU platform. None: so
+            with policy "adaptive" there, unless `top_k` is set or the drafter scores pairs.
         untested_engine: start on another release of SGLang than the tested one, if every row of the contract holds.
 
     Raises:
@@ -78,15 +79,16 @@ class DDTreeConfig:
     check_ranks: bool = False
     check_sync: bool = False
     stream_tokens: bool = False
-    ngrams: bool = False
+    ngrams: bool | None = None
     untested_engine: bool = False
 
     def __post_init__(self) -> None:
         _require_int("budget", "--speculative-ddtree-budget", self.budget, 1, MAX_BUDGET)
         _require_int("top_k", "--speculative-ddtree-top-k", self.top_k, 1, MAX_BUDGET)
         for name in ("check_ranks", "check_sync", "stream_tokens", "ngrams", "untested_engine"):
-            if not isinstance(getattr(self, name), bool):
-                raise DDTreeConfigError(f"{name} must be true or false, got {getattr(self, name)!r}; change it.")
+            value = getattr(self, name)
+            if not isinstance(value, bool) and not (name == "ngrams" and value is None):
+                raise DDTreeConfigError(f"{name} must be true or false, got {value!r}; change it.")
         if self.policy not in (None, *get_args(Policy)):
             raise DDTreeConfigError(
                 f"policy must be one of {list(get_args(Policy))}, got {self.policy!r}; change "

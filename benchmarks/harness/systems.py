@@ -144,7 +144,8 @@ def groups_for(
     Every group has both baselines, so that each ratio is of servers that took turns. With `adaptive` each also has
     the policy of that name, at most so many drafted nodes; with `one_server`, too, budgets are asked of its server,
     and so is a budget of 0, which is plain decoding there. With `other_draft` each budget has a second tree, of that
-    drafter, in the same group; with `ngrams` one that also knows the request's own text.
+    drafter, in the same group; with `ngrams` one that also knows the request's own text. With `adaptive` and `ngrams`
+    that is the policy's server, and the budgets have one tree each.
 
     Raises:
         ServerError: `other_draft` or `ngrams` with `one_server`; not even one budget fits beside the others; or there
@@ -159,7 +160,9 @@ def groups_for(
         raise ServerError("--one-server has one kind of tree, got --other-draft or --ngrams as well; give one of them.")
     baselines = [System("plain", None), System("dflash", "DFLASH")]
     if adaptive is not None:
-        baselines.append(System(f"ddtree-adaptive-{adaptive}", "DDTREE", adaptive, "adaptive"))
+        adapts = System(f"ddtree-adaptive-{adaptive}", "DDTREE", adaptive, "adaptive")
+        baselines += [adapts, _with_texts(adapts)] if ngrams else [adapts]
+        ngrams = False
     room = servers_at_once - len(baselines)
     if one_server and room >= 0:
         asked = (System(f"ddtree-{budget}", "DDTREE", asks=budget) for budget in sorted({0, *budgets}))
@@ -172,9 +175,13 @@ def groups_for(
     for budget in budgets:
         tree = System.of_budget(budget)
         trees += [tree, *([] if other_draft is None else [System.of_budget(budget, other_draft)])]
-        trees += [replace(tree, name=f"{tree.name}-ngrams", flags=("--speculative-ddtree-ngrams",))] if ngrams else []
+        trees += [_with_texts(tree)] if ngrams else []
     room -= room % of_budget
     return [[*baselines, *trees[first : first + room]] for first in range(0, len(trees), room)]
+
+
+def _with_texts(tree: System) -> System:
+    return replace(tree, name=f"{tree.name}-ngrams", flags=("--speculative-ddtree-ngrams",))
 
 
 def servers_that_fit() -> int:

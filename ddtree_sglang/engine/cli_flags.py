@@ -99,9 +99,9 @@ def add_ddtree_flags(_result: None, parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--speculative-ddtree-ngrams",
-        action="store_const",
-        const=True,
-        help="On the CPU platform: rank nodes also by which token followed which in the request's own text.",
+        action=argparse.BooleanOptionalAction,
+        help="On the CPU platform: rank nodes also by which token followed which in the request's own text. Default: "
+        "with policy adaptive, unless the candidates per depth are set or the drafter scores pairs itself.",
     )
     group.add_argument(
         "--speculative-ddtree-untested-engine",

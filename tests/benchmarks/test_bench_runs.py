@@ -124,6 +124,15 @@ def test_trees_that_know_texts_stand_beside_those_that_do_not() -> None:
         ["plain", "dflash", "ddtree-8", "ddtree-8-ngrams"],
     ]
     assert [one.flags for one in groups[0]] == [(), (), (), ("--speculative-ddtree-ngrams",)]
+    (group,) = server.groups_for([4], 5, 16, ngrams=True)
+    assert [one.name for one in group] == [
+        "plain",
+        "dflash",
+        "ddtree-adaptive-16",
+        "ddtree-adaptive-16-ngrams",
+        "ddtree-4",
+    ]
+    assert [one.flags for one in group if one.adapts] == [(), ("--speculative-ddtree-ngrams",)]
     with pytest.raises(ServerError, match="needs 4 servers at once, 3 fit"):
         server.groups_for([4], 3, ngrams=True)
     with pytest.raises(ServerError, match="--ngrams as well"):

@@ -33,7 +33,6 @@ def complete_raw_arguments(server_args: Any) -> None:
     """
     if not is_ddtree(server_args.speculative_algorithm):
         return
-    # With no tree flag SGLang forces pages of 128 tokens on FA4 (arg_groups/overrides.py, _fa4_page_constraint).
     apply_config(server_args, DDTreeConfig.from_env())
     _choose_attention_backend(server_args)
     if (server_args.enable_lora or server_args.lora_paths) and is_device_path():

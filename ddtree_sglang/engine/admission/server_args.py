@@ -33,8 +33,9 @@ from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.spec import ALGORITHM, is_ddtree
 from ddtree_sglang.exceptions import DDTreeConfigError
 
-TREE_BACKENDS = ("flashinfer", "triton", "fa3", "fa4", ATTENTION_BACKEND)
-"""Attention backends that honour an ancestor-only mask in TARGET_VERIFY."""
+TREE_BACKENDS = ("flashinfer", "triton", "fa3", ATTENTION_BACKEND)
+"""Attention backends that were seen to honour an ancestor-only mask in TARGET_VERIFY. FA4 should, by SGLang's code for
+FA3, which it shares; its kernels have run with no tree, and ask for pages of 128 tokens elsewhere."""
 GRAMMAR_BACKENDS = ("xgrammar", "llguidance", "none")
 """Grammar backends that can take tokens back, and none."""
 COSTS_WARMUP = "ddtree_costs"
@@ -188,7 +189,7 @@ def resolve_server_args(cfg: Any) -> None:
 
 
 def check_attention_backend(cfg: Any) -> None:
-    """Refuse a backend that would verify a tree causally (trtllm_mha, flashmla, torch_native and others)."""
+    """Refuse a backend that would verify a tree causally (trtllm_mha, flashmla, torch_native, ...), or might (fa4)."""
     names = {
         "--attention-backend": cfg.attention_backend,
         "--prefill-attention-backend": cfg.prefill_attention_backend,

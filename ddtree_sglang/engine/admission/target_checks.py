@@ -11,7 +11,7 @@ from typing import Any
 
 from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
 from ddtree_sglang.engine.admission.recurrent_checks import STATE_BACKEND_CLASSES, check_recurrent_target
-from ddtree_sglang.engine.attention_layers import has_sinks_without_window, window_sizes
+from ddtree_sglang.engine.attention_layers import window_sizes
 from ddtree_sglang.engine.spec import ALGORITHM
 from ddtree_sglang.exceptions import DDTreeConfigError
 
@@ -29,18 +29,10 @@ LATENT_BACKENDS = ("fa3", "triton")
 other targets, FA3 attends to prefix and nodes apart as there. FlashInfer drops the mask (flashinfer_mla_backend.py,
 `call_begin_forward`)."""
 
-PAGED_BACKENDS = ("fa3", "flashinfer", "triton", ATTENTION_BACKEND)
-"""Those that verify a tree in pages of several tokens: they read the tree's part by single slots. It has not been shown
-for FA4, whose kernels ask for pages of 128 tokens elsewhere (arg_groups/overrides.py, `_fa4_page_constraint`)."""
-
 BACKEND_CLASSES = ("DDTreeCpuAttnBackend", "FlashAttentionBackend", "FlashInferAttnBackend", "TritonAttnBackend")
 """Of a target whose layers all attend in the same way. For others SGLang puts a backend of its own around these
 (layers/attention/attention_registry.py, `attn_backend_wrapper`), such as MiniMax-M3's for its sparse layers. By name,
 because a module of a backend needs the libraries of its GPU."""
-
-CASCADE_BACKENDS = ("fa4",)
-"""Those that attend to a tree's prefix and to its nodes apart, and have not been shown to count a layer's sinks once
-(flashattention_backend.py, `use_cascade_attn`). On FA3 engine/stages/attention_sinks.py sees to it."""
 
 NOT_SHOWN = {
     "Glm5NextForConditionalGeneration": "whose layers are KDA, and latent attention behind an indexer",
@@ -65,8 +57,7 @@ def check_loaded_target(runner: Any) -> None:
 
     Raises:
         DDTreeConfigError: as `check_target`; the model keeps no LM head where SGLang's DFLASH looks for it, or hands
-            no layer's states to a drafter; or it has attention sinks that a backend would count twice, or windows that
-            it would misplace.
+            no layer's states to a drafter; or it has windows that a backend would misplace.
     """
     from sglang.srt.runtime_context import attention_backends
 
@@ -80,7 +71,6 @@ def check_loaded_target(runner: Any) -> None:
             f"{ALGORITHM}."
         )
     _check_layers_are_handed_out(runner.model)
-    _check_sinks(runner.model, attention_backends())
     _check_adapters(runner)
 
 
@@ -129,15 +119,6 @@ def _check_windows(runner: Any, backends: tuple[Any, ...]) -> None:
         raise DDTreeConfigError(
             f"{ALGORITHM} has not been shown to place the windows of {name} under deterministic inference on "
             f"{', '.join(ONE_WINDOW_BACKENDS)}; remove --enable-deterministic-inference."
-        )
-
-
-def _check_sinks(model: Any, backends: tuple[Any, ...]) -> None:
-    counting_twice = sorted({str(one) for one in backends if one in CASCADE_BACKENDS})
-    if counting_twice and has_sinks_without_window(model):
-        raise DDTreeConfigError(
-            f"{ALGORITHM} needs attention sinks counted once, got {type(model).__name__} with sinks in layers without "
-            f"a window, which {', '.join(counting_twice)} counts for a tree's prefix and again for its nodes; {_CHAIN}."
         )
 
 
@@ -221,23 +202,20 @@ def check_pages(model_config: Any, page_size: int, sliding_window: int | None, b
         backends: the attention backends of prefill and decode.
 
     Raises:
-        DDTreeConfigError: a backend outside `PAGED_BACKENDS`, or a window or latent attention on FA3. It makes its
-            table of the window and the nodes for pages of one token (flashattention_backend.py,
-            `_init_sliding_window_attn_spec_metadata`), and reads single slots of latent rows by the pool's pages.
+        DDTreeConfigError: a window or latent attention on FA3. It makes its table of the window and the nodes for
+            pages of one token (flashattention_backend.py, `_init_sliding_window_attn_spec_metadata`), and reads single
+            slots of latent rows by the pool's pages. Elsewhere a tree's part is read by single slots.
     """
     from sglang.srt.configs.model_config import AttentionArch
 
     if page_size == 1:
         return
     is_latent = model_config.attention_arch == AttentionArch.MLA
-    by_page = ("fa3",) if sliding_window or is_latent else ()
-    wrong = sorted({str(one) for one in backends if one not in PAGED_BACKENDS or one in by_page})
-    if wrong:
-        of_window = f" for a target with a window of {sliding_window}" if sliding_window else ""
-        of_latent = " for a target with latent attention" if is_latent else ""
+    if "fa3" in backends and (sliding_window or is_latent):
+        of_what = f"a window of {sliding_window}" if sliding_window else "latent attention"
         raise DDTreeConfigError(
-            f"{ALGORITHM} needs pages of one token on {', '.join(wrong)}{of_window}{of_latent}, got {page_size}; "
-            "remove --page-size."
+            f"{ALGORITHM} needs pages of one token on fa3 for a target with {of_what}, got {page_size}; remove "
+            "--page-size."
         )
 
 

@@ -16,8 +16,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.core.candidates import DraftCandidates
 from ddtree_sglang.core.request_ngrams import LAW, RequestText, pair_table
+from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 if TYPE_CHECKING:
@@ -76,13 +78,23 @@ class RequestTexts:
         self._read: WeakKeyDictionary[Req, _Read] = WeakKeyDictionary()
 
     @classmethod
-    def of(cls, is_asked: bool, ranking: Any) -> RequestTexts | None:
-        """None where nobody asked.
+    def of(cls, config: DDTreeConfig, ranking: Any) -> RequestTexts | None:
+        """None where trees are of the drafter's word alone.
+
+        A policy by measured costs has texts without being asked: it also measures how often they are right. Not where
+        candidates per depth are set, of which a chain has one and texts need several.
+
+        Args:
+            config: of this server, its policy named.
+            ranking: of the drafter's output.
 
         Raises:
-            DDTreeConfigError: the drafter scores pairs itself.
+            DDTreeConfigError: they are asked for, and the drafter scores pairs itself.
         """
-        if not is_asked:
+        if config.ngrams is None:
+            by_default = config.policy == "adaptive" and config.top_k is None and not is_device_path()
+            return cls() if by_default and ranking.scorer is None else None
+        if not config.ngrams:
             return None
         if ranking.scorer is not None:
             raise DDTreeConfigError(

@@ -67,13 +67,6 @@ def test_one_of_a_pair_is_kept_and_the_other_chosen(pair: tuple[str, str], way: 
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_fa4_keeps_pages_of_one_token_on_blackwell(pair: tuple[str, str], way: str) -> None:
-    """With no tree flag in time SGLang forces pages of 128, and DDTREE would refuse a size that nobody named."""
-    cfg = resolved(way, pair, BLACKWELL, attention_backend="fa4")
-    assert (cfg.attention_backend, cfg.page_size) == ("fa4", 1)
-
-
-@pytest.mark.parametrize("way", WAYS)
 def test_prefills_with_adapters_have_no_graphs(pair: tuple[str, str], way: str) -> None:
     modules = ["q_proj"] if way == "Engine" else "q_proj"
     adapters = {"enable_lora": True, "max_lora_rank": 8, "lora_target_modules": modules}

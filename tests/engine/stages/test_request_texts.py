@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.core.candidates import DraftCandidates
 from ddtree_sglang.core.request_ngrams import LAW, RequestText, pair_table
 from ddtree_sglang.core.tree_builder import build_draft_tree
+from ddtree_sglang.engine.stages import request_texts
 from ddtree_sglang.engine.stages.request_texts import MOST_CANDIDATES, MOST_REQUESTS, RequestTexts
 from ddtree_sglang.exceptions import DDTreeConfigError
 
@@ -33,7 +35,7 @@ def roots(*reqs: Request) -> torch.Tensor:
 
 
 def texts() -> RequestTexts:
-    made = RequestTexts.of(True, SimpleNamespace(scorer=None))
+    made = RequestTexts.of(DDTreeConfig(ngrams=True), SimpleNamespace(scorer=None))
     assert made is not None
     return made
 
@@ -114,8 +116,29 @@ def test_a_block_of_two_depths_keeps_all_candidates() -> None:
     assert found.mixed(ranked(1, depth=2, k=40)).topk_ids.shape == (1, 2, 40)
 
 
-def test_nobody_asks_and_a_drafter_that_scores_pairs() -> None:
+@pytest.mark.parametrize(
+    ("given", "on_a_device", "reads"),
+    [
+        ({"policy": "adaptive"}, False, True),
+        ({"policy": "adaptive"}, True, False),
+        ({"policy": "adaptive", "ngrams": False}, False, False),
+        ({"policy": "adaptive", "top_k": 1}, False, False),
+        ({"policy": "fixed"}, False, False),
+        ({"policy": "load"}, False, False),
+        ({"policy": "fixed", "ngrams": True}, False, True),
+        ({"policy": "adaptive", "top_k": 1, "ngrams": True}, False, True),
+    ],
+)
+def test_who_reads_texts(
+    given: dict[str, Any], on_a_device: bool, reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_texts, "is_device_path", lambda: on_a_device)
+    found = RequestTexts.of(DDTreeConfig(**given), SimpleNamespace(scorer=None))
+    assert (found is not None) is reads
+
+
+def test_a_drafter_that_scores_pairs_has_its_own_law() -> None:
     scores_pairs = SimpleNamespace(scorer=object())
-    assert RequestTexts.of(False, scores_pairs) is None
+    assert RequestTexts.of(DDTreeConfig(policy="adaptive"), scores_pairs) is None
     with pytest.raises(DDTreeConfigError, match="--speculative-ddtree-ngrams needs a drafter without a head"):
-        RequestTexts.of(True, scores_pairs)
+        RequestTexts.of(DDTreeConfig(policy="adaptive", ngrams=True), scores_pairs)

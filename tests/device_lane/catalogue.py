@@ -20,12 +20,7 @@ from tests.device_lane.context_waves import (
     retracted_in_time,
     to_the_context_limit,
 )
-from tests.device_lane.group_waves import (
-    every_kind_in_groups,
-    more_than_a_groups_pool,
-    the_second_group_alone,
-    unequal_groups,
-)
+from tests.device_lane.group_catalogue import GROUPS, GROUPS_LATENT, GROUPS_OTHERS
 from tests.device_lane.host_cache import FLAGS as _HOST_CACHE
 from tests.device_lane.new_weights import failing_adapters, failing_checkpoints, failing_updates_from_tensors
 from tests.device_lane.penalty_waves import penalized
@@ -33,7 +28,9 @@ from tests.device_lane.published_catalogue import PUBLISHED
 from tests.device_lane.request_waves import FLAGS as _EVERY_KIND
 from tests.device_lane.request_waves import few_by_far, of_every_kind, of_every_kind_in_chunks
 from tests.device_lane.scenes import CONTEXT_LIMIT, Scene
-from tests.device_lane.split_catalogue import SPLIT, SPLIT_OTHERS
+from tests.device_lane.split_catalogue import ADAPTER_FLAGS as _ADAPTERS
+from tests.device_lane.split_catalogue import SMALL_POOL as _SMALL_POOL
+from tests.device_lane.split_catalogue import SPLIT, SPLIT_ADAPTERS, SPLIT_OTHERS, SPLIT_WINDOWS
 from tests.device_lane.state_catalogue import (
     CHUNKS,
     GATED_DELTA_RETRACTION,
@@ -68,8 +65,6 @@ _LIMIT = ("--context-length", str(CONTEXT_LIMIT))
 _STATES = ("--enable-return-hidden-states",)
 # A round takes a second here: none is measured at start.
 _ADAPTIVE = ("--speculative-ddtree-policy", "adaptive", "--speculative-ddtree-measure-seconds", "0")
-# Less than four requests of some twenty tokens and two windows each; all are admitted at once.
-_SMALL_POOL = ("--max-total-tokens", "76", "--schedule-conservativeness", "0", "--page-size", "4")
 
 SMALL_TRITON = Scene("small-triton", "triton", (pair_of_requests,), budget=7, captured=(2,))
 SMALL_FA3 = Scene("small-fa3", "fa3", (few,), budget=7, captured=(4,))
@@ -108,7 +103,6 @@ LATE = Scene(
     captured=(1, 4),
 )
 
-_ADAPTERS = ("--max-loras-per-batch", "3", "--max-running-requests", "6", "--lora-backend")
 ADAPTERS = Scene(
     "adapters",
     "triton",
@@ -119,36 +113,16 @@ ADAPTERS = Scene(
     adapters=True,
     before=failing_adapters,
 )
-# Two groups of one rank each.
-_GROUPS = ("--dp-size", "2", "--enable-dp-attention", "--enable-dp-lm-head", "--tp-size", "2")
-GROUPS = Scene(
-    "attention-groups",
-    "fa3",
-    (unequal_groups, the_second_group_alone, every_kind_in_groups),
-    pair="experts",
-    budget=7,
-    flags=(*_GROUPS, *_EVERY_KIND),
-)
-GROUPS_EAGER = Scene(
-    "attention-groups-eager",
-    "fa3",
-    (unequal_groups, the_second_group_alone),
-    budget=7,
-    flags=_GROUPS,
-    captured=(),
-)
-# The number of nodes follows the requests of both groups.
-GROUPS_WIDTHS = replace(
-    GROUPS_EAGER,
-    name="attention-groups-widths",
-    waves=(more_than_a_groups_pool, *GROUPS_EAGER.waves),
-    flags=(*_GROUPS, *LOAD_FLAGS, *_SMALL_POOL),
-    captured=(1, 2),
-    must_log=("Retract requests",),
-)
-GROUPS_OTHERS = tuple(
-    replace(GROUPS_EAGER, name=f"attention-groups-{backend}", backend=backend, captured=(1, 2))
-    for backend in ("triton", "flashinfer")
+# More adapters than places, which are loaded beside a running batch.
+ADAPTERS_MEANWHILE = replace(
+    ADAPTERS,
+    name="adapters-meanwhile",
+    flags=(
+        *("--max-loras-per-batch", "2", "--max-running-requests", "6", "--lora-backend", "csgmv"),
+        *("--enable-lora-overlap-loading", "--max-loaded-loras", "4"),
+    ),
+    late=True,
+    before=None,
 )
 PENALTIES = Scene("penalties", "fa3", (penalized,), budget=7, captured=(4,))
 
@@ -318,10 +292,9 @@ SLOW_SCENES = (
     *DRAFT_WINDOW_OTHERS,
     *SLIDING_DRAFTERS,
     *HOST_CACHE_OTHERS,
-    GROUPS_EAGER,
-    GROUPS_WIDTHS,
     *GROUPS_OTHERS,
     PAIRS_ON_TWO_RANKS,
+    ADAPTERS_MEANWHILE,
     *TOGETHER,
     GPTQ,
     INT8,
@@ -354,6 +327,8 @@ SCENES = (
     GATED_DELTA_RETRACTION,
     SHORT_CONVOLUTION,
     SPLIT,
+    SPLIT_ADAPTERS,
+    SPLIT_WINDOWS,
     TRITON_3,
     RETRACTION,
     FA3_PAGES,
@@ -384,6 +359,7 @@ SCENES = (
         before=failing_updates_from_tensors,
     ),
     GROUPS,
+    GROUPS_LATENT,
     WINDOWS_TRITON,
     LATENT_FA3,
     DRAFT_WINDOW,

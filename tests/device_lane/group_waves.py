@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from tests.device_lane.context_waves import more_than_the_pool
 from tests.device_lane.request_waves import of_every_kind
-from tests.device_lane.scenes import Chooser, Sent
+from tests.device_lane.scenes import Chooser, Sent, Wave
 from tests.device_lane.waves import ABORT_AFTER_S
 
 
@@ -26,9 +26,18 @@ def the_second_group_alone(chooser: Chooser) -> list[Sent]:
 
 def every_kind_in_groups(chooser: Chooser) -> list[Sent]:
     """Requests that ask for different things, in both groups; one of them is aborted in the middle."""
-    sent = [replace(one, group=index % 2) for index, one in enumerate(of_every_kind(chooser))]
+    sent = in_both_groups(of_every_kind)(chooser)
     cut = Sent(chooser.find(5, 40), check="prefix", abort_after_s=ABORT_AFTER_S, group=1)
     return [*sent, cut]
+
+
+def in_both_groups(wave: Wave) -> Wave:
+    """Its requests in turn in the first group and in the second."""
+
+    def shared(chooser: Chooser) -> list[Sent]:
+        return [replace(one, group=index % 2) for index, one in enumerate(wave(chooser))]
+
+    return shared
 
 
 def more_than_a_groups_pool(chooser: Chooser) -> list[Sent]:

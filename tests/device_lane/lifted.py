@@ -142,6 +142,34 @@ def _accept(*_: Any, **__: Any) -> None:
     """A check that finds nothing."""
 
 
+def states_from_two_servers() -> None:
+    """Hidden states of a request that one server prefills and another decodes."""
+    from ddtree_sglang.engine.admission import split_servers
+
+    _without(split_servers, "SPLIT_RULES", "returns no hidden states")
+
+
+def experts_from_two_servers() -> None:
+    """Routed experts of such a request."""
+    from ddtree_sglang.engine.admission import split_servers
+
+    _without(split_servers, "SPLIT_RULES", "returns no routed experts")
+
+
+def experts_of_groups() -> None:
+    """Routed experts under DP attention."""
+    from ddtree_sglang.engine.admission import attention_groups
+
+    _without(attention_groups, "GROUP_RULES", "returns wrong experts")
+
+
+def windows_of_deterministic_inference() -> None:
+    """Windows on Triton's kernel of deterministic inference, which takes them by a node's index."""
+    from ddtree_sglang.engine.admission import target_checks
+
+    _set(target_checks, "_check_windows", _accept)
+
+
 LIFTED: dict[str, Callable[[], None]] = {
     lifted.__name__: lifted
     for lifted in (
@@ -159,5 +187,9 @@ LIFTED: dict[str, Callable[[], None]] = {
         seeded_min_p,
         foreign_tokens,
         places_outside_of_a_row,
+        states_from_two_servers,
+        experts_from_two_servers,
+        experts_of_groups,
+        windows_of_deterministic_inference,
     )
 }

@@ -8,14 +8,15 @@ from typing import Literal
 from tests.device_lane.catalogue import (
     ADAPTERS,
     GRAMMARS,
-    GROUPS_EAGER,
     LATENT_FA3,
     SMALL_FA3,
     SMALL_TRITON,
     TRITON_DETERMINISTIC,
     WINDOWS_TRITON,
 )
-from tests.device_lane.context_waves import past_the_window
+from tests.device_lane.context_waves import chunked, past_the_window
+from tests.device_lane.group_catalogue import GROUPS_EAGER
+from tests.device_lane.group_waves import in_both_groups, the_second_group_alone
 from tests.device_lane.lifted_waves import (
     asking,
     asking_both_groups,
@@ -23,8 +24,17 @@ from tests.device_lane.lifted_waves import (
 )
 from tests.device_lane.scenes import Scene
 from tests.device_lane.split_catalogue import SPLIT
-from tests.device_lane.state_catalogue import LOAD_FLAGS, MAMBA
-from tests.device_lane.waves import by_the_first_adapter, changing_widths, few, few_of_chains, processed, seeded
+from tests.device_lane.state_catalogue import CHUNKS, LOAD_FLAGS, MAMBA
+from tests.device_lane.waves import (
+    by_the_first_adapter,
+    changing_widths,
+    few,
+    few_of_chains,
+    processed,
+    seeded,
+    with_experts,
+    with_states,
+)
 
 TOKENS = r"tokens \[.*\], expected \["
 ROUNDS = "rounds by correct drafts .* expected"
@@ -136,6 +146,56 @@ NEEDED = (
             waves=(processed,),
             flags=("--enable-custom-logit-processor",),
             at_once=0,
+        ),
+        TOKENS,
+    ),
+    Needed(
+        "states_from_two_servers",
+        "returns no hidden states",
+        replace(
+            SPLIT,
+            name="refused-split-states",
+            pair="llama",
+            waves=(with_states,),
+            flags=("--enable-return-hidden-states",),
+            at_once=0,
+        ),
+        "hidden states, expected",
+    ),
+    Needed(
+        "experts_from_two_servers",
+        "returns no routed experts",
+        replace(
+            SPLIT,
+            name="refused-split-experts",
+            pair="experts",
+            waves=(with_experts,),
+            flags=("--enable-return-routed-experts",),
+            at_once=0,
+        ),
+        "routed experts",
+    ),
+    Needed(
+        "experts_of_groups",
+        "returns wrong experts",
+        replace(
+            GROUPS_EAGER,
+            name="refused-groups-experts",
+            pair="experts",
+            waves=(in_both_groups(with_experts), the_second_group_alone, in_both_groups(chunked)),
+            flags=(*GROUPS_EAGER.flags, "--enable-return-routed-experts", *CHUNKS),
+            captured=(1, 2),
+        ),
+        "routed experts",
+    ),
+    Needed(
+        "windows_of_deterministic_inference",
+        "has not been shown to place the windows",
+        replace(
+            WINDOWS_TRITON,
+            name="refused-windows-deterministic",
+            waves=(past_the_window,),
+            flags=("--enable-deterministic-inference",),
         ),
         TOKENS,
     ),

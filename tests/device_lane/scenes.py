@@ -280,7 +280,9 @@ def play(scene: Scene, lane: Lane, reference: Reference, mutation: str = "") -> 
             used = server.used_slots()
             server.process.check_alive()
     except (ServerError, ClientError, OSError) as error:
-        return Outcome(tuple(answered), None, log.read_text(errors="replace"), f"{type(error).__name__}: {error}")
+        # Of two servers the first may have been refused before there was a second.
+        text = log.read_text(errors="replace") if log.exists() else ""
+        return Outcome(tuple(answered), None, text, f"{type(error).__name__}: {error}")
     return Outcome(tuple(answered), used, log.read_text(errors="replace"), None, tuple(server.decode_rounds()))
 
 

@@ -1,10 +1,16 @@
-"""The lane's scenes of two servers, of which one prefills and one decodes (split.py). All but one are slow."""
+"""The lane's scenes of two servers, of which one prefills and one decodes (split.py). Most are slow."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.device_lane.context_waves import chunked, prefix_hit, retracted_and_restored
+from tests.device_lane.context_waves import (
+    chunked,
+    hits_about_the_window,
+    past_the_window,
+    prefix_hit,
+    retracted_and_restored,
+)
 from tests.device_lane.penalty_waves import penalized
 from tests.device_lane.scenes import Scene
 from tests.device_lane.split_waves import drawn_and_streamed, over_with_the_first_token, refuse_several_answers
@@ -13,21 +19,41 @@ from tests.device_lane.waves import (
     aborted,
     changing_widths,
     few,
+    prefix_of_another_adapter,
     seeded,
     under_grammars,
+    with_adapters,
 )
 
+ADAPTER_FLAGS = ("--max-loras-per-batch", "3", "--max-running-requests", "6", "--lora-backend")
+"""Without the backend's name, which is last."""
 # Less than four requests of some twenty tokens and two windows each; all are admitted at once.
-_SMALL_POOL = ("--max-total-tokens", "76", "--schedule-conservativeness", "0", "--page-size", "4")
+SMALL_POOL = ("--max-total-tokens", "76", "--schedule-conservativeness", "0", "--page-size", "4")
 
 _SPLIT = Scene("", "fa3", (few,), budget=7, captured=(1, 4), split=True, at_once=3)
 SPLIT = replace(_SPLIT, name="split", waves=(few, prefix_hit, aborted))
+SPLIT_WINDOWS = replace(
+    _SPLIT,
+    name="split-windows",
+    backend="triton",
+    pair="gpt_oss",
+    waves=(past_the_window, prefix_hit, chunked, aborted),
+    flags=CHUNKS,
+)
+SPLIT_ADAPTERS = replace(
+    _SPLIT,
+    name="split-adapters",
+    waves=(with_adapters, prefix_of_another_adapter, few, aborted),
+    adapters=True,
+    flags=(*ADAPTER_FLAGS, "triton"),
+    at_once=0,
+)
 SPLIT_PENALTIES = replace(_SPLIT, name="split-penalties", backend="triton", waves=(penalized,))
 SPLIT_RETRACTION = replace(
     _SPLIT,
     name="split-retraction",
     waves=(retracted_and_restored,),
-    flags=(*_SMALL_POOL, "--num-reserved-decode-tokens", "1"),
+    flags=(*SMALL_POOL, "--num-reserved-decode-tokens", "1"),
     must_log=("Retract requests",),
     at_once=2,
 )
@@ -69,6 +95,38 @@ SPLIT_OTHERS = (
         budget=4,
         flags=LOAD_FLAGS,
         captured=(1, 2),
+    ),
+    replace(
+        _SPLIT,
+        name="split-adaptive",
+        waves=(changing_widths, aborted, chunked),
+        budget=4,
+        flags=("--speculative-ddtree-policy", "adaptive", "--speculative-ddtree-measure-seconds", "0"),
+        captured=(1, 2),
+        late=True,
+        at_once=0,
+    ),
+    replace(
+        SPLIT_RETRACTION,
+        name="split-draft-window",
+        backend="triton",
+        waves=(retracted_and_restored, past_the_window, hits_about_the_window, aborted),
+        flags=("--speculative-draft-window-size", "8", *SPLIT_RETRACTION.flags),
+    ),
+    replace(
+        SPLIT_RETRACTION,
+        name="split-windows-retraction",
+        pair="gpt_oss",
+        waves=(retracted_and_restored, past_the_window),
+        budget=16,
+        flags=("--max-total-tokens", "90", *SPLIT_RETRACTION.flags[2:4], *SPLIT_RETRACTION.flags[6:]),
+    ),
+    replace(
+        _SPLIT,
+        name="split-windows-gemma",
+        backend="triton",
+        pair="gemma",
+        waves=(past_the_window, prefix_hit, aborted),
     ),
     replace(_SPLIT, name="split-selector", pair="selector"),
     replace(_SPLIT, name="split-two-ranks", pair="wide", flags=("--tp-size", "2")),

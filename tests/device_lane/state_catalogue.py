@@ -10,6 +10,7 @@ from tests.device_lane.context_waves import (
     finishes,
     go_on_after_mixing,
     go_on_behind_that_state,
+    mixed,
     mixed_into_a_kept_state,
     mixed_past_a_tracked_length,
     passes_a_tracked_length,
@@ -100,6 +101,28 @@ MAMBA_CHUNKS = Scene(
     budget=16,
     flags=(*TRACKED, *CHUNKS, *_SCARCE),
 )
+MAMBA_MIXED = (
+    Scene(
+        "mamba-mixed",
+        "fa3",
+        (mixed_past_a_tracked_length, go_on_after_mixing),
+        pair="mamba",
+        budget=7,
+        flags=(*TRACKED, *CHUNKS, "--enable-mixed-chunk"),
+        captured=(4,),
+        at_once=2,
+    ),
+    Scene(
+        "mamba-mixed-kept",
+        "fa3",
+        (mixed_into_a_kept_state, go_on_behind_that_state),
+        pair="mamba",
+        budget=16,
+        flags=(*TRACKED, "--chunked-prefill-size", "72", "--enable-mixed-chunk"),
+        captured=(2,),
+        at_once=2,
+    ),
+)
 # LFM2. SGLang keeps no copies of its states at fixed lengths, and overlaps nothing.
 SHORT_CONVOLUTION = Scene(
     "short-convolution",
@@ -187,6 +210,16 @@ GATED_DELTA_OTHERS = (
         captured=(2,),
         at_once=2,
     ),
+    # Running requests take part in prefills, and no state is kept.
+    Scene(
+        "gated-delta-mixed-uncached",
+        "triton",
+        (mixed,),
+        pair="gated_delta",
+        budget=7,
+        flags=(*_STATES_POOL, *CHUNKS, "--enable-mixed-chunk", "--disable-radix-cache"),
+        captured=(4,),
+    ),
     Scene(
         "gated-delta-chunks",
         "fa3",
@@ -252,5 +285,6 @@ SLOW_STATES = (
     MAMBA,
     MAMBA_16,
     MAMBA_CHUNKS,
+    *MAMBA_MIXED,
     *SHORT_CONVOLUTION_OTHERS,
 )

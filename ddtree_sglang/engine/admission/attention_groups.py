@@ -18,10 +18,6 @@ GROUP_RULES: tuple[ArgumentRule, ...] = (
     ),
     ArgumentRule(lambda cfg: cfg.attn_cp_size != 1, "does not share a context out, too; remove --attn-cp-size."),
     ArgumentRule(
-        lambda cfg: cfg.speculative_draft_window_size is not None,
-        "has not been run with a drafter's window; remove --speculative-draft-window-size.",
-    ),
-    ArgumentRule(
         lambda cfg: bool(cfg.enable_hierarchical_cache),
         "has not been run with a hierarchical cache; remove --enable-hierarchical-cache.",
     ),
@@ -41,9 +37,10 @@ GROUP_RULES: tuple[ArgumentRule, ...] = (
     ),
     # SGLang keeps prefill and decode of all groups apart as long as no batch is both.
     ArgumentRule(lambda cfg: bool(cfg.enable_mixed_chunk), "decodes in no prefill; remove --enable-mixed-chunk."),
+    # Of a batch in a graph, those of other requests.
     ArgumentRule(
         lambda cfg: bool(cfg.enable_return_routed_experts),
-        "has not been shown to return the right experts; remove --enable-return-routed-experts.",
+        "returns wrong experts; remove --enable-return-routed-experts.",
     ),
     # With some of them each rank knows its own count of tokens alone, and would replay a graph beside an idle group.
     ArgumentRule(
@@ -62,7 +59,13 @@ GROUP_RULES: tuple[ArgumentRule, ...] = (
     ),
 )
 
-GROUP_TARGETS = ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
+GROUP_TARGETS = (
+    "DeepseekV3ForCausalLM",
+    "GptOssForCausalLM",
+    "KimiK25ForConditionalGeneration",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+)
 """Classes that were run with groups. Others shard attention over all ranks, whose groups would add up each other's
 tokens: models/llama.py asks for the whole tensor-parallel size, as does what derives from it.
 """
@@ -119,6 +122,6 @@ def check_groups_target(cfg: Any, architecture: str, is_recurrent: bool) -> None
         )
     if architecture not in GROUP_TARGETS:
         raise DDTreeConfigError(
-            f"{ALGORITHM} under DP attention (--attn-dp-size) has been run with {' and '.join(GROUP_TARGETS)} only, "
+            f"{ALGORITHM} under DP attention (--attn-dp-size) has been run with {', '.join(GROUP_TARGETS)} only, "
             f"got {architecture}; remove --attn-dp-size."
         )

@@ -23,7 +23,9 @@ GATED_DELTA = (
 )
 MAMBA2 = ("NemotronHForCausalLM",)
 SHORT_CONVOLUTIONS = ("Lfm2ForCausalLM", "Lfm2MoeForCausalLM")
-SERVED = (*GATED_DELTA, *MAMBA2, *SHORT_CONVOLUTIONS)
+MIXED = (*GATED_DELTA, *MAMBA2)
+"""Of these, whose states advance in other requests' prefills, too."""
+SERVED = (*MIXED, *SHORT_CONVOLUTIONS)
 """Architectures with recurrent layers that are verified as trees, by the kind of those layers."""
 
 STATE_BACKEND_CLASSES = ("GDNAttnBackend", "Mamba2AttnBackend", "ShortConvAttnBackend")
@@ -129,7 +131,7 @@ RECURRENT_RULES: tuple[RecurrentRule, ...] = (
     RecurrentRule(
         lambda cfg: bool(cfg.enable_mixed_chunk),
         "has not been shown to advance a state in another request's prefill; remove --enable-mixed-chunk.",
-        (*MAMBA2, *SHORT_CONVOLUTIONS),
+        SHORT_CONVOLUTIONS,
     ),
     # Where a request ends in another one's prefill, SGLang gives the cache the state behind its last token as that
     # before it (managers/scheduler_components/batch_result_processor.py, mem_cache/common.py). Copies at fixed lengths
@@ -142,13 +144,7 @@ RECURRENT_RULES: tuple[RecurrentRule, ...] = (
         ),
         "keeps a wrong state of a request that ends in another one's prefill; remove --enable-mixed-chunk, or let "
         "--mamba-radix-cache-strategy be extra_buffer.",
-        GATED_DELTA,
-    ),
-    RecurrentRule(
-        lambda cfg: bool(cfg.enable_mixed_chunk) and bool(cfg.disable_radix_cache),
-        "has not been shown to mix running requests into prefills without a prefix cache; remove --enable-mixed-chunk "
-        "or --disable-radix-cache.",
-        GATED_DELTA,
+        MIXED,
     ),
     # A mixed prefill has room for a chunk that ends within a page. The next one's state is kept behind so many tokens
     # of its own, and found under the page before that (schedule_batch.py, _mamba_radix_cache_v2_req_prepare_for_extend;
@@ -162,7 +158,7 @@ RECURRENT_RULES: tuple[RecurrentRule, ...] = (
         lambda cfg: bool(cfg.enable_mixed_chunk) and int(cfg.page_size or 1) > 1,
         "keeps a state under fewer tokens than it has seen where a chunk ends within a page; remove "
         "--enable-mixed-chunk or let --page-size be 1.",
-        GATED_DELTA,
+        MIXED,
     ),
     # A round that is in flight at a turn's end advances the session's state past the tokens that it keeps.
     RecurrentRule(

@@ -26,7 +26,7 @@ from ddtree_sglang.engine.admission.drafter_checks import (
 from ddtree_sglang.engine.admission.drafter_weights import check_drafter_weights
 from ddtree_sglang.engine.admission.recurrent_checks import check_recurrent_arguments
 from ddtree_sglang.engine.admission.rules import ArgumentRule, broken_rule
-from ddtree_sglang.engine.admission.split_servers import check_split, check_split_target
+from ddtree_sglang.engine.admission.split_servers import check_split, check_split_target, is_split
 from ddtree_sglang.engine.admission.target_checks import check_pages, check_target
 from ddtree_sglang.engine.cli_flags import apply_config
 from ddtree_sglang.engine.device_path import is_device_path
@@ -129,10 +129,6 @@ ADAPTER_RULES: tuple[ArgumentRule, ...] = (
         "serves adapters with a fixed number of nodes on a GPU; remove --speculative-ddtree-policy or --enable-lora / "
         "--lora-paths.",
     ),
-    ArgumentRule(
-        lambda cfg: bool(cfg.enable_lora_overlap_loading),
-        "does not load adapters beside a running batch yet; remove --enable-lora-overlap-loading.",
-    ),
     # Its router asks for the adapters' configuration in each forward, the drafter's too (lora_hook.py).
     ArgumentRule(
         lambda cfg: "experimental_sgl_trtllm" in (cfg.moe_runner_backend, cfg.speculative_moe_runner_backend),
@@ -182,7 +178,9 @@ def resolve_server_args(cfg: Any) -> None:
     cfg.speculative_num_steps = shape.draft_depth
     if cfg.max_running_requests is None:
         cfg.max_running_requests = DEFAULT_MAX_RUNNING_REQUESTS
-    if config.measures_at_start and not cfg.skip_server_warmup and cfg.tokenizer_worker_num == 1:
+    # A split server has no client of its own to measure rounds with.
+    measures = config.measures_at_start and not is_split(cfg)
+    if measures and not cfg.skip_server_warmup and cfg.tokenizer_worker_num == 1:
         given = [] if cfg.warmups is None else cfg.warmups.split(",")
         if COSTS_WARMUP not in given:
             cfg.warmups = ",".join([*given, COSTS_WARMUP])
@@ -221,7 +219,7 @@ def check_resolved_target(server_args: Any) -> None:
     check_recurrent_arguments(model_config, cfg)
     is_recurrent = mambaish_config(model_config) is not None
     check_groups_target(cfg, model_config.hf_config.architectures[0], is_recurrent)
-    check_split_target(cfg, is_recurrent, bool(model_config.is_hybrid_swa))
+    check_split_target(cfg, is_recurrent)
     check_pages(model_config, int(cfg.page_size), window, attention_backends_of(cfg))
     check_context_len(int(model_config.context_len), int(cfg.speculative_dflash_block_size))
     _check_prefills_with_adapters(cfg)

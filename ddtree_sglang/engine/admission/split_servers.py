@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.engine.admission.attention_groups import attends_in_groups
 from ddtree_sglang.engine.admission.drafter_families import PLAIN, SELECTOR, family_of
 from ddtree_sglang.engine.admission.rules import ArgumentRule, broken_rule
@@ -21,14 +20,6 @@ SPLIT_RULES: tuple[ArgumentRule, ...] = (
     ArgumentRule(lambda _cfg: not is_device_path(), "has not been run without a GPU; use one server for both."),
     ArgumentRule(attends_in_groups, "has not been run with DP attention; remove --attn-dp-size."),
     ArgumentRule(lambda cfg: cfg.attn_cp_size != 1, "has not been run with --attn-cp-size; remove it."),
-    ArgumentRule(
-        lambda cfg: cfg.speculative_draft_window_size is not None,
-        "has not been run with a drafter's window; remove --speculative-draft-window-size.",
-    ),
-    ArgumentRule(
-        lambda _cfg: DDTreeConfig.from_env().policy == "adaptive",
-        "has not been run with measured costs; change --speculative-ddtree-policy.",
-    ),
     ArgumentRule(
         lambda cfg: bool(cfg.enable_hierarchical_cache or cfg.disaggregation_decode_enable_offload_kvcache),
         "has not been run with a hierarchical cache; remove --enable-hierarchical-cache and "
@@ -64,10 +55,6 @@ SPLIT_RULES: tuple[ArgumentRule, ...] = (
     ArgumentRule(
         lambda cfg: bool(cfg.enable_strict_thinking),
         "has not been run with masks of thinking; remove --enable-strict-thinking.",
-    ),
-    ArgumentRule(
-        lambda cfg: bool(cfg.enable_lora or cfg.lora_paths),
-        "has not been run with adapters; remove --enable-lora / --lora-paths.",
     ),
     # The rows of a prompt are the prefilling server's, those of an answer the other one's.
     ArgumentRule(
@@ -117,23 +104,19 @@ def check_split(cfg: Any, drafter: dict[str, Any]) -> None:
         )
 
 
-def check_split_target(cfg: Any, is_recurrent: bool, has_windows: bool) -> None:
-    """Of such a server, refuse a target whose state or keys are not in one pool, or whose layers have windows.
-
-    Asked at the arguments, and again of the loaded model, which has windows without a pool of their own, too
-    (--disable-hybrid-swa-memory).
+def check_split_target(cfg: Any, is_recurrent: bool) -> None:
+    """Of such a server, refuse a target that keeps recurrent states.
 
     Args:
         cfg: arguments, or those of disaggregation alone.
 
     Raises:
-        DDTreeConfigError: it has recurrent layers or sliding windows.
+        DDTreeConfigError: it has recurrent layers.
     """
-    if is_split(cfg) and (is_recurrent or has_windows):
-        what = "recurrent layers" if is_recurrent else "sliding windows"
+    if is_split(cfg) and is_recurrent:
         raise DDTreeConfigError(
             f"{ALGORITHM} with --disaggregation-mode {cfg.disaggregation_mode} has not been run for a target with "
-            f"{what}; use one server for both."
+            "recurrent layers; use one server for both."
         )
 
 

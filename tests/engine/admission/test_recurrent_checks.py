@@ -138,7 +138,6 @@ def test_gated_delta_nets_are_served(name: str) -> None:
         ),
         ({"enable_mixed_chunk": True, "page_size": 64}, "let --page-size be 1"),
         ({"prefill_decode_interval": 4, "page_size": 64}, "remove --prefill-decode-interval or let"),
-        ({"enable_mixed_chunk": True, "disable_radix_cache": True}, "remove --enable-mixed-chunk or --disable-radix"),
         ({"enable_streaming_session": True}, "remove --enable-streaming-session"),
     ],
 )
@@ -165,14 +164,16 @@ def test_what_only_mamba2_cannot_is_refused_for_that_alone(monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("on_device")
-@pytest.mark.parametrize(
-    ("config", "name"), [("NemotronHConfig", "NemotronHForCausalLM"), ("Lfm2Config", "Lfm2ForCausalLM")]
-)
-def test_running_requests_take_part_in_prefills_of_gated_delta_nets_alone(config: str, name: str) -> None:
+def test_running_requests_take_part_in_prefills_but_for_short_convolutions() -> None:
+    mamba, convolution = target("NemotronHConfig", "NemotronHForCausalLM"), target("Lfm2Config", "Lfm2ForCausalLM")
     mixed = arguments(enable_mixed_chunk=True)
-    check_recurrent_arguments(target("Qwen3NextConfig", "Qwen3NextForCausalLM"), mixed)
+    for served in (target("Qwen3NextConfig", "Qwen3NextForCausalLM"), mamba):
+        check_recurrent_arguments(served, mixed)
+        check_recurrent_arguments(served, arguments(enable_mixed_chunk=True, disable_radix_cache=True))
+    with pytest.raises(DDTreeConfigError, match="keeps a wrong state of a request that ends in another one's prefill"):
+        check_recurrent_arguments(mamba, arguments(enable_mixed_chunk=True, mamba_radix_cache_strategy="no_buffer"))
     with pytest.raises(DDTreeConfigError, match="has not been shown to advance a state in another request's prefill"):
-        check_recurrent_arguments(target(config, name), mixed)
+        check_recurrent_arguments(convolution, mixed)
 
 
 def test_without_triton_kernels_they_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,4 +192,4 @@ def test_convolutions_that_round_their_inputs_are_refused(monkeypatch: pytest.Mo
 
 
 def test_every_rule_is_one_of_those_that_are_tested() -> None:
-    assert len(RECURRENT_RULES) == 18
+    assert len(RECURRENT_RULES) == 17

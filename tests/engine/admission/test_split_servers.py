@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 from sglang.srt.disaggregation.base.conn import KVPoll
 from sglang.srt.disaggregation.common import conn
 
+from ddtree_sglang.config import CONFIG_ENV
 from ddtree_sglang.engine import worker
 from ddtree_sglang.engine.admission import split_servers
 from ddtree_sglang.engine.admission.drafter_families import LATTICE_FIELDS
+from ddtree_sglang.engine.admission.server_args import COSTS_WARMUP
 from ddtree_sglang.engine.admission.split_servers import refuse_other_sizes
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.engine.admission.machines import HOPPER, resolved
@@ -38,12 +41,10 @@ def test_both_kinds_are_admitted(mode: str, pair: tuple[str, str]) -> None:
     ("given", "message"),
     [
         ({"attn_dp_size": 2, "tp_size": 2, "enable_dp_lm_head": True}, "remove --attn-dp-size"),
-        ({"speculative_draft_window_size": 64}, "remove --speculative-draft-window-size"),
         ({"optimistic_prefill_attempts": 1}, "remove --optimistic-prefill-attempts"),
         ({"grammar_backend": "llguidance"}, "change --grammar-backend"),
         ({"enable_custom_logit_processor": True}, "remove --enable-custom-logit-processor"),
         ({"enable_strict_thinking": True, "reasoning_parser": "qwen3"}, "remove --enable-strict-thinking"),
-        ({"enable_lora": True, "max_lora_rank": 8, "lora_target_modules": ["q_proj"]}, "remove --enable-lora"),
         ({"enable_return_hidden_states": True}, "remove --enable-return-hidden-states"),
         ({"enable_return_routed_experts": True}, "remove --enable-return-routed-experts"),
         ({"enable_streaming_session": True}, "remove --enable-streaming-session"),
@@ -67,20 +68,34 @@ def test_a_head_that_reads_the_prompts_last_token_is_refused_there(tmp_path: Pat
         resolved("Engine", pair, HOPPER, disaggregation_mode="decode", attention_backend="fa3")
 
 
-@pytest.mark.parametrize(("mode", "window"), [("prefill", 128), ("decode", 128), ("decode", None), ("null", 128)])
-def test_windows_that_only_the_loaded_model_knows_of_are_refused(
-    mode: str, window: int | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("mode", "keeps_states"), [("prefill", True), ("decode", True), ("decode", False), ("null", True)]
+)
+def test_a_loaded_model_that_keeps_states_is_refused(
+    mode: str, keeps_states: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With --disable-hybrid-swa-memory the arguments say nothing of them."""
     disagg = SimpleNamespace(disaggregation_mode=mode, disaggregation_decode_retraction_backup="none")
     monkeypatch.setattr(worker, "check_target_backend", lambda _: None)
     monkeypatch.setattr(worker, "get_disagg", lambda: disagg)
     monkeypatch.setattr(worker, "adapt_attention", lambda _: None)
-    one = SimpleNamespace(model_runner=SimpleNamespace(sliding_window_size=window), states=None)
-    is_refused = mode != "null" and window is not None
+    one = SimpleNamespace(model_runner=SimpleNamespace(), states=object() if keeps_states else None)
+    is_refused = mode != "null" and keeps_states
     error = DDTreeConfigError if is_refused else AttributeError
-    with pytest.raises(error, match="sliding windows" if is_refused else "max_running_requests"):
+    with pytest.raises(error, match="recurrent layers" if is_refused else "max_running_requests"):
         worker.DDTreeWorker.init_attention_backends(one)
+
+
+@pytest.mark.parametrize("mode", ["prefill", "decode"])
+def test_rounds_of_a_split_server_are_not_measured_at_start(
+    mode: str, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its requests come in twos, which a warm-up of one server has not."""
+    monkeypatch.setenv(CONFIG_ENV, json.dumps({"policy": "adaptive"}))
+    one, split = (
+        resolved("Engine", pair, HOPPER, attention_backend="fa3", **given)
+        for given in ({}, {"disaggregation_mode": mode})
+    )
+    assert (one.warmups, split.warmups) == (COSTS_WARMUP, None)
 
 
 def a_receiver(prefilled_by: int | None) -> Any:

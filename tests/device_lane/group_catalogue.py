@@ -1,0 +1,96 @@
+"""Scenes of servers under DP attention: two groups of one rank each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.device_lane.context_waves import hits_about_the_window, past_the_window, prefix_hit
+from tests.device_lane.group_waves import (
+    every_kind_in_groups,
+    in_both_groups,
+    more_than_a_groups_pool,
+    the_second_group_alone,
+    unequal_groups,
+)
+from tests.device_lane.request_waves import FLAGS as _EVERY_KIND
+from tests.device_lane.scenes import Scene
+from tests.device_lane.split_catalogue import SMALL_POOL
+from tests.device_lane.state_catalogue import LOAD_FLAGS
+
+_GROUPS = ("--dp-size", "2", "--enable-dp-attention", "--enable-dp-lm-head", "--tp-size", "2")
+GROUPS = Scene(
+    "attention-groups",
+    "fa3",
+    (unequal_groups, the_second_group_alone, every_kind_in_groups),
+    pair="experts",
+    budget=7,
+    flags=(*_GROUPS, *_EVERY_KIND),
+)
+GROUPS_EAGER = Scene(
+    "attention-groups-eager",
+    "fa3",
+    (unequal_groups, the_second_group_alone),
+    budget=7,
+    flags=_GROUPS,
+    captured=(),
+)
+# The number of nodes follows the requests of both groups.
+GROUPS_WIDTHS = replace(
+    GROUPS_EAGER,
+    name="attention-groups-widths",
+    waves=(more_than_a_groups_pool, *GROUPS_EAGER.waves),
+    flags=(*_GROUPS, *LOAD_FLAGS, *SMALL_POOL),
+    captured=(1, 2),
+    must_log=("Retract requests",),
+)
+# DeepSeek-V3: what SGLang has such groups for.
+GROUPS_LATENT = Scene(
+    "attention-groups-latent",
+    "fa3",
+    (unequal_groups, the_second_group_alone, in_both_groups(prefix_hit), every_kind_in_groups),
+    pair="deepseek",
+    budget=16,
+    flags=(*_GROUPS, *_EVERY_KIND),
+    captured=(1, 2),
+)
+GROUPS_OTHERS = (
+    GROUPS_EAGER,
+    GROUPS_WIDTHS,
+    *(
+        replace(GROUPS_EAGER, name=f"attention-groups-{backend}", backend=backend, captured=(1, 2))
+        for backend in ("triton", "flashinfer")
+    ),
+    replace(GROUPS_EAGER, name="attention-groups-kimi", backend="triton", pair="Kimi-K2.5", captured=(1, 2)),
+    # gpt-oss: windows and sinks.
+    replace(
+        GROUPS_LATENT,
+        name="attention-groups-windows",
+        backend="triton",
+        pair="gpt_oss",
+        waves=(*GROUPS_LATENT.waves, in_both_groups(past_the_window)),
+    ),
+    replace(
+        GROUPS_EAGER,
+        name="attention-groups-windows-retraction",
+        pair="gpt_oss",
+        waves=(more_than_a_groups_pool, *GROUPS_EAGER.waves, in_both_groups(past_the_window)),
+        flags=(*_GROUPS, *SMALL_POOL[:4]),
+        captured=(1, 2),
+        must_log=("Retract requests",),
+    ),
+    # A drafter that reads the last eight tokens of a context.
+    replace(
+        GROUPS_EAGER,
+        name="attention-groups-draft-window",
+        waves=(
+            more_than_a_groups_pool,
+            *GROUPS_EAGER.waves,
+            in_both_groups(past_the_window),
+            in_both_groups(hits_about_the_window),
+        ),
+        flags=(*_GROUPS, "--speculative-draft-window-size", "8", *SMALL_POOL),
+        budget=16,
+        captured=(1, 2),
+        must_log=("Retract requests",),
+    ),
+)

@@ -99,7 +99,7 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
     ),
     # The host knows a round's root before the draft where no round is overlapped.
     ArgumentRule(
-        lambda _cfg: is_device_path() and DDTreeConfig.from_env().ngrams,
+        lambda _cfg: is_device_path() and DDTreeConfig.from_env().ngrams is True,
         "reads requests' texts on the host, which a GPU's rounds do not wait for; remove --speculative-ddtree-ngrams.",
     ),
     # The mark of a token is drawn from those before it, which differ from node to node (sampling_batch_info.py).

@@ -45,6 +45,10 @@ class RequestText:
                 counts[token] = counts.get(token, 0) + 1
             self.tail = (*self.tail, token)[-self.order :]
 
+    def interrupt(self) -> None:
+        """Something that is no token stands here: nothing before it is a context of what comes behind it."""
+        self.tail = ()
+
     def after(self, context: Sequence[int]) -> list[Counts]:
         """What followed the last token of `context`, its last two, and so on as far as the text holds them."""
         found: list[Counts] = []

@@ -111,7 +111,7 @@ class DDTreeWorker(DFlashWorkerV2):
         head = self.draft_model_runner, runner.model, self.draft_block.embedding, ranks
         self.ranking = make_ranking(*head, top_k, self.max_path_len)
         self.trees = make_trees(self.ranking)
-        self.texts = RequestTexts.of(self.config, self.ranking)
+        self.texts = RequestTexts.of(self.config, self.ranking, int(runner.model_config.vocab_size))
         has_host_cache, mode = server_args.enable_hierarchical_cache, get_disagg().disaggregation_mode
         waits = may_wait(scores_pairs=self.ranking.scorer is not None, has_host_cache=has_host_cache, mode=mode)
         self.context = DraftContext(self._append_target_hidden_to_draft_kv_by_loc, waits=waits)

@@ -4,12 +4,16 @@ A text is a request's prompt and answer up to the round's root: a function of wh
 was retracted, or goes on in another batch, has the trees that it would have had. It ranks nodes and decides no token.
 
 In host memory, before each draft: the host has to know the root by then, which it does where no round is overlapped.
+
+The places of an image in a prompt hold ids past the vocabulary, SGLang's marks of which image it is. They follow
+nothing and nothing follows them: as a node of a tree, such an id has no embedding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -57,16 +61,21 @@ class BatchTexts:
 
 @dataclass
 class _Read:
-    """A text and how many of a request's tokens are in it."""
+    """A text and how many of a request's ids it was made of; those below `vocab_size` are tokens."""
 
-    text: RequestText = field(default_factory=lambda: RequestText(LAW.order))
+    text: RequestText
+    vocab_size: int
     num_tokens: int = 0
 
     def take(self, prompt: Sequence[int], answer: Sequence[int]) -> RequestText:
         """Read what is new of both, and return the text."""
         first = self.num_tokens
-        self.text.extend(map(int, prompt[first:]))
-        self.text.extend(map(int, answer[max(0, first - len(prompt)) :]))
+        new = (*prompt[first:], *answer[max(0, first - len(prompt)) :])
+        for are_tokens, ids in groupby(map(int, new), lambda one: one < self.vocab_size):
+            if are_tokens:
+                self.text.extend(ids)
+            else:
+                self.text.interrupt()
         self.num_tokens = len(prompt) + len(answer)
         return self.text
 
@@ -74,11 +83,12 @@ class _Read:
 class RequestTexts:
     """The texts of all requests that a server has begun and not forgotten."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
         self._read: WeakKeyDictionary[Req, _Read] = WeakKeyDictionary()
 
     @classmethod
-    def of(cls, config: DDTreeConfig, ranking: Any) -> RequestTexts | None:
+    def of(cls, config: DDTreeConfig, ranking: Any, vocab_size: int) -> RequestTexts | None:
         """None where trees are of the drafter's word alone.
 
         A policy by measured costs has texts without being asked: it also measures how often they are right. Not where
@@ -87,13 +97,14 @@ class RequestTexts:
         Args:
             config: of this server, its policy named.
             ranking: of the drafter's output.
+            vocab_size: of the target.
 
         Raises:
             DDTreeConfigError: they are asked for, and the drafter scores pairs itself.
         """
         if config.ngrams is None:
             by_default = config.policy == "adaptive" and config.top_k is None and not is_device_path()
-            return cls() if by_default and ranking.scorer is None else None
+            return cls(vocab_size) if by_default and ranking.scorer is None else None
         if not config.ngrams:
             return None
         if ranking.scorer is not None:
@@ -101,7 +112,7 @@ class RequestTexts:
                 "--speculative-ddtree-ngrams needs a drafter without a head that scores pairs, whose law it would take "
                 "the place of; remove it."
             )
-        return cls()
+        return cls(vocab_size)
 
     def of_batch(self, batch: ScheduleBatch, root_ids: torch.Tensor) -> BatchTexts | None:
         """The texts up to the roots `[B]`; None for a batch that is too large, or has a grammar, which plants trees."""
@@ -114,7 +125,7 @@ class RequestTexts:
 
     def _text(self, req: Req) -> RequestText:
         prompt, answer = req.origin_input_ids, req.output_ids
-        known = self._read.setdefault(req, _Read())
-        if known.num_tokens > len(prompt) + len(answer):
-            known = self._read[req] = _Read()
+        known = self._read.get(req)
+        if known is None or known.num_tokens > len(prompt) + len(answer):
+            known = self._read[req] = _Read(RequestText(LAW.order), self._vocab_size)
         return known.take(prompt, answer)

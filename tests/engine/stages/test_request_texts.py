@@ -18,6 +18,8 @@ from ddtree_sglang.engine.stages import request_texts
 from ddtree_sglang.engine.stages.request_texts import MOST_CANDIDATES, MOST_REQUESTS, RequestTexts
 from ddtree_sglang.exceptions import DDTreeConfigError
 
+VOCABULARY = 50
+
 
 class Request:
     """What is asked of SGLang's; one that the collector may take."""
@@ -35,7 +37,7 @@ def roots(*reqs: Request) -> torch.Tensor:
 
 
 def texts() -> RequestTexts:
-    made = RequestTexts.of(DDTreeConfig(ngrams=True), SimpleNamespace(scorer=None))
+    made = RequestTexts.of(DDTreeConfig(ngrams=True), SimpleNamespace(scorer=None), VOCABULARY)
     assert made is not None
     return made
 
@@ -48,7 +50,7 @@ def written(req: Request) -> RequestText:
 
 def ranked(batch_size: int, depth: int = 3, k: int = 20, seed: int = 0) -> DraftCandidates:
     generator = torch.Generator().manual_seed(seed)
-    logprobs = torch.randn(batch_size, depth, 50, generator=generator).log_softmax(-1)
+    logprobs = torch.randn(batch_size, depth, VOCABULARY, generator=generator).log_softmax(-1)
     best = logprobs.sort(dim=-1, descending=True)
     return DraftCandidates(best.indices[..., :k], best.values[..., :k])
 
@@ -108,6 +110,24 @@ def test_the_law_of_a_batch_is_that_of_each_of_its_requests() -> None:
     assert tree.token_ids[:, 1].tolist() == [7, 9]
 
 
+def test_the_places_of_an_image_are_no_tokens() -> None:
+    """SGLang marks them by ids past the vocabulary, which no embedding has."""
+    image = [1_000_007] * 3
+    known, req = texts(), Request([5, 6, *image, 7, 5, 6, *image], 6)
+    found = known.of_batch(batch(req), roots(req))
+    assert found is not None
+    assert found.texts[0].tail == (6,), "what stands before an image is no context of what stands behind it"
+    req.output_ids.extend([7, 5])
+    found, block = known.of_batch(batch(req), roots(req)), ranked(1)
+    assert found is not None
+    (text,) = found.texts
+    assert text.after([5]) == [{6: 2}]
+    assert text.after([6]) == [{7: 1}]
+    assert text.after(image) == []
+    assert text.after([7, 5]) == [{6: 2}, {6: 1}]
+    assert int(found.mixed(block).topk_ids.max()) < VOCABULARY
+
+
 def test_a_block_of_two_depths_keeps_all_candidates() -> None:
     """Sixteen of each would not hold a large tree."""
     known, req = texts(), Request([1, 2], 3)
@@ -133,12 +153,12 @@ def test_who_reads_texts(
     given: dict[str, Any], on_a_device: bool, reads: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(request_texts, "is_device_path", lambda: on_a_device)
-    found = RequestTexts.of(DDTreeConfig(**given), SimpleNamespace(scorer=None))
+    found = RequestTexts.of(DDTreeConfig(**given), SimpleNamespace(scorer=None), VOCABULARY)
     assert (found is not None) is reads
 
 
 def test_a_drafter_that_scores_pairs_has_its_own_law() -> None:
     scores_pairs = SimpleNamespace(scorer=object())
-    assert RequestTexts.of(DDTreeConfig(policy="adaptive"), scores_pairs) is None
+    assert RequestTexts.of(DDTreeConfig(policy="adaptive"), scores_pairs, VOCABULARY) is None
     with pytest.raises(DDTreeConfigError, match="--speculative-ddtree-ngrams needs a drafter without a head"):
-        RequestTexts.of(DDTreeConfig(policy="adaptive", ngrams=True), scores_pairs)
+        RequestTexts.of(DDTreeConfig(policy="adaptive", ngrams=True), scores_pairs, VOCABULARY)

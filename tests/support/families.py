@@ -82,6 +82,21 @@ FAMILIES: dict[str, Family] = {
     "Llama": Family("LlamaForCausalLM", {"model_type": "llama"}, "full attention"),
     "Qwen3": Family("Qwen3ForCausalLM", {"model_type": "qwen3"}, "full attention"),
     "Qwen3-MoE": Family("Qwen3MoeForCausalLM", {"model_type": "qwen3_moe", **_EXPERTS}, "full attention, experts"),
+    "Qwen3-VL MoE": Family(
+        "Qwen3VLMoeForConditionalGeneration",
+        {
+            "model_type": "qwen3_vl_moe",
+            "text_config": {
+                **_SHAPE,
+                "model_type": "qwen3_vl_moe_text",
+                **_EXPERTS,
+                "rope_scaling": {"rope_type": "default", "mrope_section": [4, 2, 2], "mrope_interleaved": True},
+            },
+            "vision_config": {"depth": 1, "hidden_size": 64, "out_hidden_size": 64},
+            "tie_word_embeddings": False,
+        },
+        "full attention, experts, images",
+    ),
     "gpt-oss": Family(
         "GptOssForCausalLM",
         {

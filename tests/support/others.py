@@ -133,7 +133,6 @@ OTHERS: dict[str, Other] = {
     "NemotronH_Omni_Reasoning_V3": _recurrent("nemotron_h_omni"),
     "Phi3ForCausalLM": Other("full attention; LongRoPE is refused past its short factors", "phi3"),
     "Qwen3VLForConditionalGeneration": _mrope("qwen3_vl"),
-    "Qwen3VLMoeForConditionalGeneration": _mrope("qwen3_vl_moe"),
     "Qwen4ExpForConditionalGeneration": _refused("which reads the tokens before one by their place", "qwen4_exp"),
     "TeleFLMForCausalLM": _full(""),
 }

@@ -34,6 +34,7 @@ REQUESTS = (
     "routed experts",
     "sampling masks",
     "a smaller tree for one request",
+    "images",
 )
 ENGINE = (
     "requests that join and leave a batch",
@@ -222,7 +223,7 @@ REFUSED_FEATURES = (
     Row(ALL, CPU, "DP attention", Refused("needs a GPU")),
     *_refused(RECURRENT, "DP attention", "has not been shown to keep recurrent states"),
     *_refused(
-        ("Llama", "Gemma 4"),
+        ("Llama", "Qwen3-VL MoE", "Gemma 4"),
         "DP attention",
         "has been run with DeepseekV3ForCausalLM, GptOssForCausalLM",
     ),
@@ -367,6 +368,10 @@ ON_THE_CPU = (
     Row("Qwen3-MoE", CPU, GREEDY, _e2e("test_routed_experts.py::test_experts_are_plain_decodings[False]")),
     Row("Qwen3-MoE", CPU, "prefix cache", _e2e("test_routed_experts.py::test_experts_are_plain_decodings[True]")),
     Row("Qwen3-MoE", CPU, "routed experts", _e2e("test_routed_experts.py::test_experts_are_plain_decodings[False]")),
+    *(
+        Row("Qwen3-VL MoE", CPU, feature, _e2e("test_images.py::test_answers_behind_pictures_are_plain_decodings"))
+        for feature in (GREEDY, "images", "prefix cache")
+    ),
 )
 
 OF_EVERY_KIND = (

@@ -46,6 +46,7 @@ class Other:
 _BY_POSITION = "queries scaled by their position, which a node has"
 _INDEXER = "an indexer that picks some"
 _KDA = "most of whose layers are KDA"
+_LACKING = "whose class in SGLang asks for them by a method that its layers lack"
 SHAPE = {
     "hidden_size": 64,
     "num_hidden_layers": 4,
@@ -67,10 +68,6 @@ def _full(model_type: str) -> Other:
     return Other("full attention, Llama's class or one of the same layers", model_type)
 
 
-def _mrope(model_type: str) -> Other:
-    return Other("full attention, positions in three rows as Qwen3.5's, which images would tell apart", model_type)
-
-
 def _windows(model_type: str, **fields: Any) -> Other:
     return Other("windows and full attention, as gpt-oss's and Gemma 4's", model_type, fields or _KINDS)
 
@@ -85,7 +82,7 @@ def _refused(why: str, model_type: str = "", **fields: Any) -> Other:
 
 OTHERS: dict[str, Other] = {
     "BeamForCausalLM": Other(f"windows and full attention, there {_BY_POSITION}", "beam", _KINDS),
-    "Cosmos3ForConditionalGeneration": _mrope("cosmos3_omni"),
+    "Cosmos3ForConditionalGeneration": _refused(_LACKING, "cosmos3_omni"),
     "DeepseekV2ForCausalLM": Other("latent attention, DeepSeek-V3's class", "deepseek_v2", is_latent=True),
     "DeepseekV32ForCausalLM": _refused(_INDEXER, "deepseek_v32", index_topk=8, index_head_dim=16),
     "Gemma4ForConditionalGeneration": _windows("gemma4", text_config={"model_type": "gemma4_text", **_KINDS}),
@@ -132,7 +129,7 @@ OTHERS: dict[str, Other] = {
     "NemotronH_Nano_VL_V2": _recurrent("NemotronH_Nano_VL_V2"),
     "NemotronH_Omni_Reasoning_V3": _recurrent("nemotron_h_omni"),
     "Phi3ForCausalLM": Other("full attention; LongRoPE is refused past its short factors", "phi3"),
-    "Qwen3VLForConditionalGeneration": _mrope("qwen3_vl"),
+    "Qwen3VLForConditionalGeneration": _refused(_LACKING, "qwen3_vl"),
     "Qwen4ExpForConditionalGeneration": _refused("which reads the tokens before one by their place", "qwen4_exp"),
     "TeleFLMForCausalLM": _full(""),
 }

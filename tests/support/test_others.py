@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from ddtree_sglang.engine.admission.target_checks import NOT_SHOWN, check_target
+from ddtree_sglang.engine.admission.target_checks import NOT_HANDED_OUT, NOT_SHOWN, check_target
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.support.families import FAMILIES
 from tests.support.others import NO_TARGETS, OTHERS, SHAPE, Other
 from tests.support.published import PAIRS
-from tests.support.sglang_models import METHOD, drafted_for, models, read
+from tests.support.sglang_models import METHOD, drafted_for, methods_of, models, read
 
 SHOWN = {family.architecture for family in FAMILIES.values()} | {pair.architecture for pair in PAIRS.values()}
 
@@ -25,7 +25,17 @@ def test_every_class_that_hands_states_to_a_block_drafter_is_listed_once() -> No
     assert drafted_for() - SHOWN - {*OTHERS} - NO_TARGETS == set(), "add it to tests/support/others.py"
     assert ({*OTHERS} | NO_TARGETS) - drafted_for() == set(), "no such class, or it hands no states out"
     assert {*OTHERS} & SHOWN == {*OTHERS} & NO_TARGETS == NO_TARGETS & SHOWN == set()
-    assert {*NOT_SHOWN} <= {*OTHERS}
+    assert {*NOT_SHOWN, *NOT_HANDED_OUT} <= {*OTHERS}
+
+
+def test_layers_of_qwen3_vl_lack_the_method_that_its_class_asks_for_states_by() -> None:
+    """Once they have it, the classes need no refusal."""
+    assert METHOD in methods_of(("qwen3_vl", "Qwen3VLForConditionalGeneration"))
+    assert METHOD not in methods_of(("qwen3_vl", "Qwen3LLMModel"))
+    assert METHOD in methods_of(("qwen3_vl_moe", "Qwen3MoeLLMModel"))
+    assert models()["cosmos3", "Cosmos3ForConditionalGeneration"].bases == (
+        ("qwen3_vl", "Qwen3VLForConditionalGeneration"),
+    )
 
 
 def test_classes_are_found_where_they_inherit_from_another_module(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,10 @@ NOT_SHOWN = {
 }
 """Classes that SGLang's chain serves, and what of each no tree has been shown with; tests/support/others.py has all."""
 
+NOT_HANDED_OUT = ("Cosmos3ForConditionalGeneration", "Qwen3VLForConditionalGeneration")
+"""Classes that ask their layers for states by a method that these lack, so that SGLang's own chain ends over it, too
+(models/qwen3_vl.py, `set_dflash_layers_to_capture`). The layers of Qwen3-VL's mixtures of experts have it."""
+
 _CHAIN = "use --speculative-algorithm DFLASH, whose chain SGLang supports there"
 
 
@@ -131,15 +135,14 @@ def check_target(model_config: Any, sliding_window: int | None, backends: tuple[
         backends: the attention backends of prefill and decode.
 
     Raises:
-        DDTreeConfigError: a class of `NOT_SHOWN`, recurrent layers that no tree was shown on, a rotation that is one
-            for a whole forward, sparse attention, attention in chunks, a window on a backend that does not place it per
-            node, or latent attention on one that drops the mask.
+        DDTreeConfigError: a class of `NOT_SHOWN` or `NOT_HANDED_OUT`, recurrent layers that no tree was shown on, a
+            rotation that is one for a whole forward, sparse attention, attention in chunks, a window on a backend that
+            does not place it per node, or latent attention on one that drops the mask.
     """
     from sglang.srt.configs.model_config import AttentionArch, is_deepseek_dsa
 
     name = (model_config.hf_config.architectures or ["this target"])[0]
-    if name in NOT_SHOWN:
-        raise DDTreeConfigError(f"{ALGORITHM} has not been run with {name}, {NOT_SHOWN[name]}; {_CHAIN}.")
+    _check_class(name)
     check_recurrent_target(model_config)
     _check_rotation(model_config, name)
     if model_config.attention_arch not in (AttentionArch.MHA, AttentionArch.MLA):
@@ -171,6 +174,16 @@ def check_target(model_config: Any, sliding_window: int | None, backends: tuple[
             f"{ALGORITHM} needs an attention backend that places a sliding window per node, one of "
             f"{list(WINDOW_BACKENDS)}, got {', '.join(wrong)} for {name} with a window of {sliding_window}; set "
             "--attention-backend triton or, on a GPU that has it, fa3."
+        )
+
+
+def _check_class(name: str) -> None:
+    if name in NOT_SHOWN:
+        raise DDTreeConfigError(f"{ALGORITHM} has not been run with {name}, {NOT_SHOWN[name]}; {_CHAIN}.")
+    if name in NOT_HANDED_OUT:
+        raise DDTreeConfigError(
+            f"{ALGORITHM} drafts from states of the target's layers, got {name}, whose class in SGLang asks for them "
+            f"by a method that its layers lack (set_dflash_layers_to_capture); use a server without {ALGORITHM}."
         )
 
 

@@ -33,7 +33,7 @@ class Asked:
 
     ids: tuple[int, ...]
     pictures: tuple[str, ...] = ()
-    num_tokens: int = 24
+    num_tokens: int = 16
     bias: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -56,11 +56,11 @@ ALONE = (
     ONE,
     Asked(ONE.ids, (OTHER,)),
     Asked((*words(2, 2), *PICTURE, *words(3, 3), *PICTURE, *words(5, 4)), (WIDE, SQUARE)),
-    Asked((*words(5, 5), *PICTURE, *words(5, 6)), (LARGE,), num_tokens=100),
+    Asked((*words(5, 5), *PICTURE, *words(5, 6)), (LARGE,), num_tokens=64),
     # Its answer begins pictures where there are none.
     Asked(ONE.ids, (SQUARE,), bias={str(MARKS["vision_start"]): 50.0}),
 )
-TEXT = Asked(words(9, 7), num_tokens=48)
+TEXT = Asked(words(9, 7), num_tokens=32)
 AT_ONCE = (TEXT, Asked((*PICTURE, *words(9, 8)), (LARGE,)), Asked((*words(2, 9), *PICTURE, *words(1, 10)), (WIDE,)))
 
 

@@ -58,6 +58,8 @@ _VISION: dict[str, Any] = {
 }
 _ROTATION = {"mrope_section": [4, 2, 2], "mrope_interleaved": True}
 """Of a head's eight pairs, those that turn by time, height and width."""
+_GAIN = 1.5
+"""Of the vision part's matrices, so that what it says of a picture counts beside words."""
 
 
 def make_image_pair(folder: Path, seed: int = 0) -> TinyPair:
@@ -113,9 +115,11 @@ def _vision(seed: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     weights = Qwen3VLMoeVisionModel(Qwen3VLMoeVisionConfig(**_VISION)).state_dict()
     for name, one in weights.items():
-        is_norm = one.dim() == 1 and name.endswith("weight")
-        fan_in = 1 if one.dim() == 1 or "pos_embed" in name else one[0].numel()
-        one.copy_(torch.ones(one.shape) if is_norm else torch.randn(one.shape, generator=generator) / fan_in**0.5)
+        random = torch.randn(one.shape, generator=generator)
+        if one.dim() == 1:
+            one.copy_(0.1 * random if name.endswith("bias") else torch.ones(one.shape))
+        else:
+            one.copy_(_GAIN * random / (1.0 if "pos_embed" in name else one[0].numel() ** 0.5))
     return weights
 
 

@@ -138,7 +138,7 @@ class DDTreeWorker(DFlashWorkerV2):
     def init_attention_backends(self) -> None:
         """Build the drafter's attention backend; the target's pool, whose rows a round moves, is there by now."""
         check_target_backend(self.model_runner)
-        check_split_target(get_disagg(), self.states is not None)
+        check_split_target(get_disagg(), self.states is not None, self.model_runner)
         adapt_attention(self.model_runner)
         make_capture_room(int(self.model_runner.max_running_requests) * self.num_nodes)
         with self._draft_scope():
@@ -221,6 +221,7 @@ class DDTreeWorker(DFlashWorkerV2):
             self.context.flush()
             result = super().forward_batch_generation(batch, on_publish, grammar_barrier, pp_proxy_tensors)
             self._keep_anchors(batch)
+            self.texts.read(batch)
             self.budget.interrupt()
             if result.logits_output is not None:
                 hand_out_prompt_states(batch, result.logits_output)
@@ -306,7 +307,7 @@ class DDTreeWorker(DFlashWorkerV2):
             with draft_tp_context(self.draft_parallel_layout):
                 out = self.draft_model_runner.forward(forward_batch)
                 roots = BlockRoots(window.root_ids, batch.req_pool_indices)
-                texts = None if self.texts is None else self.texts.of_batch(batch, window.root_ids)
+                texts = self.texts.of_batch(batch, window.root_ids)
                 return self.trees.draft(out, roots, WantedTrees(window.num_nodes, grammars, self.budget.cut, texts))
 
     def _build(self, build: TreeBuild, window: RoundWindow) -> BuiltTree:

@@ -28,9 +28,8 @@ from tests.device_lane.published_catalogue import PUBLISHED
 from tests.device_lane.request_waves import FLAGS as _EVERY_KIND
 from tests.device_lane.request_waves import few_by_far, of_every_kind, of_every_kind_in_chunks
 from tests.device_lane.scenes import CONTEXT_LIMIT, Scene
-from tests.device_lane.split_catalogue import ADAPTER_FLAGS as _ADAPTERS
 from tests.device_lane.split_catalogue import SMALL_POOL as _SMALL_POOL
-from tests.device_lane.split_catalogue import SPLIT, SPLIT_ADAPTERS, SPLIT_OTHERS, SPLIT_WINDOWS
+from tests.device_lane.split_catalogue import SPLIT, SPLIT_OTHERS, SPLIT_WINDOWS
 from tests.device_lane.state_catalogue import (
     CHUNKS,
     GATED_DELTA_RETRACTION,
@@ -103,6 +102,7 @@ LATE = Scene(
     captured=(1, 4),
 )
 
+_ADAPTERS = ("--max-loras-per-batch", "3", "--max-running-requests", "6", "--lora-backend")
 ADAPTERS = Scene(
     "adapters",
     "triton",
@@ -112,17 +112,6 @@ ADAPTERS = Scene(
     captured=(1, 4),
     adapters=True,
     before=failing_adapters,
-)
-# More adapters than places, which are loaded beside a running batch.
-ADAPTERS_MEANWHILE = replace(
-    ADAPTERS,
-    name="adapters-meanwhile",
-    flags=(
-        *("--max-loras-per-batch", "2", "--max-running-requests", "6", "--lora-backend", "csgmv"),
-        *("--enable-lora-overlap-loading", "--max-loaded-loras", "4"),
-    ),
-    late=True,
-    before=None,
 )
 PENALTIES = Scene("penalties", "fa3", (penalized,), budget=7, captured=(4,))
 
@@ -294,7 +283,6 @@ SLOW_SCENES = (
     *HOST_CACHE_OTHERS,
     *GROUPS_OTHERS,
     PAIRS_ON_TWO_RANKS,
-    ADAPTERS_MEANWHILE,
     *TOGETHER,
     GPTQ,
     INT8,
@@ -327,7 +315,6 @@ SCENES = (
     GATED_DELTA_RETRACTION,
     SHORT_CONVOLUTION,
     SPLIT,
-    SPLIT_ADAPTERS,
     SPLIT_WINDOWS,
     TRITON_3,
     RETRACTION,

@@ -19,14 +19,10 @@ from tests.device_lane.waves import (
     aborted,
     changing_widths,
     few,
-    prefix_of_another_adapter,
     seeded,
     under_grammars,
-    with_adapters,
 )
 
-ADAPTER_FLAGS = ("--max-loras-per-batch", "3", "--max-running-requests", "6", "--lora-backend")
-"""Without the backend's name, which is last."""
 # Less than four requests of some twenty tokens and two windows each; all are admitted at once.
 SMALL_POOL = ("--max-total-tokens", "76", "--schedule-conservativeness", "0", "--page-size", "4")
 
@@ -39,14 +35,6 @@ SPLIT_WINDOWS = replace(
     pair="gpt_oss",
     waves=(past_the_window, prefix_hit, chunked, aborted),
     flags=CHUNKS,
-)
-SPLIT_ADAPTERS = replace(
-    _SPLIT,
-    name="split-adapters",
-    waves=(with_adapters, prefix_of_another_adapter, few, aborted),
-    adapters=True,
-    flags=(*ADAPTER_FLAGS, "triton"),
-    at_once=0,
 )
 SPLIT_PENALTIES = replace(_SPLIT, name="split-penalties", backend="triton", waves=(penalized,))
 SPLIT_RETRACTION = replace(
@@ -120,6 +108,17 @@ SPLIT_OTHERS = (
         waves=(retracted_and_restored, past_the_window),
         budget=16,
         flags=("--max-total-tokens", "90", *SPLIT_RETRACTION.flags[2:4], *SPLIT_RETRACTION.flags[6:]),
+    ),
+    replace(
+        SPLIT_RETRACTION,
+        name="split-windows-tensors",
+        backend="triton",
+        pair="gpt_oss",
+        waves=(retracted_and_restored, past_the_window),
+        flags=(
+            *("--max-total-tokens", "90", *SPLIT_RETRACTION.flags[2:4], *SPLIT_RETRACTION.flags[6:]),
+            *("--disaggregation-decode-retraction-backup", "cpu_tensor"),
+        ),
     ),
     replace(
         _SPLIT,

@@ -103,6 +103,16 @@ MAMBA_CHUNKS = Scene(
 )
 MAMBA_MIXED = (
     Scene(
+        "mamba-mixed-uncached",
+        "triton",
+        (mixed, fill_the_pool),
+        pair="mamba",
+        budget=7,
+        flags=(*_STATES_POOL, *CHUNKS, *_SCARCE, "--enable-mixed-chunk", "--disable-radix-cache"),
+        captured=(4,),
+        must_log=("Retract requests",),
+    ),
+    Scene(
         "mamba-mixed",
         "fa3",
         (mixed_past_a_tracked_length, go_on_after_mixing),
@@ -214,11 +224,12 @@ GATED_DELTA_OTHERS = (
     Scene(
         "gated-delta-mixed-uncached",
         "triton",
-        (mixed,),
+        (mixed, fill_the_pool),
         pair="gated_delta",
         budget=7,
-        flags=(*_STATES_POOL, *CHUNKS, "--enable-mixed-chunk", "--disable-radix-cache"),
+        flags=(*_STATES_POOL, *CHUNKS, *_SCARCE, "--enable-mixed-chunk", "--disable-radix-cache"),
         captured=(4,),
+        must_log=("Retract requests",),
     ),
     Scene(
         "gated-delta-chunks",

@@ -119,6 +119,7 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
     from ddtree_sglang.engine.stages.kv_moves import PoolMover
     from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput
     from ddtree_sglang.engine.stages.node_penalties import PenaltyTable
+    from ddtree_sglang.engine.stages.request_texts import NoTexts
     from ddtree_sglang.engine.stages.round_budget import RoundBudget
     from ddtree_sglang.engine.stages.round_ends import EndsOfBatches
     from ddtree_sglang.kernels import round_commit_triton, round_inputs_triton
@@ -150,7 +151,7 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
             self.ends = EndsOfBatches(NODES, META)
             self.penalties = PenaltyTable(ROWS, VOCABULARY, META)
             self.context = DraftContext(self.append, waits=True)
-            self.texts = None
+            self.texts = NoTexts()
 
         def append(self, **arguments: Any) -> None:
             events.append("draft context")

@@ -129,6 +129,12 @@ ADAPTER_RULES: tuple[ArgumentRule, ...] = (
         "serves adapters with a fixed number of nodes on a GPU; remove --speculative-ddtree-policy or --enable-lora / "
         "--lora-paths.",
     ),
+    # An adapter's copy is there when a rank's own event says so, and ranks do not tell one another
+    # (lora/lora_overlap_loader.py). Which one makes room is not asked of a prefill in flight, nor of a waiting chunk.
+    ArgumentRule(
+        lambda cfg: bool(cfg.enable_lora_overlap_loading),
+        "does not load adapters beside a running batch yet; remove --enable-lora-overlap-loading.",
+    ),
     # Its router asks for the adapters' configuration in each forward, the drafter's too (lora_hook.py).
     ArgumentRule(
         lambda cfg: "experimental_sgl_trtllm" in (cfg.moe_runner_backend, cfg.speculative_moe_runner_backend),

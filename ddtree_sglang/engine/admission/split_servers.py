@@ -56,6 +56,12 @@ SPLIT_RULES: tuple[ArgumentRule, ...] = (
         lambda cfg: bool(cfg.enable_strict_thinking),
         "has not been run with masks of thinking; remove --enable-strict-thinking.",
     ),
+    # After /pause_generation with mode "retract" the other server prefills anew, and is not told the adapter
+    # (schedule_batch.py, Req.build_rebootstrap_payload).
+    ArgumentRule(
+        lambda cfg: bool(cfg.enable_lora or cfg.lora_paths),
+        "prefills without the adapter after a pause; remove --enable-lora / --lora-paths.",
+    ),
     # The rows of a prompt are the prefilling server's, those of an answer the other one's.
     ArgumentRule(
         lambda cfg: bool(cfg.enable_return_hidden_states),
@@ -104,19 +110,31 @@ def check_split(cfg: Any, drafter: dict[str, Any]) -> None:
         )
 
 
-def check_split_target(cfg: Any, is_recurrent: bool) -> None:
-    """Of such a server, refuse a target that keeps recurrent states.
+def check_split_target(cfg: Any, is_recurrent: bool, runner: Any = None) -> None:
+    """Of such a server, refuse a target that keeps recurrent states, and windows that were not shown there.
 
     Args:
         cfg: arguments, or those of disaggregation alone.
+        runner: of the loaded target, which knows of all its windows; None where only arguments are there.
 
     Raises:
-        DDTreeConfigError: it has recurrent layers.
+        DDTreeConfigError: it has recurrent layers; or windows whose keys are in no pool of their own, for the two
+            servers would not notice that one has such a pool, or are in pages of several tokens.
     """
-    if is_split(cfg) and is_recurrent:
+    if not is_split(cfg):
+        return
+    about = f"{ALGORITHM} with --disaggregation-mode {cfg.disaggregation_mode} has not been run for a target with"
+    if is_recurrent:
+        raise DDTreeConfigError(f"{about} recurrent layers; use one server for both.")
+    if runner is None or not runner.sliding_window_size:
+        return
+    if not runner.model_config.is_hybrid_swa:
         raise DDTreeConfigError(
-            f"{ALGORITHM} with --disaggregation-mode {cfg.disaggregation_mode} has not been run for a target with "
-            "recurrent layers; use one server for both."
+            f"{about} sliding windows without a pool of their own; remove --disable-hybrid-swa-memory."
+        )
+    if int(runner.page_size) != 1:
+        raise DDTreeConfigError(
+            f"{about} sliding windows in pages of several tokens, got {runner.page_size}; remove --page-size."
         )
 
 

@@ -64,11 +64,15 @@ class Unmeasured:
         return list({batch_class(size): size for size in sizes}.values())
 
 
-async def measure_first_costs(_disaggregation_mode: str, manager: TokenizerManager) -> None:
-    """The warm-up: serve rounds until all is measured, or the time is over. What fails is logged and ends it."""
+async def measure_first_costs(disaggregation_mode: str, manager: TokenizerManager) -> None:
+    """The warm-up: serve rounds until all is measured, or the time is over. What fails is logged and ends it.
+
+    A server that prefills or decodes alone has nobody to do the other part.
+    """
     from sglang.srt.runtime_context import get_serving
 
-    if get_serving().skip_server_warmup:  # also set by flags for debugging, after the arguments were looked at
+    # Warm-ups may be left out by flags for debugging, too, after the arguments were looked at.
+    if disaggregation_mode != "null" or get_serving().skip_server_warmup:
         return
     limit = DDTreeConfig.from_env().measure_seconds
     limit = DEFAULT_MEASURE_SECONDS if limit is None else limit

@@ -1,7 +1,8 @@
 """What requests have said so far, for trees that know which token followed which (`core.request_ngrams`).
 
 A text is a request's prompt and answer up to the round's root: a function of what is committed, so that a request that
-was retracted, or goes on in another batch, has the trees that it would have had. It ranks nodes and decides no token.
+was retracted has the trees that it would have had. In a batch that is too large, or beside a grammar, it has those of
+the drafter's word alone. It ranks nodes and decides no token.
 
 In host memory, before each draft: the host has to know the root by then, which it does where no round is overlapped.
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 MOST_REQUESTS = 8
 """Of a batch: a request's table takes half a millisecond of one core, whatever the others'."""
+MOST_READ = 16_384
+"""Of a prompt, its last ids: reading takes 4 us and 1.3 KiB each."""
 LEAST_CANDIDATES, MOST_CANDIDATES = 8, 16
 """Per depth, of which the table has the square. Three depths of so many hold the largest tree."""
 
@@ -69,7 +72,7 @@ class _Read:
 
     def take(self, prompt: Sequence[int], answer: Sequence[int]) -> RequestText:
         """Read what is new of both, and return the text."""
-        first = self.num_tokens
+        first = self.num_tokens or max(0, len(prompt) - MOST_READ)
         new = (*prompt[first:], *answer[max(0, first - len(prompt)) :])
         for are_tokens, ids in groupby(map(int, new), lambda one: one < self.vocab_size):
             if are_tokens:
@@ -80,7 +83,17 @@ class _Read:
         return self.text
 
 
-class RequestTexts:
+class NoTexts:
+    """Trees are of the drafter's word alone."""
+
+    def read(self, batch: ScheduleBatch) -> None:
+        """Read what a prefill's requests say."""
+
+    def of_batch(self, batch: ScheduleBatch, root_ids: torch.Tensor) -> BatchTexts | None:
+        """The texts up to the roots `[B]`; None where trees do without."""
+
+
+class RequestTexts(NoTexts):
     """The texts of all requests that a server has begun and not forgotten."""
 
     def __init__(self, vocab_size: int) -> None:
@@ -88,8 +101,8 @@ class RequestTexts:
         self._read: WeakKeyDictionary[Req, _Read] = WeakKeyDictionary()
 
     @classmethod
-    def of(cls, config: DDTreeConfig, ranking: Any, vocab_size: int) -> RequestTexts | None:
-        """None where trees are of the drafter's word alone.
+    def of(cls, config: DDTreeConfig, ranking: Any, vocab_size: int) -> NoTexts:
+        """Those of a server.
 
         A policy by measured costs has texts without being asked: it also measures how often they are right. Not where
         candidates per depth are set, of which a chain has one and texts need several.
@@ -104,9 +117,9 @@ class RequestTexts:
         """
         if config.ngrams is None:
             by_default = config.policy == "adaptive" and config.top_k is None and not is_device_path()
-            return cls(vocab_size) if by_default and ranking.scorer is None else None
+            return cls(vocab_size) if by_default and ranking.scorer is None else NoTexts()
         if not config.ngrams:
-            return None
+            return NoTexts()
         if ranking.scorer is not None:
             raise DDTreeConfigError(
                 "--speculative-ddtree-ngrams needs a drafter without a head that scores pairs, whose law it would take "
@@ -114,8 +127,13 @@ class RequestTexts:
             )
         return cls(vocab_size)
 
+    def read(self, batch: ScheduleBatch) -> None:
+        """So that a prompt's reading is no part of the first round, whose time is learned."""
+        for req in batch.reqs:
+            self._text(req)
+
     def of_batch(self, batch: ScheduleBatch, root_ids: torch.Tensor) -> BatchTexts | None:
-        """The texts up to the roots `[B]`; None for a batch that is too large, or has a grammar, which plants trees."""
+        """None for a batch that is too large, or has a grammar, which plants trees."""
         if batch.has_grammar or len(batch.reqs) > MOST_REQUESTS:
             return None
         texts = [self._text(req) for req in batch.reqs]

@@ -241,6 +241,7 @@ def make_round_budget(policy: BudgetPolicy, config: DDTreeConfig, server_args: A
     cfg = resolving_view(server_args)
     facts = {**machine_facts(), **{field: getattr(cfg, field) for field in COST_FACTS}}
     facts |= {"nodes": policy.node_counts, "top_k": config.top_k, "traced": config.trace is not None}
+    facts["ngrams"] = config.ngrams
     graphs = cfg.cuda_graph_config.decode
     facts |= {"graphs": graphs.backend, "graph_sizes": graphs.bs, "drafts": os.environ.get(DRAFTS_ENV, "")}
     lag = int(not cfg.disable_overlap_schedule)

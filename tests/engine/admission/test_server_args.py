@@ -191,7 +191,7 @@ def test_adapters_are_served_on_the_backend_of_this_machine(target: str, drafter
         ({"lora_backend": "triton"}, None),
         ({"lora_backend": "torch_native"}, "LoRA backends csgmv and triton"),
         ({"lora_backend": "triton_v2"}, "LoRA backends csgmv and triton"),
-        ({"enable_lora_overlap_loading": True}, None),
+        ({"enable_lora_overlap_loading": True}, "--enable-lora-overlap-loading"),
         ({"moe_runner_backend": "experimental_sgl_trtllm"}, "experimental_sgl_trtllm"),
         ({"policy": "load"}, "a fixed number of nodes on a GPU"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from ddtree_sglang.engine import worker
 from ddtree_sglang.engine.admission import split_servers
 from ddtree_sglang.engine.admission.drafter_families import LATTICE_FIELDS
 from ddtree_sglang.engine.admission.server_args import COSTS_WARMUP
-from ddtree_sglang.engine.admission.split_servers import refuse_other_sizes
+from ddtree_sglang.engine.admission.split_servers import check_split_target, refuse_other_sizes
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.engine.admission.machines import HOPPER, resolved
 from tests.engine.admission.test_server_args import DRAFTER, TARGET, write_checkpoint
@@ -45,6 +46,7 @@ def test_both_kinds_are_admitted(mode: str, pair: tuple[str, str]) -> None:
         ({"grammar_backend": "llguidance"}, "change --grammar-backend"),
         ({"enable_custom_logit_processor": True}, "remove --enable-custom-logit-processor"),
         ({"enable_strict_thinking": True, "reasoning_parser": "qwen3"}, "remove --enable-strict-thinking"),
+        ({"enable_lora": True, "max_lora_rank": 8, "lora_target_modules": ["q_proj"]}, "remove --enable-lora"),
         ({"enable_return_hidden_states": True}, "remove --enable-return-hidden-states"),
         ({"enable_return_routed_experts": True}, "remove --enable-return-routed-experts"),
         ({"enable_streaming_session": True}, "remove --enable-streaming-session"),
@@ -78,11 +80,30 @@ def test_a_loaded_model_that_keeps_states_is_refused(
     monkeypatch.setattr(worker, "check_target_backend", lambda _: None)
     monkeypatch.setattr(worker, "get_disagg", lambda: disagg)
     monkeypatch.setattr(worker, "adapt_attention", lambda _: None)
-    one = SimpleNamespace(model_runner=SimpleNamespace(), states=object() if keeps_states else None)
+    runner = SimpleNamespace(sliding_window_size=None)
+    one = SimpleNamespace(model_runner=runner, states=object() if keeps_states else None)
     is_refused = mode != "null" and keeps_states
     error = DDTreeConfigError if is_refused else AttributeError
     with pytest.raises(error, match="recurrent layers" if is_refused else "max_running_requests"):
         worker.DDTreeWorker.init_attention_backends(one)
+
+
+@pytest.mark.parametrize(
+    ("mode", "has_pool", "page_size", "refused"),
+    [
+        ("decode", True, 1, None),
+        ("decode", False, 1, "remove --disable-hybrid-swa-memory"),
+        ("prefill", True, 4, "in pages of several tokens, got 4; remove --page-size"),
+        ("null", False, 4, None),
+    ],
+)
+def test_windows_of_a_loaded_model(mode: str, has_pool: bool, page_size: int, refused: str | None) -> None:
+    runner = SimpleNamespace(
+        sliding_window_size=128, page_size=page_size, model_config=SimpleNamespace(is_hybrid_swa=has_pool)
+    )
+    disagg = SimpleNamespace(disaggregation_mode=mode)
+    with pytest.raises(DDTreeConfigError, match=refused) if refused else nullcontext():
+        check_split_target(disagg, False, runner)
 
 
 @pytest.mark.parametrize("mode", ["prefill", "decode"])

@@ -84,6 +84,15 @@ def served(manager: Manager, monkeypatch: pytest.MonkeyPatch, config: str = '{"p
     return manager
 
 
+@pytest.mark.parametrize("mode", ["prefill", "decode"])
+def test_a_server_that_does_one_part_of_a_request_asks_nothing(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    serving = SimpleNamespace(skip_server_warmup=False)
+    monkeypatch.setattr("sglang.srt.runtime_context.get_serving", lambda: serving)
+    manager = Manager([state([])])
+    asyncio.run(measure_first_costs(mode, manager))  # type: ignore[arg-type]
+    assert manager.states_asked == 0
+
+
 @pytest.mark.parametrize(
     ("running", "sizes"),
     [(1, [1]), (8, [1, 2, 4, 8]), (9, [1, 2, 4, 9]), (24, [1, 2, 4, 8, 16, 24]), (4096, [1, 2, 4, 8, 16, 32])],

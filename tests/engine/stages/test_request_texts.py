@@ -15,7 +15,7 @@ from ddtree_sglang.core.candidates import DraftCandidates
 from ddtree_sglang.core.request_ngrams import LAW, RequestText, pair_table
 from ddtree_sglang.core.tree_builder import build_draft_tree
 from ddtree_sglang.engine.stages import request_texts
-from ddtree_sglang.engine.stages.request_texts import MOST_CANDIDATES, MOST_REQUESTS, RequestTexts
+from ddtree_sglang.engine.stages.request_texts import MOST_CANDIDATES, MOST_READ, MOST_REQUESTS, NoTexts, RequestTexts
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 VOCABULARY = 50
@@ -38,7 +38,7 @@ def roots(*reqs: Request) -> torch.Tensor:
 
 def texts() -> RequestTexts:
     made = RequestTexts.of(DDTreeConfig(ngrams=True), SimpleNamespace(scorer=None), VOCABULARY)
-    assert made is not None
+    assert isinstance(made, RequestTexts)
     return made
 
 
@@ -128,6 +128,21 @@ def test_the_places_of_an_image_are_no_tokens() -> None:
     assert int(found.mixed(block).topk_ids.max()) < VOCABULARY
 
 
+def test_a_prompt_is_read_with_its_prefill_and_of_a_long_one_the_end() -> None:
+    known = texts()
+    first, long = Request([1, 2, 3]), Request([5, 6, *[7] * (MOST_READ - 1)])
+    known.read(batch(first, long))
+    read = {req: known._read[req].num_tokens for req in (first, long)}
+    assert read == {first: 3, long: MOST_READ + 1}
+    first.output_ids.append(9)
+    long.output_ids.append(8)
+    found = known.of_batch(batch(first, long), roots(first, long))
+    assert found is not None
+    assert [text.tail for text in found.texts] == [(1, 2, 3, 9), (7, 7, 7, 7, 8)]
+    # The first id of the long one was left out, the second one was read.
+    assert [found.texts[1].after(context) for context in ((5,), (6,))] == [[], [{7: 1}]]
+
+
 def test_a_block_of_two_depths_keeps_all_candidates() -> None:
     """Sixteen of each would not hold a large tree."""
     known, req = texts(), Request([1, 2], 3)
@@ -154,11 +169,12 @@ def test_who_reads_texts(
 ) -> None:
     monkeypatch.setattr(request_texts, "is_device_path", lambda: on_a_device)
     found = RequestTexts.of(DDTreeConfig(**given), SimpleNamespace(scorer=None), VOCABULARY)
-    assert (found is not None) is reads
+    assert isinstance(found, RequestTexts) is reads
 
 
 def test_a_drafter_that_scores_pairs_has_its_own_law() -> None:
     scores_pairs = SimpleNamespace(scorer=object())
-    assert RequestTexts.of(DDTreeConfig(policy="adaptive"), scores_pairs, VOCABULARY) is None
+    without = RequestTexts.of(DDTreeConfig(policy="adaptive"), scores_pairs, VOCABULARY)
+    assert type(without) is NoTexts
     with pytest.raises(DDTreeConfigError, match="--speculative-ddtree-ngrams needs a drafter without a head"):
         RequestTexts.of(DDTreeConfig(policy="adaptive", ngrams=True), scores_pairs, VOCABULARY)

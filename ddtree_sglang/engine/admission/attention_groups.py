@@ -16,7 +16,6 @@ GROUP_RULES: tuple[ArgumentRule, ...] = (
     ArgumentRule(
         lambda cfg: not cfg.enable_dp_lm_head, "needs an LM head of each group's own; add --enable-dp-lm-head."
     ),
-    ArgumentRule(lambda cfg: cfg.attn_cp_size != 1, "does not share a context out, too; remove --attn-cp-size."),
     ArgumentRule(
         lambda cfg: bool(cfg.enable_hierarchical_cache),
         "has not been run with a hierarchical cache; remove --enable-hierarchical-cache.",

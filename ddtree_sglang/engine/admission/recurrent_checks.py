@@ -68,8 +68,8 @@ def _keeps_states_too_often(cfg: Any) -> bool:
 RECURRENT_RULES: tuple[RecurrentRule, ...] = (
     RecurrentRule(
         lambda cfg: not is_device_path(),
-        "is served where SGLang launches Triton kernels, which a tree of states needs; without a GPU leave out "
-        f"--speculative-algorithm {ALGORITHM}.",
+        "is served where SGLang launches Triton kernels, which a tree of states needs; serve it on a machine "
+        "with a GPU, for the CPU platform keeps no recurrent states.",
     ),
     # FlashInfer's and CuTe DSL's verify a chain (linear/gdn_backend.py, GDNKernelDispatcher), and a round of one node
     # would go through them.

@@ -61,6 +61,11 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
         lambda cfg: cfg.dcp_size not in (None, 1),
         "keeps all of a request's keys on each rank; remove --dcp-size.",
     ),
+    # Nobody has run a tree whose prompt's tokens were shared out.
+    ArgumentRule(
+        lambda cfg: cfg.attn_cp_size != 1,
+        "has all of a prompt's tokens on each rank; remove --attn-cp-size.",
+    ),
     ArgumentRule(
         lambda cfg: bool(cfg.speculative_use_rejection_sampling),
         "samples from the target alone; remove --speculative-use-rejection-sampling, which would route a tree to "

@@ -19,7 +19,6 @@ from ddtree_sglang.exceptions import DDTreeConfigError
 SPLIT_RULES: tuple[ArgumentRule, ...] = (
     ArgumentRule(lambda _cfg: not is_device_path(), "has not been run without a GPU; use one server for both."),
     ArgumentRule(attends_in_groups, "has not been run with DP attention; remove --attn-dp-size."),
-    ArgumentRule(lambda cfg: cfg.attn_cp_size != 1, "has not been run with --attn-cp-size; remove it."),
     ArgumentRule(
         lambda cfg: bool(cfg.enable_hierarchical_cache or cfg.disaggregation_decode_enable_offload_kvcache),
         "has not been run with a hierarchical cache; remove --enable-hierarchical-cache and "

@@ -38,7 +38,6 @@ def test_groups_are_admitted(given: dict[str, Any], pair: tuple[str, str]) -> No
     ("given", "message"),
     [
         ({"enable_dp_lm_head": False}, "add --enable-dp-lm-head"),
-        ({"attn_cp_size": 2, "tp_size": 4}, "remove --attn-cp-size"),
         ({"tp_size": 4}, "set --attn-dp-size to --tp-size"),
         ({"enable_lora": True, "max_lora_rank": 8, "lora_target_modules": ["q_proj"]}, "remove --enable-lora"),
         ({"enable_mixed_chunk": True}, "remove --enable-mixed-chunk"),

@@ -149,6 +149,7 @@ def test_help_lists_our_flags(capsys: pytest.CaptureFixture[str]) -> None:
         (("--speculative-dflash-block-size", "16"), "trained for, 8, got 16"),
         (("--attention-backend", "torch_native"), "attention"),
         (("--pp-size", "2"), "--pp-size"),
+        (("--attn-cp-size", "2", "--tp-size", "2"), "remove --attn-cp-size"),
         (("--speculative-use-rejection-sampling",), "rejection-sampling"),
         (("--speculative-accept-threshold-single", "0.5"), "lossless"),
         (("--speculative-draft-window-size", "7"), "at least its block of 8 tokens, got 7"),

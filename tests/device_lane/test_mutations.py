@@ -21,9 +21,6 @@ from tests.device_lane.catalogue import (
     FA3_DETERMINISTIC,
     FA3_PAGES,
     GRAMMARS,
-    GROUPS,
-    GROUPS_EAGER,
-    GROUPS_WIDTHS,
     HOST_CACHE,
     LATE,
     PAIRS_OF_CANDIDATES,
@@ -39,6 +36,7 @@ from tests.device_lane.catalogue import (
     TRITON_WIDTHS,
     WINDOWS_TRITON,
 )
+from tests.device_lane.group_catalogue import GROUPS, GROUPS_EAGER, GROUPS_WIDTHS
 from tests.device_lane.mutations import MUTATIONS
 from tests.device_lane.problems import problems
 from tests.device_lane.references import Reference

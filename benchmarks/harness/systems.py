@@ -162,12 +162,12 @@ def groups_for(
     if adaptive is not None:
         adapts = System(f"ddtree-adaptive-{adaptive}", "DDTREE", adaptive, "adaptive")
         baselines += [adapts, _with_texts(adapts)] if ngrams else [adapts]
-        ngrams = False
     room = servers_at_once - len(baselines)
     if one_server and room >= 0:
         asked = (System(f"ddtree-{budget}", "DDTREE", asks=budget) for budget in sorted({0, *budgets}))
         return [[*baselines, *asked]]
-    of_budget = 1 + (other_draft is not None) + ngrams
+    budgets_have_texts = ngrams and adaptive is None
+    of_budget = 1 + (other_draft is not None) + budgets_have_texts
     if room < of_budget:
         least = len(baselines) + (0 if one_server else of_budget)
         raise ServerError(f"a comparison needs {least} servers at once, {servers_at_once} fit; free some memory.")
@@ -175,7 +175,7 @@ def groups_for(
     for budget in budgets:
         tree = System.of_budget(budget)
         trees += [tree, *([] if other_draft is None else [System.of_budget(budget, other_draft)])]
-        trees += [_with_texts(tree)] if ngrams else []
+        trees += [_with_texts(tree)] if budgets_have_texts else []
     room -= room % of_budget
     return [[*baselines, *trees[first : first + room]] for first in range(0, len(trees), room)]
 

@@ -29,7 +29,7 @@ from ddtree_sglang.core.acceptance import AcceptedPath
 from ddtree_sglang.core.built_tree import BuiltTree, root_trees
 from ddtree_sglang.core.round_commit import RoundCommit
 from ddtree_sglang.engine.admission.default_policy import config_of
-from ddtree_sglang.engine.admission.split_servers import check_split_target
+from ddtree_sglang.engine.admission.split_servers import check_split_loaded
 from ddtree_sglang.engine.admission.target_checks import check_loaded_target, check_target_backend
 from ddtree_sglang.engine.debug.rank_check import require_equal_trees
 from ddtree_sglang.engine.debug.sync_check import forbid_sync
@@ -138,7 +138,7 @@ class DDTreeWorker(DFlashWorkerV2):
     def init_attention_backends(self) -> None:
         """Build the drafter's attention backend; the target's pool, whose rows a round moves, is there by now."""
         check_target_backend(self.model_runner)
-        check_split_target(get_disagg(), self.states is not None, self.model_runner)
+        check_split_loaded(get_disagg(), self.model_runner, self.states is not None)
         adapt_attention(self.model_runner)
         make_capture_room(int(self.model_runner.max_running_requests) * self.num_nodes)
         with self._draft_scope():

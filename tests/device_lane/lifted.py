@@ -7,6 +7,8 @@ loaded model, nor a request is refused for this one reason. What the server does
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -37,60 +39,11 @@ def any_pages() -> None:
         _set(module, "check_pages", _accept)
 
 
-def states_of_several_widths() -> None:
-    """Mamba2 with a number of nodes that follows the load."""
-    from ddtree_sglang.engine.admission import recurrent_checks
-
-    _without(recurrent_checks, "RECURRENT_RULES", "with a fixed number of nodes")
-
-
-def groups_share_a_head() -> None:
-    """DP attention with an LM head that is sharded over all groups."""
-    from ddtree_sglang.engine.admission import attention_groups
-
-    _without(attention_groups, "GROUP_RULES", "an LM head of each group's own")
-
-
-def groups_that_measure() -> None:
-    """DP attention where each group chooses its number of nodes by its own rounds."""
-    from ddtree_sglang.engine.admission import attention_groups
-
-    _without(attention_groups, "GROUP_RULES", "which no group may choose by its own rounds")
-
-
-def processors_on_two_servers() -> None:
-    """A logit processor is called where a request is prefilled, and where it is decoded."""
-    from ddtree_sglang.engine.admission import split_servers
-
-    _without(split_servers, "SPLIT_RULES", "calls a logit processor on two servers")
-
-
 def answers_in_one_room() -> None:
     """Several answers to one prompt of a server that shares requests out."""
     from ddtree_sglang.engine.entry import refusals
 
     _set(refusals, "check_meetings", _accept)
-
-
-def adapters_of_several_widths() -> None:
-    """LoRA with a number of nodes that follows the load."""
-    from ddtree_sglang.engine.admission import server_args
-
-    _without(server_args, "ADAPTER_RULES", "serves adapters with a fixed number of nodes")
-
-
-def adapters_by_torch() -> None:
-    """LoRA on the backend whose graphs have room for one row per request."""
-    from ddtree_sglang.engine.admission import server_args
-
-    _without(server_args, "ADAPTER_RULES", "verifies trees with adapters on the LoRA backends")
-
-
-def grammars_of_outlines() -> None:
-    """Grammars that cannot take a token back."""
-    from ddtree_sglang.engine.admission import server_args
-
-    _without(server_args, "ARGUMENT_RULES", "which outlines cannot")
 
 
 def seeded_min_p() -> None:
@@ -111,6 +64,13 @@ def places_outside_of_a_row() -> None:
     _without_check("_logprobs")
 
 
+def windows_of_deterministic_inference() -> None:
+    """Windows on Triton's kernel of deterministic inference, which takes them by a node's index."""
+    from ddtree_sglang.engine.admission import target_checks
+
+    _set(target_checks, "_check_windows", _accept)
+
+
 def _without_check(name: str) -> None:
     """A request's values are looked at without this one of the looks."""
     from ddtree_sglang.engine.admission import request_fields
@@ -119,8 +79,9 @@ def _without_check(name: str) -> None:
     _replace_by_shorter(request_fields, "_CHECKS", kept)
 
 
-def _without(module: ModuleType, table: str, words: str) -> None:
+def _without(name: str, table: str, words: str) -> None:
     """Take the one rule away whose message has these words."""
+    module = import_module(f"ddtree_sglang.engine.admission.{name}")
     _replace_by_shorter(module, table, tuple(rule for rule in getattr(module, table) if words not in rule.message))
 
 
@@ -142,54 +103,44 @@ def _accept(*_: Any, **__: Any) -> None:
     """A check that finds nothing."""
 
 
-def states_from_two_servers() -> None:
-    """Hidden states of a request that one server prefills and another decodes."""
-    from ddtree_sglang.engine.admission import split_servers
-
-    _without(split_servers, "SPLIT_RULES", "returns no hidden states")
-
-
-def experts_from_two_servers() -> None:
-    """Routed experts of such a request."""
-    from ddtree_sglang.engine.admission import split_servers
-
-    _without(split_servers, "SPLIT_RULES", "returns no routed experts")
-
-
-def experts_of_groups() -> None:
-    """Routed experts under DP attention."""
-    from ddtree_sglang.engine.admission import attention_groups
-
-    _without(attention_groups, "GROUP_RULES", "returns wrong experts")
-
-
-def windows_of_deterministic_inference() -> None:
-    """Windows on Triton's kernel of deterministic inference, which takes them by a node's index."""
-    from ddtree_sglang.engine.admission import target_checks
-
-    _set(target_checks, "_check_windows", _accept)
+RULES: dict[str, tuple[str, str, str]] = {
+    # Mamba2 with a number of nodes that follows the load.
+    "states_of_several_widths": ("recurrent_checks", "RECURRENT_RULES", "with a fixed number of nodes"),
+    # DP attention with an LM head that is sharded over all groups.
+    "groups_share_a_head": ("attention_groups", "GROUP_RULES", "an LM head of each group's own"),
+    # DP attention where each group chooses its number of nodes by its own rounds.
+    "groups_that_measure": ("attention_groups", "GROUP_RULES", "which no group may choose by its own rounds"),
+    # A logit processor is called where a request is prefilled, and where it is decoded.
+    "processors_on_two_servers": ("split_servers", "SPLIT_RULES", "calls a logit processor on two servers"),
+    # LoRA with a number of nodes that follows the load.
+    "adapters_of_several_widths": ("server_args", "ADAPTER_RULES", "serves adapters with a fixed number of nodes"),
+    # LoRA on the backend whose graphs have room for one row per request.
+    "adapters_by_torch": ("server_args", "ADAPTER_RULES", "verifies trees with adapters on the LoRA backends"),
+    # Grammars that cannot take a token back.
+    "grammars_of_outlines": ("server_args", "ARGUMENT_RULES", "which outlines cannot"),
+    # Hidden states of a request that one server prefills and another decodes.
+    "states_from_two_servers": ("split_servers", "SPLIT_RULES", "returns no hidden states"),
+    # Routed experts of such a request.
+    "experts_from_two_servers": ("split_servers", "SPLIT_RULES", "returns no routed experts"),
+    # Routed experts under DP attention.
+    "experts_of_groups": ("attention_groups", "GROUP_RULES", "returns wrong experts"),
+}
+"""Of one rule each: its module of `engine.admission`, its table there, and words of its message."""
 
 
 LIFTED: dict[str, Callable[[], None]] = {
-    lifted.__name__: lifted
-    for lifted in (
-        trees_on_torch_native,
-        latent_attention_on_flashinfer,
-        any_pages,
-        states_of_several_widths,
-        groups_share_a_head,
-        groups_that_measure,
-        processors_on_two_servers,
-        answers_in_one_room,
-        adapters_of_several_widths,
-        adapters_by_torch,
-        grammars_of_outlines,
-        seeded_min_p,
-        foreign_tokens,
-        places_outside_of_a_row,
-        states_from_two_servers,
-        experts_from_two_servers,
-        experts_of_groups,
-        windows_of_deterministic_inference,
-    )
+    **{name: partial(_without, *where) for name, where in RULES.items()},
+    **{
+        lifted.__name__: lifted
+        for lifted in (
+            trees_on_torch_native,
+            latent_attention_on_flashinfer,
+            any_pages,
+            answers_in_one_room,
+            seeded_min_p,
+            foreign_tokens,
+            places_outside_of_a_row,
+            windows_of_deterministic_inference,
+        )
+    },
 }

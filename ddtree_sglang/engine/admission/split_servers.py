@@ -109,32 +109,41 @@ def check_split(cfg: Any, drafter: dict[str, Any]) -> None:
         )
 
 
-def check_split_target(cfg: Any, is_recurrent: bool, runner: Any = None) -> None:
-    """Of such a server, refuse a target that keeps recurrent states, and windows that were not shown there.
+def check_split_target(cfg: Any, is_recurrent: bool) -> None:
+    """Of such a server, refuse a target that keeps recurrent states.
 
     Args:
         cfg: arguments, or those of disaggregation alone.
-        runner: of the loaded target, which knows of all its windows; None where only arguments are there.
 
     Raises:
-        DDTreeConfigError: it has recurrent layers; or windows whose keys are in no pool of their own, for the two
-            servers would not notice that one has such a pool, or are in pages of several tokens.
+        DDTreeConfigError: it has recurrent layers.
     """
-    if not is_split(cfg):
-        return
-    about = f"{ALGORITHM} with --disaggregation-mode {cfg.disaggregation_mode} has not been run for a target with"
-    if is_recurrent:
-        raise DDTreeConfigError(f"{about} recurrent layers; use one server for both.")
-    if runner is None or not runner.sliding_window_size:
+    if is_split(cfg) and is_recurrent:
+        raise DDTreeConfigError(f"{_not_run(cfg)} recurrent layers; use one server for both.")
+
+
+def check_split_loaded(cfg: Any, runner: Any, keeps_states: bool) -> None:
+    """`check_split_target` of a loaded target, whose runner knows of all its windows.
+
+    Raises:
+        DDTreeConfigError: it keeps states; or has windows whose keys are in no pool of their own, for the two servers
+            would not notice that one has such a pool, or are in pages of several tokens.
+    """
+    check_split_target(cfg, keeps_states)
+    if not is_split(cfg) or not runner.sliding_window_size:
         return
     if not runner.model_config.is_hybrid_swa:
         raise DDTreeConfigError(
-            f"{about} sliding windows without a pool of their own; remove --disable-hybrid-swa-memory."
+            f"{_not_run(cfg)} sliding windows without a pool of their own; remove --disable-hybrid-swa-memory."
         )
     if int(runner.page_size) != 1:
         raise DDTreeConfigError(
-            f"{about} sliding windows in pages of several tokens, got {runner.page_size}; remove --page-size."
+            f"{_not_run(cfg)} sliding windows in pages of several tokens, got {runner.page_size}; remove --page-size."
         )
+
+
+def _not_run(cfg: Any) -> str:
+    return f"{ALGORITHM} with --disaggregation-mode {cfg.disaggregation_mode} has not been run for a target with"
 
 
 def refuse_other_sizes(original: Callable[..., None], receiver: Any, prefill_dp_rank: int) -> None:

@@ -17,7 +17,7 @@ from ddtree_sglang.engine import worker
 from ddtree_sglang.engine.admission import split_servers
 from ddtree_sglang.engine.admission.drafter_families import LATTICE_FIELDS
 from ddtree_sglang.engine.admission.server_args import COSTS_WARMUP
-from ddtree_sglang.engine.admission.split_servers import check_split_target, refuse_other_sizes
+from ddtree_sglang.engine.admission.split_servers import check_split_loaded, refuse_other_sizes
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.engine.admission.machines import HOPPER, resolved
 from tests.engine.admission.test_server_args import DRAFTER, TARGET, write_checkpoint
@@ -103,7 +103,7 @@ def test_windows_of_a_loaded_model(mode: str, has_pool: bool, page_size: int, re
     )
     disagg = SimpleNamespace(disaggregation_mode=mode)
     with pytest.raises(DDTreeConfigError, match=refused) if refused else nullcontext():
-        check_split_target(disagg, False, runner)
+        check_split_loaded(disagg, runner, False)
 
 
 @pytest.mark.parametrize("mode", ["prefill", "decode"])

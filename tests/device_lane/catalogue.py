@@ -27,8 +27,7 @@ from tests.device_lane.penalty_waves import penalized
 from tests.device_lane.published_catalogue import PUBLISHED
 from tests.device_lane.request_waves import FLAGS as _EVERY_KIND
 from tests.device_lane.request_waves import few_by_far, of_every_kind, of_every_kind_in_chunks
-from tests.device_lane.scenes import CONTEXT_LIMIT, Scene
-from tests.device_lane.split_catalogue import SMALL_POOL as _SMALL_POOL
+from tests.device_lane.scenes import CONTEXT_LIMIT, SMALL_POOL, Scene, pool_of
 from tests.device_lane.split_catalogue import SPLIT, SPLIT_OTHERS, SPLIT_WINDOWS
 from tests.device_lane.state_catalogue import (
     CHUNKS,
@@ -116,7 +115,7 @@ ADAPTERS = Scene(
 PENALTIES = Scene("penalties", "fa3", (penalized,), budget=7, captured=(4,))
 
 RETRACTION = Scene(
-    "retraction", "fa3", (more_than_the_pool,), budget=7, flags=_SMALL_POOL, must_log=("Retract requests",)
+    "retraction", "fa3", (more_than_the_pool,), budget=7, flags=SMALL_POOL, must_log=("Retract requests",)
 )
 
 EXPERTS = Scene(
@@ -179,7 +178,7 @@ DRAFT_WINDOW_OTHERS = (
         "triton",
         (retracted_in_time, past_the_window, aborted),
         budget=7,
-        flags=(*_DRAFT_WINDOW, *_SMALL_POOL),
+        flags=(*_DRAFT_WINDOW, *SMALL_POOL),
         captured=(4,),
         must_log=("Retract requests",),
     ),
@@ -215,7 +214,7 @@ HOST_CACHE = Scene(
     (leaves_the_device, comes_back_from_the_host),
     pair="sliding",
     budget=7,
-    flags=(*_HOST_CACHE, "--max-total-tokens", "120", "--schedule-conservativeness", "0"),
+    flags=(*_HOST_CACHE, *pool_of(120)),
     captured=(4,),
 )
 HOST_CACHE_OTHERS = (
@@ -271,7 +270,7 @@ SLOW_SCENES = (
         (fill_the_pool,),
         pair="gpt_oss",
         budget=7,
-        flags=_SMALL_POOL,
+        flags=SMALL_POOL,
         must_log=("Retract requests",),
     ),
     Scene("windows-gemma", "triton", (past_the_window, prefix_hit), pair="gemma", budget=16, captured=(4,)),

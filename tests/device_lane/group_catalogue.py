@@ -13,8 +13,7 @@ from tests.device_lane.group_waves import (
     unequal_groups,
 )
 from tests.device_lane.request_waves import FLAGS as _EVERY_KIND
-from tests.device_lane.scenes import Scene
-from tests.device_lane.split_catalogue import SMALL_POOL
+from tests.device_lane.scenes import SMALL_POOL, Scene, pool_of
 from tests.device_lane.state_catalogue import LOAD_FLAGS
 
 _GROUPS = ("--dp-size", "2", "--enable-dp-attention", "--enable-dp-lm-head", "--tp-size", "2")
@@ -74,7 +73,7 @@ GROUPS_OTHERS = (
         name="attention-groups-windows-retraction",
         pair="gpt_oss",
         waves=(more_than_a_groups_pool, *GROUPS_EAGER.waves, in_both_groups(past_the_window)),
-        flags=(*_GROUPS, *SMALL_POOL[:4]),
+        flags=(*_GROUPS, *pool_of(76)),
         captured=(1, 2),
         must_log=("Retract requests",),
     ),

@@ -232,6 +232,15 @@ WAVE_APART_S = 6.0
 CONTEXT_LIMIT = 48
 
 
+def pool_of(num_tokens: int) -> tuple[str, ...]:
+    """Flags of a server whose requests are all admitted at once, whether or not so many tokens will hold them."""
+    return ("--max-total-tokens", str(num_tokens), "--schedule-conservativeness", "0")
+
+
+SMALL_POOL = (*pool_of(76), "--page-size", "4")
+"""Less than four requests of some twenty tokens and two windows each."""
+
+
 @dataclass(frozen=True)
 class Answered:
     """A request of a scene with its answer."""

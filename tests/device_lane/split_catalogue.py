@@ -12,7 +12,7 @@ from tests.device_lane.context_waves import (
     retracted_and_restored,
 )
 from tests.device_lane.penalty_waves import penalized
-from tests.device_lane.scenes import Scene
+from tests.device_lane.scenes import SMALL_POOL, Scene, pool_of
 from tests.device_lane.split_waves import drawn_and_streamed, over_with_the_first_token, refuse_several_answers
 from tests.device_lane.state_catalogue import CHUNKS, LOAD_FLAGS
 from tests.device_lane.waves import (
@@ -23,8 +23,7 @@ from tests.device_lane.waves import (
     under_grammars,
 )
 
-# Less than four requests of some twenty tokens and two windows each; all are admitted at once.
-SMALL_POOL = ("--max-total-tokens", "76", "--schedule-conservativeness", "0", "--page-size", "4")
+_RESERVED = ("--num-reserved-decode-tokens", "1")
 
 _SPLIT = Scene("", "fa3", (few,), budget=7, captured=(1, 4), split=True, at_once=3)
 SPLIT = replace(_SPLIT, name="split", waves=(few, prefix_hit, aborted))
@@ -41,7 +40,7 @@ SPLIT_RETRACTION = replace(
     _SPLIT,
     name="split-retraction",
     waves=(retracted_and_restored,),
-    flags=(*SMALL_POOL, "--num-reserved-decode-tokens", "1"),
+    flags=(*SMALL_POOL, *_RESERVED),
     must_log=("Retract requests",),
     at_once=2,
 )
@@ -107,7 +106,7 @@ SPLIT_OTHERS = (
         pair="gpt_oss",
         waves=(retracted_and_restored, past_the_window),
         budget=16,
-        flags=("--max-total-tokens", "90", *SPLIT_RETRACTION.flags[2:4], *SPLIT_RETRACTION.flags[6:]),
+        flags=(*pool_of(90), *_RESERVED),
     ),
     replace(
         SPLIT_RETRACTION,
@@ -116,7 +115,7 @@ SPLIT_OTHERS = (
         pair="gpt_oss",
         waves=(retracted_and_restored, past_the_window),
         flags=(
-            *("--max-total-tokens", "90", *SPLIT_RETRACTION.flags[2:4], *SPLIT_RETRACTION.flags[6:]),
+            *(*pool_of(90), *_RESERVED),
             *("--disaggregation-decode-retraction-backup", "cpu_tensor"),
         ),
     ),

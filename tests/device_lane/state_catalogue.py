@@ -17,7 +17,7 @@ from tests.device_lane.context_waves import (
     resumes_at_a_tracked_length,
     resumes_at_its_end,
 )
-from tests.device_lane.scenes import Scene
+from tests.device_lane.scenes import Scene, pool_of
 from tests.device_lane.waves import (
     aborted,
     changing_widths,
@@ -35,7 +35,7 @@ LOAD_FLAGS = ("--speculative-ddtree-policy", "load", "--speculative-ddtree-verif
 # that a request ends with.
 _STATES_POOL = ("--max-mamba-cache-size", "48")
 TRACKED = (*_STATES_POOL, "--mamba-track-interval", str(TRACKED_LEN))
-_SCARCE = ("--max-total-tokens", "100", "--schedule-conservativeness", "0")
+_SCARCE = pool_of(100)
 _LAST_STATES = (*_STATES_POOL, "--disable-overlap-schedule")
 GATED_DELTA = Scene(
     "gated-delta",

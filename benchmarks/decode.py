@@ -62,6 +62,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="also trees that know the request's own text, at each budget; with --adaptive, of that policy alone",
     )
+    parser.add_argument(
+        "--other-env",
+        type=variable,
+        metavar="NAME=VALUE",
+        help="also trees of a server with this variable, at each budget; with --adaptive, of that policy alone",
+    )
     parser.add_argument("--dtypes", nargs="+", help="one after another (default: that of --dtype)")
     parser.add_argument("--prompts", type=int, default=8, help="per dataset (default 8; 0: as the paper)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], help="requests at once")
@@ -79,6 +85,14 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         args.prompts, args.max_new_tokens, args.repeats = 2, 32, 1
         args.batch_sizes = [size for size in args.batch_sizes if size <= 2] or [1]
     return args
+
+
+def variable(text: str) -> tuple[str, str]:
+    """`NAME=VALUE`, of an environment."""
+    name, mark, value = text.partition("=")
+    if not (name and mark):
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
+    return name, value
 
 
 def encode(prompts: Sequence[Prompt], model: str, thinking: bool = True) -> Encoded:
@@ -175,9 +189,15 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or new_result("decode", ".jsonl")
     lines: list[dict[str, Any]] = []
     at_once = args.servers_at_once or servers_that_fit()
-    other = args.other_draft
-    budgets, one, ngrams = args.budgets, args.one_server, args.ngrams
-    groups = groups_for(budgets, at_once, args.adaptive, one_server=one, other_draft=other, ngrams=ngrams)
+    groups = groups_for(
+        args.budgets,
+        at_once,
+        args.adaptive,
+        one_server=args.one_server,
+        other_draft=args.other_draft,
+        ngrams=args.ngrams,
+        environment=args.other_env,
+    )
     for dtype, group in product(args.dtypes, groups):
         args.dtype, of_group = dtype, list[dict[str, Any]]()
         for of_group in measure_group(group, encoded, {**settings, "dtype": dtype}, args):

@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ _CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 class System:
     """What is compared: `plain`, `dflash`, or `ddtree-<budget>`; `flags` are those that it alone has.
 
-    `policy`: how its budget is chosen, None for no tree, or for the server's default.
+    `policy`: how its budget is chosen, None for no tree, or for the server's default. `environment`: variables of its
+    server alone, names and values.
     `asks`: it has no server of its own; its requests ask the one that adapts for so many drafted nodes. `draft`: its
     drafter, None for the run's.
     """
@@ -51,6 +53,7 @@ class System:
     budget: int | None = None
     policy: str | None = None
     flags: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
     asks: int | None = None
     draft: str | None = None
 
@@ -138,36 +141,41 @@ def groups_for(
     one_server: bool = False,
     other_draft: str | None = None,
     ngrams: bool = False,
+    environment: tuple[str, str] | None = None,
 ) -> list[list[System]]:
     """Plain decoding, the stock chain and DDTREE at each budget, in groups that can be up together.
 
     Every group has both baselines, so that each ratio is of servers that took turns. With `adaptive` each also has
     the policy of that name, at most so many drafted nodes; with `one_server`, too, budgets are asked of its server,
     and so is a budget of 0, which is plain decoding there. With `other_draft` each budget has a second tree, of that
-    drafter, in the same group; with `ngrams` one that also knows the request's own text. With `adaptive` and `ngrams`
-    that is the policy's server, and the budgets have one tree each.
+    drafter, in the same group; with `ngrams` one that also knows the request's own text, with `environment` one whose
+    server has this variable. With `adaptive` these two are the policy's servers, and the budgets have one tree each.
 
     Raises:
-        ServerError: `other_draft` or `ngrams` with `one_server`; not even one budget fits beside the others; or there
-            is no server that adapts and has all budgets.
+        ServerError: another drafter, `ngrams` or `environment` with `one_server`; not even one budget fits beside the
+            others; or there is no server that adapts and has all budgets.
     """
     if one_server and (adaptive is None or max(budgets) > adaptive):
         raise ServerError(
             f"--one-server asks the server that adapts for budgets up to its own, --adaptive {adaptive}, got "
             f"{max(budgets)}; change --budgets or --adaptive."
         )
-    if one_server and (other_draft is not None or ngrams):
-        raise ServerError("--one-server has one kind of tree, got --other-draft or --ngrams as well; give one of them.")
+    twins: list[Callable[[System], System]] = [_with_texts] if ngrams else []
+    twins += [] if environment is None else [partial(_with_environment, environment)]
+    if one_server and (other_draft is not None or twins):
+        raise ServerError(
+            "--one-server has one kind of tree, got --other-draft, --ngrams or --other-env as well; give one of them."
+        )
     baselines = [System("plain", None), System("dflash", "DFLASH")]
     if adaptive is not None:
         adapts = System(f"ddtree-adaptive-{adaptive}", "DDTREE", adaptive, "adaptive")
-        baselines += [adapts, _with_texts(adapts)] if ngrams else [adapts]
+        baselines += [adapts, *(twin(adapts) for twin in twins)]
+        twins = []
     room = servers_at_once - len(baselines)
     if one_server and room >= 0:
         asked = (System(f"ddtree-{budget}", "DDTREE", asks=budget) for budget in sorted({0, *budgets}))
         return [[*baselines, *asked]]
-    budgets_have_texts = ngrams and adaptive is None
-    of_budget = 1 + (other_draft is not None) + budgets_have_texts
+    of_budget = 1 + (other_draft is not None) + len(twins)
     if room < of_budget:
         least = len(baselines) + (0 if one_server else of_budget)
         raise ServerError(f"a comparison needs {least} servers at once, {servers_at_once} fit; free some memory.")
@@ -175,13 +183,17 @@ def groups_for(
     for budget in budgets:
         tree = System.of_budget(budget)
         trees += [tree, *([] if other_draft is None else [System.of_budget(budget, other_draft)])]
-        trees += [_with_texts(tree)] if budgets_have_texts else []
+        trees += [twin(tree) for twin in twins]
     room -= room % of_budget
     return [[*baselines, *trees[first : first + room]] for first in range(0, len(trees), room)]
 
 
 def _with_texts(tree: System) -> System:
     return replace(tree, name=f"{tree.name}-ngrams", flags=("--speculative-ddtree-ngrams",))
+
+
+def _with_environment(variable: tuple[str, str], tree: System) -> System:
+    return replace(tree, name=f"{tree.name}-env", environment=(variable,))
 
 
 def servers_that_fit() -> int:
@@ -203,7 +215,8 @@ def _process(system: System, common: Common, trace_path: Path | None) -> ServerP
         module=common.module,
     )
     log = _new_log(common.logs or LOG_FOLDER, system.name)
-    return ServerProcess.from_spec(system.name, spec, sys.executable, log, **_paths_of(common))
+    environment = {**_paths_of(common), **dict(system.environment)}
+    return ServerProcess.from_spec(system.name, spec, sys.executable, log, **environment)
 
 
 def _paths_of(common: Common) -> dict[str, str]:

@@ -135,8 +135,32 @@ def test_trees_that_know_texts_stand_beside_those_that_do_not() -> None:
     assert [one.flags for one in group if one.adapts] == [(), ("--speculative-ddtree-ngrams",)]
     with pytest.raises(ServerError, match="needs 4 servers at once, 3 fit"):
         server.groups_for([4], 3, ngrams=True)
-    with pytest.raises(ServerError, match="--ngrams as well"):
+    with pytest.raises(ServerError, match="--ngrams or --other-env as well"):
         server.groups_for([4], 5, 4, one_server=True, ngrams=True)
+
+
+def test_a_variable_is_of_the_other_trees_server_alone() -> None:
+    groups = server.groups_for([4, 8], 4, environment=("NAME", "value"))
+    assert [[one.name for one in group[2:]] for group in groups] == [
+        ["ddtree-4", "ddtree-4-env"],
+        ["ddtree-8", "ddtree-8-env"],
+    ]
+    common = server.Common("m", "d", "float32", 8192, 4)
+    set_for = [server._process(one, common, None).environment.get("NAME") for one in groups[0]]
+    assert set_for == [None, None, None, "value"]
+    (group,) = server.groups_for([4], 6, 16, ngrams=True, environment=("NAME", "value"))
+    adaptive = "ddtree-adaptive-16"
+    assert [one.name for one in group[2:]] == [adaptive, f"{adaptive}-ngrams", f"{adaptive}-env", "ddtree-4"]
+    with pytest.raises(ServerError, match="--ngrams or --other-env as well"):
+        server.groups_for([4], 5, 4, one_server=True, environment=("NAME", "value"))
+
+
+def test_a_variable_has_a_name_and_a_value() -> None:
+    assert bench_decode.parse_args(["--other-env", "NAME=a=b"]).other_env == ("NAME", "a=b")
+    assert bench_decode.parse_args(["--other-env", "NAME="]).other_env == ("NAME", "")
+    for text in ("NAME", "=value"):
+        with pytest.raises(SystemExit):
+            bench_decode.parse_args(["--other-env", text])
 
 
 def test_another_drafters_trees_stand_beside_the_runs_own() -> None:

@@ -27,16 +27,15 @@ pytestmark = [
 def measured(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Every weight is worth a look, and what is measured is given: seconds of the plain product, then the reduced."""
     given = SimpleNamespace(seconds=[2.0, 1.0], is_one_rank=True)
-    turns = [0]
 
-    def seconds(product: Any) -> float:
-        product()
-        turns[0] += 1
-        return float(given.seconds[(turns[0] - 1) % 2])
+    def seconds(*forms: Any) -> list[float]:
+        for form in forms:
+            form()
+        return list(given.seconds)
 
-    monkeypatch.setattr(draft_products, "_seconds", seconds)
+    monkeypatch.setattr(draft_products, "least_seconds", seconds)
     monkeypatch.setattr(draft_products, "LEAST_ELEMENTS", 1)
-    monkeypatch.setenv(DRAFTS_ENV, "bfloat16")
+    monkeypatch.delenv(DRAFTS_ENV)
     monkeypatch.setattr(dense_linear, "_is_one_rank", lambda: given.is_one_rank)
     return given
 
@@ -66,11 +65,11 @@ def test_a_drafters_layers_are_swapped_where_that_is_faster(
     for old, new in zip(before, after, strict=True):
         assert not torch.equal(old, new)
         torch.testing.assert_close(old, new, atol=0.1, rtol=0.05)
-    assert "in bfloat16: 2000.00 ms for 8 rows, 1000.00 ms in bfloat16" in caplog.text
+    assert "3 float32 weights of 0.0 MB in bfloat16: 2000.00 ms for 8 rows, 1000.00 ms in bfloat16" in caplog.text
 
 
 def test_what_is_hardly_faster_stays(measured: SimpleNamespace) -> None:
-    measured.seconds = [1.1, 1.0]
+    measured.seconds = [1.02, 1.0]
     model = Toy(torch.float32)
     dense_linear.install(model)
     method = model.up.quant_method
@@ -90,14 +89,15 @@ def test_several_ranks_stay(measured: SimpleNamespace) -> None:
     assert torch.equal(head.quant_method.draft_logits(head, x), head.quant_method.apply(head, x))
 
 
-@pytest.mark.parametrize("asked", ["", "model"])
-def test_who_does_not_ask_for_it_keeps_the_models_dtype(
-    asked: str, measured: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("asked", "seconds"), [("model", [2.0, 1.0]), ("bfloat16", [1.0, 2.0]), (" ", [2.0, 1.0])])
+def test_the_environment_may_name_one(
+    asked: str, seconds: list[float], measured: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(DRAFTS_ENV, asked)
+    measured.seconds = seconds
     model = Toy(torch.float32)
     dense_linear.install(model)
-    assert dense_linear.reduce_drafter(model) == 0
+    assert dense_linear.reduce_drafter(model) == (0 if asked == "model" else 3)
 
 
 def test_another_dtype_is_refused(measured: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +115,7 @@ def test_without_room_for_packed_weights_there_is_none_for_others(measured: Simp
 
 
 def test_small_drafters_and_other_dtypes_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(DRAFTS_ENV)
     monkeypatch.setattr(dense_linear, "_is_one_rank", lambda: True)
     for dtype in (torch.float32, torch.bfloat16):
         model = Toy(dtype)
@@ -146,3 +147,21 @@ def test_a_head_is_measured_once(measured: SimpleNamespace, monkeypatch: pytest.
     head.quant_method.prepare_drafts(head)
     x = torch.randn(4, 16)
     assert torch.equal(head.quant_method.draft_logits(head, x), head.quant_method.apply(head, x))
+
+
+def test_of_turns_the_fastest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A neighbour has made most of them slow; both forms take turns, so it hits both."""
+    clock, played = [0.0], list[str]()
+    monkeypatch.setattr(draft_products.time, "perf_counter", lambda: clock[0])
+
+    def taking(name: str, *seconds: float) -> Any:
+        left = list(seconds) + [9.0] * draft_products.TURNS
+
+        def form() -> None:
+            played.append(name)
+            clock[0] += left.pop(0)
+
+        return form
+
+    assert draft_products.least_seconds(taking("a", 8, 3, 7), taking("b", 9, 9, 2)) == [3.0, 2.0]
+    assert played == ["a", "b"] * draft_products.TURNS

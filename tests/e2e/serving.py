@@ -19,8 +19,8 @@ KV_POOL_TOKENS = 16384
 class Wanted:
     """A server: `algorithm` None for plain decoding, `pair` None for the embedded one.
 
-    `as_users_do` starts it by its command, with imports of its own. `policy` None is the server's default; most tests
-    look at rounds, which a fixed budget makes the same on every machine.
+    `as_users_do` starts it by its command, with imports of its own, and with what `environment` adds. `policy` None is
+    the server's default; most tests look at rounds, which a fixed budget makes the same on every machine.
     """
 
     algorithm: str | None
@@ -29,6 +29,7 @@ class Wanted:
     pair: Pair | None = None
     as_users_do: bool = False
     policy: str | None = "fixed"
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 class Serve:
@@ -51,9 +52,10 @@ class Serve:
         pair: Pair | None = None,
         as_users_do: bool = False,
         policy: str | None = "fixed",
+        environment: tuple[tuple[str, str], ...] = (),
     ) -> Iterator[Server]:
         """One server."""
-        with self.together(Wanted(algorithm, budget, flags, pair, as_users_do, policy)) as (server,):
+        with self.together(Wanted(algorithm, budget, flags, pair, as_users_do, policy, environment)) as (server,):
             yield server
 
     @contextmanager
@@ -99,6 +101,7 @@ class Serve:
             policy=wanted.policy if wanted.algorithm == "DDTREE" else None,
             extra=flags,
         )
-        process = ServerProcess.from_spec(str(wanted.algorithm), spec, sys.executable, folder / "server.log")
+        log, environment = folder / "server.log", dict(wanted.environment)
+        process = ServerProcess.from_spec(str(wanted.algorithm), spec, sys.executable, log, **environment)
         process.starter = start_command if wanted.as_users_do else self._preloaded.start
         return process, Server(spec.url, folder / "server.log", trace)

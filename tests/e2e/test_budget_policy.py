@@ -6,8 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ddtree_sglang.calibration.table import CostTable
 from ddtree_sglang.cli import main
+from ddtree_sglang.cpu_platform.names import DRAFTS_ENV
 from tests.e2e.asking import PROMPTS, ask, ask_all, rounds_of
 from tests.e2e.servers import Server
 
@@ -36,7 +39,11 @@ def test_without_a_policy_measured_costs_choose_the_budget_and_tokens_stay(
     options = {"max_new_tokens": MAX_NEW_TOKENS, "ignore_eos": True}
     expected = [ask(plain.url, prompt, **options)["output_ids"] for prompt in PROMPTS]
     # Longer than the default: a machine that is busy has not come to two requests by then.
-    with serve("DDTREE", None, "--speculative-ddtree-measure-seconds", "40", policy=None) as server:
+    flags = ("--speculative-ddtree-measure-seconds", "40")
+    as_users_do: dict[str, Any] = {"as_users_do": True, "environment": ((DRAFTS_ENV, ""),)}
+    with serve("DDTREE", None, *flags, policy=None, **as_users_do) as server:
+        log = server.log.read_text(encoding="utf-8")
+        assert log.count("CPU platform: drafts multiply") == 2 * torch.ops.mkldnn._is_mkldnn_bf16_supported()
         own = rounds_of(server.trace)
         assert {(1, 1), (1, 2), (1, 3), (1, 5), (2, 1)} <= {(one["batch_size"], one["num_nodes"]) for one in own}
         for at_once in (1, 3, 8):
@@ -46,8 +53,8 @@ def test_without_a_policy_measured_costs_choose_the_budget_and_tokens_stay(
         assert narrow["output_ids"] == expected[0]
         rounds = rounds_of(server.trace)[len(own) :]
         kept = tmp_path / "costs.json"
-        flags = ["--requests", "2", "--nodes", "4", "9", "--rounds", "3", "--output", str(kept)]
-        assert main(["calibrate", server.url, *flags]) == 0
+        asked = ["--requests", "2", "--nodes", "4", "9", "--rounds", "3", "--output", str(kept)]
+        assert main(["calibrate", server.url, *asked]) == 0
         calibrated = rounds_of(server.trace)[len(own) + len(rounds) :]
     whole = [one["num_nodes"] for one in calibrated if one["batch_size"] == 2]
     assert set(whole) == {4, 9}

@@ -27,7 +27,7 @@ from tests.architecture import (
 
 PRODUCT = ("ddtree_sglang", "workers")
 # Folders that may import torch (or nothing) beside the standard library and what lies in them.
-PURE = {"ddtree_sglang.core": {"numpy", "torch"}, "workers.answers": set(), "ddtree_sglang.contract": set()}
+PURE = {"ddtree_sglang.core": {"numba", "numpy", "torch"}, "workers.answers": set(), "ddtree_sglang.contract": set()}
 # Third-party packages that only these parts may import.
 ONLY_IN = {
     "sglang": ("ddtree_sglang.engine", "ddtree_sglang.cpu_platform", "workers", "tests", "benchmarks"),

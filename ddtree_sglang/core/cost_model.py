@@ -71,9 +71,7 @@ def first_guess(batch_size: int, num_nodes: int, context: int) -> float:
 @lru_cache(maxsize=256)
 def _first_guesses(batch_size: int, widths: tuple[int, ...], context: int) -> Array:
     """`[W]`, of rounds that are asked about again and again; not to be written."""
-    guesses = np.array([first_guess(batch_size, width, context) for width in widths])
-    guesses.setflags(write=False)
-    return guesses
+    return np.array([first_guess(batch_size, width, context) for width in widths])
 
 
 @dataclass(frozen=True)
@@ -96,14 +94,6 @@ class RoundCosts:
         """`[W]` standard deviations of the logarithms of the seconds, beyond that of the width that is known best."""
         return self._row.doubts(self._places)
 
-    def surprises(self) -> Array:
-        """`[W]` by how much one more sample of each is expected to change the logarithm of its seconds, as a standard
-        deviation: little where much is known, or where a sample is noise.
-        """
-        variances = self.doubts**2
-        surprises: Array = variances / np.sqrt(variances + self.noise**2)
-        return surprises
-
 
 @dataclass
 class CostModel:
@@ -123,7 +113,7 @@ class CostModel:
         places = row.places(widths)
         guesses = _first_guesses(batch_size, tuple(widths), context)
         samples = [row.samples[place - 1] for place in places.tolist()]
-        return RoundCosts(guesses * np.exp(row.offs(places)), samples, math.sqrt(self.variance), row, places)
+        return RoundCosts(row.seconds(places, guesses), samples, math.sqrt(self.variance), row, places)
 
     def seconds(self, batch_size: int, mean_prefix: float, widths: Sequence[int]) -> Array:
         """`[W]` seconds of a round; arguments are those of `of_rounds`."""

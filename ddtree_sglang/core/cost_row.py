@@ -22,6 +22,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ddtree_sglang.core.compiled import compiled
+
 Array: TypeAlias = npt.NDArray[np.float64]
 Places: TypeAlias = npt.NDArray[np.intp]
 
@@ -52,6 +54,46 @@ SETTLED = 8
 def _kernel(first: Array, second: Array) -> Array:
     """`[W, V]`: by how much cells of these nodes are off alike, as a share of SMOOTH squared."""
     return np.exp(-0.5 * ((np.log2(first)[:, None] - np.log2(second)) / REACH) ** 2)  # type: ignore[no-any-return]
+
+
+@compiled("void(float64[:, :], float64[:], float64[:], float64)")
+def _drift(covariance: Array, most: Array, drift: Array, rounds: float) -> None:
+    """Variances grow by so many rounds' `drift [W + 1]`, up to `most [W + 1]`."""
+    for place in range(len(most)):
+        held = covariance[place, place]
+        covariance[place, place] = held + min(max(most[place] - held, 0.0), rounds * drift[place])
+
+
+@compiled("void(float64[:], float64[:, :], int64, float64, float64)")
+def _update(state: Array, covariance: Array, place: int, off: float, noise: float) -> None:
+    """A sample of the cell at `place`, which is `off` and has this standard deviation, in `state [W + 1]`."""
+    seen = covariance[:, 0] + covariance[:, place]
+    gain = seen / (seen[0] + seen[place] + noise**2)
+    for first in range(len(state)):
+        state[first] += gain[first] * off
+        for second in range(len(state)):
+            covariance[first, second] -= gain[first] * seen[second]
+
+
+@compiled("float64[:](float64[:], int64[:], float64[:])")
+def _seconds(state: Array, places: Places, guesses: Array) -> Array:
+    """`[W]`, see `CostRow.seconds`."""
+    seconds = np.empty(len(places))
+    for index in range(len(places)):
+        seconds[index] = guesses[index] * np.exp(state[0] + state[places[index]])
+    return seconds
+
+
+@compiled("float64[:](float64[:, :], int64[:])")
+def _doubts(covariance: Array, places: Places) -> Array:
+    """`[W]`, see `CostRow.doubts`."""
+    variances = np.empty(len(places))
+    for index in range(len(places)):
+        place = places[index]
+        # Of level and cell together.
+        variances[index] = covariance[0, 0] + 2 * covariance[0, place] + covariance[place, place]
+    doubts: Array = np.sqrt(np.maximum(variances - variances.min(), 0.0))
+    return doubts
 
 
 class CostRow:
@@ -125,8 +167,7 @@ class CostRow:
             self._most = np.full(len(self.state), self.smooth**2 + OWN**2)
             self._drift = np.full(len(self.state), CELL_DRIFT**2)
             self._most[0], self._drift[0] = NEAR_LEVEL**2, LEVEL_DRIFT**2
-        diagonal = np.einsum("ii->i", self.covariance)
-        diagonal += np.minimum(np.maximum(self._most - diagonal, 0.0), passed * self._drift)
+        _drift(self.covariance, self._most, self._drift, float(passed))
 
     def observe(self, place: int, value: float, noise: float) -> float:
         """One sample of the cell at `place`; how far it is off, in standard deviations."""
@@ -149,7 +190,7 @@ class CostRow:
             noise = math.hypot(noise, OF_NOISE * step)
         elif abs(off) > FAR * noise:
             self.covariance[0, 0] += step**2
-        self._update(place, step, noise)
+        _update(self.state, self.covariance, place, step, noise)
         return abs(off) / deviation
 
     def _count_strikes(self, place: int, off: float, *, is_far: bool) -> bool:
@@ -176,24 +217,16 @@ class CostRow:
         """A sample of each cell, from a file."""
         self.filed = set(self.widths)
         for place, value in enumerate(values, 1):
-            self._update(place, float(value - self.state[0] - self.state[place]), noise)
-
-    def _variances(self, places: Places) -> Array:
-        """`[W]` of level and cell together."""
-        held = self.covariance
-        variances: Array = held[0, 0] + 2 * held[0, places] + held[places, places]
-        return variances
-
-    def _update(self, place: int, off: float, noise: float) -> None:
-        seen = self.covariance[:, 0] + self.covariance[:, place]
-        gain = seen / (seen[0] + seen[place] + noise**2)
-        self.state += gain * off
-        self.covariance -= gain[:, None] * seen
+            _update(self.state, self.covariance, place, float(value - self.state[0] - self.state[place]), noise)
 
     def offs(self, places: Places) -> Array:
         """`[W]` logarithms of what rounds take over the first guess, now."""
         offs: Array = self.state[0] + self.state[places]
         return offs
+
+    def seconds(self, places: Places, guesses: Array) -> Array:
+        """`[W]` of rounds at these places, now, by their first guesses `[W]`."""
+        return _seconds(self.state, places, guesses)
 
     def cells(self, places: Places) -> Array:
         """`[W]`: what cells are off, beside the level."""
@@ -204,6 +237,4 @@ class CostRow:
         """`[W]` standard deviations of what `offs` says, beyond that of the cell that is known best: what samples of a
         cell would tell, and not those of any.
         """
-        variances = self._variances(places)
-        doubts: Array = np.sqrt(np.maximum(variances - variances.min(), 0.0))
-        return doubts
+        return _doubts(self.covariance, places)

@@ -21,6 +21,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ddtree_sglang.core.compiled import compiled
+
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
@@ -74,36 +76,86 @@ class RoundTrees:
         """Of its nodes, looked at once."""
         return classify(self)
 
-    @property
-    def doublings(self) -> int:
-        """How often jumps to a parent must be doubled to reach every root."""
-        return max(int(self.depths.max()), 1).bit_length()
-
 
 def classify(trees: RoundTrees) -> NodeClasses:
-    """Look at the nodes of B trees."""
-    batch_size, num_nodes = trees.parents.shape
-    index, rows = np.arange(num_nodes), np.arange(batch_size)[:, None]
-    real = trees.parents >= 0
-    parents = np.where(real, trees.parents, index)
-    with np.errstate(invalid="ignore"):
-        conditional = np.exp(np.minimum(trees.logprobs - trees.logprobs[rows, parents], 0.0))
-    conditional[~real] = 0.0
-    conditional[:, 0] = 1.0
-    # Nodes stand in descending probability, so a parent's first child is its most probable one.
-    first_child = np.full(batch_size * num_nodes, num_nodes)
-    places = rows * num_nodes + parents
-    np.minimum.at(first_child, places[:, 1:].ravel(), np.tile(index[1:], batch_size))
-    is_first = first_child[places] == index
-    is_first[:, 0] = True
-    on_spine, jump = is_first, parents
-    for _ in range(trees.doublings):
-        on_spine = on_spine & on_spine[rows, jump]
-        jump = jump[rows, jump]
-    depth = np.clip(trees.depths, 1, MAX_DEPTH) - 1
-    kind = (depth * 2 + ~on_spine[rows, parents]) * 2 + ~is_first
-    bins = np.minimum(np.searchsorted(EDGES, conditional, side="right") - 1, BINS - 1)
-    return NodeClasses(conditional, kind * BINS + bins, parents)
+    """Look at the nodes of B trees; parents stand before their children."""
+    conditional = np.empty(trees.parents.shape)
+    cells, parents = (np.empty(trees.parents.shape, dtype=np.int64) for _ in range(2))
+    _classify(trees.logprobs, trees.parents, trees.depths, EDGES, conditional, cells, parents)
+    return NodeClasses(conditional, cells, parents)
+
+
+@compiled("void(float64[:, :], int64[:, :], int64[:, :], float64[:], float64[:, :], int64[:, :], int64[:, :])")
+def _classify(
+    logprobs: Floats, tree_parents: Ints, depths: Ints, edges: Floats, conditional: Floats, cells: Ints, parents: Ints
+) -> None:
+    """Fill `conditional`, `cells` and `parents`, `[B, N]` each; see `NodeClasses`."""
+    batch_size, num_nodes = tree_parents.shape
+    has_child = np.empty(num_nodes, dtype=np.bool_)
+    on_spine = np.empty(num_nodes, dtype=np.bool_)
+    for row in range(batch_size):
+        has_child[:] = False
+        for node in range(num_nodes):
+            parent = tree_parents[row, node]
+            # Nodes stand in descending probability, so a parent's first child is its most probable one.
+            is_first, said = True, 1.0 if node == 0 else 0.0
+            if node > 0 and parent >= 0:
+                is_first, has_child[parent] = not has_child[parent], True
+                said = np.exp(min(logprobs[row, node] - logprobs[row, parent], 0.0))
+            else:
+                parent = node
+            on_spine[node] = is_first and (parent == node or on_spine[parent])
+            depth = min(max(depths[row, node], 1), MAX_DEPTH) - 1
+            kind = (depth * 2 + (0 if on_spine[parent] else 1)) * 2 + (0 if is_first else 1)
+            place = 0
+            while place < BINS - 1 and said >= edges[place + 1]:
+                place += 1
+            conditional[row, node], parents[row, node] = said, parent
+            cells[row, node] = kind * BINS + place
+
+
+@compiled("void(float64[:], float64[:], int64[:, :], float64[:, :], int64[:, :], float64[:, :])")
+def _follow_paths(base: Floats, slope: Floats, cells: Ints, conditional: Floats, parents: Ints, held: Floats) -> None:
+    """Fill `held [B, N]` with the corrected probability of each node's path."""
+    for row in range(len(held)):
+        held[row, 0] = 1.0
+        for node in range(1, held.shape[1]):
+            parent = parents[row, node]
+            if parent == node:  # padding
+                held[row, node] = 0.0
+            else:
+                cell = cells[row, node]
+                held[row, node] = held[row, parent] * (base[cell] + slope[cell] * conditional[row, node])
+
+
+@compiled(
+    "void(int64[:, :], boolean[:, :], int64[:, :], float64[:, :], int64[:, :], float64[:], float64[:], float64[:])"
+)
+def _count_trials(
+    accept_index: Ints,
+    counted: Bools,
+    cells: Ints,
+    conditional: Floats,
+    parents: Ints,
+    said: Floats,
+    hits: Floats,
+    trials: Floats,
+) -> None:
+    """Add the trials of a round to the tables; arguments as of `HonestProbs.learn`."""
+    batch_size, num_nodes = cells.shape
+    is_accepted = np.empty(num_nodes, dtype=np.bool_)
+    for row in range(batch_size):
+        is_accepted[:] = False
+        for place in range(accept_index.shape[1]):
+            if accept_index[row, place] >= 0:
+                is_accepted[accept_index[row, place]] = True
+        for node in range(1, num_nodes):
+            parent = parents[row, node]
+            if counted[row, node] and parent != node and is_accepted[parent]:
+                cell = cells[row, node]
+                trials[cell] += 1.0
+                said[cell] += conditional[row, node]
+                hits[cell] += 1.0 if is_accepted[node] else 0.0
 
 
 class HonestProbs:
@@ -124,12 +176,8 @@ class HonestProbs:
 
     def of_paths(self, trees: RoundTrees) -> Floats:
         """`[B, N]`: probability that the target accepts each node; 1 at the root, 0 at padding."""
-        held, jump = self.of_nodes(trees), trees.classes.parents
-        rows = np.arange(len(held))[:, None]
-        # The root is its own parent, and certain; so is padding, and impossible.
-        for _ in range(trees.doublings):
-            held = held * held[rows, jump]
-            jump = jump[rows, jump]
+        classes, held = trees.classes, np.empty(trees.parents.shape)
+        _follow_paths(self._base, self._slope, classes.cells, classes.conditional, classes.parents, held)
         return held
 
     def learn(self, trees: RoundTrees, accept_index: Ints, counted: Bools) -> None:
@@ -140,12 +188,9 @@ class HonestProbs:
             accept_index: `[B, P]` nodes of each path, the root first, then -1.
             counted: `[B, N]`, False at nodes that no target was asked about: a request's own limit, its end.
         """
-        classes = trees.classes
-        tried, accepted = trials(trees, accept_index, counted)
-        cells = classes.cells[tried]
-        np.add.at(self._trials, cells, 1.0)
-        np.add.at(self._said, cells, classes.conditional[tried])
-        np.add.at(self._hits, cells, accepted[tried])
+        at = trees.classes
+        tables = self._said, self._hits, self._trials
+        _count_trials(accept_index, counted, at.cells, at.conditional, at.parents, *tables)
         self._rounds += 1
         if self._rounds % REFRESH == 0:
             self._refresh()

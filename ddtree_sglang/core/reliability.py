@@ -69,7 +69,7 @@ class Reliability:
         for row, values in enumerate(paths):
             walkable = np.where(counted, values, 0.0)
             walkable[:, 0] = 1.0
-            self._tokens[row] += drafted_tokens(walkable[whole], self.widths).sum(0)
+            self._tokens[row] += drafted_tokens(walkable[whole], np.array(self.widths)).sum(0)
         self._requests += int(whole.sum())
 
     @property

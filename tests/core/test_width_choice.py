@@ -10,7 +10,7 @@ from ddtree_sglang.core.width_choice import best_width, drafted_tokens
 
 def test_drafted_tokens_are_sums_of_path_probabilities() -> None:
     probs = np.array([[1.0, 0.5, 0.25, 0.1], [1.0, 0.8, 0.0, 0.0]])
-    drafted = drafted_tokens(probs, (1, 2, 3, 4, 9))
+    drafted = drafted_tokens(probs, np.array([1, 2, 3, 4, 9]))
     assert drafted == pytest.approx(np.array([[0, 0.5, 0.75, 0.85, 0.85], [0, 0.8, 0.8, 0.8, 0.8]]))
 
 

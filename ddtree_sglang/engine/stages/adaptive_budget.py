@@ -23,6 +23,8 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import compress
+from statistics import fmean
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -30,8 +32,9 @@ import numpy as np
 
 from ddtree_sglang.core.cost_model import CostModel, RoundCosts, row_of
 from ddtree_sglang.core.cost_row import CALM
-from ddtree_sglang.core.honest_probs import Floats, HonestProbs, RoundTrees
-from ddtree_sglang.core.width_choice import best_width, drafted_tokens
+from ddtree_sglang.core.honest_probs import Floats, HonestProbs, Ints, RoundTrees
+from ddtree_sglang.core.width_choice import add_request, best_width, drafted_tokens
+from ddtree_sglang.core.width_tries import LEAST_LOSS, hopeful_tries
 from ddtree_sglang.engine.stages.round_records import (
     Decision,
     Narrowed,
@@ -50,20 +53,12 @@ EXPLORED = 0.0075
 FIRST_SAVED, MOST_SAVED = 2.0, 4.0
 """Rounds' time that a server may lose when it begins, and that may be saved up later: half of it for the width that may
 be the best, however dear its try, half for those that can be tried meanwhile."""
-LEAST_LOSS = 0.05
-"""Rounds' time that a try costs at least."""
 YOUNG, LOOKS = 64, 4
 """Samples of a row of costs after which one round in so many looks for a width to try, if each was measured more than
 once: to look takes time, too."""
 LEARNED, LEARNS = 256, 3
 """Drafted rounds after which one in so many teaches how much of the drafter's word to believe, where drafts pay. No
 divisor of LOOKS, or all tries might fall on rounds that teach, or none."""
-OPTIMISM = np.array([3.0, 2.5])
-"""Standard deviations by which a width may be faster than it is thought to be, after no sample and one: a first sample
-may hold what is done once, and behind a cliff a width is unlike its neighbours."""
-CURIOSITY = 2.0
-"""Of a width that has more samples, standard deviations of what one more would change of what is thought of it: if that
-cannot make it the best, it need not be tried."""
 DRAFTED_ANYWAY = 0.003
 """Where no draft pays, share of the time that may be lost by one now and then, to see whether texts have changed."""
 FIRST_FOR_DRAFTS = 1.0
@@ -110,6 +105,7 @@ class AdaptiveBudget:
     ) -> None:
         """`widths`: nodes a request, ascending from 1; `lag`: rounds that the host is behind the device."""
         self.widths = tuple(widths)
+        self._width_array: Ints = np.array(self.widths)
         self.costs = costs or CostModel()
         self.probs = HonestProbs()
         self.totals = totals or Totals()
@@ -120,7 +116,7 @@ class AdaptiveBudget:
         self._narrowed: Narrowed | None = None
         self._requests: WeakKeyDictionary[Req, RequestRecord] = WeakKeyDictionary()
         # Before the first tree a pair is thought to be so-so: it is tried, and not for long.
-        self._usual = RequestRecord(NO_HOPE * np.log2(np.array(self.widths, dtype=np.float64)))
+        self._usual = RequestRecord(NO_HOPE * np.log2(self._width_array))
         self._began: float | None = None
         self._launched: deque[tuple[int, float, Decision]] = deque(maxlen=lag + 1)
         self._saved_for_best = self._saved_for_others = FIRST_SAVED / 2
@@ -168,22 +164,23 @@ class AdaptiveBudget:
         self._now = len(reqs), mean_prefix
         allowed = self.widths[: bisect_right(self.widths, most_nodes)]
         self._round_costs = self.costs.of_rounds(*self._now, allowed)
-        records = [self._requests.get(req) for req in reqs]
-        usual = self._usual_honesty
-        curves = [usual * self._usual.drafted if one is None else one.honesty(usual) * one.drafted for one in records]
-        self._tokens = len(reqs) + self._within(np.array(curves), node_limits).sum(0)
+        self._tokens, usual = np.full(len(self.widths), float(len(reqs))), self._usual_honesty
+        for req, limit in zip(reqs, node_limits, strict=True):
+            one = self._requests.get(req)
+            drafted, honesty = (self._usual.drafted, usual) if one is None else (one.drafted, one.honesty(usual))
+            add_request(self._tokens, drafted, honesty, bisect_right(self.widths, limit) - 1)
         return allowed
 
     def narrow(self, reqs: Sequence[Req], node_limits: Sequence[int], trees: RoundTrees) -> int:
         """Nodes to verify of the trees that were drafted; at least 2, as the draft is paid for."""
         num_nodes = trees.parents.shape[1]
-        curves = drafted_tokens(self.probs.of_paths(trees), self.widths)
+        curves = drafted_tokens(self.probs.of_paths(trees), self._width_array)
         num_seen = bisect_right(self.widths, num_nodes)
         self._follow(reqs, curves, num_seen)
         drafted = self._within(curves, node_limits)
-        usual = self._usual_honesty
-        honesty = np.array([self._requests[req].honesty(usual) for req in reqs])
-        self._tokens = len(reqs) + honesty @ drafted
+        self._tokens, usual = np.full(len(self.widths), float(len(reqs))), self._usual_honesty
+        for req, row in zip(reqs, drafted, strict=True):
+            add_request(self._tokens, row, self._requests[req].honesty(usual), len(self.widths) - 1)
         self.decision = self._choose_after(self.widths[1:num_seen])
         self._narrowed = trees.first(self.decision.num_nodes), drafted
         return self.decision.num_nodes
@@ -222,14 +219,14 @@ class AdaptiveBudget:
         tokens = self._tokens[: len(allowed)]
         if len(allowed) == 1:
             return self._decide(0, costs.seconds[0], is_try=False)
-        rates = tokens / costs.seconds
         tree = 1 + self.choose(tokens[1:], costs.seconds[1:])
-        self._drafts = bool(rates[tree] > rates[0] / MARGIN if self._drafts else rates[tree] > rates[0] * MARGIN)
-        best = tree if self._drafts else 0
         self._worth = float(costs.seconds[tree] / costs.seconds[0])
+        gain = float(tokens[tree] / tokens[0]) / self._worth
+        self._drafts = gain * MARGIN > 1 if self._drafts else gain > MARGIN
+        best = tree if self._drafts else 0
         # Where the tree can be looked at, its width is chosen then.
         tried = self._wanted(tokens, costs, best, only_plain=self._drafts and self._narrows)
-        if tried is None and self._drafts and self._is_time_for_plain(float(rates[tree] / rates[0])):
+        if tried is None and self._drafts and self._is_time_for_plain(gain):
             tried = 0
         self._forced = None if tried is None else allowed[tried]
         if self._drafts:
@@ -283,26 +280,17 @@ class AdaptiveBudget:
         """An index that may be above the best, the most hopeful one if what its try loses is saved up; paid for."""
         if max(self._saved_for_best, self._saved_for_others) < LEAST_LOSS:
             return None
-        if self._num_rounds % LOOKS and sum(costs.samples) > YOUNG and min(costs.samples) >= len(OPTIMISM):
+        if self._num_rounds % LOOKS and sum(costs.samples) > YOUNG and min(costs.samples) > 1:
             return None
-        doubts = costs.doubts
-        rates = tokens / costs.seconds
-        samples = np.array(costs.samples)
-        hoped = OPTIMISM[np.minimum(samples, len(OPTIMISM) - 1)] * doubts
-        hopes = rates * np.exp(np.where(samples < len(OPTIMISM), hoped, CURIOSITY * costs.surprises()))
-        # In rounds of the best: what a try takes, if it is dearer than thought, less what its tokens are worth.
-        losses = np.maximum(costs.seconds * np.exp(doubts) / costs.seconds[best] - tokens / tokens[best], LEAST_LOSS)
-        if only_plain:
-            hopes[1:] = 0.0
-        hopes[best] = rates[best]
-        first = _most_hopeful(hopes, losses, MOST_SAVED, best)
-        if first is not None and losses[first] <= self._saved_for_best:
-            self._saved_for_best -= float(losses[first])
-            return first
-        other = _most_hopeful(hopes, losses, self._saved_for_others, best)
-        if other is not None:
-            self._saved_for_others -= float(losses[other])
-        return other
+        limits = MOST_SAVED, self._saved_for_others
+        first, other = hopeful_tries(tokens, costs, best, limits, only_plain=only_plain)
+        if first is not None and first.loss <= self._saved_for_best:
+            self._saved_for_best -= first.loss
+            return first.place
+        if other is None:
+            return None
+        self._saved_for_others -= other.loss
+        return other.place
 
     # -- what is learned ---------------------------------------------------------------------------------------------
 
@@ -332,7 +320,7 @@ class AdaptiveBudget:
                 self._learn_from(*held)
 
     def _learn_from(self, record: RoundRecord, narrowed: Narrowed | None) -> None:
-        accept_index, limits = record.path(), np.array(record.node_limits)
+        path = record.path()
         if narrowed is not None:
             trees, drafted = narrowed
         else:
@@ -341,14 +329,14 @@ class AdaptiveBudget:
                     "a round's record must hold its tree unless it was narrowed; give it to RoundRecord.of"
                 )
             trees = host_trees(*record.tree)
-            curves = drafted_tokens(self.probs.of_paths(trees), self.widths)
+            curves = drafted_tokens(self.probs.of_paths(trees), self._width_array)
             drafted = self._within(curves, record.node_limits)
         seen = bisect_right(self.widths, trees.parents.shape[1])
         if narrowed is None:
             self._follow(record.reqs, curves, seen)
         # Where a request ended, its limit or an end token cut the path, not the target's other choice.
-        goes_on = np.array([not req.finished() for req in record.reqs])
-        kept, usual = (accept_index > 0).sum(1), self._usual_honesty
+        goes_on = [not req.finished() for req in record.reqs]
+        kept, usual = [sum(node > 0 for node in nodes) for nodes in path], self._usual_honesty
         for row, req in enumerate(record.reqs):
             if goes_on[row] and (one := self._requests.get(req)) is not None:
                 promised, came = float(drafted[row, seen - 1]), float(kept[row])
@@ -357,9 +345,9 @@ class AdaptiveBudget:
                 self._usual.keep(promised, came, LONG_MEMORY)
         self._num_learned += 1
         if self._num_learned <= LEARNED or not self._drafts or self._num_learned % LEARNS == 0:
-            counted = (np.arange(trees.parents.shape[1]) < limits[:, None]) & goes_on[:, None]
-            self.probs.learn(trees, accept_index, counted)
-        if not self._drafts and goes_on.any() and 1 + kept[goes_on].mean() > self._worth:
+            limits = np.where(goes_on, record.node_limits, 0)
+            self.probs.learn(trees, np.array(path), np.arange(trees.parents.shape[1]) < limits[:, None])
+        if not self._drafts and any(goes_on) and 1 + fmean(compress(kept, goes_on)) > self._worth:
             # It would have paid, so the next round is drafted, too.
             self._wait, self._for_drafts = 1, self._worth
 
@@ -367,18 +355,12 @@ class AdaptiveBudget:
         for req, row in zip(reqs, drafted, strict=True):
             if (one := self._requests.get(req)) is None:
                 one = self._requests[req] = RequestRecord(self._usual.drafted.copy(), seen=self._usual.seen)
-            one.follow(row, num_seen, self.widths)
-        self._usual.follow(drafted[0] if len(drafted) == 1 else drafted.mean(0), num_seen, self.widths)
+            one.follow(row, num_seen, self._width_array)
+        self._usual.follow(drafted[0] if len(drafted) == 1 else drafted.mean(0), num_seen, self._width_array)
 
     @property
     def _usual_honesty(self) -> float:
         return self._usual.honesty(1.0)
-
-
-def _most_hopeful(hopes: Floats, losses: Floats, most: float, best: int) -> int | None:
-    """Of what loses `most` at most, the index with the highest hope, if that is above the best's."""
-    place = int(np.where(losses <= most, hopes, 0.0).argmax())
-    return place if hopes[place] > hopes[best] else None
 
 
 def _more(saved: float, most: float) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import torch
 
+from ddtree_sglang.core.compiled import compiled
 from ddtree_sglang.core.honest_probs import Floats, Ints, RoundTrees
 
 if TYPE_CHECKING:
@@ -43,22 +44,32 @@ class RequestRecord:
         self.promised = memory * self.promised + promised
         self.kept = memory * self.kept + kept
 
-    def follow(self, drafted: Floats, num_seen: int, widths: Sequence[int]) -> None:
+    def follow(self, drafted: Floats, num_seen: int, widths: Ints) -> None:
         """A newer tree, of which the first `num_seen` of `widths` were seen; the others keep their distance.
 
         The first of them that never was seen is hoped for, or a server that began narrow would stay so: nodes come in
         descending probability, so what each of its further nodes brings goes on falling as it fell.
         """
-        old = self.drafted[num_seen - 1]
-        self.drafted[:num_seen] += PACE * (drafted[:num_seen] - self.drafted[:num_seen])
-        if num_seen < len(widths):
-            self.drafted[num_seen:] += self.drafted[num_seen - 1] - old
-        self.seen = max(self.seen, num_seen)
-        if num_seen == self.seen < len(widths) and num_seen > 1:
-            each = np.diff(self.drafted[:num_seen]) / np.diff(widths[:num_seen])
-            falls = min(1.0, float(each[-1] / each[-2])) if num_seen > 2 and each[-2] > 0 else FALLS
-            hoped = self.drafted[num_seen - 1] + (widths[num_seen] - widths[num_seen - 1]) * each[-1] * falls
-            self.drafted[num_seen:] += max(0.0, hoped - self.drafted[num_seen])
+        self.seen = int(_follow(self.drafted, drafted, num_seen, self.seen, widths))
+
+
+@compiled("int64(float64[:], float64[:], int64, int64, int64[:])")
+def _follow(own: Floats, drafted: Floats, num_seen: int, seen: int, widths: Ints) -> int:
+    """See `RequestRecord.follow`; the widths that were ever seen."""
+    old = own[num_seen - 1]
+    for place in range(num_seen):
+        own[place] += PACE * (drafted[place] - own[place])
+    own[num_seen:] += own[num_seen - 1] - old
+    seen = max(seen, num_seen)
+    if num_seen == seen and 1 < num_seen < len(widths):
+        last = (own[num_seen - 1] - own[num_seen - 2]) / (widths[num_seen - 1] - widths[num_seen - 2])
+        falls = FALLS
+        if num_seen > 2 and own[num_seen - 2] > own[num_seen - 3]:
+            before = (own[num_seen - 2] - own[num_seen - 3]) / (widths[num_seen - 2] - widths[num_seen - 3])
+            falls = min(1.0, last / before)
+        hoped = own[num_seen - 1] + (widths[num_seen] - widths[num_seen - 1]) * last * falls
+        own[num_seen:] += max(0.0, hoped - own[num_seen])
+    return seen
 
 
 @dataclass(frozen=True)
@@ -91,16 +102,16 @@ class RoundRecord:
         parts = None if tree is None else (_copied(tree.logprobs), _copied(tree.parents), _copied(tree.depths))
         return cls(tuple(reqs), tuple(limits), _copied(path.accept_index), parts)
 
-    def path(self) -> Ints:
-        """`[B, P]`: the nodes accepted.
+    def path(self) -> list[list[int]]:
+        """`[B, P]`: the nodes accepted, then -1.
 
         Raises:
             RuntimeError: a path does not begin at its root, so the copies are read before they are there.
         """
-        path: Ints = self.accept_index.numpy()
-        if path[:, 0].any():
+        path: list[list[int]] = self.accept_index.tolist()
+        if any(nodes[0] for nodes in path):
             raise RuntimeError(
-                f"a round's paths must begin at node 0, got {path[:, 0].tolist()}: the host reads a round "
+                f"a round's paths must begin at node 0, got {[nodes[0] for nodes in path]}: the host reads a round "
                 "that the device has not finished; serve with another --speculative-ddtree-policy and report it"
             )
         return path

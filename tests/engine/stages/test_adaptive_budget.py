@@ -348,23 +348,23 @@ def test_where_a_tree_is_seen_no_wider_than_it_is_verified_the_best_width_is_fou
 
 def test_a_width_that_was_seen_once_is_not_hoped_for_again() -> None:
     record = RequestRecord(np.zeros(4))
-    record.follow(np.array([0.0, 0.8, 1.2, 1.2]), 3, (1, 2, 3, 5))
+    record.follow(np.array([0.0, 0.8, 1.2, 1.2]), 3, np.array([1, 2, 3, 5]))
     # A part of the way: 0.8 a node, then 0.4, and half of that for each of two more.
     assert record.drafted.tolist() == pytest.approx([0.0, PACE * 0.8, PACE * 1.2, PACE * (1.2 + 2 * 0.2)])
     reached = PACE * np.array([0.0, 0.8, 1.2, 1.2])
-    record.follow(reached, 4, (1, 2, 3, 5))
+    record.follow(reached, 4, np.array([1, 2, 3, 5]))
     assert record.seen == 4
     before = record.drafted.copy()
-    record.follow(reached, 3, (1, 2, 3, 5))
+    record.follow(reached, 3, np.array([1, 2, 3, 5]))
     assert record.drafted.tolist() == pytest.approx(before.tolist()), "it keeps its distance"
 
 
 def test_of_one_width_the_next_is_hoped_to_bring_half_a_node_and_no_tree_promises_nothing() -> None:
     record = RequestRecord(np.zeros(3))
-    record.follow(np.array([0.0, 0.8, 0.8]), 2, (1, 2, 3))
+    record.follow(np.array([0.0, 0.8, 0.8]), 2, np.array([1, 2, 3]))
     assert record.drafted.tolist() == pytest.approx([0.0, PACE * 0.8, PACE * (0.8 + 0.4)])
     empty = RequestRecord(np.zeros(4))
-    empty.follow(np.zeros(4), 3, (1, 2, 3, 5))
+    empty.follow(np.zeros(4), 3, np.array([1, 2, 3, 5]))
     assert empty.drafted.tolist() == [0.0] * 4
 
 

@@ -1,0 +1,167 @@
+"""Policy "adaptive"'s compiled loops beside the same arithmetic by NumPy, a whole array at a time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddtree_sglang.core.compiled import compiled
+from ddtree_sglang.core.cost_row import CostRow
+from ddtree_sglang.core.honest_probs import BINS, EDGES, KINDS, MAX_DEPTH, HonestProbs, RoundTrees, classify, trials
+from ddtree_sglang.core.width_choice import add_request, best_width, drafted_tokens
+from tests.core.test_honest_probs import accept, trees_of
+
+SHAPES = [(1, 1, 0), (1, 2, 1), (1, 17, 2), (3, 8, 3), (5, 33, 4)]
+
+
+def padded(trees: RoundTrees, rng: np.random.Generator) -> RoundTrees:
+    """The same with some last nodes of each row left out."""
+    logprobs, parents, depths = trees.logprobs.copy(), trees.parents.copy(), trees.depths.copy()
+    for row in range(len(parents)):
+        first = int(rng.integers(1, parents.shape[1] + 1))
+        logprobs[row, first:], parents[row, first:], depths[row, first:] = -np.inf, -1, 0
+    return RoundTrees(logprobs, parents, depths)
+
+
+def classes_by_numpy(trees: RoundTrees) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Conditional, cells and parents, `[B, N]` each; ancestors by jumps that double."""
+    batch_size, num_nodes = trees.parents.shape
+    index, rows = np.arange(num_nodes), np.arange(batch_size)[:, None]
+    real = trees.parents >= 0
+    parents = np.where(real, trees.parents, index)
+    with np.errstate(invalid="ignore"):
+        conditional = np.exp(np.minimum(trees.logprobs - trees.logprobs[rows, parents], 0.0))
+    conditional[~real] = 0.0
+    conditional[:, 0] = 1.0
+    first_child = np.full(batch_size * num_nodes, num_nodes)
+    places = rows * num_nodes + parents
+    np.minimum.at(first_child, places[:, 1:].ravel(), np.tile(index[1:], batch_size))
+    is_first = first_child[places] == index
+    is_first[:, 0] = True
+    on_spine, jump = is_first, parents
+    for _ in range(int(num_nodes).bit_length()):
+        on_spine = on_spine & on_spine[rows, jump]
+        jump = jump[rows, jump]
+    depth = np.clip(trees.depths, 1, MAX_DEPTH) - 1
+    kind = (depth * 2 + ~on_spine[rows, parents]) * 2 + ~is_first
+    bins = np.minimum(np.searchsorted(EDGES, conditional, side="right") - 1, BINS - 1)
+    return conditional, kind * BINS + bins, parents
+
+
+@pytest.mark.parametrize(("batch_size", "num_nodes", "seed"), SHAPES)
+@pytest.mark.parametrize("with_padding", [False, True])
+def test_classes_of_nodes(batch_size: int, num_nodes: int, seed: int, with_padding: bool) -> None:
+    trees = trees_of(batch_size, num_nodes, seed)
+    if with_padding:
+        trees = padded(trees, np.random.default_rng(seed))
+    found, (conditional, cells, parents) = classify(trees), classes_by_numpy(trees)
+    np.testing.assert_allclose(found.conditional, conditional, rtol=1e-12)
+    np.testing.assert_array_equal(found.cells, cells)
+    np.testing.assert_array_equal(found.parents, parents)
+
+
+@pytest.mark.parametrize(("batch_size", "num_nodes", "seed"), SHAPES)
+def test_paths_of_corrected_probabilities(batch_size: int, num_nodes: int, seed: int) -> None:
+    trees, rng = padded(trees_of(batch_size, num_nodes, seed), np.random.default_rng(seed)), np.random.default_rng(9)
+    probs = HonestProbs()
+    probs._base, probs._slope = rng.random(KINDS * BINS), rng.random(KINDS * BINS)
+    of_nodes, expected = probs.of_nodes(trees), np.ones(trees.parents.shape)
+    for row, parents in enumerate(trees.parents):
+        for node in range(1, num_nodes):
+            expected[row, node] = of_nodes[row, node] * expected[row, parents[node]] if parents[node] >= 0 else 0.0
+    np.testing.assert_allclose(probs.of_paths(trees), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("batch_size", "num_nodes", "seed"), SHAPES)
+def test_trials_that_are_counted(batch_size: int, num_nodes: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    trees = padded(trees_of(batch_size, num_nodes, seed), rng)
+    whole = trees_of(batch_size, num_nodes + 5, seed)
+    for looked_at in (trees, whole.first(num_nodes)):
+        paths, probs = accept(looked_at, rng, 1.0), HonestProbs()
+        counted = rng.random((batch_size, num_nodes)) < 0.8
+        probs.learn(looked_at, paths, counted)
+        tried, accepted = trials(looked_at, paths, counted)
+        cells = looked_at.classes.cells[tried]
+        for table, values in (
+            (probs._trials, np.ones(len(cells))),
+            (probs._said, looked_at.classes.conditional[tried]),
+            (probs._hits, accepted[tried].astype(np.float64)),
+        ):
+            np.testing.assert_allclose(table, np.bincount(cells, values, minlength=KINDS * BINS), atol=1e-12)
+
+
+@pytest.mark.parametrize(("batch_size", "num_nodes", "seed"), SHAPES)
+def test_sums_to_widths(batch_size: int, num_nodes: int, seed: int) -> None:
+    probs = np.random.default_rng(seed).random((batch_size, num_nodes))
+    widths = np.array([1, 2, 3, 5, 9, 17, 65])
+    expected = probs.cumsum(1)[:, np.minimum(widths, num_nodes) - 1] - probs[:, :1]
+    np.testing.assert_allclose(drafted_tokens(probs, widths), expected, atol=1e-12)
+
+
+def test_a_requests_tokens_end_at_its_own_limit() -> None:
+    tokens, drafted = np.full(4, 2.0), np.array([0.0, 1.0, 2.0, 3.0])
+    add_request(tokens, drafted, 0.5, 2)
+    assert tokens.tolist() == [2.0, 2.5, 3.0, 3.0]
+
+
+def test_the_best_width_is_the_first_of_the_highest_rates() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        tokens, seconds = rng.integers(1, 9, 7).astype(float), rng.integers(1, 9, 7).astype(float)
+        assert best_width(tokens, seconds) == (tokens / seconds).argmax()
+
+
+def test_a_sample_of_a_cell_is_a_kalman_filters() -> None:
+    rng = np.random.default_rng(0)
+    row = CostRow([1, 2, 4, 8], rng.random(4), (-3.0, 2.0), 0.3)
+    row.follow(1)
+    for rounds in range(2, 40):
+        state, covariance = row.state.copy(), row.covariance.copy()
+        row.follow(rounds)
+        diagonal = np.minimum(np.maximum(row._most - covariance.diagonal(), 0.0), row._drift)
+        covariance[np.arange(5), np.arange(5)] += diagonal
+        np.testing.assert_allclose(row.covariance, covariance, rtol=1e-12)
+        place, noise = int(rng.integers(1, 5)), 0.4
+        value = float(state[0] + state[place] + 0.01 * rng.standard_normal())
+        first = row.samples[place - 1] == 0
+        row.observe(place, value, noise)
+        noise = 0.5 if first else noise
+        seen = covariance[:, 0] + covariance[:, place]
+        gain = seen / (seen[0] + seen[place] + noise**2)
+        np.testing.assert_allclose(row.state, state + gain * (value - state[0] - state[place]), rtol=1e-9)
+        np.testing.assert_allclose(row.covariance, covariance - gain[:, None] * seen, rtol=1e-9, atol=1e-12)
+    places, guesses = row.places([2, 8]), np.array([2.0, 3.0])
+    np.testing.assert_allclose(row.seconds(places, guesses), guesses * np.exp(row.offs(places)))
+
+
+def test_who_does_not_ask_does_not_import_numba() -> None:
+    told = "import sys, ddtree_sglang.core.cost_model, ddtree_sglang.core.honest_probs; print('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_where_no_folder_can_be_written_each_process_compiles_for_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import numba
+
+    made, njit = [], numba.njit
+
+    def without_a_folder(signature: str, **options: bool) -> object:
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        made.append(signature)
+        return njit(signature)
+
+    monkeypatch.setattr(numba, "njit", without_a_folder)
+
+    @compiled("float64(float64)")
+    def doubled(value: float) -> float:
+        return 2 * value
+
+    assert [doubled(1.5), doubled(2.0)] == [3.0, 4.0]
+    assert made == ["float64(float64)"]

@@ -1,7 +1,7 @@
 """The algorithm of draft trees: build, lay out, mask, accept, commit, count. The oracle of every faster
 version.
 
-Pure: torch, NumPy and the standard library, any device, no engine, no I/O, no timing, inputs never changed. Must
+Pure: torch, NumPy, numba and the standard library, any device, no engine, no I/O, no timing, inputs never changed. Must
 not import `sglang`, `ray`, `triton`, `flashinfer`, `ddtree_sglang.engine`, `ddtree_sglang.kernels`.
 """
 

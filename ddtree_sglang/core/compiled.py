@@ -16,6 +16,8 @@ Loop = TypeVar("Loop", bound=Callable[..., Any])
 def compiled(signature: str) -> Callable[[Loop], Loop]:
     """Have numba make machine code of a function, for arguments of these types, when it is called first.
 
+    Without numba it is called as it is.
+
     numba is imported then, too: most servers and commands never ask. The code is kept on disk where some folder can be
     written (numba's own choice, `NUMBA_CACHE_DIR`), so that only the first server on a machine waits for it.
 
@@ -26,8 +28,11 @@ def compiled(signature: str) -> Callable[[Loop], Loop]:
     def decorate(loop: Loop) -> Loop:
         @cache
         def machine_code() -> Any:
-            import numba
-
+            try:
+                import numba
+            except ImportError:
+                # Tables are read and drawn where SGLang is not.
+                return loop
             try:
                 return numba.njit(signature, cache=True)(loop)
             except RuntimeError:

@@ -165,3 +165,14 @@ def test_where_no_folder_can_be_written_each_process_compiles_for_itself(
 
     assert [doubled(1.5), doubled(2.0)] == [3.0, 4.0]
     assert made == ["float64(float64)"]
+
+
+def test_without_numba_the_loop_is_called_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)
+
+    @compiled("float64(float64)")
+    def doubled(value: float) -> float:
+        return 2 * value
+
+    assert doubled(1.5) == 3.0
+    assert doubled("ab") == "abab", "no machine code would take a word"

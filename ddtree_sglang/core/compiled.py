@@ -12,6 +12,16 @@ from typing import Any, TypeVar, cast
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
+_compilers: list[Callable[[], Any]] = []
+
+
+def compile_loops() -> None:
+    """Make the code of every loop whose module was imported, so that no round waits for it: seconds, where none is kept
+    on disk.
+    """
+    for machine_code in _compilers:
+        machine_code()
+
 
 def compiled(signature: str) -> Callable[[Loop], Loop]:
     """Have numba make machine code of a function, for arguments of these types, when it is called first.
@@ -38,6 +48,8 @@ def compiled(signature: str) -> Callable[[Loop], Loop]:
             except RuntimeError:
                 # No folder can be written: each process compiles for itself.
                 return numba.njit(signature)(loop)
+
+        _compilers.append(machine_code)
 
         @wraps(loop)
         def call(*arguments: Any) -> Any:

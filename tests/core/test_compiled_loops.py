@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from ddtree_sglang.core.compiled import compiled
+from ddtree_sglang.core.cost_model import CostModel
 from ddtree_sglang.core.cost_row import CostRow
 from ddtree_sglang.core.honest_probs import BINS, EDGES, KINDS, MAX_DEPTH, HonestProbs, RoundTrees, classify, trials
 from ddtree_sglang.core.width_choice import add_request, best_width, drafted_tokens
+from ddtree_sglang.core.width_tries import CURIOSITY, LEAST_LOSS, OPTIMISM, hopeful_tries
 from tests.core.test_honest_probs import accept, trees_of
 
 SHAPES = [(1, 1, 0), (1, 2, 1), (1, 17, 2), (3, 8, 3), (5, 33, 4)]
@@ -139,6 +141,37 @@ def test_a_sample_of_a_cell_is_a_kalman_filters() -> None:
     np.testing.assert_allclose(row.seconds(places, guesses), guesses * np.exp(row.offs(places)))
 
 
+@pytest.mark.parametrize("only_plain", [False, True])
+def test_the_most_hopeful_width_and_what_its_try_loses(only_plain: bool) -> None:
+    rng, found = np.random.default_rng(0), set[str]()
+    for _ in range(300):
+        model, widths = CostModel(), (1, 2, 4, 8)
+        for _ in range(int(rng.integers(1, 9))):
+            model.observe(1, 100, int(rng.choice(widths)), float(0.03 + 0.03 * rng.random()))
+        costs, tokens = model.of_rounds(1, 100, widths), 1 + rng.random(4).cumsum()
+        rates, samples = tokens / costs.seconds, np.array(costs.samples)
+        best, limits = int(rates.argmax()), (4.0, float(rng.random()))
+        learned = CURIOSITY * costs.doubts**2 / np.sqrt(costs.doubts**2 + costs.noise**2)
+        hoped = np.where(samples < 2, np.array(OPTIMISM)[np.minimum(samples, 1)] * costs.doubts, learned)
+        hopes = rates * np.exp(hoped)
+        losses = costs.seconds * np.exp(costs.doubts) / costs.seconds[best] - tokens / tokens[best]
+        losses = np.maximum(losses, LEAST_LOSS)
+        if only_plain:
+            hopes[1:] = 0.0
+        hopes[best] = rates[best]
+        for most, one in zip(limits, hopeful_tries(tokens, costs, best, limits, only_plain=only_plain), strict=True):
+            affordable = np.where(losses <= most, hopes, 0.0)
+            place = int(affordable.argmax())
+            if affordable[place] > hopes[best]:
+                assert one is not None
+                assert one.place == place
+                assert one.loss == pytest.approx(losses[place])
+            else:
+                assert one is None
+            found.add(type(one).__name__)
+    assert found == {"Try", "NoneType"}
+
+
 def test_who_does_not_ask_does_not_import_numba() -> None:
     told = "import sys, ddtree_sglang.core.cost_model, ddtree_sglang.core.honest_probs; print('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout == "False\n"
@@ -176,3 +209,15 @@ def test_without_numba_the_loop_is_called_as_it_is(monkeypatch: pytest.MonkeyPat
 
     assert doubled(1.5) == 3.0
     assert doubled("ab") == "abab", "no machine code would take a word"
+
+
+def test_loops_are_compiled_before_the_first_round() -> None:
+    told = """
+import sys
+from ddtree_sglang.core import compiled, cost_model, honest_probs, width_tries
+before = "numba" in sys.modules
+compiled.compile_loops()
+print(before, all(loop().nopython_signatures for loop in compiled._compilers), len(compiled._compilers) > 8)
+"""
+    ended = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert ended.stdout == "False True True\n"

@@ -15,6 +15,7 @@ import torch
 from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.runtime_context import get_parallel
 
+from ddtree_sglang.core.compiled import compile_loops
 from ddtree_sglang.core.cost_model import CostModel
 from ddtree_sglang.cpu_platform.names import DRAFTS_ENV
 from ddtree_sglang.engine.device_path import is_device_path
@@ -97,6 +98,7 @@ class AdaptiveRounds(RoundBudget):
         if self._decides:
             most = policy.node_counts[-1]
             logger.info("a round verifies 1 to %d nodes a request, as measured costs say.", most)
+            compile_loops()
         self.budget = AdaptiveBudget(policy.node_counts, costs.load() if self._decides else None, lag=lag)
         self._lag = lag
         self._of_host_work: AdaptiveBudget | None = None

@@ -105,6 +105,7 @@ ENTRY: tuple[Row, ...] = (
     Row(_SCHEDULE_BATCH, "Req._check_str_based_finish", "new_accepted_len", "stop_patterns"),
     Row(_SCHEDULE_BATCH, "Req.set_finish_with_abort", "error_msg", "hooks"),
     Row(_SCHEDULE_BATCH, "get_return_hidden_states_mode", "", "hooks"),
+    Row(_IO_STRUCT, "SetInternalStateReq", "server_args", "control_requests"),
     Row("sglang.srt.managers.schedule_policy", "AddReqResult", "OTHER", "embedding_prompts"),
     Row("sglang.srt.managers.schedule_policy", "PrefillAdder", "can_run_list", "embedding_prompts"),
     Row("sglang.srt.managers.schedule_policy", "PrefillAdder.add_one_req", "req", "embedding_prompts"),

@@ -3,6 +3,10 @@
 Its client waits for an answer of one class, so one of that class is made. Requests that change weights are not among
 them: a scheduler that goes on with half of them would answer wrongly, for everybody. They fail whole, or not at all
 (`engine.admission.weight_updates`).
+
+What `--speculative-accept-threshold-*` are refused for at start is refused of a running server, too. SGLang's chain
+accepts tokens by them. A tree's rounds read none, so the answer would be that they are set, and all that would change
+is that SGLang refuses requests for sampling masks from then on (speculative/spec_sampling_mask.py).
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ import importlib
 import logging
 from collections.abc import Callable
 from typing import Any
+
+from ddtree_sglang.engine.spec import ALGORITHM, serves_ddtree
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +38,9 @@ ANSWERS = {
 }
 """SGLang's classes of requests (managers/io_struct.py) with those of their answers."""
 
+THRESHOLDS = ("speculative_accept_threshold_single", "speculative_accept_threshold_acc")
+"""Of a chain's acceptance, which `/set_internal_state` sets."""
+
 
 def answer_failures(_result: None, scheduler: Any) -> None:
     """AFTER hook on `Scheduler.init_request_dispatcher`: its handlers may raise."""
@@ -46,16 +55,29 @@ class Guarded:
 
     def __call__(self, request: Any) -> Any:
         """What the handler answers, or a failure with the reason."""
+        name = type(request).__name__
         try:
+            if name == "SetInternalStateReq" and (reason := _refusal(request)) is not None:
+                logger.warning(reason)
+                return failure(name, reason)
             return self._dispatch(request)
         except Exception as error:
-            if type(request).__name__ not in ANSWERS:
+            if name not in ANSWERS:
                 raise
-            logger.exception("%s failed", type(request).__name__)
-            return failure(type(request).__name__, f"{type(error).__name__}: {error}")
+            logger.exception("%s failed", name)
+            return failure(name, f"{type(error).__name__}: {error}")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._dispatch, name)
+
+
+def _refusal(request: Any) -> str | None:
+    """What is not set on a running server of trees."""
+    asked = dict(request.server_args)
+    relaxed = [f"{name} to {asked[name]}" for name in THRESHOLDS if asked.get(name, 1) != 1]
+    if not relaxed or not serves_ddtree():
+        return None
+    return f"{ALGORITHM} is lossless, and acceptance thresholds below 1.0 are not; not set: {', '.join(relaxed)}."
 
 
 def failure(request: str, reason: str) -> Any:

@@ -68,8 +68,7 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
     ),
     ArgumentRule(
         lambda cfg: bool(cfg.speculative_use_rejection_sampling),
-        "samples from the target alone; remove --speculative-use-rejection-sampling, which would route a tree to "
-        "SGLang's chain sampler.",
+        "samples from the target alone; remove --speculative-use-rejection-sampling, which no tree's round reads.",
     ),
     ArgumentRule(
         lambda cfg: cfg.speculative_accept_threshold_single != 1.0 or cfg.speculative_accept_threshold_acc != 1.0,

@@ -67,3 +67,21 @@ def test_wrong_lengths_and_intervals_are_refused() -> None:
         state_steps(path_of([[0]]), torch.tensor([1, 2]), 64)
     with pytest.raises(ValueError, match="interval must be at least 1 token, got 0"):
         state_steps(path_of([[0]]), torch.tensor([1]), 0)
+
+
+@pytest.mark.parametrize("interval", [2 * MAX_PATH_LEN - 1, 2 * MAX_PATH_LEN])
+def test_two_paths_in_a_row_keep_one_state_if_the_interval_is_two_paths(interval: int) -> None:
+    """A request's last round and the one that is in flight behind it have one slot for what they keep.
+
+    The answer may end at the last round's first token behind the length that it keeps, and the round in flight begins
+    behind its whole path.
+    """
+    path = path_of([list(range(MAX_PATH_LEN))])
+
+    def keeps(prefix_len: int) -> bool:
+        tracked = state_steps(path, torch.tensor([prefix_len]), interval).tracked
+        assert tracked is not None
+        return int(tracked) != NO_NODE
+
+    both = [start for start in range(interval, 3 * interval) if keeps(start) and keeps(start + MAX_PATH_LEN)]
+    assert bool(both) == (interval < 2 * MAX_PATH_LEN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -278,3 +279,17 @@ def test_fa3_places_a_window_by_each_nodes_position(
     torch.testing.assert_close(out, case.expected(requests, q[: len(out)], ends, by_position, SINKS), **CLOSE)
     by_index = [allowed(length, torch.arange(NUM_NODES)) for length in PREFIX_LENS]
     assert (out - case.expected(requests, q[: len(out)], ends, by_index, SINKS)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("window", [3, None])
+def test_flashinfer_lays_a_trees_mask_over_the_keys_of_a_window(
+    modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, window: int | None
+) -> None:
+    """Why a target with windows is refused on it: the keys are cut to the window, and the mask is of all of them."""
+    requests = case.Requests(PREFIX_LENS)
+    backend = maker("flashinfer", modules, monkeypatch)(requests, window=window)
+    forward_batch = verify_batch(requests, PREFIX_LENS, case.tree_mask(TREE, PREFIX_LENS))
+    misplaced = pytest.raises(LaneViolation, match="a mask has a cell for each row and key of the batch")
+    with nullcontext() if window is None else misplaced:
+        backend.init_forward_metadata(forward_batch)
+        check_verify(requests, forward(backend, forward_batch))

@@ -155,3 +155,17 @@ def test_a_mask_of_another_forward_is_not_taken(monkeypatch: pytest.MonkeyPatch)
         distance = torch.arange(length, end)[:, None] - torch.arange(end)
         masks.append((distance >= 0) & (distance <= WINDOW))
     torch.testing.assert_close(out, case.expected(requests, q, ends, masks), **CLOSE)
+
+
+def test_a_shorter_window_beside_the_servers_is_not_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why windows of several lengths are refused here: one mask is laid on all layers that have any."""
+    requests = case.Requests(PREFIX_LENS)
+    backend = make(requests, monkeypatch)
+    forward_batch = batch(requests, PREFIX_LENS, tree_cells(PREFIX_LENS))
+    backend.init_forward_metadata(forward_batch)
+    q, k, v = case.projections(len(forward_batch.out_cache_loc))
+    layer = case.layer()
+    layer.sliding_window_size, layer.logit_capping_method, layer.xai_temperature_len = WINDOW - 1, "tanh", -1
+    shaped = (part.view(len(part), -1, case.HEAD_SIZE) for part in (k, v))
+    out = backend.forward_extend(q, *shaped, layer, forward_batch, sinks=SINKS)
+    assert (out - expected(requests, q, WINDOW - 1)).abs().max() > 1e-2

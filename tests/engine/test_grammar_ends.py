@@ -131,3 +131,25 @@ def test_under_overlap_a_first_token_that_ends_the_grammar_ends_nothing(
     req.update_finish_state()
     assert req.finished_reason.to_json() == {"type": "stop", "matched": 5}
     assert isinstance(result.next_token_ids, torch.Tensor)
+
+
+@pytest.mark.parametrize(("backend", "is_kept"), [("xgrammar", True), ("llguidance", False)])
+def test_a_request_that_comes_back_to_a_decoding_server(
+    backend: str, is_kept: bool, grammars: dict[str, Any], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Why llguidance is refused there: SGLang hands it the last token of a request that was retracted once more."""
+    from types import SimpleNamespace
+
+    from sglang.srt.disaggregation import decode_schedule_batch_mixin as module
+
+    monkeypatch.setattr(module, "checkpoint_kv_cache", lambda req, cache: None)
+    digits = tokenizer.convert_tokens_to_ids(["1", "2"])
+    grammar = grammars[backend].copy()
+    for digit in digits:
+        grammar.accept_token(digit)
+    before = state_of(grammar, len(tokenizer))
+    req = SimpleNamespace(output_ids=digits, grammar=grammar, swa_branching_seqlen=None, finished=lambda: False)
+    algorithm = SimpleNamespace(build_disagg_draft_input=lambda *one: object())
+    back = SimpleNamespace(reqs=[req], tree_cache=None, device="cpu", spec_algorithm=algorithm)
+    module.ScheduleBatchDisaggregationDecodeMixin.process_prebuilt(back, None)
+    assert (state_of(grammar, len(tokenizer)) == before) == is_kept

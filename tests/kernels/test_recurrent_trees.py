@@ -119,6 +119,28 @@ def test_convolution_reads_a_nodes_ancestors_and_keeps_its_window(seed: int, dev
     assert differing > 0, "trees that a chain's kernel would get right show nothing"
 
 
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
+def test_a_node_reads_its_parents_input_as_it_is(kept: torch.dtype, device: torch.device) -> None:
+    """Why inputs have to be kept in the model's dtype: plain decoding, token by token, reads them as they are kept."""
+    from sglang.kernels.ops.mamba.causal_conv1d_triton import causal_conv1d_update
+
+    generator = torch.Generator().manual_seed(0)
+    built = random_trees(0)
+    inputs = torch.randn(BATCH, NUM_NODES, CHANNELS, generator=generator)
+    before = torch.randn(NUM_SLOTS, CHANNELS, WIDTH - 1, generator=generator).to(kept)
+    weight = torch.randn(CHANNELS, WIDTH, generator=generator)
+    made, _ = convolve(built, device, inputs, before, weight)
+    largest = 0.0
+    for request in range(BATCH):
+        node = real_nodes(built, request)[-1]
+        states = before.clone().to(device)
+        for token in path_to(built, request, node):
+            row, slot = inputs[request, token][None].to(device), SLOTS[request : request + 1].to(device)
+            plain = causal_conv1d_update(row, states, weight.to(device), None, "silu", conv_state_indices=slot)
+        largest = max(largest, float((made.outputs[request, node] - plain[0].cpu()).abs().max()))
+    assert (largest < 1e-5) == (kept == torch.float32)
+
+
 def delta_step(
     state: torch.Tensor,
     q: torch.Tensor,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from ddtree_sglang.engine.admission.drafter_checks import (
     check_checkpoint_folder,
@@ -95,3 +97,15 @@ def test_a_pair_of_two_dtypes_is_told_which_flag_makes_them_one() -> None:
     check_same_dtype("bfloat16", "bfloat16")
     with pytest.raises(DDTreeConfigError, match=r"got float16 and bfloat16 .* --dtype float16 or --dtype bfloat16"):
         check_same_dtype("float16", "bfloat16")
+
+
+@pytest.mark.sglang
+def test_sglangs_drafter_takes_the_targets_states_in_its_own_dtype_alone() -> None:
+    """What the refusal of two dtypes is for: the first prefill ends over it, once both models are loaded."""
+    from sglang.srt.models.dflash import DFlashDraftModel
+
+    projection = torch.nn.Linear(6, 2, bias=False, dtype=torch.bfloat16)
+    drafter = SimpleNamespace(quantizable=False, fc=projection, hidden_norm=torch.nn.Identity())
+    assert DFlashDraftModel.project_target_hidden(drafter, torch.ones(3, 6, dtype=torch.bfloat16)).shape == (3, 2)
+    with pytest.raises(RuntimeError, match="same dtype"):
+        DFlashDraftModel.project_target_hidden(drafter, torch.ones(3, 6, dtype=torch.float32))

@@ -68,6 +68,24 @@ def test_a_rotation_that_is_one_for_a_whole_forward_is_refused(
         check_target(one, None, ("triton", "triton"))
 
 
+def test_sglangs_longrope_rotates_a_root_by_the_furthest_of_its_nodes() -> None:
+    """What the refusal is for: plain decoding rotates the same token otherwise, where no node is ahead of it."""
+    from sglang.srt.layers.rotary_embedding.rope_variant import Phi3LongRoPEScaledRotaryEmbedding
+
+    short, width = 16, 8
+    rotation = Phi3LongRoPEScaledRotaryEmbedding(
+        width, width, 4 * short, short, 10000, True, torch.float32, [1.0] * (width // 2), [4.0] * (width // 2)
+    )
+    rows = torch.randn(3, width, generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([short - 1, short, short + 1])
+
+    def rotated(num_rows: int) -> torch.Tensor:
+        return rotation(positions[:num_rows], rows[:num_rows], rows[:num_rows])[0]
+
+    torch.testing.assert_close(rotated(2)[:1], rotated(1))
+    assert (rotated(3)[:1] - rotated(1)).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize("page_size", [16, 64])
 def test_pages_are_served_where_a_nodes_slot_is_read_by_itself(page_size: int) -> None:
     for backend in ("flashinfer", "triton", "fa3", "ddtree_cpu"):

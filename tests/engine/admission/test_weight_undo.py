@@ -240,3 +240,15 @@ def test_two_models_are_taken_back_together() -> None:
 def test_work_of_threads_outside_an_update_is_left_alone() -> None:
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
         assert executor.submit(lambda one, two=0: one + two, 1, two=2).result() == 3
+
+
+@pytest.mark.parametrize(
+    "source", [torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str
+)
+@pytest.mark.filterwarnings("ignore:Casting complex values")
+def test_torch_converts_numbers_of_another_kind_without_a_word(source: torch.dtype) -> None:
+    """What the refusal of them is for: codes of a quantized weight are read as its values."""
+    model = Model()
+    with torch.no_grad():
+        model.fused.bias.data.copy_(torch.ones(8).to(source))
+    assert bool((model.fused.bias == 1.0).all())

@@ -343,3 +343,27 @@ def test_stock_goes_on_with_half_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server(monkeypatch, hooked=False)
     assert not server.update("ipc", WRONG).success
     assert not server.is_unchanged()
+
+
+@pytest.mark.parametrize("way", ["disk", "tensor", "ipc"])
+def test_stock_says_that_it_loaded_what_the_model_does_not_know(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(monkeypatch, hooked=False)
+    assert server.update(way, NONE, weight_version="2").success
+    assert server.is_unchanged()
+    assert server.versions == [{"new_version": "2"}]
+
+
+def test_stock_leaves_what_a_checkpoint_lacks_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(monkeypatch, hooked=False)
+    assert server.update("disk", GOOD[:1]).success
+    first, second = server.weights()
+    assert bool((first == 1.0).all())
+    assert torch.equal(second, server.before[1])
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_a_checkpoint_would_be_loaded_into_the_drafter_too(hooked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why `engine.entry.memory` refuses it beside one: no selector comes with a checkpoint."""
+    server = Server(monkeypatch, num_models=2, hooked=hooked)
+    assert server.update("disk", GOOD).success
+    assert torch.equal(server.models[1].first.weight, GOOD[0][1]), "the target's weights"

@@ -230,6 +230,30 @@ def test_a_client_has_no_id_of_a_probe(fields: dict[str, Any], is_refused: bool)
     assert len(taken_apart) == (not is_refused)
 
 
+@pytest.mark.parametrize(("rid", "num_handled"), [("HEALTH_CHECK_7", 0), ("A_HEALTH_CHECK", 1)])
+def test_a_busy_scheduler_drops_what_has_the_id_of_a_probe(
+    rid: str, num_handled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang's own loop over requests, which nobody answers then."""
+    from sglang.srt.managers import scheduler as module
+
+    handled: list[Any] = []
+    busy = SimpleNamespace(
+        scheduler_stage_metrics=None,
+        session_controller=SimpleNamespace(maybe_reap=lambda now: None),
+        _tokenized_requests=lambda request: [],
+        is_fully_idle=lambda for_health_check: False,
+        return_health_check_ipcs=[],
+        _request_dispatcher=handled.append,
+        flush_wrapper=SimpleNamespace(check_pending=lambda: None),
+        external_corpus_manager=None,
+    )
+    monkeypatch.setattr(module, "get_mm", lambda: SimpleNamespace(mm_feature_transport="default"))
+    monkeypatch.setattr(module, "get_disagg", lambda: SimpleNamespace(enable_pd_role_switch=False))
+    module.Scheduler.process_input_requests(busy, [SimpleNamespace(rid=rid)])
+    assert len(handled) == num_handled
+
+
 @pytest.mark.parametrize(
     ("sampling", "prompts", "named"),
     [

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from ddtree_sglang.core.candidates import LogitTransform
 from ddtree_sglang.engine.stages.candidates import DraftCandidates, VocabShard, rank_candidates
 from ddtree_sglang.exceptions import DDTreeConfigError
 
@@ -130,3 +131,12 @@ def test_unreadable_heads_are_refused(weight: torch.Tensor) -> None:
         shard(head(weight.to(torch.int8)))
     with pytest.raises(DDTreeConfigError, match="3 added tokens"):
         shard(head(weight, added=3))
+
+
+def test_a_quantized_head_would_rank_by_its_codes(hidden: torch.Tensor, weight: torch.Tensor) -> None:
+    """What the refusal is for: states are rounded to the codes' type, and the product has no scales."""
+    scale = weight.abs().max() / 127
+    codes = (weight / scale).round().to(torch.int8)
+    one = VocabShard(head(codes), V, 0, LogitTransform(), None)
+    best = one.logits(hidden.flatten(0, 1)).argmax(-1)
+    assert not torch.equal(best, (hidden.flatten(0, 1) @ (codes * scale).T).argmax(-1))

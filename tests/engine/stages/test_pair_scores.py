@@ -274,3 +274,28 @@ def test_a_drafter_that_proposes_the_next_token_everywhere_is_read_one_row_earli
     _, right = decode_planted(PROMPTS, greedy, planter("vanilla", 4, 17, first_state=0), D, NUM_TOKENS)
     _, usual = decode_planted(PROMPTS, greedy, planter("vanilla", 4, 17), D, NUM_TOKENS)
     assert abs(len(right) - len(usual)) <= 4
+
+
+@pytest.mark.parametrize("kind", ["selector", "vanilla", "gated"])
+def test_a_head_of_a_smaller_vocabulary_has_no_row_for_a_candidate(kind: str) -> None:
+    """Why a drafter's vocabulary has to be the target's: its candidates come from the target's head."""
+    states, roots, ranked = drafted(5)
+    scorer = scorer_of(kind, 5)
+    for parameter in scorer._selector.parameters() if kind == "selector" else scorer._markov.parameters():
+        if len(parameter) == VOCAB:
+            parameter.data = parameter.data[: int(ranked.topk_ids.max())]
+    with pytest.raises(IndexError, match="out of (range|bounds)"):
+        scorer.scores(states, roots, ranked)
+
+
+@pytest.mark.parametrize("kind", ["vanilla", "gated"])
+def test_rows_of_a_quantized_table_are_read_as_they_are_stored(kind: str) -> None:
+    """Why a quantized Markov table is refused: its codes give another order of candidates."""
+    states, roots, ranked = drafted(5)
+    scorer = scorer_of(kind, 5)
+    right = scorer.scores(states, roots, ranked)
+    table = scorer._markov.markov_w1
+    scale = table.weight.abs().max() / 127
+    table.weight = torch.nn.Parameter((table.weight / scale).round().to(torch.int8), requires_grad=False)
+    wrong = scorer.scores(states, roots, ranked)
+    assert (wrong - right).abs().max() > 1

@@ -63,3 +63,12 @@ def test_a_domino_head_is_refused() -> None:
     fields = {"projector_type": "domino", "shift_label": True, "pure_draft_prefix_len": 1, "gru_hidden_dim": 4}
     with pytest.raises(DDTreeConfigError, match="Domino head, whose scores depend on the whole path"):
         ranking_of(drafter(), **fields, emb_dim=4)
+
+
+def test_a_target_without_a_head_at_its_top_cannot_be_ranked_through() -> None:
+    """Why such a target is refused once it is loaded (`engine.admission.target_checks`)."""
+    from ddtree_sglang.engine.stages.ranking import make_ranking
+
+    runner = SimpleNamespace(model=drafter(), model_config=SimpleNamespace(hf_config={"num_hidden_layers": 1}))
+    with pytest.raises(AttributeError, match="lm_head"):
+        make_ranking(runner, SimpleNamespace(), EMBEDDING, GROUP, TOP_K, BLOCK)

@@ -107,3 +107,12 @@ def test_prefills_that_come_whole_are_refused(capturer: Any, monkeypatch: pytest
         routed_experts.make_capture_room(1)
     monkeypatch.setattr(routed_experts, "get_global_experts_capturer", lambda: None)
     routed_experts.make_capture_room(1)
+
+
+def test_a_prefill_that_is_longer_than_sglangs_buffer_ends_its_forward() -> None:
+    """What the refusal of whole prefills is for."""
+    from sglang.srt.state_capturer.base import BaseDeviceCache
+
+    cache = BaseDeviceCache(8, LAYERS, TOP_K, "cpu", "test")
+    with pytest.raises(RuntimeError, match="must match the existing size"):
+        cache.capture(0, torch.ones(9, TOP_K, dtype=torch.int32))

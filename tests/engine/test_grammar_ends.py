@@ -143,6 +143,7 @@ def test_a_request_that_comes_back_to_a_decoding_server(
     from sglang.srt.disaggregation import decode_schedule_batch_mixin as module
 
     monkeypatch.setattr(module, "checkpoint_kv_cache", lambda req, cache: None)
+    monkeypatch.setattr("sglang.srt.runtime_context.get_spec", lambda: SimpleNamespace(speculative_algorithm="DDTREE"))
     digits = tokenizer.convert_tokens_to_ids(["1", "2"])
     grammar = grammars[backend].copy()
     for digit in digits:

@@ -5,8 +5,7 @@ them: a scheduler that goes on with half of them would answer wrongly, for every
 (`engine.admission.weight_updates`).
 
 What `--speculative-accept-threshold-*` are refused for at start is refused of a running server, too. SGLang's chain
-accepts tokens by them. A tree's rounds read none, so the answer would be that they are set, and all that would change
-is that SGLang refuses requests for sampling masks from then on (speculative/spec_sampling_mask.py).
+accepts tokens by them. A tree's rounds read none, so the answer would be that they are set, and nothing would change.
 """
 
 from __future__ import annotations

@@ -56,28 +56,3 @@ def test_a_running_server_of_trees_keeps_its_thresholds(
     for value, is_set in ((0.5, algorithm == "DFLASH"), (1.0, True), (1, True)):
         assert guarded(SetInternalStateReq(server_args={name: value})).updated == is_set
     assert guarded(SetInternalStateReq(server_args={"pp_max_micro_batch_size": 8})).updated
-
-
-def test_sglang_sets_thresholds_that_take_sampling_masks_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the refusal is for: a tree's answers stay exact, and requests for what they were drawn from are refused."""
-    from sglang.srt.managers.io_struct import SetInternalStateReq
-    from sglang.srt.managers.scheduler_components import internal_state
-    from sglang.srt.speculative import spec_sampling_mask
-
-    from ddtree_sglang.engine.algorithm import DDTreeSpecAlgo
-
-    served = SimpleNamespace(**dict.fromkeys(THRESHOLDS, 1.0))
-    context = SimpleNamespace(override=lambda source, **values: vars(served).update(values))
-    monkeypatch.setattr(internal_state, "get_context", lambda: context)
-    monkeypatch.setattr(spec_sampling_mask, "get_spec", lambda: served)
-    algorithm = object.__new__(DDTreeSpecAlgo)
-    request = SimpleNamespace(sampling_params=SimpleNamespace(min_p=0.0, top_k=1))
-    assert spec_sampling_mask.validate_spec_sampling_mask_request(request, algorithm) is None
-    controller = object.__new__(internal_state.SchedulerInternalStateController)
-    controller.scheduler = SimpleNamespace(spec_algorithm=algorithm, metrics_reporter=SimpleNamespace())
-    monkeypatch.setattr(controller, "_has_active_sampling_mask_request", lambda: False)
-    monkeypatch.setattr(controller, "_average_accept_length", lambda: None)
-    assert controller.set_internal_state(SetInternalStateReq(server_args={THRESHOLDS[0]: 0.5})).updated
-    refused = spec_sampling_mask.validate_spec_sampling_mask_request(request, algorithm)
-    assert refused is not None
-    assert "acceptance thresholds of 1.0" in refused

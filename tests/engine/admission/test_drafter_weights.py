@@ -176,3 +176,44 @@ def test_classes_that_name_their_layers_are_left_alone(
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
     check_drafter_weights(folder)
+
+
+class Loaded(torch.nn.Module):
+    """Some weights of SGLang's drafter, as they happen to be before it loads any."""
+
+    projector_type, is_nemotron_35_draft = "dflash", False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm = torch.nn.Linear(2, 2, bias=False), torch.nn.LayerNorm(2, bias=False)
+        self.candidate_selector = torch.nn.Linear(2, 2, bias=False)
+        for parameter in self.parameters():
+            parameter.data.fill_(-7.0)
+
+    def load(self, **weights: torch.Tensor) -> None:
+        """By SGLang's own loop; names have underscores for dots."""
+        from sglang.srt.models.dflash import DFlashDraftModel
+
+        named = ((name.replace("__", "."), weight) for name, weight in weights.items())
+        DFlashDraftModel.load_weights(self, named)
+
+
+@pytest.mark.sglang
+@pytest.mark.parametrize("name", ["fc__weight", "norm__weight", "candidate_selector__weight"])
+def test_sglang_leaves_what_a_checkpoint_lacks_as_it_happens_to_be(name: str) -> None:
+    """What the refusal is for: without a word, in a drafter whose guesses are never right."""
+    model = Loaded()
+    shapes = {f"{module}__weight": part.weight.shape for module, part in model.named_children()}
+    model.load(**{one: torch.ones(shape) for one, shape in shapes.items() if one != name})
+    for one, parameter in model.named_parameters():
+        assert bool((parameter == (-7.0 if one == name.replace("__", ".") else 1.0)).all())
+
+
+@pytest.mark.sglang
+@pytest.mark.parametrize("codes", [torch.float8_e4m3fn, torch.int8])
+def test_sglang_reads_the_codes_of_a_quantized_fc_as_its_values(codes: torch.dtype) -> None:
+    """What that refusal is for: a scale has no name there, and is left out."""
+    model = Loaded()
+    values = torch.full((2, 2), 0.25)
+    model.load(fc__weight=(values / 0.01).to(codes), fc__weight_scale=torch.tensor([0.01]))
+    assert bool((model.fc.weight > 20.0).all())

@@ -284,7 +284,7 @@ def test_a_head_of_a_smaller_vocabulary_has_no_row_for_a_candidate(kind: str) ->
     for parameter in scorer._selector.parameters() if kind == "selector" else scorer._markov.parameters():
         if len(parameter) == VOCAB:
             parameter.data = parameter.data[: int(ranked.topk_ids.max())]
-    with pytest.raises(IndexError, match="out of (range|bounds)"):
+    with pytest.raises(IndexError, match=r"out of (range|bounds)"):
         scorer.scores(states, roots, ranked)
 
 

@@ -178,3 +178,13 @@ def test_a_drafter_that_scores_pairs_has_its_own_law() -> None:
     assert type(without) is NoTexts
     with pytest.raises(DDTreeConfigError, match="--speculative-ddtree-ngrams needs a drafter without a head"):
         RequestTexts.of(DDTreeConfig(policy="adaptive", ngrams=True), scores_pairs, VOCABULARY)
+
+
+def test_a_host_that_is_a_round_behind_has_a_text_for_no_round() -> None:
+    """Why texts are refused where rounds overlap: it has read no root by the time of the draft, and waits for it."""
+    known, req, answer = texts(), Request([5, 6, 7, 5], 6), [7, 5, 6, 7]
+    found = []
+    for root in answer:
+        found.append(known.of_batch(batch(req), torch.tensor([root])))
+        req.output_ids.append(root)
+    assert found == [None] * len(answer)

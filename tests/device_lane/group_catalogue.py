@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.device_lane.context_waves import hits_about_the_window, past_the_window, prefix_hit
+from tests.device_lane.context_waves import hits_about_the_window, mixed, past_the_window, prefix_hit
 from tests.device_lane.group_waves import (
     every_kind_in_groups,
     in_both_groups,
+    mixed_in_one_group,
     more_than_a_groups_pool,
     the_second_group_alone,
     unequal_groups,
 )
 from tests.device_lane.request_waves import FLAGS as _EVERY_KIND
 from tests.device_lane.scenes import SMALL_POOL, Scene, pool_of
-from tests.device_lane.state_catalogue import LOAD_FLAGS
+from tests.device_lane.state_catalogue import CHUNKS, LOAD_FLAGS
 
 _GROUPS = ("--dp-size", "2", "--enable-dp-attention", "--enable-dp-lm-head", "--tp-size", "2")
 GROUPS = Scene(
@@ -60,6 +61,24 @@ GROUPS_OTHERS = (
         for backend in ("triton", "flashinfer")
     ),
     replace(GROUPS_EAGER, name="attention-groups-kimi", backend="triton", pair="Kimi-K2.5", captured=(1, 2)),
+    # A prefill that decodes is one to the other groups, which wait for it as they do for any.
+    replace(
+        GROUPS_EAGER,
+        name="attention-groups-mixed",
+        pair="experts",
+        waves=(mixed_in_one_group, in_both_groups(mixed)),
+        flags=(*_GROUPS, *CHUNKS, "--enable-mixed-chunk"),
+        captured=(1, 2),
+    ),
+    replace(
+        GROUPS_EAGER,
+        name="attention-groups-mixed-latent",
+        pair="deepseek",
+        waves=(mixed_in_one_group, in_both_groups(mixed)),
+        budget=16,
+        flags=(*_GROUPS, *CHUNKS, "--enable-mixed-chunk"),
+        captured=(1, 2),
+    ),
     # gpt-oss: windows and sinks.
     replace(
         GROUPS_LATENT,

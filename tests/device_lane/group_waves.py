@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from tests.device_lane.context_waves import more_than_the_pool
 from tests.device_lane.request_waves import of_every_kind
-from tests.device_lane.scenes import Chooser, Sent, Wave
+from tests.device_lane.scenes import WAVE_APART_S, Chooser, Sent, Wave
 from tests.device_lane.waves import ABORT_AFTER_S
 
 
@@ -29,6 +29,15 @@ def every_kind_in_groups(chooser: Chooser) -> list[Sent]:
     sent = in_both_groups(of_every_kind)(chooser)
     cut = Sent(chooser.find(5, 40), check="prefix", abort_after_s=ABORT_AFTER_S, group=1)
     return [*sent, cut]
+
+
+def mixed_in_one_group(chooser: Chooser) -> list[Sent]:
+    """The first group's requests take part in each other's chunks, while one of the second decodes; then it has a
+    prompt of several chunks, too."""
+    sizes = ((4, 20, 0), (21, 6, 0), (37, 9, 0), (6, 24, 1), (30, 5, 1))
+    asked = [(chooser.find(length, tokens, anywhere=True), group) for length, tokens, group in sizes]
+    sent = [Sent(one, check="steps", group=group) for one, group in asked]
+    return [*sent[:-1], replace(sent[-1], after_s=WAVE_APART_S / 3)]
 
 
 def in_both_groups(wave: Wave) -> Wave:

@@ -34,8 +34,6 @@ GROUP_RULES: tuple[ArgumentRule, ...] = (
         lambda cfg: cfg.tp_size != cfg.attn_dp_size,
         "has been run with groups of one rank each; set --attn-dp-size to --tp-size.",
     ),
-    # SGLang keeps prefill and decode of all groups apart as long as no batch is both.
-    ArgumentRule(lambda cfg: bool(cfg.enable_mixed_chunk), "decodes in no prefill; remove --enable-mixed-chunk."),
     # Of a batch in a graph, those of other requests.
     ArgumentRule(
         lambda cfg: bool(cfg.enable_return_routed_experts),

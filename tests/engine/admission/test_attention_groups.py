@@ -26,7 +26,9 @@ def pair(tmp_path: Path) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"attn_dp_size": 1, "dp_size": 2, "enable_dp_attention": True}], ids=["flag", "its older form"]
+    "given",
+    [{}, {"attn_dp_size": 1, "dp_size": 2, "enable_dp_attention": True}, {"enable_mixed_chunk": True}],
+    ids=["flag", "its older form", "mixed chunks"],
 )
 def test_groups_are_admitted(given: dict[str, Any], pair: tuple[str, str]) -> None:
     cfg = resolved("Engine", pair, HOPPER, **{**GROUPS, **given})
@@ -40,7 +42,6 @@ def test_groups_are_admitted(given: dict[str, Any], pair: tuple[str, str]) -> No
         ({"enable_dp_lm_head": False}, "add --enable-dp-lm-head"),
         ({"tp_size": 4}, "set --attn-dp-size to --tp-size"),
         ({"enable_lora": True, "max_lora_rank": 8, "lora_target_modules": ["q_proj"]}, "remove --enable-lora"),
-        ({"enable_mixed_chunk": True}, "remove --enable-mixed-chunk"),
         ({"enable_return_routed_experts": True}, "remove --enable-return-routed-experts"),
         ({"moe_a2a_backend": "deepep"}, "remove --moe-a2a-backend"),
         (

@@ -270,15 +270,16 @@ def mixed_adapters(chooser: Chooser) -> list[Sent]:
 
 def first_turns(chooser: Chooser) -> list[Sent]:
     """Two sessions begin: an answer of two tokens, of which the last is a round's alone, and one of several rounds."""
-    return [_turn(chooser, "short", 9, 2), _turn(chooser, "long", 5, 9)]
+    return [turn(chooser, "short", 9, 2), turn(chooser, "long", 5, 9)]
 
 
 def later_turns(chooser: Chooser) -> list[Sent]:
     """They go on, with one token and with several."""
-    return [_turn(chooser, "short", 1, 7), _turn(chooser, "long", 6, 5)]
+    return [turn(chooser, "short", 1, 7), turn(chooser, "long", 6, 5)]
 
 
-def _turn(chooser: Chooser, session: str, length: int, max_new_tokens: int) -> Sent:
+def turn(chooser: Chooser, session: str, length: int, max_new_tokens: int) -> Sent:
+    """The next turn of a session: so many tokens behind what was said."""
     last = chooser.sessions.get(session)
     history = (*last.prompt, *chooser.reference.expect(last).output_ids) if last else ()
 

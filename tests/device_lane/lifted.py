@@ -71,6 +71,44 @@ def windows_of_deterministic_inference() -> None:
     _set(target_checks, "_check_windows", _accept)
 
 
+def keys_over_ranks() -> None:
+    """Decode context parallelism, which SGLang has on GPUs alone: a request's keys are shared out over ranks."""
+    from sglang.srt.distributed import parallel_state
+
+    _without("server_args", "ARGUMENT_RULES", "keeps all of a request's keys on each rank")
+    _set(parallel_state, "is_cuda", lambda: True)
+
+
+def classes_that_attend_over_all_ranks() -> None:
+    """DP attention with classes that shard attention over all groups."""
+    from ddtree_sglang.engine.admission import attention_groups
+
+    _add(attention_groups, "GROUP_TARGETS", "LlamaForCausalLM")
+
+
+def states_in_groups() -> None:
+    """DP attention with recurrent layers, whose kernel is given links of real requests and rows of padded ones."""
+    from ddtree_sglang.engine.admission import server_args
+
+    _set(server_args, "check_groups_target", _accept)
+
+
+def heads_that_read_the_prompts_end() -> None:
+    """LiLiCorr, whose head reads features of the last token, on a server that has not prefilled it."""
+    from ddtree_sglang.engine.admission import split_servers
+    from ddtree_sglang.engine.admission.drafter_families import LATTICE
+
+    _add(split_servers, "SERVED_FAMILIES", LATTICE)
+
+
+def states_on_two_servers() -> None:
+    """Recurrent layers, whose states of nodes SGLang has where requests are decoded."""
+    from ddtree_sglang.engine.admission import server_args, split_servers
+
+    for module in (server_args, split_servers):
+        _set(module, "check_split_target", _accept)
+
+
 def _without_check(name: str) -> None:
     """A request's values are looked at without this one of the looks."""
     from ddtree_sglang.engine.admission import request_fields
@@ -124,6 +162,16 @@ RULES: dict[str, tuple[str, str, str]] = {
     "experts_from_two_servers": ("split_servers", "SPLIT_RULES", "returns no routed experts"),
     # Routed experts under DP attention.
     "experts_of_groups": ("attention_groups", "GROUP_RULES", "returns wrong experts"),
+    # The state of a request that ends in another one's prefill, where the prefix cache gets the last one.
+    "states_of_mixed_ends": ("recurrent_checks", "RECURRENT_RULES", "keeps a wrong state of a request that ends"),
+    # The same of convolutions, of which the prefix cache always gets the last inputs.
+    "inputs_of_mixed_ends": ("recurrent_checks", "RECURRENT_RULES", "keeps wrong inputs of convolutions"),
+    # The state that a session keeps from turn to turn.
+    "states_of_sessions": ("recurrent_checks", "RECURRENT_RULES", "keep a session's state from turn to turn"),
+    # States for the prefix cache in slots that are chosen ahead.
+    "states_planned_ahead": ("recurrent_checks", "RECURRENT_RULES", "plan the prefix cache's states ahead"),
+    # The state of a mixed chunk in pages of several tokens.
+    "states_within_a_page": ("recurrent_checks", "RECURRENT_RULES", "where a chunk ends within a page"),
 }
 """Of one rule each: its module of `engine.admission`, its table there, and words of its message."""
 
@@ -141,6 +189,11 @@ LIFTED: dict[str, Callable[[], None]] = {
             foreign_tokens,
             places_outside_of_a_row,
             windows_of_deterministic_inference,
+            keys_over_ranks,
+            classes_that_attend_over_all_ranks,
+            states_in_groups,
+            heads_that_read_the_prompts_end,
+            states_on_two_servers,
         )
     },
 }

@@ -14,17 +14,38 @@ from tests.device_lane.catalogue import (
     TRITON_DETERMINISTIC,
     WINDOWS_TRITON,
 )
-from tests.device_lane.context_waves import chunked, past_the_window
+from tests.device_lane.context_waves import (
+    TRACKED_LEN,
+    chunked,
+    ends_about_a_tracked_length,
+    go_on_after_mixing,
+    past_the_window,
+    resumes_at_a_tracked_length,
+)
 from tests.device_lane.group_catalogue import GROUPS_EAGER
 from tests.device_lane.group_waves import in_both_groups, the_second_group_alone
 from tests.device_lane.lifted_waves import (
     asking,
     asking_both_groups,
     asking_for_two_answers,
+    go_on_behind_that_page,
+    mixed_within_a_page,
+    turns_behind_those,
+    turns_that_end_inside_a_path,
 )
 from tests.device_lane.scenes import Scene
 from tests.device_lane.split_catalogue import SPLIT
-from tests.device_lane.state_catalogue import CHUNKS, LOAD_FLAGS, MAMBA
+from tests.device_lane.state_catalogue import (
+    CHUNKS,
+    GATED_DELTA,
+    GATED_DELTA_16,
+    GATED_DELTA_FA3,
+    GATED_DELTA_MIXED,
+    LOAD_FLAGS,
+    MAMBA,
+    SHORT_CONVOLUTION,
+    TRACKED,
+)
 from tests.device_lane.waves import (
     by_the_first_adapter,
     changing_widths,
@@ -198,6 +219,110 @@ NEEDED = (
             flags=("--enable-deterministic-inference",),
         ),
         TOKENS,
+    ),
+    Needed(
+        "keys_over_ranks",
+        "keeps all of a request's keys on each rank",
+        replace(
+            SMALL_TRITON,
+            name="refused-decode-context-parallel",
+            pair="wide",
+            flags=("--tp-size", "2", "--dcp-size", "2"),
+        ),
+        "DCP Triton extend does not support custom masks",
+    ),
+    Needed(
+        "classes_that_attend_over_all_ranks",
+        "has been run with DeepseekV3ForCausalLM",
+        replace(GROUPS_EAGER, name="refused-groups-llama", pair="llama"),
+        "cannot reshape tensor of 0 elements",
+    ),
+    # Whichever rank dies of it first.
+    Needed(
+        "states_in_groups",
+        "has not been shown to keep recurrent states",
+        replace(
+            GROUPS_EAGER,
+            name="refused-groups-recurrent",
+            backend="triton",
+            pair="gated_delta_wide",
+            flags=(*GROUPS_EAGER.flags, *TRACKED),
+        ),
+        "Fatal Python error|Connection closed by peer",
+    ),
+    Needed(
+        "states_of_mixed_ends",
+        "keeps a wrong state of a request that ends",
+        replace(
+            GATED_DELTA_MIXED,
+            name="refused-mixed-ends",
+            flags=(
+                *GATED_DELTA_16.flags,
+                *CHUNKS,
+                *("--enable-mixed-chunk", "--mamba-radix-cache-strategy", "no_buffer"),
+            ),
+        ),
+        TOKENS,
+    ),
+    Needed(
+        "inputs_of_mixed_ends",
+        "keeps wrong inputs of convolutions",
+        replace(
+            SHORT_CONVOLUTION,
+            name="refused-mixed-convolutions",
+            waves=(*GATED_DELTA_MIXED.waves, go_on_after_mixing, go_on_after_mixing),
+            flags=(*SHORT_CONVOLUTION.flags, *CHUNKS, "--enable-mixed-chunk"),
+        ),
+        f"{TOKENS}|{ROUNDS}",
+    ),
+    Needed(
+        "states_within_a_page",
+        "where a chunk ends within a page",
+        replace(
+            GATED_DELTA_FA3,
+            name="refused-mixed-pages",
+            waves=(mixed_within_a_page, go_on_behind_that_page),
+            flags=(
+                *GATED_DELTA_FA3.flags,
+                *("--enable-mixed-chunk", "--chunked-prefill-size", "68", *_PAGES, "--context-length", "320"),
+            ),
+            captured=(2,),
+        ),
+        TOKENS,
+    ),
+    Needed(
+        "states_of_sessions",
+        "keep a session's state from turn to turn",
+        replace(
+            GATED_DELTA,
+            name="refused-sessions-recurrent",
+            waves=(turns_that_end_inside_a_path, turns_behind_those),
+            flags=(*GATED_DELTA.flags, "--enable-streaming-session"),
+        ),
+        TOKENS,
+    ),
+    Needed(
+        "states_planned_ahead",
+        "plan the prefix cache's states ahead",
+        replace(
+            GATED_DELTA,
+            name="refused-states-ahead",
+            waves=(ends_about_a_tracked_length, resumes_at_a_tracked_length),
+            flags=(*GATED_DELTA.flags, "--mamba-radix-cache-strategy", "extra_buffer_lazy"),
+        ),
+        f"0 tokens from the prefix cache, expected {TRACKED_LEN}",
+    ),
+    Needed(
+        "heads_that_read_the_prompts_end",
+        "takes drafters of DFlash and DFlash2, got one of LiLiCorr",
+        replace(SPLIT, name="refused-split-lattice", pair="lattice", waves=(few,), at_once=0),
+        ROUNDS,
+    ),
+    Needed(
+        "states_on_two_servers",
+        "for a target with recurrent layers",
+        replace(SPLIT, name="refused-split-recurrent", pair="gated_delta", waves=(few,), flags=TRACKED, at_once=0),
+        "'State' object has no attribute 'intermediate_ssm'",
     ),
     Needed(
         "answers_in_one_room",

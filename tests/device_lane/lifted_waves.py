@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, cast
 
 from deploy.local.client import post
 from tests.device_lane.asking import LaneServer
+from tests.device_lane.context_waves import TRACKED_LEN, turn
 from tests.device_lane.pairs import TinyPair
 from tests.device_lane.references import Asked
+from tests.device_lane.scenes import Chooser, Sent
 from tests.device_lane.split import SplitServer
 
 PATIENCE_S = 60.0
@@ -48,3 +51,33 @@ def asking_for_two_answers(server: LaneServer, _pair: TinyPair) -> None:
         prefilled = pool.submit(post, split.prefilling.url, "/generate", {**body, **meeting}, PATIENCE_S)
         post(split.url, "/generate", {**body, **meeting}, PATIENCE_S)
         prefilled.result()
+
+
+def mixed_within_a_page(chooser: Chooser) -> list[Sent]:
+    """One takes part in the chunks of a prompt of several, of which the cache gets states."""
+    chooser.passed = chooser.find(204, 5)
+    running = chooser.find(5, 40, anywhere=True)
+    return [Sent(running, check="steps"), Sent(chooser.passed, check="steps", after_s=1.0)]
+
+
+def go_on_behind_that_page(chooser: Chooser) -> list[Sent]:
+    """Three that begin with that prompt as far as a state is kept."""
+    assert chooser.passed is not None
+    text = chooser.passed.prompt[: 3 * TRACKED_LEN + 1]
+
+    def longer(asked: Asked) -> Asked:
+        return replace(asked, prompt=(*text, *asked.prompt))
+
+    return [Sent(chooser.find(length, 7, longer), check="tokens") for length in (1, 2, 3)]
+
+
+def turns_that_end_inside_a_path(chooser: Chooser) -> list[Sent]:
+    """Two sessions begin, one of them with an answer that a stop token ends: the next round is in flight by then."""
+    chooser.sessions["ended"] = asked = chooser.ending_inside_a_path(6)
+    ended = Sent(asked, session="ended", is_first_turn=True, num_sent=len(asked.prompt))
+    return [ended, turn(chooser, "long", 5, 9)]
+
+
+def turns_behind_those(chooser: Chooser) -> list[Sent]:
+    """They go on."""
+    return [turn(chooser, "ended", 3, 7), turn(chooser, "long", 6, 5)]

@@ -162,6 +162,17 @@ SHORT_CONVOLUTION_OTHERS = (
         flags=(*_STATES_POOL, *_SCARCE),
         must_log=("Retract requests",),
     ),
+    # Running requests take part in prefills, and nothing is kept.
+    Scene(
+        "short-convolution-mixed-uncached",
+        "fa3",
+        (mixed, fill_the_pool),
+        pair="short_convolution",
+        budget=7,
+        flags=(*_STATES_POOL, *CHUNKS, *_SCARCE, "--enable-mixed-chunk", "--disable-radix-cache"),
+        captured=(4,),
+        must_log=("Retract requests",),
+    ),
     Scene(
         "short-convolution-experts",
         "fa3",
@@ -199,17 +210,18 @@ GATED_DELTA_RETRACTION = Scene(
     flags=(*TRACKED, *_SCARCE),
     must_log=("Retract requests",),
 )
+GATED_DELTA_MIXED = Scene(
+    "gated-delta-mixed",
+    "triton",
+    (mixed_past_a_tracked_length, go_on_after_mixing),
+    pair="gated_delta",
+    budget=7,
+    flags=(*TRACKED, *CHUNKS, "--enable-mixed-chunk"),
+    captured=(4,),
+    at_once=2,
+)
 GATED_DELTA_OTHERS = (
-    Scene(
-        "gated-delta-mixed",
-        "triton",
-        (mixed_past_a_tracked_length, go_on_after_mixing),
-        pair="gated_delta",
-        budget=7,
-        flags=(*TRACKED, *CHUNKS, "--enable-mixed-chunk"),
-        captured=(4,),
-        at_once=2,
-    ),
+    GATED_DELTA_MIXED,
     Scene(
         "gated-delta-mixed-kept",
         "fa3",

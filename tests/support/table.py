@@ -211,6 +211,8 @@ def _refused(
 RECURRENT = ("Qwen3.5 / 3.6", "Qwen3.5 / 3.6 MoE", "Qwen3-Next", "LFM2", "LFM2-MoE", "Nemotron-H")
 WITH_WINDOWS = ("gpt-oss", "Gemma 4")
 LATENT_FAMILIES = ("DeepSeek / Kimi-K2", "Kimi-K2.5")
+_STATES = "has not been shown to keep recurrent states"
+_CLASSES = "has been run with DeepseekV3ForCausalLM, GptOssForCausalLM"
 _SPLIT = "has not been run for a target with"
 _PAGES = "needs pages of one token"
 _ONE_NUMBER = "with a fixed number of nodes"
@@ -221,22 +223,24 @@ REFUSED_FEATURES = (
     Row(ALL, CPU, "seeds (deterministic inference)", Refused("needs a GPU")),
     *_refused(WITH_WINDOWS, "seeds (deterministic inference)", "has not been shown to place the windows", (TRITON,)),
     Row(ALL, CPU, "DP attention", Refused("needs a GPU")),
-    *_refused(RECURRENT, "DP attention", "has not been shown to keep recurrent states"),
-    *_refused(
-        ("Llama", "Qwen3-VL MoE", "Gemma 4"),
-        "DP attention",
-        "has been run with DeepseekV3ForCausalLM, GptOssForCausalLM",
-    ),
+    *_refused(RECURRENT[1:], "DP attention", _STATES),
+    *_refused(RECURRENT[:1], "DP attention", _STATES, (FLASHINFER, FA3)),
+    *_refused(RECURRENT[:1], "DP attention", _STATES, (TRITON,), "refused-groups-recurrent"),
+    *_refused(("Qwen3-VL MoE", "Gemma 4"), "DP attention", _CLASSES),
+    *_refused(("Llama",), "DP attention", _CLASSES, (TRITON, FLASHINFER)),
+    *_refused(("Llama",), "DP attention", _CLASSES, (FA3,), "refused-groups-llama"),
     Row(ALL, CPU, "prefill/decode disaggregation", Refused("has not been run without a GPU")),
-    *_refused(RECURRENT, "prefill/decode disaggregation", f"{_SPLIT} recurrent layers"),
+    *_refused(RECURRENT[1:], "prefill/decode disaggregation", f"{_SPLIT} recurrent layers"),
+    *_refused(RECURRENT[:1], "prefill/decode disaggregation", f"{_SPLIT} recurrent layers", (TRITON, FLASHINFER)),
+    *_refused(
+        RECURRENT[:1], "prefill/decode disaggregation", f"{_SPLIT} recurrent layers", (FA3,), "refused-split-recurrent"
+    ),
     *_refused(RECURRENT, "hierarchical cache", "bring states back from the host"),
     Row(ALL, CPU, "hierarchical cache", Refused("needs a GPU")),
     *_refused(RECURRENT, "LoRA adapters", "has not been shown with adapters"),
-    *_refused(
-        ("LFM2", "LFM2-MoE"),
-        "mixed chunks",
-        "has not been shown to advance a state in another request's prefill",
-    ),
+    *_refused(("LFM2",), "mixed chunks", "keeps wrong inputs of convolutions", (TRITON, FLASHINFER)),
+    *_refused(("LFM2",), "mixed chunks", "keeps wrong inputs of convolutions", (FA3,), "refused-mixed-convolutions"),
+    *_refused(("LFM2-MoE",), "mixed chunks", "keeps wrong inputs of convolutions"),
     *_refused(("Nemotron-H",), "budget that follows the load", _ONE_NUMBER, (TRITON, FLASHINFER)),
     *_refused(("Nemotron-H",), "budget that follows the load", _ONE_NUMBER, (FA3,), "refused-mamba-widths"),
     *_refused(("Nemotron-H",), "budget that follows measured costs", _ONE_NUMBER),

@@ -128,9 +128,11 @@ RECURRENT_RULES: tuple[RecurrentRule, ...] = (
         lambda cfg: bool(cfg.enable_lora or cfg.lora_paths),
         "has not been shown with adapters; remove --enable-lora and --lora-paths.",
     ),
+    # SGLang keeps no copies of a convolution's inputs at fixed lengths, as it does of other states (below).
     RecurrentRule(
-        lambda cfg: bool(cfg.enable_mixed_chunk),
-        "has not been shown to advance a state in another request's prefill; remove --enable-mixed-chunk.",
+        lambda cfg: bool(cfg.enable_mixed_chunk) and not cfg.disable_radix_cache,
+        "keeps wrong inputs of convolutions of a request that ends in another one's prefill; remove "
+        "--enable-mixed-chunk, or add --disable-radix-cache.",
         SHORT_CONVOLUTIONS,
     ),
     # Where a request ends in another one's prefill, SGLang gives the cache the state behind its last token as that

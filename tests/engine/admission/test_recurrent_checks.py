@@ -164,7 +164,7 @@ def test_what_only_mamba2_cannot_is_refused_for_that_alone(monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("on_device")
-def test_running_requests_take_part_in_prefills_but_for_short_convolutions() -> None:
+def test_running_requests_take_part_in_prefills_of_which_no_wrong_state_is_kept() -> None:
     mamba, convolution = target("NemotronHConfig", "NemotronHForCausalLM"), target("Lfm2Config", "Lfm2ForCausalLM")
     mixed = arguments(enable_mixed_chunk=True)
     for served in (target("Qwen3NextConfig", "Qwen3NextForCausalLM"), mamba):
@@ -172,7 +172,10 @@ def test_running_requests_take_part_in_prefills_but_for_short_convolutions() -> 
         check_recurrent_arguments(served, arguments(enable_mixed_chunk=True, disable_radix_cache=True))
     with pytest.raises(DDTreeConfigError, match="keeps a wrong state of a request that ends in another one's prefill"):
         check_recurrent_arguments(mamba, arguments(enable_mixed_chunk=True, mamba_radix_cache_strategy="no_buffer"))
-    with pytest.raises(DDTreeConfigError, match="has not been shown to advance a state in another request's prefill"):
+    check_recurrent_arguments(convolution, arguments(enable_mixed_chunk=True, disable_radix_cache=True))
+    with pytest.raises(
+        DDTreeConfigError, match=r"keeps wrong inputs of convolutions of .* or add --disable-radix-cache"
+    ):
         check_recurrent_arguments(convolution, mixed)
 
 

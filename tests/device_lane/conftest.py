@@ -11,7 +11,7 @@ import pytest
 
 from tests.device_lane.adapters import make_adapters
 from tests.device_lane.asking import Lane, open_lane
-from tests.device_lane.pair_heads import with_lattice, with_selector
+from tests.device_lane.pair_heads import with_gated_markov, with_lattice, with_markov, with_selector
 from tests.device_lane.pairs import make_pair, one_thread
 from tests.device_lane.quantized import round_activations
 from tests.device_lane.references import Reference
@@ -27,6 +27,8 @@ PAIRS = {
     "llama": ("llama", 8, 32),
     "selector": ("qwen3", 4, 32),
     "lattice": ("qwen3", 4, 32),
+    "markov": ("qwen3", 4, 32),
+    "gated_markov": ("qwen3", 4, 32),
     "wide": ("qwen3", 4, 80),
     "wide_selector": ("qwen3", 4, 80),
     "experts": ("qwen3_moe", 4, 32),
@@ -57,9 +59,15 @@ QUANTIZED: dict[str, tuple[How, How]] = {
     "fp8_blocks": ("fp8-blocks", "w8a8_int8"),
 }
 """How the linear layers of a pair's target and of its drafter are stored."""
-HEADS = {"selector": with_selector, "wide_selector": with_selector, "lattice": with_lattice}
+HEADS = {
+    "selector": with_selector,
+    "wide_selector": with_selector,
+    "lattice": with_lattice,
+    "markov": with_markov,
+    "gated_markov": with_gated_markov,
+}
 """Of a pair whose drafter scores pairs of candidates, what gives it the head."""
-ADAPTERS = {pair: {"first": 4, "second": 8} for pair in ("qwen3", "wide")}
+ADAPTERS = {pair: {"first": 4, "second": 8} for pair in ("qwen3", "wide", "short_convolution")}
 """Of a pair, their ranks by name."""
 
 

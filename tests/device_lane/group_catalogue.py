@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.device_lane.context_waves import hits_about_the_window, mixed, past_the_window, prefix_hit
+from tests.device_lane.context_waves import (
+    comes_back_from_the_host,
+    hits_about_the_window,
+    leaves_the_device,
+    mixed,
+    past_the_window,
+    prefix_hit,
+)
 from tests.device_lane.group_waves import (
     every_kind_in_groups,
     in_both_groups,
+    in_group,
     mixed_in_one_group,
     more_than_a_groups_pool,
     the_second_group_alone,
     unequal_groups,
 )
+from tests.device_lane.host_cache import FLAGS as _HOST_CACHE
 from tests.device_lane.request_waves import FLAGS as _EVERY_KIND
 from tests.device_lane.scenes import SMALL_POOL, Scene, pool_of
 from tests.device_lane.state_catalogue import CHUNKS, LOAD_FLAGS
@@ -53,6 +62,10 @@ GROUPS_LATENT = Scene(
     flags=(*_GROUPS, *_EVERY_KIND),
     captured=(1, 2),
 )
+_TO_THE_HOST_AND_BACK = (
+    *(in_group(group, wave) for group in (0, 1) for wave in (leaves_the_device, comes_back_from_the_host)),
+    unequal_groups,
+)
 GROUPS_OTHERS = (
     GROUPS_EAGER,
     GROUPS_WIDTHS,
@@ -77,6 +90,27 @@ GROUPS_OTHERS = (
         waves=(mixed_in_one_group, in_both_groups(mixed)),
         budget=16,
         flags=(*_GROUPS, *CHUNKS, "--enable-mixed-chunk"),
+        captured=(1, 2),
+    ),
+    # DSpark.
+    replace(GROUPS_EAGER, name="attention-groups-markov", pair="markov", budget=16, captured=(1, 2)),
+    replace(GROUPS_EAGER, name="attention-groups-gated-markov", backend="triton", pair="gated_markov", budget=16),
+    # A pool that a group's texts leave, and come back to; of a drafter's two layers, too.
+    replace(
+        GROUPS_EAGER,
+        name="attention-groups-host-cache",
+        pair="sliding",
+        waves=_TO_THE_HOST_AND_BACK,
+        flags=(*_GROUPS, *_HOST_CACHE, *pool_of(120)),
+        captured=(1, 2),
+    ),
+    replace(
+        GROUPS_EAGER,
+        name="attention-groups-host-cache-latent",
+        backend="triton",
+        pair="deepseek",
+        waves=_TO_THE_HOST_AND_BACK,
+        flags=(*_GROUPS, *_HOST_CACHE, *pool_of(120)),
         captured=(1, 2),
     ),
     # gpt-oss: windows and sinks.

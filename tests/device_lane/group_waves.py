@@ -40,6 +40,15 @@ def mixed_in_one_group(chooser: Chooser) -> list[Sent]:
     return [*sent[:-1], replace(sent[-1], after_s=WAVE_APART_S / 3)]
 
 
+def in_group(group: int, wave: Wave) -> Wave:
+    """All its requests in this group."""
+
+    def placed(chooser: Chooser) -> list[Sent]:
+        return [replace(one, group=group) for one in wave(chooser)]
+
+    return placed
+
+
 def in_both_groups(wave: Wave) -> Wave:
     """Its requests in turn in the first group and in the second."""
 

@@ -314,7 +314,7 @@ NEEDED = (
     ),
     Needed(
         "heads_that_read_the_prompts_end",
-        "takes drafters of DFlash and DFlash2, got one of LiLiCorr",
+        "takes drafters of DFlash, DFlash2, DSpark, got one of LiLiCorr",
         replace(SPLIT, name="refused-split-lattice", pair="lattice", waves=(few,), at_once=0),
         ROUNDS,
     ),

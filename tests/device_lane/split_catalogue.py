@@ -127,5 +127,8 @@ SPLIT_OTHERS = (
         waves=(past_the_window, prefix_hit, aborted),
     ),
     replace(_SPLIT, name="split-selector", pair="selector"),
+    # DSpark: as many candidates as its head was trained for, which a tree of sixteen nodes can use.
+    replace(_SPLIT, name="split-markov", pair="markov", waves=(few, prefix_hit, aborted), budget=16),
+    replace(_SPLIT, name="split-gated-markov", pair="gated_markov", waves=(few, prefix_hit), budget=16),
     replace(_SPLIT, name="split-two-ranks", pair="wide", flags=("--tp-size", "2")),
 )

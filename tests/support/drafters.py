@@ -41,8 +41,8 @@ def _tiny(name: str) -> Cell:
 _GROUPS, _SPLIT = "DP attention", "prefill/decode disaggregation"
 PAIR_FEATURES = (_GROUPS, _SPLIT)
 assert {*PAIR_FEATURES} <= {*ASKED}
-_NO_GROUPS = {_GROUPS: "takes plain DFlash drafters"}
-_NO_SERVERS = {**_NO_GROUPS, _SPLIT: "takes drafters of DFlash and DFlash2"}
+_NO_GROUPS = {_GROUPS: "takes drafters of DFlash and DSpark, got one of"}
+_NO_SERVERS = {**_NO_GROUPS, _SPLIT: "takes drafters of DFlash, DFlash2, DSpark, got one of"}
 _LATTICE = {
     "lilicorr_enabled": True,
     "lilicorr_candidate_topk": 4,
@@ -84,16 +84,14 @@ DRAFTERS: dict[str, Drafter] = {
     "DSpark, vanilla Markov head": Drafter(
         _BEFORE,
         "Qwen3DSparkModel",
-        (_tiny("markov"), _tiny("markov-anchor")),
+        (_tiny("markov"), _tiny("markov-anchor"), scene("attention-groups-markov", "slow")),
         {"markov_rank": 4, "markov_head_type": "vanilla"},
-        refused_with=_NO_SERVERS,
     ),
     "DSpark, gated Markov head": Drafter(
         _BEFORE,
         "Qwen3DSparkModel",
-        (_tiny("gated-markov"),),
+        (_tiny("gated-markov"), scene("split-gated-markov", "slow")),
         {"markov_rank": 4, "markov_head_type": "gated"},
-        refused_with=_NO_SERVERS,
     ),
     "DSpark, recurrent Markov head": Drafter(
         _PATH,

@@ -237,7 +237,9 @@ REFUSED_FEATURES = (
     ),
     *_refused(RECURRENT, "hierarchical cache", "bring states back from the host"),
     Row(ALL, CPU, "hierarchical cache", Refused("needs a GPU")),
-    *_refused(RECURRENT, "LoRA adapters", "has not been shown with adapters"),
+    *_refused(
+        (one for one in RECURRENT if not one.startswith("LFM2")), "LoRA adapters", "has not been shown with adapters"
+    ),
     *_refused(("LFM2",), "mixed chunks", "keeps wrong inputs of convolutions", (TRITON, FLASHINFER)),
     *_refused(("LFM2",), "mixed chunks", "keeps wrong inputs of convolutions", (FA3,), "refused-mixed-convolutions"),
     *_refused(("LFM2-MoE",), "mixed chunks", "keeps wrong inputs of convolutions"),
@@ -547,6 +549,7 @@ IN_THE_LANE = (
         for feature in (GREEDY, "prefix cache", "captured graphs and overlap")
     ),
     Row("LFM2", FA3, GREEDY, scene("short-convolution")),
+    Row("LFM2", FA3, "LoRA adapters", scene("short-convolution-adapters", "slow")),
     Row("LFM2", FA3, "prefix cache", scene("short-convolution")),
     Row("LFM2", FA3, "captured graphs and overlap", scene("short-convolution", "without overlap, as SGLang sets it")),
     Row("LFM2", FA3, "ends", scene("short-convolution")),

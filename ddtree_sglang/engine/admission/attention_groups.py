@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ddtree_sglang.config import DDTreeConfig
-from ddtree_sglang.engine.admission.drafter_families import PLAIN, family_of
+from ddtree_sglang.engine.admission.drafter_families import MARKOV, PLAIN, family_of
 from ddtree_sglang.engine.admission.rules import ArgumentRule, broken_rule
 from ddtree_sglang.engine.spec import ALGORITHM
 from ddtree_sglang.exceptions import DDTreeConfigError
@@ -15,10 +15,6 @@ GROUP_RULES: tuple[ArgumentRule, ...] = (
     # (speculative_hook.py, _handle_dflash).
     ArgumentRule(
         lambda cfg: not cfg.enable_dp_lm_head, "needs an LM head of each group's own; add --enable-dp-lm-head."
-    ),
-    ArgumentRule(
-        lambda cfg: bool(cfg.enable_hierarchical_cache),
-        "has not been run with a hierarchical cache; remove --enable-hierarchical-cache.",
     ),
     ArgumentRule(
         lambda cfg: bool(cfg.enable_lora or cfg.lora_paths),
@@ -67,6 +63,9 @@ GROUP_TARGETS = (
 tokens: models/llama.py asks for the whole tensor-parallel size, as does what derives from it.
 """
 
+# DSpark's head reads its block alone. DFlash2's and LiLiCorr's were not run: the drafter has no graph here.
+SERVED_FAMILIES = (PLAIN, MARKOV)
+
 
 def _gathers_nothing() -> bool:
     from sglang.srt.environ import envs
@@ -87,17 +86,17 @@ def check_groups(cfg: Any, drafter: dict[str, Any]) -> None:
         drafter: the drafter's parsed `config.json`.
 
     Raises:
-        DDTreeConfigError: the first rule that is broken; or the drafter's head scores pairs.
+        DDTreeConfigError: the first rule that is broken; or the drafter is of a family that was not shown.
     """
     if not attends_in_groups(cfg):
         return
     if (message := broken_rule(GROUP_RULES, cfg)) is not None:
         raise DDTreeConfigError(f"{ALGORITHM} under DP attention (--attn-dp-size) {message}")
     family = family_of(drafter)
-    if family.name != PLAIN:
+    if family.name not in SERVED_FAMILIES:
         raise DDTreeConfigError(
-            f"{ALGORITHM} under DP attention (--attn-dp-size) takes plain DFlash drafters, got one of {family.name}; "
-            "remove --attn-dp-size, or use another drafter."
+            f"{ALGORITHM} under DP attention (--attn-dp-size) takes drafters of {' and '.join(SERVED_FAMILIES)}, got "
+            f"one of {family.name}; remove --attn-dp-size, or use another drafter."
         )
 
 

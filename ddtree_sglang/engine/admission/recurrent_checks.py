@@ -24,7 +24,7 @@ GATED_DELTA = (
 MAMBA2 = ("NemotronHForCausalLM",)
 SHORT_CONVOLUTIONS = ("Lfm2ForCausalLM", "Lfm2MoeForCausalLM")
 MIXED = (*GATED_DELTA, *MAMBA2)
-"""Of these, whose states advance in other requests' prefills, too."""
+"""Of these, whose prefix cache has states at fixed lengths, too."""
 SERVED = (*MIXED, *SHORT_CONVOLUTIONS)
 """Architectures with recurrent layers that are verified as trees, by the kind of those layers."""
 
@@ -123,10 +123,11 @@ RECURRENT_RULES: tuple[RecurrentRule, ...] = (
         "keeps the states of Mamba2's nodes with a fixed number of nodes; remove --speculative-ddtree-policy.",
         MAMBA2,
     ),
-    # SGLang's buffers of adapters do not fit a gated q_proj, and no layer's with a state.
+    # SGLang's buffers of adapters do not fit a gated q_proj.
     RecurrentRule(
         lambda cfg: bool(cfg.enable_lora or cfg.lora_paths),
         "has not been shown with adapters; remove --enable-lora and --lora-paths.",
+        MIXED,
     ),
     # SGLang keeps no copies of a convolution's inputs at fixed lengths, as it does of other states (below).
     RecurrentRule(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ddtree_sglang.engine.admission.attention_groups import attends_in_groups
-from ddtree_sglang.engine.admission.drafter_families import PLAIN, SELECTOR, family_of
+from ddtree_sglang.engine.admission.drafter_families import MARKOV, PLAIN, SELECTOR, family_of
 from ddtree_sglang.engine.admission.rules import ArgumentRule, broken_rule
 from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.spec import ALGORITHM, serves_ddtree
@@ -77,8 +77,8 @@ SPLIT_RULES: tuple[ArgumentRule, ...] = (
 )
 
 
-# LiLiCorr's head reads features of the prompt's last token, which stay where it was prefilled. DSpark was not run.
-SERVED_FAMILIES = (PLAIN, SELECTOR)
+# LiLiCorr's head reads features of the prompt's last token, which stay where it was prefilled.
+SERVED_FAMILIES = (PLAIN, SELECTOR, MARKOV)
 
 
 def is_split(cfg: Any) -> bool:
@@ -104,7 +104,7 @@ def check_split(cfg: Any, drafter: dict[str, Any]) -> None:
     family = family_of(drafter)
     if family.name not in SERVED_FAMILIES:
         raise DDTreeConfigError(
-            f"{about} takes drafters of {' and '.join(SERVED_FAMILIES)}, got one of {family.name}; use another "
+            f"{about} takes drafters of {', '.join(SERVED_FAMILIES)}, got one of {family.name}; use another "
             "drafter, or one server for both."
         )
 

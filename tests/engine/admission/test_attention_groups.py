@@ -27,8 +27,13 @@ def pair(tmp_path: Path) -> tuple[str, str]:
 
 @pytest.mark.parametrize(
     "given",
-    [{}, {"attn_dp_size": 1, "dp_size": 2, "enable_dp_attention": True}, {"enable_mixed_chunk": True}],
-    ids=["flag", "its older form", "mixed chunks"],
+    [
+        {},
+        {"attn_dp_size": 1, "dp_size": 2, "enable_dp_attention": True},
+        {"enable_mixed_chunk": True},
+        {"enable_hierarchical_cache": True},
+    ],
+    ids=["flag", "its older form", "mixed chunks", "hierarchical cache"],
 )
 def test_groups_are_admitted(given: dict[str, Any], pair: tuple[str, str]) -> None:
     cfg = resolved("Engine", pair, HOPPER, **{**GROUPS, **given})
@@ -84,5 +89,5 @@ def test_a_head_that_scores_pairs_is_refused_with_groups(tmp_path: Path) -> None
     selector = {**DRAFTER["dflash_config"], "selector_rank": 4, "selector_top_k": 4}
     config = {**DRAFTER, "architectures": ["DFlash2DraftModel"], "dflash_config": selector}
     pair = write_checkpoint(tmp_path / "target", QWEN3), write_checkpoint(tmp_path / "drafter", config)
-    with pytest.raises(DDTreeConfigError, match="takes plain DFlash drafters, got one of DFlash2"):
+    with pytest.raises(DDTreeConfigError, match="takes drafters of DFlash and DSpark, got one of DFlash2"):
         resolved("Engine", pair, HOPPER, **GROUPS)

@@ -164,6 +164,14 @@ def test_what_only_mamba2_cannot_is_refused_for_that_alone(monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("on_device")
+def test_adapters_are_served_on_short_convolutions() -> None:
+    adapters = arguments(enable_lora=True)
+    check_recurrent_arguments(target("Lfm2Config", "Lfm2ForCausalLM"), adapters)
+    with pytest.raises(DDTreeConfigError, match="has not been shown with adapters"):
+        check_recurrent_arguments(target("NemotronHConfig", "NemotronHForCausalLM"), adapters)
+
+
+@pytest.mark.usefixtures("on_device")
 def test_running_requests_take_part_in_prefills_of_which_no_wrong_state_is_kept() -> None:
     mamba, convolution = target("NemotronHConfig", "NemotronHForCausalLM"), target("Lfm2Config", "Lfm2ForCausalLM")
     mixed = arguments(enable_mixed_chunk=True)

@@ -66,7 +66,7 @@ def test_a_head_that_reads_the_prompts_last_token_is_refused_there(tmp_path: Pat
     fields = {**DRAFTER["dflash_config"], **head}
     config = {**DRAFTER, "architectures": ["LiLiCorrDraftModel"], "dflash_config": fields}
     pair = write_checkpoint(tmp_path / "target", TARGET), write_checkpoint(tmp_path / "drafter", config)
-    with pytest.raises(DDTreeConfigError, match="takes drafters of DFlash and DFlash2, got one of LiLiCorr"):
+    with pytest.raises(DDTreeConfigError, match="takes drafters of DFlash, DFlash2, DSpark, got one of LiLiCorr"):
         resolved("Engine", pair, HOPPER, disaggregation_mode="decode", attention_backend="fa3")
 
 

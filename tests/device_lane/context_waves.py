@@ -64,7 +64,13 @@ def comes_back_from_the_host(chooser: Chooser) -> list[Sent]:
         return asked if rounds[0] != rounds[1] else None
 
     kept = len(text) // reference.page_size * reference.page_size
-    first, second = (chooser.find(length, 14, longer) for length in (3, 5))
+    first = chooser.find(3, 14, longer)
+
+    def apart(asked: Asked) -> Asked | None:
+        """The second has no more of the first one's text than both have of the wave before."""
+        return None if asked.prompt[0] == first.prompt[len(text)] else longer(asked)
+
+    second = chooser.find(5, 14, apart)
     # The first token may be that of the server's own health check, which stays on the device.
     return [Sent(first, cached=kept, from_host=kept - 1), Sent(second, cached=kept, after_s=WAVE_APART_S / 3)]
 

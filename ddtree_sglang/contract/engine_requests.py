@@ -166,7 +166,8 @@ REQUESTS: tuple[Row, ...] = (
     Row(
         "sglang.srt.managers.scheduler",
         "Scheduler",
-        "init_req_max_new_tokens is_mixed_chunk max_req_input_len max_req_len model_config result_queue draft_worker",
+        "chunked_prefill_size init_req_max_new_tokens is_mixed_chunk max_req_input_len max_req_len model_config "
+        "result_queue draft_worker",
         "context_limit, mixed_chunks, node_processors, cost_report",
     ),
     Row(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.device_lane.problems import problems
+from tests.device_lane.problems import _of_mixing, problems
 from tests.device_lane.published_catalogue import scenes_of
 from tests.device_lane.scenes import Outcome, Scene
 
@@ -41,3 +41,16 @@ def test_a_scene_whose_accepted_nodes_stay_where_they_are_shows_no_tree() -> Non
     assert problems(LARGE, outcome, REFERENCE) == [
         "no accepted node had to move, so that a chain would have passed as well"
     ]
+
+
+@pytest.mark.parametrize(("rounds", "mixes"), [([1, 1], False), ([2], True), ([0, 0, 1], False)])
+def test_where_chunks_are_mixed_some_answer_has_a_token_that_no_round_gave_it(rounds: list[int], mixes: bool) -> None:
+    """An answer of four tokens, the first one its own prefill's."""
+    meta = {"spec_correct_drafts_histogram": rounds}
+    answered: Any = SimpleNamespace(
+        sent=SimpleNamespace(check="steps"), answer={"meta_info": meta, "output_ids": [1, 2, 3, 4]}
+    )
+    outcome = Outcome((answered,), 0, "", None, ())
+    scene = replace(SMALL, flags=(*SMALL.flags, "--enable-mixed-chunk"))
+    assert bool(_of_mixing(scene, outcome)) != mixes
+    assert not _of_mixing(SMALL, outcome)

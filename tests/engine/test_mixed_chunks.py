@@ -47,10 +47,21 @@ def test_others_are_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not mixed("DDTREE", [request()], monkeypatch, flag=False)
 
 
+def test_prefills_run_alone_where_running_requests_would_leave_nothing_of_a_chunk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SGLang would have a prompt go on by -1 tokens whose first part was not mixed."""
+    assert mixed("DDTREE", [request()] * 7, monkeypatch)
+    assert not mixed("DDTREE", [request()] * 8, monkeypatch)
+    assert not mixed("DDTREE", [request()] * 9, monkeypatch)
+    assert mixed("EAGLE", [request()] * 9, monkeypatch)
+
+
 def mixed(algorithm: str, requests: list[Any], monkeypatch: pytest.MonkeyPatch, flag: bool = True) -> bool:
     """Whether the scheduler mixes when it makes the batch; afterwards its flag is what it was, whatever happened."""
     monkeypatch.setattr("sglang.srt.runtime_context.get_spec", lambda: SimpleNamespace(speculative_algorithm=algorithm))
-    scheduler, batch = SimpleNamespace(is_mixed_chunk=flag), SimpleNamespace(reqs=requests)
+    scheduler = SimpleNamespace(is_mixed_chunk=flag, chunked_prefill_size=8)
+    batch = SimpleNamespace(reqs=requests)
     seen: list[bool] = []
 
     def original(found: Any, running: Any) -> None:

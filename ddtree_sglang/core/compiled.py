@@ -6,9 +6,12 @@ counts is how many calls there are, not how long the arrays. numba is a dependen
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any, TypeVar, cast
+
+logger = logging.getLogger(__name__)
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
@@ -40,13 +43,15 @@ def compiled(signature: str) -> Callable[[Loop], Loop]:
         def machine_code() -> Any:
             try:
                 import numba
-            except ImportError:
+            except ImportError as error:
                 # Tables are read and drawn where SGLang is not.
+                logger.warning("numba cannot be imported (%s): %s is as slow as Python is.", error, loop.__name__)
                 return loop
             try:
                 return numba.njit(signature, cache=True)(loop)
-            except RuntimeError:
-                # No folder can be written: each process compiles for itself.
+            except Exception as error:  # noqa: BLE001
+                # No folder can be written, the disk is full, or a file is damaged, which may raise anything.
+                logger.warning("%s is compiled without a file: %s: %s", loop.__name__, type(error).__name__, error)
                 return numba.njit(signature)(loop)
 
         _compilers.append(machine_code)

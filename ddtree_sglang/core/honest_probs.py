@@ -99,6 +99,8 @@ def _classify(
             parent = tree_parents[row, node]
             # Nodes stand in descending probability, so a parent's first child is its most probable one.
             is_first, said = True, 1.0 if node == 0 else 0.0
+            if parent >= node:
+                raise IndexError("a node must stand behind its parent")
             if node > 0 and parent >= 0:
                 is_first, has_child[parent] = not has_child[parent], True
                 said = np.exp(min(logprobs[row, node] - logprobs[row, parent], 0.0))
@@ -147,8 +149,11 @@ def _count_trials(
     for row in range(batch_size):
         is_accepted[:] = False
         for place in range(accept_index.shape[1]):
-            if accept_index[row, place] >= 0:
-                is_accepted[accept_index[row, place]] = True
+            node = accept_index[row, place]
+            if node >= num_nodes:
+                raise IndexError("a path must hold nodes of its tree")
+            if node >= 0:
+                is_accepted[node] = True
         for node in range(1, num_nodes):
             parent = parents[row, node]
             if counted[row, node] and parent != node and is_accepted[parent]:

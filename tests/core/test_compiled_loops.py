@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -177,20 +178,21 @@ def test_who_does_not_ask_does_not_import_numba() -> None:
     assert subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
-def test_where_no_folder_can_be_written_each_process_compiles_for_itself(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("error", [RuntimeError("no locator available"), EOFError("Ran out of input"), OSError(28, "")])
+def test_where_no_file_can_be_kept_each_process_compiles_for_itself(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import numba
 
     made, njit = [], numba.njit
 
-    def without_a_folder(signature: str, **options: bool) -> object:
+    def without_a_file(signature: str, **options: bool) -> object:
         if options.get("cache"):
-            raise RuntimeError("cannot cache function: no locator available")
+            raise error
         made.append(signature)
         return njit(signature)
 
-    monkeypatch.setattr(numba, "njit", without_a_folder)
+    monkeypatch.setattr(numba, "njit", without_a_file)
 
     @compiled("float64(float64)")
     def doubled(value: float) -> float:
@@ -198,6 +200,31 @@ def test_where_no_folder_can_be_written_each_process_compiles_for_itself(
 
     assert [doubled(1.5), doubled(2.0)] == [3.0, 4.0]
     assert made == ["float64(float64)"]
+
+
+def test_a_damaged_file_is_not_the_end_of_a_server(tmp_path: Path) -> None:
+    """numba renames its files without waiting for the disk: a power cut leaves empty ones."""
+    told = "from ddtree_sglang.core import compiled, width_choice as w; compiled.compile_loops(); import numpy as n;"
+    told += "print(w.best_width(n.array([1.0, 3.0]), n.array([1.0, 2.0])))"
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    for _ in range(2):
+        ended = subprocess.run(
+            [sys.executable, "-c", told], capture_output=True, text=True, env=environment, check=True
+        )
+        assert ended.stdout == "1\n"
+        kept = list(tmp_path.rglob("*.nbi"))
+        assert kept
+        for path in kept:
+            path.write_bytes(b"")
+
+
+def test_nodes_that_no_tree_has_are_an_error() -> None:
+    """Machine code looks at no bounds by itself."""
+    trees = RoundTrees(np.zeros((1, 3)), np.array([[-1, 0, 0]]), np.array([[0, 1, 1]]))
+    with pytest.raises(IndexError, match="nodes of its tree"):
+        HonestProbs().learn(trees, np.array([[0, 2, 7]]), np.ones((1, 3), dtype=np.bool_))
+    with pytest.raises(IndexError, match="behind its parent"):
+        classify(RoundTrees(np.zeros((1, 3)), np.array([[-1, 7, 0]]), np.array([[0, 1, 1]])))
 
 
 def test_without_numba_the_loop_is_called_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER_ENV = "DDTREE_COSTS"
 """Folder of the files; empty for none."""
-ROUNDS = 3
+ROUNDS = 4
 """Raised when rounds of the same kind cost something else by our own doing, or are written otherwise."""
 SAVE_ROUNDS = 500
 """Rounds between two writes."""

@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
+import psutil
 import torch
 
 from ddtree_sglang.cpu_platform.names import DRAFTS_ENV
@@ -25,13 +26,16 @@ from ddtree_sglang.exceptions import DDTreeConfigError
 
 logger = logging.getLogger(__name__)
 
-ROWS = 8
-"""Of a draft block, by which the two are compared."""
+ROWS, MANY_ROWS = 8, 128
+"""Of a draft block, by which the two are compared; and of many, or of a prompt: where bfloat16 has no instructions,
+what reading half as much brings to few rows is lost there."""
 LEAST_ELEMENTS = 4_000_000
 """Of a weight, or of a drafter's weights together: smaller ones lie in a cache, and are not worth a second thought."""
 WORTH = 1.03
 """Bfloat16 must be faster by this factor. Of two that are nearly equal either is right."""
 TURNS = 12
+SHARE_OF_MEMORY = 0.1
+"""What the copies may take of what is free."""
 
 
 def reduced_linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -43,7 +47,11 @@ def reduced_linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | N
 
 def reduce_weights(weights: Sequence[torch.Tensor], packed: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
     """These weights `[out, in]` packed in bfloat16; None where that is no faster than `packed`, their own form."""
-    if not weights or not _may_reduce(sum(weight.numel() for weight in weights), weights[0].dtype):
+    num_elements = sum(weight.numel() for weight in weights)
+    if not weights or not _may_reduce(num_elements, weights[0].dtype):
+        return None
+    # Once plain, once packed.
+    if 2 * num_elements * torch.bfloat16.itemsize > SHARE_OF_MEMORY * psutil.virtual_memory().available:
         return None
     reduced = [pack(weight.bfloat16()) for weight in weights]
     return reduced if _asked() == "bfloat16" or is_reduced_faster(weights, packed, reduced) else None
@@ -53,18 +61,26 @@ def is_reduced_faster(
     weights: Sequence[torch.Tensor], packed: Sequence[torch.Tensor], reduced: Sequence[torch.Tensor]
 ) -> bool:
     """Multiply by all weights in turn, as a draft does, so that each is read from memory; in both forms by turns."""
-    inputs = [torch.randn(ROWS, weight.shape[1], dtype=weight.dtype) for weight in weights]
 
-    def as_they_are() -> None:
-        for x, weight, one in zip(inputs, weights, packed, strict=True):
-            dense_linear(x, weight, None, one)
+    def seconds(rows: int) -> list[float]:
+        # No random numbers: requests without a seed draw from the generator that gave them.
+        inputs = [torch.linspace(-1, 1, rows * weight.shape[1]).view(rows, -1).to(weight.dtype) for weight in weights]
 
-    def in_bfloat16() -> None:
-        for x, one in zip(inputs, reduced, strict=True):
-            reduced_linear(x, one, None)
+        def as_they_are() -> None:
+            for x, weight, one in zip(inputs, weights, packed, strict=True):
+                dense_linear(x, weight, None, one)
 
-    own, other = least_seconds(as_they_are, in_bfloat16)
+        def in_bfloat16() -> None:
+            for x, one in zip(inputs, reduced, strict=True):
+                reduced_linear(x, one, None)
+
+        return least_seconds(as_they_are, in_bfloat16)
+
+    own, other = seconds(ROWS)
     faster = own > WORTH * other
+    if faster:
+        of_many, other_of_many = seconds(MANY_ROWS)
+        faster = of_many > other_of_many
     logger.info(
         "CPU platform: drafts multiply %d %s weights of %.1f MB %s: %.2f ms for %d rows, %.2f ms in bfloat16",
         len(weights),

@@ -77,6 +77,31 @@ def test_what_is_hardly_faster_stays(measured: SimpleNamespace) -> None:
     assert model.up.quant_method is method
 
 
+def test_what_is_slower_with_many_rows_stays(measured: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor without instructions for bfloat16: it reads half as much, and works longer."""
+    found = iter([[2.0, 1.0], [8.0, 9.0]])
+    monkeypatch.setattr(draft_products, "least_seconds", lambda *_: next(found))
+    model = Toy(torch.float32)
+    dense_linear.install(model)
+    assert dense_linear.reduce_drafter(model) == 0
+    assert not list(found), "both were looked at"
+
+
+def test_what_memory_has_no_room_for_stays(measured: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Toy(torch.float32)
+    dense_linear.install(model)
+    monkeypatch.setattr(draft_products.psutil, "virtual_memory", lambda: SimpleNamespace(available=10_000))
+    assert dense_linear.reduce_drafter(model) == 0
+
+
+def test_to_measure_draws_no_random_numbers(measured: SimpleNamespace) -> None:
+    model = Toy(torch.float32)
+    dense_linear.install(model)
+    before = torch.get_rng_state()
+    assert dense_linear.reduce_drafter(model) == 3
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_several_ranks_stay(measured: SimpleNamespace) -> None:
     """Each would measure for itself, and score pairs by itself."""
     measured.is_one_rank = False

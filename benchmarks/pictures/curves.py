@@ -48,7 +48,7 @@ FIELDS = {RATIO: ratio_to_plain, ACCEPTED: accept_length}
 def budgets_of(lines: style.Lines) -> list[int]:
     """Fixed budgets, ascending."""
     trees = {one for one in style.systems_of(lines) if style.system_order(one)[0] == 2}
-    return sorted(style.system_order(one)[1] for one in trees)
+    return sorted({style.system_order(one)[1] for one in trees})
 
 
 def _points(field: str, axis: Mapping[int, style.Lines]) -> tuple[list[int], list[dict[str, float]]]:

@@ -41,12 +41,13 @@ def _bars(axes: Any, lines: Sequence[dict[str, Any]], field: str, colours: dict[
             width * 0.92,
             yerr=[below, above],
             capsize=2,
-            label=name,
+            label=style.system_label(name),
             color=colours[name],
             error_kw={"linewidth": 0.8},
         )
         axes.bar_label(bars, [f"{value:.{1 if value >= 10 else 2}f}" for value in medians], fontsize=6, padding=2)
-    axes.set_xticks(range(len(datasets)), datasets, fontsize=10 if len(datasets) <= 4 else 8)
+    kinds = [name.rsplit("/", 1)[-1] for name in datasets]
+    axes.set_xticks(range(len(datasets)), kinds, fontsize=10 if len(datasets) <= 4 else 8)
     axes.margins(y=0.12)
     axes.spines[["top", "right"]].set_visible(False)
 

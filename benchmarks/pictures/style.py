@@ -16,13 +16,23 @@ MARKERS = "osD^vP*X"
 ADAPTIVE = "ddtree-adaptive"
 
 
-def system_order(name: str) -> tuple[int, int]:
-    """Plain first, then the chain, then trees by budget, then trees that choose theirs."""
+TWINS = {"": "", "env": ", another environment", "ngrams": ", texts", "other": ", another drafter"}
+"""Words for what stands behind a tree's budget in its name (`harness.systems`)."""
+
+
+def parts_of(name: str) -> tuple[int, str]:
+    """A tree's budget, and what sets it apart from the tree of that budget."""
+    budget, _, twin = name.removeprefix(ADAPTIVE).removeprefix("ddtree").removeprefix("-").partition("-")
+    return int(budget), twin
+
+
+def system_order(name: str) -> tuple[int, int, str]:
+    """Plain first, then the chain, then trees by budget, then trees that choose theirs; each with its twins."""
     if name == "plain":
-        return (0, 0)
+        return (0, 0, "")
     if name == "dflash":
-        return (1, 0)
-    return (3 if name.startswith(ADAPTIVE) else 2, int(name.rsplit("-", 1)[1]))
+        return (1, 0, "")
+    return (3 if name.startswith(ADAPTIVE) else 2, *parts_of(name))
 
 
 def systems_of(lines: Lines) -> list[str]:
@@ -31,10 +41,10 @@ def systems_of(lines: Lines) -> list[str]:
 
 
 def system_colour(name: str, names: Sequence[str]) -> Any:
-    """Grey for plain, orange for the chain, shades of blue for trees, green for trees that choose their budget."""
+    """Grey for plain, orange for the chain, shades of blue for trees, of green for trees that choose their budget."""
     fixed = {"plain": "#888888", "dflash": "#e6842a"}
     if name in fixed or name.startswith(ADAPTIVE):
-        return fixed.get(name, "#2a9d5c")
+        return fixed.get(name, "#93d1ae" if name not in fixed and parts_of(name)[1] else "#2a9d5c")
     trees = [one for one in names if one.startswith("ddtree") and not one.startswith(ADAPTIVE)]
     return plt.get_cmap("Blues")(0.4 + 0.5 * trees.index(name) / (len(trees) - 1) if len(trees) > 1 else 0.7)
 
@@ -46,7 +56,8 @@ def system_label(name: str) -> str:
     if name == "dflash":
         return "stock chain"
     kind = "adaptive, at most" if name.startswith(ADAPTIVE) else "DDTREE,"
-    return f"{kind} {name.rsplit('-', 1)[1]} nodes"
+    budget, twin = parts_of(name)
+    return f"{kind} {budget} nodes{TWINS.get(twin, f', {twin}')}"
 
 
 def dataset_colour(index: int) -> Any:
@@ -89,7 +100,9 @@ def legend_above(figure: Any, panels: Sequence[Any], columns: int, order: Sequen
     """One legend for all panels, each label once, those of `order` first; the share of the figure's height below it."""
     found = {name: one for axes in panels for one, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     shown = {name: found[name] for name in dict.fromkeys([*order, *found]) if name in found}
-    columns = min(columns, len(shown))
+    # At 8 points a letter is about a sixteenth of an inch wide, and a mark with its gaps seven of them.
+    fit = int(figure.get_figwidth() * 16 // (7 + max(map(len, shown), default=0)))
+    columns = max(1, min(columns, len(shown), fit))
     figure.legend(shown.values(), shown.keys(), loc="upper center", ncols=columns, frameon=False, fontsize=8)
     inches = 0.12 + 0.18 * -(-len(shown) // columns)
     return float(1.0 - inches / figure.get_figheight())

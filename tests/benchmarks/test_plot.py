@@ -127,6 +127,16 @@ def test_systems_stand_in_one_order() -> None:
     assert len({str(style.system_colour(name, ordered)) for name in ordered}) == 5
 
 
+def test_a_trees_twin_stands_beside_it_and_says_what_it_has() -> None:
+    names = ["ddtree-adaptive-16-env", "ddtree-8-other", "ddtree-adaptive-16", "ddtree-8", "plain"]
+    ordered = ["plain", "ddtree-8", "ddtree-8-other", "ddtree-adaptive-16", "ddtree-adaptive-16-env"]
+    assert sorted(names, key=style.system_order) == ordered
+    assert style.system_label("ddtree-8-other") == "DDTREE, 8 nodes, another drafter"
+    assert style.system_label("ddtree-adaptive-16-env") == "adaptive, at most 16 nodes, another environment"
+    assert style.system_label("ddtree-adaptive-16") == "adaptive, at most 16 nodes"
+    assert len({str(style.system_colour(name, ordered)) for name in ordered}) == 5
+
+
 def acceptance_lines(trace: Path) -> list[dict[str, Any]]:
     counts = {"plain": [], "dflash": [3, 1], "ddtree-4": [1, 2, 1]}
     lines = [

@@ -22,6 +22,7 @@ from tests.device_lane.context_waves import (
     retracted_in_time,
     to_the_context_limit,
 )
+from tests.device_lane.drafter_catalogue import HEADS, LATTICE_ON_TWO_RANKS
 from tests.device_lane.group_catalogue import GROUPS, GROUPS_LATENT, GROUPS_OTHERS
 from tests.device_lane.host_cache import FLAGS as _HOST_CACHE
 from tests.device_lane.new_weights import failing_adapters, failing_checkpoints, failing_updates_from_tensors
@@ -296,6 +297,7 @@ SLOW_SCENES = (
     *HOST_CACHE_OTHERS,
     *GROUPS_OTHERS,
     PAIRS_ON_TWO_RANKS,
+    LATTICE_ON_TWO_RANKS,
     *TOGETHER,
     GPTQ,
     INT8,
@@ -364,6 +366,7 @@ SCENES = (
     LATENT_FA3,
     DRAFT_WINDOW,
     PAIRS_OF_CANDIDATES,
+    *HEADS,
     HOST_CACHE,
     AWQ,
     STOCK_TRITON,

@@ -11,7 +11,14 @@ import pytest
 
 from tests.device_lane.adapters import make_adapters
 from tests.device_lane.asking import Lane, open_lane
-from tests.device_lane.pair_heads import with_gated_markov, with_lattice, with_markov, with_selector
+from tests.device_lane.convolved_drafter import with_convolutions
+from tests.device_lane.pair_heads import (
+    with_gated_markov,
+    with_lattice,
+    with_markov,
+    with_markov_from_the_anchor,
+    with_selector,
+)
 from tests.device_lane.pairs import make_pair, one_thread
 from tests.device_lane.quantized import round_activations
 from tests.device_lane.references import Reference
@@ -26,11 +33,14 @@ PAIRS = {
     "qwen3": ("qwen3", 4, 32),
     "llama": ("llama", 8, 32),
     "selector": ("qwen3", 4, 32),
-    "lattice": ("qwen3", 4, 32),
     "markov": ("qwen3", 4, 32),
+    "lilicorr": ("qwen3", 4, 32),
+    "markov_anchor": ("qwen3", 4, 32),
     "gated_markov": ("qwen3", 4, 32),
+    "selector_convolutions": ("qwen3", 4, 32),
     "wide": ("qwen3", 4, 80),
     "wide_selector": ("qwen3", 4, 80),
+    "wide_lilicorr": ("qwen3", 4, 80),
     "experts": ("qwen3_moe", 4, 32),
     "gpt_oss": ("gpt_oss", 4, 32),
     "gemma": ("gemma", 4, 32),
@@ -62,9 +72,12 @@ QUANTIZED: dict[str, tuple[How, How]] = {
 HEADS = {
     "selector": with_selector,
     "wide_selector": with_selector,
-    "lattice": with_lattice,
     "markov": with_markov,
+    "wide_lilicorr": with_lattice,
+    "lilicorr": with_lattice,
+    "markov_anchor": with_markov_from_the_anchor,
     "gated_markov": with_gated_markov,
+    "selector_convolutions": lambda pair: with_convolutions(with_selector(pair)),
 }
 """Of a pair whose drafter scores pairs of candidates, what gives it the head."""
 ADAPTERS = {pair: {"first": 4, "second": 8} for pair in ("qwen3", "wide", "short_convolution")}

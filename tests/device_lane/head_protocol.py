@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
+
+Read = Literal["pairs", "states", "anchors"]
+"""pairs: of candidates and their parents; states: of positions; anchors: of the last token before the root."""
 
 
 class PairHead(Protocol):
@@ -12,6 +16,10 @@ class PairHead(Protocol):
 
     top_k: int
     """Candidates per depth that it scores."""
+    reads: tuple[Read, ...]
+    """What its scores hang on."""
+    from_anchor: bool
+    """Whether a block's first position proposes, and its last one nothing."""
 
     def scores(
         self,
@@ -25,3 +33,44 @@ class PairHead(Protocol):
 
         `anchors` `[B, H]` are the drafter's projected features of the last token before the root.
         """
+
+
+@dataclass(frozen=True)
+class WrongHead:
+    """A head as it would be if the product gave it something else than what it is to read.
+
+    `instead` of pairs it scores candidates alone, of states those of the position before, of anchors none.
+    """
+
+    head: PairHead
+    instead: Read
+
+    @property
+    def top_k(self) -> int:
+        """The head's."""
+        return self.head.top_k
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        """The head's."""
+        return self.head.reads
+
+    @property
+    def from_anchor(self) -> bool:
+        """The head's."""
+        return self.head.from_anchor
+
+    def scores(
+        self,
+        states: torch.Tensor,
+        root_ids: torch.Tensor,
+        topk_ids: torch.Tensor,
+        topk_logprobs: torch.Tensor,
+        anchors: torch.Tensor,
+    ) -> torch.Tensor:
+        """As `PairHead` has them."""
+        if self.instead == "pairs":
+            return topk_logprobs.unsqueeze(2).repeat(1, 1, topk_logprobs.shape[2], 1)
+        states = states.roll(1, dims=1) if self.instead == "states" else states
+        anchors = torch.zeros_like(anchors) if self.instead == "anchors" else anchors
+        return self.head.scores(states, root_ids, topk_ids, topk_logprobs, anchors)

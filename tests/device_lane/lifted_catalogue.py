@@ -315,7 +315,7 @@ NEEDED = (
     Needed(
         "heads_that_read_the_prompts_end",
         "takes drafters of DFlash, DFlash2, DSpark, got one of LiLiCorr",
-        replace(SPLIT, name="refused-split-lattice", pair="lattice", waves=(few,), at_once=0),
+        replace(SPLIT, name="refused-split-lattice", pair="lilicorr", waves=(few,), at_once=0),
         ROUNDS,
     ),
     Needed(

@@ -15,6 +15,7 @@ import torch
 from tests.device_lane.attention_mutations import ATTENTION_MUTATIONS
 from tests.device_lane.attention_mutations import set_attribute as _set
 from tests.device_lane.group_mutations import GROUP_MUTATIONS
+from tests.device_lane.head_mutations import HEAD_MUTATIONS
 from tests.device_lane.request_mutations import REQUEST_MUTATIONS
 from tests.device_lane.state_mutations import STATE_MUTATIONS
 
@@ -359,6 +360,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         *ATTENTION_MUTATIONS,
         *STATE_MUTATIONS,
         *GROUP_MUTATIONS,
+        *HEAD_MUTATIONS,
         *REQUEST_MUTATIONS,
     )
 }

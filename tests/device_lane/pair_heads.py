@@ -17,6 +17,7 @@ from torch import nn
 
 from ddtree_sglang.training.model.candidate_selector import CandidateSelector
 from ddtree_sglang.training.model.drafter_model import RMSNorm
+from tests.device_lane.head_protocol import Read
 from tests.device_lane.pairs import VOCABULARY, TinyPair
 from tests.support.drafters import DRAFTERS
 
@@ -30,6 +31,8 @@ class Selector(CandidateSelector):
     """DFlash2's, of six candidates."""
 
     top_k = TOP_K
+    reads: tuple[Read, ...] = ("pairs", "states")
+    from_anchor = False
 
     def __init__(self, hidden_size: int, vocab_size: int) -> None:
         super().__init__(hidden_size, vocab_size, RANK)
@@ -50,6 +53,7 @@ class Markov(nn.Module):
     """DSpark's table of low rank; a gate of the position's state and the row itself may weigh its rows."""
 
     top_k = 16  # as many as a tree of 16 nodes can use
+    reads: tuple[Read, ...]
 
     def __init__(self, hidden_size: int, *, is_gated: bool, from_anchor: bool = False) -> None:
         super().__init__()
@@ -57,6 +61,7 @@ class Markov(nn.Module):
         self.markov_w1 = nn.Embedding(VOCABULARY, RANK)
         self.markov_w2 = nn.Linear(RANK, VOCABULARY, bias=False)
         self.gate_proj = nn.Linear(hidden_size + RANK, RANK) if is_gated else None
+        self.reads = ("pairs", "states") if is_gated else ("pairs",)
 
     def scores(
         self,
@@ -117,6 +122,8 @@ class Lattice(nn.Module):
     """
 
     top_k = 4  # a power of two
+    reads: tuple[Read, ...] = ("pairs", "states", "anchors")
+    from_anchor = False
     embedding: torch.Tensor
 
     def __init__(self, embedding: torch.Tensor, block_size: int) -> None:

@@ -27,6 +27,7 @@ from tests.core.plain_penalties import PlainPenalties
 from tests.device_lane import processors
 from tests.device_lane.adapters import Adapter
 from tests.device_lane.draws import choose
+from tests.device_lane.head_protocol import WrongHead
 from tests.device_lane.pairs import EOS_TOKEN, EXPERTS_PER_TOKEN, NUM_LAYERS, VOCABULARY, TinyPair
 
 EVEN_TOKENS = [4, 6, 8, 20, 22, 24, 26, 28]
@@ -171,6 +172,12 @@ class Reference:
         reads_texts = "--speculative-ddtree-ngrams" in flags
         seen_tokens = None if seen is None else int(seen)
         return replace(self, seen_tokens=seen_tokens, page_size=page_size, reads_texts=reads_texts)
+
+    def with_wrong_heads(self) -> tuple[Reference, ...]:
+        """The same answers, and the rounds of heads that miss one of the things that the pair's own reads."""
+        head = self.pair.head
+        assert head is not None
+        return tuple(replace(self, pair=replace(self.pair, head=WrongHead(head, what))) for what in head.reads)
 
     def expect(self, asked: Asked) -> Expected:
         """The answer of plain decoding."""
@@ -352,7 +359,8 @@ class Reference:
         blocks = drafter.block_token_ids(torch.tensor([[text[-1]]]))
         block_embeds = target.get_input_embeddings()(blocks)
         states = drafter(block_embeds, features, torch.tensor([[features.shape[1]]]))[:, 0]
-        states = states[:, :-1] if getattr(self.pair.head, "from_anchor", False) else states[:, 1:]
+        from_anchor = self.pair.head is not None and self.pair.head.from_anchor
+        states = states[:, :-1] if from_anchor else states[:, 1:]
         logprobs, ids = (states @ target.lm_head.weight.T).log_softmax(-1).sort(stable=True, dim=-1, descending=True)
         return ids, logprobs, states, drafter.hidden_norm(drafter.fc(features[:, -1]))
 

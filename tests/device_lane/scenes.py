@@ -21,7 +21,7 @@ from tests.core.plain_penalties import Asked as Penalties
 from tests.device_lane.adapters import flags_of
 from tests.device_lane.asking import Lane, LaneServer
 from tests.device_lane.pairs import EOS_TOKEN, TinyPair, random_prompts
-from tests.device_lane.references import Asked, Reference, Round
+from tests.device_lane.references import Asked, Reference, Round, histogram
 from tests.device_lane.split import serve_split
 
 Check = Literal["rounds", "steps", "tokens", "prefix", "law"]
@@ -109,6 +109,7 @@ class Chooser:
         self.passed: Asked | None = None  # one whose text later ones resume
         self.begun: list[Asked] = []  # a wave whose texts the next one's go on
         self.adapter = ""  # of what is found
+        self.unlike: tuple[Reference, ...] = ()  # whose rounds what is found does not have
 
     def rounds(self, asked: Asked, of: Reference | None = None) -> list[Round]:
         """What the scene's algorithm needs for a request; `of` another reference than the scene's."""
@@ -131,11 +132,16 @@ class Chooser:
             plain = Asked(prompt, max_new_tokens, adapter=self.adapter)
             asked = plain if wanted is None else wanted(plain)
             counts = self.scene.clear_at or (self.scene.num_nodes,)
-            if asked is not None and self.reference.is_clear(asked, counts, anywhere):
+            if asked is None or any(self._accepts_as(one, asked) for one in self.unlike):
+                continue
+            if self.reference.is_clear(asked, counts, anywhere):
                 return asked
         raise AssertionError(
             f"no clear request among 400 for {self.scene.name}: length {length}, {max_new_tokens} tokens"
         )
+
+    def _accepts_as(self, other: Reference, asked: Asked) -> bool:
+        return histogram(self.rounds(asked, of=other)) == histogram(self.rounds(asked))
 
     def sampled(self, length: int, max_new_tokens: int, seed: int, top_k: int = 8) -> Asked:
         """Drawn at temperature 1 from the `top_k` best."""

@@ -36,6 +36,7 @@ from tests.device_lane.catalogue import (
     TRITON_WIDTHS,
     WINDOWS_TRITON,
 )
+from tests.device_lane.drafter_catalogue import GATED_MARKOV, LATTICE, MARKOV
 from tests.device_lane.group_catalogue import GROUPS, GROUPS_EAGER, GROUPS_WIDTHS
 from tests.device_lane.mutations import MUTATIONS
 from tests.device_lane.problems import problems
@@ -91,6 +92,10 @@ FAULTS = (
     Fault("positions_off_by_one", SMALL_FA3, TOKENS, slow=True),
     Fault("host_value_in_a_graph", SMALL_FA3, CAPTURE, slow=True),
     Fault("pairs_after_the_neighbours_tokens", PAIRS_OF_CANDIDATES, ROUNDS, slow=True),
+    Fault("anchors_of_the_neighbour", LATTICE, ROUNDS, slow=True),
+    Fault("anchors_of_the_prefill", LATTICE, ROUNDS, slow=True),
+    Fault("drafts_at_the_masks", MARKOV, ROUNDS, slow=True),
+    Fault("gates_of_the_position_before", GATED_MARKOV, ROUNDS, slow=True),
     Fault("nodes_written_to_their_neighbours_window", SMALL_FA3, TOKENS, slow=True),
     Fault("accepted_rows_stay_where_they_are", FA3, TOKENS, slow=True),
     Fault("drafter_is_told_nothing", SMALL_FA3, ROUNDS, slow=True),

@@ -98,6 +98,19 @@ def by_the_first_adapter(wave: Wave) -> Wave:
     return with_it
 
 
+def by_its_head(wave: Wave) -> Wave:
+    """The same, of requests whose rounds each show whether the drafter's head had all that it reads."""
+
+    def with_it(chooser: Chooser) -> list[Sent]:
+        chooser.unlike = chooser.reference.with_wrong_heads()
+        try:
+            return wave(chooser)
+        finally:
+            chooser.unlike = ()
+
+    return with_it
+
+
 def prefix_of_another_adapter(chooser: Chooser) -> list[Sent]:
     """A prompt of the wave before, with an adapter that did not write its keys: no hit, or a wrong answer."""
     used = chooser.with_adapter("", 10, 6)

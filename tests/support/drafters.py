@@ -70,27 +70,27 @@ DRAFTERS: dict[str, Drafter] = {
     "DFlash2, with convolutions": Drafter(
         _BEFORE,
         "DFlash2DraftModel",
-        (_tiny("selector-convolutions"),),
+        (_tiny("selector-convolutions"), scene("selector-convolutions")),
         dflash={"selector_rank": 4, "selector_top_k": 6, "conv_kernel_size": 3, "conv_group_size": 8},
         refused_with=_NO_GROUPS,
     ),
     "LiLiCorr": Drafter(
         f"{_BEFORE}; all candidates of the block, the last committed token",
         "LiLiCorrDraftModel",
-        (_tiny("lilicorr"),),
+        (_tiny("lilicorr"), scene("lilicorr")),
         dflash=_LATTICE,
         refused_with=_NO_SERVERS,
     ),
     "DSpark, vanilla Markov head": Drafter(
         _BEFORE,
         "Qwen3DSparkModel",
-        (_tiny("markov"), _tiny("markov-anchor"), scene("attention-groups-markov", "slow")),
+        (_tiny("markov"), _tiny("markov-anchor"), scene("markov-anchor"), scene("attention-groups-markov", "slow")),
         {"markov_rank": 4, "markov_head_type": "vanilla"},
     ),
     "DSpark, gated Markov head": Drafter(
         _BEFORE,
         "Qwen3DSparkModel",
-        (_tiny("gated-markov"), scene("split-gated-markov", "slow")),
+        (_tiny("gated-markov"), scene("gated-markov"), scene("split-gated-markov", "slow")),
         {"markov_rank": 4, "markov_head_type": "gated"},
     ),
     "DSpark, recurrent Markov head": Drafter(

@@ -27,7 +27,7 @@ from tests.device_lane.group_catalogue import GROUPS, GROUPS_LATENT, GROUPS_OTHE
 from tests.device_lane.host_cache import FLAGS as _HOST_CACHE
 from tests.device_lane.new_weights import failing_adapters, failing_checkpoints, failing_updates_from_tensors
 from tests.device_lane.penalty_waves import penalized
-from tests.device_lane.published_catalogue import PUBLISHED
+from tests.device_lane.published_catalogue import ON_OTHER_BACKENDS, PUBLISHED, SLOW_ON_OTHER_BACKENDS
 from tests.device_lane.request_waves import FLAGS as _EVERY_KIND
 from tests.device_lane.request_waves import few_by_far, of_every_kind, of_every_kind_in_chunks
 from tests.device_lane.scenes import CONTEXT_LIMIT, SMALL_POOL, Scene, pool_of
@@ -305,6 +305,7 @@ SLOW_SCENES = (
     FP8_BLOCKS,
     *QUANTIZED_CHAINS,
     *SPLIT_OTHERS,
+    *SLOW_ON_OTHER_BACKENDS,
 )
 
 SMALL = (SMALL_TRITON, SMALL_FA3, SMALL_FLASHINFER)
@@ -327,6 +328,7 @@ SCENES = (
     GRAMMARS,
     PENALTIES,
     *PUBLISHED,
+    *ON_OTHER_BACKENDS,
     GATED_DELTA_RETRACTION,
     SHORT_CONVOLUTION,
     SPLIT,

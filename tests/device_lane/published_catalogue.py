@@ -21,13 +21,12 @@ from tests.support.published import BACKENDS, ENDS, PAIRS, SERVED
 BUDGET, SMALLER = 16, 7
 
 
-def scenes_of(name: str) -> tuple[Scene, ...]:
-    """Of a pair of the list; graphs are captured for the larger tree alone."""
-    pair = PAIRS[name]
-    has_states = "full_attention_interval" in pair.target
-    tree = Scene(
+def _tree(name: str, backend: str) -> Scene:
+    """The larger tree of a pair of the list, with graphs."""
+    has_states = "full_attention_interval" in PAIRS[name].target
+    return Scene(
         name,
-        BACKENDS[pair.family],
+        backend,
         (three_past_a_tracked_length, three_resume) if has_states else (three_at_two_budgets, three_go_on),
         pair=name,
         budget=BUDGET,
@@ -38,6 +37,11 @@ def scenes_of(name: str) -> tuple[Scene, ...]:
         clear_at=(BUDGET + 1, SMALLER + 1),
         moves=True,
     )
+
+
+def scenes_of(name: str) -> tuple[Scene, ...]:
+    """Of a pair of the list; graphs are captured for the larger tree alone."""
+    tree = _tree(name, BACKENDS[PAIRS[name].family])
     others = (
         replace(tree, budget=SMALLER, captured=()),
         replace(tree, algorithm="DFLASH", budget=None, captured=(), moves=False),
@@ -46,3 +50,21 @@ def scenes_of(name: str) -> tuple[Scene, ...]:
 
 
 PUBLISHED = tuple(scene for name in PAIRS if name not in SERVED for scene in scenes_of(name))
+
+
+def _on(name: str, backend: str) -> Scene:
+    """The larger tree on another backend than the family's own above."""
+    return replace(_tree(name, backend), name=f"{name}-{backend}")
+
+
+ON_OTHER_BACKENDS = tuple(
+    _on(name, backend)
+    for name, backends in (
+        ("Kimi-K2.5", ("fa3",)),
+        ("Qwen3-Coder-30B-A3B", ("triton", "flashinfer")),
+        ("Qwen3-Coder-Next", ("flashinfer",)),
+    )
+    for backend in backends
+)
+# Beside gated delta nets, Triton's attention has its interpreter take a minute or more.
+SLOW_ON_OTHER_BACKENDS = tuple(_on(name, "triton") for name in ("Qwen3.5-35B-A3B", "Qwen3-Coder-Next"))

@@ -530,6 +530,18 @@ IN_THE_LANE = (
         )
         for feature in (GREEDY, "prefix cache", "a smaller tree for one request")
     ),
+    *(
+        Row(family, backend, feature, scene(f"{name}-{backend}", note))
+        for family, backend, name, note in (
+            ("Kimi-K2.5", FA3, "Kimi-K2.5", ""),
+            ("Qwen3-MoE", TRITON, "Qwen3-Coder-30B-A3B", ""),
+            ("Qwen3-MoE", FLASHINFER, "Qwen3-Coder-30B-A3B", ""),
+            ("Qwen3.5 / 3.6 MoE", TRITON, "Qwen3.5-35B-A3B", "slow"),
+            ("Qwen3-Next", TRITON, "Qwen3-Coder-Next", "slow"),
+            ("Qwen3-Next", FLASHINFER, "Qwen3-Coder-Next", ""),
+        )
+        for feature in (GREEDY, "prefix cache", "a smaller tree for one request", "captured graphs and overlap")
+    ),
     Row("Qwen3.5 / 3.6 MoE", FA3, "captured graphs and overlap", scene("Qwen3.5-35B-A3B", "slow")),
     Row("Qwen3-Next", FA3, "captured graphs and overlap", scene("Qwen3-Coder-Next", "slow")),
     Row("Kimi-K2.5", TRITON, "captured graphs and overlap", scene("Kimi-K2.5")),

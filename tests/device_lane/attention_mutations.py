@@ -30,6 +30,23 @@ def sinks_left_out() -> None:
     set_attribute(TritonAttnBackend, "forward_extend", forward_extend)
 
 
+def pictures_of_the_neighbour() -> None:
+    """Nodes stand behind the pictures of the request before theirs, which take fewer positions than places, too."""
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+    original = ForwardBatch.compute_spec_mrope_positions
+
+    def compute(forward_batch: Any, runner: Any, batch: Any, *positions: Any) -> None:
+        pictures = batch.multimodal_inputs
+        batch.multimodal_inputs = [*pictures[-1:], *pictures[:-1]]
+        try:
+            original(forward_batch, runner, batch, *positions)
+        finally:
+            batch.multimodal_inputs = pictures
+
+    set_attribute(ForwardBatch, "compute_spec_mrope_positions", compute)
+
+
 def rows_of_windows_stay_where_they_are() -> None:
     """Accepted nodes move in the pool of the layers that see everything, and not in that of the others."""
     from ddtree_sglang.engine.stages.kv_moves import WindowedMover
@@ -53,4 +70,9 @@ def set_attribute(owner: Any, name: str, value: Any) -> None:
     setattr(owner, name, value)
 
 
-ATTENTION_MUTATIONS = (windows_by_index_in_the_tree, sinks_left_out, rows_of_windows_stay_where_they_are)
+ATTENTION_MUTATIONS = (
+    windows_by_index_in_the_tree,
+    sinks_left_out,
+    pictures_of_the_neighbour,
+    rows_of_windows_stay_where_they_are,
+)

@@ -27,6 +27,7 @@ from tests.device_lane.group_catalogue import GROUPS, GROUPS_LATENT, GROUPS_OTHE
 from tests.device_lane.host_cache import FLAGS as _HOST_CACHE
 from tests.device_lane.new_weights import failing_adapters, failing_checkpoints, failing_updates_from_tensors
 from tests.device_lane.penalty_waves import penalized
+from tests.device_lane.picture_catalogue import IMAGES, IMAGES_FA3, IMAGES_TRITON
 from tests.device_lane.published_catalogue import ON_OTHER_BACKENDS, PUBLISHED, SLOW_ON_OTHER_BACKENDS
 from tests.device_lane.request_waves import FLAGS as _EVERY_KIND
 from tests.device_lane.request_waves import few_by_far, of_every_kind, of_every_kind_in_chunks
@@ -306,6 +307,7 @@ SLOW_SCENES = (
     *QUANTIZED_CHAINS,
     *SPLIT_OTHERS,
     *SLOW_ON_OTHER_BACKENDS,
+    IMAGES_TRITON,
 )
 
 SMALL = (SMALL_TRITON, SMALL_FA3, SMALL_FLASHINFER)
@@ -369,6 +371,8 @@ SCENES = (
     DRAFT_WINDOW,
     PAIRS_OF_CANDIDATES,
     *HEADS,
+    IMAGES,
+    IMAGES_FA3,
     HOST_CACHE,
     AWQ,
     STOCK_TRITON,

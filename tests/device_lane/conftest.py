@@ -24,6 +24,7 @@ from tests.device_lane.quantized import round_activations
 from tests.device_lane.references import Reference
 from tests.device_lane.scenes import Outcome, Scene, play
 from tests.device_lane.sliding_drafter import FULL, SLIDING
+from tests.support.image_pair import make_image_pair
 from tests.support.published import PAIRS as PUBLISHED
 from tests.support.quantize import How, quantize
 from tests.support.tiny import make_tiny
@@ -59,6 +60,8 @@ PAIRS = {
     "fp8_blocks": ("qwen3", 4, 32),
 }
 """Architecture, block size and vocabulary; published pairs have a list of their own."""
+SEES = "sees"
+"""A pair whose target takes images (tests/support/image_pair.py)."""
 KINDS = dict.fromkeys(("sliding", "sliding_gated_delta"), (SLIDING, FULL))
 """Of the layers of a pair's drafter, where they are not one that sees the whole context."""
 QUANTIZED: dict[str, tuple[How, How]] = {
@@ -106,6 +109,8 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Refe
         folder = tmp_path_factory.mktemp(name)
         if name in PUBLISHED:
             return Reference(make_tiny(folder, PUBLISHED[name]))
+        if name == SEES:
+            return Reference(make_image_pair(folder))
         architecture, block_size, vocabulary = PAIRS[name]
         kinds = KINDS.get(name, (FULL,))
         pair = make_pair(folder, architecture, block_size, vocabulary=vocabulary, kinds=kinds)  # type: ignore[arg-type]

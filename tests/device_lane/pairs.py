@@ -41,6 +41,7 @@ from ddtree_sglang.training.model.drafter_model import DFlashDrafter
 from ddtree_sglang.training.model.export import export_drafter
 from tests.device_lane import hybrid_targets
 from tests.device_lane.head_protocol import PairHead
+from tests.device_lane.sight import Sight
 from tests.device_lane.sliding_drafter import FULL, state_kinds, with_sliding_layers
 from tests.support.published_configs import GPT_OSS_ROPE
 
@@ -158,6 +159,7 @@ class TinyPair:
     model: str
     draft: str
     head: PairHead | None = None  # of a drafter that scores pairs
+    sight: Sight | None = None  # of a target that sees
 
     @property
     def block_size(self) -> int:

@@ -29,6 +29,7 @@ from tests.device_lane.adapters import Adapter
 from tests.device_lane.draws import choose
 from tests.device_lane.head_protocol import WrongHead
 from tests.device_lane.pairs import EOS_TOKEN, EXPERTS_PER_TOKEN, NUM_LAYERS, VOCABULARY, TinyPair
+from tests.device_lane.sight import Seen
 
 EVEN_TOKENS = [4, 6, 8, 20, 22, 24, 26, 28]
 ODD_TOKENS = [3, 5, 7, 9, 21, 23, 25, 27, 29]
@@ -69,6 +70,7 @@ class Asked:
     processed: bool = False  # by a custom logit processor (processors.py)
     bias: tuple[tuple[int, float], ...] = ()  # added to the logits of tokens
     thoughts: int | None = None  # tokens after which the server ends its thoughts
+    pictures: tuple[str, ...] = ()  # data URLs; each has one place in the prompt
 
     @property
     def barred(self) -> tuple[int, ...]:
@@ -108,6 +110,7 @@ class Asked:
         if self.processed:
             sampling["custom_params"] = {**sampling.get("custom_params", {}), "calls": 0}
             body["custom_logit_processor"] = processors.serialized()
+        body |= {"image_data": list(self.pictures)} if self.pictures else {}
         return body | ({"lora_path": self.adapter} if self.adapter else {})
 
 
@@ -158,7 +161,8 @@ class Reference:
     pair: TinyPair
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     _known: dict[Asked, Expected] = field(default_factory=dict)
-    _drafted: dict[tuple[str, tuple[int, ...], int], Proposed] = field(default_factory=dict)
+    _drafted: dict[tuple[str, tuple[str, ...], tuple[int, ...], int], Proposed] = field(default_factory=dict)
+    _seen: dict[tuple[str, ...], Seen] = field(default_factory=dict)
     seen_tokens: int | None = None  # that the drafter reads of a context, in whole pages; None for all
     page_size: int = 1
     noise: float = NOISE
@@ -186,8 +190,17 @@ class Reference:
         return self._known[asked]
 
     def target(self, asked: Asked) -> Any:
-        """The model that answers a request: the pair's own, or the one with the request's adapter."""
+        """The model that answers a request: the pair's own, or the one with its adapter or its pictures."""
+        if asked.pictures:
+            return self.seen(asked)
         return self.adapters[asked.adapter].merged if asked.adapter else self.pair.target
+
+    def seen(self, asked: Asked) -> Seen:
+        """The target with the request's pictures, whose patches are made once."""
+        assert self.pair.sight is not None
+        if asked.pictures not in self._seen:
+            self._seen[asked.pictures] = self.pair.sight.of(asked.pictures)
+        return self._seen[asked.pictures]
 
     @torch.inference_mode()
     def _decode(self, asked: Asked) -> Expected:
@@ -343,7 +356,7 @@ class Reference:
         ranked with noise and without, at several numbers of nodes.
         """
         text = (*asked.prompt, *tokens[:done])
-        key = asked.adapter, text, self._first_seen(len(text) - 1)
+        key = asked.adapter, asked.pictures, text, self._first_seen(len(text) - 1)
         if key not in self._drafted:
             self._drafted[key] = self._draft(asked, text)
         return self._drafted[key]

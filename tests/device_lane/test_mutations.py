@@ -39,6 +39,7 @@ from tests.device_lane.catalogue import (
 from tests.device_lane.drafter_catalogue import GATED_MARKOV, LATTICE, MARKOV
 from tests.device_lane.group_catalogue import GROUPS, GROUPS_EAGER, GROUPS_WIDTHS
 from tests.device_lane.mutations import MUTATIONS
+from tests.device_lane.picture_catalogue import IMAGES
 from tests.device_lane.problems import problems
 from tests.device_lane.references import Reference
 from tests.device_lane.scenes import Outcome, Scene
@@ -115,6 +116,7 @@ FAULTS = (
     Fault("processors_a_round_late", SMALL_PROCESSORS, TOKENS),
     Fault("processors_see_the_root_alone", SMALL_PROCESSORS, TOKENS, slow=True),
     Fault("windows_by_index_in_the_tree", WINDOWS_TRITON, TOKENS),
+    Fault("pictures_of_the_neighbour", IMAGES, TOKENS, slow=True),
     Fault("sinks_left_out", WINDOWS_TRITON, TOKENS, slow=True),
     Fault("drafter_sees_the_first_tokens", DRAFT_WINDOW_FLASHINFER, ROUNDS, slow=True),
     Fault("drafters_rows_stay_on_the_device", HOST_CACHE, ROUNDS, slow=True),

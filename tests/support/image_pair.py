@@ -34,6 +34,7 @@ from tests.device_lane.pairs import (
     one_thread,
     train_drafter,
 )
+from tests.device_lane.sight import sight_of
 from tests.device_lane.sliding_drafter import state_kinds
 
 VOCABULARY = 64
@@ -63,7 +64,7 @@ _GAIN = 1.5
 
 
 def make_image_pair(folder: Path, seed: int = 0) -> TinyPair:
-    """Make the pair and write it to `folder`; in memory there is its text part alone."""
+    """Make the pair and write it to `folder`; in memory its text part is by itself, too."""
     with one_thread():
         target = make_target("qwen3_moe", seed, VOCABULARY)
         with torch.no_grad():
@@ -74,7 +75,8 @@ def make_image_pair(folder: Path, seed: int = 0) -> TinyPair:
     _save_processor(folder / "target")
     export_drafter(drafter, folder / "draft", torch.float32)
     state_kinds(folder / "draft", drafter)
-    return TinyPair(target, drafter.eval(), str(folder / "target"), str(folder / "draft"))
+    sight = sight_of(str(folder / "target"), target, MARKS["image_pad"])
+    return TinyPair(target, drafter.eval(), str(folder / "target"), str(folder / "draft"), sight=sight)
 
 
 def picture(width: int, height: int, seed: int) -> str:

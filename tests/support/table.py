@@ -472,6 +472,17 @@ IN_THE_LANE = (
     Row("Llama", FA3, "requests that join and leave a batch", scene("late")),
     Row("Llama", FA3, "hidden states", scene("late")),
     Row("Llama", FA3, "aborted requests", scene("late")),
+    *(
+        Row("Qwen3-VL MoE", backend, feature, scene(f"images-{backend}", note))
+        for backend, note in ((FLASHINFER, ""), (TRITON, "slow"), (FA3, ""))
+        for feature in (
+            GREEDY,
+            "images",
+            "prefix cache",
+            "a smaller tree for one request",
+            "captured graphs and overlap",
+        )
+    ),
     Row("Qwen3-MoE", FA3, GREEDY, scene("experts")),
     Row("Qwen3-MoE", FA3, "captured graphs and overlap", scene("experts")),
     Row("Qwen3-MoE", FA3, "routed experts", scene("experts")),

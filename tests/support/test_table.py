@@ -16,6 +16,7 @@ import pytest
 from tests.architecture import ROOT
 from tests.device_lane.catalogue import SCENES, SLOW_SCENES
 from tests.device_lane.conftest import PAIRS as LANE_PAIRS
+from tests.device_lane.conftest import SEES
 from tests.support import collected, table
 from tests.support.document import DOCUMENT, NEEDED_BY, document
 from tests.support.drafters import DRAFTERS
@@ -126,6 +127,8 @@ ARCHITECTURES = {
 
 def family_of(pair: str) -> str:
     """Of a scene's pair."""
+    if pair == SEES:
+        return "Qwen3-VL MoE"
     return PAIRS[pair].family if pair in PAIRS else ARCHITECTURES[LANE_PAIRS[pair][0]]
 
 

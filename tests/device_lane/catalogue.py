@@ -151,15 +151,20 @@ STOCK_FA3 = Scene("stock-fa3", "fa3", (few,), algorithm="DFLASH", captured=(4,))
 # Five answers of up to twelve tokens: long enough that a key in a wrong slot is read again.
 FA3 = Scene("fa3", "fa3", (staggered, prefix_hit, chunked, greedy_by_top_k, ends, aborted), budget=16, flags=CHUNKS)
 
-# A table of pages in the graph, prompts that running requests are mixed into, and sessions.
+# A table of pages in the graph, prompts of several chunks, and sessions.
+_PAGES = ("--page-size", "16", "--chunked-prefill-size")
 FA3_PAGES = Scene(
     "fa3-pages",
     "fa3",
     (mixed, first_turns, later_turns),
     budget=7,
-    flags=("--page-size", "16", "--chunked-prefill-size", "16", "--enable-mixed-chunk", "--enable-streaming-session"),
+    flags=(*_PAGES, "16", "--enable-streaming-session"),
     captured=(2,),
     must_log=("Session closed",),
+)
+# Of a chunk of one page nothing would be left beside a running request.
+FA3_PAGES_MIXED = Scene(
+    "fa3-pages-mixed", "fa3", (mixed,), budget=7, flags=(*_PAGES, "32", "--enable-mixed-chunk"), captured=(2,)
 )
 
 # A drafter that reads the last eight tokens of a context, in whole pages.
@@ -338,6 +343,7 @@ SCENES = (
     TRITON_3,
     RETRACTION,
     FA3_PAGES,
+    FA3_PAGES_MIXED,
     Scene("triton-64", "triton", (one,), budget=64, captured=(1,)),
     Scene("flashinfer-64", "flashinfer", (pair_of_requests,), budget=64, captured=(2,)),
     Scene("fa3-64", "fa3", (pair_of_requests,), budget=64, captured=(2,)),

@@ -281,7 +281,7 @@ def last_token_of_a_turn_counted_as_written() -> None:
     """A session's next turn begins behind the last token of the one before, whose keys no round has written."""
     from ddtree_sglang.engine import sessions
 
-    _set(sessions, "is_ddtree", lambda algorithm: False)
+    _set(sessions, "serves_ddtree", lambda: False)
 
 
 def states_by_index_in_the_tree() -> None:

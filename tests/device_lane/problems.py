@@ -36,24 +36,21 @@ def problems(scene: Scene, outcome: Outcome, reference: Reference) -> list[str]:
     if outcome.failure is None and largest < scene.at_once:
         found.append(f"no round had more than {largest} requests, expected {scene.at_once}")
     found += _of_nodes(scene, outcome, reference)
-    found += _of_mixing(scene, outcome)
+    found += _of_mixing(scene, outcome, reference)
     found += [f"the log lacks {word!r}" for word in scene.must_log if word not in outcome.log]
     return found
 
 
-def _of_mixing(scene: Scene, outcome: Outcome) -> list[str]:
-    """Where chunks are mixed: whether any answer has a token that no round gave it."""
-    asked = [one for one in outcome.answered if one.sent.check == "steps"]
-    if "--enable-mixed-chunk" not in scene.flags or not asked or outcome.failure is not None:
+def _of_mixing(scene: Scene, outcome: Outcome, reference: Reference) -> list[str]:
+    """Where chunks are mixed: whether any answer's rounds are others than if none had taken part in a prefill."""
+    mixed = [one for one in outcome.answered if one.sent.check == "steps"]
+    if "--enable-mixed-chunk" not in scene.flags or not mixed or outcome.failure is not None:
         return []
-    for one in asked:
-        meta = one.answer["meta_info"]
-        by_rounds = sum(
-            times * (1 + correct) for correct, times in enumerate(meta.get("spec_correct_drafts_histogram", []))
-        )
-        if 1 + by_rounds < len(one.answer["output_ids"]):
+    for one in mixed:
+        by_itself = histogram(Chooser(reference, scene).rounds(one.sent.asked))
+        if one.answer["meta_info"].get("spec_correct_drafts_histogram", []) != by_itself:
             return []
-    return ["no request had a token by another one's prefill, as if chunks were not mixed"]
+    return ["all rounds are as if no request had a token by another one's prefill: chunks were not mixed"]
 
 
 def _of_nodes(scene: Scene, outcome: Outcome, reference: Reference) -> list[str]:

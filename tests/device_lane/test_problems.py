@@ -43,14 +43,23 @@ def test_a_scene_whose_accepted_nodes_stay_where_they_are_shows_no_tree() -> Non
     ]
 
 
-@pytest.mark.parametrize(("rounds", "mixes"), [([1, 1], False), ([2], True), ([0, 0, 1], False)])
-def test_where_chunks_are_mixed_some_answer_has_a_token_that_no_round_gave_it(rounds: list[int], mixes: bool) -> None:
-    """An answer of four tokens, the first one its own prefill's."""
-    meta = {"spec_correct_drafts_histogram": rounds}
-    answered: Any = SimpleNamespace(
-        sent=SimpleNamespace(check="steps"), answer={"meta_info": meta, "output_ids": [1, 2, 3, 4]}
-    )
-    outcome = Outcome((answered,), 0, "", None, ())
+def test_where_chunks_are_mixed_some_answer_has_other_rounds_than_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_itself = [SimpleNamespace(commit_len=2), SimpleNamespace(commit_len=1)]
+    chooser = SimpleNamespace(rounds=lambda _asked: by_itself)
+    monkeypatch.setattr("tests.device_lane.problems.Chooser", lambda *_: chooser)
     scene = replace(SMALL, flags=(*SMALL.flags, "--enable-mixed-chunk"))
-    assert bool(_of_mixing(scene, outcome)) != mixes
-    assert not _of_mixing(SMALL, outcome)
+
+    def mixing(*histograms: list[int], check: str = "steps", of: Scene = scene) -> list[str]:
+        answered: Any = tuple(
+            SimpleNamespace(
+                sent=SimpleNamespace(check=check, asked=None),
+                answer={"meta_info": {"spec_correct_drafts_histogram": one}},
+            )
+            for one in histograms
+        )
+        return _of_mixing(of, Outcome(answered, 0, "", None, ()), REFERENCE)
+
+    assert mixing([1, 1], [1, 1]) != []
+    assert mixing([1, 1], [2]) == []
+    assert mixing([1, 1], check="tokens") == [], "nothing is said of its rounds"
+    assert mixing([1, 1], of=SMALL) == []

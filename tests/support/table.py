@@ -441,7 +441,7 @@ IN_THE_LANE = (
     Row("Qwen3", FA3, "aborted requests", scene("fa3")),
     Row("Qwen3", FA3, "prefix cache", scene("fa3")),
     Row("Qwen3", FA3, "chunked prefill", scene("fa3")),
-    Row("Qwen3", FA3, "mixed chunks", scene("fa3-pages")),
+    Row("Qwen3", FA3, "mixed chunks", scene("fa3-pages-mixed")),
     Row("Qwen3", FA3, "pages of several tokens", scene("fa3-pages")),
     Row("Qwen3", FA3, "sessions", scene("fa3-pages")),
     Row("Qwen3", FA3, "retraction", scene("retraction")),

@@ -6,6 +6,7 @@ numbers accepted, a rule of a kernel or of a capture that is broken. A server th
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -169,3 +170,18 @@ def test_fault_is_noticed(
 
 def test_every_mutation_has_a_scene() -> None:
     assert {fault.mutation for fault in FAULTS} == set(MUTATIONS)
+
+
+@pytest.mark.usefixtures("plugins")
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_each_fault_finds_what_it_breaks(name: str) -> None:
+    """Most faults are played by who asks for slow tests; a name that went away is seen at once."""
+    if (child := os.fork()) == 0:
+        status = 1
+        try:
+            MUTATIONS[name]()
+            status = 0
+        finally:
+            # Whatever happened: what pytest would do at its end is the parent's.
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

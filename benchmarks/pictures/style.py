@@ -43,8 +43,10 @@ def systems_of(lines: Lines) -> list[str]:
 def system_colour(name: str, names: Sequence[str]) -> Any:
     """Grey for plain, orange for the chain, shades of blue for trees, of green for trees that choose their budget."""
     fixed = {"plain": "#888888", "dflash": "#e6842a"}
-    if name in fixed or name.startswith(ADAPTIVE):
-        return fixed.get(name, "#93d1ae" if name not in fixed and parts_of(name)[1] else "#2a9d5c")
+    if name in fixed:
+        return fixed[name]
+    if name.startswith(ADAPTIVE):
+        return "#93d1ae" if parts_of(name)[1] else "#2a9d5c"
     trees = [one for one in names if one.startswith("ddtree") and not one.startswith(ADAPTIVE)]
     return plt.get_cmap("Blues")(0.4 + 0.5 * trees.index(name) / (len(trees) - 1) if len(trees) > 1 else 0.7)
 

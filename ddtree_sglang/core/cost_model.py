@@ -71,7 +71,9 @@ def first_guess(batch_size: int, num_nodes: int, context: int) -> float:
 @lru_cache(maxsize=256)
 def _first_guesses(batch_size: int, widths: tuple[int, ...], context: int) -> Array:
     """`[W]`, of rounds that are asked about again and again; not to be written."""
-    return np.array([first_guess(batch_size, width, context) for width in widths])
+    guesses = np.array([first_guess(batch_size, width, context) for width in widths])
+    guesses.setflags(write=False)
+    return guesses
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def _update(state: Array, covariance: Array, place: int, off: float, noise: floa
             covariance[first, second] -= gain[first] * seen[second]
 
 
-@compiled("float64[:](float64[:], int64[:], float64[:])")
+@compiled("float64[:](float64[:], int64[:], Array(float64, 1, 'A', readonly=True))")
 def _seconds(state: Array, places: Places, guesses: Array) -> Array:
     """`[W]`, see `CostRow.seconds`."""
     seconds = np.empty(len(places))

@@ -50,9 +50,6 @@ def reduce_weights(weights: Sequence[torch.Tensor], packed: Sequence[torch.Tenso
     num_elements = sum(weight.numel() for weight in weights)
     if not weights or not _may_reduce(num_elements, weights[0].dtype):
         return None
-    # Once plain, once packed.
-    if 2 * num_elements * torch.bfloat16.itemsize > SHARE_OF_MEMORY * psutil.virtual_memory().available:
-        return None
     reduced = [pack(weight.bfloat16()) for weight in weights]
     return reduced if _asked() == "bfloat16" or is_reduced_faster(weights, packed, reduced) else None
 
@@ -113,6 +110,8 @@ def _may_reduce(num_elements: int, dtype: torch.dtype) -> bool:
         and dtype is torch.float32
         and torch.backends.mkldnn.is_available()
         and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        # Once plain, once packed.
+        and 2 * num_elements * torch.bfloat16.itemsize <= SHARE_OF_MEMORY * psutil.virtual_memory().available
     )
 
 

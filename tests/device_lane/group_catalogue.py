@@ -62,9 +62,26 @@ GROUPS_LATENT = Scene(
     flags=(*_GROUPS, *_EVERY_KIND),
     captured=(1, 2),
 )
-_TO_THE_HOST_AND_BACK = (
-    *(in_group(group, wave) for group in (0, 1) for wave in (leaves_the_device, comes_back_from_the_host)),
-    unequal_groups,
+# A prefill that decodes is one to the other groups, which wait for it as they do for any.
+_MIXED = replace(
+    GROUPS_EAGER,
+    name="attention-groups-mixed",
+    pair="experts",
+    waves=(mixed_in_one_group, in_both_groups(mixed)),
+    flags=(*_GROUPS, *CHUNKS, "--enable-mixed-chunk"),
+    captured=(1, 2),
+)
+# A pool that a group's texts leave, and come back to; of a drafter's two layers, too.
+_ON_THE_HOST = replace(
+    GROUPS_EAGER,
+    name="attention-groups-host-cache",
+    pair="sliding",
+    waves=(
+        *(in_group(group, wave) for group in (0, 1) for wave in (leaves_the_device, comes_back_from_the_host)),
+        unequal_groups,
+    ),
+    flags=(*_GROUPS, *_HOST_CACHE, *pool_of(120)),
+    captured=(1, 2),
 )
 GROUPS_OTHERS = (
     GROUPS_EAGER,
@@ -74,45 +91,13 @@ GROUPS_OTHERS = (
         for backend in ("triton", "flashinfer")
     ),
     replace(GROUPS_EAGER, name="attention-groups-kimi", backend="triton", pair="Kimi-K2.5", captured=(1, 2)),
-    # A prefill that decodes is one to the other groups, which wait for it as they do for any.
-    replace(
-        GROUPS_EAGER,
-        name="attention-groups-mixed",
-        pair="experts",
-        waves=(mixed_in_one_group, in_both_groups(mixed)),
-        flags=(*_GROUPS, *CHUNKS, "--enable-mixed-chunk"),
-        captured=(1, 2),
-    ),
-    replace(
-        GROUPS_EAGER,
-        name="attention-groups-mixed-latent",
-        pair="deepseek",
-        waves=(mixed_in_one_group, in_both_groups(mixed)),
-        budget=16,
-        flags=(*_GROUPS, *CHUNKS, "--enable-mixed-chunk"),
-        captured=(1, 2),
-    ),
+    _MIXED,
+    replace(_MIXED, name="attention-groups-mixed-latent", pair="deepseek", budget=16),
     # DSpark.
     replace(GROUPS_EAGER, name="attention-groups-markov", pair="markov", budget=16, captured=(1, 2)),
     replace(GROUPS_EAGER, name="attention-groups-gated-markov", backend="triton", pair="gated_markov", budget=16),
-    # A pool that a group's texts leave, and come back to; of a drafter's two layers, too.
-    replace(
-        GROUPS_EAGER,
-        name="attention-groups-host-cache",
-        pair="sliding",
-        waves=_TO_THE_HOST_AND_BACK,
-        flags=(*_GROUPS, *_HOST_CACHE, *pool_of(120)),
-        captured=(1, 2),
-    ),
-    replace(
-        GROUPS_EAGER,
-        name="attention-groups-host-cache-latent",
-        backend="triton",
-        pair="deepseek",
-        waves=_TO_THE_HOST_AND_BACK,
-        flags=(*_GROUPS, *_HOST_CACHE, *pool_of(120)),
-        captured=(1, 2),
-    ),
+    _ON_THE_HOST,
+    replace(_ON_THE_HOST, name="attention-groups-host-cache-latent", backend="triton", pair="deepseek"),
     # gpt-oss: windows and sinks.
     replace(
         GROUPS_LATENT,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -35,30 +34,15 @@ class PairHead(Protocol):
         """
 
 
-@dataclass(frozen=True)
 class WrongHead:
     """A head as it would be if the product gave it something else than what it is to read.
 
     `instead` of pairs it scores candidates alone, of states those of the position before, of anchors none.
     """
 
-    head: PairHead
-    instead: Read
-
-    @property
-    def top_k(self) -> int:
-        """The head's."""
-        return self.head.top_k
-
-    @property
-    def reads(self) -> tuple[Read, ...]:
-        """The head's."""
-        return self.head.reads
-
-    @property
-    def from_anchor(self) -> bool:
-        """The head's."""
-        return self.head.from_anchor
+    def __init__(self, head: PairHead, instead: Read) -> None:
+        self.head, self.instead = head, instead
+        self.top_k, self.reads, self.from_anchor = head.top_k, head.reads, head.from_anchor
 
     def scores(
         self,

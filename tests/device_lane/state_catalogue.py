@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.device_lane.context_waves import (
     TRACKED_LEN,
     chunked,
@@ -101,38 +103,38 @@ MAMBA_CHUNKS = Scene(
     budget=16,
     flags=(*TRACKED, *CHUNKS, *_SCARCE),
 )
-MAMBA_MIXED = (
-    Scene(
-        "mamba-mixed-uncached",
-        "triton",
-        (mixed, fill_the_pool),
-        pair="mamba",
-        budget=7,
-        flags=(*_STATES_POOL, *CHUNKS, *_SCARCE, "--enable-mixed-chunk", "--disable-radix-cache"),
-        captured=(4,),
-        must_log=("Retract requests",),
-    ),
-    Scene(
-        "mamba-mixed",
-        "fa3",
-        (mixed_past_a_tracked_length, go_on_after_mixing),
-        pair="mamba",
-        budget=7,
-        flags=(*TRACKED, *CHUNKS, "--enable-mixed-chunk"),
-        captured=(4,),
-        at_once=2,
-    ),
-    Scene(
-        "mamba-mixed-kept",
-        "fa3",
-        (mixed_into_a_kept_state, go_on_behind_that_state),
-        pair="mamba",
-        budget=16,
-        flags=(*TRACKED, "--chunked-prefill-size", "72", "--enable-mixed-chunk"),
-        captured=(2,),
-        at_once=2,
-    ),
+# Running requests take part in prefills: past a length at which a state is kept, into a kept one, and where none is.
+_MIXED = Scene(
+    "mamba-mixed",
+    "fa3",
+    (mixed_past_a_tracked_length, go_on_after_mixing),
+    pair="mamba",
+    budget=7,
+    flags=(*TRACKED, *CHUNKS, "--enable-mixed-chunk"),
+    captured=(4,),
+    at_once=2,
 )
+_MIXED_KEPT = Scene(
+    "mamba-mixed-kept",
+    "fa3",
+    (mixed_into_a_kept_state, go_on_behind_that_state),
+    pair="mamba",
+    budget=16,
+    flags=(*TRACKED, "--chunked-prefill-size", "72", "--enable-mixed-chunk"),
+    captured=(2,),
+    at_once=2,
+)
+_MIXED_UNCACHED = Scene(
+    "mamba-mixed-uncached",
+    "triton",
+    (mixed, fill_the_pool),
+    pair="mamba",
+    budget=7,
+    flags=(*_STATES_POOL, *CHUNKS, *_SCARCE, "--enable-mixed-chunk", "--disable-radix-cache"),
+    captured=(4,),
+    must_log=("Retract requests",),
+)
+MAMBA_MIXED = (_MIXED_UNCACHED, _MIXED, _MIXED_KEPT)
 # LFM2. SGLang keeps no copies of its states at fixed lengths, and overlaps nothing.
 SHORT_CONVOLUTION = Scene(
     "short-convolution",
@@ -162,17 +164,7 @@ SHORT_CONVOLUTION_OTHERS = (
         flags=(*_STATES_POOL, *_SCARCE),
         must_log=("Retract requests",),
     ),
-    # Running requests take part in prefills, and nothing is kept.
-    Scene(
-        "short-convolution-mixed-uncached",
-        "fa3",
-        (mixed, fill_the_pool),
-        pair="short_convolution",
-        budget=7,
-        flags=(*_STATES_POOL, *CHUNKS, *_SCARCE, "--enable-mixed-chunk", "--disable-radix-cache"),
-        captured=(4,),
-        must_log=("Retract requests",),
-    ),
+    replace(_MIXED_UNCACHED, name="short-convolution-mixed-uncached", backend="fa3", pair="short_convolution"),
     Scene(
         "short-convolution-experts",
         "fa3",
@@ -210,39 +202,11 @@ GATED_DELTA_RETRACTION = Scene(
     flags=(*TRACKED, *_SCARCE),
     must_log=("Retract requests",),
 )
-GATED_DELTA_MIXED = Scene(
-    "gated-delta-mixed",
-    "triton",
-    (mixed_past_a_tracked_length, go_on_after_mixing),
-    pair="gated_delta",
-    budget=7,
-    flags=(*TRACKED, *CHUNKS, "--enable-mixed-chunk"),
-    captured=(4,),
-    at_once=2,
-)
+GATED_DELTA_MIXED = replace(_MIXED, name="gated-delta-mixed", backend="triton", pair="gated_delta")
 GATED_DELTA_OTHERS = (
     GATED_DELTA_MIXED,
-    Scene(
-        "gated-delta-mixed-kept",
-        "fa3",
-        (mixed_into_a_kept_state, go_on_behind_that_state),
-        pair="gated_delta",
-        budget=16,
-        flags=(*TRACKED, "--chunked-prefill-size", "72", "--enable-mixed-chunk"),
-        captured=(2,),
-        at_once=2,
-    ),
-    # Running requests take part in prefills, and no state is kept.
-    Scene(
-        "gated-delta-mixed-uncached",
-        "triton",
-        (mixed, fill_the_pool),
-        pair="gated_delta",
-        budget=7,
-        flags=(*_STATES_POOL, *CHUNKS, *_SCARCE, "--enable-mixed-chunk", "--disable-radix-cache"),
-        captured=(4,),
-        must_log=("Retract requests",),
-    ),
+    replace(_MIXED_KEPT, name="gated-delta-mixed-kept", pair="gated_delta"),
+    replace(_MIXED_UNCACHED, name="gated-delta-mixed-uncached", pair="gated_delta"),
     Scene(
         "gated-delta-chunks",
         "fa3",

@@ -21,7 +21,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import compress
 from statistics import fmean
@@ -34,7 +34,7 @@ from ddtree_sglang.core.cost_model import CostModel, RoundCosts, row_of
 from ddtree_sglang.core.cost_row import CALM
 from ddtree_sglang.core.honest_probs import Floats, HonestProbs, Ints, RoundTrees
 from ddtree_sglang.core.width_choice import add_request, best_width, drafted_tokens
-from ddtree_sglang.core.width_tries import LEAST_LOSS, hopeful_tries
+from ddtree_sglang.core.width_tries import LEAST_LOSS, OPTIMISM, hopeful_tries
 from ddtree_sglang.engine.stages.round_records import (
     Decision,
     Narrowed,
@@ -164,11 +164,8 @@ class AdaptiveBudget:
         self._now = len(reqs), mean_prefix
         allowed = self.widths[: bisect_right(self.widths, most_nodes)]
         self._round_costs = self.costs.of_rounds(*self._now, allowed)
-        self._tokens, usual = np.full(len(self.widths), float(len(reqs))), self._usual_honesty
-        for req, limit in zip(reqs, node_limits, strict=True):
-            one = self._requests.get(req)
-            drafted, honesty = (self._usual.drafted, usual) if one is None else (one.drafted, one.honesty(usual))
-            add_request(self._tokens, drafted, honesty, bisect_right(self.widths, limit) - 1)
+        records = [self._requests.get(req, self._usual) for req in reqs]
+        self._expect(records, [record.drafted for record in records], node_limits)
         return allowed
 
     def narrow(self, reqs: Sequence[Req], node_limits: Sequence[int], trees: RoundTrees) -> int:
@@ -177,13 +174,18 @@ class AdaptiveBudget:
         curves = drafted_tokens(self.probs.of_paths(trees), self._width_array)
         num_seen = bisect_right(self.widths, num_nodes)
         self._follow(reqs, curves, num_seen)
+        self._expect([self._requests[req] for req in reqs], curves, node_limits)
         drafted = self._within(curves, node_limits)
-        self._tokens, usual = np.full(len(self.widths), float(len(reqs))), self._usual_honesty
-        for req, row in zip(reqs, drafted, strict=True):
-            add_request(self._tokens, row, self._requests[req].honesty(usual), len(self.widths) - 1)
         self.decision = self._choose_after(self.widths[1:num_seen])
         self._narrowed = trees.first(self.decision.num_nodes), drafted
         return self.decision.num_nodes
+
+    def _expect(self, records: Sequence[RequestRecord], curves: Iterable[Floats], node_limits: Sequence[int]) -> None:
+        """What the round emits by its width, the targets' own tokens included: of each request its curve `[W]`."""
+        self._tokens, usual = np.full(len(self.widths), float(len(records))), self._usual_honesty
+        for record, drafted, limit in zip(records, curves, node_limits, strict=True):
+            honesty = usual if record is self._usual else record.honesty(usual)
+            add_request(self._tokens, drafted, honesty, bisect_right(self.widths, limit) - 1)
 
     def _within(self, curves: Floats, node_limits: Sequence[int]) -> Floats:
         """`[B, W]`: what `curves` say of widths, no further than each request's own limit; maybe themselves."""
@@ -280,7 +282,7 @@ class AdaptiveBudget:
         """An index that may be above the best, the most hopeful one if what its try loses is saved up; paid for."""
         if max(self._saved_for_best, self._saved_for_others) < LEAST_LOSS:
             return None
-        if self._num_rounds % LOOKS and sum(costs.samples) > YOUNG and min(costs.samples) > 1:
+        if self._num_rounds % LOOKS and sum(costs.samples) > YOUNG and min(costs.samples) >= len(OPTIMISM):
             return None
         limits = MOST_SAVED, self._saved_for_others
         first, other = hopeful_tries(tokens, costs, best, limits, only_plain=only_plain)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -58,6 +59,19 @@ def module_name(path: Path) -> str:
 def source_files(*tops: str) -> list[Path]:
     """The Python files below these folders, in order."""
     return [path for top in tops or TOPS for path in sorted((ROOT / top).rglob("*.py"))]
+
+
+def written_twice(source: str) -> list[str]:
+    """Names that a module's own lines write more than once: what stands between them reads another value."""
+    written = Counter(
+        name.id
+        for line in ast.parse(source).body
+        if isinstance(line, ast.Assign | ast.AnnAssign)
+        for target in (line.targets if isinstance(line, ast.Assign) else [line.target])
+        for name in ast.walk(target)
+        if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+    )
+    return sorted(name for name, times in written.items() if times > 1)
 
 
 @cache

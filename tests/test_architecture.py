@@ -23,6 +23,7 @@ from tests.architecture import (
     module_name,
     picture,
     source_files,
+    written_twice,
 )
 
 PRODUCT = ("ddtree_sglang", "workers")
@@ -122,6 +123,15 @@ def test_picture_in_the_documents_is_the_one_that_the_imports_draw() -> None:
 )
 def test_the_rules_themselves_refuse_an_import_against_the_direction(module: str, imported: str) -> None:
     assert violations(module, {imported})
+
+
+@pytest.mark.parametrize("path", source_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_line_of_a_module_writes_a_name_again(path: Path) -> None:
+    assert written_twice(path.read_text(encoding="utf-8")) == []
+
+
+def test_names_that_are_written_again_are_found() -> None:
+    assert written_twice("A = 1\nB: int = 2\nif A:\n    C = 1\nB = 3\nD, (A, E) = F = 4, (5, 6)\n") == ["A", "B"]
 
 
 def test_circles_are_found() -> None:

@@ -152,19 +152,19 @@ STOCK_FA3 = Scene("stock-fa3", "fa3", (few,), algorithm="DFLASH", captured=(4,))
 FA3 = Scene("fa3", "fa3", (staggered, prefix_hit, chunked, greedy_by_top_k, ends, aborted), budget=16, flags=CHUNKS)
 
 # A table of pages in the graph, prompts of several chunks, and sessions.
-_PAGES = ("--page-size", "16", "--chunked-prefill-size")
+_LONG_PAGES = ("--page-size", "16", "--chunked-prefill-size")
 FA3_PAGES = Scene(
     "fa3-pages",
     "fa3",
     (mixed, first_turns, later_turns),
     budget=7,
-    flags=(*_PAGES, "16", "--enable-streaming-session"),
+    flags=(*_LONG_PAGES, "16", "--enable-streaming-session"),
     captured=(2,),
     must_log=("Session closed",),
 )
 # Of a chunk of one page nothing would be left beside a running request.
 FA3_PAGES_MIXED = Scene(
-    "fa3-pages-mixed", "fa3", (mixed,), budget=7, flags=(*_PAGES, "32", "--enable-mixed-chunk"), captured=(2,)
+    "fa3-pages-mixed", "fa3", (mixed,), budget=7, flags=(*_LONG_PAGES, "32", "--enable-mixed-chunk"), captured=(2,)
 )
 
 # A drafter that reads the last eight tokens of a context, in whole pages.

@@ -6,10 +6,16 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.deploy.flag_parsers import sglang_parser
 from tests.device_lane.catalogue import SCENES, SLOW_SCENES
 from tests.device_lane.problems import problems
 from tests.device_lane.references import Reference
 from tests.device_lane.scenes import Outcome, Scene
+
+
+@pytest.mark.parametrize("scene", [*SCENES, *SLOW_SCENES], ids=lambda scene: scene.name)
+def test_sglang_knows_the_flags_of(scene: Scene) -> None:
+    sglang_parser().parse_args(["--model-path", "x", *scene.flags])
 
 
 @pytest.mark.parametrize(

@@ -29,12 +29,12 @@ import torch
 
 from ddtree_sglang.training.data.conversations import load_conversations
 from ddtree_sglang.training.flags import Command, parse_command
-from ddtree_sglang.training.model.target_check import check_target
 from ddtree_sglang.training.stages.evaluate import evaluate
 from ddtree_sglang.training.stages.export import export
 from ddtree_sglang.training.stages.features import compute_features
 from ddtree_sglang.training.stages.generate import generate
 from ddtree_sglang.training.stages.selector import train_selector
+from ddtree_sglang.training.stages.start import choose_start
 from ddtree_sglang.training.stages.train import train
 
 
@@ -57,7 +57,7 @@ def _generate(command: Command) -> None:
 
 def _features(command: Command) -> None:
     target, work = command.target(), command.run.work
-    layers = check_target(target.folder, target.tokenizer(), command.choices)[0].target_layer_ids
+    layers = choose_start(target, command.choices).shape.target_layer_ids
     compute_features(target, load_conversations(command.data()), layers, work, command.training.dtype)
 
 
@@ -106,7 +106,7 @@ def _selector(command: Command) -> None:
 
 def _all(command: Command) -> None:
     output, target = command.output(), command.target()
-    check_target(target.folder, target.tokenizer(), command.choices)  # before hours of generation
+    choose_start(target, command.choices)  # before hours of generation
     for stage in (_generate, _train, _export):
         stage(command)
     _evaluate(replace(command, scoring=replace(command.scoring, draft=output, prompts="by-kind")))

@@ -7,6 +7,7 @@ The field names of `to_hf_config` are those of SGLang 0.5.23, `srt/speculative/d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ddtree_sglang.training.described import described, layer_ids
@@ -29,6 +30,9 @@ class DrafterChoices:
         None, "target layers that the drafter's start as; default: the last three (27,28,29 of 30)", parse=layer_ids
     )
     random_start: bool = described(False, "start from random weights; of --start-layers only their number counts")
+    start_draft: Path | None = described(
+        None, "folder of an exported drafter to go on from; its shape is kept, and no other flag of this group passed"
+    )
     block_size: int = described(8, "tokens of a block: the bonus token and the drafts after it")
     mask_token: str = described("<reponame>", "token of the target's vocabulary that text never holds")
 

@@ -30,6 +30,7 @@ from ddtree_sglang.training.score.results import collect_provenance, weights_dig
 from ddtree_sglang.training.score.scoring import KindScore, answer_prompts, score_table
 from ddtree_sglang.training.stages.export import trained_drafter
 from ddtree_sglang.training.stages.features import compute_features
+from ddtree_sglang.training.stages.start import check_fit
 from ddtree_sglang.training.stages.target import TargetFolder
 
 
@@ -80,7 +81,7 @@ def evaluate(
         scoring.results.parent.mkdir(parents=True, exist_ok=True)  # before the long part
     model, scale, drafter = _drafter_to_score(work, scoring, held_out.percent)
     source = target.load(torch.float32)
-    _check_fit(model, source)
+    check_fit(model, source)
     layers = model.config.target_layer_ids
     if scoring.prompts == "by-kind":
         text = _prompts_by_kind(target, source, work, layers)
@@ -134,15 +135,6 @@ def _drafter_to_score(
     }
     # An exported drafter has the scale in its projection.
     return model, torch.ones(model.config.feature_size), identity
-
-
-def _check_fit(model: DFlashDrafter, source: Any) -> None:
-    names = ("hidden_size", "vocab_size")
-    found = {name: (getattr(model.config, name), getattr(source.config, name)) for name in names}
-    found["num_target_layers"] = (model.config.num_target_layers, source.config.num_hidden_layers)
-    wrong = [f"{name} {own} and {its}" for name, (own, its) in found.items() if own != its]
-    if wrong:
-        raise ValueError(f"the drafter must be one for this target, they differ in {', '.join(wrong)}: pass its own.")
 
 
 def _check_split(percent: int, trained_with: int | None) -> None:

@@ -14,11 +14,9 @@ from ddtree_sglang.training.fit.config import TrainingConfig
 from ddtree_sglang.training.fit.loop import Trainer, TrainingText
 from ddtree_sglang.training.fit.run_record import check_resumable
 from ddtree_sglang.training.model.drafter_config import DrafterChoices
-from ddtree_sglang.training.model.drafter_init import start_from_target
-from ddtree_sglang.training.model.drafter_model import DFlashDrafter
-from ddtree_sglang.training.model.target_check import check_target
 from ddtree_sglang.training.score.evaluation import evaluate_drafter
 from ddtree_sglang.training.stages.features import compute_features
+from ddtree_sglang.training.stages.start import choose_start
 from ddtree_sglang.training.stages.target import TargetFolder
 
 
@@ -38,24 +36,21 @@ def train(
         ValueError: the target, the data or the checkpoint in `work` does not fit; the message says what to do.
         DiskFullError: there is no room for features or a checkpoint.
     """
-    shape, start_layers = check_target(target.folder, target.tokenizer(), choices)
+    start = choose_start(target, choices)
     conversations, checkpoints = load_conversations(data), work / "checkpoints"
     train_part, held_out_part = split_held_out(conversations, held_out.percent)
     saved = load_checkpoint(checkpoints)
     if saved is not None:  # asked before the features, which may take hours
         check_resumable(saved, config, conversations, held_out.percent, allow_changes=allow_changes)
-    cache = compute_features(target, conversations, shape.target_layer_ids, work, config.dtype)
+    cache = compute_features(target, conversations, start.shape.target_layer_ids, work, config.dtype)
     source = target.load(torch.float32)
     _check_hidden_size(source, cache, work)
     torch.manual_seed(config.seed)
-    model = DFlashDrafter(shape)
-    if not choices.random_start:
-        start_from_target(model, source, start_layers)
-    model.to(target.device)
+    scale = unit_feature_scale(cache)
+    model = start.model(source, scale).to(target.device)
     embedding = source.get_input_embeddings().weight.detach()
     head = source.get_output_embeddings().weight.detach().to(config.dtype)
     del source
-    scale = unit_feature_scale(cache)
     shown = held_out_part[: held_out.limit or None]
     trainer = Trainer(
         model=model,

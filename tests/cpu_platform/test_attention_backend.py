@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
+from ddtree_sglang.cpu_platform.attention import backend
+from ddtree_sglang.cpu_platform.attention.plan import WindowKind
 from tests.cpu_platform import attention_cases as cases
 
 pytestmark = pytest.mark.sglang
@@ -239,3 +242,61 @@ def test_slots_that_only_end_like_a_run_are_not_read_as_one() -> None:
     bench.pool.k_buffer[0][3] = 50.0
     outputs = cases.run(bench, ForwardMode.DECODE)
     assert_dense(bench, outputs, [cases.causal(6, 1)])
+
+
+@pytest.fixture
+def nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_checked_window_kind", lambda _layer: WindowKind.CAUSAL)
+    monkeypatch.setattr(backend, "_refuse_extras", lambda _extras: None)
+
+
+@pytest.mark.usefixtures("nothing_is_refused")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"logit_cap": 1.0},
+        {"is_cross_attention": True},
+        {"k_scale": 0.5, "v_scale": 4.0},
+        {"xai_temperature_len": 2},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_refused_feature_would_be_left_out(changes: dict[str, Any]) -> None:
+    """The output is that of a layer which has none of it."""
+    bench = cases.make_bench([6], [1])
+    assert_dense(bench, cases.run(bench, ForwardMode.DECODE, **changes), [cases.causal(6, 1)])
+
+
+@pytest.mark.usefixtures("nothing_is_refused")
+def test_a_refused_argument_would_be_left_out() -> None:
+    bench = cases.make_bench([6], [1])
+    bench.backend.forward_decode = partial(bench.backend.forward_decode, sinks=torch.full((cases.NUM_HEADS,), 9.0))
+    assert_dense(bench, cases.run(bench, ForwardMode.DECODE), [cases.causal(6, 1)])
+
+
+@pytest.mark.usefixtures("nothing_is_refused")
+def test_refused_value_heads_have_no_room_in_the_output() -> None:
+    bench = cases.make_bench([2], [3])
+    with pytest.raises(RuntimeError, match="must match the existing size"):
+        cases.run(bench, ForwardMode.EXTEND, v_head_dim=cases.HEAD_DIM // 2)
+
+
+@pytest.mark.parametrize("pool", ["SWAKVPool", "HybridLinearKVPool", "MLATokenToKVPool"])
+def test_a_refused_pool_has_no_rows_to_write(pool: str) -> None:
+    """Of layers with windows, with states, or with latent rows."""
+    from sglang.srt.mem_cache import memory_pool, swa_memory_pool
+
+    bench = cases.make_bench([2], [1])
+    found = getattr(memory_pool, pool, None) or getattr(swa_memory_pool, pool)
+    bench.backend.pool = object.__new__(found)
+    with pytest.raises(AttributeError, match="write_rows"):
+        cases.run(bench, ForwardMode.DECODE)
+
+
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.float16, torch.uint8])
+def test_rows_of_another_dtype_than_the_caches_cannot_be_written(kept: torch.dtype) -> None:
+    """What the refusal of another `--kv-cache-dtype` is for; SGLang keeps fp8 as uint8."""
+    bench = cases.make_bench([2], [1])
+    bench.pool.k_buffer[0] = bench.pool.k_buffer[0].to(kept)
+    with pytest.raises(RuntimeError, match="same dtype"):
+        cases.run(bench, ForwardMode.DECODE)

@@ -83,3 +83,35 @@ def test_a_target_whose_sizes_were_padded_is_refused(name: str, original: int, p
     config = SimpleNamespace(**{name: padded, f"original_{name}": original})
     with pytest.raises(ValueError, match=f"whose {name} SGLang padded on a CPU, from {original} to {padded}"):
         refuse_wrong_targets(lambda *_, **__: None, "backend", SimpleNamespace(config=config), {"q_proj"})
+
+
+@pytest.mark.parametrize(("lengths", "is_right"), [([1, 1], True), ([3, 2], False), ([1, 2], True)])
+def test_sglangs_torch_backend_adapts_the_head_by_whole_prompts(
+    lengths: list[int], is_right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the refusal is for: of a prefill the head gets one row per request, the base model's and an adapter's."""
+    from sglang.srt.lora.backend import torch_backend
+    from sglang.srt.lora.layers import ParallelLMHeadWithLoRA
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    monkeypatch.setattr(torch_backend, "torch", without_pinning(torch))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", staying_where_it_is(torch.Tensor.pin_memory))
+    batch = SimpleNamespace(
+        batch_size=2,
+        forward_mode=ForwardMode.EXTEND,
+        extend_seq_lens=torch.tensor(lengths, dtype=torch.int32),
+        extend_seq_lens_cpu=lengths,
+    )
+    backend = torch_backend.TorchNativeLoRABackend(2, torch.device("cpu"))
+    backend.prepare_lora_batch(batch, [0, 1], [0, 1], [1.0, 1.0], use_cuda_graph=False)
+    head = SimpleNamespace(
+        lora_backend=backend,
+        lm_head_A_buffer=torch.ones(2, 1, 4),
+        lm_head_B_buffer=torch.ones(2, 5, 1),
+        output_offset=None,
+        output_offset_cpu=torch.tensor([0, 5]),
+        _get_lm_head_batch_info=lambda rows: ParallelLMHeadWithLoRA._get_lm_head_batch_info(head, rows),
+    )
+    made = ParallelLMHeadWithLoRA.apply_lora(head, torch.zeros(2, 5), torch.ones(2, 4))
+    assert bool((made[0] == 0).all())
+    assert bool((made[1] == 4).all()) == is_right

@@ -86,3 +86,43 @@ def test_an_error_leaves_ids_as_they_were() -> None:
     with pytest.raises(KeyError):
         abort_no_other(stock, scheduler, SimpleNamespace(rid="a", abort_all=False))
     assert scheduler.waiting_queue[0].rid == "ab"
+
+
+class Letters:
+    """A tokenizer of one letter per token."""
+
+    is_fast = True
+
+    def batch_decode(self, texts: list[list[int]], **_more: Any) -> list[str]:
+        return ["".join(map(chr, ids)) for ids in texts]
+
+
+def texts_of(batch: list[tuple[str, str, bool]]) -> list[str]:
+    """What SGLang's detokenizer makes of a batch of requests: an id, tokens by letters, and whether it ends."""
+    from sglang.srt.managers.detokenizer_manager import DetokenizerManager
+
+    manager = object.__new__(DetokenizerManager)
+    manager.tokenizer, manager.vocab_size, manager.decode_status = Letters(), None, {}
+    manager.disable_tokenizer_batch_decode = False
+    ids, texts, ends = zip(*batch, strict=True)
+    several = SimpleNamespace(
+        rids=ids,
+        decoded_texts=[""] * len(ids),
+        decode_ids=[[*map(ord, text)] for text in texts],
+        read_offsets=[0] * len(ids),
+        finished_reasons=[{"type": "length"} if end else None for end in ends],
+        no_stop_trim=[False] * len(ids),
+        skip_special_tokens=[True] * len(ids),
+        spaces_between_special_tokens=[True] * len(ids),
+    )
+    found: list[str] = manager._decode_batch_token_id_output(several)
+    return found
+
+
+@pytest.mark.sglang
+def test_sglangs_detokenizer_makes_one_text_of_two_requests_of_one_id() -> None:
+    """What the refusal is for: the second one gets the first one's text before its own, or the process ends."""
+    assert texts_of([("a", "xy", False), ("b", "uv", False)]) == ["xy", "uv"]
+    assert "uv" not in texts_of([("a", "xy", False), ("a", "uv", False)])
+    with pytest.raises(RuntimeError, match="Decode status not found for request a"):
+        texts_of([("a", "xy", True), ("a", "uv", False)])

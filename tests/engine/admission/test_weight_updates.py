@@ -361,9 +361,15 @@ def test_stock_leaves_what_a_checkpoint_lacks_as_it_was(monkeypatch: pytest.Monk
     assert torch.equal(second, server.before[1])
 
 
+@pytest.mark.parametrize("way", ["disk", "ipc"])
 @pytest.mark.parametrize("hooked", [False, True])
-def test_a_checkpoint_would_be_loaded_into_the_drafter_too(hooked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Why `engine.entry.memory` refuses it beside one: no selector comes with a checkpoint."""
+def test_new_weights_would_be_loaded_into_the_drafter_too(
+    hooked: bool, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Why `engine.entry.memory` refuses them beside one: no selector comes with a checkpoint, nor with handles.
+
+    Handles would be waited for a second time, and are sent once.
+    """
     server = Server(monkeypatch, num_models=2, hooked=hooked)
-    assert server.update("disk", GOOD).success
+    assert server.update(way, GOOD).success
     assert torch.equal(server.models[1].first.weight, GOOD[0][1]), "the target's weights"

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from ddtree_sglang.engine.entry import memory
 from ddtree_sglang.engine.entry.memory import (
@@ -134,3 +135,31 @@ def test_a_tag_must_be_one_of_sglangs() -> None:
     assert list(memory.RELEASABLE) == GPU_MEMORY_ALL_TYPES
     with pytest.raises(ValueError, match="got 'disk'"):
         ask(check_release, ["disk"])
+
+
+def test_stock_says_on_a_cpu_that_it_released_what_it_still_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the refusal is for: without a driver there is nothing that could take memory away and give it back."""
+    from sglang.srt.managers.io_struct import ReleaseMemoryOccupationReqInput, ReleaseMemoryOccupationReqOutput
+    from sglang.srt.managers.scheduler_components import weight_updater
+    from sglang.srt.utils.torch_memory_saver_adapter import TorchMemorySaverAdapter
+
+    model = torch.nn.Linear(2, 2)
+    where = model.weight.data_ptr()
+    monkeypatch.setattr(torch.distributed, "barrier", lambda _group: None)
+    monkeypatch.setattr(weight_updater, "get_model", lambda: SimpleNamespace(weight_cache_mode="off"))
+    monkeypatch.setattr(torch, "get_device_module", lambda: torch.cpu)
+    idle = SimpleNamespace(
+        scheduler=None,
+        is_fully_idle=lambda **_: True,
+        offload_tags=set(),
+        memory_saver_adapter=TorchMemorySaverAdapter.create(enable=False),
+        flush_cache=lambda: True,
+        _assert_weight_cache_inactive=lambda _op: None,
+        tp_worker=SimpleNamespace(model_runner=SimpleNamespace(model=model)),
+        tp_cpu_group=None,
+    )
+    release = weight_updater.SchedulerWeightUpdaterManager.release_memory_occupation
+    answer = release(idle, ReleaseMemoryOccupationReqInput())
+    assert type(answer) is ReleaseMemoryOccupationReqOutput
+    assert model.weight.data_ptr() == where
+    assert model.weight.untyped_storage().nbytes() == model.weight.nbytes

@@ -107,3 +107,15 @@ def test_a_target_without_one_logits_processor_is_refused(count: int, server_mod
         keep_final_states(model)
     server_mode("NULL")
     keep_final_states(model)
+
+
+def test_of_several_processors_the_others_keep_no_states() -> None:
+    """What the refusal is for: a forward goes through one that is not known, and a request gets none of its states."""
+    from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
+
+    asked, other = processor(), processor()
+    asked.keep_last_hidden_states = True
+    states, metadata = torch.ones(2, HIDDEN), SimpleNamespace(capture_hidden_mode=CaptureHiddenMode.FULL)
+    kept = [one._get_last_hidden_states_to_store(states, [states], metadata) for one in (asked, other)]
+    assert kept[0] is states
+    assert kept[1] is None

@@ -60,11 +60,14 @@ def maker(name: str, modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyP
     """The same, by name."""
     classes = {"fa3": "FlashAttentionBackend", "flashinfer": "FlashInferAttnBackend"}
 
-    def made(requests: case.Requests, is_draft: bool = False, window: int | None = None) -> Any:
+    def made(
+        requests: case.Requests, is_draft: bool = False, window: int | None = None, chunk: int | None = None
+    ) -> Any:
         case.settle(monkeypatch, modules[name], NUM_NODES)
         monkeypatch.setattr("sglang.srt.mem_cache.kv_index_translator.get_parallel", modules[name].get_parallel)
         runner = case.runner(requests, is_draft)
         runner.sliding_window_size = window
+        runner.attention_chunk_size, runner.model_config.is_local_attention_model = chunk, chunk is not None
         backend = getattr(modules[name], classes[name])(runner)
         backend.init_cuda_graph_state(MAX_BATCH, MAX_BATCH * NUM_NODES)
         return backend
@@ -293,3 +296,53 @@ def test_flashinfer_lays_a_trees_mask_over_the_keys_of_a_window(
     with nullcontext() if window is None else misplaced:
         backend.init_forward_metadata(forward_batch)
         check_verify(requests, forward(backend, forward_batch))
+
+
+@pytest.mark.parametrize("is_tree", [True, False])
+def test_fa3_keeps_a_tree_in_no_chunk_of_its_prompt(
+    is_tree: bool, modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Why attention in chunks is refused: a prompt's tokens see those of their chunk, a tree's nodes see all."""
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    requests = case.Requests(PREFIX_LENS)
+    backend = maker("fa3", modules, monkeypatch)(requests, chunk=4)
+    ends = [length + NUM_NODES for length in PREFIX_LENS]
+    forward_batch = (
+        verify_batch(requests, PREFIX_LENS, case.tree_mask(TREE, PREFIX_LENS))
+        if is_tree
+        else case.batch(requests, ForwardMode.EXTEND, ends, 0, prefix_lens=PREFIX_LENS)
+    )
+    backend.init_forward_metadata(forward_batch)
+    layer = case.layer()
+    layer.use_irope = True
+    out = forward(backend, forward_batch, layer)
+    seen = [torch.ones(NUM_NODES, NUM_NODES, dtype=torch.bool).tril()] * len(ends)
+    if is_tree:
+        check_verify(requests, out)
+        return
+    whole = [
+        torch.cat([torch.ones(NUM_NODES, n, dtype=torch.bool), m], 1) for n, m in zip(PREFIX_LENS, seen, strict=True)
+    ]
+    assert (out - case.expected(requests, case.projections(len(out))[0], ends, whole)).abs().max() > 1e-2
+
+
+def test_fa3_does_not_place_a_window_that_it_was_not_told_of(
+    modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Why windows are refused that a layer has and its class tells SGLang nothing of."""
+    requests = case.Requests(PREFIX_LENS)
+    backend = maker("fa3", modules, monkeypatch)(requests)
+    forward_batch = verify_batch(requests, PREFIX_LENS, case.tree_mask(TREE, PREFIX_LENS))
+    backend.init_forward_metadata(forward_batch)
+    layer = case.layer()
+    layer.sliding_window_size = 3
+    out = forward(backend, forward_batch, layer)
+    depths = TREE.sum(1) - 1
+    placed = [
+        torch.cat([torch.ones(NUM_NODES, length, dtype=torch.bool), TREE], dim=1)
+        & (torch.cat([torch.arange(length), length + depths]) >= length + depths[:, None] - 3)
+        for length in PREFIX_LENS
+    ]
+    q, ends = case.projections(len(out))[0], [length + NUM_NODES for length in PREFIX_LENS]
+    assert (out - case.expected(requests, q, ends, placed)).abs().max() > 1e-2

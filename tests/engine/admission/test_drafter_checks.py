@@ -109,3 +109,29 @@ def test_sglangs_drafter_takes_the_targets_states_in_its_own_dtype_alone() -> No
     assert DFlashDraftModel.project_target_hidden(drafter, torch.ones(3, 6, dtype=torch.bfloat16)).shape == (3, 2)
     with pytest.raises(RuntimeError, match="same dtype"):
         DFlashDraftModel.project_target_hidden(drafter, torch.ones(3, 6, dtype=torch.float32))
+
+
+@pytest.mark.sglang
+@pytest.mark.parametrize(("layers", "read"), [([1, 5, 9], [1, 5, 9]), (None, [1, 9, 17])])
+def test_sglang_warns_of_a_target_of_another_depth_and_reads_its_layers(
+    layers: list[int] | None, read: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the refusal is for: states that the drafter was not trained on, so that its guesses hit by chance."""
+    from sglang.srt.model_executor.model_runner_components import spec_aux_hidden_state as module
+
+    config = drafter({"target_layer_ids": layers}, num_hidden_layers=3)
+    spec = SimpleNamespace(speculative_draft_model_path="draft", speculative_draft_model_revision=None)
+    monkeypatch.setattr(module, "get_spec", lambda: spec)
+    loaded = SimpleNamespace(from_server_args=lambda *_, **__: SimpleNamespace(hf_config=config))
+    monkeypatch.setattr(module, "ModelConfig", loaded)
+    monkeypatch.setattr(module, "_map_muse_target_layer_ids", lambda *, layer_ids, **_: layer_ids)
+    found = module.SpecAuxHiddenStateConfig()
+    module._resolve_dflash_aux_hidden_state(
+        config=found,
+        server_args=None,
+        model_config=SimpleNamespace(hf_text_config=SimpleNamespace(num_hidden_layers=20), hf_config=None),
+        spec_algorithm=SimpleNamespace(is_dflash_family=lambda: True, is_dspark=lambda: False),
+        is_draft_worker=False,
+    )
+    assert found.dflash_target_layer_ids == read
+    assert "num_target_layers=10 differs" in caplog.text

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -217,3 +218,60 @@ def test_sglang_reads_the_codes_of_a_quantized_fc_as_its_values(codes: torch.dty
     values = torch.full((2, 2), 0.25)
     model.load(fc__weight=(values / 0.01).to(codes), fc__weight_scale=torch.tensor([0.01]))
     assert bool((model.fc.weight > 20.0).all())
+
+
+@pytest.mark.sglang
+@pytest.mark.parametrize("stray", ["candidate_selector__hidden_projection__weight", "lilicorr__slot_embedding"])
+def test_sglang_leaves_a_head_out_that_an_architecture_does_not_build(stray: str) -> None:
+    """What the refusal of a stray head is for: a plain drafter, without a word."""
+    model = Loaded()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    model.load(**{stray: torch.ones(2, 2)})
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+
+
+@pytest.fixture
+def one_rank() -> Iterator[None]:
+    from sglang.srt.runtime_context import get_parallel
+
+    with get_parallel().override(tp_size=1, tp_rank=0):
+        yield
+
+
+@pytest.mark.sglang
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("codes", [torch.float8_e4m3fn, torch.int8])
+def test_sglang_reads_codes_as_values_where_no_configuration_says_what_they_are(codes: torch.dtype) -> None:
+    """In a layer too, by the loader of its parts."""
+    from sglang.srt.layers.linear import MergedColumnParallelLinear
+
+    model = Loaded()
+    model.mlp = torch.nn.ModuleDict({"gate_up_proj": MergedColumnParallelLinear(2, [2, 2], bias=False)})
+    weights = {f"mlp__{name}_proj__weight": torch.full((2, 2), 24.0).to(codes) for name in ("gate", "up")}
+    model.load(**weights)
+    assert bool((model.mlp["gate_up_proj"].weight == 24.0).all())
+
+
+@pytest.mark.sglang
+@pytest.mark.usefixtures("one_rank")
+def test_sglang_cannot_leave_a_drafters_layer_as_it_was(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the refusal of some quantized layers is for: it leaves out what it is told by name, and these have none."""
+    from sglang.srt.layers.linear import ReplicatedLinear
+    from sglang.srt.layers.quantization.fp8 import Fp8Config
+    from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
+    from sglang.srt.models.dflash import DFlashDraftModel
+    from transformers import AutoConfig
+
+    names: list[str] = []
+
+    class Layer(torch.nn.Module):
+        def __init__(self, prefix: str, **_parts: Any) -> None:
+            super().__init__()
+            names.append(prefix)
+
+    monkeypatch.setattr(DFlashDraftModel, "decoder_layer_cls", Layer)
+    DFlashDraftModel(AutoConfig.from_pretrained(exported))
+    assert names == [""] * NUM_LAYERS
+    some = Fp8Config(is_checkpoint_fp8_serialized=True, ignored_layers=["layers.0.mlp.down_proj"])
+    methods = [some.get_quant_method(object.__new__(ReplicatedLinear), one) for one in ("layers.0.mlp.down_proj", "")]
+    assert [isinstance(one, UnquantizedLinearMethod) for one in methods] == [True, False]

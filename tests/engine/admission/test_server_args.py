@@ -326,3 +326,13 @@ def test_target_with_recurrent_layers_is_refused_before_it_loads(tmp_path: Path,
     hybrid = {**config.to_dict(), "architectures": ["FalconH1ForCausalLM"]}
     with pytest.raises(SystemExit, match="got FalconH1ForCausalLM, whose states have not been shown to follow a tree"):
         resolve(*ddtree(write_checkpoint(tmp_path / "hybrid", hybrid), drafter))
+
+
+def test_sglang_captures_nothing_of_an_indexer_that_a_target_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why asking for it is refused: SGLang warns and starts, and no answer has what was asked for."""
+    from sglang.srt.state_capturer import indexer_topk
+
+    monkeypatch.setattr(indexer_topk, "IndexerTopkCapturer", lambda **sizes: sizes)
+    asked = {"enable": True, "index_topk": 2, "num_tokens": 8, "max_running_requests": 2, "device": "cpu"}
+    assert indexer_topk._create_indexer_capturer_raw(num_indexer_layers=1, **asked) is not None
+    assert indexer_topk._create_indexer_capturer_raw(num_indexer_layers=0, **asked) is None

@@ -156,3 +156,20 @@ def test_a_request_that_has_failed_keeps_its_reason(monkeypatch: pytest.MonkeyPa
     receiver.conclude_state = KVPoll.Failed
     refuse_other_sizes(lambda _receiver, rank: begun.append(rank), receiver, 0)
     assert (begun, receiver.kv_mgr.failures) == ([0], {})
+
+
+def test_sglang_does_not_tell_the_other_server_of_an_adapter_after_a_pause() -> None:
+    """What the refusal of adapters is for: the keys that it makes anew are the base model's."""
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    req = SimpleNamespace(origin_input_ids=[1, 2], output_ids=[3], sampling_params=SamplingParams(), lora_id="adapter")
+    others = (
+        *("rid", "bootstrap_host", "bootstrap_port", "bootstrap_room", "priority", "extra_key", "cache_salt"),
+        *("routing_key", "disagg_prefill_dp_rank"),
+    )
+    vars(req).update(dict.fromkeys(others))
+    payload = Req.build_rebootstrap_payload(req)
+    assert payload["input_ids"] == [1, 2, 3]
+    assert "adapter" not in str(payload)
+    assert [name for name in payload if "lora" in name] == []

@@ -299,3 +299,16 @@ def test_rows_of_a_quantized_table_are_read_as_they_are_stored(kind: str) -> Non
     table.weight = torch.nn.Parameter((table.weight / scale).round().to(torch.int8), requires_grad=False)
     wrong = scorer.scores(states, roots, ranked)
     assert (wrong - right).abs().max() > 1
+
+
+@pytest.mark.parametrize(("kind", "depends"), [("vanilla", False), ("gated", False), ("rnn", True)])
+def test_a_recurrent_head_scores_a_candidate_by_more_than_the_token_before(kind: str, depends: bool) -> None:
+    """Why it is refused: trees have one score for a candidate and its parent, whatever was before that one."""
+    states = torch.randn(2, 1, H, generator=torch.Generator().manual_seed(0)).expand(-1, 2, -1)
+    head, state = markov(kind), None
+    if kind == "rnn":
+        state = head.init_state(states[0])
+    # Two requests: other tokens first, then the same one.
+    for tokens, hidden in ((torch.tensor([1, 2]), states[0]), (torch.tensor([3, 3]), states[1])):
+        bias, state = head.step_bias(tokens, hidden_states=hidden, state=state)
+    assert (not torch.allclose(bias[0], bias[1])) == depends

@@ -72,3 +72,33 @@ def test_a_target_without_a_head_at_its_top_cannot_be_ranked_through() -> None:
     runner = SimpleNamespace(model=drafter(), model_config=SimpleNamespace(hf_config={"num_hidden_layers": 1}))
     with pytest.raises(AttributeError, match="lm_head"):
         make_ranking(runner, SimpleNamespace(), EMBEDDING, GROUP, TOP_K, BLOCK)
+
+
+def test_sglangs_domino_proposes_other_tokens_than_its_states_alone() -> None:
+    """What the refusal is for: a tree of such a drafter's states would leave its head out."""
+    from sglang.srt.speculative.domino_utils import domino_greedy_rollout
+
+    torch.manual_seed(0)
+    vocabulary, width, blocks = 20, 8, 16
+    head, states = torch.randn(vocabulary, width), torch.randn(blocks, BLOCK, width)
+    gru = torch.nn.GRU(width, width, batch_first=True)
+    project = torch.nn.Sequential(
+        torch.nn.Linear(2 * width, width), torch.nn.SiLU(), torch.nn.Linear(width, vocabulary)
+    )
+    with torch.no_grad():
+        project[2].weight.mul_(10)
+    proposed = domino_greedy_rollout(
+        draft_hidden=states,
+        bonus_tokens=torch.zeros(blocks, dtype=torch.int64),
+        target_embedding=torch.nn.Embedding(vocabulary, width),
+        lm_head_weight=head,
+        prefix_gru=gru,
+        embed_proj=project,
+        vocab_size=vocabulary,
+        shift_label=False,
+        candidate_pool_size=0,
+        in_cuda_graph=False,
+    )
+    alone = (states[:, 1:] @ head.T).argmax(-1)
+    assert torch.equal(proposed[:, 0], alone[:, 0])
+    assert not torch.equal(proposed, alone)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from tests.workers.byte_tokenizer import END_ID, byte_tokenizer, decode, encode_bytes
 from tests.workers.fake_engine import request
 from workers.answers.eligibility import STATEFUL_FIELDS, STATEFUL_SAMPLING, why_not_resumable
 
@@ -94,3 +97,63 @@ def test_a_neutral_value_of_every_field_leaves_a_request_free() -> None:
     for name, (neutral, _) in STATEFUL_FIELDS.items():
         for value in neutral:
             assert why_not_resumable(replace(request(), extra={name: value})) is None
+
+
+# What goes wrong where such a request goes on all the same, in SGLang's own code: an attempt has the answer so far in
+# its prompt, and no token of it among its outputs.
+
+
+@pytest.mark.sglang
+def test_a_grammar_begun_anew_allows_other_tokens() -> None:
+    from sglang.srt.constrained.xgrammar_backend import XGrammarGrammarBackend
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer(), eos_token="<|end|>")
+    backend = XGrammarGrammarBackend(tokenizer, vocab_size=len(tokenizer), model_eos_token_ids=[END_ID])
+    whole, anew = backend.dispatch_regex("ab"), backend.dispatch_regex("ab")
+    whole.accept_token(*encode_bytes("a"))
+    allowed = []
+    for grammar in (whole, anew):
+        mask = grammar.allocate_vocab_mask(vocab_size=len(tokenizer), batch_size=1, device="cpu")
+        grammar.fill_vocab_mask(mask, 0)
+        allowed.append(mask)
+    assert not torch.equal(*allowed)
+
+
+@dataclass
+class Batch:
+    """Which SGLang's penalties refer to weakly."""
+
+    reqs: list[Any]
+    device: str = "cpu"
+
+
+@pytest.mark.sglang
+@pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty", "repetition_penalty"])
+def test_a_penalty_leaves_what_is_in_the_prompt_alone(name: str) -> None:
+    from sglang.srt.sampling import penaltylib
+
+    neutral = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
+    req = SimpleNamespace(sampling_params=SimpleNamespace(**{**neutral, name: 1.5}), origin_input_ids=[3])
+    batch = Batch([req])
+    kind = getattr(penaltylib, f"Batched{name.removesuffix('_penalty').capitalize()}Penalizer")
+    penalties = penaltylib.BatchedPenalizerOrchestrator(5, batch, {kind})
+    anew, whole = torch.ones(1, 5), torch.ones(1, 5)
+    penalties.apply(anew)
+    penalties.cumulate_output_tokens(torch.tensor([3]))
+    penalties.apply(whole)
+    assert bool((anew == 1).all())
+    assert (whole != 1).nonzero().tolist() == [[0, 3]]
+
+
+@pytest.mark.sglang
+@pytest.mark.parametrize(("outputs", "ends"), [("xab", True), ("b", False)])
+def test_a_match_of_which_the_prompt_has_a_part_ends_nothing(outputs: str, ends: bool) -> None:
+    from sglang.srt.managers.schedule_batch import Req
+
+    req = object.__new__(Req)
+    req.sampling_params = SimpleNamespace(
+        stop_strs=[], stop_regex_strs=["ab"], stop_str_max_len=0, stop_regex_max_len=2
+    )
+    req.tokenizer, req.output_ids = SimpleNamespace(decode=decode), encode_bytes(outputs)
+    assert req._check_str_based_finish() == ends

@@ -89,7 +89,7 @@ REQUESTS: tuple[Row, ...] = (
     Row(
         "sglang.srt.arg_groups.fields.spec",
         "Spec",
-        "speculative_accept_threshold_acc speculative_accept_threshold_single speculative_adaptive "
+        "speculative_accept_threshold_acc speculative_accept_threshold_single "
         "speculative_algorithm speculative_dflash_block_size speculative_draft_attention_backend "
         "speculative_draft_model_path speculative_draft_model_revision speculative_draft_sink_size "
         "speculative_draft_window_size speculative_eagle_topk speculative_moe_runner_backend "

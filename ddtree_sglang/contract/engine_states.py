@@ -13,7 +13,7 @@ STATES: tuple[Row, ...] = (
     Row(
         _EXEC,
         "ExecMamba",
-        "enable_int8_mamba_checkpoint enable_linear_replayssm enable_linear_replayssm_spec "
+        "enable_int8_mamba_checkpoint enable_linear_replayssm "
         "enable_mamba_cache_stochastic_rounding linear_attn_backend linear_attn_decode_backend "
         "linear_attn_verify_backend mamba_backend mamba_radix_cache_strategy mamba_track_interval",
         "recurrent_checks",

@@ -81,7 +81,7 @@ def test_a_removed_row_or_field_is_noticed(folder: str) -> None:
         ("ddtree_sglang/engine", "ModelRunner", "capture_tail_hooks"),
         ("ddtree_sglang/engine", "ModelRunner", "init_new_workspace"),
         ("ddtree_sglang/engine", "ScheduleBatch", "is_extend_in_batch"),
-        ("ddtree_sglang/engine", "Spec", "speculative_adaptive"),
+        ("ddtree_sglang/engine", "Spec", "speculative_draft_sink_size"),
         ("ddtree_sglang/engine", "CustomSpecAlgo", "is_dflash"),
         ("ddtree_sglang/engine", "SpecTpSyncSite", "DFLASH_ACCEPT_GREEDY"),
         ("ddtree_sglang/cpu_platform", "MHATokenToKVPool", "k_buffer"),

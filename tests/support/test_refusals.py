@@ -175,3 +175,18 @@ def test_a_kind_of_drafter_is_refused_where_the_list_says_so_and_nowhere_else(
         found, listed = words("Qwen3", "fa3", pair, ASKED[feature]), drafter.refused_with.get(feature)
         assert bool(found) == (listed is not None), (feature, found)
         assert listed is None or listed in found
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"enable_linear_replayssm_spec": True}, "requires a linear draft chain"),
+        ({"enable_unified_memory": True}, "only supports --speculative-algorithm"),
+        ({"enable_page_major_kv_layout": True}, "without --enable-unified-memory"),
+    ],
+    ids=str,
+)
+def test_what_sglang_refuses_of_trees_of_states_needs_no_rule_of_ours(
+    given: dict[str, Any], why: str, pairs: dict[str, tuple[str, str]]
+) -> None:
+    assert why in words("Qwen3.5 / 3.6", "triton", pairs["Qwen3.5 / 3.6"], given)

@@ -78,19 +78,14 @@ RECURRENT_RULES: tuple[RecurrentRule, ...] = (
         "verifies trees with the Triton kernels of linear attention; give triton to --linear-attn-backend, "
         "--linear-attn-decode-backend and --linear-attn-verify-backend.",
     ),
-    # Both keep the drafts of a chain in a ring, and no states of nodes.
+    # It keeps a chain's tokens in a ring, and no states of nodes. SGLang refuses that of a verify itself.
     RecurrentRule(
-        lambda cfg: bool(cfg.enable_linear_replayssm or cfg.enable_linear_replayssm_spec),
-        "keeps a state per node, where ReplaySSM replays a chain; remove --enable-linear-replayssm and "
-        "--enable-linear-replayssm-spec.",
+        lambda cfg: bool(cfg.enable_linear_replayssm),
+        "keeps a state per node, where ReplaySSM replays a chain; remove --enable-linear-replayssm.",
     ),
     RecurrentRule(
         lambda cfg: bool(cfg.enable_int8_mamba_checkpoint),
         "has not been shown to resume from rounded states; remove --enable-int8-mamba-checkpoint.",
-    ),
-    RecurrentRule(
-        lambda cfg: bool(cfg.enable_page_major_kv_layout or cfg.enable_unified_memory),
-        "has not been shown to keep states in pages; remove --enable-page-major-kv-layout and --enable-unified-memory.",
     ),
     RecurrentRule(
         lambda cfg: bool(cfg.enable_hierarchical_cache),

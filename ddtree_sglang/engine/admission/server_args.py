@@ -83,7 +83,6 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
         lambda cfg: cfg.speculative_draft_sink_size is not None,
         "keeps no first tokens in its drafter's window; remove --speculative-draft-sink-size.",
     ),
-    ArgumentRule(lambda cfg: bool(cfg.speculative_adaptive), "has no adaptive steps; remove --speculative-adaptive."),
     # The drafter's pool is copied beside the target's (speculative/base_spec_worker.py, `_build_hicache_draft_plan`).
     # What storage holds of it was not looked into; one pool of all layers holds it in another way.
     ArgumentRule(

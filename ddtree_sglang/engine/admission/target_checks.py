@@ -145,11 +145,6 @@ def check_target(model_config: Any, sliding_window: int | None, backends: tuple[
     _check_class(name)
     check_recurrent_target(model_config)
     _check_rotation(model_config, name)
-    if model_config.attention_arch not in (AttentionArch.MHA, AttentionArch.MLA):
-        raise DDTreeConfigError(
-            f"{ALGORITHM} needs multi-head, grouped-query or latent attention, got {name} with "
-            f"{model_config.attention_arch.name}; {_CHAIN}."
-        )
     if is_deepseek_dsa(model_config.hf_config):
         raise DDTreeConfigError(
             f"{ALGORITHM} needs a target whose layers see every key before a node, got {name} with an indexer that "

@@ -27,11 +27,8 @@ PLAIN: dict[str, Any] = {
     "disable_radix_cache": False,
     "enable_lora": False,
     "enable_mamba_cache_stochastic_rounding": False,
-    "enable_linear_replayssm_spec": False,
     "enable_mixed_chunk": False,
-    "enable_page_major_kv_layout": False,
     "enable_streaming_session": False,
-    "enable_unified_memory": False,
     "linear_attn_backend": "triton",
     "linear_attn_decode_backend": None,
     "linear_attn_verify_backend": None,
@@ -118,10 +115,7 @@ def test_gated_delta_nets_are_served(name: str) -> None:
         ({"linear_attn_decode_backend": "cutedsl"}, "give triton to --linear-attn-backend"),
         ({"linear_attn_verify_backend": "flashinfer"}, "give triton to --linear-attn-backend"),
         ({"enable_linear_replayssm": True}, "remove --enable-linear-replayssm"),
-        ({"enable_linear_replayssm_spec": True}, "remove --enable-linear-replayssm"),
         ({"enable_int8_mamba_checkpoint": True}, "remove --enable-int8-mamba-checkpoint"),
-        ({"enable_page_major_kv_layout": True}, "remove --enable-page-major-kv-layout"),
-        ({"enable_unified_memory": True}, "remove --enable-page-major-kv-layout"),
         ({"mamba_radix_cache_strategy": "extra_buffer_lazy"}, "change --mamba-radix-cache-strategy"),
         ({"mamba_track_interval": 17}, "raise --mamba-track-interval"),
         (
@@ -203,4 +197,19 @@ def test_convolutions_that_round_their_inputs_are_refused(monkeypatch: pytest.Mo
 
 
 def test_every_rule_is_one_of_those_that_are_tested() -> None:
-    assert len(RECURRENT_RULES) == 17
+    assert len(RECURRENT_RULES) == 16
+
+
+@pytest.mark.parametrize(("family", "fits"), [("Qwen3NextForCausalLM", False), ("Qwen3_5ForCausalLM", True)])
+def test_sglangs_buffers_of_adapters_do_not_fit_qwen3_nexts_gated_q_proj(family: str, fits: bool) -> None:
+    """What the refusal is for there: Qwen3.5's class says how wide they are, Qwen3-Next's leaves it to the default."""
+    from sglang.srt.configs import Qwen3NextConfig
+    from sglang.srt.lora.utils import get_hidden_dim
+    from sglang.srt.models import qwen3_5, qwen3_next
+
+    model = object.__new__(getattr(qwen3_next, family, None) or getattr(qwen3_5, family))
+    config = Qwen3NextConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, hidden_size=16)
+    model.config = config
+    _, rows = get_hidden_dim("qkv_proj", config, model, 0)
+    gated = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
+    assert (rows == gated * config.head_dim) == fits

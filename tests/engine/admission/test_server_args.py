@@ -336,3 +336,8 @@ def test_sglang_captures_nothing_of_an_indexer_that_a_target_has_not(monkeypatch
     asked = {"enable": True, "index_topk": 2, "num_tokens": 8, "max_running_requests": 2, "device": "cpu"}
     assert indexer_topk._create_indexer_capturer_raw(num_indexer_layers=1, **asked) is not None
     assert indexer_topk._create_indexer_capturer_raw(num_indexer_layers=0, **asked) is None
+
+
+def test_sglang_turns_adaptive_steps_off_itself(target: str, drafter: str) -> None:
+    """So no rule of ours is needed for them."""
+    assert resolve(*ddtree(target, drafter, "--speculative-adaptive")).speculative_adaptive is False

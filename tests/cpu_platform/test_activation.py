@@ -181,3 +181,27 @@ def test_ranks_get_their_part_of_the_cores_unless_the_user_said_otherwise(
     server_defaults.apply_defaults(arguments(tp_size=ranks))
     assert environment.get("SGLANG_CPU_OMP_THREADS_BIND") == binding
     assert environment.get("OMP_NUM_THREADS") == threads
+
+
+def test_sglangs_deterministic_inference_takes_no_backend_of_a_cpu() -> None:
+    """Why it is refused; SGLang says so without the reason."""
+    from sglang.srt.arg_groups.overrides import _deterministic_attention_backend
+
+    asked = SimpleNamespace(enable_deterministic_inference=True, attention_backend=ATTENTION_BACKEND)
+    with pytest.raises(ValueError, match="attention backends are supported for deterministic inference"):
+        _deterministic_attention_backend(asked)
+
+
+def test_sglangs_copies_of_a_cache_on_the_host_are_registered_with_a_driver() -> None:
+    """Why a hierarchical cache is refused."""
+    from sglang.srt.mem_cache.pool_host.common import ALLOC_MEMORY_FUNCS, HostTensorAllocator
+
+    with pytest.raises((RuntimeError, AssertionError)):
+        ALLOC_MEMORY_FUNCS["cpu"]((4,), torch.float32, "cpu", True, HostTensorAllocator())
+
+
+def test_sglang_gathers_the_tokens_of_groups_by_a_kernel() -> None:
+    """Why DP attention is refused: on its own platform for CPUs it would not, on ours it does."""
+    from sglang.srt.layers import dp_attention
+
+    assert dp_attention.memcpy_func is dp_attention.memcpy_triton

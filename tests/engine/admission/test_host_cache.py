@@ -32,3 +32,15 @@ def test_storage_is_attached_without_ddtree_alone(
     assert asked == ([] if is_refused else [("the scheduler", request)])
     if is_refused:
         assert "keys back from storage; start the server without --speculative-algorithm DDTREE" in answer.message
+
+
+@pytest.mark.parametrize(("is_latent_beside_rank_0", "is_stored"), [(False, True), (True, False)])
+def test_sglang_stores_a_drafters_keys_with_the_targets_or_not_at_all(
+    is_latent_beside_rank_0: bool, is_stored: bool
+) -> None:
+    """What the refusal is for: latent rows are the same on all ranks, the drafter's heads are not."""
+    from sglang.srt.mem_cache.hicache_storage import PoolName
+    from sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller import HybridCacheController
+
+    rank = SimpleNamespace(backup_skip=is_latent_beside_rank_0, storage_backend_type="file")
+    assert HybridCacheController.should_backup(rank, SimpleNamespace(name=PoolName.DRAFT)) == is_stored

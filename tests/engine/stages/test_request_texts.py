@@ -188,3 +188,14 @@ def test_a_host_that_is_a_round_behind_has_a_text_for_no_round() -> None:
         found.append(known.of_batch(batch(req), torch.tensor([root])))
         req.output_ids.append(root)
     assert found == [None] * len(answer)
+
+
+def test_a_law_of_pairs_would_be_replaced_by_a_texts() -> None:
+    """What the refusal is for: nodes would be chosen as if the head had scored nothing."""
+    plain, of = ranked(1), texts().of_batch(batch(request := Request([5, 6, 7, 5], 6)), roots(request))
+    assert of is not None
+    k = plain.topk_ids.shape[-1]
+    scored = DraftCandidates(plain.topk_ids, plain.topk_logprobs, torch.randn(1, 3, k, k).log_softmax(-1))
+    laws = [of.mixed(one).pair_logprobs for one in (plain, scored)]
+    assert laws[0] is not None
+    torch.testing.assert_close(*laws)

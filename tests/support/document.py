@@ -34,7 +34,7 @@ HEAD = (
     "and no other target is refused. A cell is one of\n\n"
     "* a test that shows it,\n"
     "* **refused**, with words of the message that the server ends with; *needed* names a scene that was seen to go "
-    "wrong with the refusal taken away,\n"
+    "wrong with the refusal taken away,\n  or a test of what SGLang would do,\n"
     "* not run: nobody has tried.\n\n"
     "`ddtree_cpu` is the CPU platform, with real servers. `triton`, `flashinfer` and `fa3` run in the "
     "[device lane](../../tests/device_lane/__init__.py), on a\nmachine without a GPU: SGLang's own scheduler and "
@@ -54,10 +54,15 @@ def label(test: str) -> str:
 def render(cell: Cell) -> str:
     """A cell of a Markdown table."""
     if isinstance(cell, Refused):
-        needed = f" ([needed: {cell.needed}]({_FROM}{NEEDED_BY}))" if cell.needed else ""
-        return f"**refused**{' by SGLang' if cell.by_sglang else ''}: {cell.why}{needed}"
+        return f"**refused**{' by SGLang' if cell.by_sglang else ''}: {cell.why}{_needed(cell.needed)}"
     note = f" ({cell.note})" if cell.note else ""
     return f"[{label(cell.test)}]({_FROM}{cell.test.partition('::')[0]}){note}"
+
+
+def _needed(name: str) -> str:
+    """A link to what goes wrong without a refusal: a scene of the lane, or a test by its id."""
+    test = name if "::" in name else f"{NEEDED_BY}::{name}"
+    return f" ([needed: {label(test)}]({_FROM}{test.partition('::')[0]}))" if name else ""
 
 
 def document() -> str:
@@ -94,7 +99,7 @@ def _others() -> str:
     for name, other in sorted(OTHERS.items(), key=lambda found: found[1].is_refused):
         fate = "**refused**" if other.is_refused else "admitted, not run"
         by_reading = "" if other.is_refused or other.model_type else "; by reading"
-        by_fate.setdefault((fate, other.why + by_reading), []).append(f"`{name}`")
+        by_fate.setdefault((fate, other.why + by_reading + _needed(other.needed)), []).append(f"`{name}`")
     text = (
         "## Other classes that SGLang's chain serves\n\nThe rest of those whose class in SGLang hands states to a "
         "block drafter; [a test](../../tests/support/test_others.py) finds each of\nthem. Admitted are those whose "

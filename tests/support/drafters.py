@@ -96,13 +96,25 @@ DRAFTERS: dict[str, Drafter] = {
     "DSpark, recurrent Markov head": Drafter(
         _PATH,
         "Qwen3DSparkModel",
-        (Refused("a Markov head of type 'rnn' scores a candidate by its whole path"),),
+        (
+            Refused(
+                "a Markov head of type 'rnn' scores a candidate by its whole path",
+                needed="tests/engine/stages/test_pair_scores.py::"
+                "test_a_recurrent_head_scores_a_candidate_by_more_than_the_token_before[rnn-True]",
+            ),
+        ),
         {"markov_rank": 4, "markov_head_type": "rnn"},
     ),
     "Domino": Drafter(
         _PATH,
         "DFlashDraftModel",
-        (Refused("a Domino head (projector_type) scores a candidate by its whole path"),),
+        (
+            Refused(
+                "a Domino head (projector_type) scores a candidate by its whole path",
+                needed="tests/engine/stages/test_ranking.py::"
+                "test_sglangs_domino_proposes_other_tokens_than_its_states_alone",
+            ),
+        ),
         dflash={"projector_type": "domino"},
     ),
     "DFlash for Laguna": Drafter("", "DFlashLagunaForCausalLM", (_OWN,)),

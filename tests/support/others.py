@@ -29,6 +29,7 @@ class Other:
         fields: of that configuration, where defaults would not do.
         is_refused: at start, by its configuration.
         is_latent: SGLang takes it for one with latent attention.
+        needed: id of a test of what would go wrong without the refusal.
     """
 
     why: str
@@ -36,6 +37,7 @@ class Other:
     fields: dict[str, Any] = field(default_factory=dict)
     is_refused: bool = False
     is_latent: bool = False
+    needed: str = ""
 
     @property
     def window(self) -> int | None:
@@ -54,6 +56,7 @@ SHAPE = {
     "vocab_size": 128,
     "max_position_embeddings": 512,
 }
+_CONVOLUTIONS = "tests/kernels/test_refused_convolutions.py::"
 _MIMO = "whose keys and values differ in width"
 _LATENT = {
     "kv_lora_rank": 32,
@@ -94,14 +97,26 @@ OTHERS: dict[str, Other] = {
     "GlmMoeDsaForCausalLM": _refused(_INDEXER, "glm_moe_dsa"),
     "IQuestCoderForCausalLM": _full(""),
     # SGLang has its configuration, which asks a running server.
-    "InklingForConditionalGeneration": _refused("whose layers convolve keys, values and outputs", local_layer_ids=[0]),
+    "InklingForConditionalGeneration": Other(
+        "whose layers convolve keys, values and outputs",
+        fields={"local_layer_ids": [0]},
+        is_refused=True,
+        needed=f"{_CONVOLUTIONS}test_inkling_keeps_behind_a_node_what_was_before_it",
+    ),
     "InternLM3ForCausalLM": _full(""),
     "InternS1ProForConditionalGeneration": Other("full attention, rotations of each head by position"),
     "InternS2MobiusForConditionalGeneration": _recurrent("interns2_mobius"),
     "InternS2PreviewForConditionalGeneration": _recurrent("intern_s2_preview"),
     "KimiK3ForConditionalGeneration": _refused(_KDA, "kimi_k3", text_config=_LATENT),
     "KimiK3LinearForCausalLM": _refused(_KDA, "kimi_linear", **_LATENT),
-    "LagunaForCausalLM": _refused("whose class tells SGLang of no windows", "laguna", **_KINDS),
+    "LagunaForCausalLM": Other(
+        "whose class tells SGLang of no windows",
+        "laguna",
+        _KINDS,
+        is_refused=True,
+        needed="tests/device_lane/test_backends_on_references.py::"
+        "test_fa3_does_not_place_a_window_that_it_was_not_told_of",
+    ),
     "Lfm2VlForConditionalGeneration": _recurrent("lfm2_vl"),
     "MellumForCausalLM": _windows("mellum"),
     "MiMoV2FlashForCausalLM": _refused(_MIMO, "mimo_v2_flash", num_hidden_layers=2, hybrid_layer_pattern=[1, 0]),
@@ -130,7 +145,12 @@ OTHERS: dict[str, Other] = {
     "NemotronH_Omni_Reasoning_V3": _recurrent("nemotron_h_omni"),
     "Phi3ForCausalLM": Other("full attention; LongRoPE is refused past its short factors", "phi3"),
     "Qwen3VLForConditionalGeneration": _refused(_LACKING, "qwen3_vl"),
-    "Qwen4ExpForConditionalGeneration": _refused("which reads the tokens before one by their place", "qwen4_exp"),
+    "Qwen4ExpForConditionalGeneration": Other(
+        "which reads the tokens before one by their place",
+        "qwen4_exp",
+        is_refused=True,
+        needed=f"{_CONVOLUTIONS}test_qwen4_exp_convolves_a_node_with_those_before_it",
+    ),
     "TeleFLMForCausalLM": _full(""),
 }
 """By SGLang's name of the class."""

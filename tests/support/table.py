@@ -94,7 +94,8 @@ class Refused:
         why: words of the message.
         given: server arguments that are refused, besides a pair and a backend; those of a feature of `ASKED` are there.
         by_sglang: SGLang's own check comes first, with DDTREE or without.
-        needed: name of the lane's scene that goes wrong without the refusal, empty where none was made.
+        needed: name of the lane's scene that goes wrong without the refusal, or id of a test of what SGLang, or what a
+            round would do then; empty where neither was made.
     """
 
     why: str
@@ -144,6 +145,9 @@ LATENT = Refused("honours a tree's mask with latent attention")
 WINDOW = Refused("needs an attention backend that places a sliding window per node")
 
 CHUNKS = Refused("does not support attention in chunks")
+_ACTIVATION = "tests/cpu_platform/test_activation.py::"
+_ON_FA3 = "tests/device_lane/test_backends_on_references.py::"
+_NO_READER = "tests/contract/test_unread_flags.py::test_no_round_calls_any_of_them"
 NOT_BY_SGLANG = Refused("requires one of", by_sglang=True)
 
 REFUSED_TARGETS = (
@@ -163,9 +167,15 @@ REFUSED_TARGETS = (
         if (family, backend) != ("DeepSeek / Kimi-K2", FLASHINFER)
     ),
     Row("DeepSeek / Kimi-K2", FLASHINFER, ALL, replace(LATENT, needed="refused-latent-flashinfer")),
-    *(Row("Llama 4", backend, ALL, CHUNKS) for backend in (CPU, TRITON, FA3)),
+    *(Row("Llama 4", backend, ALL, CHUNKS) for backend in (CPU, TRITON)),
+    Row("Llama 4", FA3, ALL, replace(CHUNKS, needed=f"{_ON_FA3}test_fa3_keeps_a_tree_in_no_chunk_of_its_prompt[True]")),
     Row("Llama 4", FLASHINFER, ALL, Refused("is required for Llama4", by_sglang=True)),
-    Row("Gemma 3", FLASHINFER, ALL, WINDOW),
+    Row(
+        "Gemma 3",
+        FLASHINFER,
+        ALL,
+        replace(WINDOW, needed=f"{_ON_FA3}test_flashinfer_lays_a_trees_mask_over_the_keys_of_a_window[3]"),
+    ),
     *(Row("Gemma 3", backend, ALL, Refused("hands none to a drafter")) for backend in (CPU, TRITON, FA3)),
     *(
         Row("Gemma 4", backend, ALL, Refused("Gemma4 only supports", by_sglang=True))
@@ -216,13 +226,24 @@ _CLASSES = "has been run with DeepseekV3ForCausalLM, GptOssForCausalLM"
 _SPLIT = "has not been run for a target with"
 _PAGES = "needs pages of one token"
 _ONE_NUMBER = "with a fixed number of nodes"
+_NO_ADAPTERS = "has not been shown with adapters"
 
 REFUSED_FEATURES = (
     Row(ALL, ALL, "pipeline parallelism", Refused("needs all target layers on one pipeline stage")),
     Row(ALL, CPU, "pipeline parallelism", Refused("must be 1 on the CPU platform")),
-    Row(ALL, CPU, "seeds (deterministic inference)", Refused("needs a GPU")),
+    Row(
+        ALL,
+        CPU,
+        "seeds (deterministic inference)",
+        Refused("needs a GPU", needed=f"{_ACTIVATION}test_sglangs_deterministic_inference_takes_no_backend_of_a_cpu"),
+    ),
     *_refused(WITH_WINDOWS, "seeds (deterministic inference)", "has not been shown to place the windows", (TRITON,)),
-    Row(ALL, CPU, "DP attention", Refused("needs a GPU")),
+    Row(
+        ALL,
+        CPU,
+        "DP attention",
+        Refused("needs a GPU", needed=f"{_ACTIVATION}test_sglang_gathers_the_tokens_of_groups_by_a_kernel"),
+    ),
     *_refused(RECURRENT[1:], "DP attention", _STATES),
     *_refused(RECURRENT[:1], "DP attention", _STATES, (FLASHINFER, FA3)),
     *_refused(RECURRENT[:1], "DP attention", _STATES, (TRITON,), "refused-groups-recurrent"),
@@ -236,9 +257,22 @@ REFUSED_FEATURES = (
         RECURRENT[:1], "prefill/decode disaggregation", f"{_SPLIT} recurrent layers", (FA3,), "refused-split-recurrent"
     ),
     *_refused(RECURRENT, "hierarchical cache", "bring states back from the host"),
-    Row(ALL, CPU, "hierarchical cache", Refused("needs a GPU")),
+    Row(
+        ALL,
+        CPU,
+        "hierarchical cache",
+        Refused(
+            "needs a GPU",
+            needed=f"{_ACTIVATION}test_sglangs_copies_of_a_cache_on_the_host_are_registered_with_a_driver",
+        ),
+    ),
+    *_refused(("Qwen3.5 / 3.6", "Qwen3.5 / 3.6 MoE", "Nemotron-H"), "LoRA adapters", _NO_ADAPTERS),
     *_refused(
-        (one for one in RECURRENT if not one.startswith("LFM2")), "LoRA adapters", "has not been shown with adapters"
+        ("Qwen3-Next",),
+        "LoRA adapters",
+        _NO_ADAPTERS,
+        needed="tests/engine/admission/test_recurrent_checks.py::"
+        "test_sglangs_buffers_of_adapters_do_not_fit_qwen3_nexts_gated_q_proj[Qwen3NextForCausalLM-False]",
     ),
     *_refused(("LFM2",), "mixed chunks", "keeps wrong inputs of convolutions", (TRITON, FLASHINFER)),
     *_refused(("LFM2",), "mixed chunks", "keeps wrong inputs of convolutions", (FA3,), "refused-mixed-convolutions"),
@@ -277,14 +311,27 @@ REFUSED_FEATURES = (
         Refused("which outlines cannot", {"grammar_backend": "outlines"}, needed="refused-outlines"),
     ),
     Row(
-        ALL, ALL, "captured indexer", Refused("serves no target with an indexer", {"enable_return_indexer_topk": True})
+        ALL,
+        ALL,
+        "captured indexer",
+        Refused(
+            "serves no target with an indexer",
+            {"enable_return_indexer_topk": True},
+            needed="tests/engine/admission/test_server_args.py::"
+            "test_sglang_captures_nothing_of_an_indexer_that_a_target_has_not",
+        ),
     ),
-    Row(ALL, ALL, "acceptance thresholds", Refused("is lossless", {"speculative_accept_threshold_single": 0.5})),
+    Row(
+        ALL,
+        ALL,
+        "acceptance thresholds",
+        Refused("is lossless", {"speculative_accept_threshold_single": 0.5}, needed=_NO_READER),
+    ),
     Row(
         ALL,
         ALL,
         "rejection sampling",
-        Refused("samples from the target alone", {"speculative_use_rejection_sampling": True}),
+        Refused("samples from the target alone", {"speculative_use_rejection_sampling": True}, needed=_NO_READER),
     ),
     Row(
         ALL,

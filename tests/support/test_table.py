@@ -21,6 +21,7 @@ from tests.support import collected, table
 from tests.support.document import DOCUMENT, NEEDED_BY, document
 from tests.support.drafters import DRAFTERS
 from tests.support.families import FAMILIES
+from tests.support.others import OTHERS
 from tests.support.published import BACKENDS as PUBLISHED_BACKENDS
 from tests.support.published import ENDS, PAIRS, SERVED, TESTS
 from tests.support.table import BACKENDS, CPU, FEATURES, ROWS, Refused, Row, Shown
@@ -28,12 +29,21 @@ from tests.support.table import BACKENDS, CPU, FEATURES, ROWS, Refused, Row, Sho
 NOT_RUN_BY_DEFAULT = {"slow", "gpu", "skip", "skipif", "xfail"}
 """Marks of tests that a run of everything leaves out, or may."""
 SHOWN = [(row, row.cell) for row in ROWS if isinstance(row.cell, Shown)]
-NEEDED = [row.cell.needed for row in ROWS if isinstance(row.cell, Refused) and row.cell.needed]
+_CELLS = [*(row.cell for row in ROWS), *(cell for drafter in DRAFTERS.values() for cell in drafter.cells)]
+NEEDED = [
+    *(cell.needed for cell in _CELLS if isinstance(cell, Refused) and cell.needed),
+    *(other.needed for other in OTHERS.values() if other.needed),
+]
 NAMED = [
     *(cell for _, cell in SHOWN),
     *(Shown(test) for name in PAIRS for test in TESTS[name]),
     *(cell for drafter in DRAFTERS.values() for cell in drafter.cells if isinstance(cell, Shown)),
-    *(Shown(f"{NEEDED_BY}::test_scene_goes_wrong_without_the_refusal[{name}]", "slow") for name in NEEDED),
+    *(
+        Shown(f"{NEEDED_BY}::test_scene_goes_wrong_without_the_refusal[{name}]", "slow")
+        for name in NEEDED
+        if "::" not in name
+    ),
+    *(Shown(name, "skipif without Triton's interpreter") for name in NEEDED if "::" in name),
 ]
 
 

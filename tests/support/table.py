@@ -147,6 +147,7 @@ WINDOW = Refused("needs an attention backend that places a sliding window per no
 CHUNKS = Refused("does not support attention in chunks")
 _ACTIVATION = "tests/cpu_platform/test_activation.py::"
 _ON_FA3 = "tests/device_lane/test_backends_on_references.py::"
+_HOST_CACHE = "tests/engine/admission/test_host_cache.py::"
 _NO_READER = "tests/contract/test_unread_flags.py::test_no_round_calls_any_of_them"
 NOT_BY_SGLANG = Refused("requires one of", by_sglang=True)
 
@@ -292,13 +293,21 @@ REFUSED_FEATURES = (
         ALL,
         ALL,
         "other stores of prefixes",
-        Refused("needs a prefix cache that brings back the drafter's keys", {"enable_flexkv": True}),
+        Refused(
+            "needs a prefix cache that brings back the drafter's keys",
+            {"enable_flexkv": True},
+            needed=f"{_HOST_CACHE}test_sglang_tells_no_other_store_of_prefixes_of_a_drafters_keys[False]",
+        ),
     ),
     Row(
         ALL,
         ALL,
         "storage behind the hierarchical cache",
-        Refused("keys back from storage", {"enable_hierarchical_cache": True, "hicache_storage_backend": "file"}),
+        Refused(
+            "keys back from storage",
+            {"enable_hierarchical_cache": True, "hicache_storage_backend": "file"},
+            needed=f"{_HOST_CACHE}test_sglang_stores_a_drafters_keys_with_the_targets_or_not_at_all[True-False]",
+        ),
     ),
     Row(
         ALL, ALL, "two-batch overlap", Refused("does not support two-batch overlap", {"enable_two_batch_overlap": True})

@@ -130,3 +130,18 @@ def test_adapters_of_the_start_are_looked_at_once_there_is_a_pool() -> None:
         check_adapters_of_the_start(None, manager)
     manager.loras["1"] = torch.ones(4, 8)
     check_adapters_of_the_start(None, manager)
+
+
+@pytest.mark.sglang
+def test_sglangs_ranks_do_not_agree_on_an_adapter_that_is_loaded_meanwhile() -> None:
+    """Why loading beside a running batch is refused: one rank would prefill its request, and another one would not."""
+    from sglang.srt.lora.lora_overlap_loader import LoRAOverlapLoader
+
+    def is_loaded(is_copied: bool) -> bool:
+        rank = object.__new__(LoRAOverlapLoader)
+        rank.device_module = SimpleNamespace(current_stream=lambda: SimpleNamespace(wait_event=lambda _event: None))
+        rank.lora_manager = SimpleNamespace(memory_pool=SimpleNamespace(uid_to_buffer_id={"mine": 0}))
+        rank.lora_to_overlap_load_event = {"mine": SimpleNamespace(query=lambda: is_copied)}
+        return rank.try_overlap_load_lora("mine", set())
+
+    assert [is_loaded(True), is_loaded(False)] == [True, False]

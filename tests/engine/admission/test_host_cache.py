@@ -44,3 +44,23 @@ def test_sglang_stores_a_drafters_keys_with_the_targets_or_not_at_all(
 
     rank = SimpleNamespace(backup_skip=is_latent_beside_rank_0, storage_backend_type="file")
     assert HybridCacheController.should_backup(rank, SimpleNamespace(name=PoolName.DRAFT)) == is_stored
+
+
+@pytest.mark.parametrize("is_hierarchical", [True, False])
+def test_sglang_tells_no_other_store_of_prefixes_of_a_drafters_keys(
+    is_hierarchical: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Why LMCache, FlexKV and what is registered are refused: what they bring back are the target's keys alone."""
+    from sglang.srt.speculative import base_spec_worker as module
+
+    memory = SimpleNamespace(
+        enable_hierarchical_cache=is_hierarchical, enable_unified_cache_external_linker=False, radix_cache_backend="own"
+    )
+    monkeypatch.setattr(module, "get_memory", lambda: memory)
+    monkeypatch.setattr(module, "get_disagg", lambda: SimpleNamespace(disaggregation_decode_retraction_backup="none"))
+    monkeypatch.setattr(module, "_can_pack_hicache_mtp", lambda *_: False)
+    monkeypatch.setattr("sglang.srt.mem_cache.unified_draft_pool.fused_draft_host_allocator", lambda _pool: None)
+    target, drafter = SimpleNamespace(spec_algorithm=None), SimpleNamespace(token_to_kv_pool="the drafter's keys")
+    worker = SimpleNamespace(target_worker=SimpleNamespace(model_runner=target), _draft_model_runners=lambda: [drafter])
+    plan = module.BaseSpecWorker._build_hicache_draft_plan(worker)
+    assert plan.device_pools == (("the drafter's keys",) if is_hierarchical else ())

@@ -213,3 +213,27 @@ def test_sglangs_buffers_of_adapters_do_not_fit_qwen3_nexts_gated_q_proj(family:
     _, rows = get_hidden_dim("qkv_proj", config, model, 0)
     gated = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
     assert (rows == gated * config.head_dim) == fits
+
+
+@pytest.mark.parametrize(("first", "is_whole"), [(68, True), (66, False)])
+def test_behind_a_chunk_that_ends_within_a_page_sglang_keeps_a_state_within_one(
+    first: int, is_whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the refusals of larger pages are for: the cache keeps tokens by whole pages, so it keeps fewer under it."""
+    from sglang.srt.managers import schedule_batch as module
+
+    monkeypatch.setattr(module, "mamba_cache_chunk_size", lambda: 64)
+    monkeypatch.setattr(module, "mamba_checkpoint_grid", lambda _page: 64)
+    monkeypatch.setattr(module, "get_parallel", lambda: SimpleNamespace(dcp_enabled=False))
+    lazy = SimpleNamespace(enable_mamba_extra_buffer_lazy=False)
+    monkeypatch.setattr(module, "get_exec", lambda: SimpleNamespace(mamba=lazy))
+    batch = SimpleNamespace(
+        model_config=SimpleNamespace(hf_text_config=None),
+        tree_cache=SimpleNamespace(page_size=4),
+        req_to_token_pool=SimpleNamespace(get_mamba_ping_pong_other_idx=lambda one: 1 - one),
+    )
+    kept = SimpleNamespace(mamba_next_track_idx=0)
+    req = SimpleNamespace(prefix_len=first, extend_end=first + 70, extend_len=70, mamba_branching_seqlen=None, kv=kept)
+    module.ScheduleBatch._mamba_radix_cache_v2_req_prepare_for_extend(batch, req)
+    assert kept.mamba_last_track_seqlen == first + 64
+    assert (kept.mamba_last_track_seqlen % 4 == 0) == is_whole

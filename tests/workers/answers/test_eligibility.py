@@ -157,3 +157,27 @@ def test_a_match_of_which_the_prompt_has_a_part_ends_nothing(outputs: str, ends:
     )
     req.tokenizer, req.output_ids = SimpleNamespace(decode=decode), encode_bytes(outputs)
     assert req._check_str_based_finish() == ends
+
+
+@pytest.mark.sglang
+def test_a_thinking_budget_counts_outputs_alone() -> None:
+    from sglang.srt.constrained.reasoner_grammar_backend import ReasonerGrammarObject
+
+    def allowed(outputs: list[int]) -> list[int]:
+        """The tokens that may come next, where not every one may."""
+        found: list[int] = []
+        thoughts = ReasonerGrammarObject(
+            None,
+            think_end_ids=[9],
+            max_think_tokens=2,
+            enable_token_filter=True,
+            token_filter_fn=lambda _mask, tokens, *_, **__: found.extend(tokens),
+        )
+        thoughts.maybe_init_reasoning(True)
+        for token in outputs:
+            thoughts.accept_token(token)
+        thoughts.fill_vocab_mask(torch.zeros(1, 1), 0)
+        return found
+
+    assert allowed([1, 2]) == [9]
+    assert allowed([]) == []

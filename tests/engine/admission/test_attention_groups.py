@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,3 +92,27 @@ def test_a_head_that_scores_pairs_is_refused_with_groups(tmp_path: Path) -> None
     pair = write_checkpoint(tmp_path / "target", QWEN3), write_checkpoint(tmp_path / "drafter", config)
     with pytest.raises(DDTreeConfigError, match="takes drafters of DFlash and DSpark, got one of DFlash2"):
         resolved("Engine", pair, HOPPER, **GROUPS)
+
+
+@pytest.mark.parametrize("by_group", [False, True])
+def test_sglangs_groups_read_a_control_request_each_in_its_own_turn(
+    by_group: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Why it is refused: the second group has not read it yet, and the first one waits for it, within the update."""
+    from sglang.srt.managers.scheduler_components import request_receiver as module
+
+    second = SimpleNamespace(
+        attn_dp_enabled=True,
+        attn_tp_rank=0,
+        attn_cp_rank=0,
+        tp_size=2,
+        tp_group=SimpleNamespace(rank=1, ranks=[0, 1], cpu_group=None),
+        enable_dp_attention_local_control_broadcast=by_group,
+    )
+    monkeypatch.setattr(module, "get_parallel", lambda: second)
+    monkeypatch.setattr(module, "get_exec", lambda: SimpleNamespace(moe=SimpleNamespace(is_ep_scale_joiner=False)))
+    monkeypatch.setattr(module, "attn_cp_tp_broadcast_pyobj", lambda own: own)
+    monkeypatch.setattr(module, "broadcast_pyobj", lambda _own, _rank, _group, src: ["the first group's update"])
+    receiver = SimpleNamespace(_split_work_and_control_reqs=lambda reqs: ([], reqs))
+    found = module.SchedulerRequestReceiver._broadcast_reqs_across_ranks(receiver, [])
+    assert found == ([] if by_group else ["the first group's update"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from sglang.srt.disaggregation.base.conn import KVPoll
 from sglang.srt.disaggregation.common import conn
@@ -173,3 +175,27 @@ def test_sglang_does_not_tell_the_other_server_of_an_adapter_after_a_pause() -> 
     assert payload["input_ids"] == [1, 2, 3]
     assert "adapter" not in str(payload)
     assert [name for name in payload if "lora" in name] == []
+
+
+@pytest.mark.parametrize(("of_the_drafter", "answer"), [(64, 0), (32, -1)])
+def test_sglang_cuts_no_keys_for_other_ranks_if_a_drafters_rows_are_shorter(of_the_drafter: int, answer: int) -> None:
+    """What the refusal of another number of ranks is for: such a request fails there, too, without saying why."""
+    from sglang.srt.disaggregation.mooncake.conn import MooncakeKVManager
+
+    keys = SimpleNamespace(
+        kv_item_lens=[64, of_the_drafter],
+        page_size=1,
+        total_kv_head_num=4,
+        engine_rank=0,
+        kv_data_ptrs=[0, 1],
+        kv_layer_ids=[0, 1],
+    )
+    rank = SimpleNamespace(
+        kv_args=keys, attn_tp_size=1, pp_size=1, _await_transfer_futures=lambda sent: max(one.result() for one in sent)
+    )
+    nothing = np.zeros(0, dtype=np.int32)
+    with ThreadPoolExecutor(1) as executor:
+        sent = MooncakeKVManager.send_kvcache_slice(
+            rank, "", nothing, [0, 1], nothing, 0, 2, 32, executor, dst_layer_ids=[0, 1]
+        )
+    assert sent == answer

@@ -83,7 +83,7 @@ HEADS = {
     "selector_convolutions": lambda pair: with_convolutions(with_selector(pair)),
 }
 """Of a pair whose drafter scores pairs of candidates, what gives it the head."""
-ADAPTERS = {pair: {"first": 4, "second": 8} for pair in ("qwen3", "wide", "short_convolution")}
+ADAPTERS = {pair: {"first": 4, "second": 8} for pair in ("qwen3", "wide", "short_convolution", "gated_delta")}
 """Of a pair, their ranks by name."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import runpy
 import sys
 
@@ -15,8 +16,11 @@ def main() -> None:
     parser.add_argument("--lane-mutation", default="")
     parser.add_argument("--lane-report", default="")
     parser.add_argument("--lane-late", action="store_true")
+    # Of SGLang's, which a server reads when it runs: the process that forks it has imported the engine by then.
+    parser.add_argument("--lane-variable", action="append", default=[], metavar="NAME=VALUE")
     lane, rest = parser.parse_known_args()
     LaneSettings(lane.lane_mutation, lane.lane_report, lane.lane_late).to_environment()
+    os.environ.update(one.split("=", 1) for one in lane.lane_variable)
     sys.argv[1:] = rest
     runpy.run_module("sglang.launch_server", run_name="__main__", alter_sys=True)
 

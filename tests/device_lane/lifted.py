@@ -54,14 +54,60 @@ def seeded_min_p() -> None:
     _replace_by_shorter(request_rules, "REQUEST_RULES", kept)
 
 
-def foreign_tokens() -> None:
-    """Ids that the embedding has no row for."""
-    _without_check("_foreign_token")
+def embeddings_of_another_width() -> None:
+    """Prompts of embeddings that the first layer has no weights for."""
+    from ddtree_sglang.engine.entry import refusals
+
+    _set(refusals, "check_embeddings", _accept)
 
 
-def places_outside_of_a_row() -> None:
-    """More log-probabilities of a token than the vocabulary has tokens."""
-    _without_check("_logprobs")
+def processors_that_cannot_be_made() -> None:
+    """Logit processors that are none."""
+    from ddtree_sglang.engine.entry import refusals
+
+    _set(refusals, "check_processor", _accept)
+
+
+def labels_that_nobody_counts() -> None:
+    """Labels that the server's metrics do not have."""
+    from ddtree_sglang.engine.entry import refusals
+
+    _set(refusals, "check_labels", _accept)
+
+
+def names_of_probes() -> None:
+    """Names of requests that a busy scheduler drops."""
+    from ddtree_sglang.engine.entry import refusals
+
+    _set(refusals, "_refuse_id_of_a_probe", _accept)
+
+
+def sleeps_without_end() -> None:
+    """Times to sleep before each forward."""
+    from ddtree_sglang.engine.entry import memory
+
+    _set(memory, "check_sleep", _pass_on)
+
+
+def weights_without_shapes() -> None:
+    """Weights to receive of which too little is said."""
+    from ddtree_sglang.engine.entry import weight_groups
+
+    _set(weight_groups, "check_received", _pass_on)
+
+
+def values_of_no_type() -> None:
+    """Values that a scheduler which decodes by types does not read, sent to one that does."""
+    from ddtree_sglang.engine.entry import refusals
+
+    _set(refusals, "_refuse_unreadable", _accept)
+
+
+def groups_that_are_full() -> None:
+    """Groups for weights that this server's ranks cannot be in."""
+    from ddtree_sglang.engine.entry import weight_groups
+
+    _set(weight_groups, "check_receivers", _pass_on)
 
 
 def windows_of_deterministic_inference() -> None:
@@ -141,6 +187,31 @@ def _accept(*_: Any, **__: Any) -> None:
     """A check that finds nothing."""
 
 
+def _pass_on(original: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """A hook that looks at nothing."""
+    return original(*arguments, **named)
+
+
+CHECKS: dict[str, str] = {
+    # Ids that the embedding has no row for.
+    "foreign_tokens": "_foreign_token",
+    # More log-probabilities of a token than the vocabulary has tokens.
+    "places_outside_of_a_row": "_logprobs",
+    "prompts_of_no_token": "_empty_prompt",
+    # Values that SGLang's scheduler slices, counts and concatenates with.
+    "values_of_another_kind": "check_kinds",
+    # Names of sessions and of their requests.
+    "names_of_another_kind": "_session",
+    # Embeddings for places of a prompt, which are tensors.
+    "embeddings_in_json": "_overrides",
+    # More candidates than an int32 counts.
+    "candidates_past_counting": "_top_k",
+    # Ends that may not come yet, and are no tokens.
+    "foreign_ends": "_min_new_tokens",
+    "places_outside_of_a_prompt": "_places",
+}
+"""Of one look at a request's values: its function in `_CHECKS` of `engine.admission.request_fields`."""
+
 RULES: dict[str, tuple[str, str, str]] = {
     # Mamba2 with a number of nodes that follows the load.
     "states_of_several_widths": ("recurrent_checks", "RECURRENT_RULES", "with a fixed number of nodes"),
@@ -170,6 +241,12 @@ RULES: dict[str, tuple[str, str, str]] = {
     "states_of_sessions": ("recurrent_checks", "RECURRENT_RULES", "keep a session's state from turn to turn"),
     # States for the prefix cache in slots that are chosen ahead.
     "states_planned_ahead": ("recurrent_checks", "RECURRENT_RULES", "plan the prefix cache's states ahead"),
+    # DP attention where each group counts its own requests.
+    "groups_that_count_alone": ("attention_groups", "GROUP_RULES", "counts the requests of all groups"),
+    # Sessions whose requests one server prefills and another decodes.
+    "sessions_on_two_servers": ("split_servers", "SPLIT_RULES", "has not been run with sessions"),
+    # LoRA on layers whose q_proj has a gate.
+    "adapters_of_states": ("recurrent_checks", "RECURRENT_RULES", "has not been shown with adapters"),
     # The state of a mixed chunk in pages of several tokens.
     "states_within_a_page": ("recurrent_checks", "RECURRENT_RULES", "where a chunk ends within a page"),
 }
@@ -178,6 +255,7 @@ RULES: dict[str, tuple[str, str, str]] = {
 
 LIFTED: dict[str, Callable[[], None]] = {
     **{name: partial(_without, *where) for name, where in RULES.items()},
+    **{name: partial(_without_check, check) for name, check in CHECKS.items()},
     **{
         lifted.__name__: lifted
         for lifted in (
@@ -186,8 +264,14 @@ LIFTED: dict[str, Callable[[], None]] = {
             any_pages,
             answers_in_one_room,
             seeded_min_p,
-            foreign_tokens,
-            places_outside_of_a_row,
+            embeddings_of_another_width,
+            processors_that_cannot_be_made,
+            labels_that_nobody_counts,
+            names_of_probes,
+            sleeps_without_end,
+            weights_without_shapes,
+            values_of_no_type,
+            groups_that_are_full,
             windows_of_deterministic_inference,
             keys_over_ranks,
             classes_that_attend_over_all_ranks,

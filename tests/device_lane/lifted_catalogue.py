@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from tests.device_lane.catalogue import (
     ADAPTERS,
     GRAMMARS,
     LATENT_FA3,
-    SMALL_FA3,
     SMALL_TRITON,
-    TRITON_DETERMINISTIC,
     WINDOWS_TRITON,
 )
 from tests.device_lane.context_waves import (
@@ -24,8 +21,9 @@ from tests.device_lane.context_waves import (
 )
 from tests.device_lane.group_catalogue import GROUPS_EAGER
 from tests.device_lane.group_waves import in_both_groups, the_second_group_alone
+from tests.device_lane.lifted_requests import REQUESTS
+from tests.device_lane.lifted_servers import SERVERS
 from tests.device_lane.lifted_waves import (
-    asking,
     asking_both_groups,
     asking_for_two_answers,
     go_on_behind_that_page,
@@ -33,7 +31,7 @@ from tests.device_lane.lifted_waves import (
     turns_behind_those,
     turns_that_end_inside_a_path,
 )
-from tests.device_lane.scenes import Scene
+from tests.device_lane.needed import ROUNDS, TOKENS, UNANSWERED, Needed
 from tests.device_lane.split_catalogue import SPLIT
 from tests.device_lane.state_catalogue import (
     CHUNKS,
@@ -50,41 +48,12 @@ from tests.device_lane.waves import (
     by_the_first_adapter,
     changing_widths,
     few,
-    few_of_chains,
     processed,
-    seeded,
     with_experts,
     with_states,
 )
 
-TOKENS = r"tokens \[.*\], expected \["
-ROUNDS = "rounds by correct drafts .* expected"
-"""Tokens are right, and what the drafter proposes is not."""
-UNANSWERED = "no byte from the server"
 _PAGES = ("--page-size", "4")
-
-
-@dataclass(frozen=True)
-class Needed:
-    """A refusal, the scene that it refuses, and what is found wrong when the scene is served all the same.
-
-    `refusal`: words of the message. `wrong`: a pattern of what is found: tokens, or what the server ends or waits for.
-    `right`: what the same server answers rightly, so that what is wrong is the tree's: trees that are chains;
-    empty where they were not asked. `slow`: not run in each CI run, for its time.
-    """
-
-    lifted: str
-    refusal: str
-    scene: Scene
-    wrong: str
-    right: Literal["", "chain"] = ""
-    slow: bool = True
-
-    @property
-    def control(self) -> Scene:
-        """The same server with what it answers rightly."""
-        flags = (*self.scene.flags, "--speculative-ddtree-top-k", "1")
-        return replace(self.scene, name=f"{self.scene.name}-chain", waves=(few_of_chains,), flags=flags)
 
 
 NEEDED = (
@@ -361,32 +330,6 @@ NEEDED = (
         replace(GRAMMARS, name="refused-outlines", flags=(*GRAMMARS.flags, "--grammar-backend", "outlines")),
         "NotImplementedError",
     ),
-    Needed(
-        "seeded_min_p",
-        "min_p must be 0",
-        replace(
-            TRITON_DETERMINISTIC,
-            name="refused-seeded-min-p",
-            waves=(seeded,),
-            before=asking({"temperature": 1.0, "top_k": 8, "sampling_seed": 1, "min_p": 0.1}),
-        ),
-        "multinomial_with_seed will provide wrong results",
-    ),
-    Needed(
-        "foreign_tokens",
-        "input_ids must be token ids of the model",
-        replace(SMALL_FA3, name="refused-foreign-tokens", before=asking(input_ids=[5, 6, 1000])),
-        "index out of range in self",
-    ),
-    Needed(
-        "places_outside_of_a_row",
-        "top_logprobs_num must be from 0",
-        replace(
-            SMALL_FA3,
-            name="refused-logprobs",
-            waves=(few,),
-            before=asking(return_logprob=True, top_logprobs_num=1000),
-        ),
-        "selected index k out of range",
-    ),
+    *SERVERS,
+    *REQUESTS,
 )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, cast
 
-from deploy.local.client import post
+from deploy.local.client import ClientError, post
+from deploy.local.server_process import free_port
 from tests.device_lane.asking import LaneServer
 from tests.device_lane.context_waves import TRACKED_LEN, turn
+from tests.device_lane.new_weights import NORM
 from tests.device_lane.pairs import TinyPair
 from tests.device_lane.references import Asked
 from tests.device_lane.scenes import Chooser, Sent
@@ -17,9 +20,14 @@ from tests.device_lane.split import SplitServer
 
 PATIENCE_S = 60.0
 """What a request is waited for that nobody answers; others take a few seconds."""
+_OF_ONE_S = 20.0
+"""The same of a server that has nothing else to do, whose answers take one."""
 
 
-def asking(sampling: dict[str, Any] | None = None, **fields: Any) -> Callable[[LaneServer, TinyPair], None]:
+Ask = Callable[[LaneServer, TinyPair], None]
+
+
+def asking(sampling: dict[str, Any] | None = None, **fields: Any) -> Ask:
     """Before the scene's own requests, one with these fields and parameters of sampling."""
 
     def before(server: LaneServer, _pair: TinyPair) -> None:
@@ -28,6 +36,71 @@ def asking(sampling: dict[str, Any] | None = None, **fields: Any) -> Callable[[L
         post(server.url, "/generate", {**body, **fields}, timeout_s=PATIENCE_S)
 
     return before
+
+
+def refused_one_after_the_other(*asks: Ask) -> Ask:
+    """All of these, each of which has to be refused; then one that is answered.
+
+    Raises:
+        ClientError: with what each was refused by; or the server does not answer any more.
+    """
+
+    def before(server: LaneServer, pair: TinyPair) -> None:
+        found = []
+        for ask in asks:
+            try:
+                ask(server, pair)
+            except ClientError as error:
+                found.append(str(error))
+        post(server.url, "/generate", Asked((5, 6, 7)).body(), timeout_s=PATIENCE_S)
+        raise ClientError("\n".join(found))
+
+    return before
+
+
+def asking_for_less_than_tokens(server: LaneServer, _pair: TinyPair) -> None:
+    """One and a half, of an endpoint that has no schema of what it takes."""
+    body = {"model": "lane", "prompt": "w5 w6", "stream": False, "options": {"num_predict": 1.5}}
+    post(server.url, "/api/generate", body, timeout_s=PATIENCE_S)
+
+
+def asking_as_a_probe(server: LaneServer, _pair: TinyPair) -> None:
+    """By a name that SGLang's probes have, beside one that keeps the scheduler busy."""
+    body = Asked((5, 6, 7), 60).body()
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(post, server.url, "/generate", body, PATIENCE_S)
+        time.sleep(1.0)
+        post(server.url, "/generate", {**body, "rid": "HEALTH_CHECK_of_mine"}, timeout_s=_OF_ONE_S)
+        other.result()
+
+
+def sleeping_without_end(server: LaneServer, pair: TinyPair) -> None:
+    """Before each forward, for longer than a clock has."""
+    post(server.url, "/slow_down", {"forward_sleep_time": 1e12}, timeout_s=PATIENCE_S)
+    asking()(server, pair)
+
+
+def receiving_weights_without_shapes(server: LaneServer, _pair: TinyPair) -> None:
+    """In a group of this server alone, a weight of whose size nothing is said.
+
+    Raises:
+        ClientError: it is refused, or is said to have come.
+    """
+    group = {"master_address": "127.0.0.1", "master_port": free_port(), "rank_offset": 0, "world_size": 1}
+    post(server.url, "/init_weights_update_group", {**group, "group_name": "alone", "backend": "gloo"})
+    post(server.url, "/begin_weight_update", {})
+    weight = {"names": [NORM], "dtypes": ["float32"], "shapes": [], "group_name": "alone"}
+    try:
+        answer = post(server.url, "/update_weights_from_distributed", weight, timeout_s=PATIENCE_S)
+    finally:
+        post(server.url, "/end_weight_update", {})
+    raise ClientError(f"of a weight that was not sent the server says {answer}")
+
+
+def joining_a_group_that_is_full(server: LaneServer, _pair: TinyPair) -> None:
+    """As a rank that it has no place for."""
+    group = {"master_address": "127.0.0.1", "master_port": free_port(), "rank_offset": 2, "world_size": 2}
+    post(server.url, "/init_weights_update_group", {**group, "backend": "gloo"}, timeout_s=_OF_ONE_S)
 
 
 def asking_both_groups(server: LaneServer, _pair: TinyPair) -> None:

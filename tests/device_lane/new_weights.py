@@ -22,7 +22,7 @@ from tests.device_lane.asking import LaneServer
 from tests.device_lane.pairs import TinyPair
 
 _CHECKPOINT, _LAST = "model.safetensors", "lm_head.weight"
-_NORM = "model.norm.weight"
+NORM = "model.norm.weight"
 
 
 def failing_updates_from_tensors(server: LaneServer, pair: TinyPair) -> None:
@@ -39,7 +39,7 @@ def failing_updates_from_tensors(server: LaneServer, pair: TinyPair) -> None:
     refused(server, tensors(zeros, [(_LAST, zeros[-1][1].int())]), "TypeError: weights of torch.int32 cannot be loaded")
     refused(server, tensors(*[[("nonsense", torch.zeros(3))]] * 2), "rank 1: none of them is a weight of the model")
     # Stock looks up each name, and copies by torch's rules.
-    direct = tensors(zeros, [(_NORM, zeros[0][1])]) | {"load_format": "direct", "selector": "target"}
+    direct = tensors(zeros, [(NORM, zeros[0][1])]) | {"load_format": "direct", "selector": "target"}
     refused(server, direct, "cannot be loaded by rank")
     refused(server, {**GROUP, "group_name": ""}, "group_name must not be empty", "/init_weights_update_group")
     refused(server, {**GROUP, "world_size": 2}, "must fit into world_size", "/init_weights_update_group")
@@ -50,7 +50,7 @@ def failing_updates_from_tensors(server: LaneServer, pair: TinyPair) -> None:
 
 
 GROUP = {"master_address": "127.0.0.1", "master_port": 1, "rank_offset": 1, "world_size": 3}
-RECEIVED = {"names": [_NORM], "dtypes": ["float32"], "shapes": [[4]], "group_name": "unknown"}
+RECEIVED = {"names": [NORM], "dtypes": ["float32"], "shapes": [[4]], "group_name": "unknown"}
 
 
 def failing_checkpoints(server: LaneServer, pair: TinyPair) -> None:

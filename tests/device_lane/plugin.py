@@ -10,11 +10,15 @@ import torch
 
 def register() -> None:
     """Ask SGLang to wrap what it does not ask its platform about, and take away the refusal that is to be missed."""
+    from sglang.srt.environ import envs
+    from sglang.srt.managers import io_struct
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     from tests.device_lane.lifted import LIFTED
     from tests.device_lane.settings import LaneSettings
 
+    # Read at its import, which the process that forks servers has done for all of them.
+    io_struct._USE_PICKLE_IPC = envs.SGLANG_USE_PICKLE_IPC.get()
     if (lifted := LIFTED.get(LaneSettings.from_environment().mutation)) is not None:
         lifted()
     around = HookType.AROUND

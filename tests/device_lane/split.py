@@ -42,15 +42,29 @@ class SplitServer(LaneServer):
         """The decoding server's stream."""
         return self._of_both(super().stream, asked, after_s, body)
 
+    def open_session(self, name: str) -> None:
+        """On both."""
+        self.prefilling.open_session(name)
+        super().open_session(name)
+
+    def close_session(self, name: str) -> None:
+        """On both."""
+        self.prefilling.close_session(name)
+        super().close_session(name)
+
     def _of_both(
         self, ask: Callable[..., dict[str, Any]], asked: Asked, after_s: float, body: Mapping[str, Any]
     ) -> dict[str, Any]:
         time.sleep(after_s)
         meeting = {"bootstrap_host": "127.0.0.1", "bootstrap_port": self.port, "bootstrap_room": next(self.rooms)}
-        with ThreadPoolExecutor(1) as pool:
+        pool = ThreadPoolExecutor(1)
+        try:
             prefilled = pool.submit(self.prefilling.ask, asked, 0.0, **body, **meeting)
             answer = ask(asked, 0.0, **body, **meeting)
             prefilled.result()
+        finally:
+            # If the decoding server is gone, the other one waits for it until it is stopped.
+            pool.shutdown(wait=False)
         return answer
 
     def used_slots(self) -> int:

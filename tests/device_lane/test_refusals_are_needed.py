@@ -12,8 +12,9 @@ from collections.abc import Callable
 import pytest
 
 from tests.device_lane.lifted import LIFTED
-from tests.device_lane.lifted_catalogue import NEEDED, TOKENS, Needed
+from tests.device_lane.lifted_catalogue import NEEDED
 from tests.device_lane.mutations import MUTATIONS
+from tests.device_lane.needed import TOKENS, Needed
 from tests.device_lane.problems import problems
 from tests.device_lane.references import Reference
 from tests.device_lane.scenes import Outcome, Scene
@@ -23,7 +24,7 @@ def rows(lift: bool) -> list[object]:
     """The table as parameters: the scene with the refusal taken away, or as it is."""
     return [
         pytest.param(
-            (needed.scene, needed.lifted if lift else ""),
+            (needed.scene, needed.lifted) if lift else (needed.refused, ""),
             needed,
             id=needed.scene.name,
             marks=[pytest.mark.slow] if needed.slow else [],

@@ -267,7 +267,9 @@ REFUSED_FEATURES = (
             needed=f"{_ACTIVATION}test_sglangs_copies_of_a_cache_on_the_host_are_registered_with_a_driver",
         ),
     ),
-    *_refused(("Qwen3.5 / 3.6", "Qwen3.5 / 3.6 MoE", "Nemotron-H"), "LoRA adapters", _NO_ADAPTERS),
+    *_refused(("Qwen3.5 / 3.6",), "LoRA adapters", _NO_ADAPTERS, (FLASHINFER, FA3)),
+    *_refused(("Qwen3.5 / 3.6",), "LoRA adapters", _NO_ADAPTERS, (TRITON,), "refused-states-adapters"),
+    *_refused(("Qwen3.5 / 3.6 MoE", "Nemotron-H"), "LoRA adapters", _NO_ADAPTERS),
     *_refused(
         ("Qwen3-Next",),
         "LoRA adapters",

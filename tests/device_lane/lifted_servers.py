@@ -1,0 +1,54 @@
+"""Refusals of servers: more of those that `lifted_catalogue` has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.device_lane.context_waves import first_turns, later_turns
+from tests.device_lane.group_catalogue import GROUPS_EAGER
+from tests.device_lane.needed import Needed
+from tests.device_lane.split_catalogue import SPLIT
+from tests.device_lane.state_catalogue import GATED_DELTA
+from tests.device_lane.waves import few_adapters
+
+SERVERS = (
+    Needed(
+        "groups_that_count_alone",
+        "counts the requests of all groups before each round",
+        replace(
+            GROUPS_EAGER,
+            name="refused-groups-counts",
+            flags=(*GROUPS_EAGER.flags, "--lane-variable", "SGLANG_SCHEDULER_SKIP_ALL_GATHER=1"),
+        ),
+        # A group without a request chooses its number of nodes by them.
+        "'NoneType' object is not iterable",
+    ),
+    Needed(
+        "sessions_on_two_servers",
+        "has not been run with sessions",
+        replace(
+            SPLIT,
+            name="refused-split-sessions",
+            waves=(first_turns, later_turns),
+            flags=("--enable-streaming-session",),
+            captured=(),
+            at_once=0,
+        ),
+        "already has a slot",
+    ),
+    Needed(
+        "adapters_of_states",
+        "has not been shown with adapters",
+        replace(
+            GATED_DELTA,
+            name="refused-states-adapters",
+            waves=(few_adapters,),
+            flags=(
+                *GATED_DELTA.flags,
+                *("--max-loras-per-batch", "3", "--max-running-requests", "6", "--lora-backend", "csgmv"),
+            ),
+            adapters=True,
+        ),
+        "LoRA buffer shape .* does not match weight shape",
+    ),
+)

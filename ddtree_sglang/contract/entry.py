@@ -66,7 +66,7 @@ ENTRY: tuple[Row, ...] = (
         "contains_mm_input custom_labels input_ids log_metrics rid sampling_params text",
         "first_costs, refusals",
     ),
-    Row(_IO_STRUCT, "GenerateReqInput.__getitem__", "i", "refusals"),
+    Row(_IO_STRUCT, "GenerateReqInput.__getitem__", "i", "ended_streams, refusals"),
     Row(_IO_STRUCT, "ExpertDistributionReq", "", "refusals"),
     Row(_IO_STRUCT, "GenerateReqInput.normalize_batch_and_arguments", "", "refusals", exact=True),
     Row(
@@ -198,9 +198,11 @@ ENTRY: tuple[Row, ...] = (
         "preferred_sampling_params release_memory_occupation resume_memory_occupation rid_to_state "
         "sampling_params_class send_weights_to_remote_instance slow_down tokenizer update_weights_from_disk "
         "update_weights_from_distributed update_weights_from_ipc update_weights_from_tensor",
-        "memory, refusals, weight_groups",
+        "ended_streams, memory, refusals, weight_groups",
     ),
-    Row(_TOKENIZER_MANAGER, "TokenizerManager.abort_request", "abort_all", "first_costs"),
+    Row(_TOKENIZER_MANAGER, "ReqState", "obj", "ended_streams"),
+    Row(_TOKENIZER_MANAGER, "TokenizerManager.abort_request", "abort_all", "ended_streams, first_costs"),
+    Row(_TOKENIZER_MANAGER, "TokenizerManager.create_abort_task", "obj", "ended_streams", exact=True),
     Row(_TOKENIZER_MANAGER, "TokenizerManager.generate_request", "obj", "first_costs"),
     Row(_TOKENIZER_MANAGER, "TokenizerManager.get_internal_state", "", "first_costs", exact=True),
     Row(_TOKENIZER_MANAGER, "TokenizerManager._async_dispatch_to_scheduler", "obj", "refusals", exact=True),

@@ -166,6 +166,12 @@ TOKENIZER_PATCHES = (
         "what would end the scheduler, or cannot be answered exactly, becomes a 400 and is never sent",
     ),
     Patch(
+        f"{_TOKENIZER}.create_abort_task",
+        "around",
+        f"{_ENTRY}.ended_streams:abort_own_alone",
+        "behind a stream that was refused, the living request of its id would be ended",
+    ),
+    Patch(
         f"{_TOKENIZER}._init_req_state",
         "around",
         f"{_ENTRY}.refusals:check_reading",

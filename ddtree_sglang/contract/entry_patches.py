@@ -169,7 +169,7 @@ TOKENIZER_PATCHES = (
         f"{_TOKENIZER}.create_abort_task",
         "around",
         f"{_ENTRY}.ended_streams:abort_own_alone",
-        "behind a stream that was refused, the living request of its id would be ended",
+        "behind a stream, whoever has its id two seconds later would be ended",
     ),
     Patch(
         f"{_TOKENIZER}._init_req_state",

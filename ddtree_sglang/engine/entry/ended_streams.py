@@ -1,8 +1,7 @@
 """What SGLang ends behind a stream: the requests of that stream, and no other of the same id.
 
-Two seconds after a stream has ended, stock aborts what is left of it by its id. So a stream that is refused because its
-id is another's ends that one, and an id that is given again at once may be cut short: each has the tokens that it had,
-with status 200.
+Two seconds after a stream has ended, stock aborts what is left of it by its id. So a request that is given that id at
+once is cut short: it has the tokens that it had, with status 200.
 """
 
 from __future__ import annotations

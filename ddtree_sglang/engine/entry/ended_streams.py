@@ -7,6 +7,7 @@ once is cut short: it has the tokens that it had, with status 200.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ class _OfOneStream:
         self._manager, self._obj = manager, obj
         self.abort_request = manager.abort_request
 
-    @property
+    @cached_property
     def rid_to_state(self) -> dict[str, ReqState]:
-        """By their ids, those that have not ended."""
+        """By their ids, those that have not ended when the task first asks."""
         # SGLang keeps the parts of a batch that it was asked for (managers/io_struct.py, `__getitem__`).
-        own = (self._obj, *vars(self._obj).get("_sub_obj_cache", {}).values())
-        states = self._manager.rid_to_state.items()
-        return {rid: state for rid, state in states if any(state.obj is one for one in own)}
+        own = [self._obj] if self._obj.is_single else vars(self._obj).get("_sub_obj_cache", {}).values()
+        living = self._manager.rid_to_state
+        return {one.rid: living[one.rid] for one in own if one.rid in living and living[one.rid].obj is one}

@@ -39,82 +39,12 @@ def any_pages() -> None:
         _set(module, "check_pages", _accept)
 
 
-def answers_in_one_room() -> None:
-    """Several answers to one prompt of a server that shares requests out."""
-    from ddtree_sglang.engine.entry import refusals
-
-    _set(refusals, "check_meetings", _accept)
-
-
 def seeded_min_p() -> None:
     """A request's min-p is handed to the sampler of deterministic inference."""
     from ddtree_sglang.engine.admission import request_rules
 
     kept = tuple(rule for rule in request_rules.REQUEST_RULES if not rule.name.startswith("min_p"))
     _replace_by_shorter(request_rules, "REQUEST_RULES", kept)
-
-
-def embeddings_of_another_width() -> None:
-    """Prompts of embeddings that the first layer has no weights for."""
-    from ddtree_sglang.engine.entry import refusals
-
-    _set(refusals, "check_embeddings", _accept)
-
-
-def processors_that_cannot_be_made() -> None:
-    """Logit processors that are none."""
-    from ddtree_sglang.engine.entry import refusals
-
-    _set(refusals, "check_processor", _accept)
-
-
-def labels_that_nobody_counts() -> None:
-    """Labels that the server's metrics do not have."""
-    from ddtree_sglang.engine.entry import refusals
-
-    _set(refusals, "check_labels", _accept)
-
-
-def names_of_probes() -> None:
-    """Names of requests that a busy scheduler drops."""
-    from ddtree_sglang.engine.entry import refusals
-
-    _set(refusals, "_refuse_id_of_a_probe", _accept)
-
-
-def sleeps_without_end() -> None:
-    """Times to sleep before each forward."""
-    from ddtree_sglang.engine.entry import memory
-
-    _set(memory, "check_sleep", _pass_on)
-
-
-def weights_without_shapes() -> None:
-    """Weights to receive of which too little is said."""
-    from ddtree_sglang.engine.entry import weight_groups
-
-    _set(weight_groups, "check_received", _pass_on)
-
-
-def values_of_no_type() -> None:
-    """Values that a scheduler which decodes by types does not read, sent to one that does."""
-    from ddtree_sglang.engine.entry import refusals
-
-    _set(refusals, "_refuse_unreadable", _accept)
-
-
-def groups_that_are_full() -> None:
-    """Groups for weights that this server's ranks cannot be in."""
-    from ddtree_sglang.engine.entry import weight_groups
-
-    _set(weight_groups, "check_receivers", _pass_on)
-
-
-def windows_of_deterministic_inference() -> None:
-    """Windows on Triton's kernel of deterministic inference, which takes them by a node's index."""
-    from ddtree_sglang.engine.admission import target_checks
-
-    _set(target_checks, "_check_windows", _accept)
 
 
 def keys_over_ranks() -> None:
@@ -132,13 +62,6 @@ def classes_that_attend_over_all_ranks() -> None:
     _add(attention_groups, "GROUP_TARGETS", "LlamaForCausalLM")
 
 
-def states_in_groups() -> None:
-    """DP attention with recurrent layers, whose kernel is given links of real requests and rows of padded ones."""
-    from ddtree_sglang.engine.admission import server_args
-
-    _set(server_args, "check_groups_target", _accept)
-
-
 def heads_that_read_the_prompts_end() -> None:
     """LiLiCorr, whose head reads features of the last token, on a server that has not prefilled it."""
     from ddtree_sglang.engine.admission import split_servers
@@ -153,6 +76,11 @@ def states_on_two_servers() -> None:
 
     for module in (server_args, split_servers):
         _set(module, "check_split_target", _accept)
+
+
+def _change(where: str, name: str, to: Callable[..., Any]) -> None:
+    """Have another function in the place of one that a module of the engine calls."""
+    _set(import_module(f"ddtree_sglang.engine.{where}"), name, to)
 
 
 def _without_check(name: str) -> None:
@@ -191,6 +119,32 @@ def _pass_on(original: Callable[..., Any], *arguments: Any, **named: Any) -> Any
     """A hook that looks at nothing."""
     return original(*arguments, **named)
 
+
+CHANGED: dict[str, tuple[str, str, Callable[..., Any]]] = {
+    # Several answers to one prompt of a server that shares requests out.
+    "answers_in_one_room": ("entry.refusals", "check_meetings", _accept),
+    # Prompts of embeddings that the first layer has no weights for.
+    "embeddings_of_another_width": ("entry.refusals", "check_embeddings", _accept),
+    # Logit processors that are none.
+    "processors_that_cannot_be_made": ("entry.refusals", "check_processor", _accept),
+    # Labels that the server's metrics do not have.
+    "labels_that_nobody_counts": ("entry.refusals", "check_labels", _accept),
+    # Names of requests that a busy scheduler drops.
+    "names_of_probes": ("entry.refusals", "_refuse_id_of_a_probe", _accept),
+    # Times to sleep before each forward.
+    "sleeps_without_end": ("entry.memory", "check_sleep", _pass_on),
+    # Weights to receive of which too little is said.
+    "weights_without_shapes": ("entry.weight_groups", "check_received", _pass_on),
+    # Values that a scheduler which decodes by types does not read, sent to one that does.
+    "values_of_no_type": ("entry.refusals", "_refuse_unreadable", _accept),
+    # Groups for weights that this server's ranks cannot be in.
+    "groups_that_are_full": ("entry.weight_groups", "check_receivers", _pass_on),
+    # Windows on Triton's kernel of deterministic inference, which takes them by a node's index.
+    "windows_of_deterministic_inference": ("admission.target_checks", "_check_windows", _accept),
+    # DP attention with recurrent layers, whose kernel is given links of real requests and rows of padded ones.
+    "states_in_groups": ("admission.server_args", "check_groups_target", _accept),
+}
+"""Of one look: the module of `engine` that calls it, its name there, and what stands in its place."""
 
 CHECKS: dict[str, str] = {
     # Ids that the embedding has no row for.
@@ -255,6 +209,7 @@ RULES: dict[str, tuple[str, str, str]] = {
 
 LIFTED: dict[str, Callable[[], None]] = {
     **{name: partial(_without, *where) for name, where in RULES.items()},
+    **{name: partial(_change, *what) for name, what in CHANGED.items()},
     **{name: partial(_without_check, check) for name, check in CHECKS.items()},
     **{
         lifted.__name__: lifted
@@ -262,20 +217,9 @@ LIFTED: dict[str, Callable[[], None]] = {
             trees_on_torch_native,
             latent_attention_on_flashinfer,
             any_pages,
-            answers_in_one_room,
             seeded_min_p,
-            embeddings_of_another_width,
-            processors_that_cannot_be_made,
-            labels_that_nobody_counts,
-            names_of_probes,
-            sleeps_without_end,
-            weights_without_shapes,
-            values_of_no_type,
-            groups_that_are_full,
-            windows_of_deterministic_inference,
             keys_over_ranks,
             classes_that_attend_over_all_ranks,
-            states_in_groups,
             heads_that_read_the_prompts_end,
             states_on_two_servers,
         )

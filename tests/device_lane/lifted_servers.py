@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tests.device_lane.catalogue import ADAPTERS
 from tests.device_lane.context_waves import first_turns, later_turns
 from tests.device_lane.group_catalogue import GROUPS_EAGER
 from tests.device_lane.needed import Needed
@@ -43,10 +44,7 @@ SERVERS = (
             GATED_DELTA,
             name="refused-states-adapters",
             waves=(few_adapters,),
-            flags=(
-                *GATED_DELTA.flags,
-                *("--max-loras-per-batch", "3", "--max-running-requests", "6", "--lora-backend", "csgmv"),
-            ),
+            flags=(*GATED_DELTA.flags, *ADAPTERS.flags),
             adapters=True,
         ),
         "LoRA buffer shape .* does not match weight shape",

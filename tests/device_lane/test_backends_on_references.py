@@ -91,6 +91,15 @@ def verify_batch(requests: case.Requests, seq_lens: Sequence[int], mask: torch.T
     return case.batch(requests, ForwardMode.TARGET_VERIFY, seq_lens, NUM_NODES, verify_input(mask, num_real))
 
 
+def of_trees(make: Callable[..., Any], page_size: int = 1) -> tuple[case.Requests, Any, SimpleNamespace]:
+    """Requests, a backend of them, and its forward of a tree of each, which is planned."""
+    requests = case.Requests(PREFIX_LENS, page_size)
+    backend = make(requests)
+    forward_batch = verify_batch(requests, PREFIX_LENS, case.tree_mask(TREE, PREFIX_LENS))
+    backend.init_forward_metadata(forward_batch)
+    return requests, backend, forward_batch
+
+
 def forward(backend: Any, forward_batch: SimpleNamespace, layer: SimpleNamespace | None = None) -> torch.Tensor:
     """Attention of all rows, padded ones too."""
     q, k, v = case.projections(len(forward_batch.out_cache_loc))
@@ -118,10 +127,7 @@ def capture(backend: Any, requests: case.Requests, mask: torch.Tensor | None) ->
 
 @PAGES
 def test_eager_tree_verify_equals_dense(make: Make, page_size: int) -> None:
-    requests = case.Requests(PREFIX_LENS, page_size)
-    backend = make(requests)
-    forward_batch = verify_batch(requests, PREFIX_LENS, case.tree_mask(TREE, PREFIX_LENS))
-    backend.init_forward_metadata(forward_batch)
+    requests, backend, forward_batch = of_trees(make, page_size)
     check_verify(requests, forward(backend, forward_batch))
 
 
@@ -221,10 +227,7 @@ def test_flashinfer_fast_plan_demands_exact_host_lengths(
 
 
 def test_unwritten_slot_under_a_backend_is_a_violation(make: Make) -> None:
-    requests = case.Requests(PREFIX_LENS)
-    backend = make(requests)
-    forward_batch = verify_batch(requests, PREFIX_LENS, case.tree_mask(TREE, PREFIX_LENS))
-    backend.init_forward_metadata(forward_batch)
+    requests, backend, forward_batch = of_trees(make)
     requests.pool.keys[requests.slots(1, 3, 4)] = torch.nan
     with pytest.raises(LaneViolation, match="written by their owner"):
         forward(backend, forward_batch)
@@ -238,10 +241,7 @@ def test_sinks_are_counted_once_where_fa3_attends_to_a_tree_in_two_parts(
 ) -> None:
     from ddtree_sglang.engine.stages.attention_sinks import attending_without_sinks, merging_with_sinks
 
-    requests = case.Requests(PREFIX_LENS)
-    backend = maker("fa3", modules, monkeypatch)(requests)
-    forward_batch = verify_batch(requests, PREFIX_LENS, case.tree_mask(TREE, PREFIX_LENS))
-    backend.init_forward_metadata(forward_batch)
+    requests, backend, forward_batch = of_trees(maker("fa3", modules, monkeypatch))
     q, k, v = case.projections(len(forward_batch.out_cache_loc))
     twice = backend.forward_extend(q, k, v, case.layer(), forward_batch, sinks=SINKS)
     with pytest.raises(AssertionError, match="Mismatched elements"):
@@ -331,10 +331,7 @@ def test_fa3_does_not_place_a_window_that_it_was_not_told_of(
     modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Why windows are refused that a layer has and its class tells SGLang nothing of."""
-    requests = case.Requests(PREFIX_LENS)
-    backend = maker("fa3", modules, monkeypatch)(requests)
-    forward_batch = verify_batch(requests, PREFIX_LENS, case.tree_mask(TREE, PREFIX_LENS))
-    backend.init_forward_metadata(forward_batch)
+    requests, backend, forward_batch = of_trees(maker("fa3", modules, monkeypatch))
     layer = case.layer()
     layer.sliding_window_size = 3
     out = forward(backend, forward_batch, layer)

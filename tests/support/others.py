@@ -79,8 +79,8 @@ def _recurrent(model_type: str, **fields: Any) -> Other:
     return Other("whose states have not been shown to follow a tree", model_type, fields, is_refused=True)
 
 
-def _refused(why: str, model_type: str = "", **fields: Any) -> Other:
-    return Other(why, model_type, fields, is_refused=True)
+def _refused(why: str, model_type: str = "", needed: str = "", **fields: Any) -> Other:
+    return Other(why, model_type, fields, is_refused=True, needed=needed)
 
 
 OTHERS: dict[str, Other] = {
@@ -97,10 +97,9 @@ OTHERS: dict[str, Other] = {
     "GlmMoeDsaForCausalLM": _refused(_INDEXER, "glm_moe_dsa"),
     "IQuestCoderForCausalLM": _full(""),
     # SGLang has its configuration, which asks a running server.
-    "InklingForConditionalGeneration": Other(
+    "InklingForConditionalGeneration": _refused(
         "whose layers convolve keys, values and outputs",
-        fields={"local_layer_ids": [0]},
-        is_refused=True,
+        local_layer_ids=[0],
         needed=f"{_CONVOLUTIONS}test_inkling_keeps_behind_a_node_what_was_before_it",
     ),
     "InternLM3ForCausalLM": _full(""),
@@ -109,13 +108,11 @@ OTHERS: dict[str, Other] = {
     "InternS2PreviewForConditionalGeneration": _recurrent("intern_s2_preview"),
     "KimiK3ForConditionalGeneration": _refused(_KDA, "kimi_k3", text_config=_LATENT),
     "KimiK3LinearForCausalLM": _refused(_KDA, "kimi_linear", **_LATENT),
-    "LagunaForCausalLM": Other(
+    "LagunaForCausalLM": _refused(
         "whose class tells SGLang of no windows",
         "laguna",
-        _KINDS,
-        is_refused=True,
-        needed="tests/device_lane/test_backends_on_references.py::"
-        "test_fa3_does_not_place_a_window_that_it_was_not_told_of",
+        "tests/device_lane/test_backends_on_references.py::test_fa3_does_not_place_a_window_that_it_was_not_told_of",
+        **_KINDS,
     ),
     "Lfm2VlForConditionalGeneration": _recurrent("lfm2_vl"),
     "MellumForCausalLM": _windows("mellum"),
@@ -145,11 +142,10 @@ OTHERS: dict[str, Other] = {
     "NemotronH_Omni_Reasoning_V3": _recurrent("nemotron_h_omni"),
     "Phi3ForCausalLM": Other("full attention; LongRoPE is refused past its short factors", "phi3"),
     "Qwen3VLForConditionalGeneration": _refused(_LACKING, "qwen3_vl"),
-    "Qwen4ExpForConditionalGeneration": Other(
+    "Qwen4ExpForConditionalGeneration": _refused(
         "which reads the tokens before one by their place",
         "qwen4_exp",
-        is_refused=True,
-        needed=f"{_CONVOLUTIONS}test_qwen4_exp_convolves_a_node_with_those_before_it",
+        f"{_CONVOLUTIONS}test_qwen4_exp_convolves_a_node_with_those_before_it",
     ),
     "TeleFLMForCausalLM": _full(""),
 }

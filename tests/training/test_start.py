@@ -13,18 +13,10 @@ from ddtree_sglang.training.fit.checkpoint import load_checkpoint
 from ddtree_sglang.training.model.drafter_config import DrafterConfig
 from ddtree_sglang.training.model.drafter_model import DFlashDrafter
 from ddtree_sglang.training.model.export import export_drafter
-from tests.training.tiny import save_tiny_target, tiny_config, tiny_target, write_conversations
+from tests.training.tiny import read_curve, tiny_config, tiny_target
 
 FLAGS = ["--rows", "4", "--anchors", "8", "--sampled-vocabulary", "16", "--float32", "--threads", "1"]
 PART = ["--held-out-percent", "30"]
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Flags naming a tiny target and its conversations."""
-    folder = tmp_path_factory.mktemp("inputs")
-    data = write_conversations(folder / "data.npz", tiny_target())
-    return ["--target", str(save_tiny_target(folder / "target")), "--data", str(data)]
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +57,7 @@ def test_training_begins_where_the_exported_drafter_is(
 def test_it_learns_from_there(inputs: list[str], exported: Path, tmp_path: Path) -> None:
     flags = ("--start-draft", str(exported), "--learning-rate", "3e-3", "--evaluate-every", "1000")
     assert _train(inputs, tmp_path, *flags, "--steps", "40") == 0
-    lines = (tmp_path / "checkpoints" / "curve.jsonl").read_text().splitlines()
-    losses = [record["loss"] for record in map(json.loads, lines) if "loss" in record]
+    losses = [record["loss"] for record in read_curve(tmp_path) if "loss" in record]
     assert losses[-1] < 0.9 * losses[0]
 
 

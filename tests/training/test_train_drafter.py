@@ -16,7 +16,7 @@ from ddtree_sglang.training.features.cache import FeatureCache
 from ddtree_sglang.training.fit.checkpoint import load_checkpoint
 from ddtree_sglang.training.model.drafter_config import DrafterConfig
 from ddtree_sglang.training.model.export import load_drafter
-from tests.training.tiny import VOCABULARY, save_tiny_target, tiny_target, write_conversations
+from tests.training.tiny import VOCABULARY, read_curve, save_tiny_target, tiny_target
 
 SHAPE = ["--target-layers", "0,2", "--start-layers", "2,3", "--block-size", "4", "--mask-token", "mask"]
 SMALL = [
@@ -34,14 +34,6 @@ COMMON = [*SHAPE, *SMALL, "--held-out-percent", "30", "--threads", "1", "--optim
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Flags naming a tiny target and its conversations."""
-    folder = tmp_path_factory.mktemp("inputs")
-    data = write_conversations(folder / "data.npz", tiny_target())
-    return ["--target", str(save_tiny_target(folder / "target")), "--data", str(data)]
-
-
-@pytest.fixture(scope="module")
 def trained(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work folder after 60 steps."""
     work = tmp_path_factory.mktemp("work")
@@ -50,12 +42,8 @@ def trained(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     return work
 
 
-def _curve(work: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (work / "checkpoints" / "curve.jsonl").read_text().splitlines()]
-
-
 def test_loss_falls_and_held_out_accept_length_is_reported(trained: Path) -> None:
-    curve = _curve(trained)
+    curve = read_curve(trained)
     losses = [record["loss"] for record in curve if "loss" in record]
     assert losses[-1] < 0.8 * losses[0]
     held_out = [record["held_out"] for record in curve if "held_out" in record]
@@ -79,9 +67,11 @@ def test_resumed_training_continues_exactly_as_uninterrupted(inputs: list[str], 
     for name, value in expected["model"].items():
         torch.testing.assert_close(found["model"][name], value, rtol=0, atol=0)
     # Step 15 lies in the middle of an average.
-    assert [record["step"] for record in _curve(broken)] == [10, 20, 20]
+    assert [record["step"] for record in read_curve(broken)] == [10, 20, 20]
     for name in ("step", "loss", "accuracy_by_depth", "learning_rate", "held_out"):
-        assert [record.get(name) for record in _curve(broken)] == [record.get(name) for record in _curve(straight)]
+        assert [record.get(name) for record in read_curve(broken)] == [
+            record.get(name) for record in read_curve(straight)
+        ]
 
 
 def test_corrupt_newest_checkpoint_falls_back_to_the_one_before(
@@ -224,14 +214,14 @@ def test_a_score_that_a_kill_prevented_is_made_up_for(
 ) -> None:
     """The checkpoint of the last step is written, its held-out score is not."""
     work = shutil.copytree(trained, tmp_path / "work")
-    expected = _curve(trained)
+    expected = read_curve(trained)
     assert "held_out" in expected[-1]
     lines = [json.dumps(record) + "\n" for record in expected]
     (work / "checkpoints" / "curve.jsonl").write_text("".join(lines[:-1]) + lines[-1][:9])  # a line cut off, too
     flags = ["--steps", "60", "--evaluate-every", "30", "--checkpoint-every", "20"]
     for _ in range(2):  # made up for once, not at every start
         assert main(["train", *inputs, "--work", str(work), *COMMON, *flags]) == 0
-        assert _curve(work) == expected
+        assert read_curve(work) == expected
     assert capsys.readouterr().out.count("held_out") == 1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import signal
@@ -18,7 +17,7 @@ import torch
 from ddtree_sglang.training.__main__ import main
 from ddtree_sglang.training.fit import checkpoint
 from ddtree_sglang.training.fit.checkpoint import load_checkpoint
-from tests.training.tiny import save_tiny_target, tiny_target, write_conversations
+from tests.training.tiny import read_curve
 
 STEPS = 60
 FLAGS = (
@@ -27,14 +26,6 @@ FLAGS = (
     *("--held-out-percent", "30", "--threads", "1", "--optimizer", "adamw"),
     *("--steps", str(STEPS), "--evaluate-every", "30", "--checkpoint-every", "5"),
 )
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Flags naming a tiny target and its conversations."""
-    folder = tmp_path_factory.mktemp("inputs")
-    data = write_conversations(folder / "data.npz", tiny_target())
-    return ["--target", str(save_tiny_target(folder / "target")), "--data", str(data)]
 
 
 # The training command in a process that kills itself at a chosen moment, whatever the machine's pace.
@@ -80,9 +71,8 @@ def _kill(work: Path, inputs: list[str], moment: str, at: int) -> None:
 
 def _curve(work: Path) -> list[dict[str, Any]]:
     """The curve without what a clock says."""
-    lines = (work / "checkpoints" / "curve.jsonl").read_text().splitlines()
     clocks = ("seconds", "seconds_left", "labels_per_s")
-    return [{name: value for name, value in json.loads(line).items() if name not in clocks} for line in lines]
+    return [{name: value for name, value in record.items() if name not in clocks} for record in read_curve(work)]
 
 
 @pytest.mark.slow

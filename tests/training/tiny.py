@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,8 @@ def write_conversations(path: Path, target: LlamaForCausalLM, count: int = 60, l
         answer_start=np.full(count, 5, dtype=np.int32),
     )
     return path
+
+
+def read_curve(work: Path) -> list[dict[str, Any]]:
+    """What a training run has written of its course."""
+    return [json.loads(line) for line in (work / "checkpoints" / "curve.jsonl").read_text().splitlines()]

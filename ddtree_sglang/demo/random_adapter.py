@@ -42,7 +42,7 @@ def write_adapter(
         added[name] = ALPHA_PER_RANK * up @ down
     folder.mkdir(parents=True)
     save_file(weights, folder / "adapter_model.safetensors")
-    modules = [*MODULES, *([EMBEDDING] if any(name.endswith(EMBEDDING) for name in shapes) else [])]
+    modules = sorted({name.rpartition(".")[2] for name in shapes})
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": ALPHA_PER_RANK * rank, "target_modules": modules}
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     return added

@@ -44,11 +44,22 @@ def flags_of(adapters: Mapping[str, Adapter]) -> tuple[str, ...]:
 def _make(pair: TinyPair, folder: Path, rank: int, seed: int) -> Adapter:
     """Random matrices of this rank for every layer, and their product added to a copy of the target."""
     target = copy.deepcopy(pair.target)
-    modules = {name: one for name, one in target.named_modules() if name.rpartition(".")[2] in MODULES}
+    matrices: dict[str, tuple[torch.Tensor, ...]] = {}
+    for name, one in target.named_modules():
+        if "shared_expert" in name:
+            continue  # SGLang takes an adapter of these for one of all experts, which is refused
+        if name.rpartition(".")[2] in MODULES:
+            matrices[name] = (one.weight,)
+        elif hasattr(one, "in_proj_z"):
+            # A gated delta net of Qwen3.5: SGLang keeps, and changes, two matrices as one.
+            matrices[f"{name}.in_proj_qkvz"] = (one.in_proj_qkv.weight, one.in_proj_z.weight)
+            matrices[f"{name}.out_proj"] = (one.out_proj.weight,)
     if folder.name == WITH_EMBEDDING:
-        modules[f"model.{EMBEDDING}"] = target.model.embed_tokens
-    shapes = {name: (one.weight.shape[0], one.weight.shape[1]) for name, one in modules.items()}
+        matrices[f"model.{EMBEDDING}"] = (target.model.embed_tokens.weight,)
+    shapes = {name: (sum(map(len, parts)), parts[0].shape[1]) for name, parts in matrices.items()}
     with torch.no_grad():
         for name, change in write_adapter(folder, shapes, rank, seed, SCALE).items():
-            modules[name].weight.add_(change)
+            parts = matrices[name]
+            for part, rows in zip(parts, change.split([len(part) for part in parts]), strict=True):
+                part.add_(rows)
     return Adapter(str(folder), target)

@@ -16,8 +16,10 @@ from tests.device_lane.context_waves import (
     mixed,
     mixed_adapters,
     more_than_the_pool,
+    passes_a_tracked_length,
     past_the_window,
     prefix_hit,
+    resumes_at_a_tracked_length,
     resumes_at_its_end,
     retracted_in_time,
     to_the_context_limit,
@@ -115,6 +117,24 @@ ADAPTERS = Scene(
     captured=(1, 4),
     adapters=True,
     before=failing_adapters,
+)
+# Adapters of attention, of gated delta nets and of what is behind both; a state of one adapter is not another's.
+QWEN35_ADAPTERS = replace(
+    ADAPTERS,
+    name="gated-delta-adapters",
+    backend="fa3",
+    pair="Qwen3.5-4B",
+    waves=(
+        with_adapters,
+        prefix_of_another_adapter,
+        by_the_first_adapter(passes_a_tracked_length),
+        by_the_first_adapter(resumes_at_a_tracked_length),
+    ),
+    flags=(*TRACKED, *ADAPTERS.flags),
+    before=None,
+)
+QWEN35_EXPERTS_ADAPTERS = replace(
+    QWEN35_ADAPTERS, name="gated-delta-experts-adapters", backend="triton", pair="Qwen3.5-35B-A3B"
 )
 PENALTIES = Scene("penalties", "fa3", (penalized,), budget=7, captured=(4,))
 
@@ -298,6 +318,8 @@ SLOW_SCENES = (
         flags=(*SHORT_CONVOLUTION.flags, *ADAPTERS.flags),
         adapters=True,
     ),
+    QWEN35_ADAPTERS,
+    QWEN35_EXPERTS_ADAPTERS,
     *DRAFT_WINDOW_OTHERS,
     *SLIDING_DRAFTERS,
     *HOST_CACHE_OTHERS,

@@ -84,6 +84,7 @@ HEADS = {
 }
 """Of a pair whose drafter scores pairs of candidates, what gives it the head."""
 ADAPTERS = {pair: {"first": 4, "second": 8} for pair in ("qwen3", "wide", "short_convolution", "gated_delta")}
+ADAPTERS |= {pair: {"first": 4, "third": 8} for pair in ("Qwen3.5-4B", "Qwen3.5-35B-A3B")}
 """Of a pair, their ranks by name."""
 
 
@@ -108,7 +109,8 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Refe
     def make(name: str) -> Reference:
         folder = tmp_path_factory.mktemp(name)
         if name in PUBLISHED:
-            return Reference(make_tiny(folder, PUBLISHED[name]))
+            pair = make_tiny(folder, PUBLISHED[name])
+            return Reference(pair, make_adapters(pair, folder, ADAPTERS.get(name, {})))
         if name == SEES:
             return Reference(make_image_pair(folder))
         architecture, block_size, vocabulary = PAIRS[name]

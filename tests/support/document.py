@@ -86,7 +86,10 @@ def _targets() -> str:
     rows = []
     for name, family in FAMILIES.items():
         found = [_joined(cells(name, backend, GREEDY)) for backend in BACKENDS]
-        rows.append([f"{name} (`{family.architecture}`)", family.state, *_once(found)])
+        classes = f"`{family.architecture}`"
+        if family.text_alone:
+            classes += f", or `{family.text_alone}`, without adapters"
+        rows.append([f"{name} ({classes})", family.state, *_once(found)])
     text = (
         "## Targets\n\nGreedy answers, token for token plain decoding's. A family that is refused is refused whatever "
         "is asked of it.\n"

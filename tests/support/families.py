@@ -53,6 +53,13 @@ _KDA: dict[str, Any] = {
 }
 
 
+def _with_images(model_type: str, text: dict[str, Any]) -> dict[str, Any]:
+    """Of a published class, whose text model is a part."""
+    text_config = {**_SHAPE, "model_type": f"{model_type}_text", **text}
+    vision_config = {"depth": 1, "hidden_size": 32, "out_hidden_size": 64}
+    return {"model_type": model_type, "text_config": text_config, "vision_config": vision_config}
+
+
 @dataclass(frozen=True)
 class Family:
     """A kind of target.
@@ -63,6 +70,7 @@ class Family:
         state: what its layers are, for the document.
         window: of its sliding layers, where only the loaded model tells.
         sinks: windows of the layers with attention sinks, which only the loaded model tells; -1 without a window.
+        text_alone: SGLang's class of the same layers without images, which scenes run too, and which takes no adapters.
     """
 
     architecture: str
@@ -70,6 +78,7 @@ class Family:
     state: str
     window: int | None = None
     sinks: tuple[int, ...] = ()
+    text_alone: str = ""
 
     @property
     def config_json(self) -> dict[str, Any]:
@@ -127,11 +136,17 @@ FAMILIES: dict[str, Family] = {
         "windows and full attention",
         window=127,
     ),
-    "Qwen3.5 / 3.6": Family("Qwen3_5ForCausalLM", {"model_type": "qwen3_5_text", **_GDN}, "GDN and full attention"),
+    "Qwen3.5 / 3.6": Family(
+        "Qwen3_5ForConditionalGeneration",
+        _with_images("qwen3_5", _GDN),
+        "GDN and full attention",
+        text_alone="Qwen3_5ForCausalLM",
+    ),
     "Qwen3.5 / 3.6 MoE": Family(
-        "Qwen3_5MoeForCausalLM",
-        {"model_type": "qwen3_5_moe_text", **_EXPERTS, "shared_expert_intermediate_size": 32, **_GDN},
+        "Qwen3_5MoeForConditionalGeneration",
+        _with_images("qwen3_5_moe", {**_EXPERTS, "shared_expert_intermediate_size": 32, **_GDN}),
         "GDN and full attention, experts",
+        text_alone="Qwen3_5MoeForCausalLM",
     ),
     "Qwen3-Next": Family("Qwen3NextForCausalLM", {"model_type": "qwen3_next", **_EXPERTS, **_GDN}, "GDN, experts"),
     "LFM2": Family("Lfm2ForCausalLM", {"model_type": "lfm2"}, "short convolutions and full attention"),

@@ -18,7 +18,9 @@ from tests.support.others import NO_TARGETS, OTHERS, SHAPE, Other
 from tests.support.published import PAIRS
 from tests.support.sglang_models import METHOD, drafted_for, methods_of, models, read
 
-SHOWN = {family.architecture for family in FAMILIES.values()} | {pair.architecture for pair in PAIRS.values()}
+SHOWN = {pair.architecture for pair in PAIRS.values()} | {
+    name for family in FAMILIES.values() for name in (family.architecture, family.text_alone)
+}
 
 
 def test_every_class_that_hands_states_to_a_block_drafter_is_listed_once() -> None:

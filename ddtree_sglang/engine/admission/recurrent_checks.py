@@ -25,6 +25,8 @@ MAMBA2 = ("NemotronHForCausalLM",)
 SHORT_CONVOLUTIONS = ("Lfm2ForCausalLM", "Lfm2MoeForCausalLM")
 MIXED = (*GATED_DELTA, *MAMBA2)
 """Of these, whose prefix cache has states at fixed lengths, too."""
+ADAPTED = ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
+"""Of these, those that were shown with adapters."""
 SERVED = (*MIXED, *SHORT_CONVOLUTIONS)
 """Architectures with recurrent layers that are verified as trees, by the kind of those layers."""
 
@@ -118,11 +120,12 @@ RECURRENT_RULES: tuple[RecurrentRule, ...] = (
         "keeps the states of Mamba2's nodes with a fixed number of nodes; remove --speculative-ddtree-policy.",
         MAMBA2,
     ),
-    # SGLang's buffers of adapters do not fit a gated q_proj.
+    # SGLang's buffers of adapters do not fit a gated q_proj, unless the class says how wide it is: Qwen3.5's that take
+    # images do, those of text alone do not (models/qwen3_5.py, get_hidden_dim; models/qwen3_5_text.py has none).
     RecurrentRule(
         lambda cfg: bool(cfg.enable_lora or cfg.lora_paths),
         "has not been shown with adapters; remove --enable-lora and --lora-paths.",
-        MIXED,
+        tuple(name for name in MIXED if name not in ADAPTED),
     ),
     # SGLang keeps no copies of a convolution's inputs at fixed lengths, as it does of other states (below).
     RecurrentRule(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -158,11 +159,14 @@ def test_what_only_mamba2_cannot_is_refused_for_that_alone(monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("on_device")
-def test_adapters_are_served_on_short_convolutions() -> None:
+def test_adapters_are_served_on_short_convolutions_and_qwen35() -> None:
     adapters = arguments(enable_lora=True)
     check_recurrent_arguments(target("Lfm2Config", "Lfm2ForCausalLM"), adapters)
-    with pytest.raises(DDTreeConfigError, match="has not been shown with adapters"):
-        check_recurrent_arguments(target("NemotronHConfig", "NemotronHForCausalLM"), adapters)
+    for name in ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"):
+        check_recurrent_arguments(target("Qwen3NextConfig", name), adapters)
+    for config, name in (("NemotronHConfig", "NemotronHForCausalLM"), ("Qwen3NextConfig", "Qwen3_5ForCausalLM")):
+        with pytest.raises(DDTreeConfigError, match="has not been shown with adapters"):
+            check_recurrent_arguments(target(config, name), adapters)
 
 
 @pytest.mark.usefixtures("on_device")
@@ -200,16 +204,29 @@ def test_every_rule_is_one_of_those_that_are_tested() -> None:
     assert len(RECURRENT_RULES) == 16
 
 
-@pytest.mark.parametrize(("family", "fits"), [("Qwen3NextForCausalLM", False), ("Qwen3_5ForCausalLM", True)])
-def test_sglangs_buffers_of_adapters_do_not_fit_qwen3_nexts_gated_q_proj(family: str, fits: bool) -> None:
-    """What the refusal is for there: Qwen3.5's class says how wide they are, Qwen3-Next's leaves it to the default."""
+@pytest.mark.parametrize(
+    ("module", "family", "fits"),
+    [
+        ("qwen3_next", "Qwen3NextForCausalLM", False),
+        ("qwen3_5_text", "Qwen3_5ForCausalLM", False),
+        ("qwen3_5", "Qwen3_5ForConditionalGeneration", True),
+    ],
+)
+def test_sglangs_buffers_of_adapters_do_not_fit_a_gated_q_proj(module: str, family: str, fits: bool) -> None:
+    """What the refusal is for there: one class says how wide they are, others leave it to the default."""
     from sglang.srt.configs import Qwen3NextConfig
     from sglang.srt.lora.utils import get_hidden_dim
-    from sglang.srt.models import qwen3_5, qwen3_next
+    from sglang.srt.models.qwen3_5 import Qwen3_5ForCausalLM
 
-    model = object.__new__(getattr(qwen3_next, family, None) or getattr(qwen3_5, family))
+    class_of_model = getattr(import_module(f"sglang.srt.models.{module}"), family)
+    model = torch.nn.Module.__new__(class_of_model)
+    torch.nn.Module.__init__(model)
     config = Qwen3NextConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, hidden_size=16)
     model.config = config
+    if fits:
+        model.model = torch.nn.Module.__new__(Qwen3_5ForCausalLM)
+        torch.nn.Module.__init__(model.model)
+        model.model.config = config
     _, rows = get_hidden_dim("qkv_proj", config, model, 0)
     gated = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
     assert (rows == gated * config.head_dim) == fits

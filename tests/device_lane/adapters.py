@@ -7,6 +7,7 @@ first tokens on; one of them changes the embedding, too. The files are those tha
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +37,12 @@ def make_adapters(pair: TinyPair, folder: Path, ranks: Mapping[str, int]) -> dic
     return {name: _make(pair, folder / name, rank, seed) for seed, (name, rank) in enumerate(ranks.items())}
 
 
-def flags_of(adapters: Mapping[str, Adapter]) -> tuple[str, ...]:
-    """What a server is told to load them by."""
-    return ("--lora-paths", *(f"{name}={one.path}" for name, one in adapters.items())) if adapters else ()
+def flags_of(adapters: Mapping[str, Adapter], pinned: bool = False) -> tuple[str, ...]:
+    """What a server is told to load them by; `pinned`: they keep their places, as groups of DP attention want it."""
+    if not adapters:
+        return ()
+    told = ({"lora_name": name, "lora_path": one.path, "pinned": pinned} for name, one in adapters.items())
+    return ("--lora-paths", *map(json.dumps, told))
 
 
 def _make(pair: TinyPair, folder: Path, rank: int, seed: int) -> Adapter:

@@ -54,8 +54,17 @@ def leaves_the_device(chooser: Chooser) -> list[Sent]:
 def comes_back_from_the_host(chooser: Chooser) -> list[Sent]:
     """Two that go on behind the text of the wave before, whose drafts hang on that text."""
     assert chooser.passed is not None
+    return _two_behind(chooser, (*chooser.passed.prompt, *chooser.reference.expect(chooser.passed).output_ids[:-1]))
+
+
+def prompt_comes_back_from_the_host(chooser: Chooser) -> list[Sent]:
+    """The same behind its prompt alone, which is all that a server that only prefills has of it."""
+    assert chooser.passed is not None
+    return _two_behind(chooser, chooser.passed.prompt)
+
+
+def _two_behind(chooser: Chooser, text: tuple[int, ...]) -> list[Sent]:
     reference = chooser.reference
-    text = (*chooser.passed.prompt, *reference.expect(chooser.passed).output_ids[:-1])
     forgetful = replace(reference, seen_tokens=4, page_size=1)
 
     def longer(asked: Asked) -> Asked | None:

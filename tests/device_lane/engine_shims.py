@@ -78,9 +78,11 @@ def _take_cuda_branches() -> None:
     from sglang.kernels.ops.speculative import cache_locs
     from sglang.srt.constrained.xgrammar_backend import XGrammarGrammar, XGrammarGrammarBackend
     from sglang.srt.disaggregation import prefill
+    from sglang.srt.distributed import parallel_state
     from sglang.srt.distributed.parallel_state import GroupCoordinator
     from sglang.srt.mem_cache import memory_pool
     from sglang.srt.model_executor import forward_batch_info
+    from sglang.srt.models import dflash
     from sglang.srt.speculative import dflash_worker_v2
 
     def apply_vocab_mask(_: Any, logits: torch.Tensor, vocab_mask: torch.Tensor) -> None:
@@ -99,13 +101,28 @@ def _take_cuda_branches() -> None:
         (forward_batch_info, "torch", LaneTorch()),
         # So are the slots of keys that another server is sent.
         (prefill, "torch", LaneTorch()),
+        # A selector's first candidates under DP attention, which has no graph of the drafter.
+        (dflash, "_flashinfer_top_k", None),
+        # Which adapter each token of all groups is for goes through an operator that is CUDA's alone.
+        (parallel_state, "inplace_all_reduce", _all_reduce_in_place),
         # These collectives go through operators that are registered for a device of its own.
-        (GroupCoordinator, "all_gather_into_tensor", GroupCoordinator._all_gather_into_tensor),
+        (GroupCoordinator, "all_gather_into_tensor", _all_gather),
         (GroupCoordinator, "reduce_scatter_tensor", _reduce_scatter),
     ):
         if not hasattr(module, name):
             raise RuntimeError(f"{module.__name__} has no {name} any more: look at what it asks before a launch")
         setattr(module, name, answer)
+
+
+def _all_reduce_in_place(tensor: torch.Tensor, group_name: str) -> None:
+    from sglang.srt.distributed.parallel_state import _groups
+
+    torch.distributed.all_reduce(tensor, group=_groups[group_name]().device_group)
+
+
+def _all_gather(group: Any, output: torch.Tensor, input: torch.Tensor) -> None:
+    """NCCL counts numbers, Gloo the ranks' rows; `output` may have a dimension of ranks before them."""
+    group._all_gather_into_tensor(output.view(-1, *input.shape[1:]), input)
 
 
 def _reduce_scatter(group: Any, output: torch.Tensor, input: torch.Tensor) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.device_lane.context_waves import (
+    SMALLER,
     comes_back_from_the_host,
     hits_about_the_window,
     leaves_the_device,
     mixed,
     past_the_window,
     prefix_hit,
+    three_at_two_budgets,
+    three_go_on,
 )
 from tests.device_lane.group_waves import (
     every_kind_in_groups,
@@ -25,22 +28,23 @@ from tests.device_lane.host_cache import FLAGS as _HOST_CACHE
 from tests.device_lane.request_waves import FLAGS as _EVERY_KIND
 from tests.device_lane.scenes import SMALL_POOL, Scene, pool_of
 from tests.device_lane.state_catalogue import CHUNKS, LOAD_FLAGS
+from tests.device_lane.waves import by_its_head, prefix_of_another_adapter, with_adapters
 
-_GROUPS = ("--dp-size", "2", "--enable-dp-attention", "--enable-dp-lm-head", "--tp-size", "2")
+FLAGS = ("--dp-size", "2", "--enable-dp-attention", "--enable-dp-lm-head", "--tp-size", "2")
 GROUPS = Scene(
     "attention-groups",
     "fa3",
     (unequal_groups, the_second_group_alone, every_kind_in_groups),
     pair="experts",
     budget=7,
-    flags=(*_GROUPS, *_EVERY_KIND),
+    flags=(*FLAGS, *_EVERY_KIND),
 )
 GROUPS_EAGER = Scene(
     "attention-groups-eager",
     "fa3",
     (unequal_groups, the_second_group_alone),
     budget=7,
-    flags=_GROUPS,
+    flags=FLAGS,
     captured=(),
 )
 # The number of nodes follows the requests of both groups.
@@ -48,7 +52,7 @@ GROUPS_WIDTHS = replace(
     GROUPS_EAGER,
     name="attention-groups-widths",
     waves=(more_than_a_groups_pool, *GROUPS_EAGER.waves),
-    flags=(*_GROUPS, *LOAD_FLAGS, *SMALL_POOL),
+    flags=(*FLAGS, *LOAD_FLAGS, *SMALL_POOL),
     captured=(1, 2),
     must_log=("Retract requests",),
 )
@@ -59,7 +63,7 @@ GROUPS_LATENT = Scene(
     (unequal_groups, the_second_group_alone, in_both_groups(prefix_hit), every_kind_in_groups),
     pair="deepseek",
     budget=16,
-    flags=(*_GROUPS, *_EVERY_KIND),
+    flags=(*FLAGS, *_EVERY_KIND),
     captured=(1, 2),
 )
 # A prefill that decodes is one to the other groups, which wait for it as they do for any.
@@ -68,7 +72,7 @@ _MIXED = replace(
     name="attention-groups-mixed",
     pair="experts",
     waves=(mixed_in_one_group, in_both_groups(mixed)),
-    flags=(*_GROUPS, *CHUNKS, "--enable-mixed-chunk"),
+    flags=(*FLAGS, *CHUNKS, "--enable-mixed-chunk"),
     captured=(1, 2),
 )
 # A pool that a group's texts leave, and come back to; of a drafter's two layers, too.
@@ -80,11 +84,55 @@ _ON_THE_HOST = replace(
         *(in_group(group, wave) for group in (0, 1) for wave in (leaves_the_device, comes_back_from_the_host)),
         unequal_groups,
     ),
-    flags=(*_GROUPS, *_HOST_CACHE, *pool_of(120)),
+    flags=(*FLAGS, *_HOST_CACHE, *pool_of(120)),
     captured=(1, 2),
+)
+# Groups of two ranks each, which share a group's heads, its LM head and its trees.
+_OF_TWO = (*FLAGS[:-1], "4")
+GROUPS_OF_TWO = (
+    replace(
+        GROUPS,
+        name="attention-groups-of-two",
+        waves=(*GROUPS.waves, in_both_groups(prefix_hit)),
+        pair="whole",
+        flags=(*_OF_TWO, *_EVERY_KIND),
+        captured=(1, 2),
+    ),
+    replace(
+        GROUPS_WIDTHS,
+        name="attention-groups-of-two-widths",
+        backend="triton",
+        pair="whole",
+        flags=(*_OF_TWO, *LOAD_FLAGS, *SMALL_POOL),
+    ),
+    replace(GROUPS_LATENT, name="attention-groups-of-two-latent", pair="latent_whole", flags=(*_OF_TWO, *_EVERY_KIND)),
+)
+GROUPS_ADAPTERS = replace(
+    GROUPS_EAGER,
+    name="refused-groups-adapters",
+    pair="wide",
+    waves=(*GROUPS_EAGER.waves, in_both_groups(with_adapters), in_both_groups(prefix_of_another_adapter)),
+    flags=(*FLAGS, "--max-loras-per-batch", "3", "--lora-backend", "triton"),
+    captured=(1, 2),
+    adapters=True,
+)
+_SELECTOR = replace(
+    GROUPS_EAGER,
+    name="attention-groups-selector",
+    pair="selector",
+    waves=(
+        in_both_groups(by_its_head(three_at_two_budgets)),
+        in_both_groups(by_its_head(three_go_on)),
+        *GROUPS_EAGER.waves,
+    ),
+    budget=16,
+    captured=(1, 2),
+    clear_at=(17, SMALLER + 1),
 )
 GROUPS_OTHERS = (
     GROUPS_EAGER,
+    *GROUPS_OF_TWO,
+    _SELECTOR,
     GROUPS_WIDTHS,
     *(
         replace(GROUPS_EAGER, name=f"attention-groups-{backend}", backend=backend, captured=(1, 2))
@@ -111,7 +159,7 @@ GROUPS_OTHERS = (
         name="attention-groups-windows-retraction",
         pair="gpt_oss",
         waves=(more_than_a_groups_pool, *GROUPS_EAGER.waves, in_both_groups(past_the_window)),
-        flags=(*_GROUPS, *pool_of(76)),
+        flags=(*FLAGS, *pool_of(76)),
         captured=(1, 2),
         must_log=("Retract requests",),
     ),
@@ -125,7 +173,7 @@ GROUPS_OTHERS = (
             in_both_groups(past_the_window),
             in_both_groups(hits_about_the_window),
         ),
-        flags=(*_GROUPS, "--speculative-draft-window-size", "8", *SMALL_POOL),
+        flags=(*FLAGS, "--speculative-draft-window-size", "8", *SMALL_POOL),
         budget=16,
         captured=(1, 2),
         must_log=("Retract requests",),

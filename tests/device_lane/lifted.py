@@ -201,6 +201,8 @@ RULES: dict[str, tuple[str, str, str]] = {
     "sessions_on_two_servers": ("split_servers", "SPLIT_RULES", "has not been run with sessions"),
     # LoRA on layers whose q_proj has a gate.
     "adapters_of_states": ("recurrent_checks", "RECURRENT_RULES", "has not been shown with adapters"),
+    # Adapters of requests of several groups.
+    "adapters_of_groups": ("attention_groups", "GROUP_RULES", "verifies wrongly with adapters in a graph"),
     # The state of a mixed chunk in pages of several tokens.
     "states_within_a_page": ("recurrent_checks", "RECURRENT_RULES", "where a chunk ends within a page"),
 }

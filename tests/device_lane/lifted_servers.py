@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from tests.device_lane.catalogue import ADAPTERS
 from tests.device_lane.context_waves import first_turns, later_turns
-from tests.device_lane.group_catalogue import GROUPS_EAGER
-from tests.device_lane.needed import Needed
+from tests.device_lane.group_catalogue import GROUPS_ADAPTERS, GROUPS_EAGER
+from tests.device_lane.needed import TOKENS, Needed
 from tests.device_lane.split_catalogue import SPLIT
 from tests.device_lane.state_catalogue import GATED_DELTA
 from tests.device_lane.waves import few_adapters
@@ -24,6 +24,7 @@ SERVERS = (
         # A group without a request chooses its number of nodes by them.
         "'NoneType' object is not iterable",
     ),
+    Needed("adapters_of_groups", "verifies wrongly with adapters in a graph", GROUPS_ADAPTERS, TOKENS),
     Needed(
         "sessions_on_two_servers",
         "has not been run with sessions",

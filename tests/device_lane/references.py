@@ -401,7 +401,7 @@ def keep_what_may_follow(ids: torch.Tensor, logprobs: torch.Tensor, asked: Asked
     """Of the candidates `[K]` of a first position, give those that a mask forbids -inf, at the end."""
     if not asked.pairs and asked.thoughts is None:
         return
-    is_allowed = allowed(torch.zeros(VOCABULARY), asked, tokens).isfinite()
+    is_allowed = allowed(torch.zeros(max(VOCABULARY, int(ids.max()) + 1)), asked, tokens).isfinite()
     ordered, order = logprobs.masked_fill(~is_allowed[ids], -torch.inf).sort(descending=True, stable=True)
     ids.copy_(ids[order])
     logprobs.copy_(ordered)

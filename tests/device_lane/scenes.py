@@ -81,6 +81,7 @@ class Scene:
     late: bool = False
     adapters: bool = False  # the pair's are loaded at start
     split: bool = False  # another server prefills
+    prefill_flags: tuple[str, ...] = ()  # of that one alone
     at_once: int = 0  # requests that some round must have had
     asked_as: str = ""  # a name that scenes share which are asked the same
     clear_at: tuple[int, ...] = ()  # numbers of nodes at which no request hangs on rounding; empty for the scene's own
@@ -273,13 +274,13 @@ def play(scene: Scene, lane: Lane, reference: Reference, mutation: str = "") -> 
     answered: list[Answered] = []
     log = lane.new_log(scene.name, mutation)
     try:
-        with (partial(serve_split, lane) if scene.split else lane.serve)(
+        with (partial(serve_split, lane, scene.prefill_flags) if scene.split else lane.serve)(
             reference.pair,
             scene.backend,
             scene.algorithm,
             scene.budget,
             *scene.flags,
-            *(flags_of(reference.adapters) if scene.adapters else ()),
+            *(flags_of(reference.adapters, pinned="--enable-dp-attention" in scene.flags) if scene.adapters else ()),
             log=log,
             mutation=mutation,
             late=scene.late,
@@ -298,7 +299,7 @@ def play(scene: Scene, lane: Lane, reference: Reference, mutation: str = "") -> 
         # Of two servers the first may have been refused before there was a second.
         text = log.read_text(errors="replace") if log.exists() else ""
         return Outcome(tuple(answered), None, text, f"{type(error).__name__}: {error}")
-    return Outcome(tuple(answered), used, log.read_text(errors="replace"), None, tuple(server.decode_rounds()))
+    return Outcome(tuple(answered), used, server.log(), None, tuple(server.decode_rounds()))
 
 
 def _keep(answered: Sequence[Answered], log: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,7 +61,8 @@ class SplitServer(LaneServer):
         try:
             prefilled = pool.submit(self.prefilling.ask, asked, 0.0, **body, **meeting)
             answer = ask(asked, 0.0, **body, **meeting)
-            prefilled.result()
+            # Where a prompt's keys came from is told by the server that had them.
+            answer["meta_info"] |= _hits(prefilled.result())
         finally:
             # If the decoding server is gone, the other one waits for it until it is stopped.
             pool.shutdown(wait=False)
@@ -72,16 +73,27 @@ class SplitServer(LaneServer):
         return self.prefilling.used_slots() + super().used_slots()
 
 
+def _hits(answer: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in answer["meta_info"].items() if name.startswith("cached_tokens")}
+
+
 @contextmanager
 def serve_split(
-    lane: Lane, pair: TinyPair, backend: str, algorithm: str | None, budget: int | None, *flags: str, **options: Any
+    lane: Lane,
+    prefill_flags: Sequence[str],
+    pair: TinyPair,
+    backend: str,
+    algorithm: str | None,
+    budget: int | None,
+    *flags: str,
+    **options: Any,
 ) -> Iterator[SplitServer]:
-    """Both servers, ready; arguments are those of `Lane.serve`. The one that prefills has no graphs."""
+    """Both servers, ready; arguments are those of `Lane.serve`. One prefills, with flags of its own and no graphs."""
     port = free_port()
     for_prefills = {**options, "captured": (), "log": lane.new_log("prefilling")}
     prefills = (*_TRANSFER, "prefill", "--disaggregation-bootstrap-port", str(port))
     with (
-        lane.serve(pair, backend, algorithm, budget, *prefills, *flags, **for_prefills) as prefilling,
+        lane.serve(pair, backend, algorithm, budget, *prefills, *flags, *prefill_flags, **for_prefills) as prefilling,
         lane.serve(pair, backend, algorithm, budget, *_DECODES, *flags, **options) as decoding,
     ):
         yield SplitServer(decoding.process, decoding.report, prefilling, port, itertools.count(1))

@@ -7,10 +7,14 @@ from dataclasses import replace
 from tests.device_lane.context_waves import (
     chunked,
     hits_about_the_window,
+    leaves_the_device,
     past_the_window,
     prefix_hit,
+    prompt_comes_back_from_the_host,
     retracted_and_restored,
 )
+from tests.device_lane.group_catalogue import FLAGS as GROUPS_FLAGS
+from tests.device_lane.host_cache import FLAGS as HOST_CACHE
 from tests.device_lane.penalty_waves import penalized
 from tests.device_lane.scenes import SMALL_POOL, Scene, pool_of
 from tests.device_lane.split_waves import drawn_and_streamed, over_with_the_first_token, refuse_several_answers
@@ -44,6 +48,57 @@ SPLIT_RETRACTION = replace(
     must_log=("Retract requests",),
     at_once=2,
 )
+# Both servers under DP attention: a request's groups on them follow from its room.
+SPLIT_GROUPS = (
+    replace(
+        SPLIT,
+        name="split-groups",
+        pair="experts",
+        waves=(*SPLIT.waves, chunked),
+        flags=(*GROUPS_FLAGS, *CHUNKS),
+        captured=(1, 2),
+        at_once=0,
+    ),
+    replace(
+        SPLIT_RETRACTION,
+        name="split-groups-latent",
+        backend="triton",
+        pair="deepseek",
+        waves=(retracted_and_restored, few, prefix_hit),
+        flags=(*GROUPS_FLAGS, *pool_of(60), *_RESERVED),
+        captured=(1, 2),
+    ),
+)
+# The prefilling server keeps prompts on the host; SGLang's decoding one has no prefix cache.
+SPLIT_HOST_CACHE = replace(
+    SPLIT,
+    name="split-host-cache",
+    waves=(leaves_the_device, prompt_comes_back_from_the_host, aborted),
+    flags=pool_of(120),
+    prefill_flags=(*HOST_CACHE, *pool_of(64)),
+    at_once=0,
+)
+# Prompts that are computed before the other server has slots; SGLang is told to give each first try up.
+_OPTIMISTIC = replace(
+    SPLIT,
+    name="split-optimistic",
+    waves=(*SPLIT.waves, chunked),
+    flags=(
+        *("--optimistic-prefill-attempts", "2", *CHUNKS),
+        *("--lane-variable", "SGLANG_TEST_FORCE_OPTIMISTIC_PREFILL_RETRY_PROB=1.0"),
+    ),
+    must_log=("optimistic prefill yielded",),
+    at_once=0,
+)
+SPLIT_OPTIMISTIC = (
+    _OPTIMISTIC,
+    replace(
+        SPLIT_RETRACTION,
+        name="split-late-slots",
+        backend="triton",
+        flags=(*SPLIT_RETRACTION.flags, "--disaggregation-decode-allocation-policy", "prefill_complete"),
+    ),
+)
 # With a parser streams come token by token.
 SPLIT_ENDS = replace(
     _SPLIT,
@@ -56,6 +111,9 @@ SPLIT_ENDS = replace(
 )
 SPLIT_OTHERS = (
     SPLIT_ENDS,
+    *SPLIT_GROUPS,
+    SPLIT_HOST_CACHE,
+    *SPLIT_OPTIMISTIC,
     replace(
         _SPLIT,
         name="split-flashinfer",

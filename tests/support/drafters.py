@@ -41,7 +41,7 @@ def _tiny(name: str) -> Cell:
 _GROUPS, _SPLIT = "DP attention", "prefill/decode disaggregation"
 PAIR_FEATURES = (_GROUPS, _SPLIT)
 assert {*PAIR_FEATURES} <= {*ASKED}
-_NO_GROUPS = {_GROUPS: "takes drafters of DFlash and DSpark, got one of"}
+_NO_GROUPS = {_GROUPS: "takes drafters of DFlash, DSpark, DFlash2, got one of"}
 _NO_SERVERS = {**_NO_GROUPS, _SPLIT: "takes drafters of DFlash, DFlash2, DSpark, got one of"}
 _LATTICE = {
     "lilicorr_enabled": True,
@@ -63,16 +63,14 @@ DRAFTERS: dict[str, Drafter] = {
     "DFlash2 (selector)": Drafter(
         _BEFORE,
         "DFlash2DraftModel",
-        (scene("pairs-of-candidates"),),
+        (scene("pairs-of-candidates"), scene("attention-groups-selector", "slow")),
         dflash={"selector_rank": 4, "selector_top_k": 6},
-        refused_with=_NO_GROUPS,
     ),
     "DFlash2, with convolutions": Drafter(
         _BEFORE,
         "DFlash2DraftModel",
         (_tiny("selector-convolutions"), scene("selector-convolutions")),
         dflash={"selector_rank": 4, "selector_top_k": 6, "conv_kernel_size": 3, "conv_group_size": 8},
-        refused_with=_NO_GROUPS,
     ),
     "LiLiCorr": Drafter(
         f"{_BEFORE}; all candidates of the block, the last committed token",

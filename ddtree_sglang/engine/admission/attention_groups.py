@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ddtree_sglang.config import DDTreeConfig
-from ddtree_sglang.engine.admission.drafter_families import MARKOV, PLAIN, family_of
+from ddtree_sglang.engine.admission.drafter_families import MARKOV, PLAIN, SELECTOR, family_of
 from ddtree_sglang.engine.admission.rules import ArgumentRule, broken_rule
 from ddtree_sglang.engine.spec import ALGORITHM
 from ddtree_sglang.exceptions import DDTreeConfigError
@@ -16,19 +16,16 @@ GROUP_RULES: tuple[ArgumentRule, ...] = (
     ArgumentRule(
         lambda cfg: not cfg.enable_dp_lm_head, "needs an LM head of each group's own; add --enable-dp-lm-head."
     ),
+    # Eager answers were right, those of graphs were not: SGLang lays out which adapter each token of all groups has.
     ArgumentRule(
         lambda cfg: bool(cfg.enable_lora or cfg.lora_paths),
-        "has not been run with adapters; remove --enable-lora / --lora-paths.",
+        "verifies wrongly with adapters in a graph; remove --enable-lora / --lora-paths.",
     ),
     # All groups' nodes go through one collective, and each group measures and learns from its own rounds.
     ArgumentRule(
         lambda _cfg: DDTreeConfig.from_env().policy == "adaptive",
         "verifies one number of nodes on all ranks, which no group may choose by its own rounds; use "
         "--speculative-ddtree-policy load or fixed.",
-    ),
-    ArgumentRule(
-        lambda cfg: cfg.tp_size != cfg.attn_dp_size,
-        "has been run with groups of one rank each; set --attn-dp-size to --tp-size.",
     ),
     # Of a batch in a graph, those of other requests.
     ArgumentRule(
@@ -63,8 +60,8 @@ GROUP_TARGETS = (
 tokens: models/llama.py asks for the whole tensor-parallel size, as does what derives from it.
 """
 
-# DSpark's head reads its block alone. DFlash2's and LiLiCorr's were not run: the drafter has no graph here.
-SERVED_FAMILIES = (PLAIN, MARKOV)
+# SGLang refuses LiLiCorr itself (dflash_worker_v2.py).
+SERVED_FAMILIES = (PLAIN, MARKOV, SELECTOR)
 
 
 def _gathers_nothing() -> bool:
@@ -95,7 +92,7 @@ def check_groups(cfg: Any, drafter: dict[str, Any]) -> None:
     family = family_of(drafter)
     if family.name not in SERVED_FAMILIES:
         raise DDTreeConfigError(
-            f"{ALGORITHM} under DP attention (--attn-dp-size) takes drafters of {' and '.join(SERVED_FAMILIES)}, got "
+            f"{ALGORITHM} under DP attention (--attn-dp-size) takes drafters of {', '.join(SERVED_FAMILIES)}, got "
             f"one of {family.name}; remove --attn-dp-size, or use another drafter."
         )
 

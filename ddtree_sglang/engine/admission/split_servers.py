@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ddtree_sglang.engine.admission.attention_groups import attends_in_groups
 from ddtree_sglang.engine.admission.drafter_families import MARKOV, PLAIN, SELECTOR, family_of
 from ddtree_sglang.engine.admission.rules import ArgumentRule, broken_rule
 from ddtree_sglang.engine.device_path import is_device_path
@@ -18,10 +17,9 @@ from ddtree_sglang.exceptions import DDTreeConfigError
 
 SPLIT_RULES: tuple[ArgumentRule, ...] = (
     ArgumentRule(lambda _cfg: not is_device_path(), "has not been run without a GPU; use one server for both."),
-    ArgumentRule(attends_in_groups, "has not been run with DP attention; remove --attn-dp-size."),
     ArgumentRule(
-        lambda cfg: bool(cfg.enable_hierarchical_cache or cfg.disaggregation_decode_enable_offload_kvcache),
-        "has not been run with a hierarchical cache; remove --enable-hierarchical-cache and "
+        lambda cfg: bool(cfg.disaggregation_decode_enable_offload_kvcache),
+        "has not been run with a decoding server that offloads keys; remove "
         "--disaggregation-decode-enable-offload-kvcache.",
     ),
     # One pool of all layers has no buffers of the drafter's to send (mem_cache/unified_draft_pool.py).
@@ -29,11 +27,6 @@ SPLIT_RULES: tuple[ArgumentRule, ...] = (
         lambda cfg: bool(cfg.enable_unified_memory or cfg.enable_page_major_kv_layout),
         "sends the drafter's keys from a pool of their own; remove --enable-unified-memory and "
         "--enable-page-major-kv-layout.",
-    ),
-    ArgumentRule(
-        lambda cfg: cfg.optimistic_prefill_attempts > 0 or cfg.disaggregation_decode_allocation_policy != "early",
-        "has not been run with prefills before the other server has slots; remove --optimistic-prefill-attempts and "
-        "--disaggregation-decode-allocation-policy.",
     ),
     ArgumentRule(
         lambda cfg: cfg.disaggregation_decode_host_receive_threshold != 1,

@@ -33,8 +33,9 @@ def pair(tmp_path: Path) -> tuple[str, str]:
         {"attn_dp_size": 1, "dp_size": 2, "enable_dp_attention": True},
         {"enable_mixed_chunk": True},
         {"enable_hierarchical_cache": True},
+        {"tp_size": 4},
     ],
-    ids=["flag", "its older form", "mixed chunks", "hierarchical cache"],
+    ids=["flag", "its older form", "mixed chunks", "hierarchical cache", "groups of two ranks"],
 )
 def test_groups_are_admitted(given: dict[str, Any], pair: tuple[str, str]) -> None:
     cfg = resolved("Engine", pair, HOPPER, **{**GROUPS, **given})
@@ -46,7 +47,6 @@ def test_groups_are_admitted(given: dict[str, Any], pair: tuple[str, str]) -> No
     ("given", "message"),
     [
         ({"enable_dp_lm_head": False}, "add --enable-dp-lm-head"),
-        ({"tp_size": 4}, "set --attn-dp-size to --tp-size"),
         ({"enable_lora": True, "max_lora_rank": 8, "lora_target_modules": ["q_proj"]}, "remove --enable-lora"),
         ({"enable_return_routed_experts": True}, "remove --enable-return-routed-experts"),
         ({"moe_a2a_backend": "deepep"}, "remove --moe-a2a-backend"),
@@ -86,12 +86,11 @@ def test_a_budget_may_follow_all_groups_load_and_not_one_groups_costs(
         resolved("Engine", pair, HOPPER, **GROUPS)
 
 
-def test_a_head_that_scores_pairs_is_refused_with_groups(tmp_path: Path) -> None:
+def test_a_selector_is_admitted_with_groups(tmp_path: Path) -> None:
     selector = {**DRAFTER["dflash_config"], "selector_rank": 4, "selector_top_k": 4}
     config = {**DRAFTER, "architectures": ["DFlash2DraftModel"], "dflash_config": selector}
     pair = write_checkpoint(tmp_path / "target", QWEN3), write_checkpoint(tmp_path / "drafter", config)
-    with pytest.raises(DDTreeConfigError, match="takes drafters of DFlash and DSpark, got one of DFlash2"):
-        resolved("Engine", pair, HOPPER, **GROUPS)
+    assert resolved("Engine", pair, HOPPER, **GROUPS).attn_dp_size == 2
 
 
 @pytest.mark.parametrize("by_group", [False, True])

@@ -22,6 +22,7 @@ from ddtree_sglang.engine.admission.server_args import COSTS_WARMUP
 from ddtree_sglang.engine.admission.split_servers import check_split_loaded, refuse_other_sizes
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.engine.admission.machines import HOPPER, resolved
+from tests.engine.admission.test_attention_groups import GROUPS, QWEN3
 from tests.engine.admission.test_server_args import DRAFTER, TARGET, write_checkpoint
 
 pytestmark = [pytest.mark.sglang, pytest.mark.usefixtures("plugins", "no_configuration")]
@@ -33,18 +34,40 @@ def pair(tmp_path: Path) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("mode", ["prefill", "decode"])
-def test_both_kinds_are_admitted(mode: str, pair: tuple[str, str]) -> None:
-    cfg = resolved("Engine", pair, HOPPER, disaggregation_mode=mode, attention_backend="fa3")
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"optimistic_prefill_attempts": 2},
+        {"disaggregation_decode_allocation_policy": "prefill_complete"},
+    ],
+    ids=["alone", "optimistic prefills", "late slots"],
+)
+def test_both_kinds_are_admitted(mode: str, given: dict[str, Any], pair: tuple[str, str]) -> None:
+    cfg = resolved("Engine", pair, HOPPER, disaggregation_mode=mode, attention_backend="fa3", **given)
     assert cfg.disaggregation_mode == mode
     assert cfg.speculative_dflash_block_size == 8
+
+
+@pytest.mark.parametrize("mode", ["prefill", "decode"])
+def test_groups_are_admitted_on_both(mode: str, tmp_path: Path) -> None:
+    pair = write_checkpoint(tmp_path / "target", QWEN3), write_checkpoint(tmp_path / "drafter", DRAFTER)
+    cfg = resolved("Engine", pair, HOPPER, disaggregation_mode=mode, **GROUPS)
+    assert cfg.attn_dp_size == 2
+
+
+def test_a_prefilling_server_may_keep_prompts_on_the_host(pair: tuple[str, str]) -> None:
+    """SGLang's decoding server has no prefix cache, and refuses it there."""
+    given = {"attention_backend": "fa3", "enable_hierarchical_cache": True}
+    assert resolved("Engine", pair, HOPPER, disaggregation_mode="prefill", **given).enable_hierarchical_cache
+    with pytest.raises((SystemExit, ValueError), match="mutually exclusive"):
+        resolved("Engine", pair, HOPPER, disaggregation_mode="decode", **given)
 
 
 @pytest.mark.parametrize("mode", ["prefill", "decode"])
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"attn_dp_size": 2, "tp_size": 2, "enable_dp_lm_head": True}, "remove --attn-dp-size"),
-        ({"optimistic_prefill_attempts": 1}, "remove --optimistic-prefill-attempts"),
         ({"grammar_backend": "llguidance"}, "change --grammar-backend"),
         ({"enable_custom_logit_processor": True}, "remove --enable-custom-logit-processor"),
         ({"enable_strict_thinking": True, "reasoning_parser": "qwen3"}, "remove --enable-strict-thinking"),

@@ -8,7 +8,7 @@ from dataclasses import replace
 from tests.core.plain_penalties import Asked as Penalties
 from tests.device_lane.pairs import BOS_TOKEN, EOS_TOKEN, WINDOW
 from tests.device_lane.references import Asked, histogram
-from tests.device_lane.scenes import CONTEXT_LIMIT, WAVE_APART_S, Chooser, Sent
+from tests.device_lane.scenes import CONTEXT_LIMIT, WAVE_APART_S, Chooser, Sent, Wave
 
 SMALLER = 7
 """Nodes besides the root that a request of a published pair allows itself, where the server has sixteen."""
@@ -157,6 +157,26 @@ def resumes_at_a_tracked_length(chooser: Chooser) -> list[Sent]:
         return _resumed(chooser, asked)
 
     return [Sent(chooser.find(length, tokens, resumed), cached=TRACKED_LEN) for length, tokens in ((2, 7), (3, 5))]
+
+
+def fills_the_device(chooser: Chooser) -> list[Sent]:
+    """Others that need the slots of the texts before, one by one."""
+    return [Sent(chooser.find(length, 9), after_s=WAVE_APART_S * index) for index, length in enumerate((44, 47, 43))]
+
+
+def from_the_host(wave: Wave) -> Wave:
+    """The first of its requests, whose text and state are on the host by then, and whose drafts hang on that text."""
+
+    def resumes(chooser: Chooser) -> list[Sent]:
+        chooser.unlike = (replace(chooser.reference, seen_tokens=4, page_size=1),)
+        try:
+            first, *_ = wave(chooser)
+        finally:
+            chooser.unlike = ()
+        assert first.cached is not None
+        return [replace(first, from_host=first.cached - 1)]
+
+    return resumes
 
 
 def ends_about_a_tracked_length(chooser: Chooser) -> list[Sent]:

@@ -17,7 +17,13 @@ from tests.device_lane.group_catalogue import FLAGS as GROUPS_FLAGS
 from tests.device_lane.host_cache import FLAGS as HOST_CACHE
 from tests.device_lane.penalty_waves import penalized
 from tests.device_lane.scenes import SMALL_POOL, Scene, pool_of
-from tests.device_lane.split_waves import drawn_and_streamed, over_with_the_first_token, refuse_several_answers
+from tests.device_lane.split_waves import (
+    drawn_and_streamed,
+    over_with_the_first_token,
+    refuse_several_answers,
+    thinks,
+    thinks_and_is_restored,
+)
 from tests.device_lane.state_catalogue import CHUNKS, LOAD_FLAGS
 from tests.device_lane.waves import (
     aborted,
@@ -78,6 +84,17 @@ SPLIT_HOST_CACHE = replace(
     prefill_flags=(*HOST_CACHE, *pool_of(64)),
     at_once=0,
 )
+_STRICT = ("--reasoning-parser", "qwen3", "--enable-strict-thinking")
+SPLIT_THINKING = (
+    replace(SPLIT, name="split-thinking", waves=(thinks, aborted), flags=_STRICT),
+    replace(
+        SPLIT_RETRACTION,
+        name="split-thinking-retraction",
+        backend="triton",
+        waves=(thinks_and_is_restored,),
+        flags=(*SPLIT_RETRACTION.flags, *_STRICT),
+    ),
+)
 # Prompts that are computed before the other server has slots; SGLang is told to give each first try up.
 _OPTIMISTIC = replace(
     SPLIT,
@@ -114,6 +131,7 @@ SPLIT_OTHERS = (
     *SPLIT_GROUPS,
     SPLIT_HOST_CACHE,
     *SPLIT_OPTIMISTIC,
+    *SPLIT_THINKING,
     replace(
         _SPLIT,
         name="split-flashinfer",

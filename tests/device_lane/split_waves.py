@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -33,6 +34,25 @@ def over_with_the_first_token(chooser: Chooser) -> list[Sent]:
         # The last accepted tokens lie behind the limit.
         Sent(chooser.limited_inside_a_path(6, budget=2), after_s=WAVE_APART_S / 2),
     ]
+
+
+def thinks(chooser: Chooser) -> list[Sent]:
+    """Thoughts that the server ends, in the first round and in a later one, beside a grammar and a plain request."""
+    return [
+        Sent(chooser.changed_inside_a_path(8, 8, _thinking(3)), logprobs=True),
+        Sent(chooser.changed_inside_a_path(9, 14, _thinking(6))),
+        Sent(chooser.find(5, 10, lambda asked: replace(asked, pairs=True))),
+        Sent(chooser.find(6, 7)),
+    ]
+
+
+def thinks_and_is_restored(chooser: Chooser) -> list[Sent]:
+    """More than the pool has room for, all of whose thoughts end while one of them is retracted or soon after."""
+    return [Sent(chooser.find(length, 14, _thinking(8), anywhere=True)) for length in (10, 9, 11, 12)]
+
+
+def _thinking(num_tokens: int) -> Callable[[Asked], Asked]:
+    return lambda asked: replace(asked, thoughts=num_tokens)
 
 
 def drawn_and_streamed(chooser: Chooser) -> list[Sent]:

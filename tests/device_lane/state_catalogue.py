@@ -9,7 +9,9 @@ from tests.device_lane.context_waves import (
     chunked,
     ends_about_a_tracked_length,
     fill_the_pool,
+    fills_the_device,
     finishes,
+    from_the_host,
     go_on_after_mixing,
     go_on_behind_that_state,
     mixed,
@@ -19,6 +21,7 @@ from tests.device_lane.context_waves import (
     resumes_at_a_tracked_length,
     resumes_at_its_end,
 )
+from tests.device_lane.host_cache import PAGES_FIRST
 from tests.device_lane.scenes import Scene, pool_of
 from tests.device_lane.waves import (
     aborted,
@@ -262,6 +265,19 @@ GATED_DELTA_OTHERS = (
     ),
 )
 
+# A text and its state leave the device, and come back.
+_ON_THE_HOST = replace(
+    GATED_DELTA,
+    name="gated-delta-host-cache",
+    backend="fa3",
+    waves=(passes_a_tracked_length, fills_the_device, from_the_host(resumes_at_a_tracked_length)),
+    flags=(*TRACKED, *PAGES_FIRST, *pool_of(132)),
+    must_log=(),
+)
+STATES_ON_THE_HOST = (
+    _ON_THE_HOST,
+    replace(_ON_THE_HOST, name="mamba-host-cache", backend="triton", pair="mamba"),
+)
 # Of recurrent layers, for their time not in each CI run.
 SLOW_STATES = (
     GATED_DELTA,
@@ -269,6 +285,7 @@ SLOW_STATES = (
     GATED_DELTA_16,
     GATED_DELTA_FA3,
     *GATED_DELTA_OTHERS,
+    *STATES_ON_THE_HOST,
     MAMBA,
     MAMBA_16,
     MAMBA_CHUNKS,

@@ -257,7 +257,7 @@ REFUSED_FEATURES = (
     *_refused(
         RECURRENT[:1], "prefill/decode disaggregation", f"{_SPLIT} recurrent layers", (FA3,), "refused-split-recurrent"
     ),
-    *_refused(RECURRENT, "hierarchical cache", "bring states back from the host"),
+    *_refused(("LFM2", "LFM2-MoE"), "hierarchical cache", "bring inputs of convolutions back from the host"),
     Row(
         ALL,
         CPU,
@@ -515,6 +515,8 @@ IN_THE_LANE = (
     Row("gpt-oss", FA3, "prefill/decode disaggregation", scene("split-windows-retraction", "slow")),
     Row("Gemma 4", TRITON, "prefill/decode disaggregation", scene("split-windows-gemma", "slow")),
     Row("Qwen3", FA3, "hierarchical cache", scene("host-cache")),
+    Row("Qwen3.5 / 3.6", FA3, "hierarchical cache", scene("gated-delta-host-cache", "slow")),
+    Row("Nemotron-H", TRITON, "hierarchical cache", scene("mamba-host-cache", "slow")),
     Row("Qwen3", TRITON, "hierarchical cache", scene("host-cache-window", "slow")),
     Row("Qwen3", FA3, "drafter's window", scene("draft-window")),
     Row("Qwen3", TRITON, "drafter's window", scene("draft-window-retraction", "slow")),

@@ -44,10 +44,6 @@ SPLIT_RULES: tuple[ArgumentRule, ...] = (
         "calls a logit processor on two servers, which each know of their own calls; remove "
         "--enable-custom-logit-processor.",
     ),
-    ArgumentRule(
-        lambda cfg: bool(cfg.enable_strict_thinking),
-        "has not been run with masks of thinking; remove --enable-strict-thinking.",
-    ),
     # After /pause_generation with mode "retract" the other server prefills anew, and is not told the adapter
     # (schedule_batch.py, Req.build_rebootstrap_payload).
     ArgumentRule(

@@ -126,7 +126,6 @@ def test_gated_delta_nets_are_served(name: str) -> None:
         ({"enable_mamba_cache_stochastic_rounding": True}, "remove --enable-mamba-cache-stochastic-rounding"),
         ({"enable_lora": True}, "remove --enable-lora and --lora-paths"),
         ({"lora_paths": ["first=adapter"]}, "remove --enable-lora and --lora-paths"),
-        ({"enable_hierarchical_cache": True}, "remove --enable-hierarchical-cache"),
         (
             {"enable_mixed_chunk": True, "mamba_radix_cache_strategy": "no_buffer"},
             "remove --enable-mixed-chunk, or let",
@@ -198,6 +197,15 @@ def test_convolutions_that_round_their_inputs_are_refused(monkeypatch: pytest.Mo
         check_recurrent_arguments(config, arguments())
     monkeypatch.setenv("SGLANG_MAMBA_CONV_DTYPE", "float16")
     check_recurrent_arguments(config, arguments())
+
+
+@pytest.mark.usefixtures("on_device")
+def test_states_come_back_from_the_host_and_inputs_of_convolutions_were_not_seen_to() -> None:
+    host = arguments(enable_hierarchical_cache=True)
+    check_recurrent_arguments(target("Qwen3NextConfig", "Qwen3NextForCausalLM"), host)
+    check_recurrent_arguments(target("NemotronHConfig", "NemotronHForCausalLM"), host)
+    with pytest.raises(DDTreeConfigError, match="bring inputs of convolutions back from the host"):
+        check_recurrent_arguments(target("Lfm2Config", "Lfm2ForCausalLM"), host)
 
 
 def test_every_rule_is_one_of_those_that_are_tested() -> None:

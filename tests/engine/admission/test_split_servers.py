@@ -40,8 +40,9 @@ def pair(tmp_path: Path) -> tuple[str, str]:
         {},
         {"optimistic_prefill_attempts": 2},
         {"disaggregation_decode_allocation_policy": "prefill_complete"},
+        {"enable_strict_thinking": True, "reasoning_parser": "qwen3"},
     ],
-    ids=["alone", "optimistic prefills", "late slots"],
+    ids=["alone", "optimistic prefills", "late slots", "strict thinking"],
 )
 def test_both_kinds_are_admitted(mode: str, given: dict[str, Any], pair: tuple[str, str]) -> None:
     cfg = resolved("Engine", pair, HOPPER, disaggregation_mode=mode, attention_backend="fa3", **given)
@@ -70,7 +71,6 @@ def test_a_prefilling_server_may_keep_prompts_on_the_host(pair: tuple[str, str])
     [
         ({"grammar_backend": "llguidance"}, "change --grammar-backend"),
         ({"enable_custom_logit_processor": True}, "remove --enable-custom-logit-processor"),
-        ({"enable_strict_thinking": True, "reasoning_parser": "qwen3"}, "remove --enable-strict-thinking"),
         ({"enable_lora": True, "max_lora_rank": 8, "lora_target_modules": ["q_proj"]}, "remove --enable-lora"),
         ({"enable_return_hidden_states": True}, "remove --enable-return-hidden-states"),
         ({"enable_return_routed_experts": True}, "remove --enable-return-routed-experts"),

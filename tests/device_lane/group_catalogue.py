@@ -21,6 +21,7 @@ from tests.device_lane.group_waves import (
     in_group,
     mixed_in_one_group,
     more_than_a_groups_pool,
+    ten_in_two_groups,
     the_second_group_alone,
     unequal_groups,
 )
@@ -116,6 +117,15 @@ GROUPS_ADAPTERS = replace(
     captured=(1, 2),
     adapters=True,
 )
+# As few nodes as one a request, which two ranks pad to an even number.
+_NARROW = replace(
+    GROUPS_EAGER,
+    name="attention-groups-of-two-narrow",
+    pair="whole",
+    waves=(ten_in_two_groups,),
+    flags=(*_OF_TWO, *LOAD_FLAGS),
+    captured=(1, 2),
+)
 _SELECTOR = replace(
     GROUPS_EAGER,
     name="attention-groups-selector",
@@ -132,6 +142,7 @@ _SELECTOR = replace(
 GROUPS_OTHERS = (
     GROUPS_EAGER,
     *GROUPS_OF_TWO,
+    _NARROW,
     _SELECTOR,
     GROUPS_WIDTHS,
     *(

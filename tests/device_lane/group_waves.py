@@ -24,6 +24,11 @@ def the_second_group_alone(chooser: Chooser) -> list[Sent]:
     return [Sent(chooser.find(length, tokens), group=1) for length, tokens in ((7, 9), (4, 5))]
 
 
+def ten_in_two_groups(chooser: Chooser) -> list[Sent]:
+    """Six requests in one group and four in the other, which end one after the other."""
+    return [Sent(chooser.find(4 + index, 5 + index), check="tokens", group=int(index % 5 > 2)) for index in range(10)]
+
+
 def every_kind_in_groups(chooser: Chooser) -> list[Sent]:
     """Requests that ask for different things, in both groups; one of them is aborted in the middle."""
     sent = in_both_groups(of_every_kind)(chooser)

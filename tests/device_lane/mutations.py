@@ -59,6 +59,22 @@ def drafter_sees_the_first_tokens() -> None:
     _set(draft_window, "copy_windows", copy)
 
 
+def states_stay_on_the_host() -> None:
+    """A text comes back from the host without its recurrent state."""
+    from sglang.srt.mem_cache.pool_host.mamba import MambaPoolHost
+
+    _set(MambaPoolHost, "_copy_tensor_pf_lf", staticmethod(lambda *_given, **_named: None))
+
+
+def candidates_of_one_rank() -> None:
+    """Each rank of a group ranks its own part of the vocabulary."""
+    from ddtree_sglang.engine.stages.candidates import VocabShard
+
+    original = VocabShard.from_lm_head.__func__  # type: ignore[attr-defined]
+    alone = classmethod(lambda cls, *given: replace(original(cls, *given), tp_group=None))
+    _set(VocabShard, "from_lm_head", alone)
+
+
 def drafters_rows_stay_on_the_device() -> None:
     """The hierarchical cache copies the target's keys and values alone."""
     from sglang.srt.speculative.base_spec_worker import HiCacheDraftPlan
@@ -334,6 +350,8 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         drafter_planned_for_the_window,
         drafter_sees_the_first_tokens,
         drafters_rows_stay_on_the_device,
+        states_stay_on_the_host,
+        candidates_of_one_rank,
         causal_verify_graph,
         mask_keeps_old_cells,
         lengths_published_before_acceptance,

@@ -96,24 +96,24 @@ SPLIT_THINKING = (
     ),
 )
 # Prompts that are computed before the other server has slots; SGLang is told to give each first try up.
-_OPTIMISTIC = replace(
-    SPLIT,
-    name="split-optimistic",
-    waves=(*SPLIT.waves, chunked),
-    flags=(
-        *("--optimistic-prefill-attempts", "2", *CHUNKS),
-        *("--lane-variable", "SGLANG_TEST_FORCE_OPTIMISTIC_PREFILL_RETRY_PROB=1.0"),
+_LATE_SLOTS = ("--disaggregation-decode-allocation-policy", "prefill_complete")
+SPLIT_LATE_SLOTS = (
+    replace(
+        SPLIT,
+        name="split-late-slots",
+        waves=(*SPLIT.waves, chunked, under_grammars),
+        flags=(
+            *(*_LATE_SLOTS, *CHUNKS),
+            *("--lane-variable", "SGLANG_TEST_FORCE_OPTIMISTIC_PREFILL_RETRY_PROB=1.0"),
+        ),
+        must_log=("optimistic prefill yielded",),
+        at_once=0,
     ),
-    must_log=("optimistic prefill yielded",),
-    at_once=0,
-)
-SPLIT_OPTIMISTIC = (
-    _OPTIMISTIC,
     replace(
         SPLIT_RETRACTION,
-        name="split-late-slots",
+        name="split-late-slots-retraction",
         backend="triton",
-        flags=(*SPLIT_RETRACTION.flags, "--disaggregation-decode-allocation-policy", "prefill_complete"),
+        flags=(*SPLIT_RETRACTION.flags, *_LATE_SLOTS),
     ),
 )
 # With a parser streams come token by token.
@@ -130,7 +130,7 @@ SPLIT_OTHERS = (
     SPLIT_ENDS,
     *SPLIT_GROUPS,
     SPLIT_HOST_CACHE,
-    *SPLIT_OPTIMISTIC,
+    *SPLIT_LATE_SLOTS,
     *SPLIT_THINKING,
     replace(
         _SPLIT,

@@ -38,14 +38,14 @@ from tests.device_lane.catalogue import (
     WINDOWS_TRITON,
 )
 from tests.device_lane.drafter_catalogue import GATED_MARKOV, LATTICE, MARKOV
-from tests.device_lane.group_catalogue import GROUPS, GROUPS_EAGER, GROUPS_WIDTHS
+from tests.device_lane.group_catalogue import GROUPS, GROUPS_EAGER, GROUPS_OF_TWO, GROUPS_WIDTHS
 from tests.device_lane.mutations import MUTATIONS
 from tests.device_lane.picture_catalogue import IMAGES
 from tests.device_lane.problems import problems
 from tests.device_lane.references import Reference
 from tests.device_lane.scenes import Outcome, Scene
 from tests.device_lane.split_catalogue import SPLIT, SPLIT_PENALTIES
-from tests.device_lane.state_catalogue import GATED_DELTA, SHORT_CONVOLUTION
+from tests.device_lane.state_catalogue import GATED_DELTA, SHORT_CONVOLUTION, STATES_ON_THE_HOST
 
 TOKENS = "tokens .* expected"
 ROUNDS = "rounds by correct drafts .* expected"
@@ -121,6 +121,8 @@ FAULTS = (
     Fault("sinks_left_out", WINDOWS_TRITON, TOKENS, slow=True),
     Fault("drafter_sees_the_first_tokens", DRAFT_WINDOW_FLASHINFER, ROUNDS, slow=True),
     Fault("drafters_rows_stay_on_the_device", HOST_CACHE, ROUNDS, slow=True),
+    *(Fault("states_stay_on_the_host", scene, TOKENS, slow=True) for scene in STATES_ON_THE_HOST),
+    Fault("candidates_of_one_rank", GROUPS_OF_TWO[0], f"{ROUNDS}|{TOKENS}|{LOST_RANK}", slow=True),
     Fault("rows_of_windows_stay_where_they_are", WINDOWS_TRITON, TOKENS, slow=True),
     Fault("idle_group_waits_for_a_block", GROUPS, LOST_RANK, slow=True),
     Fault("padding_has_no_cells", GROUPS_EAGER, LOST_RANK, slow=True),

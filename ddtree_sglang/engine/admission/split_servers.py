@@ -28,6 +28,15 @@ SPLIT_RULES: tuple[ArgumentRule, ...] = (
         "sends the drafter's keys from a pool of their own; remove --enable-unified-memory and "
         "--enable-page-major-kv-layout.",
     ),
+    # A prefill that is given up for others, for want of slots, has put its first token into its grammar, and keeps that
+    # token's log-probability (disaggregation/prefill.py, optimistic_release_and_requeue). Late slots never do so.
+    ArgumentRule(
+        lambda cfg: (
+            cfg.optimistic_prefill_attempts > 0 and cfg.disaggregation_decode_allocation_policy != "prefill_complete"
+        ),
+        "would take a first token into a grammar twice, where a prefill is given up for others; remove "
+        "--optimistic-prefill-attempts, or let --disaggregation-decode-allocation-policy be prefill_complete.",
+    ),
     ArgumentRule(
         lambda cfg: cfg.disaggregation_decode_host_receive_threshold != 1,
         "has not been run with keys that arrive on the host; remove --disaggregation-decode-host-receive-threshold.",
@@ -151,7 +160,7 @@ def refuse_other_sizes(original: Callable[..., None], receiver: Any, prefill_dp_
     receiver.abort()
     manager.record_failure(
         receiver.bootstrap_room,
-        f"{ALGORITHM} with --disaggregation-mode decode has not been run with another --tp-size than the prefilling "
-        f"server's, got {manager.attn_tp_size} here and {found.attn_tp_size} at {receiver.bootstrap_addr}; start both "
-        "with the same.",
+        f"{ALGORITHM} with --disaggregation-mode decode has not been run with other numbers of ranks that attend for a "
+        f"request (--tp-size over --attn-dp-size), got {manager.attn_tp_size} here and {found.attn_tp_size} at "
+        f"{receiver.bootstrap_addr}; start both with the same.",
     )

@@ -57,10 +57,20 @@ def prepare_verify(
     forward_batch, in_graph = eagle_prepare_for_verify(verify_input, runner.req_to_token_pool, batch, target_worker)
     batch.seq_lens_cpu, batch.seq_lens_sum = saved
     if in_groups and not in_graph and verify_input.custom_mask is not None:
-        num_more = max(batch.global_num_tokens) - len(batch.reqs)
+        most, num_ranks = max(batch.global_num_tokens), int(ranks_of_batch().world_size)
+        num_more = num_requests_padded_to(most, built.tree.num_nodes, num_ranks) - len(batch.reqs)
         prefix_len = int(runner.attn_backend.get_cuda_graph_seq_len_fill_value())
         verify_input.custom_mask = padded_mask(verify_input.custom_mask, built, window, num_more, prefix_len)
     return forward_batch
+
+
+def num_requests_padded_to(most: int, num_nodes: int, num_ranks: int) -> int:
+    """Requests that SGLang pads the largest group's batch to outside graphs, where it has `most` of N nodes each.
+
+    It rounds nodes up to a multiple of the ranks of a group, and divides again (model_executor/forward_batch_info.py,
+    prepare_mlp_sync_batch), so that many ranks and few nodes make room for a request more.
+    """
+    return -(-most * num_nodes // num_ranks) * num_ranks // num_nodes
 
 
 def padded_mask(

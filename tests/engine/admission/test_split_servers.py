@@ -38,7 +38,7 @@ def pair(tmp_path: Path) -> tuple[str, str]:
     "given",
     [
         {},
-        {"optimistic_prefill_attempts": 2},
+        {"disaggregation_decode_allocation_policy": "prefill_complete", "optimistic_prefill_attempts": 2},
         {"disaggregation_decode_allocation_policy": "prefill_complete"},
         {"enable_strict_thinking": True, "reasoning_parser": "qwen3"},
     ],
@@ -69,6 +69,7 @@ def test_a_prefilling_server_may_keep_prompts_on_the_host(pair: tuple[str, str])
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"optimistic_prefill_attempts": 1}, "remove --optimistic-prefill-attempts"),
         ({"grammar_backend": "llguidance"}, "change --grammar-backend"),
         ({"enable_custom_logit_processor": True}, "remove --enable-custom-logit-processor"),
         ({"enable_lora": True, "max_lora_rank": 8, "lora_target_modules": ["q_proj"]}, "remove --enable-lora"),
@@ -198,6 +199,36 @@ def test_sglang_does_not_tell_the_other_server_of_an_adapter_after_a_pause() -> 
     assert payload["input_ids"] == [1, 2, 3]
     assert "adapter" not in str(payload)
     assert [name for name in payload if "lora" in name] == []
+
+
+def test_sglangs_prefill_that_is_given_up_has_its_first_token_in_its_grammar_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the refusal of optimistic prefills is for: the next try takes a first token into that grammar again."""
+    from sglang.srt.disaggregation import prefill
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    for name in ("checkpoint_kv_cache", "release_kv_cache"):
+        monkeypatch.setattr(prefill, name, lambda *_given, **_named: None)
+    arguments = SimpleNamespace(optimistic_prefill_attempts=2, disaggregation_decode_allocation_policy="early")
+    monkeypatch.setattr(prefill, "get_disagg", lambda: arguments)
+    taken: list[int] = []
+    req = Req("one", "", [5, 6, 7], SamplingParams())
+    req.grammar = SimpleNamespace(accept_token=taken.append)
+    req.output_ids.append(9)
+    req.grammar.accept_token(9)
+    monkeypatch.setattr(req, "advance_cache_request_handle", lambda: None, raising=False)
+    scheduler = SimpleNamespace(
+        tree_cache=SimpleNamespace(finish=lambda *_given: None),
+        clear_pending_chunk_send=lambda _req: None,
+        metrics_reporter=SimpleNamespace(enable_metrics=False),
+        processed_tokens_counter=0,
+        waiting_queue=[],
+    )
+    prefill.SchedulerDisaggregationPrefillMixin.optimistic_release_and_requeue(scheduler, req)
+    assert scheduler.waiting_queue == [req]
+    assert (list(req.output_ids), taken) == ([], [9])
 
 
 @pytest.mark.parametrize(("of_the_drafter", "answer"), [(64, 0), (32, -1)])

@@ -55,3 +55,16 @@ def test_a_mask_that_stands_for_a_buffer_is_written_out(ranks: Any) -> None:
     assert torch.equal(padded[: len(mask)], mask)
     assert padded[len(mask) :].all()
     assert len(padded) == len(mask) + NUM_NODES * (1 + NUM_NODES)
+
+
+@pytest.mark.parametrize(
+    ("most", "num_nodes", "num_ranks", "padded"),
+    [(3, 8, 1, 3), (3, 5, 2, 3), (3, 1, 2, 4), (7, 2, 4, 8), (1, 2, 4, 2), (1, 3, 8, 2), (1, 17, 8, 1)],
+)
+def test_padding_has_room_for_a_request_more_where_ranks_are_many(
+    ranks: Any, most: int, num_nodes: int, num_ranks: int, padded: int
+) -> None:
+    from sglang.srt.utils.common import ceil_align
+
+    assert ranks.num_requests_padded_to(most, num_nodes, num_ranks) == padded
+    assert ceil_align(most * num_nodes, num_ranks) // num_nodes == padded  # as forward_batch_info.py has it

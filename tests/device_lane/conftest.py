@@ -85,7 +85,7 @@ HEADS = {
     "selector_convolutions": lambda pair: with_convolutions(with_selector(pair)),
 }
 """Of a pair whose drafter scores pairs of candidates, what gives it the head."""
-ADAPTERS = {pair: {"first": 4, "second": 8} for pair in ("qwen3", "wide", "whole", "short_convolution", "gated_delta")}
+ADAPTERS = {pair: {"first": 4, "second": 8} for pair in ("qwen3", "wide", "short_convolution", "gated_delta")}
 ADAPTERS |= {pair: {"first": 4, "third": 8} for pair in ("Qwen3.5-4B", "Qwen3.5-35B-A3B")}
 """Of a pair, their ranks by name."""
 

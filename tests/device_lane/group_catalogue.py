@@ -107,6 +107,15 @@ GROUPS_OF_TWO = (
         flags=(*_OF_TWO, *LOAD_FLAGS, *SMALL_POOL),
     ),
     replace(GROUPS_LATENT, name="attention-groups-of-two-latent", pair="latent_whole", flags=(*_OF_TWO, *_EVERY_KIND)),
+    # As few nodes as one a request, which two ranks pad to an even number.
+    replace(
+        GROUPS_EAGER,
+        name="attention-groups-of-two-narrow",
+        pair="whole",
+        waves=(ten_in_two_groups,),
+        flags=(*_OF_TWO, *LOAD_FLAGS),
+        captured=(1, 2),
+    ),
 )
 GROUPS_ADAPTERS = replace(
     GROUPS_EAGER,
@@ -116,15 +125,6 @@ GROUPS_ADAPTERS = replace(
     flags=(*FLAGS, "--max-loras-per-batch", "3", "--lora-backend", "triton"),
     captured=(1, 2),
     adapters=True,
-)
-# As few nodes as one a request, which two ranks pad to an even number.
-_NARROW = replace(
-    GROUPS_EAGER,
-    name="attention-groups-of-two-narrow",
-    pair="whole",
-    waves=(ten_in_two_groups,),
-    flags=(*_OF_TWO, *LOAD_FLAGS),
-    captured=(1, 2),
 )
 _SELECTOR = replace(
     GROUPS_EAGER,
@@ -142,7 +142,6 @@ _SELECTOR = replace(
 GROUPS_OTHERS = (
     GROUPS_EAGER,
     *GROUPS_OF_TWO,
-    _NARROW,
     _SELECTOR,
     GROUPS_WIDTHS,
     *(

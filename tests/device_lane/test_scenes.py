@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import pytest
 
 from tests.deploy.flag_parsers import sglang_parser
 from tests.device_lane.catalogue import SCENES, SLOW_SCENES
+from tests.device_lane.launch import split_flags
 from tests.device_lane.problems import problems
 from tests.device_lane.references import Reference
 from tests.device_lane.scenes import Outcome, Scene
@@ -16,9 +16,8 @@ from tests.device_lane.scenes import Outcome, Scene
 
 @pytest.mark.parametrize("scene", [*SCENES, *SLOW_SCENES], ids=lambda scene: scene.name)
 def test_sglang_knows_the_flags_of(scene: Scene) -> None:
-    flags = (*scene.flags, *scene.prefill_flags)
-    known = [one for one in flags if one != "--lane-variable" and not re.fullmatch(r"[A-Z_]+=.*", one)]
-    sglang_parser().parse_args(["--model-path", "x", *known])
+    _, flags = split_flags((*scene.flags, *scene.prefill_flags))
+    sglang_parser().parse_args(["--model-path", "x", *flags])
 
 
 @pytest.mark.parametrize(

@@ -156,8 +156,8 @@ def flash_attn_varlen_func(  # the kernel's own signature
     starts = _query_starts(cu_seqlens_q, batch_size, q, max_seqlen_q)
     require(int(starts[-1]) == q.shape[0], "cu_seqlens_q ends at the last row of q", (int(starts[-1]), q.shape[0]))
     kv_starts = require_indptr(cu_seqlens_k, batch_size, "cu_seqlens_k")
-    # Groups of several ranks pad keys, and not queries, to a multiple of their ranks: rows that nobody reads.
-    require(int(kv_starts[-1]) <= k.shape[0], "cu_seqlens_k ends within the keys", (int(kv_starts[-1]), k.shape[0]))
+    num_more = k.shape[0] - int(kv_starts[-1])
+    require(0 <= num_more <= _padded_keys(), "cu_seqlens_k ends at the last key", (int(kv_starts[-1]), k.shape[0]))
     kv_lens = kv_starts.diff()
     require(int(kv_lens.max()) <= int(max_seqlen_k or 0), "max_seqlen_k covers every request", kv_lens.tolist())
     left, right = (window_size[0], 0) if causal else (window_size[0], window_size[1])
@@ -166,6 +166,13 @@ def flash_attn_varlen_func(  # the kernel's own signature
     slots = torch.where(offsets < kv_lens[:, None], kv_starts[:-1, None] + offsets, 0)
     requests = Requests(starts[:-1], starts.diff(), slots, allowed, padding=0)
     return _returned(attend(q, k, v, requests, _scores(q, softmax_scale, softcap, sinks)), out, return_softmax_lse)
+
+
+def _padded_keys() -> int:
+    """Rows that nobody reads: groups of several ranks pad keys, and not queries, to a multiple of their ranks."""
+    from sglang.srt.runtime_context import get_flags, get_parallel
+
+    return int(get_parallel().attn_tp_size) - 1 if get_flags().dp.enabled else 0
 
 
 @kernel_door

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -42,7 +43,8 @@ def manager_of(*living: Any) -> Any:
 def stock() -> Callable[..., Any]:
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
-    task: Callable[..., Any] = TokenizerManager.create_abort_task
+    # Another test of this process may have installed the hooks.
+    task: Callable[..., Any] = inspect.unwrap(TokenizerManager.create_abort_task)
     return task
 
 

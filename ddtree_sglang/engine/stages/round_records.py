@@ -22,8 +22,11 @@ PACE = 0.15
 """How fast a request's curve follows its newest tree."""
 FALLS = 0.5
 """What a further node is hoped to bring, of the last one, where one width alone was seen."""
-DOUBT = 12.0
-"""Tokens that a request must be off by before its own record counts half."""
+DOUBT, DOUBT_OF_LUCK = 12.0, 30.0
+"""Drafted tokens that a request's trees must have promised before its own record counts half: one that keeps less than
+usual, and one that keeps more. The latter is mostly luck. Believed as soon, it made what was expected of a round worse
+than no record does, and trees too wide (benchmarks/LOG.md, 2026-11-29).
+"""
 
 
 @dataclass
@@ -37,7 +40,8 @@ class RequestRecord:
 
     def honesty(self, usual: float) -> float:
         """Factor on what its trees promise, `usual` before it has a record: sampled requests keep less than greedy."""
-        return (DOUBT * usual + self.kept) / (DOUBT + self.promised)
+        doubt = DOUBT if self.kept < usual * self.promised else DOUBT_OF_LUCK
+        return (doubt * usual + self.kept) / (doubt + self.promised)
 
     def keep(self, promised: float, kept: float, memory: float) -> None:
         """One more round of drafted tokens."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import first_drop, predict, record_replay, replay_check, replay_rates
+from benchmarks import first_drop, forest_gain, predict, record_replay, replay_check, replay_rates
 from benchmarks.harness.made_up_pair import CHAT, MATHS, Drafter
 from ddtree_sglang.calibration.table import CostTable
 from ddtree_sglang.simulator.costs import table_of_decode
@@ -121,3 +121,24 @@ def test_a_stop_at_the_first_drop_misses_what_lies_behind_a_cliff() -> None:
     answers = load_answers(Path(first_drop.REPO) / "benchmarks/results/replay-20261127.jsonl.gz")[:4]
     found = first_drop.compared(answers, first_drop.CURVES["a cliff"], 1)
     assert found["best"] > 1.03 * found["first drop"]
+
+
+def test_a_forest_gains_what_its_forwards_do_not_pad(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forest_gain, "ROUNDS", 60)
+    answers = load_answers(Path(first_drop.REPO) / "benchmarks/results/replay-20261127.jsonl.gz")
+    costs = first_drop.CURVES["convex"]
+    found = {name: forest_gain.rate(answers, way, costs, 4) for name, way in forest_gain.WAYS.items()}
+    rates = {name: one["tokens_per_s"] for name, one in found.items()}
+    assert rates["ragged"] > rates["one width"] > rates["padded"]
+    assert found["one width"]["padding"] == found["ragged"]["padding"] == 0 < found["padded"]["padding"]
+
+
+def test_two_groups_pay_where_half_the_requests_want_trees_and_rows_are_dear() -> None:
+    probs = np.zeros((8, forest_gain.WIDTHS[-1]))
+    probs[:, 0], probs[::2, 1:9] = 1.0, 0.9
+    asked = forest_gain.Asked(probs, 1.0, lambda size, width: 0.05 + 0.010 * size * width)
+    assert forest_gain.one_width(asked).shares.tolist() == [1] * 8
+    grouped = forest_gain.two_groups(asked)
+    assert grouped.shares.tolist() == [9, 1] * 4
+    assert grouped.seconds == pytest.approx(0.05 + 0.04 + 0.05 + 0.36)
+    assert forest_gain.ragged(asked).rate > grouped.rate > forest_gain.one_width(asked).rate

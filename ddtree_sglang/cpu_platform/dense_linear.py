@@ -5,6 +5,9 @@ decoding or verifying pass, and sends bfloat16 ones to oneDNN with the weight as
 in every call. Here each weight is laid out in oneDNN's blocks after loading. Five to nine rows then cost what one row
 does, which is what makes verifying a tree worth its while (benchmarks/LOG.md has the table).
 
+A processor without instructions for bfloat16 packs none: there products of some rows are float32's, where that is
+measured to be faster (`cpu_platform.widened_products`).
+
 The price is a second copy of the weights. The plain one stays, because SGLang's code reads it in places (tied
 embeddings, the drafter's KV projection); so a model whose copy would take more than `MAX_SHARE_OF_MEMORY` of what is
 free keeps its plain weights, and online weight updates are refused, since they would not reach the copy.
@@ -19,9 +22,11 @@ from typing import Any
 import psutil
 import torch
 from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod, UnquantizedLinearMethod
+from torch.nn import functional
 
 from ddtree_sglang.cpu_platform.draft_products import reduce_weights, reduced_linear
 from ddtree_sglang.cpu_platform.packed_products import dense_linear, pack
+from ddtree_sglang.cpu_platform.widened_products import least_rows, measured, widened_linear
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +86,41 @@ class CpuEmbeddingMethod(UnquantizedEmbeddingMethod):  # type: ignore[misc]
         return dense_linear(x.to(layer.weight.dtype), layer.weight, bias, self.packed)
 
 
+class WidenedLinearMethod(CpuLinearMethod):
+    """SGLang's plain linear layer of bfloat16, whose products of some rows and more are float32's."""
+
+    def __init__(self, packed: torch.Tensor, rows: int) -> None:
+        super().__init__(packed)
+        self.rows = rows
+
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """`x [..., in]` -> `[..., out]`."""
+        return _by_rows(x, layer.weight, bias, self)
+
+
+class WidenedEmbeddingMethod(CpuEmbeddingMethod):
+    """SGLang's LM head of bfloat16, likewise."""
+
+    def __init__(self, packed: torch.Tensor, rows: int) -> None:
+        super().__init__(packed)
+        self.rows = rows
+
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """LM head: `x [M, H]` -> logits `[M, V]` in the weight's dtype."""
+        return _by_rows(x.to(layer.weight.dtype), layer.weight, bias, self)
+
+
+def _by_rows(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    method: WidenedLinearMethod | WidenedEmbeddingMethod,
+) -> torch.Tensor:
+    if x.dtype is not weight.dtype or x.numel() // x.shape[-1] < method.rows or method.packed is None:
+        return functional.linear(x, weight, bias)
+    return widened_linear(x, method.packed, bias)
+
+
 _REPLACEMENTS: dict[type, type[CpuLinearMethod] | type[CpuEmbeddingMethod]] = {
     UnquantizedLinearMethod: CpuLinearMethod,
     UnquantizedEmbeddingMethod: CpuEmbeddingMethod,
@@ -88,16 +128,16 @@ _REPLACEMENTS: dict[type, type[CpuLinearMethod] | type[CpuEmbeddingMethod]] = {
 
 
 def install(model: torch.nn.Module, available_bytes: int | None = None) -> int:
-    """Swap the products of every plain layer of `model`; returns how many weights were packed.
+    """Swap the products of every plain layer of `model`; returns how many weights have a packed copy.
 
     `available_bytes` bounds the copies (None: what the machine has free).
     """
     if not torch.backends.mkldnn.is_available():
         return 0
-    layers = _plain_layers(model)
     available = psutil.virtual_memory().available if available_bytes is None else available_bytes
     # A tied head shares its weight with the embedding; nothing multiplies by an embedding that is no head.
-    multiplied = [layer for layer in layers if not _is_lookup_only(model, layer)]
+    multiplied = [layer for layer in _plain_layers(model, _packed_dtypes()) if not _is_lookup_only(model, layer)]
+    num_widened = 0 if torch.bfloat16 in _packed_dtypes() else _widen(model, available)
     needed = sum(layer.weight.numel() * layer.weight.element_size() for layer in multiplied)
     packs = needed <= MAX_SHARE_OF_MEMORY * available
     if not packs:
@@ -111,10 +151,10 @@ def install(model: torch.nn.Module, available_bytes: int | None = None) -> int:
     for layer in multiplied:
         kind = CpuLinearMethod if type(layer) is torch.nn.Linear else _REPLACEMENTS[type(layer.quant_method)]
         _put(layer, kind(pack(layer.weight) if packs else None))
-    if packs and multiplied:
+    if num_widened or (packs and multiplied):
         # SGLang's weight updater looks for this name on every module and refuses with its text.
         model._derived_weight_cache_error = UPDATE_REFUSAL  # type: ignore[assignment]
-    return len(multiplied) if packs else 0
+    return num_widened + (len(multiplied) if packs else 0)
 
 
 def reduce_drafter(drafter: torch.nn.Module) -> int:
@@ -159,11 +199,39 @@ def _is_one_rank() -> bool:
     return bool(get_parallel().tp_size == 1)
 
 
-def _plain_layers(model: torch.nn.Module) -> list[Any]:
-    """Layers with torch's or SGLang's own unquantised product, in a dtype that oneDNN packs here."""
-    dtypes = {torch.float32}
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        dtypes.add(torch.bfloat16)
+def _widen(model: torch.nn.Module, available: int) -> int:
+    """Swap products of bfloat16 for ones in float32 from some rows on, where that is faster; how many were swapped.
+
+    The head by itself, for it is as large as many layers. Not on several ranks, which would measure apart.
+    """
+    layers = [one for one in _plain_layers(model, {torch.bfloat16}) if not _is_lookup_only(model, one)]
+    needed = sum(layer.weight.numel() * torch.float32.itemsize for layer in layers)
+    if not layers or needed > MAX_SHARE_OF_MEMORY * available or not _is_one_rank():
+        return 0
+    heads = [layer for layer in layers if isinstance(_method_of(layer), UnquantizedEmbeddingMethod)]
+    others = [layer for layer in layers if not isinstance(_method_of(layer), UnquantizedEmbeddingMethod)]
+    swapped = 0
+    for group in filter(None, (heads, others)):
+        sample = [layer.weight for layer in group[: measured([layer.weight for layer in group])]]
+        packed = [pack(weight.float()) for weight in sample]
+        if (rows := least_rows(sample, packed)) is None:
+            continue
+        packed += [pack(layer.weight.float()) for layer in group[len(sample) :]]
+        kind = WidenedEmbeddingMethod if group is heads else WidenedLinearMethod
+        for layer, one in zip(group, packed, strict=True):
+            _put(layer, kind(one, rows))
+        swapped += len(group)
+    return swapped
+
+
+def _packed_dtypes() -> set[torch.dtype]:
+    """Those that oneDNN packs here."""
+    has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return {torch.float32, torch.bfloat16} if has_bfloat16 else {torch.float32}
+
+
+def _plain_layers(model: torch.nn.Module, dtypes: set[torch.dtype]) -> list[Any]:
+    """Layers with torch's or SGLang's own unquantised product, in one of these dtypes."""
     return [
         module
         for module in model.modules()

@@ -8,7 +8,8 @@ Four ways to verify the trees that were recorded, each with the expected tokens 
 - ragged: the most probable nodes of all requests together, in a forward that takes what as many nodes take in a
   rectangle: a bound, for no backend has such a forward;
 - padded: the same nodes in a rectangle as wide as the widest tree;
-- two groups: requests that want few nodes in one forward, those that want many in another.
+- two groups: requests that want few nodes in one forward, those that want many in another; each is charged as a
+  round of its own, with its draft.
 
 They know the costs and round by round how much of the drafter's word came true, so nothing but the way differs.
 """

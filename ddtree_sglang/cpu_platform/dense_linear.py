@@ -135,9 +135,11 @@ def install(model: torch.nn.Module, available_bytes: int | None = None) -> int:
     if not torch.backends.mkldnn.is_available():
         return 0
     available = psutil.virtual_memory().available if available_bytes is None else available_bytes
+    num_widened = 0 if _has_bfloat16_instructions() else _widen(model, available)
+    if num_widened and available_bytes is None:
+        available = psutil.virtual_memory().available
     # A tied head shares its weight with the embedding; nothing multiplies by an embedding that is no head.
     multiplied = [layer for layer in _plain_layers(model, _packed_dtypes()) if not _is_lookup_only(model, layer)]
-    num_widened = 0 if torch.bfloat16 in _packed_dtypes() else _widen(model, available)
     needed = sum(layer.weight.numel() * layer.weight.element_size() for layer in multiplied)
     packs = needed <= MAX_SHARE_OF_MEMORY * available
     if not packs:
@@ -206,7 +208,16 @@ def _widen(model: torch.nn.Module, available: int) -> int:
     """
     layers = [one for one in _plain_layers(model, {torch.bfloat16}) if not _is_lookup_only(model, one)]
     needed = sum(layer.weight.numel() * torch.float32.itemsize for layer in layers)
-    if not layers or needed > MAX_SHARE_OF_MEMORY * available or not _is_one_rank():
+    if not layers or not _is_one_rank():
+        return 0
+    if needed > MAX_SHARE_OF_MEMORY * available:
+        logger.warning(
+            "CPU platform: float32 copies of bfloat16 weights would take %.1f GB of %.1f GB free, more than %d %%; the "
+            "weights stay plain, and products of a few rows are slower.",
+            needed / 1e9,
+            available / 1e9,
+            100 * MAX_SHARE_OF_MEMORY,
+        )
         return 0
     heads = [layer for layer in layers if isinstance(_method_of(layer), UnquantizedEmbeddingMethod)]
     others = [layer for layer in layers if not isinstance(_method_of(layer), UnquantizedEmbeddingMethod)]
@@ -222,6 +233,14 @@ def _widen(model: torch.nn.Module, available: int) -> int:
             _put(layer, kind(one, rows))
         swapped += len(group)
     return swapped
+
+
+def _has_bfloat16_instructions() -> bool:
+    """oneDNN multiplies bfloat16 on any AVX-512, where it widens weights in each product unless there are these."""
+    return bool(
+        torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    )
 
 
 def _packed_dtypes() -> set[torch.dtype]:

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.sglang
 @pytest.fixture
 def no_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dense_linear, "_packed_dtypes", lambda: {torch.float32})
+    monkeypatch.setattr(dense_linear, "_has_bfloat16_instructions", lambda: False)
     monkeypatch.setattr(dense_linear, "_is_one_rank", lambda: True)
 
 
@@ -82,13 +83,16 @@ def test_where_float32_is_not_faster_weights_stay_as_they_are(monkeypatch: pytes
 
 @pytest.mark.usefixtures("no_instructions")
 @pytest.mark.parametrize("lacks", ["memory", "one rank", "bfloat16 weights"])
-def test_nothing_is_widened_without(monkeypatch: pytest.MonkeyPatch, lacks: str) -> None:
+def test_nothing_is_widened_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, lacks: str
+) -> None:
     faster_from(monkeypatch, 1)
     monkeypatch.setattr(dense_linear, "_is_one_rank", lambda: lacks != "one rank")
     model = Toy(torch.float32 if lacks == "bfloat16 weights" else torch.bfloat16)
     dense_linear.install(model, 1000 if lacks == "memory" else None)
     kinds = {type(module.quant_method) for name, module in model.named_children() if name != "fc"}
     assert not kinds & {dense_linear.WidenedLinearMethod, dense_linear.WidenedEmbeddingMethod}
+    assert ("float32 copies of bfloat16 weights would take" in caplog.text) == (lacks == "memory")
 
 
 def test_the_first_weights_stand_for_all_once_they_fill_a_cache() -> None:
@@ -103,3 +107,14 @@ def test_both_forms_are_timed(caplog: pytest.LogCaptureFixture) -> None:
     rows = widened_products.least_rows(weights, [pack(one.float()) for one in weights])
     assert rows is None or rows in widened_products.ROWS
     assert "2 bfloat16 weights" in caplog.text
+
+
+@pytest.mark.parametrize(("has_avx512_bf16", "has_amx"), [(False, False), (True, False), (False, True)])
+def test_avx512_alone_has_no_instructions(
+    monkeypatch: pytest.MonkeyPatch, has_avx512_bf16: bool, has_amx: bool
+) -> None:
+    """oneDNN takes bfloat16 on any AVX-512; what it cannot pack it cannot multiply either way."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    takes = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    assert dense_linear._has_bfloat16_instructions() == (takes and (has_avx512_bf16 or has_amx))

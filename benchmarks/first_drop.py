@@ -96,12 +96,9 @@ def compared(answers: Sequence[Answer], costs: Costs, requests: int) -> dict[str
 def run(args: argparse.Namespace) -> int:
     """Replay, write, print."""
     answers = load_answers(args.trace)
-    curves = dict(CURVES)
-    if args.costs is not None:
-        curves[args.costs.name] = TableCosts(CostTable.load(args.costs))
     lines = [json.dumps({"kind": "provenance", **collect_provenance()})]
     rows = [["costs", "requests", "best, tokens/s", "first drop", "ratio"]]
-    for name, costs in curves.items():
+    for name, costs in curves_of(args).items():
         for requests in args.requests:
             found = compared(answers, costs, requests)
             ratio = found["best"] / found["first drop"]
@@ -112,13 +109,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str]) -> int:
-    """Command line entry."""
+def replay_args(doc: str | None, requests: Sequence[int], output: str, argv: Sequence[str]) -> argparse.Namespace:
+    """Flags of a benchmark that replays a trace by these curves: its docstring, loads, and result file by default."""
     results = REPO / "benchmarks/results"
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n", 1)[0])
     parser.add_argument("--trace", type=Path, default=results / "replay-20261127.jsonl.gz")
     parser.add_argument("--costs", type=Path, help="also a measured table: of `ddtree calibrate` or DDTREE_COSTS")
-    parser.add_argument("--requests", type=int, nargs="+", default=list(REQUESTS))
-    parser.add_argument("--output", type=Path, default=results / "first-drop.jsonl")
-    args = parser.parse_args(argv)
+    parser.add_argument("--requests", type=int, nargs="+", default=list(requests))
+    parser.add_argument("--output", type=Path, default=results / output)
+    return parser.parse_args(argv)
+
+
+def curves_of(args: argparse.Namespace) -> dict[str, Costs]:
+    """The made-up curves, and the measured one that `replay_args` names."""
+    curves = dict(CURVES)
+    if args.costs is not None:
+        curves[args.costs.name] = TableCosts(CostTable.load(args.costs))
+    return curves
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line entry."""
+    args = replay_args(__doc__, REQUESTS, "first-drop.jsonl", argv)
     return exit_status("first_drop", lambda: run(args))

@@ -19,23 +19,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, cycle, product
-from pathlib import Path
 
 import numpy as np
 
-from benchmarks.first_drop import CURVES
+from benchmarks.first_drop import curves_of, replay_args
 from benchmarks.harness.flags import exit_status
-from benchmarks.harness.provenance import REPO, collect_provenance
-from ddtree_sglang.calibration.table import CostTable
+from benchmarks.harness.provenance import collect_provenance
 from ddtree_sglang.core.forest import Floats, Ints, share_nodes
 from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
-from ddtree_sglang.simulator.costs import Costs, TableCosts
+from ddtree_sglang.simulator.costs import Costs
 from ddtree_sglang.simulator.recording import Answer, Tree, load_answers
-from ddtree_sglang.simulator.replay import Running
+from ddtree_sglang.simulator.replay import begun, staggered
 from ddtree_sglang.viewer.terminal import aligned
 from ddtree_sglang.whole_file import replace_text
 
@@ -81,20 +79,21 @@ class Asked:
 def one_width(asked: Asked) -> Plan:
     """The best width of all."""
     size = len(asked.probs)
-    return max(
-        (asked.plan(np.full(size, width), asked.cost(size, width), size * width) for width in WIDTHS),
-        key=lambda one: one.rate,
-    )
+    return _fastest(asked.plan(np.full(size, width), asked.cost(size, width), size * width) for width in WIDTHS)
+
+
+def _fastest(plans: Iterable[Plan]) -> Plan:
+    return max(plans, key=lambda one: one.rate)
 
 
 def ragged(asked: Asked) -> Plan:
     """The best number of nodes, shared out; no cell is padding."""
-    return max((_forest(asked, width, is_padded=False) for width in WIDTHS), key=lambda one: one.rate)
+    return _fastest(_forest(asked, width, is_padded=False) for width in WIDTHS)
 
 
 def padded(asked: Asked) -> Plan:
     """The best number of nodes, shared out, at what the widest tree makes of it."""
-    return max((_forest(asked, width, is_padded=True) for width in WIDTHS), key=lambda one: one.rate)
+    return _fastest(_forest(asked, width, is_padded=True) for width in WIDTHS)
 
 
 def _forest(asked: Asked, mean_width: int, *, is_padded: bool) -> Plan:
@@ -112,7 +111,7 @@ def two_groups(asked: Asked) -> Plan:
         shares = np.full(len(order), wide)
         shares[order[:first]] = narrow
         seconds = asked.cost(first, narrow) + asked.cost(len(order) - first, wide)
-        best = max(best, asked.plan(shares, seconds, int(shares.sum())), key=lambda one: one.rate)
+        best = _fastest((best, asked.plan(shares, seconds, int(shares.sum()))))
     return best
 
 
@@ -136,10 +135,7 @@ def path_probs(trees: Sequence[Tree]) -> Floats:
 def rate(answers: Sequence[Answer], way: Callable[[Asked], Plan], costs: Costs, requests: int) -> dict[str, float]:
     """Tokens per second of a closed loop, and the share of its forwards' nodes that are padding."""
     coming = cycle(answers)
-    running = []
-    for index in range(requests):
-        answer = next(coming)
-        running.append(Running(answer, answer.start + (answer.end - answer.start) * index // requests))
+    running = [staggered(next(coming), index, requests) for index in range(requests)]
     tokens, seconds, nodes, cells, promised, kept = 0, 0.0, 0, 0, 10.0, 10.0
     for _ in range(ROUNDS):
         trees = [one.answer.tree_at(one.position)[0] for one in running]
@@ -154,12 +150,8 @@ def rate(answers: Sequence[Answer], way: Callable[[Asked], Plan], costs: Costs, 
             emitted = min(accepted, one.answer.end - one.position)
             one.position += emitted
             tokens += emitted
-        running = [one if not one.finished() else _begun(next(coming)) for one in running]
+        running = [one if not one.finished() else begun(coming) for one in running]
     return {"tokens_per_s": tokens / seconds, "padding": 1 - nodes / cells, "mean_nodes": nodes / ROUNDS / requests}
-
-
-def _begun(answer: Answer) -> Running:
-    return Running(answer, answer.start)
 
 
 def _interpolated(costs: Costs, prefix: float) -> Callable[[int, float], float]:
@@ -182,12 +174,9 @@ def _interpolated(costs: Costs, prefix: float) -> Callable[[int, float], float]:
 def run(args: argparse.Namespace) -> int:
     """Replay, write, print."""
     answers = load_answers(args.trace)
-    curves: dict[str, Costs] = dict(CURVES)
-    if args.costs is not None:
-        curves[args.costs.name] = TableCosts(CostTable.load(args.costs))
     lines = [json.dumps({"kind": "provenance", **collect_provenance()})]
     rows = [["costs", "requests", "one width", *(f"{name} / one width" for name in list(WAYS)[1:]), "padding"]]
-    for name, costs in curves.items():
+    for name, costs in curves_of(args).items():
         for requests in args.requests:
             found = {way: rate(answers, choose, costs, requests) for way, choose in WAYS.items()}
             lines.append(json.dumps({"kind": "forest_gain", "costs": name, "requests": requests, "ways": found}))
@@ -202,11 +191,5 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Command line entry."""
-    results = REPO / "benchmarks/results"
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--trace", type=Path, default=results / "replay-20261127.jsonl.gz")
-    parser.add_argument("--costs", type=Path, help="also a measured table: of `ddtree calibrate` or DDTREE_COSTS")
-    parser.add_argument("--requests", type=int, nargs="+", default=list(REQUESTS))
-    parser.add_argument("--output", type=Path, default=results / "forest-gain.jsonl")
-    args = parser.parse_args(argv)
+    args = replay_args(__doc__, REQUESTS, "forest-gain.jsonl", argv)
     return exit_status("forest_gain", lambda: run(args))

@@ -116,8 +116,9 @@ def _by_rows(
     bias: torch.Tensor | None,
     method: WidenedLinearMethod | WidenedEmbeddingMethod,
 ) -> torch.Tensor:
-    if x.dtype is not weight.dtype or x.numel() // x.shape[-1] < method.rows or method.packed is None:
+    if x.dtype is not weight.dtype or x.numel() // x.shape[-1] < method.rows:
         return functional.linear(x, weight, bias)
+    assert method.packed is not None
     return widened_linear(x, method.packed, bias)
 
 
@@ -141,15 +142,7 @@ def install(model: torch.nn.Module, available_bytes: int | None = None) -> int:
     # A tied head shares its weight with the embedding; nothing multiplies by an embedding that is no head.
     multiplied = [layer for layer in _plain_layers(model, _packed_dtypes()) if not _is_lookup_only(model, layer)]
     needed = sum(layer.weight.numel() * layer.weight.element_size() for layer in multiplied)
-    packs = needed <= MAX_SHARE_OF_MEMORY * available
-    if not packs:
-        logger.warning(
-            "CPU platform: packing the weights would take %.1f GB of %.1f GB free, more than %d %%; they stay plain, "
-            "and products of a few rows are slower.",
-            needed / 1e9,
-            available / 1e9,
-            100 * MAX_SHARE_OF_MEMORY,
-        )
+    packs = _fits("packing the weights", needed, available)
     for layer in multiplied:
         kind = CpuLinearMethod if type(layer) is torch.nn.Linear else _REPLACEMENTS[type(layer.quant_method)]
         _put(layer, kind(pack(layer.weight) if packs else None))
@@ -208,16 +201,7 @@ def _widen(model: torch.nn.Module, available: int) -> int:
     """
     layers = [one for one in _plain_layers(model, {torch.bfloat16}) if not _is_lookup_only(model, one)]
     needed = sum(layer.weight.numel() * torch.float32.itemsize for layer in layers)
-    if not layers or not _is_one_rank():
-        return 0
-    if needed > MAX_SHARE_OF_MEMORY * available:
-        logger.warning(
-            "CPU platform: float32 copies of bfloat16 weights would take %.1f GB of %.1f GB free, more than %d %%; the "
-            "weights stay plain, and products of a few rows are slower.",
-            needed / 1e9,
-            available / 1e9,
-            100 * MAX_SHARE_OF_MEMORY,
-        )
+    if not layers or not _is_one_rank() or not _fits("float32 copies of bfloat16 weights", needed, available):
         return 0
     heads = [layer for layer in layers if isinstance(_method_of(layer), UnquantizedEmbeddingMethod)]
     others = [layer for layer in layers if not isinstance(_method_of(layer), UnquantizedEmbeddingMethod)]
@@ -233,6 +217,21 @@ def _widen(model: torch.nn.Module, available: int) -> int:
             _put(layer, kind(one, rows))
         swapped += len(group)
     return swapped
+
+
+def _fits(what: str, needed: int, available: int) -> bool:
+    """Whether copies of weights may take so many bytes; the log says if not."""
+    if needed <= MAX_SHARE_OF_MEMORY * available:
+        return True
+    logger.warning(
+        "CPU platform: %s would take %.1f GB of %.1f GB free, more than %d %%; they stay plain, and products of a few "
+        "rows are slower.",
+        what,
+        needed / 1e9,
+        available / 1e9,
+        100 * MAX_SHARE_OF_MEMORY,
+    )
+    return False
 
 
 def _has_bfloat16_instructions() -> bool:

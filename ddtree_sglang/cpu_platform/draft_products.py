@@ -60,8 +60,7 @@ def is_reduced_faster(
     """Multiply by all weights in turn, as a draft does, so that each is read from memory; in both forms by turns."""
 
     def seconds(rows: int) -> list[float]:
-        # No random numbers: requests without a seed draw from the generator that gave them.
-        inputs = [torch.linspace(-1, 1, rows * weight.shape[1]).view(rows, -1).to(weight.dtype) for weight in weights]
+        inputs = even_inputs(weights, rows)
 
         def as_they_are() -> None:
             for x, weight, one in zip(inputs, weights, packed, strict=True):
@@ -113,6 +112,14 @@ def _may_reduce(num_elements: int, dtype: torch.dtype) -> bool:
         # Once plain, once packed.
         and 2 * num_elements * torch.bfloat16.itemsize <= SHARE_OF_MEMORY * psutil.virtual_memory().available
     )
+
+
+def even_inputs(weights: Sequence[torch.Tensor], rows: int) -> list[torch.Tensor]:
+    """`[rows, in]` for each weight `[out, in]`, in its dtype, to time its product by.
+
+    No random numbers: requests without a seed draw from the generator that gave them.
+    """
+    return [torch.linspace(-1, 1, rows * weight.shape[1]).view(rows, -1).to(weight.dtype) for weight in weights]
 
 
 def least_seconds(*forms: Callable[[], None]) -> list[float]:

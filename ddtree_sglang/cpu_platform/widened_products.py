@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from ddtree_sglang.cpu_platform.draft_products import least_seconds
+from ddtree_sglang.cpu_platform.draft_products import even_inputs, least_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,7 @@ def measured(weights: Sequence[torch.Tensor]) -> int:
 
 
 def _seconds(weights: Sequence[torch.Tensor], packed: Sequence[torch.Tensor], rows: int) -> tuple[float, float]:
-    # No random numbers: requests without a seed draw from the generator that gave them.
-    inputs = [torch.linspace(-1, 1, rows * weight.shape[1]).view(rows, -1).to(weight.dtype) for weight in weights]
+    inputs = even_inputs(weights, rows)
 
     def as_they_are() -> None:
         for x, weight in zip(inputs, weights, strict=True):

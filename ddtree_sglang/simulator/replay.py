@@ -94,11 +94,11 @@ def replay(answers: Sequence[Answer], system: System, costs: Costs, concurrency:
     if not answers or concurrency < 1:
         raise ValueError(f"a replay needs answers and 1 request or more, got {len(answers)} and {concurrency}")
     coming = cycle(answers)
-    running = [_staggered(next(coming), index, concurrency) for index in range(concurrency)]
+    running = [staggered(next(coming), index, concurrency) for index in range(concurrency)]
     found = Prediction(system.name, concurrency)
     for _ in range(num_rounds):
         _step(running, system, costs, found)
-        running = [one if not one.finished() else _begun(coming) for one in running]
+        running = [one if not one.finished() else begun(coming) for one in running]
     return found
 
 
@@ -128,10 +128,12 @@ def _step(running: Sequence[Running], system: System, costs: Costs, found: Predi
     system.ended(spent)
 
 
-def _begun(coming: Iterator[Answer]) -> Running:
+def begun(coming: Iterator[Answer]) -> Running:
+    """The next answer, at its beginning."""
     answer = next(coming)
     return Running(answer, answer.start)
 
 
-def _staggered(answer: Answer, index: int, concurrency: int) -> Running:
+def staggered(answer: Answer, index: int, concurrency: int) -> Running:
+    """The answer of the request at `index`, as far on as spreads so many of them over their texts."""
     return Running(answer, answer.start + (answer.end - answer.start) * index // concurrency)

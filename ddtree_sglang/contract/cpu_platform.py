@@ -333,6 +333,8 @@ CPU_PLATFORM: tuple[Row, ...] = (
     Row("sglang.srt.state_capturer.base", "ALLOC_MEMORY_FUNCS", "", "hooks"),
     Row("torch", "Tensor.pin_memory", "", "lora", compiled=True),
     Row("torch", "Tensor.record_stream", "", "hooks", compiled=True),
+    Row("torch", "cpu._is_amx_tile_supported", "", "dense_linear", compiled=True),
+    Row("torch", "cpu._is_avx512_bf16_supported", "", "dense_linear", compiled=True),
     Row(
         "torch",
         "ops.mkldnn._is_mkldnn_bf16_supported",

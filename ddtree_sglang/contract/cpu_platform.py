@@ -129,6 +129,7 @@ CPU_PLATFORM: tuple[Row, ...] = (
         exact=True,
     ),
     Row("sglang.srt.layers.linear", "LinearBase", "forward params_dtype quant_method", "dense_linear, lean_llama"),
+    Row("sglang.srt.layers.logits_processor", "LogitsProcessor", "use_fp32_lm_head", "dense_linear"),
     Row("sglang.srt.layers.moe.fused_moe_triton.layer", "FusedMoE", "", "quantized"),
     Row("sglang.srt.layers.quantization.base_config", "QuantizeMethodBase", "apply", "lean_llama"),
     Row(

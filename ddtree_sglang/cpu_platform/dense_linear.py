@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 import torch
+from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod, UnquantizedLinearMethod
 from torch.nn import functional
 
@@ -249,13 +250,24 @@ def _packed_dtypes() -> set[torch.dtype]:
 
 
 def _plain_layers(model: torch.nn.Module, dtypes: set[torch.dtype]) -> list[Any]:
-    """Layers with torch's or SGLang's own unquantised product, in one of these dtypes."""
+    """Layers with torch's or SGLang's own unquantised product, in one of these dtypes.
+
+    Not a head of bfloat16 whose logits are asked for in float32 (`--enable-fp32-lm-head`, or the checkpoint says so):
+    SGLang multiplies by its own only where it knows the method by name (logits_processor.py `_compute_lm_head`).
+    """
     return [
         module
         for module in model.modules()
         if (type(module) is torch.nn.Linear or type(getattr(module, "quant_method", None)) in _REPLACEMENTS)
         and getattr(getattr(module, "weight", None), "dtype", None) in dtypes
+        and not (module is getattr(model, "lm_head", None) and _is_widened_by_sglang(model, module.weight.dtype))
     ]
+
+
+def _is_widened_by_sglang(model: torch.nn.Module, dtype: torch.dtype) -> bool:
+    """Whether SGLang multiplies a head of this dtype in float32."""
+    wants = (one.use_fp32_lm_head for one in model.modules() if isinstance(one, LogitsProcessor))
+    return dtype is not torch.float32 and any(wants)
 
 
 def _is_lookup_only(model: Any, layer: Any) -> bool:

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod, UnquantizedLinearMethod
 from sglang.srt.model_executor.model_runner_components.weight_updater import _unsupported_derived_weight_cache_error
 from torch import nn
@@ -125,3 +126,29 @@ def test_other_dtypes_keep_the_engines_methods() -> None:
     model = Toy(torch.float16)
     assert dense_linear.install(model) == 0
     assert type(model.up.quant_method) is UnquantizedLinearMethod
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("in_float32", [True, False])
+def test_a_head_asked_for_in_float32_gives_sglangs_logits(
+    in_float32: bool, dtype: torch.dtype, has_instructions: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang takes our method for a quantised one, whose logits it does not widen."""
+    monkeypatch.setattr(dense_linear, "_has_bfloat16_instructions", lambda: has_instructions)
+    monkeypatch.setattr(dense_linear, "_is_one_rank", lambda: True)
+    monkeypatch.setattr(dense_linear, "least_rows", lambda weights, packed: 1)
+    model, processor = Toy(dtype), LogitsProcessor.__new__(LogitsProcessor)
+    nn.Module.__init__(processor)
+    processor.use_fp32_lm_head, processor.use_fp32_lm_head_output = in_float32, False
+    processor.rl_on_policy_target, processor.config = None, None
+    model.logits_processor = processor
+    dense_linear.install(model)
+    x = torch.randn(4, 16).to(dtype)
+    logits = processor._compute_lm_head(x, model.lm_head)
+    assert logits.dtype is (torch.float32 if in_float32 else dtype)
+    tolerance = TOLERANCES[logits.dtype]
+    expected = x.double() @ model.lm_head.weight.double().t()
+    torch.testing.assert_close(logits.double(), expected, atol=tolerance, rtol=0)
+    is_ours = isinstance(model.lm_head.quant_method, dense_linear.CpuEmbeddingMethod)
+    assert is_ours is not (in_float32 and dtype is torch.bfloat16)

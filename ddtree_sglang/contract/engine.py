@@ -273,8 +273,8 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.speculative.eagle_info",
         "EagleVerifyInput",
-        "custom_mask draft_token draft_token_num kv_loc_plan max_tree_depth positions prepared_out_cache_loc "
-        "retrieve_index retrieve_next_sibling retrieve_next_token spec_steps tree_topk",
+        "custom_mask draft_token draft_token_num is_draft_input kv_loc_plan max_tree_depth pad_batch positions "
+        "prepared_out_cache_loc retrieve_index retrieve_next_sibling retrieve_next_token spec_steps tree_topk",
         "verify_input",
     ),
     Row(

@@ -16,8 +16,8 @@ GROUP_PATCHES = (
         "sglang.srt.speculative.eagle_info.EagleVerifyInput",
         "object",
         "ddtree_sglang.engine.stages.attention_ranks:prepare_verify",
-        "cells of the requests that a batch is padded with",
-        "custom_mask",
+        "cells and links of the requests that a batch is padded with",
+        "custom_mask retrieve_next_sibling retrieve_next_token",
     ),
     Patch(
         "sglang.srt.managers.schedule_batch.ScheduleBatch",

@@ -138,7 +138,7 @@ class DDTreeWorker(DFlashWorkerV2):
     def init_attention_backends(self) -> None:
         """Build the drafter's attention backend; the target's pool, whose rows a round moves, is there by now."""
         check_target_backend(self.model_runner)
-        check_split_loaded(get_disagg(), self.model_runner, self.states is not None)
+        check_split_loaded(get_disagg(), self.model_runner)
         adapt_attention(self.model_runner)
         make_capture_room(int(self.model_runner.max_running_requests) * self.num_nodes)
         with self._draft_scope():

@@ -25,7 +25,7 @@ from tests.device_lane.context_waves import (
     to_the_context_limit,
 )
 from tests.device_lane.drafter_catalogue import HEADS, LATTICE_ON_TWO_RANKS
-from tests.device_lane.group_catalogue import GROUPS, GROUPS_LATENT, GROUPS_OTHERS
+from tests.device_lane.group_catalogue import GROUPS, GROUPS_GATED_DELTA, GROUPS_LATENT, GROUPS_OTHERS
 from tests.device_lane.host_cache import FLAGS as _HOST_CACHE
 from tests.device_lane.new_weights import failing_adapters, failing_checkpoints, failing_updates_from_tensors
 from tests.device_lane.penalty_waves import penalized
@@ -34,7 +34,7 @@ from tests.device_lane.published_catalogue import ON_OTHER_BACKENDS, PUBLISHED, 
 from tests.device_lane.request_waves import FLAGS as _EVERY_KIND
 from tests.device_lane.request_waves import few_by_far, of_every_kind, of_every_kind_in_chunks
 from tests.device_lane.scenes import CONTEXT_LIMIT, SMALL_POOL, Scene, pool_of
-from tests.device_lane.split_catalogue import SPLIT, SPLIT_OTHERS, SPLIT_WINDOWS
+from tests.device_lane.split_catalogue import SPLIT, SPLIT_GATED_DELTA, SPLIT_OTHERS, SPLIT_WINDOWS
 from tests.device_lane.state_catalogue import (
     CHUNKS,
     GATED_DELTA_RETRACTION,
@@ -361,6 +361,7 @@ SCENES = (
     GATED_DELTA_RETRACTION,
     SHORT_CONVOLUTION,
     SPLIT,
+    SPLIT_GATED_DELTA,
     SPLIT_WINDOWS,
     TRITON_3,
     RETRACTION,
@@ -393,6 +394,7 @@ SCENES = (
         before=failing_updates_from_tensors,
     ),
     GROUPS,
+    GROUPS_GATED_DELTA,
     GROUPS_LATENT,
     WINDOWS_TRITON,
     LATENT_FA3,

@@ -150,6 +150,17 @@ def passes_a_tracked_length(chooser: Chooser) -> list[Sent]:
     return [Sent(chooser.passed, cached=0), Sent(chooser.find(5, 9), cached=0)]
 
 
+def prompt_passes_a_tracked_length(chooser: Chooser) -> list[Sent]:
+    """One whose prompt passes that length, then one that begins with it."""
+    first = chooser.find(TRACKED_LEN + 5, 8)
+
+    def begins_so(asked: Asked) -> Asked:
+        return replace(asked, prompt=(*first.prompt, *asked.prompt))
+
+    second = chooser.find(3, 6, begins_so)
+    return [Sent(first, cached=0), Sent(second, cached=TRACKED_LEN, after_s=WAVE_APART_S)]
+
+
 def resumes_at_a_tracked_length(chooser: Chooser) -> list[Sent]:
     """Two that begin with the text of the wave before, as far as it goes behind the kept state."""
 

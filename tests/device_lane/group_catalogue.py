@@ -10,8 +10,10 @@ from tests.device_lane.context_waves import (
     hits_about_the_window,
     leaves_the_device,
     mixed,
+    passes_a_tracked_length,
     past_the_window,
     prefix_hit,
+    resumes_at_a_tracked_length,
     three_at_two_budgets,
     three_go_on,
 )
@@ -28,7 +30,7 @@ from tests.device_lane.group_waves import (
 from tests.device_lane.host_cache import FLAGS as _HOST_CACHE
 from tests.device_lane.request_waves import FLAGS as _EVERY_KIND
 from tests.device_lane.scenes import SMALL_POOL, Scene, pool_of
-from tests.device_lane.state_catalogue import CHUNKS, LOAD_FLAGS
+from tests.device_lane.state_catalogue import CHUNKS, LOAD_FLAGS, TRACKED
 from tests.device_lane.waves import by_its_head, prefix_of_another_adapter, with_adapters
 
 FLAGS = ("--dp-size", "2", "--enable-dp-attention", "--enable-dp-lm-head", "--tp-size", "2")
@@ -117,6 +119,40 @@ GROUPS_OF_TWO = (
         captured=(1, 2),
     ),
 )
+# Recurrent layers, whose kernels read links of padding, too.
+GROUPS_GATED_DELTA = replace(
+    GROUPS_EAGER,
+    name="attention-groups-gated-delta",
+    backend="triton",
+    pair="gated_delta_wide",
+    flags=(*FLAGS, *TRACKED),
+)
+GROUPS_STATES = (
+    replace(
+        GROUPS_GATED_DELTA,
+        name="attention-groups-gated-delta-graphs",
+        backend="fa3",
+        waves=(
+            *GROUPS_EAGER.waves,
+            *(
+                in_group(group, wave)
+                for group in (0, 1)
+                for wave in (passes_a_tracked_length, resumes_at_a_tracked_length)
+            ),
+        ),
+        captured=(1, 2),
+    ),
+    replace(
+        GROUPS_WIDTHS,
+        name="attention-groups-gated-delta-widths",
+        pair="gated_delta_wide",
+        flags=(*TRACKED, *GROUPS_WIDTHS.flags),
+    ),
+    replace(
+        GROUPS_GATED_DELTA, name="attention-groups-qwen3.5-moe", backend="fa3", pair="Qwen3.5-35B-A3B", captured=(1, 2)
+    ),
+    replace(GROUPS_GATED_DELTA, name="attention-groups-qwen3-next", pair="Qwen3-Coder-Next", captured=(1, 2)),
+)
 GROUPS_ADAPTERS = replace(
     GROUPS_EAGER,
     name="refused-groups-adapters",
@@ -142,6 +178,7 @@ _SELECTOR = replace(
 GROUPS_OTHERS = (
     GROUPS_EAGER,
     *GROUPS_OF_TWO,
+    *GROUPS_STATES,
     _SELECTOR,
     GROUPS_WIDTHS,
     *(

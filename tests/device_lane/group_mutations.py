@@ -27,6 +27,21 @@ def padding_has_no_cells() -> None:
     _set(attention_ranks, "padded_mask", lambda mask, *_: mask)
 
 
+def padding_has_no_links() -> None:
+    """Nodes of recurrent layers have parents and children in the batch's own requests alone."""
+    from ddtree_sglang.engine.stages import attention_ranks
+
+    _set(attention_ranks, "padded_links", lambda children, siblings, _: (children, siblings))
+
+
+def idle_group_verifies_padding() -> None:
+    """A group without a request says that it has a verify, of which SGLang makes one where layers are recurrent."""
+    from ddtree_sglang.engine.stages import attention_ranks
+    from ddtree_sglang.engine.stages.verify_input import DDTreeVerifyInput
+
+    _set(attention_ranks, "IdleVerifyInput", DDTreeVerifyInput)
+
+
 def width_of_the_groups_own_load() -> None:
     """Each group chooses how many nodes it verifies by the requests that it has itself."""
     from ddtree_sglang.engine.stages import round_budget
@@ -57,6 +72,8 @@ GROUP_MUTATIONS = (
     width_of_the_groups_own_load,
     idle_group_waits_for_a_block,
     padding_has_no_cells,
+    padding_has_no_links,
+    idle_group_verifies_padding,
     drafters_keys_stay_where_they_were_made,
     first_token_of_another_server_is_counted_twice,
 )

@@ -71,11 +71,10 @@ def heads_that_read_the_prompts_end() -> None:
 
 
 def states_on_two_servers() -> None:
-    """Recurrent layers, whose states of nodes SGLang has where requests are decoded."""
-    from ddtree_sglang.engine.admission import server_args, split_servers
+    """Recurrent layers under overlapped scheduling, where a round is in flight when its request is retracted."""
+    from ddtree_sglang.engine.admission import server_args
 
-    for module in (server_args, split_servers):
-        _set(module, "check_split_target", _accept)
+    _set(server_args, "check_split_target", _accept)
 
 
 def _change(where: str, name: str, to: Callable[..., Any]) -> None:
@@ -141,7 +140,7 @@ CHANGED: dict[str, tuple[str, str, Callable[..., Any]]] = {
     "groups_that_are_full": ("entry.weight_groups", "check_receivers", _pass_on),
     # Windows on Triton's kernel of deterministic inference, which takes them by a node's index.
     "windows_of_deterministic_inference": ("admission.target_checks", "_check_windows", _accept),
-    # DP attention with recurrent layers, whose kernel is given links of real requests and rows of padded ones.
+    # DP attention with Nemotron-H, whose layers end a forward early in a group without a request.
     "states_in_groups": ("admission.server_args", "check_groups_target", _accept),
 }
 """Of one look: the module of `engine` that calls it, its name there, and what stands in its place."""

@@ -32,7 +32,7 @@ from tests.device_lane.lifted_waves import (
     turns_that_end_inside_a_path,
 )
 from tests.device_lane.needed import ROUNDS, TOKENS, UNANSWERED, Needed
-from tests.device_lane.split_catalogue import SPLIT
+from tests.device_lane.split_catalogue import SPLIT, SPLIT_STATES_RETRACTION
 from tests.device_lane.state_catalogue import (
     CHUNKS,
     GATED_DELTA,
@@ -206,18 +206,17 @@ NEEDED = (
         replace(GROUPS_EAGER, name="refused-groups-llama", pair="llama"),
         "cannot reshape tensor of 0 elements",
     ),
-    # Whichever rank dies of it first.
     Needed(
         "states_in_groups",
-        "has not been shown to keep recurrent states",
+        "has been run with DeepseekV3ForCausalLM",
         replace(
             GROUPS_EAGER,
-            name="refused-groups-recurrent",
-            backend="triton",
-            pair="gated_delta_wide",
+            name="refused-groups-mamba",
+            pair="mamba",
             flags=(*GROUPS_EAGER.flags, *TRACKED),
+            captured=(1, 2),
         ),
-        "Fatal Python error|Connection closed by peer",
+        "written residual does not match the supplied output",
     ),
     Needed(
         "states_of_mixed_ends",
@@ -289,9 +288,9 @@ NEEDED = (
     ),
     Needed(
         "states_on_two_servers",
-        "for a target with recurrent layers",
-        replace(SPLIT, name="refused-split-recurrent", pair="gated_delta", waves=(few,), flags=TRACKED, at_once=0),
-        "'State' object has no attribute 'intermediate_ssm'",
+        "add --disable-overlap-schedule to this server",
+        replace(SPLIT_STATES_RETRACTION, name="refused-split-states-overlap", decode_flags=()),
+        TOKENS,
     ),
     Needed(
         "answers_in_one_room",

@@ -82,6 +82,7 @@ class Scene:
     adapters: bool = False  # the pair's are loaded at start
     split: bool = False  # another server prefills
     prefill_flags: tuple[str, ...] = ()  # of that one alone
+    decode_flags: tuple[str, ...] = ()  # of the other one alone
     at_once: int = 0  # requests that some round must have had
     asked_as: str = ""  # a name that scenes share which are asked the same
     clear_at: tuple[int, ...] = ()  # numbers of nodes at which no request hangs on rounding; empty for the scene's own
@@ -274,7 +275,7 @@ def play(scene: Scene, lane: Lane, reference: Reference, mutation: str = "") -> 
     answered: list[Answered] = []
     log = lane.new_log(scene.name, mutation)
     try:
-        with (partial(serve_split, lane, scene.prefill_flags) if scene.split else lane.serve)(
+        with (partial(serve_split, lane, scene.prefill_flags, scene.decode_flags) if scene.split else lane.serve)(
             reference.pair,
             scene.backend,
             scene.algorithm,

@@ -81,6 +81,7 @@ def _hits(answer: Mapping[str, Any]) -> dict[str, Any]:
 def serve_split(
     lane: Lane,
     prefill_flags: Sequence[str],
+    decode_flags: Sequence[str],
     pair: TinyPair,
     backend: str,
     algorithm: str | None,
@@ -88,12 +89,12 @@ def serve_split(
     *flags: str,
     **options: Any,
 ) -> Iterator[SplitServer]:
-    """Both servers, ready; arguments are those of `Lane.serve`. One prefills, with flags of its own and no graphs."""
+    """Both servers, ready; arguments are those of `Lane.serve`, and flags of one. That which prefills has no graphs."""
     port = free_port()
     for_prefills = {**options, "captured": (), "log": lane.new_log("prefilling")}
     prefills = (*_TRANSFER, "prefill", "--disaggregation-bootstrap-port", str(port))
     with (
         lane.serve(pair, backend, algorithm, budget, *prefills, *flags, *prefill_flags, **for_prefills) as prefilling,
-        lane.serve(pair, backend, algorithm, budget, *_DECODES, *flags, **options) as decoding,
+        lane.serve(pair, backend, algorithm, budget, *_DECODES, *flags, *decode_flags, **options) as decoding,
     ):
         yield SplitServer(decoding.process, decoding.report, prefilling, port, itertools.count(1))

@@ -11,6 +11,7 @@ from tests.device_lane.context_waves import (
     past_the_window,
     prefix_hit,
     prompt_comes_back_from_the_host,
+    prompt_passes_a_tracked_length,
     retracted_and_restored,
 )
 from tests.device_lane.group_catalogue import FLAGS as GROUPS_FLAGS
@@ -24,7 +25,7 @@ from tests.device_lane.split_waves import (
     thinks,
     thinks_and_is_restored,
 )
-from tests.device_lane.state_catalogue import CHUNKS, LOAD_FLAGS
+from tests.device_lane.state_catalogue import CHUNKS, LOAD_FLAGS, STATES_POOL, TRACKED
 from tests.device_lane.waves import (
     aborted,
     changing_widths,
@@ -126,7 +127,60 @@ SPLIT_ENDS = replace(
     late=True,
     before=refuse_several_answers,
 )
+# Recurrent states go over with the keys, and to the host and back with a retracted request.
+_IN_STEP = ("--disable-overlap-schedule",)
+SPLIT_GATED_DELTA = replace(
+    _SPLIT,
+    name="split-gated-delta",
+    pair="gated_delta",
+    waves=(few, prompt_passes_a_tracked_length, aborted),
+    flags=TRACKED,
+    decode_flags=_IN_STEP,
+    captured=(1, 2),
+    must_log=("recurrent state at every node",),
+)
+SPLIT_STATES_RETRACTION = replace(
+    SPLIT_RETRACTION,
+    name="split-gated-delta-retraction",
+    pair="gated_delta",
+    flags=(*SPLIT_RETRACTION.flags, *STATES_POOL),
+    decode_flags=_IN_STEP,
+)
+_OF_TENSORS = ("--disaggregation-decode-retraction-backup", "cpu_tensor")
+SPLIT_STATES = (
+    SPLIT_STATES_RETRACTION,
+    replace(
+        SPLIT_STATES_RETRACTION,
+        name="split-gated-delta-tensors",
+        backend="triton",
+        flags=(*SPLIT_STATES_RETRACTION.flags, *_OF_TENSORS),
+    ),
+    replace(
+        SPLIT_GATED_DELTA,
+        name="split-gated-delta-two-ranks",
+        backend="triton",
+        pair="gated_delta_wide",
+        waves=(few, chunked),
+        flags=(*TRACKED, *CHUNKS, "--tp-size", "2"),
+    ),
+    replace(SPLIT_GATED_DELTA, name="split-mamba", pair="mamba"),
+    replace(SPLIT_STATES_RETRACTION, name="split-mamba-retraction", backend="triton", pair="mamba"),
+    replace(
+        SPLIT_GATED_DELTA,
+        name="split-short-convolution",
+        pair="short_convolution",
+        waves=(few, chunked, aborted),
+        flags=CHUNKS,
+    ),
+    replace(
+        SPLIT_STATES_RETRACTION,
+        name="split-short-convolution-retraction",
+        pair="short_convolution",
+        flags=(*pool_of(72), *_RESERVED, *STATES_POOL),
+    ),
+)
 SPLIT_OTHERS = (
+    *SPLIT_STATES,
     SPLIT_ENDS,
     *SPLIT_GROUPS,
     SPLIT_HOST_CACHE,
@@ -147,7 +201,7 @@ SPLIT_OTHERS = (
     replace(
         SPLIT_RETRACTION,
         name="split-retraction-tensors",
-        flags=(*SPLIT_RETRACTION.flags, "--disaggregation-decode-retraction-backup", "cpu_tensor"),
+        flags=(*SPLIT_RETRACTION.flags, *_OF_TENSORS),
     ),
     replace(_SPLIT, name="split-seeds", waves=(seeded,), pair="llama", flags=("--enable-deterministic-inference",)),
     replace(
@@ -190,10 +244,7 @@ SPLIT_OTHERS = (
         backend="triton",
         pair="gpt_oss",
         waves=(retracted_and_restored, past_the_window),
-        flags=(
-            *(*pool_of(90), *_RESERVED),
-            *("--disaggregation-decode-retraction-backup", "cpu_tensor"),
-        ),
+        flags=(*pool_of(90), *_RESERVED, *_OF_TENSORS),
     ),
     replace(
         _SPLIT,

@@ -38,10 +38,10 @@ LOAD_FLAGS = ("--speculative-ddtree-policy", "load", "--speculative-ddtree-verif
 
 # Layers with a recurrent state: the prefix cache gets a copy at multiples of a length, or, without overlap, the state
 # that a request ends with.
-_STATES_POOL = ("--max-mamba-cache-size", "48")
-TRACKED = (*_STATES_POOL, "--mamba-track-interval", str(TRACKED_LEN))
+STATES_POOL = ("--max-mamba-cache-size", "48")
+TRACKED = (*STATES_POOL, "--mamba-track-interval", str(TRACKED_LEN))
 _SCARCE = pool_of(100)
-_LAST_STATES = (*_STATES_POOL, "--disable-overlap-schedule")
+_LAST_STATES = (*STATES_POOL, "--disable-overlap-schedule")
 GATED_DELTA = Scene(
     "gated-delta",
     "triton",
@@ -133,7 +133,7 @@ _MIXED_UNCACHED = Scene(
     (mixed, fill_the_pool),
     pair="mamba",
     budget=7,
-    flags=(*_STATES_POOL, *CHUNKS, *_SCARCE, "--enable-mixed-chunk", "--disable-radix-cache"),
+    flags=(*STATES_POOL, *CHUNKS, *_SCARCE, "--enable-mixed-chunk", "--disable-radix-cache"),
     captured=(4,),
     must_log=("Retract requests",),
 )
@@ -145,7 +145,7 @@ SHORT_CONVOLUTION = Scene(
     (few, finishes, resumes_at_its_end, ends),
     pair="short_convolution",
     budget=7,
-    flags=_STATES_POOL,
+    flags=STATES_POOL,
     captured=(1, 4),
     must_log=("recurrent state at every node",),
 )
@@ -156,7 +156,7 @@ SHORT_CONVOLUTION_OTHERS = (
         (staggered, chunked, aborted),
         pair="short_convolution",
         budget=16,
-        flags=(*_STATES_POOL, *CHUNKS),
+        flags=(*STATES_POOL, *CHUNKS),
     ),
     Scene(
         "short-convolution-retraction",
@@ -164,7 +164,7 @@ SHORT_CONVOLUTION_OTHERS = (
         (fill_the_pool,),
         pair="short_convolution",
         budget=16,
-        flags=(*_STATES_POOL, *_SCARCE),
+        flags=(*STATES_POOL, *_SCARCE),
         must_log=("Retract requests",),
     ),
     replace(_MIXED_UNCACHED, name="short-convolution-mixed-uncached", backend="fa3", pair="short_convolution"),
@@ -174,7 +174,7 @@ SHORT_CONVOLUTION_OTHERS = (
         (few, finishes, resumes_at_its_end),
         pair="short_convolution_experts",
         budget=7,
-        flags=_STATES_POOL,
+        flags=STATES_POOL,
         captured=(4,),
     ),
     Scene(
@@ -183,7 +183,7 @@ SHORT_CONVOLUTION_OTHERS = (
         (few_of_chains,),
         pair="short_convolution",
         budget=7,
-        flags=(*_STATES_POOL, "--speculative-ddtree-top-k", "1"),
+        flags=(*STATES_POOL, "--speculative-ddtree-top-k", "1"),
         captured=(4,),
     ),
     Scene(
@@ -192,7 +192,7 @@ SHORT_CONVOLUTION_OTHERS = (
         (changing_widths,),
         pair="short_convolution",
         budget=4,
-        flags=(*_STATES_POOL, *LOAD_FLAGS),
+        flags=(*STATES_POOL, *LOAD_FLAGS),
         captured=(1, 2),
     ),
 )
@@ -224,7 +224,7 @@ GATED_DELTA_OTHERS = (
         (pair_of_requests,),
         pair="gated_delta",
         budget=64,
-        flags=(*_STATES_POOL, "--mamba-track-interval", "128"),
+        flags=(*STATES_POOL, "--mamba-track-interval", "128"),
         captured=(2,),
     ),
     Scene(

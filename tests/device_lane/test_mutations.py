@@ -38,7 +38,7 @@ from tests.device_lane.catalogue import (
     WINDOWS_TRITON,
 )
 from tests.device_lane.drafter_catalogue import GATED_MARKOV, LATTICE, MARKOV
-from tests.device_lane.group_catalogue import GROUPS, GROUPS_EAGER, GROUPS_OF_TWO, GROUPS_WIDTHS
+from tests.device_lane.group_catalogue import GROUPS, GROUPS_EAGER, GROUPS_GATED_DELTA, GROUPS_OF_TWO, GROUPS_WIDTHS
 from tests.device_lane.mutations import MUTATIONS
 from tests.device_lane.picture_catalogue import IMAGES
 from tests.device_lane.problems import problems
@@ -126,6 +126,8 @@ FAULTS = (
     Fault("rows_of_windows_stay_where_they_are", WINDOWS_TRITON, TOKENS, slow=True),
     Fault("idle_group_waits_for_a_block", GROUPS, LOST_RANK, slow=True),
     Fault("padding_has_no_cells", GROUPS_EAGER, LOST_RANK, slow=True),
+    Fault("padding_has_no_links", GROUPS_GATED_DELTA, LOST_RANK, slow=True),
+    Fault("idle_group_verifies_padding", GROUPS_GATED_DELTA, LOST_RANK, slow=True),
     Fault("width_of_the_groups_own_load", GROUPS_WIDTHS, LOST_RANK, slow=True),
     Fault("masks_of_a_prefill_by_width", TRITON_3, f"{TOKENS}|{LOGPROBS}|{NOT_TAKEN}", slow=True),
     Fault("bias_of_another_request", TRITON_3, TOKENS, slow=True),

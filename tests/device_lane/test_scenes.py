@@ -16,7 +16,7 @@ from tests.device_lane.scenes import Outcome, Scene
 
 @pytest.mark.parametrize("scene", [*SCENES, *SLOW_SCENES], ids=lambda scene: scene.name)
 def test_sglang_knows_the_flags_of(scene: Scene) -> None:
-    _, flags = split_flags((*scene.flags, *scene.prefill_flags))
+    _, flags = split_flags((*scene.flags, *scene.prefill_flags, *scene.decode_flags))
     sglang_parser().parse_args(["--model-path", "x", *flags])
 
 

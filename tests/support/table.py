@@ -198,7 +198,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "tensor parallelism": {"tp_size": 2},
     "LoRA adapters": {"enable_lora": True, "max_lora_rank": 4, "lora_target_modules": ["q_proj"]},
     "DP attention": {"attn_dp_size": 2, "tp_size": 2, "enable_dp_lm_head": True},
-    "prefill/decode disaggregation": {"disaggregation_mode": "decode"},
+    "prefill/decode disaggregation": {"disaggregation_mode": "decode", "disable_overlap_schedule": True},
     "hierarchical cache": {"enable_hierarchical_cache": True},
     "drafter's window": {"speculative_draft_window_size": 16},
     "pipeline parallelism": {"pp_size": 2},
@@ -222,9 +222,7 @@ def _refused(
 RECURRENT = ("Qwen3.5 / 3.6", "Qwen3.5 / 3.6 MoE", "Qwen3-Next", "LFM2", "LFM2-MoE", "Nemotron-H")
 WITH_WINDOWS = ("gpt-oss", "Gemma 4")
 LATENT_FAMILIES = ("DeepSeek / Kimi-K2", "Kimi-K2.5")
-_STATES = "has not been shown to keep recurrent states"
 _CLASSES = "has been run with DeepseekV3ForCausalLM, GptOssForCausalLM"
-_SPLIT = "has not been run for a target with"
 _PAGES = "needs pages of one token"
 _ONE_NUMBER = "with a fixed number of nodes"
 _NO_ADAPTERS = "has not been shown with adapters"
@@ -245,18 +243,13 @@ REFUSED_FEATURES = (
         "DP attention",
         Refused("needs a GPU", needed=f"{_ACTIVATION}test_sglang_gathers_the_tokens_of_groups_by_a_kernel"),
     ),
-    *_refused(RECURRENT[1:], "DP attention", _STATES),
-    *_refused(RECURRENT[:1], "DP attention", _STATES, (FLASHINFER, FA3)),
-    *_refused(RECURRENT[:1], "DP attention", _STATES, (TRITON,), "refused-groups-recurrent"),
+    *_refused(("LFM2", "LFM2-MoE"), "DP attention", _CLASSES),
+    *_refused(("Nemotron-H",), "DP attention", _CLASSES, (TRITON, FLASHINFER)),
+    *_refused(("Nemotron-H",), "DP attention", _CLASSES, (FA3,), "refused-groups-mamba"),
     *_refused(("Qwen3-VL MoE", "Gemma 4"), "DP attention", _CLASSES),
     *_refused(("Llama",), "DP attention", _CLASSES, (TRITON, FLASHINFER)),
     *_refused(("Llama",), "DP attention", _CLASSES, (FA3,), "refused-groups-llama"),
     Row(ALL, CPU, "prefill/decode disaggregation", Refused("has not been run without a GPU")),
-    *_refused(RECURRENT[1:], "prefill/decode disaggregation", f"{_SPLIT} recurrent layers"),
-    *_refused(RECURRENT[:1], "prefill/decode disaggregation", f"{_SPLIT} recurrent layers", (TRITON, FLASHINFER)),
-    *_refused(
-        RECURRENT[:1], "prefill/decode disaggregation", f"{_SPLIT} recurrent layers", (FA3,), "refused-split-recurrent"
-    ),
     *_refused(("LFM2", "LFM2-MoE"), "hierarchical cache", "bring inputs of convolutions back from the host"),
     Row(
         ALL,
@@ -514,6 +507,12 @@ IN_THE_LANE = (
     Row("Qwen3-MoE", FA3, "prefill/decode disaggregation", scene("split-groups", "slow, DP attention on both")),
     Row("gpt-oss", FA3, "prefill/decode disaggregation", scene("split-windows-retraction", "slow")),
     Row("Gemma 4", TRITON, "prefill/decode disaggregation", scene("split-windows-gemma", "slow")),
+    Row("Qwen3.5 / 3.6", FA3, "prefill/decode disaggregation", scene("split-gated-delta")),
+    Row("Qwen3.5 / 3.6", FA3, "prefill/decode disaggregation", scene("split-gated-delta-retraction", "slow")),
+    Row("Qwen3.5 / 3.6", TRITON, "prefill/decode disaggregation", scene("split-gated-delta-tensors", "slow")),
+    Row("Nemotron-H", FA3, "prefill/decode disaggregation", scene("split-mamba", "slow")),
+    Row("Nemotron-H", TRITON, "prefill/decode disaggregation", scene("split-mamba-retraction", "slow")),
+    Row("LFM2", FA3, "prefill/decode disaggregation", scene("split-short-convolution", "slow")),
     Row("Qwen3", FA3, "hierarchical cache", scene("host-cache")),
     Row("Qwen3.5 / 3.6", FA3, "hierarchical cache", scene("gated-delta-host-cache", "slow")),
     Row("Nemotron-H", TRITON, "hierarchical cache", scene("mamba-host-cache", "slow")),
@@ -553,6 +552,11 @@ IN_THE_LANE = (
     Row("Kimi-K2.5", TRITON, "DP attention", scene("attention-groups-kimi", "slow")),
     Row("gpt-oss", TRITON, "DP attention", scene("attention-groups-windows", "slow")),
     Row("gpt-oss", FA3, "DP attention", scene("attention-groups-windows-retraction", "slow")),
+    Row("Qwen3.5 / 3.6", TRITON, "DP attention", scene("attention-groups-gated-delta")),
+    Row("Qwen3.5 / 3.6", FA3, "DP attention", scene("attention-groups-gated-delta-graphs", "slow")),
+    Row("Qwen3.5 / 3.6", FA3, "DP attention", scene("attention-groups-gated-delta-widths", "slow")),
+    Row("Qwen3.5 / 3.6 MoE", FA3, "DP attention", scene("attention-groups-qwen3.5-moe", "slow")),
+    Row("Qwen3-Next", TRITON, "DP attention", scene("attention-groups-qwen3-next", "slow")),
     Row("Qwen3-MoE", TRITON, "DP attention", scene("attention-groups-of-two-widths", "slow, groups of two ranks")),
     Row("gpt-oss", TRITON, GREEDY, scene("windows-triton")),
     Row("gpt-oss", TRITON, "prefix cache", scene("windows-triton")),

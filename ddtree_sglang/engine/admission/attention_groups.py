@@ -6,6 +6,7 @@ from typing import Any
 
 from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.engine.admission.drafter_families import MARKOV, PLAIN, SELECTOR, family_of
+from ddtree_sglang.engine.admission.recurrent_checks import GATED_DELTA
 from ddtree_sglang.engine.admission.rules import ArgumentRule, broken_rule
 from ddtree_sglang.engine.spec import ALGORITHM
 from ddtree_sglang.exceptions import DDTreeConfigError
@@ -52,12 +53,14 @@ GROUP_RULES: tuple[ArgumentRule, ...] = (
 GROUP_TARGETS = (
     "DeepseekV3ForCausalLM",
     "GptOssForCausalLM",
+    *GATED_DELTA,
     "KimiK25ForConditionalGeneration",
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
 )
 """Classes that were run with groups. Others shard attention over all ranks, whose groups would add up each other's
-tokens: models/llama.py asks for the whole tensor-parallel size, as does what derives from it.
+tokens: models/llama.py asks for the whole tensor-parallel size, as does what derives from it. Nemotron-H's layers give
+back no residual in a group that stays idle (models/nemotron_h.py).
 """
 
 # SGLang refuses LiLiCorr itself (dflash_worker_v2.py).
@@ -97,22 +100,14 @@ def check_groups(cfg: Any, drafter: dict[str, Any]) -> None:
         )
 
 
-def check_groups_target(cfg: Any, architecture: str, is_recurrent: bool) -> None:
-    """Under DP attention, refuse a target that keeps recurrent states, and one of a class that was not run.
-
-    SGLang verifies with padding in the place of an idle group there (model_executor/forward_batch_info.py,
-    prepare_mlp_sync_batch), and a tree's links are those of its own requests.
+def check_groups_target(cfg: Any, architecture: str) -> None:
+    """Under DP attention, refuse a target of a class that was not run.
 
     Raises:
-        DDTreeConfigError: it keeps them, or is of another class.
+        DDTreeConfigError: it is of another class.
     """
     if not attends_in_groups(cfg):
         return
-    if is_recurrent:
-        raise DDTreeConfigError(
-            f"{ALGORITHM} under DP attention (--attn-dp-size) has not been shown to keep recurrent states; remove "
-            "--attn-dp-size."
-        )
     if architecture not in GROUP_TARGETS:
         raise DDTreeConfigError(
             f"{ALGORITHM} under DP attention (--attn-dp-size) has been run with {', '.join(GROUP_TARGETS)} only, "

@@ -227,7 +227,7 @@ def check_resolved_target(server_args: Any) -> None:
     check_target(model_config, window, attention_backends_of(cfg))
     check_recurrent_arguments(model_config, cfg)
     is_recurrent = mambaish_config(model_config) is not None
-    check_groups_target(cfg, model_config.hf_config.architectures[0], is_recurrent)
+    check_groups_target(cfg, model_config.hf_config.architectures[0])
     check_split_target(cfg, is_recurrent)
     check_pages(model_config, int(cfg.page_size), window, attention_backends_of(cfg))
     check_context_len(int(model_config.context_len), int(cfg.speculative_dflash_block_size))

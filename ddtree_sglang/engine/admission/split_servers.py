@@ -108,26 +108,30 @@ def check_split(cfg: Any, drafter: dict[str, Any]) -> None:
 
 
 def check_split_target(cfg: Any, is_recurrent: bool) -> None:
-    """Of such a server, refuse a target that keeps recurrent states.
+    """Of a server that decodes alone, refuse overlapped scheduling where its target keeps recurrent states.
 
-    Args:
-        cfg: arguments, or those of disaggregation alone.
-
-    Raises:
-        DDTreeConfigError: it has recurrent layers.
-    """
-    if is_split(cfg) and is_recurrent:
-        raise DDTreeConfigError(f"{_not_run(cfg)} recurrent layers; use one server for both.")
-
-
-def check_split_loaded(cfg: Any, runner: Any, keeps_states: bool) -> None:
-    """`check_split_target` of a loaded target, whose runner knows of all its windows.
+    A request that is retracted for want of slots takes its state to the host and comes back with it. Where scheduling
+    overlaps, a round of it is in flight then, whose tokens are dropped (scheduler_components/
+    batch_result_processor.py) and whose state is kept: the request would go on with tokens that it has not.
 
     Raises:
-        DDTreeConfigError: it keeps states; or has windows whose keys are in no pool of their own, for the two servers
-            would not notice that one has such a pool, or are in pages of several tokens.
+        DDTreeConfigError: it has recurrent layers, and scheduling overlaps.
     """
-    check_split_target(cfg, keeps_states)
+    if cfg.disaggregation_mode == "decode" and is_recurrent and not cfg.disable_overlap_schedule:
+        raise DDTreeConfigError(
+            f"{ALGORITHM} with --disaggregation-mode decode keeps the state of a retracted request as of its last "
+            "token only without overlapped scheduling, for a target with recurrent layers; add "
+            "--disable-overlap-schedule to this server. The one that prefills needs no such flag."
+        )
+
+
+def check_split_loaded(cfg: Any, runner: Any) -> None:
+    """What only a loaded target's runner knows: its windows.
+
+    Raises:
+        DDTreeConfigError: it has windows whose keys are in no pool of their own, for the two servers would not notice
+            that one has such a pool, or are in pages of several tokens.
+    """
     if not is_split(cfg) or not runner.sliding_window_size:
         return
     if not runner.model_config.is_hybrid_swa:

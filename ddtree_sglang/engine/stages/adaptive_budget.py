@@ -75,7 +75,10 @@ SOON = CALM + 1
 HOPELESS = 3.0
 """Where a draft pays by more, no mistake of costs is thought to hide plain decoding."""
 UNMEASURED_LOSS = 0.5
-"""Plain rounds that such a draft is thought to lose at most, as long as hardly one was measured."""
+"""Plain rounds that such a draft is thought to lose at most, as long as hardly one was measured, or the last one took
+much less than was thought."""
+OVERRATED = 1.5
+"""By what factor less: another one comes soon, for costs may be from a file that is wrong."""
 WIDER = 1.1
 """Such a round has the most nodes that take at most so many times what the best number does: they show more."""
 MARGIN = 1.02
@@ -124,6 +127,7 @@ class AdaptiveBudget:
         self._forced: int | None = None  # width that is to be tried, 0: whichever is best
         self._wait, self._waited, self._for_drafts = FIRST_WAIT, 0, FIRST_FOR_DRAFTS
         self._plain: dict[tuple[int, int], list[int]] = {}  # by requests and context: rounds waited, and to wait
+        self._overrated: set[tuple[int, int]] = set()  # the same: where the last draft took much less than was thought
         self._worth = 1.0  # tokens of a request that a drafted round must emit to be worth it
         self._tokens = np.zeros(len(self.widths))
         self._now: tuple[int, float] = 1, 1.0
@@ -250,7 +254,8 @@ class AdaptiveBudget:
     def _loss_of_draft(self, tokens: Floats, costs: RoundCosts, tree: int) -> float:
         """In plain rounds."""
         loss = self._worth - float(tokens[tree] / tokens[0])
-        return loss if costs.samples[tree] > 1 else min(loss, UNMEASURED_LOSS)
+        is_known = costs.samples[tree] > 1 and row_of(*self._now) not in self._overrated
+        return loss if is_known else min(loss, UNMEASURED_LOSS)
 
     def _is_time_to_draft(self, loss: float) -> bool:
         """Although it does not pay: texts may have changed."""
@@ -314,6 +319,17 @@ class AdaptiveBudget:
             self._plain[row][0] = max(0, self._plain[row][1] - SOON)
         if decision.seconds:
             self.totals.took(decision.seconds, now - began)
+            if decision.num_nodes > 1:
+                self._compare(row, decision.seconds, now - began)
+
+    def _compare(self, row: tuple[int, int], expected: float, measured: float) -> None:
+        """A drafted round's time with what was expected of it."""
+        if measured * OVERRATED > expected:
+            self._overrated.discard(row)
+            return
+        self._overrated.add(row)
+        # It lost less than it was charged for.
+        self._wait, self._for_drafts = min(self._wait, SOON), max(self._for_drafts, UNMEASURED_LOSS)
 
     def _learn(self) -> None:
         """Of rounds that the host knows the end of."""

@@ -19,7 +19,7 @@ from sglang.srt.speculative.eagle_utils import eagle_prepare_for_verify
 
 from ddtree_sglang.engine.spec import verify_topk
 from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput
-from ddtree_sglang.engine.stages.verify_input import DDTreeVerifyInput
+from ddtree_sglang.engine.stages.verify_input import DDTreeVerifyInput, IdleVerifyInput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,11 +56,14 @@ def prepare_verify(
     runner = target_worker.model_runner
     forward_batch, in_graph = eagle_prepare_for_verify(verify_input, runner.req_to_token_pool, batch, target_worker)
     batch.seq_lens_cpu, batch.seq_lens_sum = saved
-    if in_groups and not in_graph and verify_input.custom_mask is not None:
+    if in_groups and not in_graph:
         most, num_ranks = max(batch.global_num_tokens), int(ranks_of_batch().world_size)
         num_more = num_requests_padded_to(most, built.tree.num_nodes, num_ranks) - len(batch.reqs)
-        prefix_len = int(runner.attn_backend.get_cuda_graph_seq_len_fill_value())
-        verify_input.custom_mask = padded_mask(verify_input.custom_mask, built, window, num_more, prefix_len)
+        if verify_input.custom_mask is not None:
+            prefix_len = int(runner.attn_backend.get_cuda_graph_seq_len_fill_value())
+            verify_input.custom_mask = padded_mask(verify_input.custom_mask, built, window, num_more, prefix_len)
+        links = verify_input.retrieve_next_token, verify_input.retrieve_next_sibling
+        verify_input.retrieve_next_token, verify_input.retrieve_next_sibling = padded_links(*links, num_more)
     return forward_batch
 
 
@@ -95,12 +98,31 @@ def padded_mask(
     return torch.cat((mask, torch.ones(cells, dtype=torch.bool, device=mask.device)))
 
 
+def padded_links(
+    first_children: torch.Tensor, next_siblings: torch.Tensor, num_more: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`[B, N]` int64 each to `[B + num_more, N]`: the padding's nodes are chains.
+
+    Kernels of recurrent layers find a node's parent by these links, and have a row of them for every request that
+    SGLang pads the batch to (layers/attention/hybrid_linear_attn_backend.py, _forward_metadata).
+    """
+    if num_more == 0:
+        return first_children, next_siblings
+    num_nodes = first_children.shape[1]
+    chain = torch.arange(1, num_nodes + 1, device=first_children.device, dtype=first_children.dtype)
+    chain[-1] = -1
+    return (
+        torch.cat((first_children, chain.expand(num_more, -1))),
+        torch.cat((next_siblings, next_siblings.new_full((num_more, num_nodes), -1))),
+    )
+
+
 def idle_round(worker: Any, batch: ScheduleBatch, on_publish: Callable[[torch.Tensor], None]) -> GenerationBatchResult:
     """The round of a group without a request: it takes part in the other groups' verify."""
     if attends_in_groups():
         num_nodes = worker.budget.of_all_groups(batch)
         shape = verify_topk(num_nodes), worker.max_path_len - 1, num_nodes
-        nothing = DDTreeVerifyInput.create_idle_input(*shape, worker.device)
+        nothing = IdleVerifyInput.create_idle_input(*shape, worker.device)
         with _no_attention(worker.model_runner):
             _join_verify(nothing, batch, worker.target_worker)
     ids = torch.empty(0, dtype=torch.int64, device=worker.device)
@@ -117,7 +139,7 @@ def idle_round(worker: Any, batch: ScheduleBatch, on_publish: Callable[[torch.Te
     )
 
 
-def _join_verify(nothing: DDTreeVerifyInput, batch: ScheduleBatch, target_worker: Any) -> None:
+def _join_verify(nothing: IdleVerifyInput, batch: ScheduleBatch, target_worker: Any) -> None:
     """The target's forward of no node."""
     batch.spec_info, batch.can_run_decode_cuda_graph = nothing, False
     pool = target_worker.model_runner.req_to_token_pool

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.configs.hybrid_arch import mambaish_config
-from sglang.srt.runtime_context import mamba_track_grid
+from sglang.srt.runtime_context import get_disagg, mamba_track_grid
 from sglang.srt.speculative.spec_utils import commit_mamba_states_after_verify
 
 from ddtree_sglang.core.state_commit import state_steps
@@ -68,7 +68,9 @@ class RecurrentStates:
         )
 
     def log_memory(self, max_requests: int) -> None:
-        """One line with what the states of nodes take."""
+        """One line with what the states of nodes take; a server that prefills for others has none."""
+        if get_disagg().disaggregation_mode == "prefill":
+            return
         of_node, num_nodes = bytes_of_node(self.target_worker.model_runner.req_to_token_pool)
         logger.info(
             "%s keeps the target's recurrent state at every node: %.3f MiB a node and request on each GPU, %.1f MiB a "

@@ -46,6 +46,24 @@ class DDTreeVerifyInput(EagleVerifyInput):
         return tuple(chain.generate_attn_arg_prefill(**arguments))
 
 
+class IdleVerifyInput(DDTreeVerifyInput):
+    """What a group without a request takes part in the other groups' verify with: no node.
+
+    For a target with recurrent layers SGLang would make a verify of padding of it, whose nodes have no links, unless it
+    is a draft's input (model_executor/forward_batch_info.py, prepare_mlp_sync_batch). As one it stays idle, so that no
+    layer attends, as it does for other targets.
+    """
+
+    hidden_states: None = None
+
+    def is_draft_input(self) -> bool:
+        """True: nothing is to be verified here."""
+        return True
+
+    def pad_batch(self, _pad: Any, _batch_size: int) -> None:
+        """There is nothing to pad."""
+
+
 @dataclass(frozen=True)
 class VerifyMask:
     """A tree's mask in the forms that attention backends read; True = may attend."""

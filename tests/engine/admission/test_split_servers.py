@@ -15,11 +15,14 @@ from sglang.srt.disaggregation.base.conn import KVPoll
 from sglang.srt.disaggregation.common import conn
 
 from ddtree_sglang.config import CONFIG_ENV
-from ddtree_sglang.engine import worker
 from ddtree_sglang.engine.admission import split_servers
 from ddtree_sglang.engine.admission.drafter_families import LATTICE_FIELDS
 from ddtree_sglang.engine.admission.server_args import COSTS_WARMUP
-from ddtree_sglang.engine.admission.split_servers import check_split_loaded, refuse_other_sizes
+from ddtree_sglang.engine.admission.split_servers import (
+    check_split_loaded,
+    check_split_target,
+    refuse_other_sizes,
+)
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.engine.admission.machines import HOPPER, resolved
 from tests.engine.admission.test_attention_groups import GROUPS, QWEN3
@@ -96,22 +99,15 @@ def test_a_head_that_reads_the_prompts_last_token_is_refused_there(tmp_path: Pat
         resolved("Engine", pair, HOPPER, disaggregation_mode="decode", attention_backend="fa3")
 
 
-@pytest.mark.parametrize(
-    ("mode", "keeps_states"), [("prefill", True), ("decode", True), ("decode", False), ("null", True)]
-)
-def test_a_loaded_model_that_keeps_states_is_refused(
-    mode: str, keeps_states: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    disagg = SimpleNamespace(disaggregation_mode=mode, disaggregation_decode_retraction_backup="none")
-    monkeypatch.setattr(worker, "check_target_backend", lambda _: None)
-    monkeypatch.setattr(worker, "get_disagg", lambda: disagg)
-    monkeypatch.setattr(worker, "adapt_attention", lambda _: None)
-    runner = SimpleNamespace(sliding_window_size=None)
-    one = SimpleNamespace(model_runner=runner, states=object() if keeps_states else None)
-    is_refused = mode != "null" and keeps_states
-    error = DDTreeConfigError if is_refused else AttributeError
-    with pytest.raises(error, match="recurrent layers" if is_refused else "max_running_requests"):
-        worker.DDTreeWorker.init_attention_backends(one)
+@pytest.mark.parametrize("mode", ["null", "prefill", "decode"])
+@pytest.mark.parametrize("is_recurrent", [True, False])
+@pytest.mark.parametrize("overlaps", [True, False])
+def test_states_are_decoded_without_a_round_in_flight(mode: str, is_recurrent: bool, overlaps: bool) -> None:
+    cfg = SimpleNamespace(disaggregation_mode=mode, disable_overlap_schedule=not overlaps)
+    is_refused = mode == "decode" and is_recurrent and overlaps
+    expected = pytest.raises(DDTreeConfigError, match=r"decode .* recurrent layers; add --disable-overlap-schedule")
+    with expected if is_refused else nullcontext():
+        check_split_target(cfg, is_recurrent)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +125,7 @@ def test_windows_of_a_loaded_model(mode: str, has_pool: bool, page_size: int, re
     )
     disagg = SimpleNamespace(disaggregation_mode=mode)
     with pytest.raises(DDTreeConfigError, match=refused) if refused else nullcontext():
-        check_split_loaded(disagg, runner, False)
+        check_split_loaded(disagg, runner)
 
 
 @pytest.mark.parametrize("mode", ["prefill", "decode"])

@@ -180,6 +180,34 @@ def test_a_wrong_table_is_found_out() -> None:
 
 
 @pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("factor", [2.0, 3.0, 5.0, 10.0])
+def test_a_table_that_has_trees_too_dear_is_found_out_by_the_first_drafts(factor: float, lag: int) -> None:
+    """One of another machine, or of a busy one: plain decoding is right in it, so that no plain round refutes it."""
+
+    def speed(table_factor: float) -> float:
+        rates = []
+        for seed in range(3):
+            table = [[1, nodes, 0, flat(1, nodes) * (table_factor if nodes > 1 else 1.0)] for nodes in WIDTHS]
+            one = Served(AdaptiveBudget(WIDTHS, CostModel.from_json(table), lag=lag), flat, seed=seed)
+            one.rounds(150, [running_request()])
+            rates.append(one.tokens / one.seconds)
+        return float(np.mean(rates))
+
+    assert speed(factor) > 0.88 * speed(1.0)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_drafts_that_are_as_dear_as_the_table_says_stay_rare(lag: int) -> None:
+    def dear(_requests: int, nodes: int) -> float:
+        return 0.020 if nodes == 1 else 0.120
+
+    table = [[1, nodes, 0, dear(1, nodes)] for nodes in WIDTHS]
+    one = Served(AdaptiveBudget(WIDTHS, CostModel.from_json(table), lag=lag), dear)
+    one.rounds(200, [running_request()])
+    assert sum(nodes > 1 for nodes in one.widths) <= 4
+
+
+@pytest.mark.parametrize("lag", [0, 1])
 def test_requests_that_come_and_go_every_round_are_served(lag: int) -> None:
     plain, wide = [], []
     for seed in range(3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,3 +69,31 @@ def test_padding_has_room_for_a_request_more_where_ranks_are_many(
 
     assert ranks.num_requests_padded_to(most, num_nodes, num_ranks) == padded
     assert ceil_align(most * num_nodes, num_ranks) // num_nodes == padded  # as forward_batch_info.py has it
+
+
+def test_paddings_nodes_are_chains(ranks: Any) -> None:
+    layout = trees()[0].layout
+    links = layout.retrieve_next_token, layout.retrieve_next_sibling
+    assert ranks.padded_links(*links, 0) == links
+    children, siblings = ranks.padded_links(*links, 2)
+    for padded, own in ((children, links[0]), (siblings, links[1])):
+        assert padded.dtype is own.dtype
+        assert padded.is_contiguous()
+        assert torch.equal(padded[:2], own)
+    assert children[2:].tolist() == [[*range(1, NUM_NODES), -1]] * 2
+    assert siblings[2:].tolist() == [[-1] * NUM_NODES] * 2
+
+
+def test_an_idle_group_stays_idle_beside_a_verify_of_recurrent_layers(ranks: Any) -> None:
+    """Of what is no draft's, SGLang makes a verify of padding there (forward_batch_info.py)."""
+    from sglang.srt.model_executor import forward_batch_info
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+    nothing = ranks.IdleVerifyInput.create_idle_input(4, 3, NUM_NODES, "cpu")
+    assert nothing.is_draft_input()
+    source = inspect.getsource(ForwardBatch.prepare_mlp_sync_batch)
+    assert "and not self.spec_info.is_draft_input()" in source
+    padded = inspect.getsource(forward_batch_info.ForwardBatch._pad_inputs_to_size)
+    assert "spec_info.pad_batch(self._pad_tensor_to_size, bs)" in padded
+    nothing.pad_batch(None, 3)
+    assert nothing.hidden_states is None

@@ -71,7 +71,10 @@ def test_a_target_whose_layers_all_attend_has_none(monkeypatch: pytest.MonkeyPat
     assert RecurrentStates.of(worker) == RecurrentStates(worker)
 
 
-def test_memory_of_nodes_is_said_per_node_request_and_server(caplog: pytest.LogCaptureFixture) -> None:
+def test_memory_of_nodes_is_said_per_node_request_and_server(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recurrent_states, "get_disagg", lambda: SimpleNamespace(disaggregation_mode="decode"))
     # 2 layers, 3 requests and one for padding, 4 nodes: 128 KiB and 6 KiB a layer and node.
     cache = SimpleNamespace(
         intermediate_ssm=torch.zeros(2, 4, 4, 2, 128, 128),
@@ -82,6 +85,17 @@ def test_memory_of_nodes_is_said_per_node_request_and_server(caplog: pytest.LogC
     with caplog.at_level(logging.INFO):
         RecurrentStates(worker).log_memory(3)
     assert "0.262 MiB a node and request on each GPU, 1.0 MiB a request of 4 nodes, 3 MiB for 3 requests" in caplog.text
+
+
+def test_a_server_that_prefills_for_others_keeps_no_states_of_nodes(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang makes none there (mem_cache/kv_cache_configurator.py, _pd_prefill_skips_mamba_spec_state)."""
+    monkeypatch.setattr(recurrent_states, "get_disagg", lambda: SimpleNamespace(disaggregation_mode="prefill"))
+    pool = SimpleNamespace(mamba_pool=SimpleNamespace(mamba_cache=SimpleNamespace()))
+    with caplog.at_level(logging.INFO):
+        RecurrentStates(SimpleNamespace(model_runner=SimpleNamespace(req_to_token_pool=pool))).log_memory(3)
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("cut", [0, 1, 3], ids=["whole", "cut-by-one", "cut-by-three"])

@@ -13,23 +13,23 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class RoundInputs:
-    """Inputs of a round of B requests, for trees of N nodes and blocks of P tokens."""
+    """Inputs of a round of B requests, for trees of N nodes and blocks of R tokens."""
 
     node_slots: torch.Tensor  # [B, N] int64, slots of positions prefix_len + 0, 1, ...
-    block_slots: torch.Tensor  # [B, P] int64, likewise
-    block_ids: torch.Tensor  # [B, P] int64, the root and P - 1 mask tokens
-    block_positions: torch.Tensor  # [B, P] int64, prefix_len + 0, 1, ...
+    block_slots: torch.Tensor  # [B, R] int64, likewise
+    block_ids: torch.Tensor  # [B, R] int64, the root and R - 1 mask tokens
+    block_positions: torch.Tensor  # [B, R] int64, prefix_len + 0, 1, ...
 
 
 def round_inputs(
     req_to_token: torch.Tensor,  # [rows, row_len] int32 or int64, slot of each position of each row
     req_pool_indices: torch.Tensor,  # [B] int32 or int64, row of each request
-    prefix_lens: torch.Tensor,  # [B] int64, committed lengths; a row must be longer by N and by P
+    prefix_lens: torch.Tensor,  # [B] int64, committed lengths; a row must be longer by N and by R
     root_ids: torch.Tensor,  # [B] int64
     *,
     mask_token_id: int,
     num_nodes: int,  # N
-    block_size: int,  # P
+    block_size: int,  # R
 ) -> RoundInputs:
     """Look up the slots, and write the blocks out.
 

@@ -52,7 +52,7 @@ class DDTreeSpecAlgo(CustomSpecAlgo):
         resolve_server_args(server_args)
 
     def get_num_tokens_per_req_for_target_verify(self, num_draft_tokens: int, is_draft_worker: bool) -> int:
-        """The target verifies N nodes, the drafter runs a block of P tokens: what CUDA graphs are captured at."""
+        """The target verifies N nodes, the drafter runs a block of R tokens: what CUDA graphs are captured at."""
         if not is_draft_worker:
             return num_draft_tokens
         from sglang.srt.runtime_context import get_spec

@@ -96,7 +96,6 @@ class DDTreeWorker(DFlashWorkerV2):
         with self._draft_scope():
             super().__init__(server_args, gpu_id, nccl_port, target_worker)
         self.speculative_num_draft_tokens = self.num_nodes
-        self.max_path_len = int(self.block_size)
         self.trace = RoundTrace.of(self.config, server_args, self.device, get_parallel().tp_rank)
         self.draft_block = DraftBlock(
             self.draft_model_runner,
@@ -109,7 +108,8 @@ class DDTreeWorker(DFlashWorkerV2):
         self.pair_watch = PairWatch.of(self)
         top_k, ranks = self.config.candidates_per_depth(self.num_nodes), attention_ranks.ranks_of_batch()
         head = self.draft_model_runner, runner.model, self.draft_block.embedding, ranks
-        self.ranking = make_ranking(*head, top_k, self.max_path_len)
+        self.ranking = make_ranking(*head, top_k, int(self.block_size))
+        self.max_path_len = self.ranking.max_path_len
         self.trees = make_trees(self.ranking)
         self.texts = RequestTexts.of(self.config, self.ranking, int(runner.model_config.vocab_size))
         has_host_cache, mode = server_args.enable_hierarchical_cache, get_disagg().disaggregation_mode
@@ -292,10 +292,10 @@ class DDTreeWorker(DFlashWorkerV2):
             root_ids,
             mask_token_id=self.draft_block.mask_token_id,
             num_nodes=self.budget.begin(batch, ends, host_lens),
-            block_size=self.max_path_len,
+            block_size=self.ranking.block_size,
         )
         plan = plan_slots(runner.kv_index_translator, batch.req_pool_indices, prefix_lens, host_lens, inputs)
-        return RoundWindow(prefix_lens, root_ids, inputs, host_lens, plan, ends.ends)
+        return RoundWindow(prefix_lens, root_ids, inputs, host_lens, plan, ends.ends, self.max_path_len)
 
     def _draft(self, batch: ScheduleBatch, window: RoundWindow, grammars: BatchGrammars | None) -> TreeBuild:
         """Run the drafter and rank what it proposes per position; a round of one node drafts nothing."""

@@ -1,6 +1,6 @@
 """One launch makes the inputs of a round: slots for the tree and for the block, the block's tokens and positions.
 
-One warp per request. Sizes are arguments, so another batch size compiles nothing; only the power of two above N and P
+One warp per request. Sizes are arguments, so another batch size compiles nothing; only the power of two above N and R
 is part of the code. Oracle: `core.round_inputs.round_inputs`; parity in tests/kernels.
 """
 
@@ -29,7 +29,7 @@ def _round_inputs_kernel(  # type: ignore[no-untyped-def]
     prefix_lens,
     root_ids,  # [B] int64
     node_slots,  # [B, N] int64
-    block_slots,  # [B, P] int64, and so are the next two
+    block_slots,  # [B, R] int64, and so are the next two
     block_ids,
     block_positions,
     row_stride,
@@ -37,7 +37,7 @@ def _round_inputs_kernel(  # type: ignore[no-untyped-def]
     mask_token_id,
     num_nodes,
     block_size,
-    WINDOW: tl.constexpr,  # power of two, at least N and P
+    WINDOW: tl.constexpr,  # power of two, at least N and R
 ):
     request = tl.program_id(0).to(tl.int64)
     steps = tl.arange(0, WINDOW)
@@ -64,7 +64,7 @@ def round_inputs_triton(
     *,
     mask_token_id: int,
     num_nodes: int,  # N
-    block_size: int,  # P
+    block_size: int,  # R
 ) -> RoundInputs:
     """Look up the slots and write the blocks out, in one launch; equal to `core.round_inputs`.
 

@@ -260,8 +260,8 @@ def more_than_the_pool(chooser: Chooser) -> list[Sent]:
 
 def to_the_context_limit(chooser: Chooser) -> list[Sent]:
     """Three neighbours that ask for the whole context, more than rounds leave them, and one that does not."""
-    # SGLang keeps two tokens of the context, DDTREE on a device two blocks (engine/admission/context_limit.py).
-    longest = CONTEXT_LIMIT - 2 - 2 * chooser.reference.pair.block_size
+    # SGLang keeps two tokens of the context, DDTREE on a device two paths (engine/admission/context_limit.py).
+    longest = CONTEXT_LIMIT - 2 - 2 * chooser.reference.pair.max_path_len
     return [
         Sent(chooser.find(CONTEXT_LIMIT - 22, 22), check="prefix", total=longest),
         Sent(chooser.find(CONTEXT_LIMIT - 19, 19), check="prefix", total=longest),

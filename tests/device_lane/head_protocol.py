@@ -18,7 +18,7 @@ class PairHead(Protocol):
     reads: tuple[Read, ...]
     """What its scores hang on."""
     from_anchor: bool
-    """Whether a block's first position proposes, and its last one nothing."""
+    """Whether each position of a block proposes the next token, and not the masks their own."""
 
     def scores(
         self,

@@ -32,7 +32,7 @@ def requests_as_long_as_the_context() -> None:
     """The longest request is what SGLang allows, so that a round near the context limit reads past it."""
     from ddtree_sglang.engine.admission import context_limit
 
-    _set(context_limit, "reserved_tokens", lambda block_size: 0)
+    _set(context_limit, "reserved_tokens", lambda longest: 0)
 
 
 def drafter_planned_for_the_window() -> None:

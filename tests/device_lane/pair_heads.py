@@ -17,8 +17,9 @@ from torch import nn
 
 from ddtree_sglang.training.model.candidate_selector import CandidateSelector
 from ddtree_sglang.training.model.drafter_model import RMSNorm
+from ddtree_sglang.training.model.export import export_drafter
 from tests.device_lane.head_protocol import Read
-from tests.device_lane.pairs import VOCABULARY, TinyPair
+from tests.device_lane.pairs import TRAINING_STEPS, VOCABULARY, TinyPair, train
 from tests.support.drafters import DRAFTERS
 
 RANK = 4
@@ -199,7 +200,12 @@ def with_gated_markov(pair: TinyPair) -> TinyPair:
 
 
 def with_markov_from_the_anchor(pair: TinyPair) -> TinyPair:
-    """The pair with a DSpark drafter whose tokens each propose the next, the anchor the first: what is not stated."""
+    """The pair with a DSpark drafter whose tokens each propose the next, the anchor the first: what is not stated.
+
+    Trained on to do so: else the last row, which no other kind of drafter reads, would hardly propose a right token.
+    """
+    train(pair.drafter, pair.target, 0, TRAINING_STEPS, from_anchor=True)
+    export_drafter(pair.drafter, Path(pair.draft), torch.float32)
     return _with_markov(pair, is_gated=False, from_anchor=True)
 
 
@@ -207,7 +213,9 @@ def _with_markov(pair: TinyPair, *, is_gated: bool, from_anchor: bool = False) -
     head = _random(Markov(pair.drafter.config.hidden_size, is_gated=is_gated, from_anchor=from_anchor))
     kind = f"DSpark, {'gated' if is_gated else 'vanilla'} Markov head"
     stated = {} if from_anchor else {"sample_from_anchor": False}
-    return _written(pair, head, "markov_head", kind, enable_confidence_head=False, **stated)
+    # DSpark's drafters state how many tokens they propose, not how many rows that takes.
+    size = {"block_size": pair.block_size - (not from_anchor)}
+    return _written(pair, head, "markov_head", kind, size, enable_confidence_head=False, **stated, **size)
 
 
 def with_lattice(pair: TinyPair) -> TinyPair:
@@ -224,10 +232,16 @@ def _random(head: Any) -> Any:
     return head.requires_grad_(False)
 
 
-def _written(pair: TinyPair, head: Any, prefix: str, kind: str, **top: Any) -> TinyPair:
-    """With the fields by which admission is shown this kind, which are of these heads' sizes, and `top` beside them."""
+def _written(
+    pair: TinyPair, head: Any, prefix: str, kind: str, dflash: dict[str, Any] | None = None, **top: Any
+) -> TinyPair:
+    """With the fields by which admission is shown this kind, which are of these heads' sizes, and `top` beside them.
+
+    `dflash` beside those of `dflash_config`.
+    """
     folder = Path(pair.draft)
     config = DRAFTERS[kind].config_json(json.loads((folder / "config.json").read_text()))
+    config["dflash_config"] |= dflash or {}
     (folder / "config.json").write_text(json.dumps({**config, **top}))
     tensors = {f"{prefix}.{name}": value for name, value in head.state_dict().items()}
     save_file(load_file(folder / "model.safetensors") | tensors, folder / "model.safetensors")

@@ -77,7 +77,7 @@ _GAINS = {
     "lm_head": 3.0,
 }
 # Their features are of one layer, so more steps help little: acceptance at 17 nodes is between two and three.
-_TRAINING_STEPS = 300
+TRAINING_STEPS = 300
 _CACHED = ("gpt_oss", "deepseek_v3")  # whose answers take a third of the time with a cache
 _TRAINING_ANSWERS = 256
 _ANSWER_LEN = 32
@@ -163,8 +163,13 @@ class TinyPair:
 
     @property
     def block_size(self) -> int:
-        """P, the bonus token and the D drafts."""
+        """Rows of the drafter's block: the bonus token and the masks."""
         return self.drafter.config.block_size
+
+    @property
+    def max_path_len(self) -> int:
+        """P, the bonus token and the D drafts, of which a head that proposes at every row has one a row."""
+        return self.block_size + (self.head is not None and self.head.from_anchor)
 
 
 @contextmanager
@@ -312,12 +317,15 @@ def train_drafter(target: Any, block_size: int, seed: int, kinds: Sequence[str] 
         )
     )
     with_sliding_layers(drafter, kinds, WINDOW)
-    train(drafter, target, seed, _TRAINING_STEPS)
+    train(drafter, target, seed, TRAINING_STEPS)
     return drafter
 
 
-def train(drafter: DFlashDrafter, target: Any, seed: int, steps: int) -> None:
-    """Train a drafter on greedy answers of its target; a few seconds for some hundred steps."""
+def train(drafter: DFlashDrafter, target: Any, seed: int, steps: int, from_anchor: bool = False) -> None:
+    """Train a drafter on greedy answers of its target; a few seconds for some hundred steps.
+
+    `from_anchor`: each row of a block is to propose the next token, and not the masks their own.
+    """
     block_size, prompt_len = drafter.config.block_size, 6
     rows = greedy(target, random_prompts(_TRAINING_ANSWERS, prompt_len, seed + 1), _ANSWER_LEN)
     with torch.no_grad():
@@ -326,17 +334,16 @@ def train(drafter: DFlashDrafter, target: Any, seed: int, steps: int) -> None:
         head = target.lm_head.weight.detach()
     generator = torch.Generator().manual_seed(seed + 2)
     optimizer = torch.optim.AdamW(drafter.parameters(), lr=5e-3, weight_decay=0.0)
-    last_anchor = rows.shape[1] - block_size
+    span = block_size + from_anchor  # of a block and of what it proposes
+    last_anchor = rows.shape[1] - span
     for _ in range(steps):
         chosen = torch.randint(0, len(rows), (32,), generator=generator)
         anchors = torch.randint(prompt_len, last_anchor + 1, (32, 6), generator=generator)
-        blocks = (
-            rows[chosen].gather(1, (anchors[..., None] + torch.arange(block_size)).flatten(1)).view(32, 6, block_size)
-        )
+        blocks = rows[chosen].gather(1, (anchors[..., None] + torch.arange(span)).flatten(1)).view(32, 6, span)
         with torch.no_grad():
             block_embeds = target.get_input_embeddings()(drafter.block_token_ids(blocks[..., 0]))
         hidden = drafter(block_embeds, features[chosen], anchors)
-        logits = hidden[:, :, 1:] @ head.T
+        logits = (hidden if from_anchor else hidden[:, :, 1:]) @ head.T
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 2), blocks[..., 1:].flatten())
         optimizer.zero_grad()
         loss.backward()

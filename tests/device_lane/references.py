@@ -206,7 +206,7 @@ class Reference:
     def _decode(self, asked: Asked) -> Expected:
         row, margins, logprobs = list(asked.prompt), [], []
         penalties: PlainPenalties | None = None
-        for calls in range(asked.max_new_tokens + self.pair.block_size):
+        for calls in range(asked.max_new_tokens + self.pair.max_path_len):
             logits = self.target(asked)(torch.tensor([row]), use_cache=False).logits[0, -1]
             penalties = penalties or PlainPenalties(asked.penalties._replace(ends=asked.barred), len(logits))
             logits = penalties.adjusted(logits)
@@ -275,7 +275,7 @@ class Reference:
         A prefill of its own after a retraction, or one of another request that it is mixed into, gives it one token.
         """
         rounds, length = self.rounds_anywhere(asked, num_nodes), len(self.expect(asked).output_ids)
-        ways: list[set[tuple[int, ...]]] = [set() for _ in range(length + self.pair.block_size)]
+        ways: list[set[tuple[int, ...]]] = [set() for _ in range(length + self.pair.max_path_len)]
         ways[1] = {()}  # by tokens emitted: numbers of correct drafts so far, ascending
         for done, one in enumerate(rounds, start=1):
             ways[done + 1] |= ways[done]
@@ -315,7 +315,7 @@ class Reference:
             ids, pairs = torch.from_numpy(table.topk_ids)[None], torch.from_numpy(table.logprobs)[None]
         tree = build_draft_tree(ids, logprobs, root, num_nodes, pairs)
         target_ids = follow(tree, expected.continuation[done - 1 :])
-        accepted = walk_tree(tree, target_ids, self.pair.block_size)
+        accepted = walk_tree(tree, target_ids, self.pair.max_path_len)
         left = expected.continuation if past_the_end else expected.output_ids
         commit_len = min(int(accepted.commit_lens), len(left) - done)
         return Round(commit_len, tuple(accepted.accept_index[0, :commit_len].tolist()))
@@ -342,7 +342,7 @@ class Reference:
         rounds, done = [], 1
         while done < len(expected.output_ids):
             ids, *_ = self._candidates(asked, expected.continuation, done)
-            target = expected.continuation[done : done + self.pair.block_size - 1]
+            target = expected.continuation[done : done + self.pair.max_path_len - 1]
             hits = [draft == token for draft, token in zip(ids[0, :, 0].tolist(), target, strict=True)]
             commit_len = 1 + (hits.index(False) if False in hits else len(hits))
             rounds.append(Round(commit_len, tuple(range(commit_len))))
@@ -373,7 +373,7 @@ class Reference:
         block_embeds = target.get_input_embeddings()(blocks)
         states = drafter(block_embeds, features, torch.tensor([[features.shape[1]]]))[:, 0]
         from_anchor = self.pair.head is not None and self.pair.head.from_anchor
-        states = states[:, :-1] if from_anchor else states[:, 1:]
+        states = states if from_anchor else states[:, 1:]
         logprobs, ids = (states @ target.lm_head.weight.T).log_softmax(-1).sort(stable=True, dim=-1, descending=True)
         return ids, logprobs, states, drafter.hidden_norm(drafter.fc(features[:, -1]))
 

@@ -155,7 +155,8 @@ def round_of_fakes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Events]:
 
         def append(self, **arguments: Any) -> None:
             events.append("draft context")
-            assert arguments["target_hidden"].shape == (REQUESTS * BLOCK, 5 * HIDDEN)
+            assert arguments["target_hidden"].shape == (REQUESTS * self.max_path_len, 5 * HIDDEN)
+            assert arguments["cache_loc_2d"].shape == (REQUESTS, self.max_path_len)
 
     monkeypatch.setattr(worker, "draft_tp_context", lambda _: nullcontext())
     monkeypatch.setattr(attention_ranks, "eagle_prepare_for_verify", lambda *_: (SimpleNamespace(), True))
@@ -187,6 +188,27 @@ def test_parts_run_in_order_and_the_length_is_published_before_the_commit(
     assert (result.speculative_num_draft_tokens, result.speculative_output_stride) == (NODES, BLOCK)
     # What other streams still read outlives the round.
     assert len(result.extra_keep_alive_refs) == 4
+
+
+def test_a_drafter_whose_root_proposes_too_has_paths_of_a_token_more_than_its_block(
+    round_of_fakes: tuple[Any, Any, Events],
+) -> None:
+    worker, batch, events = round_of_fakes
+    worker.ranking = dataclasses.replace(worker.ranking, first_state=0)
+    worker.max_path_len = worker.ranking.max_path_len
+    worker.trees = dataclasses.replace(worker.trees, ranking=worker.ranking)
+    blocks: list[torch.Size] = []
+    forward = worker.draft_model_runner.forward
+
+    def draft(forward_batch: Any) -> Any:
+        blocks.append(forward_batch.input_ids.shape)
+        return forward(forward_batch)
+
+    worker.draft_model_runner.forward = draft
+    result = worker._decode_round(batch, events.returning("publish"))
+    assert blocks == [(REQUESTS * BLOCK,)]
+    assert result.next_token_ids.shape == (REQUESTS * (BLOCK + 1),)
+    assert result.speculative_output_stride == BLOCK + 1
 
 
 def test_recurrent_states_are_committed_with_the_rows_on_the_backend_that_verified(

@@ -30,8 +30,9 @@ class Head:
         self.quant_method = SimpleNamespace(apply=lambda head, hidden, bias: hidden @ head.weight.T)
 
 
-def ranking(device: torch.device, scorer: Any = None) -> CandidateRanking:
-    return CandidateRanking(VocabShard(Head(device), VOCABULARY, 0, LogitTransform(), None), TOP_K, BLOCK, scorer)
+def ranking(device: torch.device, scorer: Any = None, first_state: int = 1) -> CandidateRanking:
+    shard = VocabShard(Head(device), VOCABULARY, 0, LogitTransform(), None)
+    return CandidateRanking(shard, TOP_K, BLOCK, scorer, first_state)
 
 
 def block(batch_size: int, seed: int, device: torch.device) -> tuple[SimpleNamespace, SimpleNamespace]:
@@ -54,19 +55,26 @@ def block_roots(batch: SimpleNamespace) -> BlockRoots:
 
 
 def eager(
-    out: SimpleNamespace, batch: SimpleNamespace, device: torch.device, num_nodes: int = NODES, scorer: Any = None
+    out: SimpleNamespace,
+    batch: SimpleNamespace,
+    device: torch.device,
+    num_nodes: int = NODES,
+    scorer: Any = None,
+    first_state: int = 1,
 ) -> BuiltTree:
     """What a round outside a graph builds, by core on the host."""
     roots, prefix_lens = batch.input_ids.view(-1, BLOCK)[:, 0].cpu(), batch.positions.view(-1, BLOCK)[:, 0].cpu()
-    ranked = ranking(device, scorer).rank(out.hidden_states, block_roots(batch))
+    ranked = ranking(device, scorer, first_state).rank(out.hidden_states, block_roots(batch))
     pairs = None if ranked.pair_logprobs is None else ranked.pair_logprobs.cpu()
     tree = build_draft_tree(ranked.topk_ids.cpu(), ranked.topk_logprobs.cpu(), roots, num_nodes, pairs)
     return complete_tree(tree, prefix_lens)
 
 
-def tail(device: torch.device, flat_mask: torch.Tensor | None = None, scorer: Any = None) -> DraftGraphTail:
+def tail(
+    device: torch.device, flat_mask: torch.Tensor | None = None, scorer: Any = None, first_state: int = 1
+) -> DraftGraphTail:
     return DraftGraphTail(
-        ranking(device, scorer),
+        ranking(device, scorer, first_state),
         num_nodes=NODES,
         max_batch=MAX_BATCH,
         flat_mask=flat_mask,
@@ -102,6 +110,19 @@ def test_trees_of_every_batch_size_are_the_eager_rounds(device: torch.device, ba
         for name in ("positions", "retrieve_index", "retrieve_next_token", "retrieve_next_sibling"):
             assert torch.equal(getattr(found.layout, name).cpu(), getattr(expected.layout, name)), name
         assert torch.equal(found.mask.cells.cpu(), expected.mask.cells)
+
+
+def test_a_replay_of_a_drafter_whose_root_proposes_too_has_a_depth_for_each_row(device: torch.device) -> None:
+    hook = tail(device, first_state=0)
+    out, batch = block(3, 1, device)
+    # Sharp states: what each row proposes is far ahead, so that the tree reaches the last.
+    out.hidden_states.mul_(8)
+    hook(None, out, batch, 3 * BLOCK)
+    found, expected = hook.trees(3), eager(out, batch, device, first_state=0)
+    for name in ("token_ids", "parents", "depths"):
+        assert torch.equal(getattr(found.tree, name).cpu(), getattr(expected.tree, name)), name
+    assert hook.candidates(3).topk_ids.shape == (3, BLOCK, TOP_K)
+    assert int(found.tree.depths.max()) == BLOCK
 
 
 def test_results_stay_at_the_same_addresses(device: torch.device) -> None:

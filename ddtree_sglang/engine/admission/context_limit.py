@@ -1,8 +1,8 @@
-"""The longest request on a device: two blocks short of the context, so that no round reads past it.
+"""The longest request on a device: two longest paths short of the context, so that no round reads past it.
 
-The last round of a request may accept a whole block of P tokens, and overlap scheduling launches one more before the
-host has seen that the request is over; that round's drafter reads P tokens further. Attention backends keep page tables
-whose rows are as long as the context. FA3 fills the row of a tree's prefix by the length alone
+The last round of a request may accept a whole path of P tokens, and overlap scheduling launches one more before the
+host has seen that the request is over; that round's drafter reads a block further, P tokens at most. Attention backends
+keep page tables whose rows are as long as the context. FA3 fills the row of a tree's prefix by the length alone
 (kernels/ops/attention/trtllm_mha_page_table.py), so what passes its end lands in the row of the next request, which
 then attends to another one's keys.
 
@@ -16,7 +16,7 @@ import logging
 from typing import Any
 
 from ddtree_sglang.engine.device_path import is_device_path
-from ddtree_sglang.engine.spec import ALGORITHM, is_ddtree
+from ddtree_sglang.engine.spec import ALGORITHM, is_ddtree, max_path_len
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 logger = logging.getLogger(__name__)
@@ -26,21 +26,21 @@ STOCK_ROOM = 7
 one because a prompt must be shorter than that limit (managers/utils.py, validate_input_length)."""
 
 
-def reserved_tokens(block_size: int) -> int:
-    """Tokens at the end of the context that no request reaches, for a drafter's block of P tokens."""
-    return 2 * block_size if is_device_path() else 0
+def reserved_tokens(longest: int) -> int:
+    """Tokens at the end of the context that no request reaches, for paths of up to P = `longest` tokens."""
+    return 2 * longest if is_device_path() else 0
 
 
-def check_context_len(context_len: int, block_size: int) -> None:
+def check_context_len(context_len: int, longest: int) -> None:
     """Refuse a context that the reserve leaves no prompt of.
 
     Raises:
         DDTreeConfigError: it is too short.
     """
-    shortest = STOCK_ROOM + reserved_tokens(block_size) + 1
+    shortest = STOCK_ROOM + reserved_tokens(longest) + 1
     if context_len < shortest:
         raise DDTreeConfigError(
-            f"the context must have at least {shortest} tokens, two of the drafter's blocks of {block_size} and a few "
+            f"the context must have at least {shortest} tokens, two of a round's longest paths of {longest} and a few "
             f"more, got {context_len}; raise --context-length."
         )
 
@@ -57,7 +57,7 @@ def leave_room_for_rounds(_result: None, scheduler: Any) -> None:
     if not is_ddtree(spec.speculative_algorithm):
         return
     context_len = int(scheduler.model_config.context_len)
-    reserved = reserved_tokens(int(spec.speculative_dflash_block_size))
+    reserved = reserved_tokens(max_path_len(spec))
     excess = scheduler.max_req_len - (context_len - 1 - reserved)
     if excess <= 0:
         return

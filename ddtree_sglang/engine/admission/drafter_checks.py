@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddtree_sglang.engine.admission.drafter_families import require_served
+from ddtree_sglang.engine.admission.drafter_families import MARKOV, require_served
 from ddtree_sglang.engine.admission.drafter_fields import block_size_of
 from ddtree_sglang.exceptions import DDTreeConfigError
 
@@ -21,15 +21,34 @@ class DrafterShape:
     """The facts about a drafter that the engine needs before loading it.
 
     Attributes:
-        block_size: P, the anchor and the D = P - 1 drafted positions.
+        stated_size: the `block_size` of its config.json.
+        block_size: R, tokens of the block that it runs: the root and R - 1 masks.
+        draft_depth: D, the positions that it proposes.
     """
 
+    stated_size: int
     block_size: int
+    draft_depth: int
 
-    @property
-    def draft_depth(self) -> int:
-        """D, the number of drafted positions."""
-        return self.block_size - 1
+
+def proposes_at_the_root(drafter: Mapping[str, Any], family: str) -> bool:
+    """Whether each state of a block proposes the next token, the root's the first, and not the one at its own place.
+
+    So do DSpark's drafters that do not say otherwise (dspark_config.py, get_dspark_sample_from_anchor).
+    """
+    return family == MARKOV and bool(drafter.get("sample_from_anchor", True))
+
+
+def shape_of(drafter: Mapping[str, Any], family: str) -> DrafterShape:
+    """Of a parsed `config.json` of this family (`drafter_families`).
+
+    `block_size` counts tokens of a block, the root included. DSpark's counts drafted tokens, however many rows those
+    take (dspark_worker_v2.py, query_token_num).
+    """
+    stated = block_size_of(drafter)
+    depth = stated if family == MARKOV else stated - 1
+    rows = depth if proposes_at_the_root(drafter, family) else depth + 1
+    return DrafterShape(stated, rows, depth)
 
 
 def check_checkpoint_folder(path: str, role: str, flag: str, needs_weights: bool = True) -> None:
@@ -65,18 +84,18 @@ def check_drafter_fits_target(drafter: Mapping[str, Any], target: Mapping[str, A
             that do not fit, or a block too short to draft.
     """
     dflash = drafter.get("dflash_config") or {}
-    require_served(drafter)
+    family = require_served(drafter)
     text = target.get("text_config") or target
     _check_same_hidden_size(drafter, text)
     _check_vocabulary(drafter, dflash, text)
     _check_target_layers(drafter, dflash, text)
-    block_size = block_size_of(drafter)
-    if block_size < 2:
+    shape = shape_of(drafter, family.name)
+    if shape.stated_size < 2:
         raise DDTreeConfigError(
-            f"the drafter's block_size must be at least 2 (the anchor and one drafted position), got {block_size}; "
-            "use a drafter that was trained for a longer block."
+            "the drafter's block_size must be at least 2 (the anchor and one drafted position), got "
+            f"{shape.stated_size}; use a drafter that was trained for a longer block."
         )
-    return DrafterShape(block_size=block_size)
+    return shape
 
 
 def check_same_dtype(target: str, drafter: str) -> None:

@@ -31,7 +31,7 @@ def block_field(drafter: Mapping[str, Any], name: str, default: Any = None) -> A
 
 
 def block_size_of(drafter: Mapping[str, Any]) -> int:
-    """P: the root and the masks of a block."""
+    """As it is stated; what it counts hangs on the family (`drafter_checks.shape_of`)."""
     return int(block_field(drafter, "block_size", DEFAULT_BLOCK_SIZE))
 
 

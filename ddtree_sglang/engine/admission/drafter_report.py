@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddtree_sglang.engine.admission.drafter_families import MARKOV, DrafterFamily, family_of
+from ddtree_sglang.engine.admission.drafter_checks import proposes_at_the_root, shape_of
+from ddtree_sglang.engine.admission.drafter_families import DrafterFamily, family_of
 from ddtree_sglang.engine.admission.drafter_fields import DEFAULT_BLOCK_SIZE, block_field, block_size_of
 from ddtree_sglang.exceptions import DDTreeConfigError
 
@@ -101,14 +102,15 @@ def _architectures(drafter: Mapping[str, Any]) -> str:
 
 
 def _block(drafter: Mapping[str, Any], family: DrafterFamily) -> str:
-    size = block_size_of(drafter)
+    shape = shape_of(drafter, family.name)
     stated = (
         "" if block_field(drafter, "block_size") is not None else f" ({UNSTATED}, SGLang takes {DEFAULT_BLOCK_SIZE})"
     )
-    unused = ""
-    if family.name == MARKOV and drafter.get("sample_from_anchor", True):
-        unused = "; each token's state proposes the next, and the last one's is not used"
-    return f"{size} tokens{stated}, the root and {size - 1} drafted positions{unused}"
+    if proposes_at_the_root(drafter, family.name):
+        masks, proposes = "masks", f"; each token's state proposes the next: {shape.draft_depth} drafted positions"
+    else:
+        masks, proposes = "drafted positions", ""
+    return f"{shape.block_size} tokens{stated}, the root and {shape.block_size - 1} {masks}{proposes}"
 
 
 def _layers(drafter: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.engine.device_path import is_device_path
-from ddtree_sglang.engine.spec import ALGORITHM
+from ddtree_sglang.engine.spec import ALGORITHM, max_path_len
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 GATED_DELTA = (
@@ -63,8 +63,8 @@ def _keeps_states_too_often(cfg: Any) -> bool:
     path must not reach the next such length. SGLang itself wants more tokens between them than a tree has nodes.
     """
     num_nodes = int(cfg.speculative_num_draft_tokens)
-    max_path_len = min(num_nodes, int(cfg.speculative_dflash_block_size))
-    return (cfg.mamba_track_interval or 0) < max(num_nodes + 1, 2 * max_path_len)
+    longest = min(num_nodes, max_path_len(cfg))
+    return (cfg.mamba_track_interval or 0) < max(num_nodes + 1, 2 * longest)
 
 
 RECURRENT_RULES: tuple[RecurrentRule, ...] = (
@@ -101,8 +101,8 @@ RECURRENT_RULES: tuple[RecurrentRule, ...] = (
     ),
     RecurrentRule(
         _keeps_states_too_often,
-        "keeps states for the prefix cache at lengths further apart than a tree has nodes, and than two blocks of the "
-        "drafter; raise --mamba-track-interval or lower --speculative-ddtree-budget.",
+        "keeps states for the prefix cache at lengths further apart than a tree has nodes, and than two of its "
+        "longest paths; raise --mamba-track-interval or lower --speculative-ddtree-budget.",
     ),
     # A draw of the rounding is another one at a node than in plain decoding.
     RecurrentRule(

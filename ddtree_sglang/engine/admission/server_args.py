@@ -30,7 +30,7 @@ from ddtree_sglang.engine.admission.split_servers import check_split, check_spli
 from ddtree_sglang.engine.admission.target_checks import check_pages, check_target
 from ddtree_sglang.engine.cli_flags import apply_config
 from ddtree_sglang.engine.device_path import is_device_path
-from ddtree_sglang.engine.spec import ALGORITHM, is_ddtree
+from ddtree_sglang.engine.spec import ALGORITHM, is_ddtree, max_path_len
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 TREE_BACKENDS = ("flashinfer", "triton", "fa3", ATTENTION_BACKEND)
@@ -230,7 +230,7 @@ def check_resolved_target(server_args: Any) -> None:
     check_groups_target(cfg, model_config.hf_config.architectures[0])
     check_split_target(cfg, is_recurrent)
     check_pages(model_config, int(cfg.page_size), window, attention_backends_of(cfg))
-    check_context_len(int(model_config.context_len), int(cfg.speculative_dflash_block_size))
+    check_context_len(int(model_config.context_len), max_path_len(cfg))
     _check_prefills_with_adapters(cfg)
     if str(cfg.dtype) == "auto":
         _check_auto_dtype(cfg, model_config)
@@ -307,10 +307,10 @@ def _config_of_drafter(cfg: Any) -> Any:
 
 def _check_block_size(cfg: Any, shape: DrafterShape) -> None:
     asked = cfg.speculative_dflash_block_size
-    if asked is not None and int(asked) != shape.block_size:
+    if asked is not None and int(asked) not in (shape.stated_size, shape.block_size):
         raise DDTreeConfigError(
-            f"the block size must be the one that the drafter was trained for, {shape.block_size}, got {asked}; remove "
-            "--speculative-dflash-block-size."
+            f"the block size must be the one that the drafter was trained for, {shape.stated_size}, got {asked}; "
+            "remove --speculative-dflash-block-size."
         )
 
 

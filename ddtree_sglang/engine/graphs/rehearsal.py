@@ -34,8 +34,8 @@ def rehearse_rounds(ranking: CandidateRanking, node_counts: Sequence[int], req_t
             _rehearse(DeviceTrees(ranking, buffers), nothing, num_nodes, req_to_token)
 
 
-def rehearse_penalties(block_size: int, vocab_size: int, device: torch.device) -> None:
-    """Launch what rounds of requests with penalties launch besides; P = `block_size`, V = `vocab_size`."""
+def rehearse_penalties(max_path_len: int, vocab_size: int, device: torch.device) -> None:
+    """Launch what rounds of requests with penalties launch besides; P = `max_path_len`, V = `vocab_size`."""
     from ddtree_sglang.kernels.node_penalties_triton import count_tokens_triton, penalize_nodes_triton
 
     state = PenaltyState.empty(1, 1, vocab_size, device)
@@ -43,7 +43,7 @@ def rehearse_penalties(block_size: int, vocab_size: int, device: torch.device) -
     # Float32, which SGLang's logits are (layers/logits_processor.py).
     logits = torch.empty(0, vocab_size, dtype=torch.float32, device=device)
     penalize_nodes_triton(logits, state, none, root_trees(none, none).tree)
-    count_tokens_triton(state, none, none, torch.empty(0, block_size, dtype=torch.int64, device=device), none)
+    count_tokens_triton(state, none, none, torch.empty(0, max_path_len, dtype=torch.int64, device=device), none)
 
 
 def rehearse_windows(node_counts: Sequence[int], window: int | None, device: torch.device) -> None:

@@ -107,10 +107,10 @@ class CandidateRanking:
     Attributes:
         shard: this rank's LM head.
         top_k: K.
-        block_size: P, tokens of a draft block: the root and D masked positions.
+        block_size: R, tokens of a draft block: the root and R - 1 masks.
         scorer: of a drafter whose head scores pairs of candidates; None for a plain one.
         first_state: row of a block whose state proposes depth 1: 1, the first mask's own, or 0, the root's, for a
-            drafter that was trained to propose the next token everywhere.
+            drafter that was trained to propose the next token everywhere. The rows behind propose the next depths.
     """
 
     shard: VocabShard
@@ -119,15 +119,25 @@ class CandidateRanking:
     scorer: PairwiseScorer | None = None
     first_state: int = 1
 
+    @property
+    def depth(self) -> int:
+        """D, the positions that a block proposes."""
+        return self.block_size - self.first_state
+
+    @property
+    def max_path_len(self) -> int:
+        """P = D + 1, the most nodes of a path, root included."""
+        return self.depth + 1
+
     def rank(self, hidden: torch.Tensor, roots: BlockRoots, out: DraftCandidates | None = None) -> DraftCandidates:
-        """Rank the D drafted positions of B blocks; `hidden` is `[B * P, H]`, the drafter's states.
+        """Rank the D drafted positions of B blocks; `hidden` is `[B * R, H]`, the drafter's states.
 
         `out`, contiguous `[B, D, K]`, is where results go if given: a CUDA graph needs them to keep their place. On a
         device results have K = `top_k` columns whatever the vocabulary's size, what is missing with log-probability
         -inf.
         """
         blocks = hidden.view(roots.batch_size, self.block_size, -1)
-        states = blocks[:, self.first_state : self.first_state + self.block_size - 1]
+        states = blocks[:, self.first_state :]
         ranked = self._rank(states, out)
         if self.scorer is None:
             return ranked
@@ -155,14 +165,14 @@ class CandidateRanking:
 
     def empty_candidates(self, batch_size: int, device: torch.device) -> DraftCandidates:
         """What `rank` writes into, for up to so many requests."""
-        shape = (batch_size, self.block_size - 1, self.top_k)
+        shape = (batch_size, self.depth, self.top_k)
         pairs = None if self.scorer is None else torch.empty((*shape, self.top_k), device=device)
         ids = torch.empty(shape, dtype=torch.int64, device=device)
         return DraftCandidates(ids, torch.empty(shape, device=device), pairs)
 
 
 def rank_candidates_on_device(
-    hidden: torch.Tensor,  # [B, D, H] the drafter's states of the masked positions
+    hidden: torch.Tensor,  # [B, D, H] the drafter's states of the positions that propose
     shard: VocabShard,
     top_k: int,
     out: DraftCandidates | None = None,
@@ -185,7 +195,7 @@ def rank_candidates_on_device(
 
 
 def rank_candidates(
-    hidden: torch.Tensor,  # [B, D, H] the drafter's states of the masked positions
+    hidden: torch.Tensor,  # [B, D, H] the drafter's states of the positions that propose
     shard: VocabShard,
     top_k: int,
 ) -> DraftCandidates:

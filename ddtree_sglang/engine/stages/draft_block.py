@@ -1,4 +1,4 @@
-"""The drafter's forward of a round: the block `[root, MASK x D]` of each request, in one batch."""
+"""The drafter's forward of a round: the block `[root, MASK, MASK, ...]` of each request, in one batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DraftBlock:
     embedding: Any  # the module that SGLang resolved for the drafter
     full_embedding: torch.Tensor | None  # [V, H], the whole table where data-parallel attention has split the module's
     embedding_scale: float  # multiplies the embeddings, 1.0 for none
-    mask_token_id: int  # the token of the D positions to draft
+    mask_token_id: int  # the token of a block's rows behind the root
     spec_info: Any  # the shape of the block, as SGLang's drafter takes it
     seen: DraftWindow | None = None  # what the drafter reads of a context, None for all of it
 
@@ -33,7 +33,7 @@ class DraftBlock:
         return replace(self, seen=DraftWindow.of(window, page_size, target, self.runner))
 
     def forward_batch(self, batch: ScheduleBatch, window: RoundWindow) -> ForwardBatch:
-        """The blocks of a round, ready for the drafter's forward; they write the first P slots of each window."""
+        """The blocks of a round, ready for the drafter's forward; they write the first R slots of each window."""
         inputs = window.inputs
         batch_size, block_size = inputs.block_ids.shape
         embeds = self._embed(inputs.block_ids)
@@ -87,7 +87,7 @@ class DraftBlock:
         return (prefix_lens + block_size).to(torch.int32)
 
     def _embed(self, block_ids: torch.Tensor) -> torch.Tensor:
-        """`[B, P]` int64 to `[B, P, H]`."""
+        """`[B, R]` int64 to `[B, R, H]`."""
         if self.full_embedding is not None:
             embeds = torch.nn.functional.embedding(block_ids, self.full_embedding)
         else:

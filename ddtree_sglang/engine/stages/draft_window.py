@@ -54,7 +54,7 @@ class DraftWindow:
             req_pool_indices: `[B]` int32 or int64, row of each request.
             prefix_lens: `[B]` int64, committed lengths.
             max_prefix_len: a bound on them that the host knows, None if it knows none.
-            block_size: P, the tokens of a block, whose slots follow the prefix's.
+            block_size: R, the tokens of a block, whose slots follow the prefix's.
         """
         starts = window_starts(prefix_lens, self.size, self.page_size)
         longest = self.longest if max_prefix_len is None else min(self.longest, max_prefix_len)

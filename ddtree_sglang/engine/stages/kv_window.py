@@ -1,8 +1,9 @@
 """The KV window of a round: its slots, and the room that a request's row must leave for it.
 
-A request's window is the W = max(N, P) slots from its committed length on: the drafter's block writes the first P, the
-target's tree the first N. Overlap scheduling reserves two windows, because the committed length that the host knows is
-one round old (mem_cache/allocation_sizing.py).
+A request's window is the W = max(N, R) slots from its committed length on: the drafter's block writes the first R, the
+target's tree the first N. A path has no more tokens than its tree, so that its slots are among them. Overlap scheduling
+reserves two windows, because the committed length that the host knows is one round old
+(mem_cache/allocation_sizing.py).
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class RoundWindow:
     host_lens: torch.Tensor | None  # [B] on the host: prefix_lens or, where the scheduler does not keep them, a bound
     plan: KVLocPlan  # SGLang's translation of the slots, made once for all forwards of the round
     ends: RoundEnds  # what stops the requests' paths
+    max_path_len: int  # P, the most nodes of a path
 
     @property
     def total_prefix_len(self) -> int | None:
@@ -95,7 +97,12 @@ class RoundWindow:
     @property
     def context_slots(self) -> torch.Tensor:
         """`[B, L]` int64, L = min(P, N): the slots of the longest path, to which the drafter's context is written."""
-        return min(self.inputs.node_slots, self.inputs.block_slots, key=torch.Tensor.numel)
+        length = min(self.max_path_len, self.num_nodes)
+        for slots in (self.inputs.node_slots, self.inputs.block_slots):
+            if slots.shape[1] == length:
+                return slots
+        # A block whose root proposes, too, is shorter than the longest path.
+        return self.inputs.node_slots[:, :length].contiguous()
 
 
 @dataclass

@@ -23,7 +23,7 @@ def make_ranking(
         embedding: the target's embedding module.
         tp_group: SGLang's group coordinator of the LM head's shards.
         top_k: K for a drafter that was trained for none.
-        block_size: P.
+        block_size: R, tokens of a block.
 
     Raises:
         DDTreeConfigError: a head whose scores depend on more than one token before, or an LM head that cannot be read.

@@ -135,7 +135,7 @@ class HostTrees(RoundTrees):
 
     def _complete(self, tree: DraftTree, prefix_lens: torch.Tensor, cut: TreeCut | None) -> BuiltTree:
         kept = tree if cut is None else tree.first_nodes(cut(tree))
-        return complete_tree(kept, prefix_lens, self.ranking.block_size - 1)
+        return complete_tree(kept, prefix_lens, self.ranking.depth)
 
     def _plant(
         self,
@@ -156,7 +156,7 @@ class HostTrees(RoundTrees):
         self, built: BuiltTree, target_ids: torch.Tensor, prefix_lens: torch.Tensor, ends: RoundEnds
     ) -> RoundCommit:
         """Core's walk."""
-        return commit_round(built.tree, target_ids, prefix_lens, self.ranking.block_size, ends)
+        return commit_round(built.tree, target_ids, prefix_lens, self.ranking.max_path_len, ends)
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ class DeviceTrees(RoundTrees):
         """The same in one launch."""
         from ddtree_sglang.kernels.round_commit_triton import commit_round_triton
 
-        return commit_round_triton(built.tree, target_ids, prefix_lens, self.ranking.block_size, ends)
+        return commit_round_triton(built.tree, target_ids, prefix_lens, self.ranking.max_path_len, ends)
 
 
 def make_trees(ranking: CandidateRanking) -> RoundTrees:

@@ -19,7 +19,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """What SGLang publishes to a scheduler on a device."""
     from sglang.srt import runtime_context
 
-    values = SimpleNamespace(speculative_algorithm="DDTREE", speculative_dflash_block_size=16, tp_rank=0)
+    values = SimpleNamespace(speculative_algorithm="DDTREE", speculative_num_steps=15, tp_rank=0)
     monkeypatch.setattr(runtime_context, "get_spec", lambda: values)
     monkeypatch.setattr(runtime_context, "get_parallel", lambda: values)
     monkeypatch.setattr(context_limit, "is_device_path", lambda: True)
@@ -59,27 +59,28 @@ def answer_len(scheduler: Any, prompt_len: int, asked: int | None = None) -> int
     return int(sampling.max_new_tokens)
 
 
-def longest_read(scheduler: Any, prompt_len: int, block_size: int) -> int:
+def longest_read(scheduler: Any, prompt_len: int, path_len: int, block_size: int) -> int:
     """Positions that the last round of all reads: the one that overlap scheduling launches too many.
 
     The prompt's forward gives the first token; a round with m tokens so far has prompt + m - 1 of them in its prefix.
-    The last real one lacks a single token and accepts a block; the next one's drafter reads a block past that.
+    The last real one lacks a single token and accepts a path; the next one's drafter reads a block past that.
     """
     last_real_prefix = prompt_len + max(answer_len(scheduler, prompt_len) - 2, 0)
-    return last_real_prefix + 2 * block_size
+    return last_real_prefix + path_len + block_size
 
 
-@pytest.mark.parametrize("block_size", [4, 8, 16])
+@pytest.mark.parametrize("path_len", [4, 8, 16])
 @pytest.mark.parametrize("context_len", [64, 192, 4096, 5000])
-def test_no_round_reads_past_the_context(published: SimpleNamespace, context_len: int, block_size: int) -> None:
-    published.speculative_dflash_block_size = block_size
+def test_no_round_reads_past_the_context(published: SimpleNamespace, context_len: int, path_len: int) -> None:
+    published.speculative_num_steps = path_len - 1
     scheduler, stock = lowered(context_len), stock_scheduler(context_len)
     longest_prompt = scheduler.max_req_input_len - 1
     for prompt_len in {1, 2, longest_prompt // 2, longest_prompt - 1, longest_prompt}:
-        assert longest_read(scheduler, prompt_len, block_size) <= context_len
-        # No more than needed is taken away: four tokens, which SGLang's own limits leave already.
-        assert longest_read(scheduler, prompt_len, block_size) == context_len - 4
-        assert longest_read(stock, prompt_len, block_size) > context_len
+        # No more than needed is taken away: four tokens, which SGLang's own limits leave already. A block whose root
+        # proposes, too, is a token shorter than its longest path.
+        assert longest_read(scheduler, prompt_len, path_len, path_len) == context_len - 4
+        assert longest_read(scheduler, prompt_len, path_len, path_len - 1) == context_len - 5
+        assert longest_read(stock, prompt_len, path_len, path_len - 1) > context_len
 
 
 def test_an_open_or_too_long_answer_ends_at_the_limit_and_a_short_one_where_it_asked(
@@ -142,7 +143,7 @@ def test_the_limit_is_logged_once(published: SimpleNamespace, caplog: pytest.Log
 def test_a_context_without_room_for_a_prompt_is_refused(published: SimpleNamespace) -> None:
     context_limit.check_context_len(40, 16)
     assert lowered(40).max_req_input_len - 1 == 1
-    with pytest.raises(DDTreeConfigError, match=r"at least 40 tokens, two of the drafter's blocks of 16 .*, got 39"):
+    with pytest.raises(DDTreeConfigError, match=r"at least 40 tokens, two of a round's longest paths of 16 .*, got 39"):
         context_limit.check_context_len(39, 16)
 
 

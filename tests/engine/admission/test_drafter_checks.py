@@ -34,7 +34,7 @@ def drafter(dflash: dict[str, Any] | None = None, **changes: Any) -> dict[str, A
 
 def test_fitting_drafter_tells_its_block_and_depth() -> None:
     shape = check_drafter_fits_target(drafter(), TARGET)
-    assert (shape.block_size, shape.draft_depth) == (8, 7)
+    assert (shape.stated_size, shape.block_size, shape.draft_depth) == (8, 8, 7)
 
 
 def test_block_size_inside_dflash_config_wins() -> None:

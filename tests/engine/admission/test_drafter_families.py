@@ -68,7 +68,7 @@ SERVED = {"DFlash": DFLASH, "DFlash2": DFLASH2, "LiLiCorr": LATTICE, "DSpark": D
 def test_a_family_that_is_served_fits_its_target_and_is_told_by_name(name: str) -> None:
     config = SERVED[name]
     assert family_of(config).name == name
-    assert check_drafter_fits_target(config, TARGET).block_size == config["block_size"]
+    assert check_drafter_fits_target(config, TARGET).stated_size == config["block_size"]
     report = report_of(config)
     assert report.refusal is None
     assert report.lines[-1] == "ok      DDTREE serves it"
@@ -165,7 +165,34 @@ def test_doctor_tells_what_the_configuration_says() -> None:
     assert facts["attention"] == "32 heads, 8 of keys"
     assert facts["window"] == "none"
     assert facts["convolutions"] == "4 taps, groups of 64"
-    assert "the last one's is not used" in dict(report_of(DSPARK).facts)["block"]
+
+
+@pytest.mark.parametrize(
+    ("config", "block"),
+    [
+        (DSPARK, "7 tokens, the root and 6 masks; each token's state proposes the next: 7 drafted positions"),
+        (DSPARK | {"sample_from_anchor": False}, "8 tokens, the root and 7 drafted positions"),
+        (DFLASH2 | {"sample_from_anchor": True}, "8 tokens, the root and 7 drafted positions"),
+    ],
+)
+def test_doctor_tells_the_depth_of_a_drafter_that_counts_drafted_tokens(config: dict[str, Any], block: str) -> None:
+    assert dict(report_of(config).facts)["block"] == block
+
+
+@pytest.mark.sglang
+@pytest.mark.parametrize("stated", [{}, {"sample_from_anchor": True}, {"sample_from_anchor": False}])
+def test_a_dspark_drafter_proposes_as_many_tokens_as_in_sglangs_chain(stated: dict[str, bool]) -> None:
+    """And runs as many rows for them: `gamma`, or one more where the root proposes none (dspark_worker_v2.py)."""
+    from sglang.srt.speculative.dspark_components.dspark_config import (
+        get_dspark_sample_from_anchor,
+        resolve_runtime_config,
+    )
+
+    config = DSPARK | stated
+    chain = resolve_runtime_config(draft_hf_config=config, speculative_num_draft_tokens=None, target_vocab_size=151936)
+    shape = check_drafter_fits_target(config, TARGET)
+    assert shape.draft_depth == chain.gamma == 7
+    assert shape.block_size == (chain.gamma if get_dspark_sample_from_anchor(config) else chain.gamma + 1)
 
 
 def test_doctor_tells_a_window_sinks_and_what_is_not_stated() -> None:

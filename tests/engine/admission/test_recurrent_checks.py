@@ -39,7 +39,7 @@ PLAIN: dict[str, Any] = {
     "mamba_track_interval": 256,
     "page_size": 1,
     "prefill_decode_interval": None,
-    "speculative_dflash_block_size": 8,
+    "speculative_num_steps": 7,
     "speculative_num_draft_tokens": 17,
 }
 
@@ -105,7 +105,7 @@ def test_gated_delta_nets_are_served(name: str) -> None:
     check_recurrent_arguments(config, arguments())
     check_recurrent_arguments(config, arguments(linear_attn_decode_backend="triton", mamba_track_interval=18))
     # Two rounds behind a kept length: 64 + 31 and 64 + 63 tokens.
-    longest = arguments(mamba_track_interval=64, speculative_num_draft_tokens=33, speculative_dflash_block_size=32)
+    longest = arguments(mamba_track_interval=64, speculative_num_draft_tokens=33, speculative_num_steps=31)
     check_recurrent_arguments(config, longest)
 
 
@@ -120,7 +120,7 @@ def test_gated_delta_nets_are_served(name: str) -> None:
         ({"mamba_radix_cache_strategy": "extra_buffer_lazy"}, "change --mamba-radix-cache-strategy"),
         ({"mamba_track_interval": 17}, "raise --mamba-track-interval"),
         (
-            {"mamba_track_interval": 64, "speculative_num_draft_tokens": 40, "speculative_dflash_block_size": 33},
+            {"mamba_track_interval": 64, "speculative_num_draft_tokens": 40, "speculative_num_steps": 32},
             "raise --mamba-track-interval",
         ),
         ({"enable_mamba_cache_stochastic_rounding": True}, "remove --enable-mamba-cache-stochastic-rounding"),

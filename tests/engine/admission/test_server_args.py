@@ -99,6 +99,18 @@ def test_arguments_are_completed_from_the_budget_and_the_drafter(target: str, dr
     assert cfg.max_running_requests is not None
 
 
+@pytest.mark.parametrize(("from_anchor", "rows"), [(True, 8), (False, 9)])
+@pytest.mark.parametrize("asked", [(), ("--speculative-dflash-block-size", "8")])
+def test_a_dspark_drafter_proposes_its_whole_block_size(
+    target: str, tmp_path: Path, from_anchor: bool, rows: int, asked: tuple[str, ...]
+) -> None:
+    """SGLang's chain does, in as many rows, or in one more where the root proposes nothing."""
+    head = {"architectures": ["Qwen3DSparkModel"], "markov_rank": 4, "markov_head_type": "vanilla"}
+    drafter = write_checkpoint(tmp_path / "dspark", {**DRAFTER, **head, "sample_from_anchor": from_anchor})
+    cfg = resolve(*ddtree(target, drafter, *asked))
+    assert (cfg.speculative_num_steps, cfg.speculative_dflash_block_size) == (8, rows)
+
+
 @pytest.mark.parametrize(
     ("more", "warmups"),
     [

@@ -39,7 +39,8 @@ def drafter_batch(seq_lens_cpu: torch.Tensor | None, host_lens: torch.Tensor | N
     batch = SimpleNamespace(seq_lens_cpu=seq_lens_cpu, req_pool_indices=torch.arange(3), can_run_decode_cuda_graph=True)
     rows, table = torch.arange(3), slot_table()
     inputs = round_inputs(table, rows, PREFIX_LENS, rows, mask_token_id=0, num_nodes=NODES, block_size=BLOCK)
-    return block.forward_batch(batch, RoundWindow(PREFIX_LENS, rows, inputs, host_lens, plan=None, ends=None))
+    window = RoundWindow(PREFIX_LENS, rows, inputs, host_lens, plan=None, ends=None, max_path_len=BLOCK)
+    return block.forward_batch(batch, window)
 
 
 @pytest.mark.parametrize("host_lens", [PREFIX_LENS, None], ids=["kept by the scheduler", "read from the device"])

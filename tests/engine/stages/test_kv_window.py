@@ -32,15 +32,21 @@ def spec(monkeypatch: pytest.MonkeyPatch) -> FakeSpec:
     return fake
 
 
-@pytest.mark.parametrize(("num_nodes", "block_size"), [(9, 4), (4, 4), (2, 4)])
-def test_the_context_is_written_to_the_slots_of_the_longest_path(num_nodes: int, block_size: int) -> None:
+@pytest.mark.parametrize(
+    ("num_nodes", "block_size", "max_path_len"),
+    [(9, 4, 4), (4, 4, 4), (2, 4, 4), (9, 4, 5), (5, 4, 5), (4, 4, 5), (3, 4, 5)],
+)
+def test_the_context_is_written_to_the_slots_of_the_longest_path(
+    num_nodes: int, block_size: int, max_path_len: int
+) -> None:
     table = torch.arange(20).view(1, 20)
     ids = torch.tensor([3])
     sizes = {"mask_token_id": 0, "num_nodes": num_nodes, "block_size": block_size}
     inputs = round_inputs(table, torch.tensor([0]), torch.tensor([5]), ids, **sizes)
-    window = kv_window.RoundWindow(torch.tensor([5]), ids, inputs, None, None, None)
+    window = kv_window.RoundWindow(torch.tensor([5]), ids, inputs, None, None, None, max_path_len)
     assert window.num_nodes == num_nodes
-    assert window.context_slots.tolist() == [list(range(5, 5 + min(num_nodes, block_size)))]
+    assert window.context_slots.tolist() == [list(range(5, 5 + min(num_nodes, max_path_len)))]
+    assert window.context_slots.is_contiguous()
 
 
 def test_window_is_as_long_as_the_longer_of_block_and_tree(spec: FakeSpec) -> None:

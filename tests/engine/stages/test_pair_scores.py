@@ -223,12 +223,12 @@ def planter(kind: str, top_k: int, num_nodes: int, first_state: int = 1) -> Plan
 
     scorer = scorer_of(kind, top_k)
     shard = VocabShard(head(), VOCAB, 0, LogitTransform(), None)
-    trees = HostTrees(CandidateRanking(shard, scorer.top_k, D + 1, scorer, first_state))
+    trees = HostTrees(CandidateRanking(shard, scorer.top_k, D + first_state, scorer, first_state))
     generator = torch.Generator().manual_seed(1)
     rows = torch.arange(len(PROMPTS))
 
     def plant(coming: list[list[int]], roots: torch.Tensor) -> Any:
-        hidden = torch.randn(len(coming), D + 1, H, generator=generator)
+        hidden = torch.randn(len(coming), D + first_state, H, generator=generator)
         for request, tokens in enumerate(coming):
             for d, token in enumerate(tokens[:D]):
                 if torch.rand((), generator=generator) < 0.7:

@@ -33,6 +33,7 @@ def test_a_plain_drafter_has_no_scorer_and_the_candidates_that_were_asked_for() 
     ranking = ranking_of(drafter(), output_multiplier=0.5)
     assert ranking.scorer is None
     assert (ranking.top_k, ranking.block_size, ranking.first_state) == (TOP_K, BLOCK, 1)
+    assert (ranking.depth, ranking.max_path_len) == (BLOCK - 1, BLOCK)
     assert ranking.shard.transform.scale == 0.5
     assert ranking.empty_candidates(2, torch.device("cpu")).pair_logprobs is None
 
@@ -46,9 +47,9 @@ def test_a_selector_ranks_as_many_candidates_as_it_was_trained_for() -> None:
     assert (wider.top_k, wider.scorer, wider.first_state) == (256, ranking.scorer, 1)
 
 
-@pytest.mark.parametrize(("from_anchor", "first_state"), [(True, 0), (False, 1)])
+@pytest.mark.parametrize(("from_anchor", "first_state", "depth"), [(True, 0, BLOCK), (False, 1, BLOCK - 1)])
 def test_a_dspark_drafter_gets_the_targets_modules_and_is_read_where_it_proposes(
-    from_anchor: bool, first_state: int
+    from_anchor: bool, first_state: int, depth: int
 ) -> None:
     given: dict[str, Any] = {}
     model = drafter(markov_head=SimpleNamespace(), sample_from_anchor=from_anchor, attach_shared_modules=given.update)
@@ -57,6 +58,8 @@ def test_a_dspark_drafter_gets_the_targets_modules_and_is_read_where_it_proposes
     assert type(ranking.scorer).__name__ == "MarkovScorer"
     assert (ranking.top_k, ranking.first_state) == (32, first_state)
     assert ranking.wider(256).first_state == first_state
+    assert (ranking.depth, ranking.max_path_len) == (depth, depth + 1)
+    assert ranking.empty_candidates(2, torch.device("cpu")).topk_ids.shape == (2, depth, 32)
 
 
 def test_a_domino_head_is_refused() -> None:

@@ -26,7 +26,7 @@ ROOTS, PREFIX_LENS = torch.tensor([7, 8]), torch.tensor([3, 5])
 class FixedRanking:
     """Two requests' candidates, whatever the drafter's states are."""
 
-    block_size = 3
+    depth, max_path_len = 2, 3
 
     def rank(self, _hidden: object, _roots: object) -> Any:
         from ddtree_sglang.engine.stages.candidates import DraftCandidates

@@ -7,20 +7,31 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.device_lane.context_waves import SMALLER, three_at_two_budgets, three_go_on
-from tests.device_lane.scenes import Scene
+from tests.device_lane.references import Asked
+from tests.device_lane.scenes import Chooser, Scene, Sent, Wave
 from tests.device_lane.waves import by_its_head
 
 BUDGET = 16
 
 
-def _scene(name: str, backend: str, pair: str, captured: tuple[int, ...] = (4,)) -> Scene:
+def one_to_the_last_depth(chooser: Chooser) -> list[Sent]:
+    """One of whose rounds some accept a whole path: a token of every depth that the drafter proposes."""
+
+    def deep(asked: Asked) -> Asked | None:
+        longest = max(one.commit_len for one in chooser.rounds(asked))
+        return asked if longest == chooser.reference.pair.max_path_len else None
+
+    return [Sent(chooser.find(5, 9, deep))]
+
+
+def _scene(name: str, backend: str, pair: str, *more: Wave) -> Scene:
     return Scene(
         name,
         backend,
-        (by_its_head(three_at_two_budgets), by_its_head(three_go_on)),
+        (by_its_head(three_at_two_budgets), by_its_head(three_go_on), *more),
         pair=pair,
         budget=BUDGET,
-        captured=captured,
+        captured=(4,),
         at_once=3,
         clear_at=(BUDGET + 1, SMALLER + 1),
         moves=True,
@@ -28,8 +39,8 @@ def _scene(name: str, backend: str, pair: str, captured: tuple[int, ...] = (4,))
 
 
 LATTICE = _scene("lilicorr", "triton", "lilicorr")
-MARKOV = _scene("markov-anchor", "flashinfer", "markov_anchor")
-GATED_MARKOV = _scene("gated-markov", "fa3", "gated_markov")
+MARKOV = _scene("markov-anchor", "flashinfer", "markov_anchor", one_to_the_last_depth)
+GATED_MARKOV = _scene("gated-markov", "fa3", "gated_markov", one_to_the_last_depth)
 # As DFlash2's drafters are published.
 CONVOLUTIONS = _scene("selector-convolutions", "triton", "selector_convolutions")
 # Its head reads the target's embeddings, of which each rank has a part.

@@ -56,9 +56,17 @@ def gates_of_the_position_before() -> None:
     set_attribute(MarkovScorer, "scores", scores)
 
 
+def paths_as_long_as_a_block() -> None:
+    """A round accepts as many tokens as a block has, one less than a drafter whose root proposes, too, may give."""
+    from ddtree_sglang.engine.stages.candidates import CandidateRanking
+
+    set_attribute(CandidateRanking, "max_path_len", property(lambda ranking: ranking.block_size))
+
+
 HEAD_MUTATIONS = (
     anchors_of_the_neighbour,
     anchors_of_the_prefill,
     drafts_at_the_masks,
     gates_of_the_position_before,
+    paths_as_long_as_a_block,
 )

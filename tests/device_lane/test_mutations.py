@@ -98,6 +98,7 @@ FAULTS = (
     Fault("anchors_of_the_prefill", LATTICE, ROUNDS, slow=True),
     Fault("drafts_at_the_masks", MARKOV, ROUNDS, slow=True),
     Fault("gates_of_the_position_before", GATED_MARKOV, ROUNDS, slow=True),
+    Fault("paths_as_long_as_a_block", MARKOV, ROUNDS, slow=True),
     Fault("nodes_written_to_their_neighbours_window", SMALL_FA3, TOKENS, slow=True),
     Fault("accepted_rows_stay_where_they_are", FA3, TOKENS, slow=True),
     Fault("drafter_is_told_nothing", SMALL_FA3, ROUNDS, slow=True),

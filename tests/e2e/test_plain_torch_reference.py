@@ -35,6 +35,7 @@ WINDOW = ("--speculative-draft-window-size", "6", "--page-size", "4")
 
 
 NGRAMS = ("--speculative-ddtree-ngrams",)
+DSPARK = (with_markov, with_gated_markov, with_markov_from_the_anchor)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,9 @@ def test_rounds_of_a_tiny_pair(
             for asked in requests
         ]
     assert len(requests) == NUM_REQUESTS
+    if head in DSPARK:
+        # Of as many depths as the checkpoint's block_size says, the last one gives a token.
+        assert max(one.commit_len for of_one in rounds for one in of_one) == pair.max_path_len
     budget = NUM_NODES - 1 if algorithm == "DDTREE" else None
     with (
         serve(algorithm, budget, *flags, pair=Pair(pair.model, pair.draft)) as server,

@@ -43,6 +43,7 @@ from tests.device_lane.state_catalogue import (
     SLOW_STATES,
     TRACKED,
 )
+from tests.device_lane.storage_waves import comes_back_from_storage, has_no_drafts_in_storage, with_storage
 from tests.device_lane.waves import (
     aborted,
     by_the_first_adapter,
@@ -246,7 +247,15 @@ HOST_CACHE = Scene(
     flags=(*_HOST_CACHE, *pool_of(120)),
     captured=(4,),
 )
+_STORED = replace(HOST_CACHE, name="storage", waves=(comes_back_from_storage,))
+STORAGE = with_storage(_STORED)
+STORAGE_OTHERS = (
+    with_storage(replace(_STORED, name="storage-no-drafts", waves=(has_no_drafts_in_storage,)), drafts=False),
+    with_storage(replace(_STORED, name="storage-windows", backend="triton", pair="gpt_oss")),
+    with_storage(replace(_STORED, name="storage-two-ranks", pair="wide", flags=(*_STORED.flags, "--tp-size", "2"))),
+)
 HOST_CACHE_OTHERS = (
+    *STORAGE_OTHERS,
     replace(HOST_CACHE, name="host-cache-stock", algorithm="DFLASH", budget=None),
     replace(
         HOST_CACHE, name="host-cache-window", backend="triton", flags=(*HOST_CACHE.flags, *_DRAFT_WINDOW, *_PAGES[:2])
@@ -404,6 +413,7 @@ SCENES = (
     IMAGES,
     IMAGES_FA3,
     HOST_CACHE,
+    STORAGE,
     AWQ,
     STOCK_TRITON,
     STOCK_FA3,

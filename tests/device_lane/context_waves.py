@@ -54,16 +54,17 @@ def leaves_the_device(chooser: Chooser) -> list[Sent]:
 def comes_back_from_the_host(chooser: Chooser) -> list[Sent]:
     """Two that go on behind the text of the wave before, whose drafts hang on that text."""
     assert chooser.passed is not None
-    return _two_behind(chooser, (*chooser.passed.prompt, *chooser.reference.expect(chooser.passed).output_ids[:-1]))
+    return behind_a_text(chooser, (*chooser.passed.prompt, *chooser.reference.expect(chooser.passed).output_ids[:-1]))
 
 
 def prompt_comes_back_from_the_host(chooser: Chooser) -> list[Sent]:
     """The same behind its prompt alone, which is all that a server that only prefills has of it."""
     assert chooser.passed is not None
-    return _two_behind(chooser, chooser.passed.prompt)
+    return behind_a_text(chooser, chooser.passed.prompt)
 
 
-def _two_behind(chooser: Chooser, text: tuple[int, ...]) -> list[Sent]:
+def behind_a_text(chooser: Chooser, text: tuple[int, ...], *, is_stored: bool = False) -> list[Sent]:
+    """Two behind a text that is no longer on the device, whose drafts hang on it; in storage, or on the host."""
     reference = chooser.reference
     forgetful = replace(reference, seen_tokens=4, page_size=1)
 
@@ -81,7 +82,8 @@ def _two_behind(chooser: Chooser, text: tuple[int, ...]) -> list[Sent]:
 
     second = chooser.find(5, 14, apart)
     # The first token may be that of the server's own health check, which stays on the device.
-    return [Sent(first, cached=kept, from_host=kept - 1), Sent(second, cached=kept, after_s=WAVE_APART_S / 3)]
+    place = {"from_storage" if is_stored else "from_host": kept - 1}
+    return [Sent(first, cached=kept, **place), Sent(second, cached=kept, after_s=WAVE_APART_S / 3)]
 
 
 def retracted_in_time(chooser: Chooser) -> list[Sent]:

@@ -42,8 +42,10 @@ _installed = False
 
 
 def _reserve_nothing(module: ModuleType) -> None:
-    """A pool of kilobytes, on a machine that has less than 10 GiB left."""
+    """A pool of kilobytes, on a machine that has less than 10 GiB left; nothing of it is pinned."""
     replace(module, "HICACHE_HOST_MEMORY_RESERVE_BYTES", 0)
+    # Pages on their way from storage are made anew, and would be pinned as well.
+    module.HostKVCache.pin_memory = property(lambda _: False, lambda *_: None)
 
 
 def _copy_by_torch(module: ModuleType) -> None:

@@ -146,9 +146,10 @@ def _of_prefix_cache(scene: Scene, sent: Sent, meta: dict[str, Any]) -> list[str
     more = {0, 1} if scene.algorithm == "DFLASH" and sent.goes_on else {0}
     if sent.cached is not None and meta["cached_tokens"] - sent.cached not in more:
         found.append(f"{meta['cached_tokens']} tokens from the prefix cache, expected {sent.cached}")
-    by_place = meta.get("cached_tokens_details") or {"host": 0}
-    if sent.from_host is not None and by_place["host"] < sent.from_host:
-        found.append(f"{by_place['host']} tokens from the host, expected {sent.from_host} at least")
+    by_place = meta.get("cached_tokens_details") or {}
+    for place, least in (("host", sent.from_host), ("storage", sent.from_storage)):
+        if least is not None and by_place.get(place, 0) < least:
+            found.append(f"{by_place.get(place, 0)} tokens from the {place}, expected {least} at least")
     return found
 
 

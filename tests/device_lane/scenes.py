@@ -49,6 +49,7 @@ class Sent:
     cached: int | None = None  # tokens of the prompt that the prefix cache must have had
     goes_on: bool = False  # its prompt begins with a whole answer, of which SGLang's chain may keep the last token, too
     from_host: int | None = None  # how many of them, at least, had to be copied back from the host
+    from_storage: int | None = None  # likewise, from what is behind the host
     group: int | None = None  # which of a server's groups attends for it, under DP attention
 
     def wishes(self) -> dict[str, Any]:

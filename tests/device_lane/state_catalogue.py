@@ -23,6 +23,7 @@ from tests.device_lane.context_waves import (
 )
 from tests.device_lane.host_cache import PAGES_FIRST
 from tests.device_lane.scenes import Scene, pool_of
+from tests.device_lane.storage_waves import comes_back_to_a_kept_state, with_storage
 from tests.device_lane.waves import (
     aborted,
     changing_widths,
@@ -274,8 +275,16 @@ _ON_THE_HOST = replace(
     flags=(*TRACKED, *PAGES_FIRST, *pool_of(132)),
     must_log=(),
 )
+_IN_STORAGE = replace(
+    _ON_THE_HOST, name="gated-delta-storage", waves=(comes_back_to_a_kept_state,), flags=(*TRACKED, *PAGES_FIRST)
+)
+STATES_IN_STORAGE = (
+    with_storage(_IN_STORAGE),
+    with_storage(replace(_IN_STORAGE, name="mamba-storage", backend="triton", pair="mamba")),
+)
 STATES_ON_THE_HOST = (
     _ON_THE_HOST,
+    *STATES_IN_STORAGE,
     replace(_ON_THE_HOST, name="mamba-host-cache", backend="triton", pair="mamba"),
 )
 # Of recurrent layers, for their time not in each CI run.

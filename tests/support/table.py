@@ -200,6 +200,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "DP attention": {"attn_dp_size": 2, "tp_size": 2, "enable_dp_lm_head": True},
     "prefill/decode disaggregation": {"disaggregation_mode": "decode", "disable_overlap_schedule": True},
     "hierarchical cache": {"enable_hierarchical_cache": True},
+    "storage behind the hierarchical cache": {"enable_hierarchical_cache": True, "hicache_storage_backend": "file"},
     "drafter's window": {"speculative_draft_window_size": 16},
     "pipeline parallelism": {"pp_size": 2},
 }
@@ -294,13 +295,19 @@ REFUSED_FEATURES = (
     ),
     Row(
         ALL,
-        ALL,
+        CPU,
         "storage behind the hierarchical cache",
         Refused(
-            "keys back from storage",
-            {"enable_hierarchical_cache": True, "hicache_storage_backend": "file"},
-            needed=f"{_HOST_CACHE}test_sglang_stores_a_drafters_keys_with_the_targets_or_not_at_all[True-False]",
+            "needs a GPU",
+            needed=f"{_ACTIVATION}test_sglangs_copies_of_a_cache_on_the_host_are_registered_with_a_driver",
         ),
+    ),
+    *_refused(("LFM2", "LFM2-MoE"), "storage behind the hierarchical cache", "bring inputs of convolutions back"),
+    *_refused(
+        LATENT_FAMILIES,
+        "storage behind the hierarchical cache",
+        "beside latent attention",
+        needed=f"{_HOST_CACHE}test_sglang_stores_a_drafters_keys_with_the_targets_or_not_at_all[True-False]",
     ),
     Row(
         ALL, ALL, "two-batch overlap", Refused("does not support two-batch overlap", {"enable_two_batch_overlap": True})
@@ -514,6 +521,10 @@ IN_THE_LANE = (
     Row("Nemotron-H", TRITON, "prefill/decode disaggregation", scene("split-mamba-retraction", "slow")),
     Row("LFM2", FA3, "prefill/decode disaggregation", scene("split-short-convolution", "slow")),
     Row("Qwen3", FA3, "hierarchical cache", scene("host-cache")),
+    Row("Qwen3", FA3, "storage behind the hierarchical cache", scene("storage")),
+    Row("gpt-oss", TRITON, "storage behind the hierarchical cache", scene("storage-windows", "slow")),
+    Row("Nemotron-H", TRITON, "storage behind the hierarchical cache", scene("mamba-storage", "slow")),
+    Row("Qwen3.5 / 3.6", FA3, "storage behind the hierarchical cache", scene("gated-delta-storage", "slow")),
     Row("Qwen3.5 / 3.6", FA3, "hierarchical cache", scene("gated-delta-host-cache", "slow")),
     Row("Nemotron-H", TRITON, "hierarchical cache", scene("mamba-host-cache", "slow")),
     Row("Qwen3", TRITON, "hierarchical cache", scene("host-cache-window", "slow")),

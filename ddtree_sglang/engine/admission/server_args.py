@@ -13,7 +13,6 @@ from typing import Any
 
 from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
-from ddtree_sglang.engine.admission import host_cache
 from ddtree_sglang.engine.admission.attention_groups import check_groups, check_groups_target
 from ddtree_sglang.engine.admission.context_limit import check_context_len
 from ddtree_sglang.engine.admission.default_policy import config_of
@@ -24,6 +23,7 @@ from ddtree_sglang.engine.admission.drafter_checks import (
     check_same_dtype,
 )
 from ddtree_sglang.engine.admission.drafter_weights import check_drafter_weights
+from ddtree_sglang.engine.admission.host_cache import check_storage
 from ddtree_sglang.engine.admission.recurrent_checks import check_recurrent_arguments
 from ddtree_sglang.engine.admission.rules import ArgumentRule, broken_rule
 from ddtree_sglang.engine.admission.split_servers import check_split, check_split_target, is_split
@@ -84,10 +84,11 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
         "keeps no first tokens in its drafter's window; remove --speculative-draft-sink-size.",
     ),
     # The drafter's pool is copied beside the target's (speculative/base_spec_worker.py, `_build_hicache_draft_plan`).
-    # What storage holds of it was not looked into; one pool of all layers holds it in another way.
+    # One pool of all layers holds it in another way.
     ArgumentRule(
-        lambda cfg: cfg.hicache_storage_backend is not None or bool(cfg.enable_unified_cache_external_linker),
-        f"{host_cache.NO_STORAGE}; remove --hicache-storage-backend and --enable-unified-cache-external-linker.",
+        lambda cfg: bool(cfg.enable_unified_cache_external_linker),
+        "has not been shown to read the drafter's keys back through a linker; remove "
+        "--enable-unified-cache-external-linker.",
     ),
     ArgumentRule(
         lambda cfg: bool(cfg.enable_hierarchical_cache and cfg.enable_unified_memory),
@@ -229,6 +230,7 @@ def check_resolved_target(server_args: Any) -> None:
     is_recurrent = mambaish_config(model_config) is not None
     check_groups_target(cfg, model_config.hf_config.architectures[0])
     check_split_target(cfg, is_recurrent)
+    check_storage(model_config, cfg)
     check_pages(model_config, int(cfg.page_size), window, attention_backends_of(cfg))
     check_context_len(int(model_config.context_len), max_path_len(cfg))
     _check_prefills_with_adapters(cfg)

@@ -1,11 +1,14 @@
-"""Storage behind the host's copies of the prefix cache cannot be attached to a running server."""
+"""Storage behind the host's copies of the prefix cache: where it is served, and that it cannot be attached later."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from ddtree_sglang.exceptions import DDTreeConfigError
 
 pytestmark = pytest.mark.sglang
 
@@ -31,7 +34,42 @@ def test_storage_is_attached_without_ddtree_alone(
     assert answer.success is not is_refused
     assert asked == ([] if is_refused else [("the scheduler", request)])
     if is_refused:
-        assert "keys back from storage; start the server without --speculative-algorithm DDTREE" in answer.message
+        assert "give --hicache-storage-backend at its start" in answer.message
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "is_latent", "refused"),
+    [
+        ({}, "Qwen3ForCausalLM", False, ""),
+        ({"hicache_storage_backend": None}, "DeepseekV3ForCausalLM", True, ""),
+        ({"hicache_storage_backend": "mooncake"}, "Qwen3ForCausalLM", False, "other than file, got mooncake"),
+        ({"attn_dp_size": 2}, "Qwen3ForCausalLM", False, "with --attn-dp-size; remove it"),
+        ({"disaggregation_mode": "prefill"}, "Qwen3ForCausalLM", False, "with --disaggregation-mode; remove it"),
+        ({}, "DeepseekV3ForCausalLM", True, "beside latent attention"),
+        ({}, "NemotronHForCausalLM", False, ""),
+        ({}, "Qwen3_5ForConditionalGeneration", False, ""),
+    ],
+)
+def test_storage_is_served_where_it_was_shown(given: dict[str, Any], name: str, is_latent: bool, refused: str) -> None:
+    from sglang.srt.configs.model_config import AttentionArch
+
+    from ddtree_sglang.engine.admission.host_cache import check_storage
+
+    plain = {
+        "hicache_storage_backend": "file",
+        "attn_dp_size": 1,
+        "enable_dp_attention": False,
+        "disaggregation_mode": "null",
+    }
+    model_config = SimpleNamespace(
+        attention_arch=AttentionArch.MLA if is_latent else AttentionArch.MHA,
+        hf_config=SimpleNamespace(architectures=[name]),
+    )
+    expected = (
+        pytest.raises(DDTreeConfigError, match=f"keys back from storage.*{refused}") if refused else nullcontext()
+    )
+    with expected:
+        check_storage(model_config, SimpleNamespace(**{**plain, **given}))
 
 
 @pytest.mark.parametrize(("is_latent_beside_rank_0", "is_stored"), [(False, True), (True, False)])

@@ -169,7 +169,7 @@ def test_help_lists_our_flags(capsys: pytest.CaptureFixture[str]) -> None:
             ("--speculative-draft-window-size", "64", "--speculative-draft-sink-size", "4"),
             "first tokens .* remove --speculative-draft-sink-size",
         ),
-        (("--hicache-storage-backend", "file"), "drafter's keys back from storage; remove --hicache-storage-backend"),
+        (("--enable-unified-cache-external-linker",), "remove --enable-unified-cache-external-linker"),
         (("--enable-flexkv",), "remove --enable-lmcache, --enable-flexkv and --radix-cache-backend"),
         (("--grammar-backend", "outlines"), "which outlines cannot; use --grammar-backend xgrammar or llguidance"),
         (("--enable-return-indexer-topk",), "--enable-return-indexer-topk"),

@@ -67,7 +67,7 @@ def heads_that_read_the_prompts_end() -> None:
     from ddtree_sglang.engine.admission import split_servers
     from ddtree_sglang.engine.admission.drafter_families import LATTICE
 
-    _add(split_servers, "SERVED_FAMILIES", LATTICE)
+    _add(split_servers, "SERVED_SPLIT", LATTICE)
 
 
 def states_on_two_servers() -> None:

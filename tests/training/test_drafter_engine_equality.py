@@ -17,6 +17,7 @@ import torch
 
 from ddtree_sglang.training.model.drafter_model import DFlashDrafter
 from ddtree_sglang.training.model.export import export_drafter
+from tests.one_process import one_process
 from tests.training.tiny import tiny_config, tiny_target
 
 pytestmark = pytest.mark.sglang
@@ -24,22 +25,10 @@ pytestmark = pytest.mark.sglang
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One-process parallel state and configuration, as a worker has them."""
+    """As a worker has it, in this process."""
     pytest.importorskip("sglang")
-    from sglang.srt.distributed import parallel_state
-    from sglang.srt.runtime_context import get_context
-
-    override = get_context().override_server_args(device="cpu")
-    override.install()
-    rendezvous = tmp_path_factory.mktemp("rendezvous") / "file"
-    parallel_state.init_distributed_environment(
-        world_size=1, rank=0, local_rank=0, backend="gloo", distributed_init_method=f"file://{rendezvous}"
-    )
-    parallel_state.initialize_model_parallel(backend="gloo")
-    yield
-    parallel_state.destroy_model_parallel()
-    parallel_state.destroy_distributed_environment()
-    override.restore()
+    with one_process(tmp_path_factory.mktemp("rendezvous")):
+        yield
 
 
 class DenseAttention(torch.nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ddtree_sglang.config import DDTreeConfig
-from ddtree_sglang.engine.admission.drafter_families import MARKOV, PLAIN, SELECTOR, family_of
+from ddtree_sglang.engine.admission.drafter_families import SERVED_IN_GROUPS, family_of
 from ddtree_sglang.engine.admission.recurrent_checks import GATED_DELTA
 from ddtree_sglang.engine.admission.rules import ArgumentRule, broken_rule
 from ddtree_sglang.engine.spec import ALGORITHM
@@ -63,9 +63,6 @@ tokens: models/llama.py asks for the whole tensor-parallel size, as does what de
 back no residual in a group that stays idle (models/nemotron_h.py).
 """
 
-# SGLang refuses LiLiCorr itself (dflash_worker_v2.py).
-SERVED_FAMILIES = (PLAIN, MARKOV, SELECTOR)
-
 
 def _gathers_nothing() -> bool:
     from sglang.srt.environ import envs
@@ -93,9 +90,9 @@ def check_groups(cfg: Any, drafter: dict[str, Any]) -> None:
     if (message := broken_rule(GROUP_RULES, cfg)) is not None:
         raise DDTreeConfigError(f"{ALGORITHM} under DP attention (--attn-dp-size) {message}")
     family = family_of(drafter)
-    if family.name not in SERVED_FAMILIES:
+    if family.name not in SERVED_IN_GROUPS:
         raise DDTreeConfigError(
-            f"{ALGORITHM} under DP attention (--attn-dp-size) takes drafters of {', '.join(SERVED_FAMILIES)}, got "
+            f"{ALGORITHM} under DP attention (--attn-dp-size) takes drafters of {', '.join(SERVED_IN_GROUPS)}, got "
             f"one of {family.name}; remove --attn-dp-size, or use another drafter."
         )
 

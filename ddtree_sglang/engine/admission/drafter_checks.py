@@ -6,6 +6,7 @@ Knows nothing of SGLang: it takes the configurations as plain mappings. The rule
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,24 @@ def check_checkpoint_folder(path: str, role: str, flag: str, needs_weights: bool
     for pattern, what in required:
         if folder.is_dir() and not any(folder.glob(pattern)) and not _has_torch_weights(folder, pattern):
             raise DDTreeConfigError(f"{role} must hold {what}, the folder {path!r} has none; check {flag}.")
+
+
+def check_drafter_configuration(folder: Path) -> None:
+    """Refuse a local drafter by its `config.json` as it stands, by the rules of `ddtree doctor --draft`.
+
+    Transformers, which reads it for SGLang, would tell of some of these in its own words, and fill in what is missing.
+    A file that is no JSON object is left to it.
+
+    Raises:
+        DDTreeConfigError: no trees can be built of it.
+    """
+    file = folder / "config.json"
+    try:
+        drafter = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(drafter, dict):
+        require_served(drafter)
 
 
 def _has_torch_weights(folder: Path, pattern: str) -> bool:

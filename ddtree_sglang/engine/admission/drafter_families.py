@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ddtree_sglang.engine.admission.drafter_fields import block_field, is_whole, wrong_field
+from ddtree_sglang.engine.admission.drafter_fields import block_field, wrong_field
+from ddtree_sglang.engine.admission.drafter_shape import is_whole, shape_field
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 PLAIN, SELECTOR, LATTICE, MARKOV = "DFlash", "DFlash2", "LiLiCorr", "DSpark"
@@ -41,16 +42,27 @@ OTHER_MODELS = {
 MAX_CANDIDATES = 256
 """Per depth, of a drafter that scores pairs: what the trees' kernel takes (kernels/tree_builder_triton.py)."""
 
-LATTICE_FIELDS = (
-    "candidate_topk",
-    "hidden_size",
-    "num_layers",
-    "num_heads",
-    "mlp_ratio",
-    "factor_dim",
-    "vector_eps",
-    "logit_scale",
-)
+MAX_LATTICE_CANDIDATES = 16
+"""Per depth, of a LiLiCorr drafter: one group of Triton's lanes (kernels/ops/speculative/lilicorr.py)."""
+
+LATTICE_FIELDS: Mapping[str, type[int] | type[float]] = {
+    "candidate_topk": int,
+    "hidden_size": int,
+    "num_layers": int,
+    "num_heads": int,
+    "mlp_ratio": float,
+    "factor_dim": int,
+    "vector_eps": float,
+    "logit_scale": float,
+}
+"""With what SGLang makes of each."""
+
+SERVED_IN_GROUPS = (PLAIN, MARKOV, SELECTOR)
+"""Families under DP attention. SGLang refuses LiLiCorr itself (dflash_worker_v2.py)."""
+
+SERVED_SPLIT = (PLAIN, SELECTOR, MARKOV)
+"""Families with prefill/decode disaggregation. LiLiCorr's head reads features of the prompt's last token, which stay
+where it was prefilled."""
 _CHAIN = "use the chain that SGLang serves it with"
 
 
@@ -71,13 +83,19 @@ class DrafterFamily:
 
 def family_of(drafter: Mapping[str, Any]) -> DrafterFamily:
     """Of a drafter's parsed `config.json`; what is malformed is refused as of no known family."""
+    names = drafter.get("architectures") or []
+    is_list = isinstance(names, list) and all(isinstance(one, str) for one in names)
+    known = [name for name in names if name in FAMILIES] if is_list else []
+    if is_list and not known:
+        # Before its fields, which may be those of another class.
+        return _of_no_family(names)
     malformed = wrong_field(drafter)
     if malformed is not None:
         return DrafterFamily("unknown", "unknown", malformed)
-    architectures = [str(one) for one in drafter.get("architectures") or []]
-    known = [name for name in architectures if name in FAMILIES]
-    if known:
-        return _check_head(FAMILIES[known[0]], drafter)
+    return _check_head(FAMILIES[known[0]], drafter)
+
+
+def _of_no_family(architectures: list[str]) -> DrafterFamily:
     other = [name for name in architectures if name in OTHER_MODELS]
     if other:
         return DrafterFamily(
@@ -133,7 +151,9 @@ def _check_head(name: str, drafter: Mapping[str, Any]) -> DrafterFamily:
 
 def has_lattice(dflash: Mapping[str, Any]) -> bool:
     """Whether a `dflash_config` describes a LiLiCorr head that is in use."""
-    return dflash.get("lilicorr_enabled") is not False and any(str(key).startswith("lilicorr_") for key in dflash)
+    enabled = dflash.get("lilicorr_enabled")
+    is_on = enabled is None or bool(enabled)
+    return is_on and any(str(key).startswith("lilicorr_") for key in dflash)
 
 
 def _heads(name: str, drafter: Mapping[str, Any], dflash: Mapping[str, Any]) -> DrafterFamily:
@@ -143,15 +163,62 @@ def _heads(name: str, drafter: Mapping[str, Any], dflash: Mapping[str, Any]) -> 
         numbers = {"selector_rank": (rank, None), "selector_top_k": (top_k, MAX_CANDIDATES)}
         return DrafterFamily(name, scores, _wrong_number(name, numbers))
     if name == LATTICE:
-        missing = [f"lilicorr_{field}" for field in LATTICE_FIELDS if f"lilicorr_{field}" not in dflash]
-        top_k = dflash.get("lilicorr_candidate_topk")
-        scores = f"the token before: a lattice of {top_k} candidates, {dflash.get('lilicorr_num_layers')} layers"
-        refusal = _missing(name, ", ".join(missing)) if missing else None
-        number = {"lilicorr_candidate_topk": (top_k, MAX_CANDIDATES)}
-        return DrafterFamily(name, scores, refusal or _wrong_number(name, number))
+        return _lattice(drafter, dflash)
     if name == MARKOV:
         return _markov(drafter)
     return DrafterFamily(name, "its position alone")
+
+
+def _lattice(drafter: Mapping[str, Any], dflash: Mapping[str, Any]) -> DrafterFamily:
+    refusal = _wrong_lattice(drafter, dflash)
+    if refusal is not None:
+        return DrafterFamily(LATTICE, "unknown", refusal)
+    top_k, layers = (dflash[f"lilicorr_{field}"] for field in ("candidate_topk", "num_layers"))
+    return DrafterFamily(LATTICE, f"the token before: a lattice of {top_k} candidates, {layers} layers")
+
+
+def _wrong_lattice(drafter: Mapping[str, Any], dflash: Mapping[str, Any]) -> str | None:
+    """Rules of `_parse_lilicorr_config` (lilicorr_utils.py) and of the head's attention (models/lilicorr.py)."""
+    missing = [f"lilicorr_{field}" for field in LATTICE_FIELDS if f"lilicorr_{field}" not in dflash]
+    if missing:
+        return _missing(LATTICE, ", ".join(missing))
+    if not has_lattice(dflash):
+        return (
+            f"lilicorr_enabled of a {LATTICE} drafter must not be false, because its class is built with the head, got "
+            f"{dflash['lilicorr_enabled']!r}; correct it in the drafter's config.json, or name the architecture "
+            f"{PLAIN_ARCHITECTURE} to serve it without the head."
+        )
+    refusal = _wrong_number(LATTICE, {"lilicorr_candidate_topk": (dflash["lilicorr_candidate_topk"], None)})
+    return refusal or _wrong_head(drafter, dflash)
+
+
+def _wrong_head(drafter: Mapping[str, Any], dflash: Mapping[str, Any]) -> str | None:
+    values: dict[str, Any] = {}
+    for field, cast in LATTICE_FIELDS.items():
+        stated = dflash[f"lilicorr_{field}"]
+        try:
+            values[field] = cast(stated)
+        except (TypeError, ValueError, OverflowError):
+            values[field] = None
+        # A head of size 0 is as wide as the drafter.
+        least = "of at least 0" if field == "hidden_size" else "above 0"
+        value = values[field]
+        if value is None or value < 0 or (value == 0 and field != "hidden_size"):
+            what = "a whole number" if cast is int else "a number"
+            return _wrong_lattice_field(field, f"must be {what} {least}", stated)
+    top_k, heads = values["candidate_topk"], values["num_heads"]
+    if top_k & (top_k - 1) or top_k > MAX_LATTICE_CANDIDATES:
+        return _wrong_lattice_field(
+            "candidate_topk", f"must be a power of two of at most {MAX_LATTICE_CANDIDATES}", top_k
+        )
+    hidden = values["hidden_size"] or shape_field(drafter, "hidden_size")
+    if hidden is not None and hidden % heads:
+        return _wrong_lattice_field("num_heads", f"must divide its hidden size, {hidden}", heads)
+    return None
+
+
+def _wrong_lattice_field(field: str, rule: str, value: Any) -> str:
+    return f"lilicorr_{field} of a {LATTICE} drafter {rule}, got {value!r}; correct the drafter's config.json."
 
 
 def _markov(drafter: Mapping[str, Any]) -> DrafterFamily:
@@ -162,6 +229,16 @@ def _markov(drafter: Mapping[str, Any]) -> DrafterFamily:
     refusal = _wrong_number(MARKOV, {"markov_rank": (rank, None)})
     if refusal is not None:
         return DrafterFamily(MARKOV, "unknown", refusal)
+    stated = _markov_type(drafter)
+    if stated != kind:
+        if stated is None:
+            return DrafterFamily(MARKOV, "unknown", _missing(MARKOV, "markov_head_type"))
+        return DrafterFamily(
+            MARKOV,
+            "unknown",
+            f"markov_head_type of a {MARKOV} drafter must be the same at the top level, where SGLang builds the head "
+            f"of it, got {kind!r} there and {stated!r} below; correct the drafter's config.json.",
+        )
     if kind not in ("vanilla", "gated"):
         return DrafterFamily(
             MARKOV,
@@ -177,6 +254,14 @@ def _markov(drafter: Mapping[str, Any]) -> DrafterFamily:
             f"{drafter['quantization_config']['quant_algo']}; use a checkpoint in half precision.",
         )
     return DrafterFamily(MARKOV, scores)
+
+
+def _markov_type(drafter: Mapping[str, Any]) -> str | None:
+    """The head's type as SGLang looks for it, nested fields first (dspark_config.py); it refuses one without."""
+    places = (drafter.get(name) for name in ("dspark_config", "dflash_config", "text_config"))
+    found = [place for place in places if isinstance(place, Mapping) and "markov_head_type" in place]
+    stated = found[0]["markov_head_type"] if found else drafter.get("markov_head_type")
+    return None if stated is None else str(stated).lower()
 
 
 def _wrong_number(name: str, numbers: Mapping[str, tuple[Any, int | None]]) -> str | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ddtree_sglang.engine.admission.drafter_shape import is_number, is_whole, shape_field, wrong_shape
+
 DEFAULT_BLOCK_SIZE = 16
 """What SGLang assumes for a checkpoint that does not say (models/dflash.py)."""
 
@@ -21,13 +23,18 @@ _LEAST = {
     "vocab_size": 1,
 }
 """Whole numbers, and the least that each may be; a block that is too short has words of its own elsewhere."""
+_LEAST_SPREAD = 4
+"""Layers of a target over which SGLang spreads what a drafter reads (`build_target_layer_ids`)."""
 
 
 def block_field(drafter: Mapping[str, Any], name: str, default: Any = None) -> Any:
-    """A field of `dflash_config` or, where that has none, of the top level; one that is null is none."""
+    """A field of `dflash_config` or, where that has none, of the top level; one that is null is none.
+
+    A null in `dflash_config` hides the top level's, as SGLang reads it.
+    """
     nested = drafter.get("dflash_config") or {}
-    stated = (one[name] for one in (nested, drafter) if one.get(name) is not None)
-    return next(stated, default)
+    found = nested[name] if name in nested else drafter.get(name)
+    return default if found is None else found
 
 
 def block_size_of(drafter: Mapping[str, Any]) -> int:
@@ -37,7 +44,15 @@ def block_size_of(drafter: Mapping[str, Any]) -> int:
 
 def wrong_field(drafter: Mapping[str, Any]) -> str | None:
     """What is not as SGLang reads it, or does not fit another field of the same file; None if all does."""
-    found = _wrong_kind(drafter) or _wrong_number(drafter) or _wrong_layers(drafter) or _wrong_together(drafter)
+    found = (
+        _wrong_kind(drafter)
+        or _wrong_number(drafter)
+        or wrong_shape(drafter)
+        or _wrong_layers(drafter)
+        or _wrong_mask(drafter)
+        or _wrong_extras(drafter)
+        or _wrong_together(drafter)
+    )
     return None if found is None else f"{found}; correct it in the drafter's config.json."
 
 
@@ -59,22 +74,57 @@ def _wrong_number(drafter: Mapping[str, Any]) -> str | None:
         value = block_field(drafter, field)
         if value is not None and not (is_whole(value) and value >= least):
             return f"{field} must be a whole number of at least {least}, got {value!r}"
-    scale = block_field(drafter, "output_multiplier", 1.0)
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or scale <= 0:
-        return f"output_multiplier must be a number above 0, got {scale!r}"
     return None
 
 
 def _wrong_layers(drafter: Mapping[str, Any]) -> str | None:
     layers, total = block_field(drafter, "target_layer_ids"), block_field(drafter, "num_target_layers")
     if layers is None:
-        return None
+        return _wrong_spread(drafter, total)
     if not isinstance(layers, list | tuple) or not all(map(is_whole, layers)):
         return f"target_layer_ids must be a list of whole numbers, got {layers!r}"
+    if not layers:
+        return "target_layer_ids must name at least one layer, or be left out, got []"
     outside = [layer for layer in layers if layer < 0 or (total is not None and layer >= total)]
     if outside:
         most = "" if total is None else f" and below num_target_layers, {total}"
         return f"target_layer_ids must be at least 0{most}, got {list(layers)}, of which {outside} do not exist"
+    return None
+
+
+def _wrong_spread(drafter: Mapping[str, Any], total: int | None) -> str | None:
+    """Of target layers that are not named, which SGLang spreads between the second and the third last."""
+    own = shape_field(drafter, "num_hidden_layers")
+    # A model that is not told the target's depth takes its own (models/dflash.py).
+    depth = own if total is None else total
+    if own is None or own == 1 or depth >= _LEAST_SPREAD:
+        return None
+    return (
+        f"target_layer_ids must be given for a target of fewer than {_LEAST_SPREAD} layers (num_target_layers, or "
+        f"num_hidden_layers in its place), got none and {depth}"
+    )
+
+
+def _wrong_mask(drafter: Mapping[str, Any]) -> str | None:
+    token = block_field(drafter, "mask_token")
+    if token is not None and not (isinstance(token, str) and token):
+        return f"mask_token must be a token's text, got {token!r}"
+    return None
+
+
+def _wrong_extras(drafter: Mapping[str, Any]) -> str | None:
+    """Fields that SGLang reads of `dflash_config` alone."""
+    dflash = drafter.get("dflash_config") or {}
+    scale = dflash.get("output_multiplier", 1.0)
+    if not is_number(scale) or scale <= 0:
+        return f"output_multiplier must be a number above 0, got {scale!r}"
+    sinks = dflash.get("attention_sink_bias", False)
+    if not isinstance(sinks, bool):
+        return f"attention_sink_bias must be true or false, got {sinks!r}"
+    for field in ("attention_value_scale", "final_logit_softcapping"):
+        value = dflash.get(field)
+        if value is not None and not is_number(value):
+            return f"{field} must be a number, got {value!r}"
     return None
 
 
@@ -85,12 +135,10 @@ def _wrong_together(drafter: Mapping[str, Any]) -> str | None:
     taps, group = (block_field(drafter, f"conv_{part}_size") or 0 for part in ("kernel", "group"))
     if bool(taps) != bool(group):
         return f"conv_kernel_size and conv_group_size must be given together, got {taps} and {group}"
-    hidden = drafter.get("hidden_size")
-    if group and isinstance(hidden, int) and hidden % group:
+    rank, top_k = ((drafter.get("dflash_config") or {}).get(f"selector_{part}") or 0 for part in ("rank", "top_k"))
+    if bool(rank) != bool(top_k):
+        return f"selector_rank and selector_top_k must be given together, got {rank!r} and {top_k!r}"
+    hidden = shape_field(drafter, "hidden_size")
+    if group and hidden is not None and hidden % group:
         return f"conv_group_size must divide hidden_size, {hidden}, got {group}"
     return None
-
-
-def is_whole(value: Any) -> bool:
-    """A whole number of JSON's, which true and false are not."""
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -13,8 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from ddtree_sglang.engine.admission.drafter_checks import proposes_at_the_root, shape_of
-from ddtree_sglang.engine.admission.drafter_families import DrafterFamily, family_of
+from ddtree_sglang.engine.admission.drafter_families import (
+    MARKOV,
+    SERVED_IN_GROUPS,
+    SERVED_SPLIT,
+    DrafterFamily,
+    family_of,
+)
 from ddtree_sglang.engine.admission.drafter_fields import DEFAULT_BLOCK_SIZE, block_field, block_size_of
+from ddtree_sglang.engine.admission.drafter_shape import SLIDING, shape_field
+from ddtree_sglang.engine.admission.pair_facts import suspicions_alone
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 UNSTATED = "not stated"
@@ -24,15 +32,23 @@ DEFAULT_MASK_TOKEN = "<|MASK|>"
 
 @dataclass(frozen=True, slots=True)
 class DrafterReport:
-    """Facts in order, each a name and what was found, and the verdict."""
+    """Facts in order, each a name and what was found, and the verdict.
+
+    Attributes:
+        facts: as stated, or as SGLang takes them.
+        refusal: None if DDTREE serves it.
+        suspicions: what makes no wrong answer and may make a drafter of no use; none where it is refused.
+    """
 
     facts: tuple[tuple[str, str], ...]
     refusal: str | None
+    suspicions: tuple[str, ...] = ()
 
     @property
     def lines(self) -> list[str]:
         """For a person; the last one is the verdict."""
         told = [f"        {name}: {found}" for name, found in self.facts]
+        told += [f"suspect {one}" for one in self.suspicions]
         verdict = "ok      DDTREE serves it" if self.refusal is None else f"FAILED  DDTREE refuses it: {self.refusal}"
         return [*told, verdict]
 
@@ -65,7 +81,7 @@ def report_of(drafter: Mapping[str, Any]) -> DrafterReport:
     except (TypeError, ValueError, AttributeError) as error:
         refusal = family.refusal or f"a field of the config.json is not what it should be: {error}."
         return DrafterReport((("family", family.name),), refusal)
-    return DrafterReport(facts, refusal)
+    return DrafterReport(facts, refusal, () if refusal else tuple(suspicions_alone(drafter)))
 
 
 def _refusal_of_block(drafter: Mapping[str, Any]) -> str | None:
@@ -93,7 +109,21 @@ def _facts(drafter: Mapping[str, Any], family: DrafterFamily) -> tuple[tuple[str
             "embedding and LM head",
             "its own, and the target's" if drafter.get("has_embed_tokens") else "the target's",
         ),
+        *_refused_with(family),
     )
+
+
+def _refused_with(family: DrafterFamily) -> tuple[tuple[str, str], ...]:
+    """Features of a server that are refused with its family; nothing of a drafter that is refused with each."""
+    refused = [
+        feature
+        for feature, families in (
+            ("DP attention (--attn-dp-size)", SERVED_IN_GROUPS),
+            ("prefill/decode disaggregation (--disaggregation-mode)", SERVED_SPLIT),
+        )
+        if family.refusal is None and family.name not in families
+    ]
+    return (("refused with", " and ".join(refused)),) if refused else ()
 
 
 def _architectures(drafter: Mapping[str, Any]) -> str:
@@ -114,8 +144,13 @@ def _block(drafter: Mapping[str, Any], family: DrafterFamily) -> str:
 
 
 def _layers(drafter: Mapping[str, Any]) -> str:
-    text = drafter.get("text_config") or drafter
-    return f"{text.get('num_hidden_layers', UNSTATED)}, hidden size {text.get('hidden_size', UNSTATED)}"
+    layers, hidden = (_shape(drafter, name) for name in ("num_hidden_layers", "hidden_size"))
+    return f"{layers}, hidden size {hidden}"
+
+
+def _shape(drafter: Mapping[str, Any], name: str) -> str:
+    found = shape_field(drafter, name)
+    return UNSTATED if found is None else str(found)
 
 
 def _target_layers(drafter: Mapping[str, Any]) -> str:
@@ -130,17 +165,15 @@ def _mask_token(drafter: Mapping[str, Any]) -> str:
 
 
 def _attention(drafter: Mapping[str, Any]) -> str:
-    text = drafter.get("text_config") or drafter
-    heads = text.get("num_attention_heads", UNSTATED)
+    heads, of_keys = _shape(drafter, "num_attention_heads"), shape_field(drafter, "num_key_value_heads")
     sinks = ", with sinks" if block_field(drafter, "attention_sink_bias") else ""
-    return f"{heads} heads, {text.get('num_key_value_heads', heads)} of keys{sinks}"
+    return f"{heads} heads, {heads if of_keys is None else of_keys} of keys{sinks}"
 
 
 def _window(drafter: Mapping[str, Any]) -> str:
-    text = drafter.get("text_config") or drafter
-    kinds = list(text.get("layer_types") or [])
-    sliding = kinds.count("sliding_attention")
-    return f"{text.get('sliding_window')} tokens in {sliding} of {len(kinds)} layers" if sliding else "none"
+    kinds = list(shape_field(drafter, "layer_types") or [])
+    sliding = kinds.count(SLIDING)
+    return f"{shape_field(drafter, 'sliding_window')} tokens in {sliding} of {len(kinds)} layers" if sliding else "none"
 
 
 def _convolutions(drafter: Mapping[str, Any]) -> str:

@@ -10,20 +10,45 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ddtree_sglang.engine.admission.drafter_fields import block_field
+from ddtree_sglang.engine.admission.drafter_shape import SLIDING, shape_field, unstated
+
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id")
 
 
 def suspicions(drafter: Mapping[str, Any], target: Mapping[str, Any]) -> list[str]:
     """One line for each thing that does not fit, empty where nothing tells; both as parsed `config.json`."""
     text = target.get("text_config") or target
-    dflash = drafter.get("dflash_config") or {}
     return [
         *_rope(drafter, text),
         *_positions(drafter, text),
-        *_target_layers(drafter, dflash),
-        *_mask_token(drafter, dflash, text),
+        *_window(drafter),
+        *_target_layers(drafter),
+        *_no_mask_token(drafter),
+        *_mask_token(drafter, text),
         *_tokenizer(drafter, text),
     ]
+
+
+def suspicions_alone(drafter: Mapping[str, Any]) -> list[str]:
+    """Those that need no target, of a drafter's parsed `config.json`: one line for each.
+
+    What is not stated is said, too; a configuration that SGLang has read has nothing of this kind.
+    """
+    return [*_unstated(drafter), *_window(drafter), *_target_layers(drafter), *_no_mask_token(drafter)]
+
+
+def _unstated(drafter: Mapping[str, Any]) -> Iterable[str]:
+    kind = drafter.get("model_type")
+    for name, default in unstated(drafter):
+        value = "" if default is None else f"{default}, "
+        yield f"{name}: the drafter states none, so that SGLang takes {value}the default of model_type {kind}"
+
+
+def _window(drafter: Mapping[str, Any]) -> Iterable[str]:
+    window = shape_field(drafter, "sliding_window")
+    if SLIDING in (shape_field(drafter, "layer_types") or ()) and window is not None and window < 1:
+        yield f"window: the drafter's sliding_window is {window}, which SGLang takes for none"
 
 
 def _rope(drafter: Mapping[str, Any], target: Mapping[str, Any]) -> Iterable[str]:
@@ -48,21 +73,23 @@ def _positions(drafter: Mapping[str, Any], target: Mapping[str, Any]) -> Iterabl
         yield f"positions: the drafter knows {mine}, the target {theirs}; past them no guess hits"
 
 
-def _target_layers(drafter: Mapping[str, Any], dflash: Mapping[str, Any]) -> Iterable[str]:
-    layers = dflash.get("target_layer_ids", drafter.get("target_layer_ids"))
+def _target_layers(drafter: Mapping[str, Any]) -> Iterable[str]:
+    layers = block_field(drafter, "target_layer_ids")
     if layers is None:
         yield "target layers: the drafter names none, so that SGLang spreads as many as it has layers over the target"
     elif sorted(set(layers)) != list(layers):
         yield f"target layers: the drafter reads {list(layers)}, which do not ascend"
 
 
-def _mask_token(drafter: Mapping[str, Any], dflash: Mapping[str, Any], target: Mapping[str, Any]) -> Iterable[str]:
-    mask = dflash.get("mask_token_id", drafter.get("mask_token_id"))
-    if mask is None:
+def _no_mask_token(drafter: Mapping[str, Any]) -> Iterable[str]:
+    if block_field(drafter, "mask_token_id") is None:
         yield "mask token: the drafter names no mask_token_id, so that SGLang adds a token that it was not trained with"
-        return
+
+
+def _mask_token(drafter: Mapping[str, Any], target: Mapping[str, Any]) -> Iterable[str]:
+    mask = block_field(drafter, "mask_token_id")
     for name in SPECIAL_TOKENS:
-        if mask in _ids(target.get(name)):
+        if mask is not None and mask in _ids(target.get(name)):
             yield f"mask token: {mask} is the target's {name}"
 
 

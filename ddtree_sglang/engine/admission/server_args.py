@@ -19,6 +19,7 @@ from ddtree_sglang.engine.admission.default_policy import config_of
 from ddtree_sglang.engine.admission.drafter_checks import (
     DrafterShape,
     check_checkpoint_folder,
+    check_drafter_configuration,
     check_drafter_fits_target,
     check_same_dtype,
 )
@@ -258,7 +259,7 @@ def _check_auto_dtype(cfg: Any, model_config: Any) -> None:
 
 
 def check_checkpoints(server_args: Any) -> None:
-    """Under DDTREE, refuse folders that cannot be checkpoints, and a drafter whose weights SGLang would misread."""
+    """Under DDTREE, refuse folders that cannot be checkpoints, and a drafter that SGLang would reject or misread."""
     if not is_ddtree(server_args.speculative_algorithm):
         return
     has_weights = server_args.load_format != "dummy"
@@ -267,9 +268,12 @@ def check_checkpoints(server_args: Any) -> None:
         folders.append((server_args.speculative_draft_model_path, "the drafter", "--speculative-draft-model-path"))
     for path, role, flag in folders:
         check_checkpoint_folder(path, role, flag, has_weights)
-    drafter = server_args.speculative_draft_model_path
-    if drafter is not None and has_weights:
-        check_drafter_weights(Path(drafter).expanduser())
+    if server_args.speculative_draft_model_path is None:
+        return
+    drafter = Path(server_args.speculative_draft_model_path).expanduser()
+    check_drafter_configuration(drafter)
+    if has_weights:
+        check_drafter_weights(drafter)
 
 
 def check_port_is_free(server_args: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ddtree_sglang.engine.admission.drafter_families import MARKOV, PLAIN, SELECTOR, family_of
+from ddtree_sglang.engine.admission.drafter_families import SERVED_SPLIT, family_of
 from ddtree_sglang.engine.admission.rules import ArgumentRule, broken_rule
 from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.spec import ALGORITHM, serves_ddtree
@@ -75,10 +75,6 @@ SPLIT_RULES: tuple[ArgumentRule, ...] = (
 )
 
 
-# LiLiCorr's head reads features of the prompt's last token, which stay where it was prefilled.
-SERVED_FAMILIES = (PLAIN, SELECTOR, MARKOV)
-
-
 def is_split(cfg: Any) -> bool:
     """Whether this server prefills for others, or decodes what others have prefilled."""
     return bool(cfg.disaggregation_mode != "null")
@@ -100,9 +96,9 @@ def check_split(cfg: Any, drafter: dict[str, Any]) -> None:
     if (message := broken_rule(SPLIT_RULES, cfg)) is not None:
         raise DDTreeConfigError(f"{about} {message}")
     family = family_of(drafter)
-    if family.name not in SERVED_FAMILIES:
+    if family.name not in SERVED_SPLIT:
         raise DDTreeConfigError(
-            f"{about} takes drafters of {', '.join(SERVED_FAMILIES)}, got one of {family.name}; use another "
+            f"{about} takes drafters of {', '.join(SERVED_SPLIT)}, got one of {family.name}; use another "
             "drafter, or one server for both."
         )
 

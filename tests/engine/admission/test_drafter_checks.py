@@ -22,6 +22,7 @@ TARGET: dict[str, Any] = {"hidden_size": 64, "vocab_size": 100, "num_hidden_laye
 def drafter(dflash: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     config: dict[str, Any] = {
         "architectures": ["DFlashDraftModel"],
+        "model_type": "qwen3",
         "hidden_size": 64,
         "vocab_size": 100,
         "block_size": 8,

@@ -123,8 +123,17 @@ def test_what_would_be_misread_is_refused(
         check_drafter_weights(folder)
 
 
-SELECTOR_CONFIG = {"architectures": ["DFlash2DraftModel"], "dflash_config": {"selector_rank": 4, "selector_top_k": 8}}
-MARKOV_CONFIG = {"architectures": ["DSparkDraftModel"], "markov_rank": 4}
+SELECTOR_CONFIG = {
+    "architectures": ["DFlash2DraftModel"],
+    "model_type": "qwen3",
+    "dflash_config": {"selector_rank": 4, "selector_top_k": 8},
+}
+MARKOV_CONFIG = {
+    "architectures": ["DSparkDraftModel"],
+    "model_type": "qwen3",
+    "markov_rank": 4,
+    "markov_head_type": "vanilla",
+}
 GATED_CONFIG = MARKOV_CONFIG | {"markov_head_type": "gated"}
 HEADS = {
     "candidate_selector.hidden_projection.weight": SELECTOR_CONFIG,

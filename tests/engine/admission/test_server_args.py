@@ -268,6 +268,10 @@ def test_what_a_cpu_cannot_do_ends_a_command_line_with_one_line(
         ({"num_target_layers": 30}, "trained for a target of 30 layers"),
         ({"dflash_config": {"target_layer_ids": [4]}}, r"\[4\] do not exist"),
         ({"dflash_config": {"selector_rank": 4, "selector_top_k": 4}}, "does not build"),
+        # What Transformers would end over in its own words, before DDTREE is asked.
+        ({"layer_types": ["full_attention"]}, "layer_types must have one kind for each of 2 layers"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers must be a whole number of at least 1, got -1"),
+        ({"dflash_config": {"target_layer_ids": []}}, "target_layer_ids must name at least one layer"),
     ],
 )
 def test_drafter_that_does_not_fit_ends_with_one_line(

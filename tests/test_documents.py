@@ -31,6 +31,7 @@ from ddtree_sglang.engine.admission.target_checks import LATENT_BACKENDS, WINDOW
 from ddtree_sglang.engine.cli_flags import add_ddtree_flags
 from deploy import serve_demo
 from tests.architecture import ROOT
+from tests.device_lane.lifted_catalogue import NEEDED
 from workers.cli import build_parser
 from workers.config import WorkerConfig
 
@@ -256,6 +257,13 @@ def test_every_variable_of_ours_is_described() -> None:
     used = set(re.findall(r"\bDDTREE_[A-Z]+(?:_[A-Z]+)*\b", text))
     described = {name for name in rows("Environment variables") if name.startswith("DDTREE_")}
     assert described == used
+
+
+def test_the_number_of_refusals_that_are_seen_to_be_needed_is_the_catalogues() -> None:
+    told = re.findall(
+        r"an answer that is not true: (\d+) cases\.", (DOCS / "guarantees.md").read_text(encoding="utf-8")
+    )
+    assert [int(number) for number in told] == [len(NEEDED)]
 
 
 # -- messages --------------------------------------------------------------------------------------------------------

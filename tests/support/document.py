@@ -6,6 +6,7 @@ from collections import Counter
 from itertools import product
 
 from tests.architecture import ROOT
+from tests.device_lane.catalogue import SLOW_SCENES
 from tests.support.drafters import DRAFTERS, PAIR_FEATURES
 from tests.support.families import FAMILIES
 from tests.support.others import OTHERS
@@ -26,15 +27,20 @@ from tests.support.table import (
 DOCUMENT = ROOT / "ddtree_sglang/docs/support.md"
 _FROM = "../../"
 NEEDED_BY = "tests/device_lane/test_refusals_are_needed.py"
+SLOW = frozenset(scene.name for scene in SLOW_SCENES)
+"""Scenes that CI's runs leave out."""
+UNSHOWN = "need not shown"
+"""Of a refusal that is not SGLang's, and of which nothing shows what would go wrong without it."""
 
 HEAD = (
     "# What is supported\n\n"
     "Written by `python -m tests.support` from one list, [tests/support/table.py](../../tests/support/table.py). Tests "
     "run the list: each test that is\nnamed exists and is run, each refusal is provoked with the arguments of its row, "
     "and no other target is refused. A cell is one of\n\n"
-    "* a test that shows it,\n"
+    "* a test that shows it; a *slow* one is not in CI's runs, and somebody has to ask for it,\n"
     "* **refused**, with words of the message that the server ends with; *needed* names a scene that was seen to go "
-    "wrong with the refusal taken away,\n  or a test of what SGLang would do,\n"
+    "wrong with the refusal taken away,\n  or a test of what SGLang would do; "
+    f"*{UNSHOWN}*: there is neither, so that it might be served rightly without,\n"
     "* not run: nobody has tried.\n\n"
     "`ddtree_cpu` is the CPU platform, with real servers. `triton`, `flashinfer` and `fa3` run in the "
     "[device lane](../../tests/device_lane/__init__.py), on a\nmachine without a GPU: SGLang's own scheduler and "
@@ -51,24 +57,39 @@ def label(test: str) -> str:
     return name if " " not in name else name.partition("[")[0]
 
 
+def scene_of(cell: Shown) -> str | None:
+    """The lane's scene that a cell names."""
+    file, _, name = cell.test.partition("::test_scene[")
+    return name.removesuffix("]") if file == "tests/device_lane/test_scenes.py" else None
+
+
+def note_of(cell: Shown) -> str:
+    """A cell's own note, and whether its scene is slow."""
+    slow = "slow" if scene_of(cell) in SLOW else ""
+    return ", ".join(filter(None, (cell.note, slow)))
+
+
 def render(cell: Cell) -> str:
     """A cell of a Markdown table."""
     if isinstance(cell, Refused):
-        return f"**refused**{' by SGLang' if cell.by_sglang else ''}: {cell.why}{_needed(cell.needed)}"
-    note = f" ({cell.note})" if cell.note else ""
-    return f"[{label(cell.test)}]({_FROM}{cell.test.partition('::')[0]}){note}"
+        by = " by SGLang" if cell.by_sglang else ""
+        return f"**refused**{by}: {cell.why}{'' if cell.by_sglang else _need(cell.needed)}"
+    note = note_of(cell)
+    return f"[{label(cell.test)}]({_FROM}{cell.test.partition('::')[0]})" + (f" ({note})" if note else "")
 
 
-def _needed(name: str) -> str:
-    """A link to what goes wrong without a refusal: a scene of the lane, or a test by its id."""
+def _need(name: str) -> str:
+    """A link to what goes wrong without a refusal: a scene of the lane, or a test by its id; or that there is none."""
+    if not name:
+        return f" ({UNSHOWN})"
     test = name if "::" in name else f"{NEEDED_BY}::{name}"
-    return f" ([needed: {label(test)}]({_FROM}{test.partition('::')[0]}))" if name else ""
+    return f" ([needed: {label(test)}]({_FROM}{test.partition('::')[0]}))"
 
 
 def document() -> str:
     """The whole text."""
     features = [_features("Requests", REQUESTS), _features("Engine", ENGINE)]
-    parts = [HEAD, _targets(), _others(), _drafters(), *features, pairs_section(), _counts()]
+    parts = [HEAD, _targets(), _others(), _drafters(), *features, pairs_section(SLOW), _counts()]
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
@@ -102,7 +123,8 @@ def _others() -> str:
     for name, other in sorted(OTHERS.items(), key=lambda found: found[1].is_refused):
         fate = "**refused**" if other.is_refused else "admitted, not run"
         by_reading = "" if other.is_refused or other.model_type else "; by reading"
-        by_fate.setdefault((fate, other.why + by_reading + _needed(other.needed)), []).append(f"`{name}`")
+        need = _need(other.needed) if other.is_refused else ""
+        by_fate.setdefault((fate, other.why + by_reading + need), []).append(f"`{name}`")
     text = (
         "## Other classes that SGLang's chain serves\n\nThe rest of those whose class in SGLang hands states to a "
         "block drafter; [a test](../../tests/support/test_others.py) finds each of\nthem. Admitted are those whose "
@@ -129,8 +151,8 @@ def _drafters() -> str:
     return f"{text}\n{_table(head, rows)}"
 
 
-def _with(why: str | None) -> str:
-    return "as the tables below say" if why is None else f"**refused**: {why}"
+def _with(refused: Refused | None) -> str:
+    return "as the tables below say" if refused is None else render(refused)
 
 
 def _features(title: str, names: tuple[str, ...]) -> str:

@@ -18,7 +18,7 @@ class Drafter:
         cells: where a server has run with one, or why none does.
         top: fields of `config.json`.
         dflash: of its `dflash_config`.
-        refused_with: features of the server, and words of the message that refuses them together.
+        refused_with: features of the server that are refused with it.
     """
 
     scores: str
@@ -26,7 +26,7 @@ class Drafter:
     cells: tuple[Cell, ...]
     top: dict[str, Any] = field(default_factory=dict)
     dflash: dict[str, Any] = field(default_factory=dict)
-    refused_with: dict[str, str] = field(default_factory=dict)
+    refused_with: dict[str, Refused] = field(default_factory=dict)
 
     def config_json(self, plain: dict[str, Any]) -> dict[str, Any]:
         """As a checkpoint has it, made of a plain drafter's."""
@@ -41,8 +41,13 @@ def _tiny(name: str) -> Cell:
 _GROUPS, _SPLIT = "DP attention", "prefill/decode disaggregation"
 PAIR_FEATURES = (_GROUPS, _SPLIT)
 assert {*PAIR_FEATURES} <= {*ASKED}
-_NO_GROUPS = {_GROUPS: "takes drafters of DFlash, DSpark, DFlash2, got one of"}
-_NO_SERVERS = {**_NO_GROUPS, _SPLIT: "takes drafters of DFlash, DFlash2, DSpark, got one of"}
+_NO_SERVERS = {
+    _GROUPS: Refused(
+        "takes drafters of DFlash, DSpark, DFlash2, got one of",
+        needed="tests/engine/admission/test_attention_groups.py::test_sglangs_worker_takes_no_lattice_with_groups",
+    ),
+    _SPLIT: Refused("takes drafters of DFlash, DFlash2, DSpark, got one of", needed="refused-split-lattice"),
+}
 _LATTICE = {
     "lilicorr_enabled": True,
     "lilicorr_candidate_topk": 4,
@@ -63,7 +68,7 @@ DRAFTERS: dict[str, Drafter] = {
     "DFlash2 (selector)": Drafter(
         _BEFORE,
         "DFlash2DraftModel",
-        (scene("pairs-of-candidates"), scene("attention-groups-selector", "slow")),
+        (scene("pairs-of-candidates"), scene("attention-groups-selector")),
         dflash={"selector_rank": 4, "selector_top_k": 6},
     ),
     "DFlash2, with convolutions": Drafter(
@@ -82,13 +87,13 @@ DRAFTERS: dict[str, Drafter] = {
     "DSpark, vanilla Markov head": Drafter(
         _BEFORE,
         "Qwen3DSparkModel",
-        (_tiny("markov"), _tiny("markov-anchor"), scene("markov-anchor"), scene("attention-groups-markov", "slow")),
+        (_tiny("markov"), _tiny("markov-anchor"), scene("markov-anchor"), scene("attention-groups-markov")),
         {"markov_rank": 4, "markov_head_type": "vanilla"},
     ),
     "DSpark, gated Markov head": Drafter(
         _BEFORE,
         "Qwen3DSparkModel",
-        (_tiny("gated-markov"), scene("gated-markov"), scene("split-gated-markov", "slow")),
+        (_tiny("gated-markov"), scene("gated-markov"), scene("split-gated-markov")),
         {"markov_rank": 4, "markov_head_type": "gated"},
     ),
     "DSpark, recurrent Markov head": Drafter(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 from tests.support.published import BACKENDS, ENDS, PAIRS, SERVED, TESTS, Published
@@ -24,9 +25,7 @@ A tiny random target and drafter per pair, with the fields below. Three requests
 go on behind the first ones' texts in the prefix cache. A server with trees of sixteen nodes besides the root, and one
 with SGLang's chain, give plain decoding's tokens; trees accept what plain torch says. On `ddtree_cpu` the first
 three requests allow themselves trees of seven nodes. In the device lane a third server has trees of seven, and the
-report of its rounds says so: eight nodes a request in batches of three. Each pair is in every run with at least one of
-these servers; what is marked slow, somebody has to ask for, and all of it passed when it was last asked for
-([log](../../benchmarks/LOG.md)).
+report of its rounds says so: eight nodes a request in batches of three. {runs}
 
 Smaller are widths, depths, the numbers of experts and windows; what kernels branch on is the published: ratios of
 heads, the period of the layers' kinds, the rotated part of a head (but for Kimi's latent heads), gates, norms, which
@@ -35,13 +34,27 @@ drafters have two layers with heads of 16; what has a window in the published on
 """
 
 
-def pairs_section() -> str:
-    """Both tables."""
+_SCENES = tuple(f"{name}{end}" for name in PAIRS if name not in SERVED for end in ENDS)
+
+
+def pairs_section(slow: Container[str]) -> str:
+    """Both tables; `slow`: scenes that CI's runs leave out."""
     listed = [_listed(name, pair) for name, pair in PAIRS.items()]
-    shown = [_shown(name, pair) for name, pair in PAIRS.items()]
+    shown = [_shown(name, pair, slow) for name, pair in PAIRS.items()]
     heads = ("target", "class", "layers", "heads / KV heads / size", "rope", "head", "drafter", "its fields")
     parts = ("pair", "target's own fields", "smaller", "drafter's own", "smaller", "shown")
-    return "\n".join((_LISTED, _table(heads, listed), "", _SHOWN, _table(parts, shown)))
+    return "\n".join((_LISTED, _table(heads, listed), "", _SHOWN.format(runs=_runs(slow)), _table(parts, shown)))
+
+
+def _runs(slow: Container[str]) -> str:
+    """How many of the lane's servers are in CI's runs."""
+    left_out = sum(name in slow for name in _SCENES)
+    if left_out == 0:
+        return f"All {len(_SCENES)} servers of the device lane are in CI's runs, as are those on `{CPU}`."
+    return (
+        f"Of {len(_SCENES)} servers of the device lane {len(_SCENES) - left_out} are in CI's runs; those marked slow, "
+        "somebody has to ask for."
+    )
 
 
 def _table(head: tuple[str, ...], rows: list[list[str]]) -> str:
@@ -99,12 +112,12 @@ def _draft(draft: dict[str, Any]) -> str:
     return "; ".join([*parts, "biases"] if draft.get("attention_bias") else parts)
 
 
-def _shown(name: str, pair: Published) -> list[str]:
+def _shown(name: str, pair: Published, slow: Container[str]) -> list[str]:
     own = [key for key in pair.target if pair.tiny[key] == pair.target[key]]
     smaller = [
         f"{key} {_short(pair.tiny[key])} for {_short(pair.target[key])}" for key in pair.target if key not in own
     ]
-    return [name, ", ".join(f"`{key}`" for key in own), ", ".join(smaller), *_drafter(pair), _where(name)]
+    return [name, ", ".join(f"`{key}`" for key in own), ", ".join(smaller), *_drafter(pair), _where(name, slow)]
 
 
 def _short(value: Any) -> str:
@@ -130,10 +143,11 @@ def _drafter(pair: Published) -> tuple[str, str]:
     return ", ".join(own), ", ".join(smaller)
 
 
-def _where(name: str) -> str:
+def _where(name: str, slow: Container[str]) -> str:
     """The CPU platform's test, or the lane's scenes."""
     link = f"[shown]({_FROM}{TESTS[name][0].partition('::')[0]})"
     if name in SERVED:
         return f"{link} on `{CPU}`"
-    scenes = ", ".join(f"{name}{end}" for end in ENDS)
+    names = [f"{name}{end}" for end in ENDS]
+    scenes = ", ".join(f"{one} (slow)" if one in slow else one for one in names)
     return f"{link} on `{BACKENDS[PAIRS[name].family]}`, scenes {scenes}"

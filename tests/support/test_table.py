@@ -17,11 +17,13 @@ from tests.architecture import ROOT
 from tests.device_lane.catalogue import SCENES, SLOW_SCENES
 from tests.device_lane.conftest import PAIRS as LANE_PAIRS
 from tests.device_lane.conftest import SEES
+from tests.device_lane.lifted_catalogue import NEEDED as LIFTED
 from tests.support import collected, table
-from tests.support.document import DOCUMENT, NEEDED_BY, document
+from tests.support.document import DOCUMENT, HEAD, NEEDED_BY, UNSHOWN, document, note_of, render, scene_of
 from tests.support.drafters import DRAFTERS
 from tests.support.families import FAMILIES
 from tests.support.others import OTHERS
+from tests.support.pairs_document import pairs_section
 from tests.support.published import BACKENDS as PUBLISHED_BACKENDS
 from tests.support.published import ENDS, PAIRS, SERVED, TESTS
 from tests.support.table import BACKENDS, CPU, FEATURES, ROWS, Refused, Row, Shown
@@ -30,16 +32,17 @@ NOT_RUN_BY_DEFAULT = {"slow", "gpu", "skip", "skipif", "xfail"}
 """Marks of tests that a run of everything leaves out, or may."""
 SHOWN = [(row, row.cell) for row in ROWS if isinstance(row.cell, Shown)]
 _CELLS = [*(row.cell for row in ROWS), *(cell for drafter in DRAFTERS.values() for cell in drafter.cells)]
+_REFUSED_WITH = [cell for drafter in DRAFTERS.values() for cell in drafter.refused_with.values()]
 NEEDED = [
-    *(cell.needed for cell in _CELLS if isinstance(cell, Refused) and cell.needed),
+    *(cell.needed for cell in (*_CELLS, *_REFUSED_WITH) if isinstance(cell, Refused) and cell.needed),
     *(other.needed for other in OTHERS.values() if other.needed),
 ]
+_SLOW_NEEDED = {one.scene.name for one in LIFTED if one.slow}
 NAMED = [
-    *(cell for _, cell in SHOWN),
+    *(Shown(cell.test, note_of(cell)) for cell in _CELLS if isinstance(cell, Shown)),
     *(Shown(test) for name in PAIRS for test in TESTS[name]),
-    *(cell for drafter in DRAFTERS.values() for cell in drafter.cells if isinstance(cell, Shown)),
     *(
-        Shown(f"{NEEDED_BY}::test_scene_goes_wrong_without_the_refusal[{name}]", "slow")
+        Shown(f"{NEEDED_BY}::test_scene_goes_wrong_without_the_refusal[{name}]", "slow" if name in _SLOW_NEEDED else "")
         for name in NEEDED
         if "::" not in name
     ),
@@ -90,7 +93,10 @@ def problem(cell: Shown, tests: dict[str, list[str]]) -> str:
     if cell.test not in tests:
         return f"{cell.test} does not exist"
     unsaid = [mark for mark in NOT_RUN_BY_DEFAULT & set(tests[cell.test]) if mark not in cell.note]
-    return f"{cell.test} is marked {unsaid[0]}; say so in the note" if unsaid else ""
+    if unsaid:
+        return f"{cell.test} is marked {unsaid[0]}; say so in the note"
+    is_said_only = "slow" in cell.note and "slow" not in tests[cell.test]
+    return f"{cell.test} is said to be slow, and is not marked so" if is_said_only else ""
 
 
 def test_every_test_that_is_named_exists_and_is_run() -> None:
@@ -105,11 +111,43 @@ def test_every_test_that_is_named_exists_and_is_run() -> None:
         (Shown("a::b"), {"a::b": ["slow"]}, "is marked slow"),
         (Shown("a::b", "slow"), {"a::b": ["slow"]}, ""),
         (Shown("a::b", "slow"), {"a::b": ["skipif", "slow"]}, "is marked skipif"),
+        (Shown("a::b", "fp8, slow"), {"a::b": ["e2e"]}, "is said to be slow, and is not"),
     ],
 )
 def test_a_test_that_is_not_there_or_not_run_is_noticed(cell: Shown, tests: dict[str, list[str]], found: str) -> None:
     assert found in problem(cell, tests)
     assert bool(found) == bool(problem(cell, tests))
+
+
+def test_whether_a_scene_is_slow_its_catalogue_says_and_no_note() -> None:
+    assert [cell for cell in _CELLS if isinstance(cell, Shown) and "slow" in cell.note] == []
+    slow, other = SLOW_SCENES[0].name, SCENES[0].name
+    assert [note_of(table.scene(name, "fp8")) for name in (slow, other)] == ["fp8, slow", "fp8"]
+    assert [render(table.scene(name)).endswith(" (slow)") for name in (slow, other)] == [True, False]
+
+
+def test_the_pairs_section_tells_of_slow_scenes_by_their_catalogue() -> None:
+    scenes = [f"{name}{end}" for name in PAIRS if name not in SERVED for end in ENDS]
+    assert not {*scenes} & {scene.name for scene in SLOW_SCENES}
+    assert f"All {len(scenes)} servers of the device lane are in CI's runs" in pairs_section(())
+    some = pairs_section(scenes[1:2])
+    assert f"Of {len(scenes)} servers of the device lane {len(scenes) - 1} are in CI's runs" in some
+    assert some.count(" (slow)") == 1
+    assert f"{scenes[1]} (slow)" in some
+
+
+def test_a_refusal_of_which_nothing_shows_the_need_says_so() -> None:
+    assert HEAD.count(UNSHOWN) == 1
+    assert render(Refused("x")) == f"**refused**: x ({UNSHOWN})"
+    assert render(Refused("x", by_sglang=True)) == "**refused** by SGLang: x"
+    assert UNSHOWN not in render(Refused("x", needed="refused-outlines"))
+    unshown = {cell.why for cell in _CELLS if isinstance(cell, Refused) and not (cell.needed or cell.by_sglang)}
+    unshown |= {other.why for other in OTHERS.values() if other.is_refused and not other.needed}
+    text = document()
+    # Of several refusals of one cell the first is written.
+    assert [why for why in unshown if f": {why}" in text and f"{why} ({UNSHOWN})" not in text] == []
+    needed = {cell.why for cell in _CELLS if isinstance(cell, Refused) and cell.needed} - unshown
+    assert [why for why in needed if f"{why} ({UNSHOWN})" in text] == []
 
 
 def test_no_test_that_is_named_may_skip_itself() -> None:
@@ -140,12 +178,6 @@ def family_of(pair: str) -> str:
     if pair == SEES:
         return "Qwen3-VL MoE"
     return PAIRS[pair].family if pair in PAIRS else ARCHITECTURES[LANE_PAIRS[pair][0]]
-
-
-def scene_of(cell: Shown) -> str | None:
-    """The lane's scene that a cell names."""
-    file, _, name = cell.test.partition("::test_scene[")
-    return name.removesuffix("]") if file == "tests/device_lane/test_scenes.py" else None
 
 
 def test_scenes_are_of_the_family_and_backend_of_their_row() -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 from ddtree_sglang.engine.admission.drafter_checks import proposes_at_the_root, shape_of
 from ddtree_sglang.engine.admission.drafter_families import (
-    MARKOV,
     SERVED_IN_GROUPS,
     SERVED_SPLIT,
     DrafterFamily,

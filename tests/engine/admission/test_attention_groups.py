@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
+import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,6 +94,23 @@ def test_a_selector_is_admitted_with_groups(tmp_path: Path) -> None:
     config = {**DRAFTER, "architectures": ["DFlash2DraftModel"], "dflash_config": selector}
     pair = write_checkpoint(tmp_path / "target", QWEN3), write_checkpoint(tmp_path / "drafter", config)
     assert resolved("Engine", pair, HOPPER, **GROUPS).attn_dp_size == 2
+
+
+def test_sglangs_worker_takes_no_lattice_with_groups() -> None:
+    """Why LiLiCorr is refused before its target is loaded: the worker, of which DDTREE's is one, ends over it after."""
+    from sglang.srt.speculative.dflash_worker_v2 import DFlashWorkerV2
+
+    from ddtree_sglang.engine.worker import DDTreeWorker
+
+    assert issubclass(DDTreeWorker, DFlashWorkerV2)
+    (check,) = (
+        node
+        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(DFlashWorkerV2.__init__))))
+        if isinstance(node, ast.If) and "attn_dp_enabled" in ast.unparse(node.test)
+    )
+    said = "DFLASH with dp attention supports plain DFlash and DFlash2 drafts; Domino and LiLiCorr heads are not"
+    assert "self.lilicorr is not None" in ast.unparse(check.body[0])
+    assert said in ast.unparse(check.body[0])
 
 
 @pytest.mark.parametrize("by_group", [False, True])

@@ -46,6 +46,11 @@ class CpuLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]
         super().__init__()
         self.packed = packed
 
+    @property
+    def form(self) -> str:
+        """What a product's time hangs on, in words."""
+        return "plain" if self.packed is None else "packed"
+
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """`x [..., in]` -> `[..., out]`."""
         return dense_linear(x, layer.weight, bias, self.packed)
@@ -53,6 +58,11 @@ class CpuLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]
 
 class ReducedLinearMethod(CpuLinearMethod):
     """A drafter's linear layer with its weight in bfloat16."""
+
+    @property
+    def form(self) -> str:
+        """See `CpuLinearMethod.form`."""
+        return "bfloat16"
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """`x [..., in]` -> `[..., out]`."""
@@ -68,6 +78,12 @@ class CpuEmbeddingMethod(UnquantizedEmbeddingMethod):  # type: ignore[misc]
         self.packed = packed
         self._is_prepared = False
         self._of_drafts: torch.Tensor | None = None  # the head's weight as drafts multiply by it, if another one
+
+    @property
+    def form(self) -> str:
+        """What the head's products' time hangs on, in words; final once drafts were prepared."""
+        own = "plain" if self.packed is None else "packed"
+        return f"head {own}" if self._of_drafts is None else f"head {own}, of drafts bfloat16"
 
     def prepare_drafts(self, layer: Any) -> None:
         """A drafter will use this head, too: choose the form of its product."""
@@ -94,6 +110,11 @@ class WidenedLinearMethod(CpuLinearMethod):
         super().__init__(packed)
         self.rows = rows
 
+    @property
+    def form(self) -> str:
+        """See `CpuLinearMethod.form`."""
+        return f"float32 from {self.rows} rows"
+
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """`x [..., in]` -> `[..., out]`."""
         return _by_rows(x, layer.weight, bias, self)
@@ -105,6 +126,11 @@ class WidenedEmbeddingMethod(CpuEmbeddingMethod):
     def __init__(self, packed: torch.Tensor, rows: int) -> None:
         super().__init__(packed)
         self.rows = rows
+
+    @property
+    def form(self) -> str:
+        """See `CpuEmbeddingMethod.form`."""
+        return f"head float32 from {self.rows} rows"
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """LM head: `x [M, H]` -> logits `[M, V]` in the weight's dtype."""
@@ -167,6 +193,16 @@ def reduce_drafter(drafter: torch.nn.Module) -> int:
     for layer, packed in zip(layers, reduced, strict=False):
         _put(layer, ReducedLinearMethod(packed))
     return len(reduced)
+
+
+def forms(model: torch.nn.Module) -> list[str]:
+    """The forms of this model's products, each once, in order; SGLang's own are not among them.
+
+    What a round costs hangs on them, and they differ from start to start: copies are made if memory is free, and forms
+    are compared by the clock.
+    """
+    found = (_method_of(layer) for layer in model.modules())
+    return sorted({one.form for one in found if isinstance(one, CpuLinearMethod | CpuEmbeddingMethod)})
 
 
 def _put(layer: Any, method: CpuLinearMethod | CpuEmbeddingMethod) -> None:

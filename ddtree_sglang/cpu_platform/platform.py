@@ -129,3 +129,9 @@ class DDTreeCpuPlatform(CpuDeviceMixin, SRTPlatform):
             lora.install()
         if get_exec().features.enable_return_routed_experts:
             hooks.install_capture_memory()
+
+    def product_forms(self, model: torch.nn.Module) -> list[str]:
+        """In which forms this model's products are computed: not SGLang's question, but our engine's (device_path)."""
+        from ddtree_sglang.cpu_platform import dense_linear
+
+        return dense_linear.forms(model)

@@ -46,11 +46,7 @@ from ddtree_sglang.engine.stages.budget_policy import make_policy
 from ddtree_sglang.engine.stages.candidates import BlockRoots
 from ddtree_sglang.engine.stages.draft_block import DraftBlock
 from ddtree_sglang.engine.stages.draft_context import DraftContext, may_wait
-from ddtree_sglang.engine.stages.final_states import (
-    hand_out_prompt_states,
-    hand_out_round_states,
-    keep_final_states,
-)
+from ddtree_sglang.engine.stages.final_states import hand_out_prompt_states, hand_out_round_states, keep_final_states
 from ddtree_sglang.engine.stages.kv_moves import make_mover
 from ddtree_sglang.engine.stages.kv_window import DDTreeDraftInput, RoundWindow, plan_slots
 from ddtree_sglang.engine.stages.node_grammar import BatchGrammars
@@ -86,8 +82,6 @@ class DDTreeWorker(DFlashWorkerV2):
     def __init__(self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: Any) -> None:
         self.config = config_of(resolving_view(server_args))
         self.num_nodes = int(get_spec().speculative_num_draft_tokens)
-        policy = make_policy(self.config, self.num_nodes, any_width=not is_device_path())
-        self.budget = make_round_budget(policy, self.config, server_args)
         runner = target_worker.model_runner
         check_loaded_target(runner)
         install_tree_graph_runner(runner)
@@ -111,6 +105,9 @@ class DDTreeWorker(DFlashWorkerV2):
         self.ranking = make_ranking(*head, top_k, int(self.block_size))
         self.max_path_len = self.ranking.max_path_len
         self.trees = make_trees(self.ranking)
+        # Behind the ranking, with which the last product's form is chosen: costs are kept by the forms.
+        policy = make_policy(self.config, self.num_nodes, any_width=not is_device_path())
+        self.budget = make_round_budget(policy, self.config, server_args, (runner.model, self.draft_model))
         self.texts = RequestTexts.of(self.config, self.ranking, int(runner.model_config.vocab_size))
         has_host_cache, mode = server_args.enable_hierarchical_cache, get_disagg().disaggregation_mode
         waits = may_wait(scores_pairs=self.ranking.scorer is not None, has_host_cache=has_host_cache, mode=mode)

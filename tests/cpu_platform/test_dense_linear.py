@@ -12,6 +12,7 @@ from sglang.srt.model_executor.model_runner_components.weight_updater import _un
 from torch import nn
 
 from ddtree_sglang.cpu_platform import dense_linear
+from ddtree_sglang.cpu_platform.platform import DDTreeCpuPlatform
 
 pytestmark = pytest.mark.sglang
 
@@ -152,3 +153,13 @@ def test_a_head_asked_for_in_float32_gives_sglangs_logits(
     torch.testing.assert_close(logits.double(), expected, atol=tolerance, rtol=0)
     is_ours = isinstance(model.lm_head.quant_method, dense_linear.CpuEmbeddingMethod)
     assert is_ours is not (in_float32 and dtype is torch.bfloat16)
+
+
+@pytest.mark.parametrize(("available_bytes", "form"), [(None, "packed"), (1000, "plain")])
+def test_forms_say_whether_weights_were_packed(available_bytes: int | None, form: str) -> None:
+    """Costs of rounds are kept by them; torch's own layers count, and what is only looked up does not."""
+    model = Toy(torch.float32)
+    assert dense_linear.forms(model) == []
+    dense_linear.install(model, available_bytes)
+    assert dense_linear.forms(model) == DDTreeCpuPlatform().product_forms(model) == [f"head {form}", form]
+    assert dense_linear.forms(nn.Sequential(model.fc)) == [form]

@@ -61,6 +61,7 @@ def test_a_drafters_layers_are_swapped_where_that_is_faster(
     before = [model.fc(x), model.up.quant_method.apply(model.up, x, None)]
     with caplog.at_level(logging.INFO):
         assert dense_linear.reduce_drafter(model) == 3
+    assert dense_linear.forms(model) == ["bfloat16", "head packed"]
     after = [model.fc(x), model.up.quant_method.apply(model.up, x, None)]
     for old, new in zip(before, after, strict=True):
         assert not torch.equal(old, new)
@@ -155,7 +156,9 @@ def test_the_targets_own_logits_stay_whole(measured: SimpleNamespace) -> None:
     head: Any = model.lm_head
     x = torch.randn(4, 16)
     own = head.quant_method.apply(head, x)
+    assert dense_linear.forms(model) == ["head packed", "packed"]
     head.quant_method.prepare_drafts(head)
+    assert dense_linear.forms(model) == ["head packed, of drafts bfloat16", "packed"]
     assert torch.equal(head.quant_method.apply(head, x), own)
     drafts = head.quant_method.draft_logits(head, x)
     assert not torch.equal(drafts, own)

@@ -50,6 +50,7 @@ def test_products_of_some_rows_and_more_are_widened(
     model = Toy(torch.bfloat16)
     assert dense_linear.install(model) == 4
     assert "in float32 from 4 rows on" in caplog.text
+    assert dense_linear.forms(model) == ["float32 from 4 rows", "head float32 from 4 rows"]
     assert model._derived_weight_cache_error == dense_linear.UPDATE_REFUSAL
     taken: list[int] = []
     widened = widened_products.widened_linear
@@ -78,6 +79,7 @@ def test_where_float32_is_not_faster_weights_stay_as_they_are(monkeypatch: pytes
     model = Toy(torch.bfloat16)
     before = {name: type(module.quant_method) for name, module in model.named_children() if name != "fc"}
     assert dense_linear.install(model) == 0
+    assert dense_linear.forms(model) == []
     assert {name: type(module.quant_method) for name, module in model.named_children() if name != "fc"} == before
 
 

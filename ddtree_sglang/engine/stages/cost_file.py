@@ -28,7 +28,9 @@ logger = logging.getLogger(__name__)
 
 FOLDER_ENV = "DDTREE_COSTS"
 """Folder of the files; empty for none."""
-ROUNDS = 4
+INSTRUCTIONS_ENV = "ONEDNN_MAX_CPU_ISA"
+"""oneDNN's own; it cannot be asked what it goes by."""
+ROUNDS = 5
 """Raised when rounds of the same kind cost something else by our own doing, or are written otherwise."""
 SAVE_ROUNDS = 500
 """Rounds between two writes."""
@@ -55,6 +57,8 @@ def machine_facts() -> dict[str, Any]:
         "machine": platform.machine(),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
+        # A process may be held to fewer instructions than its processor has.
+        "instructions": [torch.backends.cpu.get_cpu_capability(), os.environ.get(INSTRUCTIONS_ENV, "")],
         "accelerators": names,
         "versions": [version("sglang"), version("torch"), ROUNDS],
     }

@@ -7,7 +7,6 @@ A fixed budget and one that follows the load answer the first question alone (`s
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,7 @@ from sglang.srt.runtime_context import get_parallel
 
 from ddtree_sglang.core.compiled import compile_loops
 from ddtree_sglang.core.cost_model import CostModel
-from ddtree_sglang.cpu_platform.names import DRAFTS_ENV
-from ddtree_sglang.engine.device_path import is_device_path
+from ddtree_sglang.engine.device_path import is_device_path, product_forms
 from ddtree_sglang.engine.stages.adaptive_budget import AdaptiveBudget
 from ddtree_sglang.engine.stages.attention_ranks import attends_in_groups
 from ddtree_sglang.engine.stages.budget_policy import BUDGET_STEPS
@@ -235,8 +233,14 @@ COST_FACTS = (
 """Server arguments that a round's time hangs on."""
 
 
-def make_round_budget(policy: BudgetPolicy, config: DDTreeConfig, server_args: Any) -> RoundBudget:
-    """The one that the configuration names."""
+def make_round_budget(
+    policy: BudgetPolicy, config: DDTreeConfig, server_args: Any, models: Sequence[torch.nn.Module]
+) -> RoundBudget:
+    """The one that the configuration names.
+
+    Args:
+        models: the target and the drafter, with all products in the form in which rounds will have them.
+    """
     if config.policy != "adaptive":
         return RoundBudget(policy)
     # SGLang keeps a record as it was given, and what was made of it beside it: no round on a CPU is overlapped.
@@ -245,6 +249,6 @@ def make_round_budget(policy: BudgetPolicy, config: DDTreeConfig, server_args: A
     facts |= {"nodes": policy.node_counts, "top_k": config.top_k, "traced": config.trace is not None}
     facts["ngrams"] = config.ngrams
     graphs = cfg.cuda_graph_config.decode
-    facts |= {"graphs": graphs.backend, "graph_sizes": graphs.bs, "drafts": os.environ.get(DRAFTS_ENV, "")}
+    facts |= {"graphs": graphs.backend, "graph_sizes": graphs.bs, "products": product_forms(models)}
     lag = int(not cfg.disable_overlap_schedule)
     return AdaptiveRounds(policy, CostFile.of(facts, cost_folder()), lag=lag)

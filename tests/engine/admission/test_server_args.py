@@ -140,7 +140,7 @@ def test_rounds_on_a_cpu_are_timed_as_rounds_that_nothing_overlaps(
     monkeypatch.setattr(round_budget, "get_parallel", lambda: SimpleNamespace(tp_rank=0, tp_size=1))
     monkeypatch.setenv("DDTREE_COSTS", "")
     config = DDTreeConfig(policy="adaptive")
-    rounds = round_budget.make_round_budget(BudgetPolicy.adaptive(17), config, server_args)
+    rounds = round_budget.make_round_budget(BudgetPolicy.adaptive(17), config, server_args, ())
     assert isinstance(rounds, round_budget.AdaptiveRounds)
     assert rounds.budget._lag == 0
     assert rounds._costs._facts["attention_backend"] == ATTENTION_BACKEND

@@ -61,7 +61,7 @@ def play(one: AdaptiveRounds, batch: Any, ends: Any) -> int:
 
 
 def test_a_fixed_budget_asks_nobody() -> None:
-    one = make_round_budget(BudgetPolicy.fixed(NODES), DDTreeConfig(policy="fixed"), None)
+    one = make_round_budget(BudgetPolicy.fixed(NODES), DDTreeConfig(policy="fixed"), None, ())
     assert type(one) is RoundBudget
     assert one.begin(batch_of_two(), ends_of(NODES, NODES), LENS) == NODES
     assert (one.cut, one.facts(), one.totals) == (None, {}, None)
@@ -77,17 +77,17 @@ def test_under_dp_attention_all_groups_requests_count_and_no_groups_own_limits(m
         assert one.of_all_groups(batch) == num_nodes
 
 
-def test_the_adaptive_one_is_made_of_the_servers_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_adaptive_one_is_made_of_the_servers_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     parallel(monkeypatch)
-    monkeypatch.setenv("DDTREE_COSTS", str(tmp_path))
+    monkeypatch.setenv("DDTREE_COSTS", "")
     graphs = SimpleNamespace(decode=SimpleNamespace(backend="full", bs=[1, 2]))
     values = {**dict.fromkeys(COST_FACTS, "x"), "cuda_graph_config": graphs}
-    one = make_round_budget(POLICY, ADAPTIVE, SimpleNamespace(**values | {"disable_overlap_schedule": True}))
-    other = make_round_budget(POLICY, ADAPTIVE, SimpleNamespace(**values | {"disable_overlap_schedule": False}))
-    assert isinstance(one, AdaptiveRounds)
-    assert isinstance(other, AdaptiveRounds)
-    assert (one.budget._lag, other.budget._lag) == (0, 1)
-    assert one._costs.path != other._costs.path
+    for is_disabled, lag in ((True, 0), (False, 1)):
+        one = make_round_budget(
+            POLICY, ADAPTIVE, SimpleNamespace(**values | {"disable_overlap_schedule": is_disabled}), ()
+        )
+        assert isinstance(one, AdaptiveRounds)
+        assert one.budget._lag == lag
 
 
 def test_rounds_are_narrowed_learned_from_and_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """The walks of a trace as arrays: what the drafter said of each node, and which nodes the target accepted.
 
 Read from the file of `--speculative-ddtree-trace`, by the viewer's own reader. The last round of each request is left
-out: there the request's end may have cut the walk, not the target. So are rounds without a drafted node.
+out: there the request's end may have cut the walk, not the target. So are rounds without a drafted node. All trees must
+be of one width: a policy that chooses it sees the drafter's word first, so that rounds of any width are a selection.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ddtree_sglang.viewer.rounds import Part
+from ddtree_sglang.viewer.rounds import Part, Round
 from ddtree_sglang.viewer.trace_file import Trace
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -66,23 +67,46 @@ def read_walks(paths: Sequence[Path]) -> Walks:
 
     Raises:
         TraceError: a file holds no round.
-        ValueError: no round of them has a drafted node and is not its request's last.
+        ValueError: no round of them has a drafted node and is not its request's last, or trees were not of one width.
     """
     numbers: dict[tuple[int, str], int] = {}
     kept: list[tuple[int, Part]] = []
+    widths: set[int] = set()
     for index, path in enumerate(paths):
-        for part in _without_last(_parts(path)):
+        rounds = _rounds(path)
+        widths |= _widths(rounds)
+        for part in _without_last(_parts(rounds)):
             kept.append((numbers.setdefault((index, part.request_id), len(numbers)), part))
     if not kept:
         names = ", ".join(path.name for path in paths)
         raise ValueError(f"a trace must hold trees with drafted nodes, got none in {names}; ask its server for more.")
+    if len(widths) > 1:
+        raise ValueError(
+            f"a trace must hold trees of one width, got {min(widths)} to {max(widths)} nodes, as a policy or a "
+            "request's budget cut them; trace a server with --speculative-ddtree-policy fixed, whose requests name no "
+            "budget."
+        )
     return walks_of(kept)
 
 
-def _parts(path: Path) -> list[Part]:
-    """Requests' parts in rounds that drafted something, oldest first."""
+def _rounds(path: Path) -> list[Round]:
     trace = Trace(path)
-    rounds = (trace.load(one) for run in trace.runs for one in run.rounds)
+    return [trace.load(one) for run in trace.runs for one in run.rounds]
+
+
+def _widths(rounds: Iterable[Round]) -> set[int]:
+    """Nodes that requests which want trees were given, the root included; lines of an older build do not say."""
+    return {
+        min(one.num_nodes, part.node_limit or one.num_nodes)
+        for one in rounds
+        if one.num_nodes is not None
+        for part in one.parts
+        if part.node_limit != 1
+    }
+
+
+def _parts(rounds: Iterable[Round]) -> list[Part]:
+    """Requests' parts in rounds that drafted something, oldest first."""
     return [part for one in rounds for part in one.parts if part.walkable > 1 and part.path]
 
 

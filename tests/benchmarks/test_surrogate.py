@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,3 +100,28 @@ def test_a_trace_without_drafts_is_refused(tmp_path: Path, capsys: pytest.Captur
     assert "got none in plain.jsonl" in capsys.readouterr().err
     assert surrogate.main([str(tmp_path / "nothing")]) == 1
     assert "must be a readable file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"num_nodes": 4, "node_limits": [6]},
+        {"num_nodes": 6, "node_limits": [4]},
+        {"num_nodes": 1, "node_limits": [6], "parents": None, "token_ids": None, "path_probs": None},
+    ],
+    ids=["by a policy", "by its request", "to plain decoding"],
+)
+def test_trees_that_were_cut_are_refused(
+    cut: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their widths were chosen by what the drafter said of them."""
+    whole, cut_one = ({**trace_line("one", LAWS, 5, (0, 0, 0)), **one} for one in ({"num_nodes": 6}, cut))
+    trace = tmp_path / "trace.jsonl"
+    for lines, status in (([whole] * 3, 0), ([whole, cut_one, whole], 1)):
+        trace.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        assert surrogate.main([str(trace)]) == status
+    assert "of one width, got" in capsys.readouterr().err
+    # Who asked for no tree has none of any width.
+    asked_for_none = {**cut_one, "num_nodes": 1, "node_limits": [1]}
+    trace.write_text("".join(json.dumps(line) + "\n" for line in (whole, asked_for_none, whole)), encoding="utf-8")
+    assert surrogate.main([str(trace)]) == 0

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ddtree_sglang.simulator.defaults import BLOCK_SIZE, BUDGETS, CONCURRENCIES
+from ddtree_sglang.simulator.defaults import BUDGETS, CONCURRENCIES
 from ddtree_sglang.simulator.roofline import GPUS
 
 
@@ -21,12 +21,17 @@ def add_commands(commands: Any) -> None:
         "trace", type=Path, metavar="TRACE", help="recorded trees: --speculative-ddtree-trace FILE, or .gz"
     )
     costs = one.add_mutually_exclusive_group(required=True)
-    costs.add_argument("--costs", type=Path, metavar="FILE", help="measured: a file of DDTREE_COSTS or of calibrate")
+    costs.add_argument(
+        "--costs",
+        type=Path,
+        metavar="FILE",
+        help="measured: a file of DDTREE_COSTS or of calibrate, or results of `benchmarks decode` (.jsonl)",
+    )
     costs.add_argument("--gpu", choices=GPUS, help="of a data sheet, with --target and --draft")
     one.add_argument("--target", type=Path, metavar="CONFIG", help="the target's config.json")
     one.add_argument("--draft", type=Path, metavar="CONFIG", help="the drafter's config.json")
     one.add_argument("--tp", type=int, default=1, help="GPUs that share the models (default 1)")
-    one.add_argument("--block", type=int, default=BLOCK_SIZE, help=f"of the drafter (default {BLOCK_SIZE})")
+    one.add_argument("--block", type=int, help="nodes of the chain (default: of the trace's drafter)")
     one.add_argument("--requests", type=int, nargs="+", default=list(CONCURRENCIES), metavar="N", help="at once")
     one.add_argument(
         "--budgets",

@@ -6,5 +6,3 @@ CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64)
 """Requests at once."""
 BUDGETS = (4, 8, 16)
 """Of fixed trees; the largest is the adaptive budget's most."""
-BLOCK_SIZE = 16
-"""Of the drafter: the chain's nodes, the root among them."""

@@ -42,9 +42,14 @@ class Scene:
                 f"{most}; record wider ones, all of one width, or leave it out"
             )
 
+    @property
+    def prefixes(self) -> list[int]:
+        """Committed lengths at which answers begin and end."""
+        return [answer.start for answer in self.answers] + [answer.end for answer in self.answers]
+
     def systems(self, concurrency: int) -> list[Callable[[], System]]:
         """Makers of each system, anew for each concurrency."""
-        prefixes = [answer.start for answer in self.answers] + [answer.end for answer in self.answers]
+        prefixes = self.prefixes
         widths = BudgetPolicy.adaptive(self.most + 1, any_width=not self.on_device).node_counts
 
         def adaptive() -> System:
@@ -82,14 +87,14 @@ def rows_of(predictions: Sequence[Prediction]) -> list[list[str]]:
     return rows
 
 
-def terminal(predictions: Sequence[Prediction]) -> str:
-    """The table, what the adaptive budget chose, and what the record could not tell."""
+def terminal(predictions: Sequence[Prediction], guessed: Sequence[str] = ()) -> str:
+    """The table, what the adaptive budget chose, what the record could not tell, and what costs were `guessed`."""
     lines = ["predicted tokens per second of all requests, and times plain decoding", *aligned(rows_of(predictions))]
     chosen = [one for one in predictions if one.system == "adaptive"]
     if chosen:
         nodes = ", ".join(f"{one.mean_nodes:.1f} at {one.concurrency}" for one in chosen)
         lines += ["", f"adaptive verified nodes of each request: {nodes}"]
-    return "\n".join([*lines, *remarks(predictions)]) + "\n"
+    return "\n".join([*lines, *remarks(predictions), *guessed]) + "\n"
 
 
 def remarks(predictions: Sequence[Prediction]) -> list[str]:

@@ -10,9 +10,11 @@ earlier tree of the same answer stands in, with the tokens that it brought where
 from __future__ import annotations
 
 import gzip
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO, cast
 
 from ddtree_sglang.calibration.recorded import depths_of
 from ddtree_sglang.exceptions import DDTreeError
@@ -85,15 +87,35 @@ def load_answers(path: Path) -> list[Answer]:
     Raises:
         RecordingError: there is no file, or no answer with a tree in it.
     """
-    opened = gzip.open if path.suffix == ".gz" else open
     try:
-        with opened(path, "rt", encoding="utf-8") as lines:
+        with _opened(path) as lines:
             answers = answers_of(_rounds(lines))
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise RecordingError(f"a recording must be a readable trace, got {path}: {error}.") from error
     if not answers:
         raise RecordingError(f"a recording must hold drafted trees, got none in {path}; trace a server that drafts.")
     return answers
+
+
+def block_size_of(path: Path) -> int | None:
+    """The drafter's block, root included, by the first round that tells its walks: a walk has a place for each depth.
+
+    None where no line does. The file is one that `load_answers` reads.
+    """
+    with _opened(path) as lines:
+        for line in lines:
+            try:
+                walks = json.loads(line)["accept_index"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue
+            if isinstance(walks, list) and walks and isinstance(walks[0], list) and len(walks[0]) > 1:
+                return len(walks[0])
+    return None
+
+
+def _opened(path: Path) -> IO[str]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    return cast("IO[str]", opened(path, "rt", encoding="utf-8"))
 
 
 def _rounds(lines: Iterable[str]) -> Iterator[Round]:

@@ -1,16 +1,21 @@
 """The best width of all against a stop at the first drop of tokens per second, by replay.
 
-    python -m benchmarks first_drop [--trace FILE] [--costs FILE] [--output FILE.jsonl]
+    python -m benchmarks first_drop [--trace FILE] [--costs FILE] [--orders N] [--output FILE.jsonl]
 
 CaDDTree (arXiv 2606.01813) widens a tree until its expected rate falls for the first time, which is the best width
 where a round's cost is convex in its nodes. Both rules decide here in the server's own `AdaptiveBudget`, with the same
 probabilities, over the same recorded answers. They know the costs, so that nothing but the rule differs.
+
+What a rule chose changes what is learned and when answers end, so that two runs of it differ by luck, too. `--orders`
+shuffles the answers so many times; the ratio's interval is of 95 % over these orders.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness.flags import exit_status
+from benchmarks.harness.intervals import Resampling, columns, ratio
 from benchmarks.harness.provenance import REPO, collect_provenance
 from ddtree_sglang.calibration.table import CostTable
 from ddtree_sglang.core.width_choice import Floats
@@ -93,23 +99,47 @@ def compared(answers: Sequence[Answer], costs: Costs, requests: int) -> dict[str
     return found
 
 
+def in_order(answers: Sequence[Answer], order: int) -> list[Answer]:
+    """As recorded for order 0, else shuffled by that seed."""
+    found = list(answers)
+    if order:
+        random.Random(order).shuffle(found)
+    return found
+
+
+def spread(ratios: Sequence[float]) -> list[str]:
+    """Cells: the mean, its interval of 95 % over orders, the least and the largest; one ratio has no interval."""
+    found = Resampling(len(ratios)).estimate(columns(np.array(ratios), np.ones(len(ratios))), ratio)
+    interval = f"{found.low:.3f} to {found.high:.3f}" if len(ratios) > 1 else "-"
+    return [f"{found.value:.3f}", interval, f"{min(ratios):.3f} to {max(ratios):.3f}"]
+
+
 def run(args: argparse.Namespace) -> int:
     """Replay, write, print."""
+    if args.orders < 1:
+        raise ValueError(f"--orders must be 1 or more, got {args.orders}; change it.")
     answers = load_answers(args.trace)
     lines = [json.dumps({"kind": "provenance", **collect_provenance()})]
-    rows = [["costs", "requests", "best, tokens/s", "first drop", "ratio"]]
+    rows = [["costs", "requests", "best, tokens/s", "first drop", "ratio", "95 %", "orders"]]
     for name, costs in curves_of(args).items():
         for requests in args.requests:
-            found = compared(answers, costs, requests)
-            ratio = found["best"] / found["first drop"]
-            lines.append(json.dumps({"kind": "first_drop", "costs": name, "requests": requests, **found}))
-            rows.append([name, str(requests), *(f"{rate:.1f}" for rate in found.values()), f"{ratio:.3f}"])
+            rates: dict[str, list[float]] = {}
+            for order in range(args.orders):
+                found = compared(in_order(answers, order), costs, requests)
+                about = {"kind": "first_drop", "costs": name, "requests": requests, "order": order}
+                lines.append(json.dumps({**about, **found}))
+                for rule, rate in found.items():
+                    rates.setdefault(rule, []).append(rate)
+            ratios = [best / stop for best, stop in zip(rates["best"], rates["first drop"], strict=True)]
+            rows.append(
+                [name, str(requests), *(f"{statistics.fmean(one):.1f}" for one in rates.values()), *spread(ratios)]
+            )
     replace_text(args.output, "\n".join(lines) + "\n")
     sys.stdout.write("\n".join(aligned(rows)) + "\n")
     return 0
 
 
-def replay_args(doc: str | None, requests: Sequence[int], output: str, argv: Sequence[str]) -> argparse.Namespace:
+def replay_parser(doc: str | None, requests: Sequence[int], output: str) -> argparse.ArgumentParser:
     """Flags of a benchmark that replays a trace by these curves: its docstring, loads, and result file by default."""
     results = REPO / "benchmarks/results"
     parser = argparse.ArgumentParser(description=(doc or "").split("\n", 1)[0])
@@ -117,11 +147,11 @@ def replay_args(doc: str | None, requests: Sequence[int], output: str, argv: Seq
     parser.add_argument("--costs", type=Path, help="also a measured table: of `ddtree calibrate` or DDTREE_COSTS")
     parser.add_argument("--requests", type=int, nargs="+", default=list(requests))
     parser.add_argument("--output", type=Path, default=results / output)
-    return parser.parse_args(argv)
+    return parser
 
 
 def curves_of(args: argparse.Namespace) -> dict[str, Costs]:
-    """The made-up curves, and the measured one that `replay_args` names."""
+    """The made-up curves, and the measured one that `replay_parser` names."""
     curves = dict(CURVES)
     if args.costs is not None:
         curves[args.costs.name] = TableCosts(CostTable.load(args.costs))
@@ -130,5 +160,7 @@ def curves_of(args: argparse.Namespace) -> dict[str, Costs]:
 
 def main(argv: Sequence[str]) -> int:
     """Command line entry."""
-    args = replay_args(__doc__, REQUESTS, "first-drop.jsonl", argv)
+    parser = replay_parser(__doc__, REQUESTS, "first-drop.jsonl")
+    parser.add_argument("--orders", type=int, default=1, help="of the answers, one of them as recorded (default 1)")
+    args = parser.parse_args(argv)
     return exit_status("first_drop", lambda: run(args))

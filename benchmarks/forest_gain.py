@@ -26,7 +26,7 @@ from itertools import combinations, cycle, product
 
 import numpy as np
 
-from benchmarks.first_drop import curves_of, replay_args
+from benchmarks.first_drop import curves_of, replay_parser
 from benchmarks.harness.flags import exit_status
 from benchmarks.harness.provenance import collect_provenance
 from ddtree_sglang.core.forest import Floats, Ints, share_nodes
@@ -191,5 +191,5 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Command line entry."""
-    args = replay_args(__doc__, REQUESTS, "forest-gain.jsonl", argv)
+    args = replay_parser(__doc__, REQUESTS, "forest-gain.jsonl").parse_args(argv)
     return exit_status("forest_gain", lambda: run(args))

@@ -123,6 +123,37 @@ def test_a_stop_at_the_first_drop_misses_what_lies_behind_a_cliff() -> None:
     assert found["best"] > 1.03 * found["first drop"]
 
 
+def test_orders_of_answers_tell_a_rules_gain_from_luck(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(first_drop, "ROUNDS", 60)
+    monkeypatch.setattr(first_drop, "CURVES", {"convex": first_drop.CURVES["convex"]})
+    asked: list[list[str]] = []
+    compared = first_drop.compared
+
+    def seen(answers: Any, costs: Any, requests: int) -> dict[str, float]:
+        asked.append([one.name for one in answers])
+        return compared(answers, costs, requests)
+
+    monkeypatch.setattr(first_drop, "compared", seen)
+    output = tmp_path / "lines.jsonl"
+    flags = ["--requests", "2", "--output", str(output)]
+    assert first_drop.main([*flags, "--orders", "3"]) == 0
+    recorded = [one.name for one in load_answers(Path(first_drop.REPO) / "benchmarks/results/replay-20261127.jsonl.gz")]
+    assert asked[0] == recorded
+    assert len({tuple(one) for one in asked}) == 3
+    assert {tuple(sorted(one)) for one in asked} == {tuple(sorted(recorded))}
+    lines = [json.loads(line) for line in output.read_text().splitlines()][1:]
+    assert [line["order"] for line in lines] == [0, 1, 2]
+    ratios = [line["best"] / line["first drop"] for line in lines]
+    shown = capsys.readouterr().out
+    assert f"{sum(ratios) / 3:.3f}" in shown
+    assert f"{min(ratios):.3f} to {max(ratios):.3f}" in shown
+    assert first_drop.spread([1.2]) == ["1.200", "-", "1.200 to 1.200"]
+    assert first_drop.main([*flags, "--orders", "0"]) == 1
+    assert "--orders must be 1 or more, got 0" in capsys.readouterr().err
+
+
 def test_a_forest_gains_what_its_forwards_do_not_pad(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forest_gain, "ROUNDS", 60)
     answers = load_answers(Path(first_drop.REPO) / "benchmarks/results/replay-20261127.jsonl.gz")

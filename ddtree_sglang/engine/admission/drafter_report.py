@@ -77,7 +77,7 @@ def report_of(drafter: Mapping[str, Any]) -> DrafterReport:
     family = family_of(drafter)
     try:
         facts, refusal = _facts(drafter, family), family.refusal or _refusal_of_block(drafter)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         refusal = family.refusal or f"a field of the config.json is not what it should be: {error}."
         return DrafterReport((("family", family.name),), refusal)
     return DrafterReport(facts, refusal, () if refusal else tuple(suspicions_alone(drafter)))

@@ -77,6 +77,10 @@ def _wrong_real(drafter: Mapping[str, Any]) -> str | None:
         value = shape_field(drafter, name)
         if value is not None and not is_number(value):
             return f"{name} must be a number, got {value!r}"
+    for name in ("rope_scaling", "rope_parameters"):
+        value = drafter.get(name)
+        if value is not None and not isinstance(value, Mapping):
+            return f"{name} must be an object, got {value!r}"
     return None
 
 

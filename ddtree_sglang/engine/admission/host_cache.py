@@ -13,7 +13,7 @@ from typing import Any
 
 from ddtree_sglang.engine.admission.attention_groups import attends_in_groups
 from ddtree_sglang.engine.admission.split_servers import is_split
-from ddtree_sglang.engine.spec import ALGORITHM, is_ddtree
+from ddtree_sglang.engine.spec import ALGORITHM, is_ddtree, serves_ddtree
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 STORAGE = "file"
@@ -28,9 +28,9 @@ def check_storage(model_config: Any, cfg: Any) -> None:
         cfg: the resolved arguments.
 
     Raises:
-        DDTreeConfigError: another backend of storage than `STORAGE`; DP attention, or split servers; or latent
-            attention, of which other ranks than the first store nothing of a drafter's, and a scene of one rank found
-            nothing again.
+        DDTreeConfigError: another backend of storage than `STORAGE`; DP attention, split servers, or a host that keeps
+            nothing itself; or latent attention, of which other ranks than the first store nothing of a drafter's, and a
+            scene of one rank found nothing again.
     """
     from sglang.srt.configs.model_config import AttentionArch
 
@@ -40,7 +40,11 @@ def check_storage(model_config: Any, cfg: Any) -> None:
     about = f"{ALGORITHM} has not been shown to read the drafter's keys back from storage"
     if backend != STORAGE:
         raise DDTreeConfigError(f"{about} other than {STORAGE}, got {backend}; change --hicache-storage-backend.")
-    layouts = {"--attn-dp-size": attends_in_groups(cfg), "--disaggregation-mode": is_split(cfg)}
+    layouts = {
+        "--attn-dp-size": attends_in_groups(cfg),
+        "--disaggregation-mode": is_split(cfg),
+        "--hicache-host-memory-mode buffer_only": cfg.hicache_host_memory_mode == "buffer_only",
+    }
     for flag, is_given in layouts.items():
         if is_given:
             raise DDTreeConfigError(f"{about} with {flag}; remove it, or --hicache-storage-backend.")
@@ -60,3 +64,10 @@ def refuse_storage(original: Callable[..., Any], scheduler: Any, request: Any) -
         "server; give --hicache-storage-backend at its start."
     )
     return AttachHiCacheStorageReqOutput(success=False, message=message)
+
+
+def keeps_keys_in_files() -> bool:
+    """Whether this server is one of DDTREE's with storage, whose files know nothing of new weights."""
+    from sglang.srt.runtime_context import get_memory
+
+    return serves_ddtree() and get_memory().hicache_storage_backend is not None

@@ -41,6 +41,8 @@ GRAMMAR_BACKENDS = ("xgrammar", "llguidance", "none")
 """Grammar backends that can take tokens back, and none."""
 COSTS_WARMUP = "ddtree_costs"
 """In `--warmups`; `engine/entry/first_costs.py` is it."""
+MAX_DEPTH = 31
+"""Drafted positions that the kernel which builds trees takes (kernels/tree_builder_triton.py)."""
 DEFAULT_MAX_RUNNING_REQUESTS = 48
 """SGLang's own default for block drafters (speculative_hook.py, _handle_dflash)."""
 
@@ -185,6 +187,11 @@ def resolve_server_args(cfg: Any) -> None:
     if not is_device_path():
         # Nothing to overlap with; also when SGLang's own CPU engine serves.
         cfg.disable_overlap_schedule = True
+    if is_device_path() and shape.draft_depth > MAX_DEPTH:
+        raise DDTreeConfigError(
+            f"{ALGORITHM} on a GPU builds trees of at most {MAX_DEPTH} drafted positions, the drafter proposes "
+            f"{shape.draft_depth}; use another drafter, or SGLang's chain with this one."
+        )
     cfg.speculative_dflash_block_size = shape.block_size
     cfg.speculative_num_steps = shape.draft_depth
     if cfg.max_running_requests is None:

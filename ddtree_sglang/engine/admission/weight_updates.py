@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from ddtree_sglang.engine.admission.host_cache import keeps_keys_in_files
 from ddtree_sglang.engine.admission.weight_undo import KEPT_FREE_BYTES, UndoLog, watching
 from ddtree_sglang.engine.device_path import is_device_path
 
@@ -36,6 +37,12 @@ ANSWERS = {
 NOTHING = "none of them is a weight of the model"
 """A failure if all ranks say so: an expert of one rank is nothing to the others."""
 
+IN_FILES = (
+    "the files of --hicache-storage-backend hold keys of the weights from before, and no update reaches them; restart "
+    "the server with the new weights and an empty folder."
+)
+"""A failure of every update: SGLang clears the device and the host alone."""
+
 MOST_NAMES = 4
 """Names that a message gives in full."""
 
@@ -48,6 +55,8 @@ class UpdateFailed(ValueError):
 
 def take_back_failures(original: Callable[..., Any], manager: Any, request: Any) -> Any:
     """AROUND hook on updates of `SchedulerWeightUpdaterManager`: one that fails changes nothing, and is answered."""
+    if keeps_keys_in_files():
+        return _failure(request, IN_FILES)
     try:
         runners = [runner for _, runner in manager._select_runners(getattr(request, "selector", "all"))]
     except ValueError as error:  # a selector that SGLang does not know

@@ -45,6 +45,7 @@ def test_storage_is_attached_without_ddtree_alone(
         ({"hicache_storage_backend": "mooncake"}, "Qwen3ForCausalLM", False, "other than file, got mooncake"),
         ({"attn_dp_size": 2}, "Qwen3ForCausalLM", False, "with --attn-dp-size; remove it"),
         ({"disaggregation_mode": "prefill"}, "Qwen3ForCausalLM", False, "with --disaggregation-mode; remove it"),
+        ({"hicache_host_memory_mode": "buffer_only"}, "Qwen3ForCausalLM", False, "with .* buffer_only; remove it"),
         ({}, "DeepseekV3ForCausalLM", True, "beside latent attention"),
         ({}, "NemotronHForCausalLM", False, ""),
         ({}, "Qwen3_5ForConditionalGeneration", False, ""),
@@ -57,6 +58,7 @@ def test_storage_is_served_where_it_was_shown(given: dict[str, Any], name: str, 
 
     plain = {
         "hicache_storage_backend": "file",
+        "hicache_host_memory_mode": "cache",
         "attn_dp_size": 1,
         "enable_dp_attention": False,
         "disaggregation_mode": "null",

@@ -11,9 +11,16 @@ from typing import Any
 import pytest
 import torch
 
+from ddtree_sglang.engine.admission import weight_updates
 from ddtree_sglang.engine.admission.new_weights import answer_unreadable_weights, read_on_all_ranks
 
 pytestmark = pytest.mark.sglang
+
+
+@pytest.fixture(autouse=True)
+def _no_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_updates, "keeps_keys_in_files", lambda: False)
+
 
 NAMED = [("a.weight", torch.ones(2)), ("b.weight", torch.zeros(3))]
 

@@ -27,6 +27,22 @@ UNKNOWN = [GOOD[0], ("third.weight", torch.ones(2, 2))]
 NONE = [("third.weight", torch.ones(2, 2))]
 
 
+@pytest.fixture(autouse=True)
+def _no_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_updates, "keeps_keys_in_files", lambda: False)
+
+
+@pytest.mark.parametrize("kind", weight_updates.ANSWERS)
+def test_no_update_is_begun_where_files_hold_keys_of_the_old_weights(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_updates, "keeps_keys_in_files", lambda: True)
+    request = type(kind, (), {})()  # the answer is of its class's name
+    answer = take_back_failures(lambda *_: pytest.fail("begun"), SimpleNamespace(), request)
+    assert not answer.success
+    assert "restart the server with the new weights and an empty folder" in answer.message
+
+
 class Model(nn.Module):
     """Loads as SGLang's models do: what has no name here is left out."""
 

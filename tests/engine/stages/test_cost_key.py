@@ -195,7 +195,12 @@ def test_a_worker_asks_for_forms_once_the_ranking_has_chosen_the_last_one(monkey
         monkeypatch.setattr(worker, name, SimpleNamespace(of=lambda *_: None))
     monkeypatch.setattr(worker, "DraftBlock", lambda *_: SimpleNamespace(embedding=None))
     monkeypatch.setattr(worker.attention_ranks, "ranks_of_batch", lambda: None)
-    monkeypatch.setattr(worker, "make_ranking", lambda *_: done.append("head's product chosen"))
+
+    def ranked(*_: Any) -> Any:
+        done.append("head's product chosen")
+        return SimpleNamespace(max_path_len=8)
+
+    monkeypatch.setattr(worker, "make_ranking", ranked)
     monkeypatch.setattr(worker, "make_round_budget", asked)
     with pytest.raises(InterruptedError):
         worker.DDTreeWorker(SimpleNamespace(), 0, 0, SimpleNamespace(model_runner=runner))

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.sglang
 B, GAMMA, H, RANK = 5, 8, 16, 3
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3DSparkModel"],
+    "model_type": "qwen3",
     "block_size": GAMMA,
     "markov_rank": RANK,
     "markov_head_type": "gated",

@@ -56,7 +56,8 @@ REQUESTS: tuple[Row, ...] = (
         "sglang.srt.arg_groups.fields.memory",
         "Memory",
         "disable_radix_cache enable_flexkv enable_hierarchical_cache enable_lmcache enable_page_major_kv_layout "
-        "enable_unified_cache_external_linker enable_unified_memory hicache_host_memory_mode hicache_storage_backend radix_cache_backend",
+        "enable_unified_cache_external_linker enable_unified_memory hicache_host_memory_mode "
+        "hicache_storage_backend radix_cache_backend",
         "recurrent_checks, server_args, split_servers, state_memory",
     ),
     Row(

@@ -37,6 +37,7 @@ class Served:
     truth: float = 1.0
     noise: float = 0.03  # of a round's time, in logarithms
     seed: int = 0
+    mean_prefix: float = 300.0
     now: float = 1000.0
     tokens: int = 0
     seconds: float = 0.0
@@ -58,7 +59,7 @@ class Served:
         budget, size = self.budget, len(reqs)
         narrows = budget._lag == 0
         limits = [limit or budget.widths[-1]] * size
-        num_nodes = budget.begin(reqs, limits, 300.0, most or budget.widths[-1], narrows=narrows)
+        num_nodes = budget.begin(reqs, limits, self.mean_prefix, most or budget.widths[-1], narrows=narrows)
         record = None
         if num_nodes > 1:
             tree = self.drafted(size, num_nodes)

@@ -171,6 +171,25 @@ def test_a_clock_that_jumps_changes_no_choice(jump: float) -> None:
     assert share_of(one, lambda nodes: nodes >= 9, 100) > 0.85
 
 
+@pytest.mark.parametrize("lag", [0, 1])
+def test_long_prompts_end_in_plain_decoding_by_themselves(lag: int) -> None:
+    """Where each node reads a long text: costs of short ones are not believed of it for long, nor its of theirs."""
+    long = 16_000.0
+
+    def cost(_requests: int, nodes: int) -> float:
+        return flat(1, nodes) if one.mean_prefix < long else 0.040 + (0.060 + 0.030 * nodes if nodes > 1 else 0.0)
+
+    one = Served(AdaptiveBudget(WIDTHS, lag=lag), cost)
+    one.rounds(100, [running_request()])
+    assert share_of(one, lambda nodes: nodes > 1, 50) > 0.85
+    one.mean_prefix = long
+    one.rounds(100, [running_request()])
+    assert share_of(one, lambda nodes: nodes == 1, 70) > 0.9
+    one.mean_prefix = 300.0
+    one.rounds(60, [running_request()])
+    assert share_of(one, lambda nodes: nodes > 1, 40) > 0.85
+
+
 def test_a_wrong_table_is_found_out() -> None:
     """It says that plain decoding is ten times as fast as it is, and trees dear."""
     wrong = CostModel.from_json([[1, 1, 0, 0.002], *([1, nodes, 0, 0.5] for nodes in WIDTHS[1:])])

@@ -3,8 +3,10 @@ on its host."""
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import tempfile
 import time
 from dataclasses import replace
@@ -18,6 +20,7 @@ from tests.device_lane.references import Asked
 from tests.device_lane.scenes import Chooser, Scene, Sent
 
 FOLDERS = Path(tempfile.gettempdir()) / f"ddtree-lane-storage-{os.getpid()}"
+atexit.register(shutil.rmtree, FOLDERS, ignore_errors=True)
 LENGTH = 72
 """Tokens of the text."""
 WRITTEN_S, POLL_S = 60.0, 0.2

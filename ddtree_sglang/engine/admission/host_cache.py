@@ -13,11 +13,13 @@ from typing import Any
 
 from ddtree_sglang.engine.admission.attention_groups import attends_in_groups
 from ddtree_sglang.engine.admission.split_servers import is_split
-from ddtree_sglang.engine.spec import ALGORITHM, is_ddtree, serves_ddtree
+from ddtree_sglang.engine.spec import ALGORITHM, serves_ddtree
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 STORAGE = "file"
 """SGLang's backend of storage that was run; others keep a drafter's pages in ways of their own, or not at all."""
+
+_NOT_SHOWN = f"{ALGORITHM} has not been shown to read the drafter's keys back from storage"
 
 
 def check_storage(model_config: Any, cfg: Any) -> None:
@@ -37,9 +39,8 @@ def check_storage(model_config: Any, cfg: Any) -> None:
     backend = cfg.hicache_storage_backend
     if backend is None:
         return
-    about = f"{ALGORITHM} has not been shown to read the drafter's keys back from storage"
     if backend != STORAGE:
-        raise DDTreeConfigError(f"{about} other than {STORAGE}, got {backend}; change --hicache-storage-backend.")
+        raise DDTreeConfigError(f"{_NOT_SHOWN} other than {STORAGE}, got {backend}; change --hicache-storage-backend.")
     layouts = {
         "--attn-dp-size": attends_in_groups(cfg),
         "--disaggregation-mode": is_split(cfg),
@@ -47,22 +48,18 @@ def check_storage(model_config: Any, cfg: Any) -> None:
     }
     for flag, is_given in layouts.items():
         if is_given:
-            raise DDTreeConfigError(f"{about} with {flag}; remove it, or --hicache-storage-backend.")
+            raise DDTreeConfigError(f"{_NOT_SHOWN} with {flag}; remove it, or --hicache-storage-backend.")
     if model_config.attention_arch == AttentionArch.MLA:
-        raise DDTreeConfigError(f"{about} beside latent attention; remove --hicache-storage-backend.")
+        raise DDTreeConfigError(f"{_NOT_SHOWN} beside latent attention; remove --hicache-storage-backend.")
 
 
 def refuse_storage(original: Callable[..., Any], scheduler: Any, request: Any) -> Any:
     """AROUND hook on `Scheduler.attach_hicache_storage_wrapped`: a server has its storage from the start, or none."""
     from sglang.srt.managers.io_struct import AttachHiCacheStorageReqOutput
-    from sglang.srt.runtime_context import get_spec
 
-    if not is_ddtree(get_spec().speculative_algorithm):
+    if not serves_ddtree():
         return original(scheduler, request)
-    message = (
-        f"{ALGORITHM} has not been shown to read the drafter's keys back from storage that is attached to a running "
-        "server; give --hicache-storage-backend at its start."
-    )
+    message = f"{_NOT_SHOWN} that is attached to a running server; give --hicache-storage-backend at its start."
     return AttachHiCacheStorageReqOutput(success=False, message=message)
 
 

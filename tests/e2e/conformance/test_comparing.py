@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import pytest
 
+from tests.e2e import stream_cases
 from tests.e2e.conformance.comparing import (
     FLOAT_TOLERANCE,
     Comparison,
@@ -96,3 +97,44 @@ def test_forbidden_tokens_are_not_told_apart_and_their_ranks_are() -> None:
     assert not found(body(1), body(2))
     assert found(body(1, -3.0), body(2, -3.0))
     assert found(body(1, -3.0), body(1))
+
+
+class TestStreamsAreAskedAgainUntilNothingIsJoined:
+    """A server is a list of the streams that it gives, one for each time it is asked; the last is given for ever."""
+
+    WHOLE: ClassVar = [{"tokens": 1}, {"tokens": 2}, {"tokens": 3}]
+
+    def alike(self, monkeypatch: pytest.MonkeyPatch, plain: list[Any], ddtree: list[Any]) -> tuple[list[Any], ...]:
+        def events_of(server: list[Any], case: object) -> Any:
+            return server.pop(0) if len(server) > 1 else server[0]
+
+        monkeypatch.setattr(stream_cases, "events_of", events_of)
+        return stream_cases.alike(cast(Any, plain), cast(Any, ddtree), stream_cases.CASES[0])
+
+    @pytest.mark.parametrize(
+        ("plain", "ddtree"),
+        [
+            ([WHOLE[1:]], [WHOLE[:1] + WHOLE[2:]]),
+            ([WHOLE], [WHOLE[1:]]),
+            ([WHOLE[1:], WHOLE[1:]], [WHOLE, WHOLE]),
+        ],
+        ids=["both-elsewhere", "one", "one-twice"],
+    )
+    def test_joined_events_are_not_differences(
+        self, monkeypatch: pytest.MonkeyPatch, plain: list[Any], ddtree: list[Any]
+    ) -> None:
+        expected, mine = self.alike(monkeypatch, [*plain, self.WHOLE], [*ddtree, self.WHOLE])
+        assert expected == mine == self.WHOLE
+
+    @pytest.mark.parametrize(
+        "ddtree",
+        [
+            [[{"tokens": 1}, {"tokens": 2}, {"tokens": 2}], WHOLE],
+            [[{"tokens": 1}, {"tokens": 2}, {"tokens": 3}, {"tokens": 3}], WHOLE],
+            [WHOLE[1:]],
+        ],
+        ids=["another-event-once", "an-event-too-many-once", "an-event-too-few-always"],
+    )
+    def test_other_differences_stay(self, monkeypatch: pytest.MonkeyPatch, ddtree: list[Any]) -> None:
+        expected, mine = self.alike(monkeypatch, [self.WHOLE], ddtree)
+        assert stream_cases.differences(expected, mine)

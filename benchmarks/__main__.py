@@ -27,6 +27,7 @@ COMMANDS = {
     "replay_rates": ("the replay simulator against a finished run of `decode`", "seconds"),
     "predict": ("predictions of Qwen3-8B on GPUs, beside the one measured point", "two minutes"),
     "first_drop": ("the policy's choice against a stop at the first drop, by replay", "a minute"),
+    "correction_gain": ("what correcting the drafter's probabilities does to the choice of nodes", "a minute"),
     "forest_gain": ("what rectangular forwards cost a batch of trees, by replay", "some minutes"),
     "plot_round": ("picture of a round that `record_round` recorded", "seconds"),
     "plot_drafter_curve": ("the drafter's learning curve", "seconds"),

@@ -17,7 +17,8 @@ import json
 import random
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from ddtree_sglang.engine.stages.adaptive_budget import AdaptiveBudget
 from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
 from ddtree_sglang.simulator.costs import Costs, TableCosts, known_model
 from ddtree_sglang.simulator.recording import Answer, load_answers
-from ddtree_sglang.simulator.replay import replay
+from ddtree_sglang.simulator.replay import Prediction, replay
 from ddtree_sglang.simulator.systems import Adaptive
 from ddtree_sglang.viewer.terminal import aligned
 from ddtree_sglang.whole_file import replace_text
@@ -87,16 +88,19 @@ CURVES: Mapping[str, Costs] = {
 }
 
 
-def compared(answers: Sequence[Answer], costs: Costs, requests: int) -> dict[str, float]:
-    """Tokens per second of both rules."""
+def replayed(kind: type[AdaptiveBudget], answers: Sequence[Answer], costs: Costs, requests: int) -> Prediction:
+    """What a controller that knows the costs makes of `ROUNDS` rounds."""
     widths = BudgetPolicy.adaptive(BUDGET + 1, any_width=True).node_counts
     prefixes = [one.start for one in answers] + [one.end for one in answers]
-    found = {}
-    for name, kind in (("best", AdaptiveBudget), ("first drop", FirstDrop)):
-        known = known_model(costs, [requests], prefixes, widths)
-        system = Adaptive(widths, known, on_device=False, kind=kind)
-        found[name] = replay(answers, system, costs, requests, ROUNDS).tokens_per_s
-    return found
+    known = known_model(costs, [requests], prefixes, widths)
+    system = Adaptive(widths, known, on_device=False, kind=kind)
+    return replay(answers, system, costs, requests, ROUNDS)
+
+
+def compared(answers: Sequence[Answer], costs: Costs, requests: int) -> dict[str, float]:
+    """Tokens per second of both rules."""
+    kinds = (("best", AdaptiveBudget), ("first drop", FirstDrop))
+    return {name: replayed(kind, answers, costs, requests).tokens_per_s for name, kind in kinds}
 
 
 def in_order(answers: Sequence[Answer], order: int) -> list[Answer]:
@@ -114,26 +118,30 @@ def spread(ratios: Sequence[float]) -> list[str]:
     return [f"{found.value:.3f}", interval, f"{min(ratios):.3f} to {max(ratios):.3f}"]
 
 
-def run(args: argparse.Namespace) -> int:
-    """Replay, write, print."""
+def loads(args: argparse.Namespace) -> Iterator[tuple[str, Costs, int, list[list[Answer]]]]:
+    """Of each curve and load its name, its costs, requests at once, and the answers in each order."""
     if args.orders < 1:
         raise ValueError(f"--orders must be 1 or more, got {args.orders}; change it.")
     answers = load_answers(args.trace)
+    orders = [in_order(answers, order) for order in range(args.orders)]
+    for (name, costs), requests in product(curves_of(args).items(), args.requests):
+        yield name, costs, requests, orders
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay, write, print."""
     lines = [json.dumps({"kind": "provenance", **collect_provenance()})]
     rows = [["costs", "requests", "best, tokens/s", "first drop", "ratio", "95 %", "orders"]]
-    for name, costs in curves_of(args).items():
-        for requests in args.requests:
-            rates: dict[str, list[float]] = {}
-            for order in range(args.orders):
-                found = compared(in_order(answers, order), costs, requests)
-                about = {"kind": "first_drop", "costs": name, "requests": requests, "order": order}
-                lines.append(json.dumps({**about, **found}))
-                for rule, rate in found.items():
-                    rates.setdefault(rule, []).append(rate)
-            ratios = [best / stop for best, stop in zip(rates["best"], rates["first drop"], strict=True)]
-            rows.append(
-                [name, str(requests), *(f"{statistics.fmean(one):.1f}" for one in rates.values()), *spread(ratios)]
-            )
+    for name, costs, requests, orders in loads(args):
+        rates: dict[str, list[float]] = {}
+        for order, answers in enumerate(orders):
+            found = compared(answers, costs, requests)
+            about = {"kind": "first_drop", "costs": name, "requests": requests, "order": order}
+            lines.append(json.dumps({**about, **found}))
+            for rule, rate in found.items():
+                rates.setdefault(rule, []).append(rate)
+        ratios = [best / stop for best, stop in zip(rates["best"], rates["first drop"], strict=True)]
+        rows.append([name, str(requests), *(f"{statistics.fmean(one):.1f}" for one in rates.values()), *spread(ratios)])
     replace_text(args.output, "\n".join(lines) + "\n")
     sys.stdout.write("\n".join(aligned(rows)) + "\n")
     return 0
@@ -150,6 +158,11 @@ def replay_parser(doc: str | None, requests: Sequence[int], output: str) -> argp
     return parser
 
 
+def add_orders(parser: argparse.ArgumentParser) -> None:
+    """What `loads` reads besides."""
+    parser.add_argument("--orders", type=int, default=1, help="of the answers, one of them as recorded (default 1)")
+
+
 def curves_of(args: argparse.Namespace) -> dict[str, Costs]:
     """The made-up curves, and the measured one that `replay_parser` names."""
     curves = dict(CURVES)
@@ -161,6 +174,6 @@ def curves_of(args: argparse.Namespace) -> dict[str, Costs]:
 def main(argv: Sequence[str]) -> int:
     """Command line entry."""
     parser = replay_parser(__doc__, REQUESTS, "first-drop.jsonl")
-    parser.add_argument("--orders", type=int, default=1, help="of the answers, one of them as recorded (default 1)")
+    add_orders(parser)
     args = parser.parse_args(argv)
     return exit_status("first_drop", lambda: run(args))

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import first_drop, forest_gain, predict, record_replay, replay_check, replay_rates
+from benchmarks import correction_gain, first_drop, forest_gain, predict, record_replay, replay_check, replay_rates
 from benchmarks.harness.made_up_pair import CHAT, MATHS, Drafter
 from ddtree_sglang.calibration.table import CostTable
 from ddtree_sglang.simulator.costs import table_of_decode
-from ddtree_sglang.simulator.recording import load_answers
+from ddtree_sglang.simulator.recording import Answer, Tree, load_answers
 from ddtree_sglang.simulator.systems import FixedTree, Plain
 from tests.simulator.cases import Linear, answer
 from tests.viewer.cases import a_round
@@ -152,6 +152,24 @@ def test_orders_of_answers_tell_a_rules_gain_from_luck(
     assert first_drop.spread([1.2]) == ["1.200", "-", "1.200 to 1.200"]
     assert first_drop.main([*flags, "--orders", "0"]) == 1
     assert "--orders must be 1 or more, got 0" in capsys.readouterr().err
+
+
+def test_a_drafter_that_is_too_sure_is_not_believed_once_it_is_corrected(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says 0.9 of each token and is right every eighth time: plain decoding is best, and its word says a tree."""
+    monkeypatch.setattr(first_drop, "ROUNDS", 400)
+    monkeypatch.setattr(first_drop, "CURVES", {"dear": first_drop.Curve(lambda _, nodes: 0.02 + 0.005 * (nodes > 1))})
+    right, wrong = (Tree((-1, 0), (0, 1), (1.0, 0.9), path, (0, 1), 2) for path in ((0, 1), (0,)))
+    trees = {position: wrong if position % 8 else right for position in range(400)}
+    monkeypatch.setattr(first_drop, "load_answers", lambda _: [Answer("a", 0, 400, trees)])
+    output = tmp_path / "lines.jsonl"
+    assert correction_gain.main(["--requests", "1", "--orders", "2", "--output", str(output)]) == 0
+    lines = [json.loads(line) for line in output.read_text().splitlines()][1:]
+    drafted = {line["belief"]: 1 - line["widths"].get("1", 0) / sum(line["widths"].values()) for line in lines}
+    assert len(lines) == 2 * len(drafted)
+    assert drafted["as said"] > 0.9 > 0.3 > drafted["corrected"]
+    assert "as said" in capsys.readouterr().out
 
 
 def test_a_forest_gains_what_its_forwards_do_not_pad(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 """Decoding speed on real prompts: plain decoding, the stock DFLASH chain and DDTREE, same flags, in one run.
 
     .venv/bin/python -m benchmarks decode [--model M --draft D] [--quick]
-    .venv/bin/python -m benchmarks decode --batch-sizes 1 2 4 8 16 32 --adaptive 16 --dtypes float32 bfloat16
-    .venv/bin/python -m benchmarks decode --adaptive 16 --one-server --budgets 4 8
+    .venv/bin/python -m benchmarks decode --batch-sizes 1 2 4 8 16 32 --dtypes float32 bfloat16
+    .venv/bin/python -m benchmarks decode --one-server --budgets 4 8
 
 Systems are up together and are measured in turns, so that a slow spell of the machine hits all of them; where memory
 holds fewer servers than there are systems, budgets go in groups, each with both baselines.
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.decode_report import Measurement, result_lines, table
-from benchmarks.harness.flags import add_common_flags, exit_status
+from benchmarks.harness.flags import add_adaptive_flag, add_common_flags, exit_status
 from benchmarks.harness.prompts import AS_IN_PAPER, Prompt, sample_prompts
 from benchmarks.harness.provenance import collect_provenance, portable
 from benchmarks.harness.results import new_result, save_lines
@@ -49,7 +49,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     add_common_flags(parser)
     parser.add_argument("--budgets", type=int, nargs="+", default=[4, 8, 16, 32], help="DDTREE tree budgets")
-    parser.add_argument("--adaptive", type=int, metavar="BUDGET", help="also policy adaptive, at most so many nodes")
+    add_adaptive_flag(parser)
     parser.add_argument(
         "--one-server",
         action="store_true",
@@ -192,7 +192,7 @@ def run(args: argparse.Namespace) -> int:
     groups = groups_for(
         args.budgets,
         at_once,
-        args.adaptive,
+        args.adaptive or None,
         one_server=args.one_server,
         other_draft=args.other_draft,
         ngrams=args.ngrams,
@@ -229,7 +229,7 @@ def measure_group(
 def pool_tokens(encoded: Encoded, args: argparse.Namespace) -> int:
     """KV slots that the largest batch needs with answers and trees, so that no request waits or is retracted."""
     longest = max(len(ids) for prompts in encoded.values() for ids in prompts)
-    nodes = 1 + max([*args.budgets, args.adaptive or 0])
+    nodes = 1 + max(*args.budgets, args.adaptive)
     # Two rounds' reservations: with overlap the next one is made before the last one is given back.
     needed = max(args.batch_sizes) * (longest + args.max_new_tokens + 2 * nodes)
     return max(8192, -(-needed // 1024) * 1024)

@@ -1,6 +1,6 @@
 """Open-loop serving by SGLang's own client: plain, stock DFLASH, DDTREE at rates of requests, with TTFT and TPOT.
 
-    .venv/bin/python -m benchmarks serving [--model M --draft D] [--rates 0.25 0.5 1] [--budgets 8] [--adaptive 16]
+    .venv/bin/python -m benchmarks serving [--model M --draft D] [--rates 0.25 0.5 1] [--budgets 8]
 
 Requests arrive at random times, whether or not earlier ones are answered (`python -m sglang.bench_serving`, Poisson
 arrivals). The systems are up together and take turns; in one turn all get the same prompts at the same times. Tokens
@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.decode import chat_text, count_mismatches, encode
-from benchmarks.harness.flags import add_common_flags, exit_status
+from benchmarks.harness.flags import add_adaptive_flag, add_common_flags, exit_status
 from benchmarks.harness.prompts import Prompt, sample_prompts
 from benchmarks.harness.provenance import collect_provenance, portable
 from benchmarks.harness.results import new_result, save_lines
@@ -54,7 +54,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--num-prompts", type=int, default=30, help="requests of one turn (default 30)")
     parser.add_argument("--random-input-len", type=int, default=128, help="of --kind random-ids, tokens")
     parser.add_argument("--budgets", type=int, nargs="+", default=[8], help="DDTREE tree budgets")
-    parser.add_argument("--adaptive", type=int, metavar="BUDGET", help="also policy adaptive, at most so many nodes")
+    add_adaptive_flag(parser)
     parser.add_argument("--repeats", type=int, default=3, help="turns, each with arrivals of its own (default 3)")
     parser.add_argument("--seed", type=int, default=0, help="of prompts and arrivals")
     parser.add_argument("--max-running-requests", type=int, default=32)
@@ -168,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "prompts.jsonl"
         write_prompts(served_texts(prompts, pair.model, not args.no_thinking), file)
-        for group in groups_for(args.budgets, args.servers_at_once or servers_that_fit(), args.adaptive):
+        for group in groups_for(args.budgets, args.servers_at_once or servers_that_fit(), args.adaptive or None):
             provenance = {**collect_provenance(), "settings": settings}
             with running(group, Common.from_args(args, args.max_running_requests), trace=False) as systems:
                 mismatches = count_mismatches(systems, encoded, args)

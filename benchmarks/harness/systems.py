@@ -178,7 +178,9 @@ def groups_for(
     of_budget = 1 + (other_draft is not None) + len(twins)
     if room < of_budget:
         least = len(baselines) + (0 if one_server else of_budget)
-        raise ServerError(f"a comparison needs {least} servers at once, {servers_at_once} fit; free some memory.")
+        room_for = f"{least} servers at once, {servers_at_once} fit"
+        fewer = "" if adaptive is None or one_server else ", or leave the policy's column out by --adaptive 0"
+        raise ServerError(f"a comparison needs {room_for}; free some memory{fewer}.")
     trees = []
     for budget in budgets:
         tree = System.of_budget(budget)

@@ -13,6 +13,7 @@ from benchmarks import decode, gpu_kernels, gpu_proof, gpu_sections, gpu_speed
 from benchmarks.harness.gpu_lab import Lab
 from benchmarks.harness.gpu_machine import Machine
 from benchmarks.harness.gpu_setting import SMALL, Setting
+from benchmarks.harness.systems import groups_for
 
 REPO = Path(__file__).resolve().parents[2]
 H100 = Machine("cuda", "NVIDIA H100", 79.6, 1, 9)
@@ -55,6 +56,8 @@ def test_decode_takes_the_flags_that_it_gets(
     args = decode.parse_args(arguments[3:])
     pair, budget = name.removeprefix("speed/").split("-")
     assert (args.model, args.budgets, args.servers_at_once) == (f"/{pair}/target", [int(budget)], 3)
+    (group,) = groups_for(args.budgets, args.servers_at_once, args.adaptive or None)
+    assert [one.name for one in group] == ["plain", "dflash", f"ddtree-{budget}"]
     assert ("--load-format=dummy" in args.server_flag) == (pair == "shape" and machine.kind == "cuda")
     assert ("--mem-fraction-static=0.9" in args.server_flag) == (machine.kind == "cuda")
 

@@ -72,8 +72,9 @@ comes soon. Beside what may be lost by other tries.
 """
 SOON = CALM + 1
 """How short: others are measured between, so that it can be told from the machine's mood."""
-HOPELESS = 3.0
-"""Where a draft pays by more, no mistake of costs is thought to hide plain decoding."""
+HOPELESS, RARELY = 3.0, 1024
+"""Where a draft pays by more, hardly a mistake of costs hides plain decoding, so rounds between two are as many, until
+one takes what was not expected."""
 UNMEASURED_LOSS = 0.5
 """Plain rounds that such a draft is thought to lose at most, as long as hardly one was measured, or the last one took
 much less than was thought."""
@@ -128,6 +129,7 @@ class AdaptiveBudget:
         self._wait, self._waited, self._for_drafts = FIRST_WAIT, 0, FIRST_FOR_DRAFTS
         self._plain: dict[tuple[int, int], list[int]] = {}  # by requests and context: rounds waited, and to wait
         self._overrated: set[tuple[int, int]] = set()  # the same: where the last draft took much less than was thought
+        self._doubted: set[tuple[int, int]] = set()  # the same: where the last plain round took what was not expected
         self._worth = 1.0  # tokens of a request that a drafted round must emit to be worth it
         self._tokens = np.zeros(len(self.widths))
         self._now: tuple[int, float] = 1, 1.0
@@ -244,9 +246,10 @@ class AdaptiveBudget:
 
     def _is_time_for_plain(self, behind: float) -> bool:
         """Although a draft pays by a factor `behind`: costs may be wrong."""
-        waited = self._plain.setdefault(row_of(*self._now), [0, FIRST_PLAIN])
+        row = row_of(*self._now)
+        waited = self._plain.setdefault(row, [0, FIRST_PLAIN])
         waited[0] += 1
-        if waited[0] < waited[1] or behind > HOPELESS:
+        if waited[0] < (RARELY if behind > HOPELESS and row not in self._doubted else waited[1]):
             return False
         waited[:] = 0, min(2 * waited[1], LONGEST_PLAIN)
         return True
@@ -315,8 +318,12 @@ class AdaptiveBudget:
         self._paused = False
         is_far = self.costs.observe(batch_size, mean_prefix, decision.num_nodes, now - began)
         row = row_of(batch_size, mean_prefix)
-        if is_far and decision.num_nodes == 1 and row in self._plain:
-            self._plain[row][0] = max(0, self._plain[row][1] - SOON)
+        if decision.num_nodes == 1 and row in self._plain:
+            if is_far:
+                self._doubted.add(row)
+                self._plain[row][0] = max(0, self._plain[row][1] - SOON)
+            else:
+                self._doubted.discard(row)
         if decision.seconds:
             self.totals.took(decision.seconds, now - began)
             if decision.num_nodes > 1:

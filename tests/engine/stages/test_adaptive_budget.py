@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddtree_sglang.core.cost_model import CostModel
-from ddtree_sglang.engine.stages.adaptive_budget import AdaptiveBudget
+from ddtree_sglang.engine.stages.adaptive_budget import RARELY, AdaptiveBudget
 from ddtree_sglang.engine.stages.round_records import PACE, RequestRecord
 from tests.engine.stages.served_rounds import Served, host_trees, running_request
 
@@ -286,6 +286,23 @@ def test_plain_decoding_that_was_measured_beside_a_neighbour_is_found_out(lag: i
     assert share_of(one, lambda nodes: nodes == 1, 60) > 0.9
 
 
+@pytest.mark.parametrize("lag", [0, 1])
+def test_plain_decoding_that_a_file_has_four_times_too_dear_is_found_out(lag: int) -> None:
+    """Drafts pay by more than three by that file, and take what it says, so that nothing else speaks against it."""
+
+    def cost(_requests: int, nodes: int) -> float:
+        return 0.050 if nodes == 1 else 0.078 + 0.005 * nodes
+
+    wrong = {(8, nodes, 0): cost(8, nodes) * (4.0 if nodes == 1 else 1.0) for nodes in WIDTHS}
+    one = Served(AdaptiveBudget(WIDTHS, CostModel.of_cells(wrong), lag=lag), cost)
+    reqs = [running_request() for _ in range(8)]
+    one.rounds(100, reqs)
+    assert share_of(one, lambda nodes: nodes > 1, 100) == 1.0
+    one.rounds(RARELY, reqs)
+    one.rounds(200, reqs)
+    assert share_of(one, lambda nodes: nodes == 1, 200) > 0.9
+
+
 def test_plain_rounds_of_two_lengths_are_not_looked_at_for_ever() -> None:
     """Every second one takes twice as long, so each is unexpected; drafts pay all the same."""
     turns = [0]
@@ -303,6 +320,8 @@ def test_where_a_draft_pays_by_far_plain_decoding_is_not_looked_at() -> None:
     one = served(flat, 1, 0, num_rounds=150, sureness=12.0)
     one.rounds(300, [running_request()])
     assert share_of(one, lambda nodes: nodes == 1, 300) == 0.0
+    one.rounds(2 * RARELY, [running_request()])
+    assert one.widths.count(1) - one.widths[:150].count(1) <= 2
 
 
 def test_a_pause_is_no_round_and_a_slower_machine_is_noticed() -> None:

@@ -51,8 +51,11 @@ def context_class(mean_prefix: float) -> int:
 
 
 def batch_class(batch_size: int) -> int:
-    """Up to 8 requests each number is its own class, beyond it one stands for those within a factor of 1.2 of it."""
-    return batch_size if batch_size <= 8 else round(2 ** (round(2 * math.log2(batch_size)) / 2))
+    """Up to 8 requests each number is its own class, beyond it one stands for those within a factor of 1.25 of it.
+
+    No class holds both 8 and more: a server looks for n-grams of up to 8 requests, which takes time.
+    """
+    return batch_size if batch_size <= 8 else round(2 ** (max(7, round(2 * math.log2(batch_size))) / 2))
 
 
 def row_of(batch_size: int, mean_prefix: float) -> tuple[int, int]:

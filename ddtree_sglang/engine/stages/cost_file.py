@@ -30,8 +30,11 @@ FOLDER_ENV = "DDTREE_COSTS"
 """Folder of the files; empty for none."""
 INSTRUCTIONS_ENV = "ONEDNN_MAX_CPU_ISA"
 """oneDNN's own; it cannot be asked what it goes by."""
-ROUNDS = 5
+ROUNDS = 6
 """Raised when rounds of the same kind cost something else by our own doing, or are written otherwise."""
+CPUINFO = Path("/proc/cpuinfo")
+PROCESSOR = "model name", "cpu family", "model", "stepping"
+"""Lines of it, of each of the threads; the first one's count."""
 SAVE_ROUNDS = 500
 """Rounds between two writes."""
 ASKED_SECONDS = 10.0
@@ -65,12 +68,16 @@ def machine_facts() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The model's name where the system has it; `platform.processor` is empty on Linux."""
+    """The model's name and numbers where the system has them; `platform.processor` is empty on Linux.
+
+    Virtual machines of two generations may bear one name.
+    """
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    return " ".join(told[key] for key in PROCESSOR if key in told)
 
 
 class CostFile:

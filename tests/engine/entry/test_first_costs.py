@@ -95,7 +95,7 @@ def test_a_server_that_does_one_part_of_a_request_asks_nothing(mode: str, monkey
 
 @pytest.mark.parametrize(
     ("running", "sizes"),
-    [(1, [1]), (8, [1, 2, 4, 8]), (9, [1, 2, 4, 9]), (24, [1, 2, 4, 8, 16, 24]), (4096, [1, 2, 4, 8, 16, 32])],
+    [(1, [1]), (8, [1, 2, 4, 8]), (9, [1, 2, 4, 8, 9]), (24, [1, 2, 4, 8, 16, 24]), (4096, [1, 2, 4, 8, 16, 32])],
 )
 def test_sizes_double_up_to_what_runs_at_once_one_of_each_class(running: int, sizes: list[int]) -> None:
     assert Unmeasured(NODES, running, {}).sizes() == sizes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -205,3 +206,17 @@ def test_a_worker_asks_for_forms_once_the_ranking_has_chosen_the_last_one(monkey
     with pytest.raises(InterruptedError):
         worker.DDTreeWorker(SimpleNamespace(), 0, 0, SimpleNamespace(model_runner=runner))
     assert done == ["drafter loaded", "head's product chosen", (target, drafter)]
+
+
+def test_two_generations_of_one_name_are_two_processors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As virtual machines have them; each thread has its lines, and a name's line begins like its number's."""
+    found = set()
+    for place, model in enumerate((2, 17)):
+        lines = ["processor\t: 0", "cpu family\t: 26", f"model\t\t: {model}", "model name\t: AMD EPYC", "stepping\t: 1"]
+        others = [line.replace("model\t\t: ", "model\t\t: 9") for line in lines]
+        monkeypatch.setattr(cost_file, "CPUINFO", tmp_path / str(place))
+        cost_file.CPUINFO.write_text("\n".join([*lines, "", *others]))
+        found.add(cost_file._processor())
+    assert found == {"AMD EPYC 26 2 1", "AMD EPYC 26 17 1"}
+    monkeypatch.setattr(cost_file, "CPUINFO", tmp_path / "none")
+    assert cost_file._processor() == platform.processor()

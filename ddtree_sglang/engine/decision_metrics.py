@@ -6,6 +6,7 @@ the drafter is believed rightly, expected against measured seconds whether costs
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from ddtree_sglang.engine.gauges import set_gauge
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from ddtree_sglang.engine.round_result import RoundResult
     from ddtree_sglang.engine.stages.round_records import Totals
 
-EVERY = 32
-"""Rounds between two looks."""
+LEAST_SECONDS = 0.25
+"""Between two looks: no scrape misses more than the rounds of so long."""
 
 SUMS = {
     "ddtree_expected_tokens": ("expected_tokens", "Tokens that drafted rounds were expected to emit."),
@@ -35,7 +36,7 @@ def export_decisions(_tokens: list[list[int]], processor: Any, result: RoundResu
     if not serves_ddtree() or (collector := processor.metrics_collector) is None:
         return
     totals: Totals | None = processor.model_worker.budget.totals
-    if totals is None or sum(totals.rounds.values()) % EVERY:
+    if totals is None or not totals.is_due(time.monotonic(), LEAST_SECONDS):
         return
     for name, (field, text) in SUMS.items():
         set_gauge(collector, name, text, float(getattr(totals, field)))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ddtree_sglang.engine import decision_metrics
-from ddtree_sglang.engine.decision_metrics import EVERY, export_decisions
+from ddtree_sglang.engine.decision_metrics import LEAST_SECONDS, export_decisions
 from ddtree_sglang.engine.stages.round_records import Totals
 from tests.engine.test_pair_watch import Collector
 
@@ -32,7 +32,7 @@ def exported(totals: Totals | None, *, has_collector: bool = True) -> dict[str, 
 
 
 def test_sums_and_decisions_are_exported(ddtree: None) -> None:
-    totals = Totals({"plain": 10, "tree": EVERY - 10}, 50.5, 48.0, 1.5, 1.6)
+    totals = Totals({"plain": 10, "tree": 22}, 50.5, 48.0, 1.5, 1.6)
     assert exported(totals) == {
         "ddtree_expected_tokens[tiny]": 50.5,
         "ddtree_realised_tokens[tiny]": 48.0,
@@ -40,16 +40,25 @@ def test_sums_and_decisions_are_exported(ddtree: None) -> None:
         "ddtree_measured_round_seconds[tiny]": 1.6,
         "ddtree_nodes[tiny]": 9.0,
         "ddtree_rounds[tiny,plain]": 10.0,
-        "ddtree_rounds[tiny,tree]": EVERY - 10.0,
+        "ddtree_rounds[tiny,tree]": 22.0,
     }
 
 
-def test_between_looks_without_a_choice_and_without_a_collector_nothing_is(ddtree: None) -> None:
-    assert exported(Totals({"tree": EVERY + 1})) == {}
+def test_between_looks_without_a_choice_and_without_a_collector_nothing_is(
+    ddtree: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [7.0]
+    monkeypatch.setattr(decision_metrics.time, "monotonic", lambda: clock[0])
+    totals = Totals({"tree": 1})
+    assert exported(totals), "the first round of a server"
+    clock[0] += LEAST_SECONDS / 2
+    assert exported(totals) == {}
+    clock[0] += LEAST_SECONDS / 2
+    assert exported(totals)
     assert exported(None) == {}
-    assert exported(Totals({"tree": EVERY}), has_collector=False) == {}
+    assert exported(Totals({"tree": 32}), has_collector=False) == {}
 
 
 def test_another_algorithm_has_no_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decision_metrics, "serves_ddtree", lambda: False)
-    assert exported(Totals({"tree": EVERY})) == {}
+    assert exported(Totals({"tree": 32})) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
@@ -143,6 +144,14 @@ class Totals:
     tokens: float = 0.0
     expected_seconds: float = 0.0
     seconds: float = 0.0
+    _shown_s: float = field(default=-math.inf, repr=False, compare=False)
+
+    def is_due(self, now: float, least: float) -> bool:
+        """Whether somebody who shows them now and then should, `least` seconds after the last time."""
+        if now - self._shown_s < least:
+            return False
+        self._shown_s = now
+        return True
 
     def decided(self, decision: Decision) -> None:
         """One more round."""

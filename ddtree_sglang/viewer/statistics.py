@@ -58,7 +58,10 @@ def expected_per_round(rounds: Iterable[Summary]) -> float | None:
 
 
 def time_share(rounds: Iterable[Summary]) -> float | None:
-    """Time that rounds took as a share of the time that a policy expected of them; None where it expected none."""
+    """Time of rounds' stages as a share of what a policy expected from one round to the next; None where it did not.
+
+    The rest of that time is the scheduler's, and the trace's own writing: a trace holds no more of it.
+    """
     known = [(one.total_ms, one.expected_ms) for one in rounds if one.expected_ms]
     return sum(took for took, _ in known) / sum(expected for _, expected in known) if known else None
 

@@ -76,7 +76,7 @@ def _accept_lines(rounds: Sequence[Summary]) -> Iterator[str]:
         told = "" if expected is None else f"; expected {expected:.2f}, {_percent(tokens, expected)} of it came"
         yield f"accept length {tokens:.2f} tokens a request and round{told}"
     if (share := time_share(rounds)) is not None:
-        yield f"rounds took {share:.0%} of the time that was expected"
+        yield f"stages of rounds took {share:.0%} of the time that was expected from one round to the next"
     if found := decisions(rounds):
         yield "decided: " + ", ".join(
             f"{plain_line(name)} {count}" for name, count in found.most_common(MOST_DECISIONS)
@@ -161,7 +161,7 @@ def picture(number: int, found: Round, vocabulary: Vocabulary, ink: Ink) -> str:
 
 
 def _cost_lines(found: Round) -> Iterator[str]:
-    told = "" if found.expected_ms is None else f", expected {found.expected_ms:.2f}"
+    told = "" if found.expected_ms is None else f" in stages, {found.expected_ms:.2f} expected to the next round"
     nodes = (found.num_nodes or 0) * found.batch_size
     per_node = f", {found.total_ms / nodes:.3f} a node" if nodes else ""
     per_token = f", {found.total_ms / found.tokens:.2f} an emitted token" if found.tokens else ""

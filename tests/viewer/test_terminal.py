@@ -41,7 +41,7 @@ def test_round_is_drawn_as_a_tree_with_its_path_and_its_costs() -> None:
     assert drawn.splitlines() == [
         "round 12: 1 request of 7 nodes",
         "  decision: a tree of 7",
-        "  10.00 ms, expected 9.00, 1.429 a node, 3.33 an emitted token",
+        "  10.00 ms in stages, 9.00 expected to the next round, 1.429 a node, 3.33 an emitted token",
         "  draft      4.00 ms    0.571 a node  ████████████████",
         "  verify     6.00 ms    0.857 a node  ████████████████████████",
         "",
@@ -112,7 +112,8 @@ def test_what_was_decided_and_expected_is_counted(tmp_path: Path, capsys: pytest
     told = [("tree", 8.0), ("plain", 12.0), ("tree", 20.0), (None, None), ("cold", 0.0)]
     lines = [a_round(place, decision=name, expected_ms=spent) for place, (name, spent) in enumerate(told)]
     out = printed(capsys, str(write(tmp_path / "t.jsonl", lines)))
-    assert "\nrounds took 75% of the time that was expected\ndecided: tree 2, plain 1, cold 1\n" in out
+    assert "\nstages of rounds took 75% of the time that was expected from one round to the next\n" in out
+    assert "\ndecided: tree 2, plain 1, cold 1\n" in out
     assert "decided" not in printed(capsys, str(SAMPLE))
 
 

@@ -15,7 +15,7 @@ function pointsOfCourse() {
 const PANELS = [
   { title: "nodes a request could walk", whole: "nodes (N)", series: [["nodes", ""]], area: true },
   { title: "tokens: emitted, expected", whole: "tokens a request: emitted, expected", series: [["expected", "expected"], ["tokens", "came"]] },
-  { title: "ms a round: taken, expected", whole: "ms a round: taken, expected", series: [["expected_ms", "expected"], ["ms", ""]] },
+  { title: "ms: stages, expected to the next round", whole: "ms: a round's stages, expected to the next round", series: [["expected_ms", "expected"], ["ms", ""]] },
   { title: "requests in the round", whole: "requests", series: [["batch", ""]], area: true },
 ];
 const PANEL = 66, PLOT = 40, LEFT = 44;

@@ -4,7 +4,7 @@ function showFacts(now) {
     ["requests", String(now.batch)],
     ["nodes each (N)", now.nodes === null ? "–" : String(now.nodes)],
     ["emitted", fixed(now.tokens, 0), now.expected === null ? "" : ` of ${fixed(now.expected, 2)} expected`],
-    ["time", fixed(now.total, 2) + " ms", now.expected_ms === null ? "" : ` of ${fixed(now.expected_ms, 2)} expected`],
+    ["stages", fixed(now.total, 2) + " ms", now.expected_ms === null ? "" : ` ${fixed(now.expected_ms, 2)} expected to the next round`],
     ["per emitted token", now.tokens ? fixed(now.total / now.tokens, 2) + " ms" : "–"],
     ["per verified node", now.nodes ? fixed(now.total / (now.nodes * now.batch), 3) + " ms" : "–"],
   ];

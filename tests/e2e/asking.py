@@ -55,6 +55,13 @@ def chunks(url: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(line[6:]) for line in lines if line.startswith("data: ") and line != "data: [DONE]"]
 
 
+def metrics(url: str, beginning: str) -> list[str]:
+    """What the server exports by names that begin like this."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"{url}/metrics", timeout=60) as response:
+        return [line for line in response.read().decode().splitlines() if line.startswith(beginning)]
+
+
 def rounds_of(trace: Path) -> list[dict[str, Any]]:
     """The trace of a server so far, one entry per round."""
     return [json.loads(line) for line in trace.read_text(encoding="utf-8").splitlines()]

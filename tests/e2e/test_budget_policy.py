@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import torch
 from ddtree_sglang.calibration.table import CostTable
 from ddtree_sglang.cli import main
 from ddtree_sglang.cpu_platform.names import DRAFTS_ENV
-from tests.e2e.asking import PROMPTS, ask, ask_all, rounds_of
+from ddtree_sglang.engine.stages.cost_file import FOLDER_ENV
+from tests.e2e.asking import PROMPTS, ask, ask_all, metrics, rounds_of
 from tests.e2e.servers import Server
 
 MAX_NEW_TOKENS = 32
@@ -40,8 +43,10 @@ def test_without_a_policy_measured_costs_choose_the_budget_and_tokens_stay(
     expected = [ask(plain.url, prompt, **options)["output_ids"] for prompt in PROMPTS]
     # Longer than the default: a machine that is busy has not come to two requests by then.
     flags = ("--speculative-ddtree-measure-seconds", "40")
-    as_users_do: dict[str, Any] = {"as_users_do": True, "environment": ((DRAFTS_ENV, ""),)}
-    with serve("DDTREE", None, *flags, policy=None, **as_users_do) as server:
+    costs = tmp_path / "costs"
+    environment = ((DRAFTS_ENV, ""), (FOLDER_ENV, str(costs)))
+    as_users_do: dict[str, Any] = {"as_users_do": True, "environment": environment}
+    with serve("DDTREE", None, *flags, "--enable-metrics", policy=None, **as_users_do) as server:
         log = server.log.read_text(encoding="utf-8")
         assert log.count("CPU platform: drafts multiply") == 2 * torch.ops.mkldnn._is_mkldnn_bf16_supported()
         own = rounds_of(server.trace)
@@ -56,6 +61,10 @@ def test_without_a_policy_measured_costs_choose_the_budget_and_tokens_stay(
         asked = ["--requests", "2", "--nodes", "4", "9", "--rounds", "3", "--output", str(kept)]
         assert main(["calibrate", server.url, *asked]) == 0
         calibrated = rounds_of(server.trace)[len(own) + len(rounds) :]
+        told = decisions_of(server.url)
+    assert len(rounds) - 20 <= told["rounds"] <= len(rounds) + len(calibrated) + 20, "a quarter of a second is not told"
+    assert told["expected_tokens"] > 0.3 * told["realised_tokens"] > 10
+    assert 0.2 < told["expected_round_seconds"] / told["measured_round_seconds"] < 5
     whole = [one["num_nodes"] for one in calibrated if one["batch_size"] == 2]
     assert set(whole) == {4, 9}
     assert min(whole.count(4), whole.count(9)) >= 3
@@ -69,3 +78,25 @@ def test_without_a_policy_measured_costs_choose_the_budget_and_tokens_stay(
     assert all((one["draft_ms"] == 0) == one["decision"].startswith("plain") for one in rounds)
     assert all(one["expected_ms"] > 0 and one["expected_tokens"] >= one["batch_size"] for one in rounds)
     assert max(one["num_nodes"] for one in rounds[-5:]) <= 3, "the last answer allowed itself three nodes"
+    (file,) = costs.iterdir()
+    held = json.loads(file.read_text(encoding="utf-8"))
+    place = held["columns"].index("nodes")
+    cells = [[*cell[:-1], cell[-1] * (5 if cell[place] > 1 else 1)] for cell in held["cells"]]
+    file.write_text(json.dumps({**held, "cells": cells}), encoding="utf-8")
+    with serve("DDTREE", None, *flags, policy=None, **as_users_do) as server:
+        assert f"are known from {file}" in server.log.read_text(encoding="utf-8")
+        own = rounds_of(server.trace)
+        for at_once in (1, 3):
+            answers = ask_all(server.url, PROMPTS, at_once, **options)
+            assert [answer["output_ids"] for answer in answers] == expected
+        decided = [one["decision"] for one in rounds_of(server.trace)[len(own) :]]
+    assert sum(one.startswith("tree") for one in decided) > 10, "trees are not as dear as the file says"
+
+
+def decisions_of(url: str) -> dict[str, float]:
+    """The policy's gauges, by their names behind `ddtree_`; rounds of all decisions together."""
+    found: dict[str, float] = {}
+    for line in metrics(url, "ddtree_"):
+        if match := re.match(r"ddtree_(\w+)\{.*\} (\S+)$", line):
+            found[match[1]] = found.get(match[1], 0.0) + float(match[2])
+    return found

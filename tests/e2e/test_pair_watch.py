@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,13 @@ from ddtree_sglang.engine.pair_watch import METRIC, ROUNDS
 from ddtree_sglang.viewer.statistics import tokens_per_round
 from ddtree_sglang.viewer.trace_file import Trace
 from tests.device_lane.pairs import random_prompts
-from tests.e2e.asking import ask_all
+from tests.e2e.asking import ask_all, metrics
 from tests.e2e.servers import Pair
 from tests.support.published import PAIRS
 from tests.support.tiny import make_tiny
 
 VOCABULARY = 2048
 AT_ONCE, NUM_TOKENS = 16, 80
-
-
-def metrics(url: str) -> list[str]:
-    """What the server exports of the verdict."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"{url}/metrics", timeout=60) as response:
-        return [line for line in response.read().decode().splitlines() if line.startswith(METRIC)]
 
 
 def test_a_drafter_that_never_hits_is_told_of_once(
@@ -47,7 +39,7 @@ def test_a_drafter_that_never_hits_is_told_of_once(
             ask_all(server.url, prompts[:count], AT_ONCE, max_new_tokens=NUM_TOKENS, ignore_eos=True)
             log = server.log.read_text(encoding="utf-8")
             told.append([line for line in log.splitlines() if f"{ROUNDS} rounds emitted 1.0" in line])
-        exported = metrics(server.url)
+        exported = metrics(server.url, METRIC)
         assert main(["top", server.url, "--once"]) == 0
     shown = capsys.readouterr().out
     assert [len(lines) for lines in told] == [0, 1, 1]

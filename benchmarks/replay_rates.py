@@ -38,7 +38,7 @@ def simulated(name: str, block: int) -> System | None:
     if name == "dflash":
         return Chain(block)
     budget = name.removeprefix("ddtree-")
-    return FixedTree(int(budget)) if budget.isdigit() else None
+    return FixedTree(int(budget)) if budget.isdigit() and int(budget) else None
 
 
 def per_round(answers: Sequence[Answer], system: System, tokens: int) -> tuple[float, float]:
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     """Compare, print."""
     lines = [json.loads(line) for line in args.decode.read_text(encoding="utf-8").splitlines()]
     tokens = lines[0]["num_tokens"] // lines[0]["num_prompts"]
-    table = table_of_decode(lines, args.block)
+    table = table_of_decode(lines, args.block, asked=True)
     rows = [list(HEAD), ["---"] * len(HEAD), *compared(lines, load_answers(args.recording), table, args.block, tokens)]
     say("\n".join("| " + " | ".join(row) + " |" for row in rows))
     print(json.dumps({"compared": len(rows) - 2, "worst": max((row[-1] for row in rows[2:]), key=_size, default=None)}))

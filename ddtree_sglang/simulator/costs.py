@@ -78,16 +78,20 @@ def load_table(path: Path, block_size: int | None) -> CostTable:
     return table
 
 
-def table_of_decode(lines: Iterable[Mapping[str, Any]], block_size: int | None) -> CostTable:
+def table_of_decode(
+    lines: Iterable[Mapping[str, Any]], block_size: int | None, *, asked: bool = False
+) -> CostTable:
     """Seconds of rounds from result lines of `python -m benchmarks decode`, prompts of all kinds together.
 
     Plain decoding's round is its time per token; the chain verifies its block; `ddtree-N` verifies N + 1 nodes. Lines
-    of budgets that were asked of a server that adapts are left out (`--one-server`), the chain's without a block.
+    of budgets that were asked of a server that adapts (`--one-server`) count if `asked`; the chain's without a block are
+    left out.
     """
     spent: dict[tuple[int, int, int], list[float]] = {}
     for line in lines:
         system, size = str(line["system"]), int(line["batch_size"])
-        if "ddtree-0" in line.get("up_together", ()) and system.startswith("ddtree"):
+        is_asked = "ddtree-0" in line.get("up_together", ()) and system.startswith("ddtree")
+        if (is_asked and not asked) or system == "ddtree-0":
             continue
         if system == "plain":
             width, seconds = 1, 1.0 / line["decode_tokens_per_s"]["median"]

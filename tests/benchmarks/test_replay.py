@@ -110,6 +110,11 @@ def test_rates_of_a_run_are_replayed_from_its_own_costs() -> None:
     lines += [line("plain", "b", 110, 1.0), line("ddtree-5", "b", 220, 1.0)]
     answers = [answer(("spine", "none", "none", "none", "sibling", "none", "none", "none"), name="a-0")]
     rows = list(replay_rates.compared(lines, answers, table_of_decode(lines, 4), 4, 9))
+    together = {"up_together": ["plain", "ddtree-0", "ddtree-5", "ddtree-adaptive-5"]}
+    asked = [{**one, **together} for one in [*lines, line("ddtree-0", "a", 95, 1.0)]]
+    assert table_of_decode(asked, 4).seconds.keys() == {(0, 1, 1)}
+    of_asked = table_of_decode(asked, 4, asked=True)
+    assert list(replay_rates.compared(asked, answers, of_asked, 4, 9)) == rows
     # Eight tokens after the first in three rounds, each twice plain decoding's 100 ms.
     assert rows == [["1", "a", "ddtree-5", "1 of 1", "3.10", "3.00", "1.250", "1.333", "+6.7%"]]
 

@@ -174,7 +174,7 @@ def test_backends_of_the_tables_are_those_that_are_taken() -> None:
     assert set(re.findall(r"`(\w+)`", row)) == set(TREE_BACKENDS)
     where = "README and guarantees.md say where windows and latent attention are served"
     assert set(LATENT_BACKENDS) == {"fa3", "triton"}, where
-    assert set(WINDOW_BACKENDS) == {"fa3", "triton", "ddtree_cpu"}, where
+    assert set(WINDOW_BACKENDS) == {"fa3", "flashinfer", "triton", "ddtree_cpu"}, where
 
 
 # -- flags and keys --------------------------------------------------------------------------------------------------

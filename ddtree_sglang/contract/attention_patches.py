@@ -26,8 +26,33 @@ WINDOW_PATCHES = (
         f"{_WINDOWS}:attending_by_position",
         "a window would be cut by a node's index in the tree",
     ),
+    Patch(
+        f"{_TRITON}._forward_extend_unified",
+        "assign",
+        f"{_WINDOWS}:attending_by_position_in_one_go",
+        "so it would be under deterministic inference",
+    ),
 )
 """Of the Triton backend, for a target with sliding windows."""
+
+_FLASHINFER = "sglang.srt.layers.attention.flashinfer_backend"
+_WRAPPERS = "ddtree_sglang.engine.stages.flashinfer_windows"
+
+WRAPPER_PATCHES = (
+    Patch(
+        f"{_FLASHINFER}.FlashInferIndicesUpdaterPrefill.call_begin_forward",
+        "assign",
+        f"{_WRAPPERS}:planning_by_position",
+        "a tree's layers with a sliding window would read the first keys of a text, under a mask of all of them",
+    ),
+    Patch(
+        f"{_FLASHINFER}.FlashInferAttnBackend._create_prefill_wrappers",
+        "assign",
+        f"{_WRAPPERS}:dividing_masks",
+        "in a graph these layers would read the mask of the others",
+    ),
+)
+"""Of the FlashInfer backend, for a target with sliding windows."""
 
 _FA3 = "sglang.srt.layers.attention.flashattention_backend"
 _SINKS = "ddtree_sglang.engine.stages.attention_sinks"

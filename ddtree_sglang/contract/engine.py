@@ -220,13 +220,13 @@ ENGINE: tuple[Row, ...] = (
         "sglang.srt.speculative.dflash_info",
         "DFlashVerifyInput",
         "custom_mask draft_token draft_token_num positions",
-        "verify_input",
+        "flashinfer_windows, verify_input",
     ),
     Row(
         "sglang.srt.speculative.dflash_info",
         "DFlashVerifyInput.generate_attn_arg_prefill",
-        "req_pool_indices paged_kernel_lens paged_kernel_lens_sum translator plan kind",
-        "verify_input",
+        "req_pool_indices paged_kernel_lens paged_kernel_lens_sum translator plan kind kv_start_idx",
+        "flashinfer_windows, verify_input",
     ),
     Row(
         "sglang.srt.speculative.dflash_info_v2",

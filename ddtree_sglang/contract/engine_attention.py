@@ -20,8 +20,8 @@ ATTENTION: tuple[Row, ...] = (
     Row(
         "sglang.kernels.ops.attention.extend_attention",
         "extend_attention_fwd_unified",
-        "custom_mask mask_indptr",
-        "trees",
+        "custom_mask mask_indptr sliding_window_size window_start_pos",
+        "trees, window_masks",
     ),
     Row(
         "sglang.kernels.ops.attention.trtllm_mha_page_table",
@@ -92,7 +92,31 @@ ATTENTION: tuple[Row, ...] = (
         "fa3_metadata",
     ),
     # By these names the target's backend is told from a wrapper of some model's.
-    Row("sglang.srt.layers.attention.flashinfer_backend", "FlashInferAttnBackend", "", "target_checks"),
+    Row(
+        "sglang.srt.layers.attention.flashinfer_backend",
+        "FlashInferAttnBackend",
+        "cuda_graph_custom_mask num_wrappers",
+        "flashinfer_windows, target_checks",
+    ),
+    Row(
+        "sglang.srt.layers.attention.flashinfer_backend",
+        "FlashInferAttnBackend._create_prefill_wrappers",
+        "bs use_custom_mask",
+        "flashinfer_windows",
+        exact=True,
+    ),
+    Row(
+        "sglang.srt.layers.attention.flashinfer_backend",
+        "FlashInferIndicesUpdaterPrefill",
+        "attn_backend kv_indptr sliding_window_size",
+        "flashinfer_windows",
+    ),
+    Row(
+        "sglang.srt.layers.attention.flashinfer_backend",
+        "FlashInferIndicesUpdaterPrefill.call_begin_forward",
+        "wrapper_paged paged_kernel_lens_sum seq_lens kv_indptr spec_info",
+        "flashinfer_windows",
+    ),
     Row(
         "sglang.srt.layers.attention.hybrid_attn_backend",
         "HybridAttnBackend",
@@ -105,7 +129,7 @@ ATTENTION: tuple[Row, ...] = (
     Row(
         "sglang.srt.layers.attention.triton_backend",
         "TritonAttnBackend",
-        "forward_metadata sliding_window_size verify_mask",
+        "extend_attention_fwd_unified forward_metadata sliding_window_size verify_mask",
         "target_checks, trees, window_masks",
     ),
     Row(
@@ -126,6 +150,12 @@ ATTENTION: tuple[Row, ...] = (
         "sglang.srt.layers.attention.triton_backend",
         "TritonAttnBackend._forward_extend_kernel",
         "layer",
+        "window_masks",
+    ),
+    Row(
+        "sglang.srt.layers.attention.triton_backend",
+        "TritonAttnBackend._forward_extend_unified",
+        "q o layer",
         "window_masks",
     ),
     Row(

@@ -55,10 +55,11 @@ ENTRY: tuple[Row, ...] = (
     Row(
         "sglang.srt.environ",
         "Envs",
-        "SGLANG_HTTP_SERVER_APP_PATH SGLANG_SCHEDULER_SKIP_ALL_GATHER SGLANG_USE_PICKLE_IPC",
-        "attention_groups, install, refusals",
+        "SGLANG_FLASHINFER_USE_PAGED SGLANG_HTTP_SERVER_APP_PATH SGLANG_SCHEDULER_SKIP_ALL_GATHER "
+        "SGLANG_USE_PICKLE_IPC",
+        "attention_groups, install, refusals, target_checks",
     ),
-    Row("sglang.srt.environ", "envs", "", "attention_groups, refusals"),
+    Row("sglang.srt.environ", "envs", "", "attention_groups, refusals, target_checks"),
     Row(_IO_STRUCT, "AbortReq", "abort_all rid finished_reason", "request_ids, hooks"),
     Row(
         _IO_STRUCT,

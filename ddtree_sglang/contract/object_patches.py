@@ -112,6 +112,27 @@ OBJECT_PATCHES = (
         "forward_metadata forward_metadata_spec_decode_expand",
     ),
     Patch(
+        "sglang.srt.layers.attention.triton_backend.TritonAttnBackend",
+        "object",
+        "ddtree_sglang.engine.stages.window_masks:attending_by_position_in_one_go",
+        "its kernel gets the windows' mask while a layer with a window attends; put back",
+        "extend_attention_fwd_unified",
+    ),
+    Patch(
+        "flashinfer.BatchPrefillWithPagedKVCacheWrapper",
+        "object",
+        "ddtree_sglang.engine.stages.flashinfer_windows:planning_by_position",
+        "a tree's window is in the mask alone; by a node's index it would end too early",
+        "forward",
+    ),
+    Patch(
+        "sglang.srt.layers.attention.flashinfer_backend.FlashInferAttnBackend",
+        "object",
+        "ddtree_sglang.engine.stages.flashinfer_windows:dividing_masks",
+        "one half of it for each of a graph's two wrappers; put back",
+        "cuda_graph_custom_mask",
+    ),
+    Patch(
         _RUNNER,
         "object",
         "ddtree_sglang.engine.graphs.node_counts:_capture",

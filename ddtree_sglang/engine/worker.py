@@ -60,11 +60,10 @@ from ddtree_sglang.engine.stages.round_budget import make_round_budget
 from ddtree_sglang.engine.stages.round_ends import EndsOfBatches
 from ddtree_sglang.engine.stages.routed_experts import experts_of_path, make_capture_room
 from ddtree_sglang.engine.stages.sampling_supports import NodeSupports
-from ddtree_sglang.engine.stages.target_attention import adapt_attention
+from ddtree_sglang.engine.stages.target_attention import adapt_attention, masked_window
 from ddtree_sglang.engine.stages.target_choice import NodeAdjustments, choose_target_tokens
 from ddtree_sglang.engine.stages.trees import DeviceTrees, TreeBuild, WantedTrees, make_trees, mask_buffers
 from ddtree_sglang.engine.stages.verify_input import DDTreeVerifyInput, make_verify_input
-from ddtree_sglang.engine.stages.window_masks import window_of_masks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -155,7 +154,7 @@ class DDTreeWorker(DFlashWorkerV2):
         batch_sizes = get_exec().graph.cuda_graph_config.decode.bs
         if is_device_path():
             rehearse_penalties(self.max_path_len, self.penalties.vocab_size, self.device)
-            rehearse_windows(self.budget.policy.node_counts, window_of_masks(self.model_runner), self.device)
+            rehearse_windows(self.budget.policy.node_counts, masked_window(self.model_runner), self.device)
             with draft_tp_context(self.draft_parallel_layout):
                 rehearse_rounds(
                     self.ranking, self.budget.policy.node_counts, self.model_runner.req_to_token_pool.req_to_token

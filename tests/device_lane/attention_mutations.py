@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 
 def windows_by_index_in_the_tree() -> None:
     """Triton's kernel cuts a window by a node's index, as SGLang has it."""
@@ -14,6 +16,80 @@ def windows_by_index_in_the_tree() -> None:
         return original
 
     set_attribute(window_masks, "attending_by_position", unchanged)
+
+
+def windows_by_index_in_one_go() -> None:
+    """Triton's kernel of deterministic inference does, as SGLang has it."""
+    from ddtree_sglang.engine.stages import window_masks
+
+    def unchanged(original: Callable[..., Any]) -> Callable[..., Any]:
+        return original
+
+    set_attribute(window_masks, "attending_by_position_in_one_go", unchanged)
+
+
+def windows_by_index_beside_a_mask() -> None:
+    """FlashInfer's kernel cuts a window by a node's index as well, as it does where it is handed one."""
+
+    def cut(rows: torch.Tensor, width: int, window: int) -> torch.Tensor:
+        nodes = torch.arange(len(rows))
+        return rows & (torch.arange(rows.shape[1]) >= width + nodes[:, None] - window)
+
+    _change_cells(cut)
+
+
+def windows_one_token_short() -> None:
+    """On FlashInfer a node sees the token at the far end of its window no more."""
+
+    def cut(rows: torch.Tensor, width: int, window: int) -> torch.Tensor:
+        depths = rows[:, width:].sum(1) - 1
+        return rows & (torch.arange(rows.shape[1]) > width + depths[:, None] - window)
+
+    _change_cells(cut)
+
+
+def _change_cells(cut: Callable[[torch.Tensor, int, int], torch.Tensor]) -> None:
+    """Change each request's rows of FlashInfer's mask for windows, `[N, width + N]` bool."""
+    from ddtree_sglang.engine.stages import flashinfer_windows
+
+    original = flashinfer_windows.window_cells
+
+    def window_cells(tree: Any, prefix_lens: torch.Tensor, total: int, window: int, fill_len: int) -> Any:
+        cells = original(tree, prefix_lens, total, window, fill_len)
+        if cells is None:
+            return None
+        num_nodes, first = tree.draft_token_num, 0
+        for length in prefix_lens.tolist():
+            width = min(length, window)
+            size = num_nodes * (width + num_nodes)
+            rows = cells[first : first + size].view(num_nodes, width + num_nodes)
+            rows.copy_(cut(rows.clone(), width, window))
+            first += size
+        return cells
+
+    set_attribute(flashinfer_windows, "window_cells", window_cells)
+
+
+def keys_of_a_window_from_the_texts_start() -> None:
+    """FlashInfer's wrapper for windows reads the first keys of a text in the place of the last, as SGLang has it."""
+    from sglang.srt.speculative.dflash_info import DFlashVerifyInput
+
+    original = DFlashVerifyInput.generate_attn_arg_prefill
+
+    def generate(verify_input: Any, **named: Any) -> Any:
+        return original(verify_input, **named | {"kv_start_idx": None})
+
+    set_attribute(DFlashVerifyInput, "generate_attn_arg_prefill", generate)
+
+
+def windows_read_the_mask_of_the_others() -> None:
+    """On FlashInfer the two wrappers of a graph have one buffer of masks, as SGLang has it."""
+    from ddtree_sglang.engine.stages import flashinfer_windows
+
+    def unchanged(original: Callable[..., Any]) -> Callable[..., Any]:
+        return original
+
+    set_attribute(flashinfer_windows, "dividing_masks", unchanged)
 
 
 def sinks_left_out() -> None:
@@ -72,6 +148,11 @@ def set_attribute(owner: Any, name: str, value: Any) -> None:
 
 ATTENTION_MUTATIONS = (
     windows_by_index_in_the_tree,
+    windows_by_index_in_one_go,
+    windows_by_index_beside_a_mask,
+    windows_one_token_short,
+    keys_of_a_window_from_the_texts_start,
+    windows_read_the_mask_of_the_others,
     sinks_left_out,
     pictures_of_the_neighbour,
     rows_of_windows_stay_where_they_are,

@@ -159,6 +159,23 @@ WINDOWS_TRITON = Scene(
     "windows-triton", "triton", (past_the_window, prefix_hit), pair="gpt_oss", budget=7, captured=(4,)
 )
 
+# What is drawn hangs on each node's place, with windows under deterministic inference.
+WINDOWS_DETERMINISTIC = replace(
+    WINDOWS_TRITON, name="windows-deterministic", waves=(past_the_window, prefix_hit, seeded), flags=_DETERMINISTIC
+)
+
+# Mellum: windows of eight tokens without sinks, which SGLang's FlashInfer backend takes.
+_PAGED_PREFILLS = ("--lane-variable", "SGLANG_FLASHINFER_USE_PAGED=1")
+WINDOWS_FLASHINFER = Scene(
+    "windows-flashinfer",
+    "flashinfer",
+    (past_the_window, prefix_hit),
+    pair="mellum",
+    budget=7,
+    flags=_PAGED_PREFILLS,
+    captured=(4,),
+)
+
 # DeepSeek-V3: latent attention.
 LATENT_TRITON = Scene("latent-triton", "triton", (few, prefix_hit), pair="deepseek", budget=7, captured=(4,))
 LATENT_FA3 = Scene("latent-fa3", "fa3", (few,), pair="deepseek", budget=7, captured=(4,))
@@ -312,6 +329,48 @@ SLOW_SCENES = (
         must_log=("Retract requests",),
     ),
     Scene("windows-gemma", "triton", (past_the_window, prefix_hit), pair="gemma", budget=16, captured=(4,)),
+    Scene(
+        "windows-flashinfer-16",
+        "flashinfer",
+        (past_the_window, staggered, prefix_hit, chunked),
+        pair="mellum",
+        budget=16,
+        flags=(*_PAGES, *_PAGED_PREFILLS),
+    ),
+    Scene(
+        "windows-flashinfer-widths",
+        "flashinfer",
+        (changing_widths,),
+        pair="mellum",
+        budget=4,
+        flags=(*LOAD_FLAGS, *_PAGED_PREFILLS),
+        captured=(1, 2),
+    ),
+    Scene(
+        "windows-flashinfer-retraction",
+        "flashinfer",
+        (fill_the_pool,),
+        pair="mellum",
+        budget=7,
+        flags=(*SMALL_POOL, *_PAGED_PREFILLS),
+        must_log=("Retract requests",),
+    ),
+    WINDOWS_DETERMINISTIC,
+    replace(WINDOWS_DETERMINISTIC, name="windows-deterministic-eager", waves=(past_the_window,), captured=()),
+    replace(
+        WINDOWS_FLASHINFER,
+        name="windows-flashinfer-deterministic",
+        waves=(past_the_window, prefix_hit, seeded),
+        # A tile must not be larger than the chunks that memory of this size gives.
+        flags=(*_PAGED_PREFILLS, "--lane-variable", "SGLANG_FLASHINFER_PREFILL_SPLIT_TILE_SIZE=2048", *_DETERMINISTIC),
+    ),
+    replace(WINDOWS_FLASHINFER, name="windows-flashinfer-eager", waves=(past_the_window,), captured=()),
+    replace(
+        WINDOWS_FLASHINFER,
+        name="windows-flashinfer-one-pool",
+        flags=(*_PAGED_PREFILLS, "--disable-hybrid-swa-memory"),
+    ),
+    replace(WINDOWS_FLASHINFER, name="windows-mellum", backend="triton", flags=()),
     Scene("windows-triton-eager", "triton", (past_the_window,), pair="gpt_oss", budget=7, captured=()),
     LATENT_TRITON,
     *SLOW_STATES,
@@ -406,6 +465,7 @@ SCENES = (
     GROUPS_GATED_DELTA,
     GROUPS_LATENT,
     WINDOWS_TRITON,
+    WINDOWS_FLASHINFER,
     LATENT_FA3,
     DRAFT_WINDOW,
     PAIRS_OF_CANDIDATES,

@@ -47,6 +47,7 @@ PAIRS = {
     "experts": ("qwen3_moe", 4, 32),
     "gpt_oss": ("gpt_oss", 4, 32),
     "gemma": ("gemma", 4, 32),
+    "mellum": ("mellum", 4, 32),
     "deepseek": ("deepseek", 4, 32),
     "gated_delta": ("qwen3_5", 4, 32),
     "gated_delta_wide": ("qwen3_5_wide", 4, 80),

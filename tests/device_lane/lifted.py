@@ -138,8 +138,6 @@ CHANGED: dict[str, tuple[str, str, Callable[..., Any]]] = {
     "values_of_no_type": ("entry.refusals", "_refuse_unreadable", _accept),
     # Groups for weights that this server's ranks cannot be in.
     "groups_that_are_full": ("entry.weight_groups", "check_receivers", _pass_on),
-    # Windows on Triton's kernel of deterministic inference, which takes them by a node's index.
-    "windows_of_deterministic_inference": ("admission.target_checks", "_check_windows", _accept),
     # DP attention with Nemotron-H, whose layers end a forward early in a group without a request.
     "states_in_groups": ("admission.server_args", "check_groups_target", _accept),
 }

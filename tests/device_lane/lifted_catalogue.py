@@ -179,17 +179,6 @@ NEEDED = (
         "routed experts",
     ),
     Needed(
-        "windows_of_deterministic_inference",
-        "has not been shown to place the windows",
-        replace(
-            WINDOWS_TRITON,
-            name="refused-windows-deterministic",
-            waves=(past_the_window,),
-            flags=("--enable-deterministic-inference",),
-        ),
-        TOKENS,
-    ),
-    Needed(
         "keys_over_ranks",
         "keeps all of a request's keys on each rank",
         replace(

@@ -29,6 +29,8 @@ from transformers import (
     GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MellumConfig,
+    MellumForCausalLM,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -135,12 +137,24 @@ _GEMMA: dict[str, Any] = {
     "pad_token_id": 0,
 }
 
+# Mellum: Qwen3's mixture of experts with windows, which have a rotation of their own; no sinks.
+_MELLUM: dict[str, Any] = {
+    **_EXPERTS,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": WINDOW,
+    "rope_parameters": {
+        kind: {"rope_theta": theta, "rope_type": "default"}
+        for kind, theta in (("sliding_attention", 10000.0), ("full_attention", 500000.0))
+    },
+}
+
 Architecture = Literal[
     "qwen3",
     "llama",
     "qwen3_moe",
     "gpt_oss",
     "gemma",
+    "mellum",
     "deepseek",
     "qwen3_5",
     "qwen3_5_wide",
@@ -231,6 +245,8 @@ def make_target(
         # SGLang names them itself for checkpoints that take images alone (utils/hf_transformers/config.py).
         of_windows = {"swa_num_key_value_heads": shape["num_key_value_heads"]}
         target = Gemma4ForCausalLM(Gemma4TextConfig(**shape | _GEMMA | of_windows))
+    elif architecture == "mellum":
+        target = MellumForCausalLM(MellumConfig(**shape | _MELLUM))
     elif architecture == "gpt_oss":
         target = GptOssForCausalLM(GptOssConfig(**shape | _GPT_OSS))
     else:

@@ -288,7 +288,7 @@ def test_fa3_places_a_window_by_each_nodes_position(
 def test_flashinfer_lays_a_trees_mask_over_the_keys_of_a_window(
     modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, window: int | None
 ) -> None:
-    """Why a target with windows is refused on it: the keys are cut to the window, and the mask is of all of them."""
+    """Why a tree's windows are planned anew (test_windows_on_flashinfer.py): the mask is of more keys than are read."""
     requests = case.Requests(PREFIX_LENS)
     backend = maker("flashinfer", modules, monkeypatch)(requests, window=window)
     forward_batch = verify_batch(requests, PREFIX_LENS, case.tree_mask(TREE, PREFIX_LENS))

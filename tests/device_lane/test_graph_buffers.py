@@ -98,6 +98,13 @@ def test_a_window_gives_each_node_a_page_table_of_its_own(
     assert_allocates(backend, 17, replace(SHAPE, has_window=True).backend("fa3", 17).total)
 
 
+def test_a_window_gives_flashinfers_layers_indices_of_their_own(
+    modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = new_backend("flashinfer", modules["flashinfer"], 17, False, monkeypatch, window=128)
+    assert_allocates(backend, 17, replace(SHAPE, has_window=True).backend("flashinfer", 17).total)
+
+
 def assert_allocates(backend: Any, width: int, said: int) -> None:
     """The buffers of its graphs are `said` bytes, and little more: lengths, indptr and the like."""
     before = held(backend)

@@ -35,6 +35,8 @@ from tests.device_lane.catalogue import (
     TRITON_3,
     TRITON_DETERMINISTIC,
     TRITON_WIDTHS,
+    WINDOWS_DETERMINISTIC,
+    WINDOWS_FLASHINFER,
     WINDOWS_TRITON,
 )
 from tests.device_lane.drafter_catalogue import GATED_MARKOV, LATTICE, MARKOV
@@ -118,6 +120,11 @@ FAULTS = (
     Fault("processors_a_round_late", SMALL_PROCESSORS, TOKENS),
     Fault("processors_see_the_root_alone", SMALL_PROCESSORS, TOKENS, slow=True),
     Fault("windows_by_index_in_the_tree", WINDOWS_TRITON, TOKENS),
+    Fault("windows_by_index_in_one_go", WINDOWS_DETERMINISTIC, TOKENS, slow=True),
+    Fault("windows_by_index_beside_a_mask", WINDOWS_FLASHINFER, TOKENS),
+    Fault("windows_one_token_short", WINDOWS_FLASHINFER, TOKENS, slow=True),
+    Fault("keys_of_a_window_from_the_texts_start", WINDOWS_FLASHINFER, f"{TOKENS}|{VIOLATION}", slow=True),
+    Fault("windows_read_the_mask_of_the_others", WINDOWS_FLASHINFER, f"{TOKENS}|{VIOLATION}", slow=True),
     Fault("pictures_of_the_neighbour", IMAGES, TOKENS, slow=True),
     Fault("sinks_left_out", WINDOWS_TRITON, TOKENS, slow=True),
     Fault("drafter_sees_the_first_tokens", DRAFT_WINDOW_FLASHINFER, ROUNDS, slow=True),

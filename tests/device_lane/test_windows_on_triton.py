@@ -25,7 +25,7 @@ pytestmark = [
 WINDOW = 3
 
 
-def make(requests: case.Requests, monkeypatch: pytest.MonkeyPatch) -> Any:
+def make(requests: case.Requests, monkeypatch: pytest.MonkeyPatch, is_deterministic: bool = False) -> Any:
     """A backend of a target with windows, changed as a server's is, with buffers for graphs."""
     from sglang.srt.layers.attention import triton_backend
 
@@ -37,7 +37,7 @@ def make(requests: case.Requests, monkeypatch: pytest.MonkeyPatch) -> Any:
         kernel=SimpleNamespace(
             enable_lean_attention=False, triton_attention_num_kv_splits=1, triton_attention_split_tile_size=None
         ),
-        deterministic=SimpleNamespace(enable_deterministic_inference=False),
+        deterministic=SimpleNamespace(enable_deterministic_inference=is_deterministic),
         dllm=SimpleNamespace(dllm_algorithm=None),
     )
     parallel = SimpleNamespace(**vars(triton_backend.get_parallel()), attn_dcp_rank=0)
@@ -51,6 +51,7 @@ def make(requests: case.Requests, monkeypatch: pytest.MonkeyPatch) -> Any:
         ("init_forward_metadata", window_masks.making_masks),
         ("init_forward_metadata_out_graph", window_masks.keeping_masks_of_graphs),
         ("_forward_extend_kernel", window_masks.attending_by_position),
+        ("_forward_extend_unified", window_masks.attending_by_position_in_one_go),
     ):
         monkeypatch.setattr(backend_class, name, ours(getattr(backend_class, name)))
     runner = case.runner(requests)
@@ -72,7 +73,10 @@ def batch(requests: case.Requests, seq_lens: Sequence[int], mask: torch.Tensor) 
 
     rows = torch.arange(len(requests.prefix_lens) * NUM_NODES)
     spec_info = DFlashVerifyInput(rows, rows, draft_token_num=NUM_NODES, topk=2, custom_mask=mask)
-    return case.batch(requests, ForwardMode.TARGET_VERIFY, seq_lens, NUM_NODES, spec_info)
+    made = case.batch(requests, ForwardMode.TARGET_VERIFY, seq_lens, NUM_NODES, spec_info)
+    # As SGLang makes a verify's; the kernel of deterministic inference finds both itself.
+    made.extend_seq_lens = made.extend_prefix_lens = made.extend_start_loc = None
+    return made
 
 
 def tree_cells(prefix_lens: Sequence[int]) -> torch.Tensor:
@@ -109,27 +113,37 @@ def check(backend: Any, requests: case.Requests, forward_batch: SimpleNamespace)
         torch.testing.assert_close(out[:real], expected(requests, q, window), **CLOSE)
 
 
+MODES = pytest.mark.parametrize("is_deterministic", [False, True])
+
+
+@MODES
 @pytest.mark.parametrize("prefix_lens", [PREFIX_LENS, [1, 2, 30]])
-def test_eager_verify_places_windows_by_position(prefix_lens: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eager_verify_places_windows_by_position(
+    prefix_lens: list[int], is_deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     requests = case.Requests(prefix_lens)
-    backend = make(requests, monkeypatch)
-    forward_batch = batch(requests, prefix_lens, tree_cells(prefix_lens))
+    backend = make(requests, monkeypatch, is_deterministic)
+    # The kernel of deterministic inference reads prefix cells, too, where a layer has no window.
+    mask = case.tree_mask(TREE, prefix_lens) if is_deterministic else tree_cells(prefix_lens)
+    forward_batch = batch(requests, prefix_lens, mask)
     backend.init_forward_metadata(forward_batch)
     check(backend, requests, forward_batch)
 
 
-def test_a_graphs_verify_places_windows_by_position(monkeypatch: pytest.MonkeyPatch) -> None:
+@MODES
+def test_a_graphs_verify_places_windows_by_position(is_deterministic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Captured with fill values, then replayed twice with a padded request: by hand, in the order of a graph runner."""
     from ddtree_sglang.engine.stages.window_masks import fill_window_mask
 
     requests = case.Requests(PREFIX_LENS)
-    backend = make(requests, monkeypatch)
+    backend = make(requests, monkeypatch, is_deterministic)
     fill = backend.get_cuda_graph_seq_len_fill_value()
     dummy = batch(case.Requests([]), [fill] * MAX_BATCH, backend.verify_mask.buffer)
     backend.init_forward_metadata_out_graph(dummy, in_capture=True)
     lens = [*PREFIX_LENS, fill]
     for _ in range(2):
-        forward_batch = batch(requests, lens, tree_cells(lens).to(torch.uint8))
+        mask = case.tree_mask(TREE, lens) if is_deterministic else tree_cells(lens)
+        forward_batch = batch(requests, lens, mask.to(torch.uint8))
         backend.init_forward_metadata_out_graph(forward_batch)
         fill_window_mask(backend, forward_batch)
         check(backend, requests, forward_batch)

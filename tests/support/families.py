@@ -136,6 +136,18 @@ FAMILIES: dict[str, Family] = {
         "windows and full attention",
         window=127,
     ),
+    "Mellum": Family(
+        "MellumForCausalLM",
+        {
+            "model_type": "mellum",
+            "num_local_experts": 4,
+            **{name: value for name, value in _EXPERTS.items() if name != "num_experts"},
+            "sliding_window": 128,
+            "layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2),
+        },
+        "windows and full attention, experts",
+        window=127,
+    ),
     "Qwen3.5 / 3.6": Family(
         "Qwen3_5ForConditionalGeneration",
         _with_images("qwen3_5", _GDN),

@@ -115,7 +115,6 @@ OTHERS: dict[str, Other] = {
         **_KINDS,
     ),
     "Lfm2VlForConditionalGeneration": _recurrent("lfm2_vl"),
-    "MellumForCausalLM": _windows("mellum"),
     "MiMoV2FlashForCausalLM": _refused(_MIMO, "mimo_v2_flash", num_hidden_layers=2, hybrid_layer_pattern=[1, 0]),
     "MiMoV2ForCausalLM": _refused(_MIMO, num_hidden_layers=2, hybrid_layer_pattern=[1, 0]),
     # Its versions before 4.6, without a state, hand no layers out, as the loaded model tells (`target_checks`).

@@ -142,7 +142,6 @@ def _quantized(pair: str) -> Shown:
 
 RECURRENT_HERE = Refused("is served where SGLang launches Triton kernels, which a tree of states needs")
 LATENT = Refused("honours a tree's mask with latent attention")
-WINDOW = Refused("needs an attention backend that places a sliding window per node")
 
 CHUNKS = Refused("does not support attention in chunks")
 _ACTIVATION = "tests/cpu_platform/test_activation.py::"
@@ -171,13 +170,7 @@ REFUSED_TARGETS = (
     *(Row("Llama 4", backend, ALL, CHUNKS) for backend in (CPU, TRITON)),
     Row("Llama 4", FA3, ALL, replace(CHUNKS, needed=f"{_ON_FA3}test_fa3_keeps_a_tree_in_no_chunk_of_its_prompt[True]")),
     Row("Llama 4", FLASHINFER, ALL, Refused("is required for Llama4", by_sglang=True)),
-    Row(
-        "Gemma 3",
-        FLASHINFER,
-        ALL,
-        replace(WINDOW, needed=f"{_ON_FA3}test_flashinfer_lays_a_trees_mask_over_the_keys_of_a_window[3]"),
-    ),
-    *(Row("Gemma 3", backend, ALL, Refused("hands none to a drafter")) for backend in (CPU, TRITON, FA3)),
+    Row("Gemma 3", ALL, ALL, Refused("hands none to a drafter")),
     *(
         Row("Gemma 4", backend, ALL, Refused("Gemma4 only supports", by_sglang=True))
         for backend in (CPU, FLASHINFER, FA3)
@@ -221,7 +214,8 @@ def _refused(
 
 
 RECURRENT = ("Qwen3.5 / 3.6", "Qwen3.5 / 3.6 MoE", "Qwen3-Next", "LFM2", "LFM2-MoE", "Nemotron-H")
-WITH_WINDOWS = ("gpt-oss", "Gemma 4")
+PAGED_PREFILLS = {"SGLANG_FLASHINFER_USE_PAGED": "1"}
+"""What a server on FlashInfer needs in its environment for a target with windows."""
 LATENT_FAMILIES = ("DeepSeek / Kimi-K2", "Kimi-K2.5")
 _CLASSES = "has been run with DeepseekV3ForCausalLM, GptOssForCausalLM"
 _PAGES = "needs pages of one token"
@@ -237,7 +231,6 @@ REFUSED_FEATURES = (
         "seeds (deterministic inference)",
         Refused("needs a GPU", needed=f"{_ACTIVATION}test_sglangs_deterministic_inference_takes_no_backend_of_a_cpu"),
     ),
-    *_refused(WITH_WINDOWS, "seeds (deterministic inference)", "has not been shown to place the windows", (TRITON,)),
     Row(
         ALL,
         CPU,
@@ -247,7 +240,7 @@ REFUSED_FEATURES = (
     *_refused(("LFM2", "LFM2-MoE"), "DP attention", _CLASSES),
     *_refused(("Nemotron-H",), "DP attention", _CLASSES, (TRITON, FLASHINFER)),
     *_refused(("Nemotron-H",), "DP attention", _CLASSES, (FA3,), "refused-groups-mamba"),
-    *_refused(("Qwen3-VL MoE", "Gemma 4"), "DP attention", _CLASSES),
+    *_refused(("Qwen3-VL MoE", "Gemma 4", "Mellum"), "DP attention", _CLASSES),
     *_refused(("Llama",), "DP attention", _CLASSES, (TRITON, FLASHINFER)),
     *_refused(("Llama",), "DP attention", _CLASSES, (FA3,), "refused-groups-llama"),
     Row(ALL, CPU, "prefill/decode disaggregation", Refused("has not been run without a GPU")),
@@ -283,6 +276,7 @@ REFUSED_FEATURES = (
     *_refused(("DeepSeek / Kimi-K2",), "pages of several tokens", _PAGES, (FA3,), "refused-latent-pages"),
     *_refused(("Kimi-K2.5",), "pages of several tokens", _PAGES, (FA3,)),
     *_refused(("gpt-oss",), "pages of several tokens", _PAGES, (FA3,), "refused-windows-pages"),
+    *_refused(("Mellum",), "pages of several tokens", _PAGES, (FA3,)),
     Row(
         ALL,
         ALL,
@@ -576,6 +570,7 @@ IN_THE_LANE = (
     Row("gpt-oss", FA3, "prefix cache", scene("gpt-oss-20b")),
     Row("gpt-oss", FA3, "a smaller tree for one request", scene("gpt-oss-20b")),
     Row("gpt-oss", FA3, "captured graphs and overlap", scene("gpt-oss-20b")),
+    Row("gpt-oss", TRITON, "seeds (deterministic inference)", scene("windows-deterministic")),
     Row("gpt-oss", TRITON, "chunked prefill", scene("windows-triton-16")),
     Row("gpt-oss", TRITON, "pages of several tokens", scene("windows-triton-16")),
     Row("gpt-oss", TRITON, "requests that join and leave a batch", scene("windows-triton-16")),
@@ -583,6 +578,24 @@ IN_THE_LANE = (
     Row("Gemma 4", TRITON, GREEDY, scene("windows-gemma")),
     Row("Gemma 4", TRITON, "prefix cache", scene("windows-gemma")),
     Row("Gemma 4", TRITON, "captured graphs and overlap", scene("windows-gemma")),
+    *(
+        Row("Mellum", FLASHINFER, feature, scene(name, "with `SGLANG_FLASHINFER_USE_PAGED=1`"))
+        for feature, name in (
+            (GREEDY, "windows-flashinfer"),
+            ("prefix cache", "windows-flashinfer"),
+            ("captured graphs and overlap", "windows-flashinfer"),
+            ("chunked prefill", "windows-flashinfer-16"),
+            ("pages of several tokens", "windows-flashinfer-16"),
+            ("requests that join and leave a batch", "windows-flashinfer-16"),
+            ("budget that follows the load", "windows-flashinfer-widths"),
+            ("retraction", "windows-flashinfer-retraction"),
+            ("seeds (deterministic inference)", "windows-flashinfer-deterministic"),
+        )
+    ),
+    *(
+        Row("Mellum", TRITON, feature, scene("windows-mellum"))
+        for feature in (GREEDY, "prefix cache", "captured graphs and overlap")
+    ),
     Row("Qwen3.5 / 3.6", TRITON, GREEDY, scene("gated-delta")),
     Row("Qwen3.5 / 3.6", TRITON, "prefix cache", scene("gated-delta")),
     Row("Qwen3.5 / 3.6", TRITON, "captured graphs and overlap", scene("gated-delta")),

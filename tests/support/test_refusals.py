@@ -21,7 +21,19 @@ from tests.engine.admission.machines import HOPPER, resolved
 from tests.support.drafters import DRAFTERS, PAIR_FEATURES
 from tests.support.families import FAMILIES, LAYERS, PLAIN
 from tests.support.sglang_models import METHOD, drafted_for
-from tests.support.table import ALL, ASKED, BACKENDS, CPU, FEATURES, POLICY, ROWS, Refused, cells, refused_target
+from tests.support.table import (
+    ALL,
+    ASKED,
+    BACKENDS,
+    CPU,
+    FEATURES,
+    PAGED_PREFILLS,
+    POLICY,
+    ROWS,
+    Refused,
+    cells,
+    refused_target,
+)
 
 pytestmark = [pytest.mark.sglang, pytest.mark.usefixtures("plugins", "no_configuration")]
 
@@ -57,6 +69,8 @@ def start(pair: tuple[str, str], backend: str, **given: Any) -> Any:
     """Resolve the arguments of a server, as far as it gets without a model."""
     given = dict(given)
     with pytest.MonkeyPatch.context() as patch:
+        for variable, value in PAGED_PREFILLS.items():
+            patch.setenv(variable, value)
         if POLICY in given:
             patch.setenv(CONFIG_ENV, DDTreeConfig(policy=given.pop(POLICY)).to_json())
         if backend != CPU:
@@ -97,8 +111,8 @@ def load(name: str, cfg: Any, backend: str) -> None:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime_context, "attention_backends", lambda: (backend, backend))
-        asked = SimpleNamespace(enable_deterministic_inference=cfg.enable_deterministic_inference)
-        patch.setattr(runtime_context, "get_exec", lambda: SimpleNamespace(deterministic=asked))
+        for variable, value in PAGED_PREFILLS.items():
+            patch.setenv(variable, value)
         check_loaded_target(runner)
 
 

@@ -168,6 +168,7 @@ ARCHITECTURES = {
     "lfm2": "LFM2",
     "lfm2_moe": "LFM2-MoE",
     "gemma": "Gemma 4",
+    "mellum": "Mellum",
     "deepseek": "DeepSeek / Kimi-K2",
 }
 """Of the lane's pairs, by family."""

@@ -55,7 +55,7 @@ class GraphShape:
     num_heads: int  # query heads of one rank
     head_dim: int
     kv_splits: int  # --triton-attention-num-kv-splits
-    has_window: bool = False  # some of the target's layers have a sliding window; FA3 alone serves those
+    has_window: bool = False  # some of the target's layers have a sliding window
 
     def backend(self, name: str, width: int, is_draft: bool = False) -> BufferSizes:
         """Buffers of one attention backend whose graphs have `width` tokens a request."""
@@ -64,7 +64,9 @@ class GraphShape:
             partials = 4 * tokens * self.num_heads * self.kv_splits * (self.head_dim + 1)
             return BufferSizes(0 if is_draft else cells, 8 * tokens * self.context_len, partials)
         if name == "flashinfer":  # flashinfer_backend.py
-            return BufferSizes(tokens * self.context_len, 4 * tokens * self.context_len)
+            # Layers with a window have indices of their own; of the mask's bytes they have a half.
+            wrappers = 2 if self.has_window and not is_draft else 1
+            return BufferSizes(tokens * self.context_len, 4 * wrappers * tokens * self.context_len)
         # flashattention_backend.py: six page tables for a tree, and one that is a row of nodes for each; four for a
         # chain.
         if is_draft or width == 1:

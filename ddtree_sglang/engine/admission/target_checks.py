@@ -15,14 +15,16 @@ from ddtree_sglang.engine.attention_layers import window_sizes
 from ddtree_sglang.engine.spec import ALGORITHM
 from ddtree_sglang.exceptions import DDTreeConfigError
 
-WINDOW_BACKENDS = ("fa3", "triton", ATTENTION_BACKEND)
+WINDOW_BACKENDS = ("fa3", "flashinfer", "triton", ATTENTION_BACKEND)
 """Those on which a sliding window ends at each node's position: FA3 expands it per node (flashattention_backend.py,
-`_init_sliding_window_attn_spec_metadata`), ours reads positions, and on Triton the window is part of a mask
-(engine/stages/window_masks.py). FlashInfer drops the window's start for tree inputs (flashinfer_backend.py,
-`update_sliding_window`)."""
+`_init_sliding_window_attn_spec_metadata`), ours reads positions, and on Triton and FlashInfer the window is part of a
+mask (engine/stages/window_masks.py, engine/stages/flashinfer_windows.py)."""
 
-ONE_WINDOW_BACKENDS = ("triton",)
-"""Those that keep one table of keys for all layers with a window, as long as the longest."""
+ONE_WINDOW_BACKENDS = ("flashinfer", "triton")
+"""Those that keep one table of keys for all layers with a window, as long as the server's."""
+
+PAGED_PREFILLS = "SGLANG_FLASHINFER_USE_PAGED"
+"""SGLang's environment variable for prefills on FlashInfer that read all keys from the pool."""
 
 LATENT_BACKENDS = ("fa3", "triton")
 """Those that honour a tree's mask where keys and values are one latent row for all heads: Triton's kernel is the one of
@@ -97,12 +99,7 @@ def _check_adapters(runner: Any) -> None:
 
 
 def _check_windows(runner: Any, backends: tuple[Any, ...]) -> None:
-    """Refuse windows of several lengths, and any under deterministic inference, where a backend would get them wrong.
-
-    The kernel of deterministic inference on Triton takes a window by index, and no mask in its place has been shown.
-    """
-    from sglang.srt.runtime_context import get_exec
-
+    """Refuse windows that SGLang does not know of, and several lengths where a backend has one mask for all."""
     own = runner.sliding_window_size
     name, found = type(runner.model).__name__, window_sizes(runner.model)
     # Its class tells SGLang of none (get_attention_sliding_window_size), and a backend prepares none for a tree.
@@ -111,18 +108,14 @@ def _check_windows(runner: Any, backends: tuple[Any, ...]) -> None:
             f"{ALGORITHM} needs sliding windows that SGLang knows of, got {sorted(found)} in layers of {name} and none "
             f"for the server; remove --disable-hybrid-swa-memory, or {_CHAIN}."
         )
-    if not own or not any(one in ONE_WINDOW_BACKENDS for one in backends):
+    masking = ", ".join(sorted({str(one) for one in backends if one in ONE_WINDOW_BACKENDS}))
+    if not own or not masking:
         return
     if not found <= {own}:
         raise DDTreeConfigError(
-            f"{ALGORITHM} needs sliding windows of one length on {', '.join(ONE_WINDOW_BACKENDS)}, got "
+            f"{ALGORITHM} needs sliding windows of one length on {masking}, got "
             f"{sorted(found)} in {name}, and {own} for the server; set --attention-backend fa3 on a GPU that "
             "has it."
-        )
-    if get_exec().deterministic.enable_deterministic_inference:
-        raise DDTreeConfigError(
-            f"{ALGORITHM} has not been shown to place the windows of {name} under deterministic inference on "
-            f"{', '.join(ONE_WINDOW_BACKENDS)}; remove --enable-deterministic-inference."
         )
 
 
@@ -137,7 +130,7 @@ def check_target(model_config: Any, sliding_window: int | None, backends: tuple[
     Raises:
         DDTreeConfigError: a class of `NOT_SHOWN` or `NOT_HANDED_OUT`, recurrent layers that no tree was shown on, a
             rotation that is one for a whole forward, sparse attention, attention in chunks, a window on a backend that
-            does not place it per node, or latent attention on one that drops the mask.
+            does not place it per node or leaves it out of a prefill, or latent attention on one that drops the mask.
     """
     from sglang.srt.configs.model_config import AttentionArch, is_deepseek_dsa
 
@@ -162,6 +155,17 @@ def check_target(model_config: Any, sliding_window: int | None, backends: tuple[
             f"{ALGORITHM} does not support attention in chunks, got {name} with chunks of "
             f"{model_config.attention_chunk_size}; {_CHAIN}."
         )
+    _check_window_backends(name, sliding_window, backends)
+
+
+def _check_window_backends(name: str, sliding_window: int | None, backends: tuple[Any, ...]) -> None:
+    """Refuse windows on a backend that would misplace them, and on FlashInfer where a prefill would leave them out.
+
+    Its wrapper for a prefill's own keys is planned without a window (flashinfer_backend.py, `forward_extend`): a prompt
+    that is prefilled in one go is attended to as a whole, one behind a prefix by tiles of the kernel.
+    """
+    from sglang.srt.environ import envs
+
     wrong = sorted({str(one) for one in backends if one not in WINDOW_BACKENDS})
     # An own window may be as long as the context, and still the backend's layer is the sliding one.
     if sliding_window is not None and wrong:
@@ -169,6 +173,11 @@ def check_target(model_config: Any, sliding_window: int | None, backends: tuple[
             f"{ALGORITHM} needs an attention backend that places a sliding window per node, one of "
             f"{list(WINDOW_BACKENDS)}, got {', '.join(wrong)} for {name} with a window of {sliding_window}; set "
             "--attention-backend triton or, on a GPU that has it, fa3."
+        )
+    if sliding_window is not None and "flashinfer" in backends and not envs.SGLANG_FLASHINFER_USE_PAGED.get():
+        raise DDTreeConfigError(
+            f"{ALGORITHM} needs prefills that keep to a sliding window, got flashinfer for {name} with a window of "
+            f"{sliding_window}, which SGLang leaves out there; set {PAGED_PREFILLS}=1, or --attention-backend triton."
         )
 
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ddtree_sglang.engine.attention_layers import has_sinks_without_window
+from ddtree_sglang.engine.stages.flashinfer_windows import window_of_wrapper
 from ddtree_sglang.engine.stages.trees import verifying_backend
 from ddtree_sglang.engine.stages.window_masks import window_of_masks
+
+
+def masked_window(runner: Any) -> int | None:
+    """The target's window where it is part of a mask that each round makes; None for other targets and backends."""
+    return window_of_masks(runner) or window_of_wrapper(runner)
 
 
 def adapt_attention(runner: Any) -> None:
@@ -15,17 +21,18 @@ def adapt_attention(runner: Any) -> None:
     Args:
         runner: the target's model runner, its backend built and no graph captured.
     """
-    from ddtree_sglang.contract.attention_patches import SINK_PATCHES, WINDOW_PATCHES
+    from ddtree_sglang.contract.attention_patches import SINK_PATCHES, WINDOW_PATCHES, WRAPPER_PATCHES
     from ddtree_sglang.contract.patch import Patch, assign
     from ddtree_sglang.contract.state_patches import SHORT_CONVOLUTION_PATCHES
 
-    has_masks = window_of_masks(runner) is not None
+    has_masks, has_wrappers = window_of_masks(runner) is not None, window_of_wrapper(runner) is not None
     # By name: where there is no FA3, its module cannot be imported.
     is_fa3 = type(verifying_backend(runner.attn_backend)).__name__ == "FlashAttentionBackend"
     merges_sinks = is_fa3 and has_sinks_without_window(runner.model)
     convolves = type(runner.attn_backend).__name__ == "ShortConvHybridAttnBackend"
     needed: tuple[tuple[bool, tuple[Patch, ...]], ...] = (
         (has_masks, WINDOW_PATCHES),
+        (has_wrappers, WRAPPER_PATCHES),
         (merges_sinks, SINK_PATCHES),
         (convolves, SHORT_CONVOLUTION_PATCHES),
     )

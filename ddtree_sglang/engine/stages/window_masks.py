@@ -6,6 +6,9 @@ windows. The kernel reads a mask over prefix and tree as well, and without a win
 with a window get a mask of their own, `core.window_mask`, and no window. What they read of the prefix, the last tokens
 that one window can hold (triton_backend.py, `update_sliding_window_buffer`), is what that mask covers.
 
+Deterministic inference has a kernel of its own, which reads prefix and nodes as one list of keys, takes a mask over
+those, and cuts a window by a node's index beside it. It gets the same mask, and no window.
+
 Outside a graph the mask is made anew for each forward. A graph makes it at its start, in a buffer of its backend.
 """
 
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -122,3 +125,27 @@ def attending_by_position(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(backend, layer, *changed, **options)
 
     return _forward_extend_kernel
+
+
+def attending_by_position_in_one_go(original: Callable[..., Any]) -> Callable[..., Any]:
+    """In the place of `TritonAttnBackend._forward_extend_unified`: the same under deterministic inference."""
+
+    @wraps(original)
+    def _forward_extend_unified(backend: Any, q: Any, o: Any, layer: Any, *others: Any, **options: Any) -> Any:
+        mask = _mask_of(backend)
+        if mask is None or layer.sliding_window_size is None or layer.sliding_window_size < 0:
+            return original(backend, q, o, layer, *others, **options)
+        kernel = backend.extend_attention_fwd_unified
+        backend.extend_attention_fwd_unified = partial(_by_mask, kernel, mask)
+        try:
+            return original(backend, q, o, layer, *others, **options)
+        finally:
+            backend.extend_attention_fwd_unified = kernel
+
+    return _forward_extend_unified
+
+
+def _by_mask(kernel: Callable[..., None], mask: WindowMask, *tensors: Any, **options: Any) -> None:
+    """In the place of `extend_attention_fwd_unified`, while a layer with a window attends to a tree."""
+    own = {"custom_mask": mask.cells.view(torch.uint8), "mask_indptr": mask.starts}
+    kernel(*tensors, **options | own | {"sliding_window_size": -1, "window_start_pos": None})

@@ -12,6 +12,7 @@ import torch
 from ddtree_sglang.engine.admission.target_checks import (
     BACKEND_CLASSES,
     LATENT_BACKENDS,
+    PAGED_PREFILLS,
     WINDOW_BACKENDS,
     check_loaded_target,
     check_pages,
@@ -184,34 +185,29 @@ class RadixAttention(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("windows", "is_deterministic", "backend", "refused"),
+    ("windows", "backend", "refused"),
     [
-        ((127, -1), False, "triton", None),
-        ((127, 63), False, "triton", r"windows of one length on triton, got \[63, 127\] in Sequential, and 127"),
-        ((127, 63), False, "fa3", None),
-        ((127, -1), True, "triton", "under deterministic inference on triton; remove"),
-        ((127, -1), True, "fa3", None),
+        ((127, -1), "triton", None),
+        ((127, 63), "triton", r"windows of one length on triton, got \[63, 127\] in Sequential, and 127"),
+        ((127, 63), "fa3", None),
+        ((127, -1), "flashinfer", None),
+        ((127, 63), "flashinfer", r"windows of one length on flashinfer, got \[63, 127\] in Sequential, and 127"),
     ],
 )
 def test_windows_that_one_table_of_keys_cannot_hold_are_refused(
-    windows: tuple[int, int],
-    is_deterministic: bool,
-    backend: str,
-    refused: str | None,
-    monkeypatch: pytest.MonkeyPatch,
+    windows: tuple[int, int], backend: str, refused: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sglang.srt import runtime_context
 
     monkeypatch.setattr(runtime_context, "attention_backends", lambda: (backend, backend))
-    deterministic = SimpleNamespace(enable_deterministic_inference=is_deterministic)
-    monkeypatch.setattr(runtime_context, "get_exec", lambda: SimpleNamespace(deterministic=deterministic))
+    monkeypatch.setenv(PAGED_PREFILLS, "1")
     runner = loaded(torch.nn.Sequential(*map(RadixAttention, windows)))
     runner.sliding_window_size, runner.model.lm_head = 127, torch.nn.Identity()
     with pytest.raises(DDTreeConfigError, match=refused) if refused else nullcontext():
         check_loaded_target(runner)
 
 
-@pytest.mark.parametrize("backend", ["triton", "fa3", "ddtree_cpu"])
+@pytest.mark.parametrize("backend", ["triton", "flashinfer", "fa3", "ddtree_cpu"])
 def test_windows_that_the_server_does_not_know_of_are_refused(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their class tells SGLang of none, and FA3 then prepares no window for a tree's nodes."""
     monkeypatch.setattr("sglang.srt.runtime_context.attention_backends", lambda: (backend, backend))
@@ -248,15 +244,27 @@ def test_chunked_attention_is_refused() -> None:
         check_target(target(chunk=8192), 8192, ("fa3", "fa3"))
 
 
-@pytest.mark.parametrize("backends", [FLASHINFER, ("fa3", "flashinfer"), ("flashinfer", "triton")])
+@pytest.mark.parametrize("backends", [("fa4", "fa4"), ("fa3", "torch_native"), ("trtllm_mha", "triton")])
 def test_window_is_refused_where_a_backend_does_not_place_it_per_node(backends: tuple[str, str]) -> None:
     with pytest.raises(DDTreeConfigError, match=r"--attention-backend triton or"):
         check_target(target(), 1024, backends)
 
 
 @pytest.mark.parametrize("backend", WINDOW_BACKENDS)
-def test_window_is_served_where_it_follows_positions(backend: str) -> None:
+def test_window_is_served_where_it_follows_positions(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PAGED_PREFILLS, "1")
     check_target(target(), 1024, (backend, backend))
+
+
+@pytest.mark.parametrize("backends", [FLASHINFER, ("fa3", "flashinfer"), ("flashinfer", "triton")])
+def test_window_is_refused_on_flashinfer_where_a_prefill_leaves_it_out(
+    backends: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What SGLang does there: tests/device_lane/test_windows_on_flashinfer.py."""
+    monkeypatch.delenv(PAGED_PREFILLS, raising=False)
+    with pytest.raises(DDTreeConfigError, match=r"with a window of 1024, .* set SGLANG_FLASHINFER_USE_PAGED=1, or"):
+        check_target(target(), 1024, backends)
+    check_target(target(), None, backends)
 
 
 def test_worker_refuses_a_window_that_only_the_loaded_model_knows_of(monkeypatch: pytest.MonkeyPatch) -> None:

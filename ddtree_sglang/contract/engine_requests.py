@@ -107,7 +107,12 @@ REQUESTS: tuple[Row, ...] = (
     Row("sglang.srt.arg_groups.lora_hook", "check_lora_speculative_compatibility", "server_args", "hooks", exact=True),
     Row("sglang.srt.arg_groups.overrides", "attention_backends_of", "cfg", "server_args"),
     Row("sglang.srt.arg_groups.overrides", "model_config_of", "server_args", "server_args"),
-    Row("sglang.srt.arg_groups.overrides", "resolving_view", "", "hooks, round_budget, server_args, trace, worker"),
+    Row(
+        "sglang.srt.arg_groups.overrides",
+        "resolving_view",
+        "",
+        "hooks, round_budget, server_args, state_kernels, trace, worker",
+    ),
     Row(
         _GRAMMAR,
         "BaseGrammarObject",

@@ -18,6 +18,14 @@ STATES: tuple[Row, ...] = (
         "linear_attn_verify_backend mamba_backend mamba_radix_cache_strategy mamba_track_interval",
         "recurrent_checks",
     ),
+    Row(
+        "sglang.srt.arg_groups.kimi_k3_hook",
+        "apply_kimi_k3_spec_backend_defaults",
+        "server_args",
+        "state_kernels",
+        exact=True,
+    ),
+    Row("sglang.srt.arg_groups.overrides", "declare_resolution", "server_args source", "state_kernels"),
     Row("sglang.srt.configs.hybrid_arch", "mambaish_config", "model_config", "recurrent_checks, recurrent_states"),
     Row("sglang.srt.configs.mamba_utils", "BaseLinearStateParams", "mamba_cache_per_req", "state_memory"),
     Row("sglang.srt.configs.mamba_utils", "Mamba2StateDType", "conv", "recurrent_checks"),
@@ -33,6 +41,7 @@ STATES: tuple[Row, ...] = (
     # They read the links of a verify input, as first children and next siblings.
     Row(_HYBRID, "MambaAttnBackendBase", "retrieve_next_sibling_list retrieve_next_token_list", "recurrent_states"),
     Row("sglang.srt.layers.attention.linear.gdn_backend", "GDNAttnBackend", "", "target_checks"),
+    Row("sglang.srt.layers.attention.linear.kda_backend", "KDAAttnBackend", "", "target_checks"),
     Row("sglang.srt.layers.attention.linear.short_conv_backend", "ShortConvAttnBackend", "", "target_checks"),
     Row(
         "sglang.srt.layers.attention.linear.short_conv_backend",

@@ -14,7 +14,11 @@ from ddtree_sglang.contract.grammar_patches import GRAMMAR_PATCHES, GRAMMAR_STAT
 from ddtree_sglang.contract.group_patches import GROUP_PATCHES
 from ddtree_sglang.contract.object_patches import OBJECT_PATCHES
 from ddtree_sglang.contract.patch import Patch
-from ddtree_sglang.contract.state_patches import SHORT_CONVOLUTION_PATCHES, STATE_MEMORY_PATCHES
+from ddtree_sglang.contract.state_patches import (
+    SHORT_CONVOLUTION_PATCHES,
+    STATE_KERNEL_PATCHES,
+    STATE_MEMORY_PATCHES,
+)
 
 _ARGS = "sglang.srt.server_args.ServerArgs"
 _RUNNER = "sglang.srt.model_executor.model_runner.ModelRunner"
@@ -189,6 +193,7 @@ ROUND_PATCHES = (
         "what rounds cost would be known to nobody but the server",
     ),
     *STATE_MEMORY_PATCHES,
+    *STATE_KERNEL_PATCHES,
     *GRAMMAR_PATCHES,
     Patch(
         f"{_REQ}.update_finish_state",

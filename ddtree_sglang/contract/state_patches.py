@@ -22,3 +22,12 @@ STATE_MEMORY_PATCHES = (
         "states of a tree's nodes would take the place of requests, or of all keys, and the reason be another",
     ),
 )
+
+STATE_KERNEL_PATCHES = (
+    Patch(
+        "sglang.srt.arg_groups.kimi_k3_hook.apply_kimi_k3_spec_backend_defaults",
+        "around",
+        "ddtree_sglang.engine.admission.state_kernels:verify_by_triton",
+        "Kimi-K3 would be refused for a kernel that nobody asked for",
+    ),
+)

@@ -1,4 +1,7 @@
-"""Experts of a layer in torch: SGLang's own form, and gpt-oss's, which it has kernels for alone."""
+"""Experts of a layer in torch: SGLang's own form, gpt-oss's, which it has kernels for alone, and Kimi-K3's.
+
+Of Kimi-K3's activation SGLang's own form leaves one of the two bounds out.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,21 @@ def forward(_method: Any, layer: Any, dispatch_output: Any) -> Any:
     from sglang.srt.layers.moe.fused_moe_native import fused_moe_forward_native
     from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 
-    if getattr(layer, "w13_weight_bias", None) is None:
+    is_bounded = layer.moe_runner_config.activation == "situ"
+    if getattr(layer, "w13_weight_bias", None) is None and not is_bounded:
         return fused_moe_forward_native(layer, dispatch_output)
     weights, ids, _ = dispatch_output.topk_output
-    return StandardCombineInput(hidden_states=clamped_experts(layer, dispatch_output.hidden_states, weights, ids))
+    experts = bounded_experts if is_bounded else clamped_experts
+    return StandardCombineInput(hidden_states=experts(layer, dispatch_output.hidden_states, weights, ids))
+
+
+def bounded_experts(layer: Any, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """[T, H] of rows [T, H] and their experts [T, K]: gate and up one behind the other, as Kimi-K3 has them."""
+    config = layer.moe_runner_config
+    beta, bound = config.gemm1_alpha, config.gemm1_clamp_limit
+    gate, up = torch.einsum("th,tkoh->tko", x, layer.w13_weight[ids]).chunk(2, dim=-1)
+    hidden = beta * torch.tanh(gate / beta) * torch.sigmoid(gate) * bound * torch.tanh(up / bound)
+    return torch.einsum("tki,tkhi,tk->th", hidden, layer.w2_weight[ids], weights.to(x.dtype))
 
 
 def clamped_experts(layer: Any, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

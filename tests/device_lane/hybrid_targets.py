@@ -55,6 +55,39 @@ _MAMBA: dict[str, Any] = {
     "layer_norm_epsilon": 1e-6,
     "rms_norm_eps": 1e-6,  # the drafter's
 }
+KIMI_K3: dict[str, Any] = {
+    "num_hidden_layers": NUM_LAYERS,
+    "linear_attn_config": {
+        "kda_layers": [1, 3],
+        "full_attn_layers": [2],
+        "num_heads": 2,
+        "head_dim": 16,
+        "short_conv_kernel_size": 4,
+        "use_full_rank_gate": True,
+        "gate_lower_bound": -5.0,
+    },
+    "num_key_value_heads": 2,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+    "mla_use_nope": True,
+    "mla_use_output_gate": True,
+    "attn_res_block_size": 2,
+    "hidden_act": "situ",
+    "activation_situ_beta": 4.0,
+    "activation_situ_linear_beta": 25.0,
+    "first_k_dense_replace": 1,
+    "num_experts": 4,
+    "num_experts_per_token": 2,
+    "num_shared_experts": 1,
+    "moe_intermediate_size": 32,
+    "routed_expert_hidden_size": 24,
+    "latent_moe_use_norm": True,
+    "rms_norm_eps": 1e-5,  # what SGLang's norm behind KDA has, whatever it is told
+}
+"""Kimi-K3's text: KDA and latent attention, experts in a narrower space behind a dense layer, blocks of two layers."""
 
 
 def _qwen3_5(shape: Mapping[str, Any]) -> Any:
@@ -90,6 +123,12 @@ def _nemotron_h(shape: Mapping[str, Any]) -> Any:
     return NemotronHForCausalLM(NemotronHConfig(**{**shape, **_MAMBA}))
 
 
+def _kimi_k3(shape: Mapping[str, Any]) -> Any:
+    from tests.device_lane.kimi_k3 import KimiK3LinearForCausalLM, KimiK3TextConfig
+
+    return KimiK3LinearForCausalLM(KimiK3TextConfig(**{**shape, **KIMI_K3}))
+
+
 def write_rope_as_published(folder: Path) -> None:
     """Give a saved Qwen3-Next the base of its rotation where SGLang reads it; Hugging Face writes it elsewhere."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -112,10 +151,14 @@ MAKERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "lfm2": _lfm2,
     "lfm2_moe": _lfm2_moe,
     "nemotron_h": _nemotron_h,
+    "kimi_k3": _kimi_k3,
+    "kimi_k3_text": _kimi_k3,
 }
 """By architecture: a target of a shape, as `pairs` has them."""
 
 
+KIMI_LINEAR = "kimi_linear"
+"""Model type of Kimi-K3's text."""
 CACHED = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
 """Model types that are faster with a cache: their recurrence over a text is a loop over tokens."""
 
@@ -129,6 +172,10 @@ def own_values(model_type: str, name: str, shape: torch.Size, generator: torch.G
         shape: its shape.
         generator: what is drawn from.
     """
+    if model_type == KIMI_LINEAR and name.endswith(("A_log", "dt_bias")):
+        # Of -5 times a sigmoid: a channel keeps between a half and all but a hundredth of what it has.
+        drawn = torch.randn(shape, generator=generator)
+        return 0.2 * drawn if name.endswith("A_log") else drawn - 4
     if name.endswith("A_log"):
         # A token's share after ten others is between a half and nine tenths.
         return torch.empty(shape).uniform_(math.log(0.01), math.log(0.1), generator=generator)

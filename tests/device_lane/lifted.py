@@ -70,6 +70,15 @@ def heads_that_read_the_prompts_end() -> None:
     _add(split_servers, "SERVED_SPLIT", LATTICE)
 
 
+def kimi_k3s_text_alone() -> None:
+    """Kimi-K3's class without images, for which SGLang chooses no way to keep states in its prefix cache."""
+    from ddtree_sglang.engine.admission import recurrent_checks, target_checks
+
+    name = "KimiK3LinearForCausalLM"
+    _set(target_checks, "NOT_SHOWN", {one: why for one, why in target_checks.NOT_SHOWN.items() if one != name})
+    _add(recurrent_checks, "SERVED", name)
+
+
 def states_on_two_servers() -> None:
     """Recurrent layers under overlapped scheduling, where a round is in flight when its request is retracted."""
     from ddtree_sglang.engine.admission import server_args
@@ -221,6 +230,7 @@ LIFTED: dict[str, Callable[[], None]] = {
             classes_that_attend_over_all_ranks,
             heads_that_read_the_prompts_end,
             states_on_two_servers,
+            kimi_k3s_text_alone,
         )
     },
 }

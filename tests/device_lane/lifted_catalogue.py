@@ -15,9 +15,11 @@ from tests.device_lane.context_waves import (
     TRACKED_LEN,
     chunked,
     ends_about_a_tracked_length,
+    finishes,
     go_on_after_mixing,
     past_the_window,
     resumes_at_a_tracked_length,
+    resumes_at_its_end,
 )
 from tests.device_lane.group_catalogue import GROUPS_EAGER
 from tests.device_lane.group_waves import in_both_groups, the_second_group_alone
@@ -35,6 +37,7 @@ from tests.device_lane.needed import ROUNDS, TOKENS, UNANSWERED, Needed
 from tests.device_lane.split_catalogue import SPLIT, SPLIT_STATES_RETRACTION
 from tests.device_lane.state_catalogue import (
     CHUNKS,
+    DELTA_ATTENTION_16,
     GATED_DELTA,
     GATED_DELTA_16,
     GATED_DELTA_FA3,
@@ -42,6 +45,7 @@ from tests.device_lane.state_catalogue import (
     LOAD_FLAGS,
     MAMBA,
     SHORT_CONVOLUTION,
+    STATES_POOL,
     TRACKED,
 )
 from tests.device_lane.waves import (
@@ -100,6 +104,19 @@ NEEDED = (
             flags=(*MAMBA.flags, *LOAD_FLAGS),
             captured=(1, 2),
             must_log=(),
+        ),
+        TOKENS,
+    ),
+    Needed(
+        "kimi_k3s_text_alone",
+        "has not been run with KimiK3LinearForCausalLM",
+        replace(
+            DELTA_ATTENTION_16,
+            name="refused-kimi-k3-text",
+            pair="kimi_k3_text",
+            waves=(finishes, resumes_at_its_end),
+            flags=STATES_POOL,
+            moves=False,
         ),
         TOKENS,
     ),

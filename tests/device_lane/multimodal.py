@@ -57,6 +57,19 @@ _MOON: dict[str, Any] = {
     "intermediate_size": 32,
     "text_hidden_size": 32,
 }
+_MOON_K3: dict[str, Any] = {
+    "patch_size": 2,
+    "init_pos_emb_height": 2,
+    "init_pos_emb_width": 2,
+    "init_pos_emb_time": 1,
+    "vt_num_attention_heads": 2,
+    "vt_num_hidden_layers": 1,
+    "vt_hidden_size": 32,
+    "vt_intermediate_size": 32,
+    "qkv_hidden_size": 32,
+    "text_hidden_size": 32,
+}
+_OF_KIMI = (("model.", "language_model.model."), ("lm_head.", "language_model.lm_head."))
 _RENAMED = (("model.", "model.language_model."),)
 MULTIMODAL = {
     "Qwen3_5ForConditionalGeneration": Wrapping("qwen3_5", _QWEN, _RENAMED),
@@ -64,7 +77,14 @@ MULTIMODAL = {
     "KimiK25ForConditionalGeneration": Wrapping(
         "kimi_k25",
         _MOON,
-        (("model.", "language_model.model."), ("lm_head.", "language_model.lm_head.")),
+        _OF_KIMI,
+        rotates_images=False,
+        needs_processor=False,
+    ),
+    "KimiK3ForConditionalGeneration": Wrapping(
+        "kimi_k3",
+        _MOON_K3,
+        _OF_KIMI,
         rotates_images=False,
         needs_processor=False,
     ),

@@ -43,6 +43,7 @@ from ddtree_sglang.training.model.drafter_model import DFlashDrafter
 from ddtree_sglang.training.model.export import export_drafter
 from tests.device_lane import hybrid_targets
 from tests.device_lane.head_protocol import PairHead
+from tests.device_lane.multimodal import save_as_multimodal
 from tests.device_lane.sight import Sight
 from tests.device_lane.sliding_drafter import FULL, state_kinds, with_sliding_layers
 from tests.support.published_configs import GPT_OSS_ROPE
@@ -161,6 +162,8 @@ Architecture = Literal[
     "lfm2",
     "lfm2_moe",
     "nemotron_h",
+    "kimi_k3",
+    "kimi_k3_text",
 ]
 
 
@@ -219,6 +222,8 @@ def make_pair(
     save_tokenizer(folder / "target", vocabulary)
     if architecture == "nemotron_h":
         hybrid_targets.name_layers_as_published(folder / "target")
+    if architecture == "kimi_k3":
+        save_as_multimodal(folder / "target", "KimiK3ForConditionalGeneration")
     export_drafter(drafter, folder / "draft", torch.float32)
     state_kinds(folder / "draft", drafter)
     return TinyPair(target, drafter.eval(), str(folder / "target"), str(folder / "draft"))

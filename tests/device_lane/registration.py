@@ -22,6 +22,7 @@ ddtree = ddtree_sglang.engine.plugin:register
 
 def activate() -> str:
     """The platform's class, for SGLang; what stands in for kernels has to be there before the backends are imported."""
+    from tests.device_lane.delta_attention import install_delta_attention
     from tests.device_lane.host_cache import install_host_cache
     from tests.device_lane.install import install_fa3, install_flashinfer, install_lora
     from tests.device_lane.quantized import install_quantized
@@ -34,6 +35,7 @@ def activate() -> str:
     install_flashinfer()
     install_lora()
     install_recurrent_layers()
+    install_delta_attention()
     install_transfers()
     return "tests.device_lane.platform:LanePlatform"
 

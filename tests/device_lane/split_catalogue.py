@@ -164,6 +164,8 @@ SPLIT_STATES = (
         flags=(*TRACKED, *CHUNKS, "--tp-size", "2"),
     ),
     replace(SPLIT_GATED_DELTA, name="split-mamba", pair="mamba"),
+    replace(SPLIT_GATED_DELTA, name="split-delta-attention", pair="kimi_k3"),
+    replace(SPLIT_STATES_RETRACTION, name="split-delta-attention-retraction", backend="triton", pair="kimi_k3"),
     replace(SPLIT_STATES_RETRACTION, name="split-mamba-retraction", backend="triton", pair="mamba"),
     replace(
         SPLIT_GATED_DELTA,

@@ -139,6 +139,95 @@ _MIXED_UNCACHED = Scene(
     must_log=("Retract requests",),
 )
 MAMBA_MIXED = (_MIXED_UNCACHED, _MIXED, _MIXED_KEPT)
+# Kimi-K3: KDA beside latent attention.
+DELTA_ATTENTION = Scene(
+    "delta-attention",
+    "fa3",
+    (few, passes_a_tracked_length, resumes_at_a_tracked_length),
+    pair="kimi_k3",
+    budget=7,
+    flags=TRACKED,
+    captured=(4,),
+    at_once=3,
+    moves=True,
+    must_log=("recurrent state at every node", "verify=TritonKDAKernel"),
+)
+_DELTA_HOST_CACHE = replace(
+    DELTA_ATTENTION,
+    name="delta-attention-host-cache",
+    waves=(passes_a_tracked_length, fills_the_device, from_the_host(resumes_at_a_tracked_length)),
+    flags=(*TRACKED, *PAGES_FIRST, *pool_of(132)),
+    at_once=0,
+    must_log=(),
+)
+DELTA_ATTENTION_16 = Scene(
+    "delta-attention-16",
+    "triton",
+    (staggered, finishes, resumes_at_its_end, ends, aborted),
+    pair="kimi_k3",
+    budget=16,
+    flags=_LAST_STATES,
+    moves=True,
+)
+DELTA_ATTENTION_OTHERS = (
+    DELTA_ATTENTION_16,
+    Scene(
+        "delta-attention-chunks",
+        "fa3",
+        (staggered, chunked, ends, aborted),
+        pair="kimi_k3",
+        budget=16,
+        flags=(*TRACKED, *CHUNKS),
+    ),
+    Scene(
+        "delta-attention-retraction",
+        "fa3",
+        (fill_the_pool, aborted),
+        pair="kimi_k3",
+        budget=7,
+        flags=(*TRACKED, *_SCARCE),
+        must_log=("Retract requests",),
+    ),
+    Scene(
+        "delta-attention-chain",
+        "triton",
+        (few_of_chains,),
+        pair="kimi_k3",
+        budget=7,
+        flags=(*TRACKED, "--speculative-ddtree-top-k", "1"),
+        captured=(4,),
+    ),
+    Scene(
+        "delta-attention-widths",
+        "fa3",
+        (changing_widths,),
+        pair="kimi_k3",
+        budget=4,
+        flags=(*TRACKED, *LOAD_FLAGS),
+        captured=(1, 2),
+    ),
+    replace(
+        DELTA_ATTENTION,
+        name="delta-attention-ends",
+        backend="triton",
+        waves=(ends_about_a_tracked_length, resumes_at_a_tracked_length),
+        captured=(1, 2),
+        at_once=0,
+    ),
+    replace(
+        DELTA_ATTENTION,
+        name="delta-attention-two-ranks",
+        pair="kimi_k3_wide",
+        waves=(few,),
+        flags=(*DELTA_ATTENTION.flags, "--tp-size", "2"),
+    ),
+    replace(DELTA_ATTENTION, name="delta-attention-stock", algorithm="DFLASH", budget=None, moves=False, must_log=()),
+    *(
+        replace(scene, name=f"delta-attention{scene.name.removeprefix('mamba')}", pair="kimi_k3")
+        for scene in MAMBA_MIXED
+    ),
+    _DELTA_HOST_CACHE,
+)
 # LFM2. SGLang keeps no copies of its states at fixed lengths, and overlaps nothing.
 SHORT_CONVOLUTION = Scene(
     "short-convolution",
@@ -295,6 +384,8 @@ SLOW_STATES = (
     GATED_DELTA_FA3,
     *GATED_DELTA_OTHERS,
     *STATES_ON_THE_HOST,
+    DELTA_ATTENTION,
+    *DELTA_ATTENTION_OTHERS,
     MAMBA,
     MAMBA_16,
     MAMBA_CHUNKS,

@@ -47,7 +47,12 @@ from tests.device_lane.problems import problems
 from tests.device_lane.references import Reference
 from tests.device_lane.scenes import Outcome, Scene
 from tests.device_lane.split_catalogue import SPLIT, SPLIT_PENALTIES
-from tests.device_lane.state_catalogue import GATED_DELTA, SHORT_CONVOLUTION, STATES_ON_THE_HOST
+from tests.device_lane.state_catalogue import (
+    DELTA_ATTENTION,
+    GATED_DELTA,
+    SHORT_CONVOLUTION,
+    STATES_ON_THE_HOST,
+)
 
 TOKENS = "tokens .* expected"
 ROUNDS = "rounds by correct drafts .* expected"
@@ -129,6 +134,15 @@ FAULTS = (
     Fault("sinks_left_out", WINDOWS_TRITON, TOKENS, slow=True),
     Fault("drafter_sees_the_first_tokens", DRAFT_WINDOW_FLASHINFER, ROUNDS, slow=True),
     Fault("drafters_rows_stay_on_the_device", HOST_CACHE, ROUNDS, slow=True),
+    *(
+        Fault(mutation, DELTA_ATTENTION, TOKENS, slow=True)
+        for mutation in (
+            "states_by_depth",
+            "states_stay_where_they_were",
+            "kept_state_is_one_token_off",
+            "nodes_linked_as_a_chain",
+        )
+    ),
     *(Fault("states_stay_on_the_host", scene, TOKENS, slow=True) for scene in STATES_ON_THE_HOST),
     Fault("candidates_of_one_rank", GROUPS_OF_TWO[0], f"{ROUNDS}|{TOKENS}|{LOST_RANK}", slow=True),
     Fault("rows_of_windows_stay_where_they_are", WINDOWS_TRITON, TOKENS, slow=True),

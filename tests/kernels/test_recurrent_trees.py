@@ -73,16 +73,23 @@ def convolve(
     before: torch.Tensor,
     weight: torch.Tensor,
     links: bool = True,
+    turned: bool = False,
 ) -> tuple[Verified, torch.Tensor]:
-    """SGLang's convolution of a verify, and the parents that it derives; without `links`, of a chain."""
+    """SGLang's convolution of a verify, and the parents that it derives; without `links`, of a chain.
+
+    `turned`: channels lie side by side in memory, as KDA keeps them (linear/kda_backend.py).
+    """
     from sglang.kernels.ops.mamba.causal_conv1d_triton import causal_conv1d_update
 
-    windows = torch.full((BATCH + 1, NUM_NODES, CHANNELS, WIDTH - 1), torch.nan, device=device)
+    shape = (BATCH + 1, NUM_NODES, WIDTH - 1, CHANNELS) if turned else (BATCH + 1, NUM_NODES, CHANNELS, WIDTH - 1)
+    windows = torch.full(shape, torch.nan, device=device)
+    windows = windows.transpose(-1, -2) if turned else windows
+    own = before.transpose(-1, -2).clone().transpose(-1, -2) if turned else before.clone()
     parents = torch.full((BATCH, NUM_NODES), -7, device=device)
     tree = (built.layout.retrieve_next_token, built.layout.retrieve_next_sibling, parents) if links else (None,) * 3
     outputs = causal_conv1d_update(
         inputs.transpose(1, 2).to(device),
-        before.clone().to(device),
+        own.to(device),
         weight.to(device),
         None,
         "silu",
@@ -96,15 +103,18 @@ def convolve(
     return Verified(outputs.transpose(1, 2).cpu(), windows.cpu()), parents.cpu()
 
 
+@pytest.mark.parametrize("turned", [False, True], ids=["gdn", "kda"])
 @pytest.mark.parametrize("seed", range(4))
-def test_convolution_reads_a_nodes_ancestors_and_keeps_its_window(seed: int, device: torch.device) -> None:
+def test_convolution_reads_a_nodes_ancestors_and_keeps_its_window(
+    seed: int, turned: bool, device: torch.device
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     built = random_trees(seed)
     inputs = torch.randn(BATCH, NUM_NODES, CHANNELS, generator=generator)
     before = torch.randn(NUM_SLOTS, CHANNELS, WIDTH - 1, generator=generator)
     weight = torch.randn(CHANNELS, WIDTH, generator=generator)
-    made, parents = convolve(built, device, inputs, before, weight)
-    chain, _ = convolve(built, device, inputs, before, weight, links=False)
+    made, parents = convolve(built, device, inputs, before, weight, turned=turned)
+    chain, _ = convolve(built, device, inputs, before, weight, links=False, turned=turned)
     differing = 0
     for request in range(BATCH):
         for node in real_nodes(built, request):
@@ -150,14 +160,18 @@ def delta_step(
     b: torch.Tensor,
     decay: torch.Tensor,
     bias: torch.Tensor,
+    bound: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One token of one request: its output `[HV, V]`, and the state `[HV, V, K]` behind it.
 
-    `a` and `bias` are `[HV]` of a gated delta net, `[HV, K]` of KDA, which forgets by channel.
+    `a` and `bias` are `[HV]` of a gated delta net, `[HV, K]` of KDA, which forgets by channel. Kimi-K3's has a `bound`:
+    the least logarithm of what a token leaves.
     """
     per_key = VALUE_HEADS // KEY_HEADS
     q, k = ((one / (one.square().sum(-1, keepdim=True) + 1e-6).sqrt()).repeat_interleave(per_key, 0) for one in (q, k))
-    decays = (-decay.view(-1, *[1] * (a.dim() - 1)).exp() * torch.nn.functional.softplus(a + bias)).exp()
+    rate = decay.view(-1, *[1] * (a.dim() - 1)).exp()
+    free = -rate * torch.nn.functional.softplus(a + bias)
+    decays = (free if bound is None else bound * torch.sigmoid(rate * (a + bias))).exp()
     state = state * (decays[:, None, None] if a.dim() == 1 else decays[:, None, :])
     change = b.sigmoid()[:, None] * (v - torch.einsum("hvk,hk->hv", state, k))
     state = state + change[:, :, None] * k[:, None, :]
@@ -166,9 +180,11 @@ def delta_step(
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("room", [NUM_NODES, NUM_NODES + 5], ids=["all-nodes", "fewer-nodes"])
-@pytest.mark.parametrize("is_kda", [False, True], ids=["gdn", "kda"])
+@pytest.mark.parametrize(
+    ("is_kda", "bound"), [(False, None), (True, None), (True, -5.0)], ids=["gdn", "kda", "bounded-kda"]
+)
 def test_gated_delta_rule_follows_a_nodes_path_and_keeps_its_state(
-    seed: int, room: int, is_kda: bool, device: torch.device
+    seed: int, room: int, is_kda: bool, bound: float | None, device: torch.device
 ) -> None:
     """`room`: of nodes in the buffer, which a round of fewer nodes leaves unused at each request's end."""
     from sglang.kernels.ops.attention.linear.fused_sigmoid_gating_recurrent import (
@@ -191,7 +207,7 @@ def test_gated_delta_rule_follows_a_nodes_path_and_keeps_its_state(
     own = before.clone().to(device)
     outputs = fused_sigmoid_gating_delta_rule_update(
         A_log=decay.to(device), a=a.flatten(1).to(device), dt_bias=bias.to(device), is_kda=is_kda,
-        softplus_beta=1.0, softplus_threshold=20.0,
+        lower_bound=bound, softplus_beta=1.0, softplus_threshold=20.0,
         q=q.to(device), k=k.to(device), v=v.to(device), b=b.to(device),
         initial_state_source=own, initial_state_indices=SLOTS.to(device), use_qk_l2norm_in_kernel=True,
         cu_seqlens=(torch.arange(BATCH + 1, dtype=torch.int32) * NUM_NODES).to(device),
@@ -204,7 +220,7 @@ def test_gated_delta_rule_follows_a_nodes_path_and_keeps_its_state(
         for node in real_nodes(built, request):
             state, output = before[SLOTS[request]], torch.zeros(())
             for row in (request * NUM_NODES + one for one in path_to(built, request, node)):
-                output, state = delta_step(state, q[0, row], k[0, row], v[0, row], a[row], b[row], decay, bias)
+                output, state = delta_step(state, q[0, row], k[0, row], v[0, row], a[row], b[row], decay, bias, bound)
             torch.testing.assert_close(outputs[0, request * NUM_NODES + node], output, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(states[request, node].cpu(), state, atol=1e-4, rtol=1e-4)
 

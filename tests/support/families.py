@@ -175,6 +175,15 @@ FAMILIES: dict[str, Family] = {
         {"model_type": "kimi_linear", **_LATENT, **_KDA},
         "KDA and latent attention",
     ),
+    "Kimi-K3": Family(
+        "KimiK3ForConditionalGeneration",
+        {
+            "model_type": "kimi_k3",
+            "text_config": {**_SHAPE, "model_type": "kimi_linear", **_LATENT, **_KDA},
+            "vision_config": {"vt_hidden_size": 64},
+        },
+        "KDA and latent attention, experts, images",
+    ),
     "DeepSeek / Kimi-K2": Family("DeepseekV3ForCausalLM", {"model_type": "deepseek_v3", **_LATENT}, "latent attention"),
     "Kimi-K2.5": Family(
         "KimiK25ForConditionalGeneration",

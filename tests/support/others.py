@@ -47,7 +47,7 @@ class Other:
 
 _BY_POSITION = "queries scaled by their position, which a node has"
 _INDEXER = "an indexer that picks some"
-_KDA = "most of whose layers are KDA"
+_NO_STRATEGY = "no way to keep states in its prefix cache"
 _LACKING = "whose class in SGLang asks for them by a method that its layers lack"
 SHAPE = {
     "hidden_size": 64,
@@ -56,6 +56,7 @@ SHAPE = {
     "vocab_size": 128,
     "max_position_embeddings": 512,
 }
+_PICKS = "tests/kernels/test_refused_indexers.py::"
 _CONVOLUTIONS = "tests/kernels/test_refused_convolutions.py::"
 _MIMO = "whose keys and values differ in width"
 _LATENT = {
@@ -87,14 +88,26 @@ OTHERS: dict[str, Other] = {
     "BeamForCausalLM": Other(f"windows and full attention, there {_BY_POSITION}", "beam", _KINDS),
     "Cosmos3ForConditionalGeneration": _refused(_LACKING, "cosmos3_omni"),
     "DeepseekV2ForCausalLM": Other("latent attention, DeepSeek-V3's class", "deepseek_v2", is_latent=True),
-    "DeepseekV32ForCausalLM": _refused(_INDEXER, "deepseek_v32", index_topk=8, index_head_dim=16),
+    "DeepseekV32ForCausalLM": _refused(
+        _INDEXER,
+        "deepseek_v32",
+        f"{_PICKS}test_a_verify_picks_among_all_nodes_before_one",
+        index_topk=8,
+        index_head_dim=16,
+    ),
     "Gemma4ForConditionalGeneration": _windows("gemma4", text_config={"model_type": "gemma4_text", **_KINDS}),
     "Gemma4UnifiedForConditionalGeneration": _windows(
         "gemma4_unified", text_config={"model_type": "gemma4_unified_text", **_KINDS}
     ),
     "Glm4MoeLiteForCausalLM": Other("latent attention, DeepSeek's layers", "glm4_moe_lite", is_latent=True),
-    "Glm5NextForConditionalGeneration": _refused("whose layers are KDA", "glm5_next"),
-    "GlmMoeDsaForCausalLM": _refused(_INDEXER, "glm_moe_dsa"),
+    "Glm5NextForConditionalGeneration": _refused(
+        "latent attention behind an indexer",
+        "glm5_next",
+        needed=f"{_PICKS}test_a_verify_picks_among_all_nodes_before_one",
+    ),
+    "GlmMoeDsaForCausalLM": _refused(
+        _INDEXER, "glm_moe_dsa", f"{_PICKS}test_a_verify_picks_among_all_nodes_before_one"
+    ),
     "IQuestCoderForCausalLM": _full(""),
     # SGLang has its configuration, which asks a running server.
     "InklingForConditionalGeneration": _refused(
@@ -106,8 +119,7 @@ OTHERS: dict[str, Other] = {
     "InternS1ProForConditionalGeneration": Other("full attention, rotations of each head by position"),
     "InternS2MobiusForConditionalGeneration": _recurrent("interns2_mobius"),
     "InternS2PreviewForConditionalGeneration": _recurrent("intern_s2_preview"),
-    "KimiK3ForConditionalGeneration": _refused(_KDA, "kimi_k3", text_config=_LATENT),
-    "KimiK3LinearForCausalLM": _refused(_KDA, "kimi_linear", **_LATENT),
+    "KimiK3LinearForCausalLM": _refused(_NO_STRATEGY, "kimi_linear", "refused-kimi-k3-text", **_LATENT),
     "LagunaForCausalLM": _refused(
         "whose class tells SGLang of no windows",
         "laguna",

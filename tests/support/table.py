@@ -162,7 +162,7 @@ REFUSED_TARGETS = (
     Row("Kimi-Linear", ALL, ALL, Refused("whose class in SGLang hands its layers' states to no drafter")),
     *(
         Row(family, backend, ALL, LATENT)
-        for family in ("DeepSeek / Kimi-K2", "Kimi-K2.5")
+        for family in ("DeepSeek / Kimi-K2", "Kimi-K2.5", "Kimi-K3")
         for backend in (CPU, FLASHINFER)
         if (family, backend) != ("DeepSeek / Kimi-K2", FLASHINFER)
     ),
@@ -213,10 +213,10 @@ def _refused(
     )
 
 
-RECURRENT = ("Qwen3.5 / 3.6", "Qwen3.5 / 3.6 MoE", "Qwen3-Next", "LFM2", "LFM2-MoE", "Nemotron-H")
+RECURRENT = ("Qwen3.5 / 3.6", "Qwen3.5 / 3.6 MoE", "Qwen3-Next", "LFM2", "LFM2-MoE", "Nemotron-H", "Kimi-K3")
 PAGED_PREFILLS = {"SGLANG_FLASHINFER_USE_PAGED": "1"}
 """What a server on FlashInfer needs in its environment for a target with windows."""
-LATENT_FAMILIES = ("DeepSeek / Kimi-K2", "Kimi-K2.5")
+LATENT_FAMILIES = ("DeepSeek / Kimi-K2", "Kimi-K2.5", "Kimi-K3")
 _CLASSES = "has been run with DeepseekV3ForCausalLM, GptOssForCausalLM"
 _PAGES = "needs pages of one token"
 _ONE_NUMBER = "with a fixed number of nodes"
@@ -237,7 +237,7 @@ REFUSED_FEATURES = (
         "DP attention",
         Refused("needs a GPU", needed=f"{_ACTIVATION}test_sglang_gathers_the_tokens_of_groups_by_a_kernel"),
     ),
-    *_refused(("LFM2", "LFM2-MoE"), "DP attention", _CLASSES),
+    *_refused(("LFM2", "LFM2-MoE", "Kimi-K3"), "DP attention", _CLASSES),
     *_refused(("Nemotron-H",), "DP attention", _CLASSES, (TRITON, FLASHINFER)),
     *_refused(("Nemotron-H",), "DP attention", _CLASSES, (FA3,), "refused-groups-mamba"),
     *_refused(("Qwen3-VL MoE", "Gemma 4", "Mellum"), "DP attention", _CLASSES),
@@ -254,7 +254,7 @@ REFUSED_FEATURES = (
             needed=f"{_ACTIVATION}test_sglangs_copies_of_a_cache_on_the_host_are_registered_with_a_driver",
         ),
     ),
-    *_refused(("Nemotron-H",), "LoRA adapters", _NO_ADAPTERS),
+    *_refused(("Nemotron-H", "Kimi-K3"), "LoRA adapters", _NO_ADAPTERS),
     *_refused(
         ("Qwen3-Next",),
         "LoRA adapters",
@@ -274,7 +274,7 @@ REFUSED_FEATURES = (
         for backend in (FLASHINFER, FA3)
     ),
     *_refused(("DeepSeek / Kimi-K2",), "pages of several tokens", _PAGES, (FA3,), "refused-latent-pages"),
-    *_refused(("Kimi-K2.5",), "pages of several tokens", _PAGES, (FA3,)),
+    *_refused(("Kimi-K2.5", "Kimi-K3"), "pages of several tokens", _PAGES, (FA3,)),
     *_refused(("gpt-oss",), "pages of several tokens", _PAGES, (FA3,), "refused-windows-pages"),
     *_refused(("Mellum",), "pages of several tokens", _PAGES, (FA3,)),
     Row(
@@ -655,6 +655,35 @@ IN_THE_LANE = (
     Row("Nemotron-H", TRITON, "ends", scene("mamba-16")),
     Row("Nemotron-H", TRITON, "requests that join and leave a batch", scene("mamba-16")),
     Row("Nemotron-H", TRITON, "aborted requests", scene("mamba-16")),
+    *(
+        Row("Kimi-K3", FA3, feature, scene("delta-attention"))
+        for feature in (GREEDY, "prefix cache", "captured graphs and overlap")
+    ),
+    *(
+        Row("Kimi-K3", TRITON, feature, scene("delta-attention-16"))
+        for feature in (
+            GREEDY,
+            "prefix cache",
+            "ends",
+            "a smaller tree for one request",
+            "requests that join and leave a batch",
+            "aborted requests",
+        )
+    ),
+    Row("Kimi-K3", TRITON, "captured graphs and overlap", scene("delta-attention-ends")),
+    *(
+        Row("Kimi-K3", FA3, feature, scene("delta-attention-chunks"))
+        for feature in ("ends", "requests that join and leave a batch", "aborted requests", "chunked prefill")
+    ),
+    Row("Kimi-K3", FA3, "retraction", scene("delta-attention-retraction")),
+    Row("Kimi-K3", FA3, "mixed chunks", scene("delta-attention-mixed")),
+    Row("Kimi-K3", FA3, "mixed chunks", scene("delta-attention-mixed-kept")),
+    Row("Kimi-K3", TRITON, "mixed chunks", scene("delta-attention-mixed-uncached")),
+    Row("Kimi-K3", FA3, "hierarchical cache", scene("delta-attention-host-cache")),
+    Row("Kimi-K3", FA3, "prefill/decode disaggregation", scene("split-delta-attention")),
+    Row("Kimi-K3", TRITON, "prefill/decode disaggregation", scene("split-delta-attention-retraction")),
+    Row("Kimi-K3", FA3, "budget that follows the load", scene("delta-attention-widths")),
+    Row("Kimi-K3", FA3, "tensor parallelism", scene("delta-attention-two-ranks")),
     *(
         Row("LFM2-MoE", FA3, feature, scene("short-convolution-experts"))
         for feature in (GREEDY, "prefix cache", "captured graphs and overlap")

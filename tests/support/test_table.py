@@ -170,6 +170,7 @@ ARCHITECTURES = {
     "gemma": "Gemma 4",
     "mellum": "Mellum",
     "deepseek": "DeepSeek / Kimi-K2",
+    "kimi_k3": "Kimi-K3",
 }
 """Of the lane's pairs, by family."""
 

@@ -23,14 +23,15 @@ GATED_DELTA = (
 )
 MAMBA2 = ("NemotronHForCausalLM",)
 SHORT_CONVOLUTIONS = ("Lfm2ForCausalLM", "Lfm2MoeForCausalLM")
-MIXED = (*GATED_DELTA, *MAMBA2)
+KDA = ("KimiK3ForConditionalGeneration",)
+MIXED = (*GATED_DELTA, *MAMBA2, *KDA)
 """Of these, whose prefix cache has states at fixed lengths, too."""
 ADAPTED = ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
 """Of these, those that were shown with adapters."""
 SERVED = (*MIXED, *SHORT_CONVOLUTIONS)
 """Architectures with recurrent layers that are verified as trees, by the kind of those layers."""
 
-STATE_BACKEND_CLASSES = ("GDNAttnBackend", "Mamba2AttnBackend", "ShortConvAttnBackend")
+STATE_BACKEND_CLASSES = ("GDNAttnBackend", "KDAAttnBackend", "Mamba2AttnBackend", "ShortConvAttnBackend")
 """SGLang's backends of recurrent layers whose kernels have been shown to take a tree (layers/attention/linear)."""
 
 NOT_DRAFTED_FOR = {

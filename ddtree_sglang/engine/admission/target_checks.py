@@ -37,12 +37,11 @@ BACKEND_CLASSES = ("DDTreeCpuAttnBackend", "FlashAttentionBackend", "FlashInferA
 because a module of a backend needs the libraries of its GPU."""
 
 NOT_SHOWN = {
-    "Glm5NextForConditionalGeneration": "whose layers are KDA, and latent attention behind an indexer",
+    "Glm5NextForConditionalGeneration": "whose layers are KDA, which takes a tree, and latent attention behind an "
+    "indexer, which does not",
     "InklingForConditionalGeneration": "whose layers convolve keys, values and outputs with those of tokens before",
-    "KimiK3ForConditionalGeneration": "most of whose layers are KDA: its Triton kernel takes a tree, the class's own "
-    "kernels and what it carries from layer to layer have not been shown to",
-    "KimiK3LinearForCausalLM": "most of whose layers are KDA: its Triton kernel takes a tree, the class's own kernels "
-    "and what it carries from layer to layer have not been shown to",
+    "KimiK3LinearForCausalLM": "for which SGLang chooses no way to keep states in its prefix cache, as it does for "
+    "KimiK3ForConditionalGeneration",
     "LagunaForCausalLM": "whose class tells SGLang of no windows, and has one token less in them than it is told of",
     "MiMoV2FlashForCausalLM": "whose keys and values differ in width, and its windows' layers in heads",
     "MiMoV2ForCausalLM": "whose keys and values differ in width, and its windows' layers in heads",

@@ -82,8 +82,8 @@ def table_of_decode(lines: Iterable[Mapping[str, Any]], block_size: int | None, 
     """Seconds of rounds from result lines of `python -m benchmarks decode`, prompts of all kinds together.
 
     Plain decoding's round is its time per token; the chain verifies its block; `ddtree-N` verifies N + 1 nodes. Lines
-    of budgets that were asked of a server that adapts (`--one-server`) count if `asked`. Without a block the chain's are
-    left out.
+    of budgets that were asked of a server that adapts (`--one-server`) count if `asked`; without a block the chain's
+    are left out.
     """
     spent: dict[tuple[int, int, int], list[float]] = {}
     for line in lines:

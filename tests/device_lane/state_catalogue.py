@@ -156,7 +156,7 @@ _DELTA_HOST_CACHE = replace(
     DELTA_ATTENTION,
     name="delta-attention-host-cache",
     waves=(passes_a_tracked_length, fills_the_device, from_the_host(resumes_at_a_tracked_length)),
-    flags=(*TRACKED, *PAGES_FIRST, *pool_of(132)),
+    flags=(*TRACKED, *PAGES_FIRST, *pool_of(124)),
     at_once=0,
     must_log=(),
 )
@@ -226,7 +226,6 @@ DELTA_ATTENTION_OTHERS = (
         replace(scene, name=f"delta-attention{scene.name.removeprefix('mamba')}", pair="kimi_k3")
         for scene in MAMBA_MIXED
     ),
-    _DELTA_HOST_CACHE,
 )
 # LFM2. SGLang keeps no copies of its states at fixed lengths, and overlaps nothing.
 SHORT_CONVOLUTION = Scene(
@@ -373,6 +372,7 @@ STATES_IN_STORAGE = (
 )
 STATES_ON_THE_HOST = (
     _ON_THE_HOST,
+    _DELTA_HOST_CACHE,
     *STATES_IN_STORAGE,
     replace(_ON_THE_HOST, name="mamba-host-cache", backend="triton", pair="mamba"),
 )

@@ -209,3 +209,13 @@ FAMILIES: dict[str, Family] = {
 
 PLAIN = "Llama"
 """What features are asked of."""
+
+PLAIN_DRAFTER: dict[str, Any] = {
+    **FAMILIES["Qwen3"].config_json,
+    "architectures": ["DFlashDraftModel"],
+    "num_hidden_layers": 2,
+    "block_size": 8,
+    "num_target_layers": LAYERS,
+    "dflash_config": {"mask_token_id": 4, "target_layer_ids": [0, 2]},
+}
+"""A drafter's `config.json` that fits targets of `LAYERS` layers."""

@@ -19,7 +19,7 @@ from ddtree_sglang.config import CONFIG_ENV, DDTreeConfig
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.engine.admission.machines import HOPPER, resolved
 from tests.support.drafters import DRAFTERS, PAIR_FEATURES
-from tests.support.families import FAMILIES, LAYERS, PLAIN
+from tests.support.families import FAMILIES, PLAIN, PLAIN_DRAFTER
 from tests.support.sglang_models import METHOD, drafted_for
 from tests.support.table import (
     ALL,
@@ -36,16 +36,6 @@ from tests.support.table import (
 )
 
 pytestmark = [pytest.mark.sglang, pytest.mark.usefixtures("plugins", "no_configuration")]
-
-
-PLAIN_DRAFTER: dict[str, Any] = {
-    **FAMILIES["Qwen3"].config_json,
-    "architectures": ["DFlashDraftModel"],
-    "num_hidden_layers": 2,
-    "block_size": 8,
-    "num_target_layers": LAYERS,
-    "dflash_config": {"mask_token_id": 4, "target_layer_ids": [0, 2]},
-}
 
 
 @pytest.fixture(scope="module")

@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.engine.admission.machines import HOPPER, resolved
-from tests.support.families import FAMILIES, LAYERS
+from tests.support.families import FAMILIES, PLAIN_DRAFTER
 
 pytestmark = [pytest.mark.sglang, pytest.mark.usefixtures("plugins", "no_configuration")]
-
-DRAFTER: dict[str, Any] = {
-    **FAMILIES["Qwen3"].config_json,
-    "architectures": ["DFlashDraftModel"],
-    "num_hidden_layers": 2,
-    "block_size": 8,
-    "num_target_layers": LAYERS,
-    "dflash_config": {"mask_token_id": 4, "target_layer_ids": [0, 2]},
-}
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[str, str]:
-    for role, config in (("target", FAMILIES["Kimi-K3"].config_json), ("drafter", DRAFTER)):
+    for role, config in (("target", FAMILIES["Kimi-K3"].config_json), ("drafter", PLAIN_DRAFTER)):
         (tmp_path / role).mkdir()
         (tmp_path / role / "config.json").write_text(json.dumps(config))
         (tmp_path / role / "model.safetensors").write_bytes(b"")

@@ -14,7 +14,7 @@ from ddtree_sglang.core.cost_model import batch_class
 from ddtree_sglang.cost_batches import BESIDE
 from ddtree_sglang.engine.admission.server_args import COSTS_WARMUP
 from ddtree_sglang.engine.entry import first_costs
-from ddtree_sglang.engine.entry.first_costs import ROUNDS, Unmeasured, measure_first_costs
+from ddtree_sglang.engine.entry.first_costs import QUICK_ROUNDS, ROUNDS, Unmeasured, measure_first_costs
 from ddtree_sglang.engine.entry.install import _register_warmup
 
 pytestmark = pytest.mark.sglang
@@ -34,7 +34,7 @@ class Manager:
         self.now = 0.0
         self.emits = 2
         self.states_asked = 0
-        self.seconds_of = lambda width: 0.01 if width == 1 else 0.015
+        self.seconds_of = lambda width: 0.04 if width == 1 else 0.06
         self.prompts: list[Any] = []
         self.tokenizer: Any = "words"
         self.model_config: Any = None
@@ -118,10 +118,10 @@ def test_what_a_file_knows_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_could_not_pay_at_one_start_is_left_out_at_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     first = Manager([state([], running=1)])
-    first.seconds_of = lambda width: 0.01 * width
+    first.seconds_of = lambda width: 0.04 * width
     measured = [nodes for _, nodes in served(first, monkeypatch).asked]
     assert measured[-1] < NODES[-1]
-    again = Manager([state([[1, nodes, 0, 0.01 * nodes] for nodes in measured], running=1)])
+    again = Manager([state([[1, nodes, 0, 0.04 * nodes] for nodes in measured], running=1)])
     assert served(again, monkeypatch).asked == []
 
 
@@ -136,7 +136,7 @@ def test_a_drafter_that_is_better_than_guessed_is_asked_once_more(monkeypatch: p
 def test_widths_that_cannot_pay_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounds of 5 nodes take five times a plain one, and emit two tokens: 9 and 17 are not asked for."""
     manager = Manager([state([], running=1)])
-    manager.seconds_of = lambda width: 0.01 * width
+    manager.seconds_of = lambda width: 0.04 * width
     assert served(manager, monkeypatch).asked == [(1, 1), (1, 2), (1, 3), (1, 5)]
 
 
@@ -159,6 +159,20 @@ def test_each_cell_gets_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(one - BESIDE in (ROUNDS, ROUNDS + 1) for one in rounds[len(NODES) :])
 
 
+def test_quick_rounds_are_asked_for_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's host runs ahead of it for some rounds, and its clocks rise."""
+    manager = Manager([state([], running=2)])
+    manager.seconds_of = lambda width: 0.006 if width < 17 else 0.022
+    served(manager, monkeypatch)
+    asked = list(zip(manager.asked, manager.rounds, strict=True))
+    for size in (1, 2):
+        for width in NODES[:-1]:
+            *_, last = (rounds for cell, rounds in asked if cell == (size, width))
+            assert abs(last - BESIDE - QUICK_ROUNDS) < 4
+        (slow,) = (rounds for cell, rounds in asked if cell == (size, 17))
+        assert slow - BESIDE < QUICK_ROUNDS
+
+
 def test_flags_that_forbid_warm_ups_forbid_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """SGLang sets it for some flags of debugging after DDTREE has looked at the arguments."""
     monkeypatch.setattr("sglang.srt.runtime_context.get_serving", lambda: SimpleNamespace(skip_server_warmup=True))
@@ -178,7 +192,7 @@ def test_a_width_whose_rounds_stay_too_few_took_its_time_all_the_same(monkeypatc
     """The answers of a batch do not run together, twice: what a wider one may cost is judged by what they took."""
     manager = Manager([state([], running=1)])
     manager.emits = 100
-    manager.seconds_of = lambda width: 0.01 if width == 1 else 10.0
+    manager.seconds_of = lambda width: 0.04 if width == 1 else 10.0
     assert served(manager, monkeypatch).asked == [(1, 1), (1, 2), (1, 2)]
 
 
@@ -203,7 +217,7 @@ def test_sglang_finds_it_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     manager = Manager([state([], running=1)])
     monkeypatch.setenv(CONFIG_ENV, '{"policy": "adaptive"}')
     asyncio.run(warmup.execute_warmups("null", [COSTS_WARMUP], manager))  # type: ignore[arg-type]
-    assert len(manager.asked) == len(NODES)
+    assert list(dict.fromkeys(manager.asked)) == [(1, nodes) for nodes in NODES]
 
 
 def test_without_a_tokenizer_prompts_are_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,7 @@ class Case:
     gpu_flags: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     decode_graphs: bool = True
+    overlap: bool = True
     prefill_graphs: bool = False
     max_running: int = 16
     max_total_tokens: int | None = 16384
@@ -65,6 +66,8 @@ class Case:
             flags += ["--cuda-graph-bs-decode", *map(str, BATCH_SIZES)]
         else:
             flags += ["--disable-decode-cuda-graph"]
+        if not self.overlap:
+            flags.append("--disable-overlap-schedule")
         return (*flags, *(() if self.prefill_graphs else ("--disable-prefill-cuda-graph",)))
 
 
@@ -121,7 +124,8 @@ def _variants(trees: dict[tuple[str, int], Case]) -> list[Case]:
         found.append(replace(trees[b, 16], name=f"adaptive/{b}", policy="adaptive", flags=measured))
     found.append(Case("sampled/plain", None, "triton", asked=("sampled",)))
     found += [replace(trees[b, 16], name=f"sampled/{b}", asked=("sampled",)) for b in BACKENDS]
-    found.append(Case("features/plain", None, "triton", asked=("features",)))
+    # Under overlap plain decoding counts each token for penalties a step late, also of a request that is alone.
+    found.append(Case("features/plain", None, "triton", asked=("features",), overlap=False))
     found += [replace(trees[b, 16], name=f"features/{b}", asked=("features",)) for b in BACKENDS]
     ranks = ("--tp-size", "2")
     found.append(Case("tp/plain", None, "triton", flags=ranks))

@@ -62,10 +62,9 @@ def served_as_asked(record: Record, case: Case, machine: Machine) -> Finding:
     expected: dict[str, str] = {"device": machine.kind}
     if machine.kind == "cuda":
         expected |= {"attention_backend": case.backend}
-        overlap = server.get("disable_overlap_schedule") is False
         graphs = (record["captured_graphs"], record["captured_prefill"])
-        if not overlap:
-            wrong.append("overlap scheduling is off")
+        if server.get("disable_overlap_schedule") is not (not case.overlap):
+            wrong.append(f"overlap scheduling is {'off' if case.overlap else 'on'}")
         if graphs != (case.decode_graphs, case.prefill_graphs):
             wrong.append(
                 f"graphs of decode and prefill are {graphs}, {(case.decode_graphs, case.prefill_graphs)} asked"

@@ -124,8 +124,9 @@ def _sampled(scale: Scale, prompts: Prompts) -> list[Wave]:
 def _features(scale: Scale, prompts: Prompts) -> list[Wave]:
     """Requests of every kind in one batch, and bare ones among them; first each alone.
 
-    Where a request joins a batch that decodes, SGLang's overlap scheduling leaves a token of the others out of their
-    penalties (schedule_batch.py counts `output_ids[-1]` of the host): plain decoding is what it answers alone.
+    SGLang's overlap scheduling penalizes a token for what the host knew a step before (schedule_batch.py counts its
+    `output_ids[-1]`, the prompt's last token first), and otherwise where a request joins: so the plain server of this
+    set runs without overlap (gpu_cases). A run of equal letters under a penalty tells the two apart.
     """
     asked = []
     for index, prompt in enumerate(made_up_prompts(4, 40, 13)):

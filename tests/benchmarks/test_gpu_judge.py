@@ -128,6 +128,14 @@ def test_a_server_is_what_its_case_says(change: dict[str, Any], graphs: tuple[bo
     assert told in found.reason
 
 
+def test_plain_decoding_of_the_features_counts_each_token_at_once() -> None:
+    made = record(server=SERVER | {"attention_backend": "triton"}, captured_graphs=True, captured_prefill=False)
+    found = judge.served_as_asked(made, CASES["features/plain"], CUDA)
+    assert (found.passed, found.reason) == (False, "overlap scheduling is on")
+    made["server"] |= {"disable_overlap_schedule": True}
+    assert judge.served_as_asked(made, CASES["features/plain"], CUDA).passed
+
+
 def test_prefill_graphs_are_asked_for_by_their_own_case() -> None:
     made = record(server=SERVER, captured_graphs=True, captured_prefill=False)
     assert not judge.served_as_asked(made, CASES["prefill-graphs/fa3"], CUDA).passed

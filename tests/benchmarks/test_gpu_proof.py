@@ -448,6 +448,7 @@ def test_sglang_knows_the_flags_of_every_server() -> None:
         parsed = flag_parsers.sglang_parser().parse_args(["--model-path", "m", *case.server_flags(machine, 4)])
         assert parsed.attention_backend == case.backend
         assert bool(parsed.disable_decode_cuda_graph) == (not case.decode_graphs)
+        assert bool(parsed.disable_overlap_schedule) == (not case.overlap)
         assert bool(parsed.disable_prefill_cuda_graph) == (not case.prefill_graphs)
 
 

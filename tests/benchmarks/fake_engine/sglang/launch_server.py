@@ -88,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
         info = {
             "device": "cpu" if "processor" in FAULTS else ARGS.device,
             "attention_backend": ARGS.attention_backend,
-            "disable_overlap_schedule": "serial" in FAULTS,
+            "disable_overlap_schedule": "serial" in FAULTS or "--disable-overlap-schedule" in sys.argv,
         }
         self.reply(info if self.path == "/server_info" else {})
 

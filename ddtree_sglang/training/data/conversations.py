@@ -47,6 +47,13 @@ class Conversations:
         sampled = None if self.sampled is None else self.sampled[:count]
         return Conversations(self.tokens[: int(offsets[-1])], offsets, self.answer_start[:count], sampled)
 
+    def chosen(self, indices: list[int]) -> Conversations:
+        """The conversations of these indices, in their order."""
+        rows = [self.token_ids(index) for index in indices]
+        offsets = torch.tensor([0, *map(len, rows)]).cumsum(0)
+        sampled = None if self.sampled is None else self.sampled[indices]
+        return Conversations(torch.cat(rows), offsets, self.answer_start[indices], sampled)
+
     def digest(self) -> str:
         """SHA-256 over tokens, offsets and answer starts, by which a feature cache knows its text."""
         parts = (self.tokens, self.offsets, self.answer_start)

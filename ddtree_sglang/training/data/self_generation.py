@@ -79,7 +79,7 @@ class GenerationPlan:
 
 
 @dataclass
-class _Written:
+class Written:
     """What the output file holds, in lists that grow."""
 
     rows: list[np.ndarray]  # [T] ids each
@@ -97,7 +97,7 @@ def generate_conversations(completer: Completer, tokenizer: Any, path: Path, pla
         ValueError: the tokenizer has no chat template, a server gave no answer, or several batches in succession
             held no user turn with an answer.
     """
-    written = _read(path)
+    written = read_written(path)
     if len(written.rows) >= plan.conversations:
         return
     if not getattr(tokenizer, "chat_template", None):
@@ -140,7 +140,7 @@ def _one_batch(
     Seed and opening phrases follow from `attempted`, so a batch that came to nothing is not asked for again.
     """
     torch.manual_seed(plan.seed * 1_000_003 + attempted)
-    opening, closing = _turn_texts(tokenizer)
+    opening, closing = turn_texts(tokenizer)
     phrases = [SEED_PHRASES[(attempted + row) % len(SEED_PHRASES)] for row in range(plan.batch)]
     starts = [tokenizer(opening + phrase, add_special_tokens=False)["input_ids"] for phrase in phrases]
     turns = completer.complete(starts, plan.max_user_tokens, plan.turns)
@@ -162,7 +162,7 @@ def _without_end(ids: list[int], end_ids: tuple[int, ...]) -> list[int]:
     return ids[:-1] if ids and ids[-1] in end_ids else ids
 
 
-def _turn_texts(tokenizer: Any) -> tuple[str, str]:
+def turn_texts(tokenizer: Any) -> tuple[str, str]:
     """The template's text before and after a user message."""
     marker = "USER-MESSAGE"
     messages = [{"role": "user", "content": marker}]
@@ -171,15 +171,16 @@ def _turn_texts(tokenizer: Any) -> tuple[str, str]:
     return opening, closing
 
 
-def _read(path: Path) -> _Written:
+def read_written(path: Path) -> Written:
+    """What a file of conversations holds; nothing where there is none."""
     if not path.exists():
-        return _Written([], [], [], 0)
+        return Written([], [], [], 0)
     held = load_conversations(path)
     rows = [held.token_ids(i).numpy() for i in range(len(held))]
     sampled = [-1] * len(held) if held.sampled is None else held.sampled.tolist()
     with np.load(path) as arrays:  # an older file does not count what came to nothing
         attempted = int(arrays["attempted"]) if "attempted" in arrays else len(held)
-    return _Written(rows, held.answer_start.tolist(), sampled, attempted)
+    return Written(rows, held.answer_start.tolist(), sampled, attempted)
 
 
 def write_conversations(path: Path, rows: list[np.ndarray], starts: list[int], **more: Any) -> None:

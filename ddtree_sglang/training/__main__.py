@@ -6,13 +6,18 @@
     python -m ddtree_sglang.training evaluate --target M --data FILE.npz --work DIR
     python -m ddtree_sglang.training export   --work DIR --output FOLDER
     python -m ddtree_sglang.training selector --target M --data FILE.npz --work DIR --draft FOLDER --output FOLDER
+    python -m ddtree_sglang.training together --target M --work DIR --output FOLDER --start-draft FOLDER
     python -m ddtree_sglang.training all      --target M --data FILE.npz --work DIR --output FOLDER
 
 A stage that is stopped goes on when the same command is given again. Features are computed once per `--work` folder,
 training goes on from the newest checkpoint there, and evaluation and export read that checkpoint. `train` computes
 features that are missing. `selector` gives an exported drafter, whose weights stay, a head that scores pairs of
-candidates (DFlash2); its conversations had better be ones that the drafter was not trained on. `all` runs every stage
-but that one, and scores the exported drafter on prompts of four kinds.
+candidates (DFlash2); its conversations had better be ones that the drafter was not trained on. `together` is for a GPU:
+it writes conversations, trains on them and exports, by the clock and in one process, without files of features. It adds
+its conversations to `--data`, where that is given, and has defaults of its own: `--generation-batch 4096
+--max-tokens 448 --turn-top-p 1.0 --sampled-share 0.1 --rows 128 --learning-rate 0.0015 --warmup-steps 100
+--cooldown 0.75 --optimizer muon --log-every 50 --evaluate-every 500 --held-out-limit 128`.
+`all` runs the first five stages, and scores the exported drafter on prompts of four kinds.
 A run goes on only with its own data, split and training flags. `--allow-changed-plan` allows other data and flags,
 never another split. Targets: any of Llama's shape, see `model/target_check.py`.
 The recipe is block drafting over several target features (DFlash, arXiv 2602.06036), trained on the target's own
@@ -35,6 +40,7 @@ from ddtree_sglang.training.stages.features import compute_features
 from ddtree_sglang.training.stages.generate import generate
 from ddtree_sglang.training.stages.selector import train_selector
 from ddtree_sglang.training.stages.start import choose_start
+from ddtree_sglang.training.stages.together import together
 from ddtree_sglang.training.stages.train import train
 
 
@@ -104,6 +110,21 @@ def _selector(command: Command) -> None:
     )
 
 
+def _together(command: Command) -> None:
+    together(
+        command.target(),
+        command.run.data,
+        command.run.work,
+        command.output(),
+        command.choices,
+        command.generation,
+        command.together,
+        command.training,
+        command.held_out,
+        command.arguments,
+    )
+
+
 def _all(command: Command) -> None:
     output, target = command.output(), command.target()
     choose_start(target, command.choices)  # before hours of generation
@@ -119,6 +140,7 @@ STAGE_RUNNERS: dict[str, Callable[[Command], None]] = {
     "evaluate": _evaluate,
     "export": _export,
     "selector": _selector,
+    "together": _together,
     "all": _all,
 }
 

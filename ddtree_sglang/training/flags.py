@@ -18,8 +18,9 @@ from ddtree_sglang.training.fit.selector_fit import SelectorConfig
 from ddtree_sglang.training.model.drafter_config import DrafterChoices
 from ddtree_sglang.training.stages.evaluate import ScoringConfig
 from ddtree_sglang.training.stages.target import TargetFolder
+from ddtree_sglang.training.stages.together import DEFAULTS, TogetherConfig
 
-STAGES = ("generate", "features", "train", "evaluate", "export", "selector", "all")
+STAGES = ("generate", "features", "train", "evaluate", "export", "selector", "together", "all")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Command:
     training: TrainingConfig
     selector: SelectorConfig
     scoring: ScoringConfig
+    together: TogetherConfig
     server: str | None  # URL of a server that generates
     allow_changed_plan: bool
     arguments: dict[str, Any]  # every flag's value by its name, for the record of scores
@@ -94,6 +96,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     )
     add_flags(parser, "selector", SelectorConfig)
     add_flags(parser, "evaluate", ScoringConfig)
+    add_flags(parser, "together", TogetherConfig)
     return parser
 
 
@@ -103,7 +106,11 @@ def parse_command(argv: Sequence[str] | None, description: str) -> Command:
     Raises:
         ValueError: a value is out of its range.
     """
-    args = build_parser(description).parse_args(argv)
+    parser = build_parser(description)
+    args = parser.parse_args(argv)
+    if args.stage == "together":
+        parser.set_defaults(**DEFAULTS)
+        args = parser.parse_args(argv)
     training = from_flags(TrainingConfig, args)
     return Command(
         stage=args.stage,
@@ -114,6 +121,7 @@ def parse_command(argv: Sequence[str] | None, description: str) -> Command:
         training=training,
         selector=from_flags(SelectorConfig, args, seed=training.seed),
         scoring=from_flags(ScoringConfig, args),
+        together=from_flags(TogetherConfig, args),
         server=args.server,
         allow_changed_plan=args.allow_changed_plan,
         arguments=vars(args),

@@ -2,7 +2,7 @@
 
 AdamW or Muon updates the weight matrices; AdamW always updates the norm weights. Muon orthogonalises the momentum and
 needs fewer steps, but on a CPU its matrix products cost as much as the gradients of a small batch. The learning rate
-follows from the step: linear warm-up, constant, linear cool-down to zero.
+follows from the step, or from the clock: linear warm-up, constant, linear cool-down to zero.
 """
 
 from __future__ import annotations
@@ -27,6 +27,22 @@ class Schedule:
         """Learning rate of a step."""
         rising = (step + 1) / max(1, self.warmup)
         falling = (self.total - step) / max(1.0, self.cooldown * self.total)
+        return self.peak * max(0.0, min(1.0, rising, falling))
+
+
+@dataclass(frozen=True)
+class TimedSchedule:
+    """Learning rates of a run that ends by the clock; the cool-down takes the last `cooldown` share of its seconds."""
+
+    peak: float
+    seconds: float
+    warmup: int = 30  # steps
+    cooldown: float = 0.6
+
+    def at(self, step: int, elapsed_s: float) -> float:
+        """Learning rate of a step that begins after so many seconds."""
+        rising = (step + 1) / max(1, self.warmup)
+        falling = (1 - elapsed_s / self.seconds) / max(1e-9, self.cooldown)
         return self.peak * max(0.0, min(1.0, rising, falling))
 
 

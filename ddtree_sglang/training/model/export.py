@@ -8,6 +8,7 @@ ignores unknown and missing names without a message, so the check here is the on
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -38,6 +39,14 @@ def export_drafter(model: DFlashDrafter, folder: Path, dtype: torch.dtype = torc
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     load_drafter(folder)
     return folder
+
+
+def with_raw_features(model: DFlashDrafter, feature_scale: torch.Tensor) -> DFlashDrafter:
+    """A copy that takes features as an engine hands them over: their scale [F*H] moves into the projection."""
+    folded = copy.deepcopy(model)
+    with torch.no_grad():
+        folded.fc.weight.mul_(feature_scale.to(folded.fc.weight.device))
+    return folded.eval()
 
 
 def load_drafter(folder: Path) -> DFlashDrafter:

@@ -1,4 +1,4 @@
-"""The stages of the recipe, one module each: generate, features, train, evaluate, export; and what they read.
+"""The stages of the recipe, one module each: generate, features, train, together, evaluate, export; and what they read.
 
 Must not import `ddtree_sglang.training.flags`, `argparse`.
 """

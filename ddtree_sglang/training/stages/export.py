@@ -11,7 +11,7 @@ from ddtree_sglang.demo.manifest import write_manifest
 from ddtree_sglang.training.fit.checkpoint import load_checkpoint
 from ddtree_sglang.training.model.drafter_config import DrafterConfig
 from ddtree_sglang.training.model.drafter_model import DFlashDrafter
-from ddtree_sglang.training.model.export import export_drafter
+from ddtree_sglang.training.model.export import export_drafter, with_raw_features
 
 
 class TrainedDrafter(NamedTuple):
@@ -46,9 +46,6 @@ def export(work: Path, output: Path, dtype: torch.dtype) -> None:
         ValueError: there is no intact checkpoint, or a weight is not finite.
     """
     trained = trained_drafter(work)
-    with torch.no_grad():
-        # The engine hands over raw features: their scale moves into the projection.
-        trained.model.fc.weight.mul_(trained.feature_scale)
-    export_drafter(trained.model, output, dtype)
+    export_drafter(with_raw_features(trained.model, trained.feature_scale), output, dtype)
     write_manifest(output)
     print(output)

@@ -18,6 +18,7 @@ from ddtree_sglang.training.data.conversations import load_conversations, split_
 from ddtree_sglang.training.data.self_generation import write_conversations as write_file
 from ddtree_sglang.training.data.waves import KnownPrompts
 from ddtree_sglang.training.features.build import build_feature_cache
+from ddtree_sglang.training.fit import timed
 from ddtree_sglang.training.fit.anchor_batches import gather_batch
 from ddtree_sglang.training.fit.live_batches import TextOnDevice, live_batch, similar_lengths
 from ddtree_sglang.training.fit.optimizer import Schedule, TimedSchedule
@@ -26,6 +27,7 @@ from ddtree_sglang.training.model.drafter_model import DFlashDrafter
 from ddtree_sglang.training.model.export import export_drafter, load_drafter, with_raw_features
 from ddtree_sglang.training.model.target_forward import TargetForward
 from ddtree_sglang.training.score.evaluation import evaluate_drafter
+from ddtree_sglang.training.stages import together as stage
 from ddtree_sglang.training.stages.together import DEFAULTS, evenly_spread
 from tests.training.tiny import (
     LAYER_IDS,
@@ -42,7 +44,7 @@ SMALL = [
     *("--rows", "8", "--anchors", "8", "--warmup-steps", "3", "--log-every", "5", "--evaluate-every", "1000000"),
     *("--held-out-percent", "30", "--held-out-limit", "12", "--float32", "--threads", "1", "--device", "cpu"),
 ]
-QUICK = ["--write-seconds", "0.01", "--train-seconds", "0.3"]
+QUICK = ["--write-seconds", "0.3", "--train-seconds", "0.3"]
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +52,26 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_target(tmp_path_factory.mktemp("target"))
 
 
+class Ticking:
+    """Seconds that pass by being asked for, so that a busy machine trains as many steps as an idle one."""
+
+    def __init__(self, tick: float) -> None:
+        self.tick, self.now = tick, 0.0
+
+    def monotonic(self) -> float:
+        self.now += self.tick
+        return self.now
+
+
+def _settle(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(waves, "OPENINGS", ("", "w8 w9", "w10 w11 w12", "w14"))
+    patch.setattr(timed, "time", Ticking(0.02))
+    patch.setattr(stage, "time", Ticking(0.2))
+
+
 @pytest.fixture(autouse=True)
-def _phrases_of_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waves, "OPENINGS", ("", "w8 w9", "w10 w11 w12", "w14"))
+def _phrases_of_the_vocabulary_and_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    _settle(monkeypatch)
 
 
 def _run(target: Path, work: Path, *flags: str) -> int:
@@ -66,10 +85,10 @@ def _curve(work: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def trained(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A work folder after a few seconds of training on two waves, the second a long one."""
+    """A work folder after some two hundred steps of training on two waves, the second a long one."""
     work = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(waves, "OPENINGS", ("", "w8 w9", "w10 w11 w12", "w14"))
+        _settle(patch)
         flags = ("--write-seconds", "0.8", "--train-seconds", "4", "--long-every", "2", "--learning-rate", "3e-3")
         assert _run(target, work, *SHAPE, *flags, "--data", str(work / "data.npz"), "--evaluate-every", "20") == 0
     return work
@@ -242,7 +261,7 @@ def test_defaults_are_those_that_the_help_names_and_flags_go_before_them() -> No
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--train-seconds", "0"), "--train-seconds more than 0, got 0.01 and 0.0"),
+        (("--train-seconds", "0"), "--train-seconds more than 0, got 0.3 and 0.0"),
         (("--write-seconds", "-1"), "--write-seconds must be 0 or more"),
         (("--loss-rows", "0"), "--loss-rows 1 or more"),
         (("--steps", "5", "--feature-noise", "0.1"), "leave out --steps, --feature-noise."),

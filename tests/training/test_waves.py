@@ -90,6 +90,27 @@ def test_drawn_tokens_follow_their_temperature(tokenizer: Any) -> None:
         torch.testing.assert_close(drawn, (logits[0] / heat).softmax(-1), rtol=0, atol=0.01)
 
 
+def test_a_sampled_answer_is_drawn_at_temperature_one_from_its_first_token(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While other rows still write their user turns at temperatures of their own."""
+    heats, drawn = [], WaveWriter._drawn
+
+    def watched(self: WaveWriter, logits: torch.Tensor, temperatures: torch.Tensor) -> torch.Tensor:
+        heats.append(temperatures[:, 0])
+        return drawn(self, logits, temperatures)
+
+    monkeypatch.setattr(WaveWriter, "_drawn", watched)
+    writer = WaveWriter(tokenizer, ENDS, torch.device("cpu"), (0.6, 0.8), KnownPrompts(tokenizer), 0)
+    forward = TargetForward(tiny_target(), SHAPE.length)
+    memory = forward.key_memory(SHAPE.rows, SHAPE.length)
+    writer.write(lambda tokens, position: forward.step(tokens, position, memory, SHAPE.length), SHAPE)
+    beside = [heat for heat in heats if len(heat) == SHAPE.rows and (heat == 1).any()]
+    assert beside
+    assert all(((heat >= 0.6) & (heat <= 0.8) | (heat == 1)).all() for heat in heats)
+    assert all((heat == 1).all() for heat in heats[-5:])
+
+
 def test_a_prompt_that_was_written_is_not_kept_again(tokenizer: Any) -> None:
     known = KnownPrompts(tokenizer)
     first = _write(tokenizer, known)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from ddtree_sglang.training.stages import together as stage
 from ddtree_sglang.training.stages.together import DEFAULTS, evenly_spread
 from tests.training.tiny import (
     LAYER_IDS,
+    read_curve,
     save_tiny_target,
     save_tokenizer,
     tiny_config,
@@ -79,10 +79,6 @@ def _run(target: Path, work: Path, *flags: str) -> int:
     return command.main(["together", *files, *SMALL, *flags])
 
 
-def _curve(work: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (work / "together" / "curve.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def trained(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work folder after some two hundred steps of training on two waves, the second a long one."""
@@ -95,7 +91,7 @@ def trained(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_loss_falls_and_drafts_are_accepted_further(trained: Path) -> None:
-    curve = _curve(trained)
+    curve = read_curve(trained, "together")
     losses = [record["loss"] for record in curve if "loss" in record]
     assert losses[-1] < 0.8 * losses[0]
     scores = [record["held_out"] for record in curve if "held_out" in record]
@@ -109,7 +105,7 @@ def test_the_loss_falls_and_drafts_are_accepted_further(trained: Path) -> None:
 
 
 def test_the_curve_says_what_was_run_on_what(trained: Path) -> None:
-    run, text = (_curve(trained)[i] for i in (0, 1))
+    run, text = (read_curve(trained, "together")[i] for i in (0, 1))
     assert run["run"]["arguments"]["train_seconds"] == 4
     assert {"git_sha", "packages", "target"} <= set(run["run"])
     conversations = load_conversations(trained / "data.npz")
@@ -131,7 +127,7 @@ def test_the_export_loads_and_scores_as_the_drafter_in_training_did(trained: Pat
     weights = source.get_input_embeddings().weight.detach(), source.get_output_embeddings().weight.detach()
     everything = list(range(len(shown)))
     found = evaluate_drafter(drafter, *weights, shown, cache, everything, torch.ones(96)).summary()
-    assert found == _curve(trained)[-1]["held_out"]
+    assert found == read_curve(trained, "together")[-1]["held_out"]
 
 
 def test_no_prompt_of_the_held_out_part_is_trained_on(trained: Path) -> None:

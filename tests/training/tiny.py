@@ -113,6 +113,6 @@ def write_conversations(path: Path, target: LlamaForCausalLM, count: int = 60, l
     return path
 
 
-def read_curve(work: Path) -> list[dict[str, Any]]:
-    """What a training run has written of its course."""
-    return [json.loads(line) for line in (work / "checkpoints" / "curve.jsonl").read_text().splitlines()]
+def read_curve(work: Path, folder: str = "checkpoints") -> list[dict[str, Any]]:
+    """What a training run has written of its course; `folder` is that of its stage."""
+    return [json.loads(line) for line in (work / folder / "curve.jsonl").read_text().splitlines()]

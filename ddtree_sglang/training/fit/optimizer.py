@@ -25,9 +25,8 @@ class Schedule:
 
     def at(self, step: int) -> float:
         """Learning rate of a step."""
-        rising = (step + 1) / max(1, self.warmup)
         falling = (self.total - step) / max(1.0, self.cooldown * self.total)
-        return self.peak * max(0.0, min(1.0, rising, falling))
+        return _rate(self.peak, step, self.warmup, falling)
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,14 @@ class TimedSchedule:
 
     def at(self, step: int, elapsed_s: float) -> float:
         """Learning rate of a step that begins after so many seconds."""
-        rising = (step + 1) / max(1, self.warmup)
         falling = (1 - elapsed_s / self.seconds) / max(1e-9, self.cooldown)
-        return self.peak * max(0.0, min(1.0, rising, falling))
+        return _rate(self.peak, step, self.warmup, falling)
+
+
+def _rate(peak: float, step: int, warmup: int, falling: float) -> float:
+    """The share of the peak that the warm-up allows at a step, or the cool-down, where less is left."""
+    rising = (step + 1) / max(1, warmup)
+    return peak * max(0.0, min(1.0, rising, falling))
 
 
 class DrafterOptimizer:

@@ -89,7 +89,7 @@ def shown_trace(args: argparse.Namespace) -> str:
         parts.append(listing(rounds))
     else:
         drawn = rounds if args.rounds else rounds[-1:]
-        parts += [picture(one.number, trace.load(one), vocabulary, ink) for one in drawn]
+        parts += [picture(one.number, trace.load(one), vocabulary, ink, one.took_ms) for one in drawn]
     return "\n\n".join(part for part in (*parts, plain_line(vocabulary.note)) if part) + "\n"
 
 

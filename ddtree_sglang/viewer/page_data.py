@@ -25,7 +25,7 @@ def page_data(trace: Trace, run: Run, chosen: Sequence[Summary], vocabulary: Voc
     for summary in chosen:
         found = trace.load(summary)
         parts = [_part(part, texts.before(part), words, requests) for part in found.parts]
-        rounds.append({**_facts(found, summary.number), "parts": parts})
+        rounds.append({**_facts(found, summary), "parts": parts})
     counts = [sum(part["request"] == place for one in rounds for part in one["parts"]) for place in requests.places()]
     points, step = thinned(run.rounds, MOST_POINTS)
     return {
@@ -58,9 +58,9 @@ def _left_out(run: Run, chosen: Sequence[Summary], step: int) -> list[str]:
     return notes
 
 
-def _facts(found: Round, number: int) -> dict[str, Any]:
+def _facts(found: Round, summary: Summary) -> dict[str, Any]:
     return {
-        "round": number,
+        "round": summary.number,
         "batch": found.batch_size,
         "nodes": found.num_nodes,
         "total": found.total_ms,
@@ -68,6 +68,7 @@ def _facts(found: Round, number: int) -> dict[str, Any]:
         "tokens": found.tokens,
         "expected": _short(found.expected_tokens),
         "expected_ms": found.expected_ms,
+        "took_ms": summary.took_ms,
         "free": found.free_slots,
         "decision": None if found.decision is None else plain_line(found.decision),
     }

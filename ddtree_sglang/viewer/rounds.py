@@ -58,9 +58,20 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """What a line tells of a round before its own: how many rounds ago, its time from beginning to beginning in ms, and
+    what was expected of it, None where nothing was.
+    """
+
+    rounds_ago: int
+    ms: float
+    expected_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Round:
     """One round; times in ms. `decision`, `expected_ms` and `told_tokens` are what the policy says of its choice, None
-    where it says nothing.
+    where it says nothing; `measured` is of a round before.
     """
 
     number: int | None
@@ -73,6 +84,7 @@ class Round:
     decision: str | None
     expected_ms: float | None
     told_tokens: float | None
+    measured: Measured | None
     server: Mapping[str, Any] | None
 
     @property
@@ -124,8 +136,13 @@ def _round(line: Mapping[str, Any]) -> Round:
         # 0 is what a policy says that does not know: a round takes time, and emits a token for each request.
         expected_ms=expected_ms or None,
         told_tokens=None if isinstance(told, list) else _optional(_number, told) or None,
+        measured=_optional(_measured, line.get("measured")),
         server=server if isinstance(server, dict) else None,
     )
+
+
+def _measured(told: Mapping[str, Any]) -> Measured:
+    return Measured(_count(told["rounds_ago"]), _number(told["ms"]), _number(told["expected_ms"]) or None)
 
 
 def _part(line: Mapping[str, Any], index: int, batch_size: int) -> Part:

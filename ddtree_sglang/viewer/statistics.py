@@ -57,10 +57,16 @@ def expected_per_round(rounds: Iterable[Summary]) -> float | None:
     return sum(one.expected_tokens or 0.0 for one in known) / parts if parts else None
 
 
+def measured_share(rounds: Iterable[Summary]) -> float | None:
+    """Time from rounds' beginnings to the next ones' as a share of what was expected; None where no line says both."""
+    known = [one.measured for one in rounds if one.measured is not None and one.measured.expected_ms]
+    return sum(one.ms for one in known) / sum(one.expected_ms or 0.0 for one in known) if known else None
+
+
 def time_share(rounds: Iterable[Summary]) -> float | None:
     """Time of rounds' stages as a share of what a policy expected from one round to the next; None where it did not.
 
-    The rest of that time is the scheduler's, and the trace's own writing: a trace holds no more of it.
+    The rest of that time is the scheduler's, and the trace's own writing.
     """
     known = [(one.total_ms, one.expected_ms) for one in rounds if one.expected_ms]
     return sum(took for took, _ in known) / sum(expected for _, expected in known) if known else None
@@ -132,6 +138,7 @@ def _point(rounds: Sequence[Summary]) -> dict[str, Any]:
         "nodes": mean(lambda one: one.num_nodes),
         "ms": mean(lambda one: one.total_ms),
         "expected_ms": mean(lambda one: one.expected_ms),
+        "took_ms": mean(lambda one: one.took_ms),
         "tokens": _rounded(tokens_per_round(rounds)),
         "expected": _rounded(expected_per_round(rounds)),
     }

@@ -12,6 +12,7 @@ from ddtree_sglang.viewer.statistics import (
     FORWARDS,
     decisions,
     expected_per_round,
+    measured_share,
     requests,
     shapes,
     time_share,
@@ -75,6 +76,8 @@ def _accept_lines(rounds: Sequence[Summary]) -> Iterator[str]:
     if tokens is not None:
         told = "" if expected is None else f"; expected {expected:.2f}, {_percent(tokens, expected)} of it came"
         yield f"accept length {tokens:.2f} tokens a request and round{told}"
+    if (share := measured_share(rounds)) is not None:
+        yield f"from one round to the next it took {share:.0%} of the time that was expected"
     if (share := time_share(rounds)) is not None:
         yield f"stages of rounds took {share:.0%} of the time that was expected from one round to the next"
     if found := decisions(rounds):
@@ -148,20 +151,22 @@ def listing(rounds: Sequence[Summary]) -> str:
 # -- one round --------------------------------------------------------------------------------------------------------
 
 
-def picture(number: int, found: Round, vocabulary: Vocabulary, ink: Ink) -> str:
-    """One round: its costs, then each request's tree, the accepted path marked."""
+def picture(number: int, found: Round, vocabulary: Vocabulary, ink: Ink, took_ms: float | None = None) -> str:
+    """One round: its costs, then each request's tree, the accepted path marked. `took_ms`: to the next round."""
     requests_of = _counted(found.batch_size, "request")
     lines = [f"{ink('bold', f'round {number}')}: {requests_of} of {_counted(found.num_nodes, 'node')}"]
     if found.decision is not None:
         lines.append(f"  decision: {plain_line(found.decision)}")
-    lines += [f"  {line}" for line in _cost_lines(found)]
+    lines += [f"  {line}" for line in _cost_lines(found, took_ms)]
     for part in found.parts:
         lines += ["", *_part_lines(part, vocabulary, ink)]
     return "\n".join(lines)
 
 
-def _cost_lines(found: Round) -> Iterator[str]:
-    told = "" if found.expected_ms is None else f" in stages, {found.expected_ms:.2f} expected to the next round"
+def _cost_lines(found: Round, took_ms: float | None) -> Iterator[str]:
+    words = ((found.expected_ms, "expected"), (took_ms, "measured"))
+    parts = [f"{spent:.2f} {word}" for spent, word in words if spent is not None]
+    told = f" in stages, {' and '.join(parts)} to the next round" if parts else ""
     nodes = (found.num_nodes or 0) * found.batch_size
     per_node = f", {found.total_ms / nodes:.3f} a node" if nodes else ""
     per_token = f", {found.total_ms / found.tokens:.2f} an emitted token" if found.tokens else ""

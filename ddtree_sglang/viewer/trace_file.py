@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 from ddtree_sglang.exceptions import DDTreeError
-from ddtree_sglang.viewer.rounds import NotARound, Round, parse_round
+from ddtree_sglang.viewer.rounds import Measured, NotARound, Round, parse_round
 
 CUT = "a last line that was cut or is still being written"
+MOST_AGO = 2
+"""Rounds before a line that its measured time may be of: where scheduling overlaps, the last but one."""
 
 
 class TraceError(DDTreeError):
@@ -23,13 +25,18 @@ class TraceError(DDTreeError):
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What is kept of a round; times in ms. `number` is the server's count, or the place in the file without one."""
+    """What is kept of a round; times in ms. `number` is the server's count, or the place in the file without one.
+
+    `measured` is what its line tells of a round before, and `took_ms` what the line of a later round told of it.
+    """
 
     number: int
     num_nodes: int | None
     batch_size: int
     total_ms: float
     expected_ms: float | None
+    measured: Measured | None
+    took_ms: float | None
     stages_ms: Mapping[str, float]
     tokens: int | None
     expected_tokens: float | None
@@ -97,6 +104,8 @@ class Trace:
         if last is None or number < place or _is_other(last.server, found.server):
             last = Run(found.server or {})
             self.runs.append(last)
+        if found.measured is not None:
+            _tell(last.rounds, number - found.measured.rounds_ago, found.measured.ms)
         last.rounds.append(_summary(found, number, file, offset))
 
     def _no_round(self) -> str:
@@ -124,6 +133,13 @@ def _is_other(known: Mapping[str, Any], told: Mapping[str, Any] | None) -> bool:
     return told is not None and told != known
 
 
+def _tell(rounds: list[Summary], number: int, took_ms: float) -> None:
+    """What the round of that number took, if it is among the last ones."""
+    for place in range(len(rounds) - 1, max(-1, len(rounds) - 1 - MOST_AGO), -1):
+        if rounds[place].number == number:
+            rounds[place] = replace(rounds[place], took_ms=took_ms)
+
+
 def _summary(found: Round, number: int, file: int, offset: int) -> Summary:
     return Summary(
         number=number,
@@ -131,6 +147,8 @@ def _summary(found: Round, number: int, file: int, offset: int) -> Summary:
         batch_size=found.batch_size,
         total_ms=found.total_ms,
         expected_ms=found.expected_ms,
+        measured=found.measured,
+        took_ms=None,
         stages_ms=found.stages_ms,
         tokens=found.tokens,
         expected_tokens=found.expected_tokens,

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -77,6 +78,9 @@ def test_without_a_policy_measured_costs_choose_the_budget_and_tokens_stay(
     assert len({one["num_nodes"] for one in rounds}) > 3
     assert all((one["draft_ms"] == 0) == one["decision"].startswith("plain") for one in rounds)
     assert all(one["expected_ms"] > 0 and one["expected_tokens"] >= one["batch_size"] for one in rounds)
+    measured = [one["measured"]["ms"] for one in rounds if "measured" in one]
+    assert len(measured) > len(rounds) / 2
+    assert median(measured) > median(one["total_ms"] for one in rounds), "the scheduler's work counts"
     assert max(one["num_nodes"] for one in rounds[-5:]) <= 3, "the last answer allowed itself three nodes"
     (file,) = costs.iterdir()
     held = json.loads(file.read_text(encoding="utf-8"))

@@ -232,6 +232,19 @@ def test_address_with_a_round_opens_there(browser: Browser, tmp_path: Path) -> N
     assert title(opened(browser, SAMPLE, tmp_path, fragment="#9999")) == "Round 38"
 
 
+def test_what_a_round_took_to_the_next_one_stands_beside_what_was_expected(browser: Browser, tmp_path: Path) -> None:
+    told = {"rounds_ago": 1, "ms": 11.5, "expected_ms": 9.0}
+    lines = [a_round(0, expected_ms=9.0), a_round(1, measured=told), a_round(2, expected_ms=8.0)]
+    opened(browser, write(tmp_path / "t.jsonl", lines), tmp_path)
+    facts = "document.getElementById('facts').textContent"
+    assert "to the next round11.50 ms measured, 9.00 expected" in browser.run(facts)
+    assert "11.5 to the next round" in browser.run("document.getElementById('readout').textContent")
+    browser.press("ArrowRight")
+    assert "to the next round" not in browser.run(facts)
+    browser.press("ArrowRight")
+    assert "to the next round8.00 ms expected" in browser.run(facts)
+
+
 def test_lines_of_an_older_build_and_empty_rounds_are_shown(browser: Browser, tmp_path: Path) -> None:
     lines = [{"batch_size": 1, "total_ms": 3.0}, {"batch_size": 0, "total_ms": 0}, a_round(2, accept_index=None)]
     opened(browser, write(tmp_path / "t.jsonl", lines), tmp_path)

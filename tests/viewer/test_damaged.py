@@ -19,7 +19,7 @@ ODD = (
     *(None, True, -1, 0, 1, 40, 40, -5.5, 2**70, 1e308, float("nan"), "x", "", "\x1b[2J"),
     *([], [[]], {}, {"a": 1}, [None], [1, 2, 3], [[-1]], [[0, 0, 0]], [["a"]], [{}]),
 )
-OPTIONAL = ("decision", "expected_tokens", "expected_ms", "server")
+OPTIONAL = ("decision", "expected_tokens", "expected_ms", "measured", "server")
 
 
 def damaged(value: Any, draw: random.Random, depth: int = 0) -> Any:

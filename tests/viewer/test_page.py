@@ -73,9 +73,12 @@ def test_command_writes_one_file_with_all_rounds_of_the_sample(
 
 
 def test_round_on_the_page_is_the_traces(tmp_path: Path) -> None:
-    data = made(write(tmp_path / "t.jsonl", [a_round(batch_size=2, decision="why", expected_ms=9.0)]))
-    (one,) = data["rounds"]
+    told = {"rounds_ago": 1, "ms": 11.5, "expected_ms": 9.0}
+    lines = [a_round(0, batch_size=2, decision="why", expected_ms=9.0), a_round(1, measured=told)]
+    data = made(write(tmp_path / "t.jsonl", lines))
+    one = data["rounds"][0]
     assert (one["decision"], one["expected_ms"], one["total"], one["tokens"]) == ("why", 9.0, 10.0, 6)
+    assert [each["took_ms"] for each in data["rounds"]] == [11.5, None]
     assert one["stages"] == {"draft": 4.0, "verify": 6.0}
     part = one["parts"][1]
     assert [data["tokens"][token] for token in part["tokens"]] == [f"#{token}" for token in range(100, 106)]
@@ -133,6 +136,7 @@ def test_long_trace_keeps_its_newest_rounds_and_a_thinned_course_and_says_so(tmp
         "nodes": 7.0,
         "ms": 10.0,
         "expected_ms": None,
+        "took_ms": None,
         "tokens": 1.667,
         "expected": 2.55,
     }

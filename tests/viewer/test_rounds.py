@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ddtree_sglang.viewer.rounds import NotARound, Round, parse_round
+from ddtree_sglang.viewer.rounds import Measured, NotARound, Round, parse_round
 from tests.viewer.cases import PARENTS, PROBS, SAMPLE, a_round
 
 
@@ -44,6 +44,16 @@ def test_what_the_policy_tells_of_its_choice_is_kept() -> None:
     assert of_batch.parts[0].expected_tokens == pytest.approx(sum(PROBS)), "of one request its tree tells"
     unknown = parsed(expected_tokens=0.0, expected_ms=0.0)
     assert (unknown.expected_ms, unknown.expected_tokens) == (None, pytest.approx(sum(PROBS)))
+
+
+def test_what_a_round_before_took_is_kept() -> None:
+    found = parsed(measured={"rounds_ago": 2, "ms": 11.5, "expected_ms": 10.0}).measured
+    assert found == Measured(rounds_ago=2, ms=11.5, expected_ms=10.0)
+    unknown = parsed(measured={"rounds_ago": 1, "ms": 11.5, "expected_ms": 0.0}).measured
+    assert unknown == Measured(rounds_ago=1, ms=11.5, expected_ms=None)
+    assert parsed().measured is None
+    with pytest.raises(NotARound, match="a damaged round"):
+        parsed(measured={"ms": 11.5})
 
 
 def test_every_line_of_the_sample_is_a_round_and_paths_follow_parents() -> None:

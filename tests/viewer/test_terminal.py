@@ -37,11 +37,11 @@ def test_overview_of_the_sample(capsys: pytest.CaptureFixture[str]) -> None:
 def test_round_is_drawn_as_a_tree_with_its_path_and_its_costs() -> None:
     found = parse_round(json.dumps(a_round(node_limits=[5], decision="a tree of 7", expected_ms=9.0)))
     words = {100: "root", 101: " the", 102: "cat", 103: "a\n", 104: "dog", 105: "sat", 9: "!"}
-    drawn = picture(12, found, Vocabulary(lambda ids: "".join(words[one] for one in ids)), Ink(False))
+    drawn = picture(12, found, Vocabulary(lambda ids: "".join(words[one] for one in ids)), Ink(False), 9.7)
     assert drawn.splitlines() == [
         "round 12: 1 request of 7 nodes",
         "  decision: a tree of 7",
-        "  10.00 ms in stages, 9.00 expected to the next round, 1.429 a node, 3.33 an emitted token",
+        "  10.00 ms in stages, 9.00 expected and 9.70 measured to the next round, 1.429 a node, 3.33 an emitted token",
         "  draft      4.00 ms    0.571 a node  ████████████████",
         "  verify     6.00 ms    0.857 a node  ████████████████████████",
         "",
@@ -115,6 +115,22 @@ def test_what_was_decided_and_expected_is_counted(tmp_path: Path, capsys: pytest
     assert "\nstages of rounds took 75% of the time that was expected from one round to the next\n" in out
     assert "\ndecided: tree 2, plain 1, cold 1\n" in out
     assert "decided" not in printed(capsys, str(SAMPLE))
+
+
+def test_what_rounds_took_stands_beside_what_was_expected_of_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = [None, (9.0, 10.0), (30.0, 20.0), (7.0, 0.0)]
+    lines = [
+        a_round(place, measured=one and {"rounds_ago": 1, "ms": one[0], "expected_ms": one[1]})
+        for place, one in enumerate(told)
+    ]
+    out = printed(capsys, str(write(tmp_path / "t.jsonl", lines)))
+    # 39 of 30 ms; of the third round nothing was expected.
+    assert "\nfrom one round to the next it took 130% of the time that was expected\n" in out
+    drawn = printed(capsys, str(tmp_path / "t.jsonl"), "--rounds", "1")
+    assert "10.00 ms in stages, 30.00 measured to the next round" in drawn
+    assert "it took" not in printed(capsys, str(SAMPLE))
 
 
 def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,6 +86,25 @@ def test_starts_of_a_server_in_one_file_are_runs_of_their_own(tmp_path: Path) ->
     assert [run.server.get("started") for run in trace.runs] == ["1", None, "2"]
 
 
+def told(ago: int, ms: float, expected_ms: float = 10.0) -> dict[str, float]:
+    return {"rounds_ago": ago, "ms": ms, "expected_ms": expected_ms}
+
+
+def test_a_rounds_time_is_in_the_line_of_a_later_one(tmp_path: Path) -> None:
+    of_one = [a_round(0), a_round(1, measured=told(1, 12.0)), a_round(2, measured=told(1, 13.0)), a_round(3)]
+    overlapped = [a_round(0), a_round(1), a_round(2, measured=told(2, 12.0)), a_round(3, measured=told(2, 13.0))]
+    sampled = [a_round(0), a_round(8, measured=told(1, 12.0)), a_round(16, measured=told(1, 13.0))]
+    restarted = [a_round(0), a_round(0, measured=told(1, 12.0))]
+    for lines, took in (
+        (of_one, [12.0, 13.0, None, None]),
+        (overlapped, [12.0, 13.0, None, None]),
+        (sampled, [None, None, None]),
+        (restarted, [None]),
+    ):
+        run = Trace(write(tmp_path / "t.jsonl", lines)).runs[-1]
+        assert [one.took_ms for one in run.rounds] == took
+
+
 def test_lines_without_a_number_are_counted(tmp_path: Path) -> None:
     assert numbers(Trace(write(tmp_path / "t.jsonl", [a_round(round=None)] * 3))) == [0, 1, 2]
 

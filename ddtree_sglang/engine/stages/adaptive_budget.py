@@ -37,6 +37,7 @@ from ddtree_sglang.core.width_choice import add_request, best_width, drafted_tok
 from ddtree_sglang.core.width_tries import LEAST_LOSS, OPTIMISM, hopeful_tries
 from ddtree_sglang.engine.stages.round_records import (
     Decision,
+    Measured,
     Narrowed,
     RequestRecord,
     RoundRecord,
@@ -68,8 +69,7 @@ FIRST_WAIT, LONGEST_WAIT = 8, 64
 FIRST_PLAIN, LONGEST_PLAIN = 16, 256
 """Where drafts pay, rounds between two without one, of the same number of requests: what was measured beside a noisy
 neighbour, or by another server, may be wrong. Doubled each time; behind one that took what was not expected the next
-comes soon. Beside what may be lost by other tries.
-"""
+comes soon. Beside what may be lost by other tries."""
 SOON = CALM + 1
 """How short: others are measured between, so that it can be told from the machine's mood."""
 HOPELESS, RARELY = 3.0, 1024
@@ -114,6 +114,7 @@ class AdaptiveBudget:
         self.probs = HonestProbs()
         self.totals = totals or Totals()
         self.decision = Decision(self.widths[-1], 0.0, 0.0, is_try=False)
+        self.measured: Measured | None = None  # of the round whose time the last `begin` learned
         self._lag, self._clock = lag, clock
         self._narrows = self._paused = False
         self._records: deque[tuple[RoundRecord, Narrowed | None] | None] = deque()
@@ -163,7 +164,7 @@ class AdaptiveBudget:
         self, reqs: Sequence[Req], node_limits: Sequence[int], mean_prefix: float, most_nodes: int, *, narrows: bool
     ) -> Sequence[int]:
         """Learn of rounds before, look at the requests of this one; the widths that are allowed."""
-        self._measure()
+        self.measured = self._measure()
         self._learn()
         self._num_rounds += 1
         self._narrows, self._narrowed = narrows, None
@@ -304,17 +305,17 @@ class AdaptiveBudget:
 
     # -- what is learned ---------------------------------------------------------------------------------------------
 
-    def _measure(self) -> None:
-        """The time since the last round began is a sample, if it was that round's."""
+    def _measure(self) -> Measured | None:
+        """The time since the last round began is a sample, if it was that round's; None: of no round."""
         now = self._clock()
         began, self._began = self._began, now
         if began is None or len(self._launched) <= self._lag:
-            return
+            return None
         batch_size, mean_prefix, decision = self._launched[0]
         if decision.seconds and now - began > PAUSE * decision.seconds + PAUSE_SECONDS and not self._paused:
             # Generation was paused, or the machine slept; if the next round is as long, rounds are.
             self._paused = True
-            return
+            return None
         self._paused = False
         is_far = self.costs.observe(batch_size, mean_prefix, decision.num_nodes, now - began)
         row = row_of(batch_size, mean_prefix)
@@ -328,6 +329,7 @@ class AdaptiveBudget:
             self.totals.took(decision.seconds, now - began)
             if decision.num_nodes > 1:
                 self._compare(row, decision.seconds, now - began)
+        return Measured(now - began, decision.seconds, rounds_ago=1 + self._lag)
 
     def _compare(self, row: tuple[int, int], expected: float, measured: float) -> None:
         """A drafted round's time with what was expected of it."""

@@ -183,13 +183,20 @@ class AdaptiveRounds(RoundBudget):
         self._chosen.interrupt()
 
     def facts(self) -> dict[str, Any]:
-        """The choice, in words and numbers."""
-        chosen = self._chosen.decision
-        return {
+        """The choice, in words and numbers, and what a round before it took: a round's own time is not over yet."""
+        chosen, measured = self._chosen.decision, self._chosen.measured
+        facts = {
             "decision": chosen.name,
             "expected_tokens": round(chosen.tokens, 4),
             "expected_ms": round(1e3 * chosen.seconds, 4),
         }
+        if measured is not None:
+            facts["measured"] = {
+                "rounds_ago": measured.rounds_ago,
+                "ms": round(1e3 * measured.seconds, 4),
+                "expected_ms": round(1e3 * measured.expected_seconds, 4),
+            }
+        return facts
 
     def _told(self, num_nodes: int) -> int:
         """What the first rank says; a message between hosts, in which no device takes part."""

@@ -93,6 +93,15 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a round took, from its beginning to the next one's."""
+
+    seconds: float
+    expected_seconds: float  # 0 before the first measurement
+    rounds_ago: int  # of the round that begins now
+
+
+@dataclass(frozen=True)
 class RoundRecord:
     """A drafted round of which the host learns when it is over; tensors are copies in the host's memory."""
 

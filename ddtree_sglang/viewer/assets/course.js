@@ -4,7 +4,7 @@ function pointsOfCourse() {
   const each = (value, batch) => (value === null || !batch ? null : value / batch);
   return state.chosen.map((place) => {
     const one = data.rounds[place];
-    const point = { round: one.round, last: one.round, batch: one.batch, ms: one.total, expected_ms: one.expected_ms };
+    const point = { round: one.round, last: one.round, batch: one.batch, ms: one.total, expected_ms: one.expected_ms, took_ms: one.took_ms };
     if (state.request < 0) return { ...point, nodes: one.nodes, tokens: each(one.tokens, one.batch), expected: each(one.expected, one.batch) };
     const part = one.parts.find((mine) => mine.request === state.request);
     const nodes = part.parents.length ? walkable(part) : one.nodes;
@@ -15,7 +15,7 @@ function pointsOfCourse() {
 const PANELS = [
   { title: "nodes a request could walk", whole: "nodes (N)", series: [["nodes", ""]], area: true },
   { title: "tokens: emitted, expected", whole: "tokens a request: emitted, expected", series: [["expected", "expected"], ["tokens", "came"]] },
-  { title: "ms: stages, expected to the next round", whole: "ms: a round's stages, expected to the next round", series: [["expected_ms", "expected"], ["ms", ""]] },
+  { title: "ms: stages; to the next round measured, expected", whole: "ms: a round's stages; to the next round measured, expected", series: [["expected_ms", "expected"], ["took_ms", "came"], ["ms", ""]] },
   { title: "requests in the round", whole: "requests", series: [["batch", ""]], area: true },
 ];
 const PANEL = 66, PLOT = 40, LEFT = 44;
@@ -92,5 +92,6 @@ function nearest(points, number) {
 function readOut(point) {
   const mean = point.last > point.round ? ` to ${point.last}, means` : "";
   find("readout").textContent = `round ${point.round}${mean}: ${fixed(point.nodes, mean ? 1 : 0)} nodes, ` +
-    `${fixed(point.tokens, 2)} tokens of ${fixed(point.expected, 2)} expected, ${fixed(point.ms, 1)} ms`;
+    `${fixed(point.tokens, 2)} tokens of ${fixed(point.expected, 2)} expected, ${fixed(point.ms, 1)} ms` +
+    (point.took_ms === null ? "" : ` in stages, ${fixed(point.took_ms, 1)} to the next round`);
 }

@@ -4,10 +4,15 @@ function showFacts(now) {
     ["requests", String(now.batch)],
     ["nodes each (N)", now.nodes === null ? "–" : String(now.nodes)],
     ["emitted", fixed(now.tokens, 0), now.expected === null ? "" : ` of ${fixed(now.expected, 2)} expected`],
-    ["stages", fixed(now.total, 2) + " ms", now.expected_ms === null ? "" : ` ${fixed(now.expected_ms, 2)} expected to the next round`],
+    ["stages", fixed(now.total, 2) + " ms"],
     ["per emitted token", now.tokens ? fixed(now.total / now.tokens, 2) + " ms" : "–"],
     ["per verified node", now.nodes ? fixed(now.total / (now.nodes * now.batch), 3) + " ms" : "–"],
   ];
+  const known = [[now.took_ms, "measured"], [now.expected_ms, "expected"]].filter(([ms]) => ms !== null);
+  if (known.length) {
+    const [[ms, word], ...others] = known;
+    facts.push(["to the next round", fixed(ms, 2) + " ms", ` ${word}` + others.map(([other, told]) => `, ${fixed(other, 2)} ${told}`).join("")]);
+  }
   if (now.free !== null) facts.push(["free KV slots", String(now.free)]);
   const list = facts.map(([name, value, more]) => el("div", {}, el("dt", {}, name), el("dd", {}, value, el("small", {}, more || ""))));
   if (now.decision !== null) list.push(el("div", {}, el("dt", {}, "decision"), el("dd", { class: "words" }, now.decision)));

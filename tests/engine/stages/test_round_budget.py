@@ -99,7 +99,28 @@ def test_rounds_are_narrowed_learned_from_and_told(monkeypatch: pytest.MonkeyPat
     assert one.budget.probs.table(), "what was accepted is learned"
     assert one.totals is not None
     assert sum(one.totals.rounds.values()) == 40
-    assert set(one.facts()) == {"decision", "expected_tokens", "expected_ms"}
+    assert set(one.facts()) == {"decision", "expected_tokens", "expected_ms", "measured"}
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_line_tells_what_an_earlier_round_took_and_was_expected_to(lag: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    parallel(monkeypatch)
+    monkeypatch.setattr(round_budget, "is_device_path", lambda: bool(lag))
+    one, now = rounds(lag=lag), [0.0]
+    one.budget._clock = lambda: now[0]
+    lines = []
+    for spent in (0.5, 0.25, 0.125, 0.0625):
+        play(one, batch_of_two(), ends_of(4, 4, adapts=False))
+        lines.append(one.facts())
+        now[0] += spent
+    # Where scheduling overlaps, what lies between two beginnings is the time of the last but one.
+    told = [None, None if lag else 500.0, 250.0, 125.0]
+    assert [line.get("measured", {}).get("ms") for line in lines] == told
+    assert {line["measured"]["rounds_ago"] for line in lines if "measured" in line} == {1 + lag}
+    assert lines[3]["measured"]["expected_ms"] == lines[2 - lag]["expected_ms"]
+    one.interrupt()
+    play(one, batch_of_two(), ends_of(4, 4, adapts=False))
+    assert "measured" not in one.facts(), "a prefill was run between"
 
 
 def test_what_a_server_asks_itself_is_timed_and_teaches_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

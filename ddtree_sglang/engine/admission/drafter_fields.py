@@ -14,12 +14,15 @@ from ddtree_sglang.engine.admission.drafter_shape import is_number, is_whole, sh
 DEFAULT_BLOCK_SIZE = 16
 """What SGLang assumes for a checkpoint that does not say (models/dflash.py)."""
 
+CONVOLUTION_FIELDS = ("conv_kernel_size", "conv_group_size")
+"""SGLang reads them of `dflash_config` alone."""
+MAX_DEPTH = 31
+"""Drafted positions that trees on a GPU are built of (kernels/tree_builder_triton.py)."""
+
 _LEAST = {
     "block_size": 0,
     "mask_token_id": 0,
     "num_target_layers": 1,
-    "conv_kernel_size": 0,
-    "conv_group_size": 0,
     "vocab_size": 1,
 }
 """Whole numbers, and the least that each may be; a block that is too short has words of its own elsewhere."""
@@ -121,6 +124,10 @@ def _wrong_extras(drafter: Mapping[str, Any]) -> str | None:
     sinks = dflash.get("attention_sink_bias", False)
     if not isinstance(sinks, bool):
         return f"attention_sink_bias must be true or false, got {sinks!r}"
+    for field in CONVOLUTION_FIELDS:
+        value = dflash.get(field)
+        if value is not None and not (is_whole(value) and value >= 0):
+            return f"{field} must be a whole number of at least 0, got {value!r}"
     for field in ("attention_value_scale", "final_logit_softcapping"):
         value = dflash.get(field)
         if value is not None and not is_number(value):
@@ -132,7 +139,7 @@ def _wrong_together(drafter: Mapping[str, Any]) -> str | None:
     mask, vocabulary = block_field(drafter, "mask_token_id"), drafter.get("vocab_size")
     if mask is not None and vocabulary is not None and mask >= vocabulary:
         return f"mask_token_id must be below vocab_size, {vocabulary}, got {mask}"
-    taps, group = (block_field(drafter, f"conv_{part}_size") or 0 for part in ("kernel", "group"))
+    taps, group = ((drafter.get("dflash_config") or {}).get(field) or 0 for field in CONVOLUTION_FIELDS)
     if bool(taps) != bool(group):
         return f"conv_kernel_size and conv_group_size must be given together, got {taps} and {group}"
     rank, top_k = ((drafter.get("dflash_config") or {}).get(f"selector_{part}") or 0 for part in ("rank", "top_k"))

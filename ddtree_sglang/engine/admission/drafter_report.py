@@ -19,7 +19,7 @@ from ddtree_sglang.engine.admission.drafter_families import (
     DrafterFamily,
     family_of,
 )
-from ddtree_sglang.engine.admission.drafter_fields import DEFAULT_BLOCK_SIZE, block_field, block_size_of
+from ddtree_sglang.engine.admission.drafter_fields import DEFAULT_BLOCK_SIZE, MAX_DEPTH, block_field, block_size_of
 from ddtree_sglang.engine.admission.drafter_shape import SLIDING, shape_field
 from ddtree_sglang.engine.admission.pair_facts import suspicions_alone
 from ddtree_sglang.exceptions import DDTreeConfigError
@@ -108,12 +108,12 @@ def _facts(drafter: Mapping[str, Any], family: DrafterFamily) -> tuple[tuple[str
             "embedding and LM head",
             "its own, and the target's" if drafter.get("has_embed_tokens") else "the target's",
         ),
-        *_refused_with(family),
+        *_refused_with(drafter, family),
     )
 
 
-def _refused_with(family: DrafterFamily) -> tuple[tuple[str, str], ...]:
-    """Features of a server that are refused with its family; nothing of a drafter that is refused with each."""
+def _refused_with(drafter: Mapping[str, Any], family: DrafterFamily) -> tuple[tuple[str, str], ...]:
+    """What of a server is refused with it; nothing of a drafter that is refused with each."""
     refused = [
         feature
         for feature, families in (
@@ -122,6 +122,8 @@ def _refused_with(family: DrafterFamily) -> tuple[tuple[str, str], ...]:
         )
         if family.refusal is None and family.name not in families
     ]
+    if family.refusal is None and shape_of(drafter, family.name).draft_depth > MAX_DEPTH:
+        refused.append(f"a GPU, whose trees are of at most {MAX_DEPTH} drafted positions")
     return (("refused with", " and ".join(refused)),) if refused else ()
 
 

@@ -6,6 +6,7 @@ classes by which Transformers 5.19 reads a `config.json` for it (`validate_layer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -85,8 +86,8 @@ def _wrong_real(drafter: Mapping[str, Any]) -> str | None:
 
 
 def is_number(value: Any) -> bool:
-    """A number of JSON's, which true and false are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """A number of JSON's, which true and false are not, nor NaN and Infinity, which Python reads of a file."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
 def is_whole(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Does a drafter's checkpoint hold the weights that SGLang's `DFlashDraftModel` reads, in a form that it reads rightly?
+"""Does a drafter's checkpoint hold the weights that SGLang's DFlash classes read, in a form that they read rightly?
 
 Its loader passes over names that it does not know and says nothing of those that are missing (models/dflash.py,
 `load_weights`), its `fc` is never quantized, and its layers get no names, so that a quantized checkpoint cannot leave
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ddtree_sglang.engine.admission.drafter_families import MARKOV, PLAIN_ARCHITECTURE, SELECTOR, family_of
+from ddtree_sglang.engine.admission.drafter_families import LATTICE, MARKOV, PLAIN, SELECTOR, family_of
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -25,6 +25,9 @@ _FUSED = {
     **dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), "mlp.gate_up_proj"),
 }
 _NORMS = ("self_attn.q_norm", "self_attn.k_norm", "input_layernorm", "post_attention_layernorm")
+_CONVOLUTIONS = tuple(
+    f"{part}_conv.{name}" for part in ("attention", "mlp") for name in ("base_kernel", "kernel_projection.weight")
+)
 _WEIGHTS = ("weight", "qweight", "weight_packed")
 """A linear layer's, plain, of AWQ and GPTQ, and of compressed-tensors."""
 _HEADS = {
@@ -46,7 +49,8 @@ _ADVICE = (
 def check_drafter_weights(folder: Path) -> None:
     """Refuse a local drafter whose weights would be read wrongly; one without safetensors files is left to SGLang.
 
-    Nemotron's drafters, which have an embedding of their own, and other classes name their layers and quantize `fc`.
+    Nemotron's drafters, which have an embedding of their own, and LiLiCorr's class name their layers and quantize `fc`;
+    of DSpark's the head alone is looked at.
 
     Raises:
         DDTreeConfigError: a weight is missing, of a head that scores pairs too, `fc` is quantized, some layers are
@@ -58,11 +62,13 @@ def check_drafter_weights(folder: Path) -> None:
         return
     drafter = json.loads(config.read_text(encoding="utf-8"))
     _check_head(tensors, drafter)
-    is_plain = PLAIN_ARCHITECTURE in (drafter.get("architectures") or ()) and not drafter.get("has_embed_tokens")
-    if not is_plain or not isinstance(drafter.get("num_hidden_layers"), int):
+    family = family_of(drafter).name
+    is_known = family in (PLAIN, SELECTOR, LATTICE) and not drafter.get("has_embed_tokens")
+    if not is_known or not isinstance(drafter.get("num_hidden_layers"), int):
         return
-    _check_names(tensors, drafter["num_hidden_layers"])
-    _check_types(tensors, drafter)
+    _check_names(tensors, drafter)
+    if family != LATTICE:
+        _check_types(tensors, drafter)
 
 
 def _check_head(tensors: Mapping[str, str], drafter: Mapping[str, Any]) -> None:
@@ -100,9 +106,18 @@ def _own(name: str) -> str:
     return _ALIASES.get(name, name)
 
 
-def _check_names(tensors: Mapping[str, str], num_layers: int) -> None:
+def _check_names(tensors: Mapping[str, str], drafter: Mapping[str, Any]) -> None:
+    num_layers = int(drafter["num_hidden_layers"])
     plain = [f"layers.{layer}.{norm}" for layer in range(num_layers) for norm in _NORMS]
-    missing = [f"{name}.weight" for name in (*plain, "norm", "hidden_norm") if f"{name}.weight" not in tensors]
+    wanted = [f"{name}.weight" for name in (*plain, "norm", "hidden_norm")]
+    if (drafter.get("dflash_config") or {}).get("conv_kernel_size"):
+        wanted += [f"layers.{layer}.{part}" for layer in range(num_layers) for part in _CONVOLUTIONS]
+    elif stray := [name for name in tensors if name.endswith(_CONVOLUTIONS)]:
+        raise DDTreeConfigError(
+            f"a drafter with convolutions must say so in its config.json (dflash_config.conv_kernel_size), got "
+            f"{stray[0]} and nothing. {_ADVICE}."
+        )
+    missing = [name for name in wanted if name not in tensors]
     missing += [name for name in (*_linears(num_layers), "fc") if _weight_of(name, tensors) is None]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

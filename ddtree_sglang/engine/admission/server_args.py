@@ -14,6 +14,7 @@ from typing import Any
 from ddtree_sglang.config import DDTreeConfig
 from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
 from ddtree_sglang.engine.admission.attention_groups import check_groups, check_groups_target
+from ddtree_sglang.engine.admission.cache_types import CACHE_TYPES
 from ddtree_sglang.engine.admission.context_limit import check_context_len
 from ddtree_sglang.engine.admission.default_policy import config_of
 from ddtree_sglang.engine.admission.drafter_checks import (
@@ -23,6 +24,7 @@ from ddtree_sglang.engine.admission.drafter_checks import (
     check_drafter_fits_target,
     check_same_dtype,
 )
+from ddtree_sglang.engine.admission.drafter_fields import MAX_DEPTH
 from ddtree_sglang.engine.admission.drafter_weights import check_drafter_weights
 from ddtree_sglang.engine.admission.host_cache import check_storage
 from ddtree_sglang.engine.admission.recurrent_checks import check_recurrent_arguments
@@ -41,8 +43,6 @@ GRAMMAR_BACKENDS = ("xgrammar", "llguidance", "none")
 """Grammar backends that can take tokens back, and none."""
 COSTS_WARMUP = "ddtree_costs"
 """In `--warmups`; `engine/entry/first_costs.py` is it."""
-MAX_DEPTH = 31
-"""Drafted positions that the kernel which builds trees takes (kernels/tree_builder_triton.py)."""
 DEFAULT_MAX_RUNNING_REQUESTS = 48
 """SGLang's own default for block drafters (speculative_hook.py, _handle_dflash)."""
 
@@ -108,6 +108,12 @@ ARGUMENT_RULES: tuple[ArgumentRule, ...] = (
     ArgumentRule(
         lambda _cfg: is_device_path() and DDTreeConfig.from_env().ngrams is True,
         "reads requests' texts on the host, which a GPU's rounds do not wait for; remove --speculative-ddtree-ngrams.",
+    ),
+    # The rows that a round moves have scales beside them there, and no tree has been shown with those.
+    ArgumentRule(
+        lambda cfg: cfg.kv_cache_dtype not in CACHE_TYPES,
+        "has not been shown with a KV cache whose rows share scales; set --kv-cache-dtype to auto, bf16, fp8_e4m3 or "
+        "fp8_e5m2.",
     ),
     # The mark of a token is drawn from those before it, which differ from node to node (sampling_batch_info.py).
     ArgumentRule(lambda cfg: bool(cfg.enable_watermark), "marks no tree's nodes; remove --enable-watermark."),

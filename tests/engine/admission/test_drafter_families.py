@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,13 @@ def test_every_other_name_of_a_familys_class_is_served_too() -> None:
             "must divide hidden_size, 4096, got 60",
         ),
         (published("DFlashDraftModel", {"conv_kernel_size": 4}), "must be given together, got 4 and 0"),
+        (published("DFlashDraftModel", {"conv_kernel_size": 2.5}), "conv_kernel_size must be a whole number .* 2.5"),
         (published("DFlashDraftModel", {"output_multiplier": "x"}), "output_multiplier must be a number above 0"),
+        (
+            published("DFlashDraftModel", {"output_multiplier": math.nan}),
+            "output_multiplier must be .* got nan",
+        ),
+        (published("DFlashDraftModel", {"final_logit_softcapping": math.inf}), "softcapping must be a number, got inf"),
         (
             {"architectures": ["DFlashDraftModel"], "text_config": QWEN3, "dflash_config": FEATURES},
             "hidden_size and what goes with it must stand at the top level",
@@ -142,6 +149,28 @@ def test_what_is_refused_is_refused_by_doctor_and_by_a_server(config: dict[str, 
     assert report.lines[-1].startswith("FAILED  DDTREE refuses it: ")
     with pytest.raises((DDTreeConfigError, ValueError)):
         check_drafter_fits_target(config, TARGET)
+
+
+def test_convolutions_at_the_top_level_are_read_by_nobody() -> None:
+    """As SGLang reads them, of `dflash_config` alone."""
+    report = report_of(DFLASH | {"conv_kernel_size": 4})
+    assert report.refusal is None
+    assert dict(report.facts)["convolutions"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("config", "is_refused"),
+    [
+        (DFLASH | {"block_size": 32}, False),
+        (DFLASH | {"block_size": 33}, True),
+        (DFLASH | {"block_size": 10**9}, True),
+    ],
+)
+def test_doctor_tells_of_a_block_that_is_too_long_for_a_gpu(config: dict[str, Any], is_refused: bool) -> None:
+    report = report_of(config)
+    assert report.refusal is None
+    told = dict(report.facts).get("refused with", "")
+    assert ("a GPU, whose trees are of at most 31 drafted positions" in told) is is_refused
 
 
 def test_a_field_that_is_null_is_one_that_is_not_stated() -> None:

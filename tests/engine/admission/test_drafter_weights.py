@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ddtree_sglang.demo.drafter import shipped_drafter
+from ddtree_sglang.engine.admission.drafter_families import LATTICE_FIELDS
 from ddtree_sglang.engine.admission.drafter_weights import check_drafter_weights, stored_types
 from ddtree_sglang.exceptions import DDTreeConfigError
 from ddtree_sglang.training.model.drafter_config import DrafterConfig
@@ -123,6 +124,60 @@ def test_what_would_be_misread_is_refused(
         check_drafter_weights(folder)
 
 
+LILICORR = {
+    "architectures": ["LiLiCorrDraftModel"],
+    "dflash_config": {f"lilicorr_{name}": 4 for name in LATTICE_FIELDS},
+}
+SELECTOR_FIELDS = {"selector_rank": 4, "selector_top_k": 8}
+
+
+def reconfigured(folder: Path, **fields: Any) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    dflash = {**config["dflash_config"], **fields.pop("dflash_config", {})}
+    (folder / "config.json").write_text(json.dumps({**config, **fields, "dflash_config": dflash}))
+    return folder
+
+
+@pytest.mark.parametrize("architecture", ["DFlash2DraftModel", "MuseGlimmerAssistantModel", "LiLiCorrDraftModel"])
+def test_other_families_layers_are_whole_too(architecture: str, exported: Path, tmp_path: Path) -> None:
+    heads = {f"candidate_selector.{name}" for name in ("hidden_projection.weight", "predecessor_codebook")}
+    heads |= {"candidate_selector.successor_codebook"}
+    fields = {
+        "DFlash2DraftModel": SELECTOR_FIELDS,
+        "MuseGlimmerAssistantModel": {},
+        "LiLiCorrDraftModel": LILICORR["dflash_config"],
+    }[architecture]
+
+    def kept(tensors: Tensors, *left_out: str) -> Tensors:
+        return without(*left_out)({**tensors, **{name: torch.ones(2) for name in heads}})
+
+    folder = changed(exported, tmp_path, kept)
+    check_drafter_weights(reconfigured(folder, architectures=[architecture], dflash_config=fields))
+    lost = "layers.1.mlp.up_proj"
+    changed(exported, tmp_path, lambda tensors: kept(tensors, f"{lost}.weight"))
+    with pytest.raises(DDTreeConfigError, match=f"got no {lost}"):
+        check_drafter_weights(reconfigured(folder, architectures=[architecture], dflash_config=fields))
+
+
+def test_convolutions_are_whole_and_stated(exported: Path, tmp_path: Path) -> None:
+    """SGLang leaves what is missing as it happens to be, and drops what no field names."""
+    convolutions = {
+        f"layers.{layer}.{part}_conv.{name}": torch.ones(2)
+        for layer in range(NUM_LAYERS)
+        for part in ("attention", "mlp")
+        for name in ("base_kernel", "kernel_projection.weight")
+    }
+    stated = {"conv_kernel_size": 4, "conv_group_size": 8}
+    folder = changed(exported, tmp_path, lambda tensors: {**tensors, **convolutions})
+    with pytest.raises(DDTreeConfigError, match=r"must say so in its config.json .*, got layers.0.attention_conv.base"):
+        check_drafter_weights(folder)
+    check_drafter_weights(reconfigured(folder, dflash_config=stated))
+    convolutions.pop("layers.1.mlp_conv.base_kernel")
+    folder = changed(exported, tmp_path, lambda tensors: {**tensors, **convolutions})
+    with pytest.raises(DDTreeConfigError, match=r"got no layers\.1\.mlp_conv\.base_kernel"):
+        check_drafter_weights(reconfigured(folder, dflash_config=stated))
+
+
 SELECTOR_CONFIG = {
     "architectures": ["DFlash2DraftModel"],
     "model_type": "qwen3",
@@ -178,7 +233,7 @@ def test_a_file_that_is_no_checkpoint_is_left_to_the_loader(content: bytes, tmp_
     check_drafter_weights(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("change", [{"architectures": ["LiLiCorrDraftModel"]}, {"has_embed_tokens": True}])
+@pytest.mark.parametrize("change", [LILICORR, {"has_embed_tokens": True}])
 def test_classes_that_name_their_layers_are_left_alone(
     change: dict[str, object], exported: Path, tmp_path: Path
 ) -> None:

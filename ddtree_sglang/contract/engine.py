@@ -126,10 +126,10 @@ ENGINE: tuple[Row, ...] = (
     Row(
         _MODEL_RUNNER,
         "ModelRunner",
-        "attn_backend capture_tail_hooks decode_cuda_graph_runner dtype forward init_new_workspace "
+        "attn_backend capture_tail_hooks decode_cuda_graph_runner dtype forward init_new_workspace kv_cache_dtype "
         "kv_index_translator lora_manager max_running_requests model model_config page_size prewarm_sampling "
         "req_to_token_pool sampler sliding_window_size token_to_kv_pool token_to_kv_pool_allocator",
-        "hooks, node_counts, target_checks, worker",
+        "cache_types, hooks, node_counts, target_checks, worker",
     ),
     Row(_MODEL_RUNNER, "ModelRunner._decode_cuda_graph_runner_cls", "", "node_counts, target"),
     Row(_MODEL_RUNNER, "ModelRunner._extend_forward_kwargs", "forward_batch pp_proxy_tensors", "hooks"),

@@ -11,7 +11,8 @@ SINKS = ("sinks", "attention_sink_bias")
 def window_sizes(model: Any) -> set[int]:
     """Lengths of the windows of a model's layers, in positions before a query's own."""
     layers = (module for module in model.modules() if type(module).__name__ == "RadixAttention")
-    return {int(layer.sliding_window_size) for layer in layers if (layer.sliding_window_size or -1) >= 0}
+    sizes = {layer.sliding_window_size for layer in layers}
+    return {int(size) for size in sizes if size is not None and size >= 0}
 
 
 def has_sinks_without_window(model: Any) -> bool:

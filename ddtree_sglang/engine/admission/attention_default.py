@@ -1,4 +1,5 @@
-"""The attention backend where the user names none: on an NVIDIA GPU FA3 on Hopper, Triton on any other.
+"""The attention backend where the user names none: on an NVIDIA GPU FA3 on Hopper, Triton on any other, FlashInfer
+with a KV cache of a type of its own.
 
 SGLang's own choice for a tree is FlashInfer on every generation (arg_groups/model_override_base.py,
 get_default_attn_backend), whose plan of a masked verify waits for the GPU three times a round and packs the whole mask
@@ -12,6 +13,7 @@ import logging
 from typing import Any
 
 from ddtree_sglang.config import DDTreeConfig
+from ddtree_sglang.engine.admission.cache_types import NAMED_TYPES
 from ddtree_sglang.engine.cli_flags import apply_config
 from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.spec import ALGORITHM, is_ddtree
@@ -56,8 +58,8 @@ def _choose_attention_backend(server_args: Any) -> None:
     )
     server_args.attention_backend = backend
     logger.info(
-        "%s attends with %s: --attention-backend names none, and %s. FlashInfer, SGLang's choice for a tree, waits for "
-        "the GPU in each round.",
+        "%s attends with %s: --attention-backend names none, and %s. FlashInfer, SGLang's choice for any tree, waits "
+        "for the GPU in each round.",
         ALGORITHM,
         backend,
         why,
@@ -69,12 +71,15 @@ def default_backend(is_hopper: bool, dtype: Any, kv_cache_dtype: Any) -> tuple[s
 
     Where a checkpoint has scales of keys and values, as FP8 ones do, SGLang hands FA3 one for each request, also in the
     call over a tree's nodes, in which each node is a request of its own: FA3 refuses the shape, and the server does not
-    start (flashattention_backend.py, `prepare_paged_mha_query`). Without a KV dtype of its own there are none.
+    start (flashattention_backend.py, `prepare_paged_mha_query`). On Triton a verify does not read a tree's keys as such
+    a cache keeps them (admission/cache_types.py). A checkpoint may bring such a cache without the flag; it is looked at
+    when it is loaded.
     """
+    if kv_cache_dtype in NAMED_TYPES:
+        named = f"--kv-cache-dtype {kv_cache_dtype}"
+        return "flashinfer", f"{named} may bring scales, which fa3 refuses, and triton reads no node's key back from it"
     if not is_hopper:
         return "triton", "this GPU is no Hopper with CUDA 12.3 or later, which fa3 is for"
     if str(dtype).lower().removeprefix("torch.") in FLOAT32:
         return "triton", "fa3 takes no float32"
-    if kv_cache_dtype not in (None, "auto"):
-        return "triton", f"fa3 takes no scales of a tree's nodes, which --kv-cache-dtype {kv_cache_dtype} may bring"
     return "fa3", "this GPU is a Hopper"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND
+from ddtree_sglang.engine.admission.cache_types import check_cache_type
 from ddtree_sglang.engine.admission.recurrent_checks import STATE_BACKEND_CLASSES, check_recurrent_target
 from ddtree_sglang.engine.attention_layers import window_sizes
 from ddtree_sglang.engine.spec import ALGORITHM
@@ -98,9 +99,16 @@ def _check_adapters(runner: Any) -> None:
 
 
 def _check_windows(runner: Any, backends: tuple[Any, ...]) -> None:
-    """Refuse windows that SGLang does not know of, and several lengths where a backend has one mask for all."""
+    """Refuse windows that SGLang does not know of, and several lengths where a backend has one mask for all.
+
+    And a window of the token alone, which SGLang's own code takes for none in places.
+    """
     own = runner.sliding_window_size
     name, found = type(runner.model).__name__, window_sizes(runner.model)
+    if own == 0 or 0 in found:
+        raise DDTreeConfigError(
+            f"{ALGORITHM} needs sliding windows of two tokens at least, got one in {name}; {_CHAIN}."
+        )
     # Its class tells SGLang of none (get_attention_sliding_window_size), and a backend prepares none for a tree.
     if not own and found:
         raise DDTreeConfigError(
@@ -243,7 +251,7 @@ def check_target_backend(runner: Any) -> None:
 
     Raises:
         DDTreeConfigError: the class of the backend is not one of `BACKEND_CLASSES`, nor a pair of those, nor such a
-            one beside one of `STATE_BACKEND_CLASSES`.
+            one beside one of `STATE_BACKEND_CLASSES`; or as `check_cache_type`.
     """
     for one in _parts(runner.attn_backend):
         if type(one).__name__ not in (*BACKEND_CLASSES, *STATE_BACKEND_CLASSES):
@@ -252,6 +260,7 @@ def check_target_backend(runner: Any) -> None:
                 f"{ALGORITHM} needs a target whose layers all use one attention backend with tree masks, got {name}, "
                 f"for which SGLang builds {type(one).__name__}; {_CHAIN}."
             )
+    check_cache_type(runner, _parts(runner.attn_backend))
 
 
 def _parts(backend: Any) -> tuple[Any, ...]:

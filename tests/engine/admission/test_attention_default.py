@@ -32,11 +32,12 @@ def pair(tmp_path: Path) -> tuple[str, str]:
         (HOPPER, {"dtype": "float32"}, "triton"),
         (HOPPER, {"device": None}, "fa3"),
         (HOPPER, {"enable_deterministic_inference": True}, "fa3"),
-        (HOPPER, {"kv_cache_dtype": "fp8_e5m2"}, "triton"),
-        (HOPPER, {"kv_cache_dtype": "fp8_e4m3"}, "triton"),
+        (HOPPER, {"kv_cache_dtype": "fp8_e5m2"}, "flashinfer"),
+        (HOPPER, {"kv_cache_dtype": "fp8_e4m3"}, "flashinfer"),
         (OLD_CUDA_HOPPER, {}, "triton"),
         (AMPERE, {}, "triton"),
         (AMPERE, {"enable_deterministic_inference": True}, "triton"),
+        (AMPERE, {"kv_cache_dtype": "fp8_e5m2"}, "flashinfer"),
         (BLACKWELL, {}, "triton"),
         (BLACKWELL, {"enable_deterministic_inference": True}, "triton"),
     ],
@@ -121,3 +122,9 @@ def test_arguments_that_are_resolved_already_are_left_alone(pair: tuple[str, str
     with platform(HOPPER):
         args.resolve_once()
     assert args.attention_backend == "triton"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_cache_whose_rows_share_scales_is_refused(pair: tuple[str, str], way: str) -> None:
+    with pytest.raises((SystemExit, DDTreeConfigError), match="rows share scales; set --kv-cache-dtype to auto"):
+        resolved(way, pair, HOPPER, kv_cache_dtype="fp4_mx_block16", attention_backend="triton")

@@ -191,6 +191,7 @@ class RadixAttention(torch.nn.Module):
         ((127, 63), "triton", r"windows of one length on triton, got \[63, 127\] in Sequential, and 127"),
         ((127, 63), "fa3", None),
         ((127, -1), "flashinfer", None),
+        ((127, 0), "fa3", "two tokens at least, got one in Sequential"),
         ((127, 63), "flashinfer", r"windows of one length on flashinfer, got \[63, 127\] in Sequential, and 127"),
     ],
 )
@@ -285,9 +286,12 @@ def named(name: str, **parts: Any) -> Any:
     return made
 
 
+OWN_CACHE = {"kv_cache_dtype": torch.bfloat16, "dtype": torch.bfloat16, "model": torch.nn.Identity()}
+
+
 @pytest.mark.parametrize("name", BACKEND_CLASSES)
 def test_backends_that_honour_a_mask_are_taken_alone_and_in_pairs(name: str) -> None:
-    runner = SimpleNamespace(model_config=target(), attn_backend=named(name))
+    runner = SimpleNamespace(**OWN_CACHE, model_config=target(), attn_backend=named(name))
     check_target_backend(runner)
     pair = named("HybridAttnBackend", prefill_backend=named(name), decode_backend=named(name))
     runner.attn_backend = pair

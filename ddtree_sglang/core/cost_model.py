@@ -37,6 +37,9 @@ NEARNESS = (1.0, 1.5)
 GUESS_WEIGHT = 0.05
 """What the mean of all rows counts beside near ones."""
 
+MOOD, MOOD_SECONDS = 0.2, 5.0
+"""By how much the machine's mood differs after a while, as a standard deviation, and how long that is."""
+
 COLUMNS = ("requests", "nodes", "context", "seconds")
 """Of a table."""
 LARGEST = 100_000, 100_000, 20
@@ -150,6 +153,17 @@ class CostModel:
             self.variance += NOISE_PACE * (shown - self.variance)
             self.variance = min(max(self.variance, LEAST_NOISE**2), MOST_NOISE**2)
         return off > FAR
+
+    def rest(self, seconds: float) -> None:
+        """No round was measured for so long: the next ones may find the machine in another mood."""
+        variance = MOOD**2 * (1 - math.exp(-2 * max(seconds, 0.0) / MOOD_SECONDS))
+        for row in self.rows.values():
+            row.rest(variance)
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of a sample."""
+        return math.sqrt(self.variance)
 
     def _forget_file(self) -> None:
         """Rows that a file told of begin anew."""

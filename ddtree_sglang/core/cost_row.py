@@ -9,8 +9,8 @@ time, one that was measured once is believed a little, and how much the comparis
 
 A cell's first sample counts little, because it may hold what is done once. One that is far from what was expected is
 hardly believed: it may be the clock's fault, a mood, or a change of the cell, and widens what is thought of all three,
-so that the next ones decide: two the same way, with some of others as expected between, are a change of the cell. How
-far is far follows from how far samples usually are.
+so that the next ones decide: some the same way, with others as expected between, are a change of the cell. How far is
+far follows from how far samples usually are.
 """
 
 from __future__ import annotations
@@ -39,14 +39,18 @@ FIRST_NOISE = 0.5
 """Standard deviation of a cell's first sample, in which products of new shapes may be compiled."""
 FAR = 3.0
 """Standard deviations from which a sample is hardly believed."""
-OF_NOISE, OF_CELL = 2.5, 0.15
-"""What a far sample says of the clock and of its cell, beside what it says of the machine's mood."""
+OF_NOISE, OF_CELL = 2.5, 0.2
+"""What a far sample says of the clock and of its cell, beside what it says of the machine's mood. Of the cell only if
+another one was served before: while one is served alone, slow rounds would make it unknown."""
 LARGEST_STEP = math.log(3.0)
 """A sample counts as at most so far off, in logarithms."""
 REFUTED = math.log(2.0)
 """A cell that changes by more, beside others, shows that a file is of something else."""
 CALM = 3
 """Samples as expected between two that are far off, after which it is not the machine's mood."""
+STRIKES_UP, STRIKES_DOWN = 2, 1
+"""Far samples of a cell behind another one the same way, each with so many others between, that are a change of the
+cell. Single slow rounds come twice by accident, too; nothing makes a machine faster for a moment."""
 SETTLED = 8
 """Samples of a cell after which it is its own, whatever a file said."""
 
@@ -118,8 +122,10 @@ class CostRow:
         self._places: dict[tuple[int, ...], Places] = {}  # of widths that were asked for; cells stay where they are
         self.filed: set[int] = set()  # nodes of cells that were read from a file
         self.seen_at = 0
-        self._strikes: dict[int, float] = {}  # by nodes: how far a cell's last sample was off, if that was far
+        # By nodes, if a cell's last sample was far off: how far, and how many before it were, the same way.
+        self._strikes: dict[int, tuple[float, int]] = {}
         self._calm = 0  # samples as expected, of any cell, since the last of those
+        self._served = 0  # place of the last sample
         self.is_refuted = False  # a sample says that what a file said of these cells is wrong
 
     @property
@@ -169,6 +175,10 @@ class CostRow:
             self._most[0], self._drift[0] = NEAR_LEVEL**2, LEVEL_DRIFT**2
         _drift(self.covariance, self._most, self._drift, float(passed))
 
+    def rest(self, variance: float) -> None:
+        """Nothing was served for a while, in which the machine's mood may have changed by as much."""
+        self.covariance[0, 0] += min(max(NEAR_LEVEL**2 - self.covariance[0, 0], 0.0), variance)
+
     def observe(self, place: int, value: float, noise: float) -> float:
         """One sample of the cell at `place`; how far it is off, in standard deviations."""
         self.samples[place - 1] += 1
@@ -180,13 +190,15 @@ class CostRow:
         is_far = abs(off) > FAR * deviation
         is_cell = self._count_strikes(place, off, is_far=is_far)
         step = max(-LARGEST_STEP, min(LARGEST_STEP, off)) if is_far else off
+        is_other, self._served = place != self._served, place
         if is_cell:
             # Others were as expected between: it is the cell.
             self.covariance[place, place] += step**2
         elif is_far:
             # The clock, the machine's mood or, less probably, the cell: what comes next will tell.
             self.covariance[0, 0] += step**2
-            self.covariance[place, place] += (OF_CELL * step) ** 2
+            if is_other:
+                self.covariance[place, place] += (OF_CELL * step) ** 2
             noise = math.hypot(noise, OF_NOISE * step)
         elif abs(off) > FAR * noise:
             self.covariance[0, 0] += step**2
@@ -194,7 +206,7 @@ class CostRow:
         return abs(off) / deviation
 
     def _count_strikes(self, place: int, off: float, *, is_far: bool) -> bool:
-        """Whether a cell's sample is far off as its last one was, with CALM of others as expected between.
+        """Whether a cell's sample is far off as its last ones were, with CALM of others as expected between.
 
         If it is one of the first of a cell from a file, and off by much, it refutes the file.
         """
@@ -204,14 +216,14 @@ class CostRow:
             self._calm += 1
             self._strikes.pop(width, None)
             return False
-        before = self._strikes.get(width, 0.0)
+        before, count = self._strikes.get(width, (0.0, 0))
         is_again = before * off > 0
         is_first = width in self.filed and self.samples[place - 1] <= SETTLED
         is_much = min(abs(before), abs(off)) > REFUTED
         self.is_refuted = is_again and self._calm > 0 and is_first and is_much
-        is_cell = is_again and self._calm >= CALM
-        self._strikes[width], self._calm = off, 0
-        return is_cell
+        count = count + (self._calm >= CALM) if is_again else 0
+        self._strikes[width], self._calm = (off, count), 0
+        return count >= (STRIKES_UP if off > 0 else STRIKES_DOWN)
 
     def tell(self, values: Sequence[float], noise: float) -> None:
         """A sample of each cell, from a file."""

@@ -313,3 +313,48 @@ def test_a_far_sample_is_hardly_believed_and_many_are() -> None:
 def test_what_is_no_table_is_refused(rows: object) -> None:
     with pytest.raises(ValueError, match="must be"):
         CostModel.from_json(rows)
+
+
+def ratio(model: CostModel, first: int = 17, second: int = 9) -> float:
+    """What rounds of so many nodes take over those of others."""
+    one, other = model.seconds(1, 100, (first, second))
+    return float(one / other)
+
+
+def test_slow_rounds_of_a_width_that_is_served_alone_do_not_make_it_unknown() -> None:
+    """Only level and cell together are seen then, and what comes next decides about both."""
+    model = measured({(1, 1): 0.020, (1, 9): 0.044, (1, 17): 0.051}, 40)
+    for number in range(480):
+        model.observe(1, 100, 1, 0.020 * (3.5 if number % 10 == 0 else 1.0))
+    # Another mood while it is still served alone.
+    for _ in range(6):
+        model.observe(1, 100, 1, 0.020 * 1.4)
+    for _ in range(4):
+        model.observe(1, 100, 9, 0.044)
+    assert ratio(model, 9, 1) == pytest.approx(0.044 / 0.020, rel=0.1)
+
+
+def test_two_slow_rounds_of_a_width_are_no_change_of_it() -> None:
+    model = measured({(1, 1): 0.020, (1, 9): 0.044, (1, 17): 0.051}, 40)
+    for _ in range(2):
+        model.observe(1, 100, 17, 0.120)
+        for nodes in (1, 9, 1, 9):
+            model.observe(1, 100, nodes, {1: 0.020, 9: 0.044}[nodes])
+    assert ratio(model) == pytest.approx(0.051 / 0.044, rel=0.25)
+    for _ in range(3):
+        model.observe(1, 100, 17, 0.120)
+        for nodes in (1, 9, 1, 9):
+            model.observe(1, 100, nodes, {1: 0.020, 9: 0.044}[nodes])
+    assert ratio(model) == pytest.approx(0.120 / 0.044, rel=0.1), "five are"
+
+
+@pytest.mark.parametrize("rested", [0.0, 20.0])
+def test_another_mood_behind_a_rest_is_not_charged_to_what_was_long_not_served(rested: float) -> None:
+    model = measured({(1, 1): 0.020, (1, 9): 0.044, (1, 17): 0.051}, 40)
+    for _ in range(520):
+        model.observe(1, 100, 1, 0.020)
+    model.rest(rested)
+    for _ in range(3):
+        model.observe(1, 100, 9, 0.044 * 1.055)
+    off = abs(math.log(ratio(model, 9, 17) / (0.044 / 0.051)))
+    assert (off < 0.02) is bool(rested)

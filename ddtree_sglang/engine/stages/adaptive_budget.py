@@ -31,8 +31,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ddtree_sglang.core.cost_model import CostModel, RoundCosts, row_of
-from ddtree_sglang.core.cost_row import CALM
 from ddtree_sglang.core.honest_probs import Floats, HonestProbs, Ints, RoundTrees
+from ddtree_sglang.core.second_looks import SOON, SecondLooks
 from ddtree_sglang.core.width_choice import add_request, best_width, drafted_tokens
 from ddtree_sglang.core.width_tries import LEAST_LOSS, OPTIMISM, hopeful_tries
 from ddtree_sglang.engine.stages.round_records import (
@@ -66,15 +66,6 @@ FIRST_FOR_DRAFTS = 1.0
 """Plain rounds that a server may lose by them when it begins, as its costs may be from a file that is wrong."""
 FIRST_WAIT, LONGEST_WAIT = 8, 64
 """Rounds at least between two such drafts; doubled each time in vain."""
-FIRST_PLAIN, LONGEST_PLAIN = 16, 256
-"""Where drafts pay, rounds between two without one, of the same number of requests: what was measured beside a noisy
-neighbour, or by another server, may be wrong. Doubled each time; behind one that took what was not expected the next
-comes soon. Beside what may be lost by other tries."""
-SOON = CALM + 1
-"""How short: others are measured between, so that it can be told from the machine's mood."""
-HOPELESS, RARELY = 3.0, 1024
-"""Where a draft pays by more, hardly a mistake of costs hides plain decoding, so rounds between two are as many, until
-one takes what was not expected."""
 UNMEASURED_LOSS = 0.5
 """Plain rounds that such a draft is thought to lose at most, as long as hardly one was measured, or the last one took
 much less than was thought."""
@@ -123,14 +114,14 @@ class AdaptiveBudget:
         # Before the first tree a pair is thought to be so-so: it is tried, and not for long.
         self._usual = RequestRecord(NO_HOPE * np.log2(self._width_array))
         self._began: float | None = None
+        self._left: float | None = None  # when the last round before an interruption began
         self._launched: deque[tuple[int, float, Decision]] = deque(maxlen=lag + 1)
         self._saved_for_best = self._saved_for_others = FIRST_SAVED / 2
         self._drafts = True
         self._forced: int | None = None  # width that is to be tried, 0: whichever is best
         self._wait, self._waited, self._for_drafts = FIRST_WAIT, 0, FIRST_FOR_DRAFTS
-        self._plain: dict[tuple[int, int], list[int]] = {}  # by requests and context: rounds waited, and to wait
+        self._looks: dict[tuple[int, int], SecondLooks] = {}  # by requests and context
         self._overrated: set[tuple[int, int]] = set()  # the same: where the last draft took much less than was thought
-        self._doubted: set[tuple[int, int]] = set()  # the same: where the last plain round took what was not expected
         self._worth = 1.0  # tokens of a request that a drafted round must emit to be worth it
         self._tokens = np.zeros(len(self.widths))
         self._now: tuple[int, float] = 1, 1.0
@@ -218,6 +209,7 @@ class AdaptiveBudget:
 
     def interrupt(self) -> None:
         """Something else than a round was run, so the time up to the next one is not a round's."""
+        self._left = self._began if self._left is None else self._left
         self._began = None
         self._launched.clear()
 
@@ -234,8 +226,8 @@ class AdaptiveBudget:
         self._drafts = gain * MARGIN > 1 if self._drafts else gain > MARGIN
         best = tree if self._drafts else 0
         # Where the tree can be looked at, its width is chosen then.
-        tried = self._wanted(tokens, costs, best, only_plain=self._drafts and self._narrows)
-        if tried is None and self._drafts and self._is_time_for_plain(gain):
+        tried = self._wanted(allowed, tokens, costs, best, only_plain=self._drafts and self._narrows)
+        if tried is None and self._drafts and self._looks_of_row.is_time_for_plain(gain):
             tried = 0
         self._forced = None if tried is None else allowed[tried]
         if self._drafts:
@@ -245,15 +237,9 @@ class AdaptiveBudget:
         chosen = best if tried is None else tried
         return self._decide(chosen, costs.seconds[chosen], is_try=tried is not None)
 
-    def _is_time_for_plain(self, behind: float) -> bool:
-        """Although a draft pays by a factor `behind`: costs may be wrong."""
-        row = row_of(*self._now)
-        waited = self._plain.setdefault(row, [0, FIRST_PLAIN])
-        waited[0] += 1
-        if waited[0] < (RARELY if behind > HOPELESS and row not in self._doubted else waited[1]):
-            return False
-        waited[:] = 0, min(2 * waited[1], LONGEST_PLAIN)
-        return True
+    @property
+    def _looks_of_row(self) -> SecondLooks:
+        return self._looks.setdefault(row_of(*self._now), SecondLooks())
 
     def _loss_of_draft(self, tokens: Floats, costs: RoundCosts, tree: int) -> float:
         """In plain rounds."""
@@ -277,7 +263,7 @@ class AdaptiveBudget:
         best = self.choose(tokens, costs.seconds)
         if self._forced == 0:
             best = _widest(costs.seconds, best)
-        tried = allowed.index(self._forced) if self._forced in allowed else self._wanted(tokens, costs, best)
+        tried = allowed.index(self._forced) if self._forced in allowed else self._wanted(allowed, tokens, costs, best)
         chosen = best if tried is None else tried
         is_try = self._forced is not None or tried is not None
         return self._decide(1 + chosen, costs.seconds[chosen], is_try=is_try)
@@ -287,8 +273,17 @@ class AdaptiveBudget:
         expected = 0.0 if self.costs.is_empty else float(seconds)
         return Decision(self.widths[index], float(self._tokens[index]), expected, is_try)
 
-    def _wanted(self, tokens: Floats, costs: RoundCosts, best: int, *, only_plain: bool = False) -> int | None:
+    def _wanted(
+        self, widths: Sequence[int], tokens: Floats, costs: RoundCosts, best: int, *, only_plain: bool = False
+    ) -> int | None:
         """An index that may be above the best, the most hopeful one if what its try loses is saved up; paid for."""
+        if widths[best] > 1 and not only_plain:
+            look = self._looks_of_row.tree(
+                widths, tokens, costs.seconds, best, self._num_rounds, self._saved_for_others
+            )
+            if look is not None:
+                self._saved_for_others -= look.loss
+                return look.place
         if max(self._saved_for_best, self._saved_for_others) < LEAST_LOSS:
             return None
         if self._num_rounds % LOOKS and sum(costs.samples) > YOUNG and min(costs.samples) >= len(OPTIMISM):
@@ -309,6 +304,9 @@ class AdaptiveBudget:
         """The time since the last round began is a sample, if it was that round's; None: of no round."""
         now = self._clock()
         began, self._began = self._began, now
+        if self._left is not None:
+            self.costs.rest(now - self._left)
+            self._left = None
         if began is None or len(self._launched) <= self._lag:
             return None
         batch_size, mean_prefix, decision = self._launched[0]
@@ -319,12 +317,9 @@ class AdaptiveBudget:
         self._paused = False
         is_far = self.costs.observe(batch_size, mean_prefix, decision.num_nodes, now - began)
         row = row_of(batch_size, mean_prefix)
-        if decision.num_nodes == 1 and row in self._plain:
-            if is_far:
-                self._doubted.add(row)
-                self._plain[row][0] = max(0, self._plain[row][1] - SOON)
-            else:
-                self._doubted.discard(row)
+        if (looks := self._looks.get(row)) is not None:
+            facts = decision.num_nodes, now - began, decision.seconds, self.costs.noise
+            looks.took(*facts, is_far=is_far, is_try=decision.is_try)
         if decision.seconds:
             self.totals.took(decision.seconds, now - began)
             if decision.num_nodes > 1:

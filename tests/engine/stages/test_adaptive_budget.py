@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import pytest
 
 from ddtree_sglang.core.cost_model import CostModel
-from ddtree_sglang.engine.stages.adaptive_budget import RARELY, AdaptiveBudget
+from ddtree_sglang.core.second_looks import RARELY
+from ddtree_sglang.engine.stages.adaptive_budget import AdaptiveBudget
 from ddtree_sglang.engine.stages.round_records import PACE, RequestRecord
 from tests.engine.stages.served_rounds import Served, host_trees, running_request
 
 pytestmark = pytest.mark.sglang
 
 WIDTHS = (1, 2, 3, 5, 9, 17)
+SEEDS = range(8)
+"""Of what hangs on a request's luck."""
 Cost = Callable[[int, int], float]
 
 
@@ -278,12 +282,15 @@ def test_plain_decoding_that_was_measured_beside_a_neighbour_is_found_out(lag: i
         return 0.050 if nodes == 1 else 0.078 + 0.005 * nodes
 
     wrong = {(8, nodes, 0): cost(8, nodes) * (2.0 if nodes == 1 else 1.0) for nodes in WIDTHS}
-    one = Served(AdaptiveBudget(WIDTHS, CostModel.of_cells(wrong), lag=lag), cost)
-    reqs = [running_request() for _ in range(8)]
-    one.rounds(12, reqs)
-    assert share_of(one, lambda nodes: nodes > 1, 12) > 0.7
-    one.rounds(150, reqs)
-    assert share_of(one, lambda nodes: nodes == 1, 60) > 0.9
+    shares = []
+    for seed in SEEDS:
+        one = Served(AdaptiveBudget(WIDTHS, CostModel.of_cells(wrong), lag=lag), cost, seed=seed)
+        reqs = [running_request() for _ in range(8)]
+        one.rounds(12, reqs)
+        assert share_of(one, lambda nodes: nodes > 1, 12) > 0.7
+        one.rounds(150, reqs)
+        shares.append(share_of(one, lambda nodes: nodes == 1, 60))
+    assert fmean(shares) > 0.9
 
 
 @pytest.mark.parametrize("lag", [0, 1])
@@ -294,13 +301,38 @@ def test_plain_decoding_that_a_file_has_four_times_too_dear_is_found_out(lag: in
         return 0.050 if nodes == 1 else 0.078 + 0.005 * nodes
 
     wrong = {(8, nodes, 0): cost(8, nodes) * (4.0 if nodes == 1 else 1.0) for nodes in WIDTHS}
-    one = Served(AdaptiveBudget(WIDTHS, CostModel.of_cells(wrong), lag=lag), cost)
-    reqs = [running_request() for _ in range(8)]
-    one.rounds(100, reqs)
-    assert share_of(one, lambda nodes: nodes > 1, 100) == 1.0
-    one.rounds(RARELY, reqs)
-    one.rounds(200, reqs)
-    assert share_of(one, lambda nodes: nodes == 1, 200) > 0.9
+    shares = []
+    for seed in SEEDS:
+        one = Served(AdaptiveBudget(WIDTHS, CostModel.of_cells(wrong), lag=lag), cost, seed=seed)
+        reqs = [running_request() for _ in range(8)]
+        one.rounds(100, reqs)
+        assert share_of(one, lambda nodes: nodes > 1, 100) == 1.0
+        one.rounds(RARELY, reqs)
+        one.rounds(200, reqs)
+        shares.append(share_of(one, lambda nodes: nodes == 1, 200))
+    assert fmean(shares) > 0.9
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize(("nodes", "factor"), [(9, 1.3), (17, 0.75)])
+def test_a_tree_whose_cost_is_known_wrongly_is_looked_at_again(nodes: int, factor: float, lag: int) -> None:
+    """As often measured as a width may be, and wrong all the same: too dear it would never be served again."""
+
+    def cost(_requests: int, width: int) -> float:
+        return {1: 0.030, 2: 0.040, 3: 0.041, 5: 0.043, 9: 0.044, 17: 0.058}[width]
+
+    offs, served_shares = [], []
+    for seed in SEEDS:
+        known = {(1, width, 0): cost(1, width) * (factor if width == nodes else 1.0) for width in WIDTHS}
+        one = Served(AdaptiveBudget(WIDTHS, CostModel.of_cells(known), lag=lag), cost, seed=seed)
+        one.rounds(1000, [running_request()])
+        thought = one.budget.costs.seconds(1, 300, WIDTHS)
+        right = np.array([cost(1, width) for width in WIDTHS])
+        off = np.log(thought / right)
+        offs.append(abs(off[WIDTHS.index(nodes)] - np.median(off)))
+        served_shares.append(share_of(one, lambda width: width == nodes, 300))
+    assert fmean(offs) < 0.5 * abs(np.log(factor))
+    assert (fmean(served_shares) > 0.3) if factor > 1 else (fmean(served_shares) < 0.3)
 
 
 def test_plain_rounds_of_two_lengths_are_not_looked_at_for_ever() -> None:
@@ -322,6 +354,18 @@ def test_where_a_draft_pays_by_far_plain_decoding_is_not_looked_at() -> None:
     assert share_of(one, lambda nodes: nodes == 1, 300) == 0.0
     one.rounds(2 * RARELY, [running_request()])
     assert one.widths.count(1) - one.widths[:150].count(1) <= 2
+
+
+def test_a_rest_between_rounds_is_told_to_the_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, rests = served(flat, 1, 0, num_rounds=20), []
+    monkeypatch.setattr(one.budget.costs, "rest", rests.append)
+    one.rounds(5, [running_request()])
+    assert rests == []
+    for _ in range(2):
+        one.budget.interrupt()
+        one.now += 10.0
+    one.rounds(5, [running_request()])
+    assert rests == [pytest.approx(20.0, abs=0.2)]
 
 
 def test_a_pause_is_no_round_and_a_slower_machine_is_noticed() -> None:

@@ -6,6 +6,9 @@ its nodes in their order, so a parent has to come before its children, which it 
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -278,6 +281,54 @@ def test_mamba_follows_a_nodes_path_and_keeps_its_state(seed: int, device: torch
                 output = (state * read[:, None, :]).sum(-1) + skip[:, None] * x[request, one]
             torch.testing.assert_close(outputs[request, node].cpu(), output, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(states[request, node].cpu(), state, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("room", [NUM_NODES, NUM_NODES + 2])
+def test_mamba_keeps_states_where_a_larger_rounds_are_not_looked_for(room: int, device: torch.device) -> None:
+    """Why budgets that vary are refused: SGLang's commit finds a request's states behind the room of those before it.
+
+    The layer counts that room by the nodes of the round, as here.
+    """
+    from sglang.kernels.ops.mamba.triton_ops.mamba_ssm import selective_state_update
+    from sglang.srt.layers.attention.mamba.mamba import MambaMixer2
+
+    calls = [
+        {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(MambaMixer2.forward))))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "selective_state_update"
+    ]
+    assert [call["cache_steps"] for call in calls if "cache_steps" in call] == ["draft_token_num"]
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(device)
+
+    of_nodes, of_heads = (BATCH, NUM_NODES), (HEADS, HEAD_DIM)
+    states = torch.full((BATCH, room, *of_heads, STATE_SIZE), torch.nan, device=device)
+    x = drawn(*of_nodes, *of_heads)
+    selective_state_update(
+        drawn(NUM_SLOTS, *of_heads, STATE_SIZE),
+        x,
+        torch.ones_like(x),
+        -torch.ones(*of_heads, STATE_SIZE, device=device),
+        drawn(*of_nodes, GROUPS, STATE_SIZE),
+        drawn(*of_nodes, GROUPS, STATE_SIZE),
+        torch.ones(*of_heads, device=device),
+        z=None,
+        dt_bias=torch.zeros(*of_heads, device=device),
+        dt_softplus=True,
+        state_batch_indices=SLOTS.to(device),
+        out=torch.zeros_like(x),
+        disable_state_update=True,
+        intermediate_states_buffer=states,
+        cache_steps=NUM_NODES,
+        retrieve_parent_token=random_trees(0).tree.parents.clamp(min=0).to(device),
+        intermediate_state_indices=torch.arange(BATCH, dtype=torch.int32, device=device),
+    )
+    written = states.flatten(0, 1).isfinite().flatten(1).all(1).nonzero().flatten().tolist()
+    assert written == [*range(BATCH * NUM_NODES)]
+    looked_for = [request * room + node for request in range(BATCH) for node in range(NUM_NODES)]
+    assert (written == looked_for) == (room == NUM_NODES)
 
 
 def test_short_convolutions_are_told_the_trees_links(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,10 @@ SHAPE = {
     "vocab_size": 128,
     "max_position_embeddings": 512,
 }
+_LACKING_NEEDED = (
+    "tests/engine/admission/test_refusals_lifted.py::"
+    "test_sglang_ends_over_layers_of_qwen3_vl_that_lack_what_their_class_asks_them_for"
+)
 _PICKS = "tests/kernels/test_refused_indexers.py::"
 _CONVOLUTIONS = "tests/kernels/test_refused_convolutions.py::"
 _MIMO = "whose keys and values differ in width"
@@ -86,7 +90,7 @@ def _refused(why: str, model_type: str = "", needed: str = "", **fields: Any) ->
 
 OTHERS: dict[str, Other] = {
     "BeamForCausalLM": Other(f"windows and full attention, there {_BY_POSITION}", "beam", _KINDS),
-    "Cosmos3ForConditionalGeneration": _refused(_LACKING, "cosmos3_omni"),
+    "Cosmos3ForConditionalGeneration": _refused(_LACKING, "cosmos3_omni", _LACKING_NEEDED),
     "DeepseekV2ForCausalLM": Other("latent attention, DeepSeek-V3's class", "deepseek_v2", is_latent=True),
     "DeepseekV32ForCausalLM": _refused(
         _INDEXER,
@@ -152,7 +156,7 @@ OTHERS: dict[str, Other] = {
     "NemotronH_Nano_VL_V2": _recurrent("NemotronH_Nano_VL_V2"),
     "NemotronH_Omni_Reasoning_V3": _recurrent("nemotron_h_omni"),
     "Phi3ForCausalLM": Other("full attention; LongRoPE is refused past its short factors", "phi3"),
-    "Qwen3VLForConditionalGeneration": _refused(_LACKING, "qwen3_vl"),
+    "Qwen3VLForConditionalGeneration": _refused(_LACKING, "qwen3_vl", _LACKING_NEEDED),
     "Qwen4ExpForConditionalGeneration": _refused(
         "which reads the tokens before one by their place",
         "qwen4_exp",

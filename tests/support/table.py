@@ -140,12 +140,27 @@ def _quantized(pair: str) -> Shown:
     return _e2e(f"test_quantized_pairs.py::test_answers_and_rounds_are_those_of_the_stored_values[{pair}]")
 
 
-RECURRENT_HERE = Refused("is served where SGLang launches Triton kernels, which a tree of states needs")
+_ON_A_CPU = "tests/cpu_platform/test_refused_targets.py::"
+_COMMITS = f"{_ON_A_CPU}test_sglang_commits_no_accepted_nodes_state_on_a_cpu"
+RECURRENT_HERE = Refused(
+    "is served where SGLang launches Triton kernels, which a tree of states needs", needed=f"{_COMMITS}[states]"
+)
+CONVOLUTIONS_HERE = replace(RECURRENT_HERE, needed=f"{_COMMITS}[convolutions]")
+_LIFTED = "tests/engine/admission/test_refusals_lifted.py::"
 LATENT = Refused("honours a tree's mask with latent attention")
+_LATENT_NEEDED = {
+    "ddtree_cpu": f"{_ON_A_CPU}test_latent_rows_are_written_by_no_backend_of_a_cpu",
+    "flashinfer": f"{_LIFTED}test_sglang_plans_latent_attention_on_flashinfer_without_a_trees_mask[eager]",
+}
 
 CHUNKS = Refused("does not support attention in chunks")
 _ACTIVATION = "tests/cpu_platform/test_activation.py::"
 _ON_FA3 = "tests/device_lane/test_backends_on_references.py::"
+_NOT_HANDED_OUT = f"{_LIFTED}test_sglang_ends_over_a_class_that_hands_no_states_to_a_drafter"
+_GROUPS = "tests/engine/admission/test_attention_groups.py::"
+_SHARDED = f"{_GROUPS}test_sglang_shards_some_classes_heads_over_the_ranks_of_all_groups"
+_LEFT_EARLY = f"{_GROUPS}test_sglangs_nemotron_h_leaves_a_layer_of_an_idle_group_before_its_end[True]"
+_WIDTHS = "tests/kernels/test_recurrent_trees.py::test_mamba_keeps_states_where_a_larger_rounds_are_not_looked_for[13]"
 _HOST_CACHE = "tests/engine/admission/test_host_cache.py::"
 _NO_READER = "tests/contract/test_unread_flags.py::test_no_round_calls_any_of_them"
 NOT_BY_SGLANG = Refused("requires one of", by_sglang=True)
@@ -154,14 +169,22 @@ REFUSED_TARGETS = (
     Row("Qwen3.5 / 3.6", CPU, ALL, RECURRENT_HERE),
     Row("Qwen3.5 / 3.6 MoE", CPU, ALL, RECURRENT_HERE),
     Row("Qwen3-Next", CPU, ALL, RECURRENT_HERE),
-    Row("LFM2", CPU, ALL, RECURRENT_HERE),
-    Row("LFM2-MoE", CPU, ALL, RECURRENT_HERE),
+    Row("LFM2", CPU, ALL, CONVOLUTIONS_HERE),
+    Row("LFM2-MoE", CPU, ALL, CONVOLUTIONS_HERE),
     Row("LFM2-MoE", TRITON, ALL, Refused("the first layer might not be an attention layer", by_sglang=True)),
     Row("LFM2", TRITON, ALL, Refused("the first layer might not be an attention layer", by_sglang=True)),
     Row("Nemotron-H", CPU, ALL, RECURRENT_HERE),
-    Row("Kimi-Linear", ALL, ALL, Refused("whose class in SGLang hands its layers' states to no drafter")),
+    Row(
+        "Kimi-Linear",
+        ALL,
+        ALL,
+        Refused(
+            "whose class in SGLang hands its layers' states to no drafter",
+            needed=f"{_NOT_HANDED_OUT}[kimi_linear:KimiLinearForCausalLM]",
+        ),
+    ),
     *(
-        Row(family, backend, ALL, LATENT)
+        Row(family, backend, ALL, replace(LATENT, needed=_LATENT_NEEDED[backend]))
         for family in ("DeepSeek / Kimi-K2", "Kimi-K2.5", "Kimi-K3")
         for backend in (CPU, FLASHINFER)
         if (family, backend) != ("DeepSeek / Kimi-K2", FLASHINFER)
@@ -170,7 +193,12 @@ REFUSED_TARGETS = (
     *(Row("Llama 4", backend, ALL, CHUNKS) for backend in (CPU, TRITON)),
     Row("Llama 4", FA3, ALL, replace(CHUNKS, needed=f"{_ON_FA3}test_fa3_keeps_a_tree_in_no_chunk_of_its_prompt[True]")),
     Row("Llama 4", FLASHINFER, ALL, Refused("is required for Llama4", by_sglang=True)),
-    Row("Gemma 3", ALL, ALL, Refused("hands none to a drafter")),
+    Row(
+        "Gemma 3",
+        ALL,
+        ALL,
+        Refused("hands none to a drafter", needed=f"{_NOT_HANDED_OUT}[gemma3_causal:Gemma3ForCausalLM]"),
+    ),
     *(
         Row("Gemma 4", backend, ALL, Refused("Gemma4 only supports", by_sglang=True))
         for backend in (CPU, FLASHINFER, FA3)
@@ -223,8 +251,24 @@ _ONE_NUMBER = "with a fixed number of nodes"
 _NO_ADAPTERS = "has not been shown with adapters"
 
 REFUSED_FEATURES = (
-    Row(ALL, ALL, "pipeline parallelism", Refused("needs all target layers on one pipeline stage")),
-    Row(ALL, CPU, "pipeline parallelism", Refused("must be 1 on the CPU platform")),
+    *(
+        Row(
+            ALL,
+            backend,
+            "pipeline parallelism",
+            Refused(
+                "needs all target layers on one pipeline stage",
+                needed=f"{_LIFTED}test_sglang_starts_no_pipeline_with_another_algorithm_than_eagle",
+            ),
+        )
+        for backend in ON_A_GPU
+    ),
+    Row(
+        ALL,
+        CPU,
+        "pipeline parallelism",
+        Refused("must be 1 on the CPU platform", needed=f"{_LIFTED}test_nor_does_sglang_on_the_cpu_platform"),
+    ),
     Row(
         ALL,
         CPU,
@@ -237,11 +281,14 @@ REFUSED_FEATURES = (
         "DP attention",
         Refused("needs a GPU", needed=f"{_ACTIVATION}test_sglang_gathers_the_tokens_of_groups_by_a_kernel"),
     ),
-    *_refused(("LFM2", "LFM2-MoE", "Kimi-K3"), "DP attention", _CLASSES),
-    *_refused(("Nemotron-H",), "DP attention", _CLASSES, (TRITON, FLASHINFER)),
+    *_refused(("LFM2",), "DP attention", _CLASSES, needed=f"{_SHARDED}[lfm2]"),
+    *_refused(("LFM2-MoE",), "DP attention", _CLASSES, needed=f"{_SHARDED}[lfm2_moe]"),
+    *_refused(("Kimi-K3",), "DP attention", _CLASSES),
+    *_refused(("Nemotron-H",), "DP attention", _CLASSES, (TRITON, FLASHINFER), _LEFT_EARLY),
     *_refused(("Nemotron-H",), "DP attention", _CLASSES, (FA3,), "refused-groups-mamba"),
-    *_refused(("Qwen3-VL MoE", "Gemma 4", "Mellum"), "DP attention", _CLASSES),
-    *_refused(("Llama",), "DP attention", _CLASSES, (TRITON, FLASHINFER)),
+    *_refused(("Qwen3-VL MoE", "Mellum"), "DP attention", _CLASSES),
+    *_refused(("Gemma 4",), "DP attention", _CLASSES, needed=f"{_SHARDED}[gemma4]"),
+    *_refused(("Llama",), "DP attention", _CLASSES, (TRITON, FLASHINFER), f"{_SHARDED}[llama]"),
     *_refused(("Llama",), "DP attention", _CLASSES, (FA3,), "refused-groups-llama"),
     Row(ALL, CPU, "prefill/decode disaggregation", Refused("has not been run without a GPU")),
     *_refused(("LFM2", "LFM2-MoE"), "hierarchical cache", "bring inputs of convolutions back from the host"),
@@ -265,9 +312,9 @@ REFUSED_FEATURES = (
     *_refused(("LFM2",), "mixed chunks", "keeps wrong inputs of convolutions", (TRITON, FLASHINFER)),
     *_refused(("LFM2",), "mixed chunks", "keeps wrong inputs of convolutions", (FA3,), "refused-mixed-convolutions"),
     *_refused(("LFM2-MoE",), "mixed chunks", "keeps wrong inputs of convolutions"),
-    *_refused(("Nemotron-H",), "budget that follows the load", _ONE_NUMBER, (TRITON, FLASHINFER)),
+    *_refused(("Nemotron-H",), "budget that follows the load", _ONE_NUMBER, (TRITON, FLASHINFER), _WIDTHS),
     *_refused(("Nemotron-H",), "budget that follows the load", _ONE_NUMBER, (FA3,), "refused-mamba-widths"),
-    *_refused(("Nemotron-H",), "budget that follows measured costs", _ONE_NUMBER),
+    *_refused(("Nemotron-H",), "budget that follows measured costs", _ONE_NUMBER, needed=_WIDTHS),
     *(
         Row(family, backend, "pages of several tokens", Refused("only supports page_size=1", by_sglang=True))
         for family in ("LFM2", "LFM2-MoE")
@@ -276,7 +323,13 @@ REFUSED_FEATURES = (
     *_refused(("DeepSeek / Kimi-K2",), "pages of several tokens", _PAGES, (FA3,), "refused-latent-pages"),
     *_refused(("Kimi-K2.5", "Kimi-K3"), "pages of several tokens", _PAGES, (FA3,)),
     *_refused(("gpt-oss",), "pages of several tokens", _PAGES, (FA3,), "refused-windows-pages"),
-    *_refused(("Mellum",), "pages of several tokens", _PAGES, (FA3,)),
+    *_refused(
+        ("Mellum",),
+        "pages of several tokens",
+        _PAGES,
+        (FA3,),
+        f"{_ON_FA3}test_fa3_takes_no_tree_under_a_window_from_pages_of_several_tokens[4]",
+    ),
     Row(
         ALL,
         ALL,
@@ -304,9 +357,25 @@ REFUSED_FEATURES = (
         needed=f"{_HOST_CACHE}test_sglang_stores_a_drafters_keys_with_the_targets_or_not_at_all[True-False]",
     ),
     Row(
-        ALL, ALL, "two-batch overlap", Refused("does not support two-batch overlap", {"enable_two_batch_overlap": True})
+        ALL,
+        ALL,
+        "two-batch overlap",
+        Refused(
+            "does not support two-batch overlap",
+            {"enable_two_batch_overlap": True},
+            needed=f"{_LIFTED}test_sglang_hands_no_states_out_where_two_batches_overlap[True]",
+        ),
     ),
-    Row(ALL, ALL, "watermarks", Refused("marks no tree's nodes", {"enable_watermark": True})),
+    Row(
+        ALL,
+        ALL,
+        "watermarks",
+        Refused(
+            "marks no tree's nodes",
+            {"enable_watermark": True},
+            needed=f"{_LIFTED}test_sglang_marks_no_tokens_of_another_algorithm_than_its_own",
+        ),
+    ),
     Row(
         ALL,
         ALL,

@@ -6,11 +6,13 @@ import ast
 import inspect
 import json
 import textwrap
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from ddtree_sglang.config import CONFIG_ENV
 from ddtree_sglang.exceptions import DDTreeConfigError
@@ -111,6 +113,71 @@ def test_sglangs_worker_takes_no_lattice_with_groups() -> None:
     said = "DFLASH with dp attention supports plain DFlash and DFlash2 drafts; Domino and LiLiCorr heads are not"
     assert "self.lilicorr is not None" in ast.unparse(check.body[0])
     assert said in ast.unparse(check.body[0])
+
+
+TWO_GROUPS = {"tp_size": 2, "attn_dp_size": 2, "attn_tp_size": 1, "attn_cp_size": 1, "tp_rank": 0, "attn_tp_rank": 0}
+SMALL: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def attention_of(family: str) -> Any:
+    """A layer's attention as SGLang builds it, of four heads."""
+    import transformers
+    from sglang.srt.models import gemma4_causal, lfm2, lfm2_moe, llama, qwen3
+
+    match family:
+        case "llama":
+            return llama.LlamaAttention(transformers.LlamaConfig(**SMALL), 64, 4, 2)
+        case "gemma4":
+            config = transformers.Gemma4TextConfig(**SMALL, head_dim=16, num_hidden_layers=2)
+            return gemma4_causal.Gemma4Attention(0, config, 16, 512)
+        case "lfm2":
+            return lfm2.Lfm2Attention(transformers.Lfm2Config(**SMALL), 0)
+        case "lfm2_moe":
+            return lfm2_moe.Lfm2MoeAttention(transformers.Lfm2MoeConfig(**SMALL), 0)
+    return qwen3.Qwen3Attention(64, 4, 2, head_dim=16)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma4", "lfm2", "lfm2_moe", "qwen3"])
+def test_sglang_shards_some_classes_heads_over_the_ranks_of_all_groups(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Why these are refused: a group of one rank has half of the heads, for tokens that no other group sees."""
+    from sglang.srt.models import qwen3
+    from sglang.srt.runtime_context import get_parallel
+
+    plain = SimpleNamespace(deterministic=SimpleNamespace(rl_on_policy_target=None))
+    monkeypatch.setattr(qwen3, "get_exec", lambda: plain)
+    with get_parallel().override(**TWO_GROUPS):
+        attention = attention_of(family)
+    assert attention.attn.tp_q_head_num == (4 if family == "qwen3" else 2)
+    assert attention.qkv_proj.weight.shape[0] == (4 + 2 + 2) * 16 // (1 if family == "qwen3" else 2)
+
+
+class Boundary:
+    """Of a layer, with SGLang's own stream of residuals: a norm makes another tensor of what it reads."""
+
+    def prepare(self, hidden: torch.Tensor, forward_batch: Any) -> torch.Tensor:
+        stream = forward_batch.residual_stream
+        stream.check(hidden)
+        return stream.write(hidden).clone()  # type: ignore[no-any-return]
+
+    def finish(self, hidden: torch.Tensor, forward_batch: Any) -> Any:
+        return forward_batch.residual_stream.record(hidden, SimpleNamespace(bind=None))
+
+
+@pytest.mark.parametrize("is_idle", [False, True])
+def test_sglangs_nemotron_h_leaves_a_layer_of_an_idle_group_before_its_end(is_idle: bool) -> None:
+    """Why it is refused, on whatever backend: the next layer ends over a residual that this one has not given back."""
+    from sglang.srt.layers.layer_boundary.residual import batch as residual_batch
+    from sglang.srt.models.nemotron_h import NemotronHAttnLikeDecoderLayer
+
+    forward = NemotronHAttnLikeDecoderLayer.forward
+    layer = SimpleNamespace(boundary=Boundary(), _forward_mixer=lambda hidden, _forward_batch: hidden + 1)
+    forward_batch = SimpleNamespace(forward_mode=SimpleNamespace(is_idle=lambda: is_idle))
+    residual_batch.start(forward_batch)
+    hidden = forward(layer, hidden_states=torch.ones(0 if is_idle else 3, 8), forward_batch=forward_batch)
+    with pytest.raises(RuntimeError, match="written residual does not match") if is_idle else nullcontext():
+        forward(layer, hidden_states=hidden, forward_batch=forward_batch)
 
 
 @pytest.mark.parametrize("by_group", [False, True])

@@ -37,6 +37,7 @@ from tests.device_lane.needed import ROUNDS, TOKENS, UNANSWERED, Needed
 from tests.device_lane.split_catalogue import SPLIT, SPLIT_STATES_RETRACTION
 from tests.device_lane.state_catalogue import (
     CHUNKS,
+    DELTA_ATTENTION,
     DELTA_ATTENTION_16,
     GATED_DELTA,
     GATED_DELTA_16,
@@ -91,6 +92,24 @@ NEEDED = (
         "any_pages",
         "needs pages of one token on fa3",
         replace(LATENT_FA3, name="refused-latent-pages", flags=_PAGES),
+        TOKENS,
+    ),
+    Needed(
+        "any_pages",
+        "needs pages of one token on fa3",
+        replace(LATENT_FA3, name="refused-latent-pages-kimi", pair="Kimi-K2.5", flags=_PAGES),
+        TOKENS,
+    ),
+    Needed(
+        "any_pages",
+        "needs pages of one token on fa3",
+        replace(
+            DELTA_ATTENTION,
+            name="refused-latent-pages-states",
+            waves=(few,),
+            flags=(*TRACKED, *_PAGES),
+            moves=False,
+        ),
         TOKENS,
     ),
     Needed(
@@ -248,6 +267,26 @@ NEEDED = (
             flags=(*SHORT_CONVOLUTION.flags, *CHUNKS, "--enable-mixed-chunk"),
         ),
         f"{TOKENS}|{ROUNDS}",
+    ),
+    *(
+        Needed(
+            "inputs_of_mixed_ends",
+            "keeps wrong inputs of convolutions",
+            replace(
+                SHORT_CONVOLUTION,
+                name=name,
+                backend=backend,
+                pair=pair,
+                waves=(*GATED_DELTA_MIXED.waves, go_on_after_mixing, go_on_after_mixing),
+                flags=(*SHORT_CONVOLUTION.flags, *CHUNKS, "--enable-mixed-chunk"),
+            ),
+            f"{TOKENS}|{ROUNDS}",
+        )
+        for name, backend, pair in (
+            ("refused-mixed-convolutions-flashinfer", "flashinfer", "short_convolution"),
+            ("refused-mixed-convolutions-experts", "fa3", "short_convolution_experts"),
+            ("refused-mixed-convolutions-experts-flashinfer", "flashinfer", "short_convolution_experts"),
+        )
     ),
     Needed(
         "states_within_a_page",

@@ -309,9 +309,16 @@ REFUSED_FEATURES = (
         needed="tests/engine/admission/test_recurrent_checks.py::"
         "test_sglangs_buffers_of_adapters_do_not_fit_a_gated_q_proj[qwen3_next-Qwen3NextForCausalLM-False]",
     ),
-    *_refused(("LFM2",), "mixed chunks", "keeps wrong inputs of convolutions", (TRITON, FLASHINFER)),
-    *_refused(("LFM2",), "mixed chunks", "keeps wrong inputs of convolutions", (FA3,), "refused-mixed-convolutions"),
-    *_refused(("LFM2-MoE",), "mixed chunks", "keeps wrong inputs of convolutions"),
+    *(
+        row
+        for family, backend, needed in (
+            ("LFM2", FLASHINFER, "refused-mixed-convolutions-flashinfer"),
+            ("LFM2", FA3, "refused-mixed-convolutions"),
+            ("LFM2-MoE", FLASHINFER, "refused-mixed-convolutions-experts-flashinfer"),
+            ("LFM2-MoE", FA3, "refused-mixed-convolutions-experts"),
+        )
+        for row in _refused((family,), "mixed chunks", "keeps wrong inputs of convolutions", (backend,), needed)
+    ),
     *_refused(("Nemotron-H",), "budget that follows the load", _ONE_NUMBER, (TRITON, FLASHINFER), _WIDTHS),
     *_refused(("Nemotron-H",), "budget that follows the load", _ONE_NUMBER, (FA3,), "refused-mamba-widths"),
     *_refused(("Nemotron-H",), "budget that follows measured costs", _ONE_NUMBER, needed=_WIDTHS),
@@ -321,7 +328,8 @@ REFUSED_FEATURES = (
         for backend in (FLASHINFER, FA3)
     ),
     *_refused(("DeepSeek / Kimi-K2",), "pages of several tokens", _PAGES, (FA3,), "refused-latent-pages"),
-    *_refused(("Kimi-K2.5", "Kimi-K3"), "pages of several tokens", _PAGES, (FA3,)),
+    *_refused(("Kimi-K2.5",), "pages of several tokens", _PAGES, (FA3,), "refused-latent-pages-kimi"),
+    *_refused(("Kimi-K3",), "pages of several tokens", _PAGES, (FA3,), "refused-latent-pages-states"),
     *_refused(("gpt-oss",), "pages of several tokens", _PAGES, (FA3,), "refused-windows-pages"),
     *_refused(
         ("Mellum",),

@@ -42,7 +42,7 @@ DOCUMENTS = [
     *sorted(DOCS.glob("*.md")),
     *(ROOT / f"{part}/README.md" for part in ("workers", "deploy", "benchmarks")),
 ]
-HEADLINE = ROOT / "benchmarks/results/decode-20261129-gpu-drafter-float32.jsonl"
+HEADLINE = ROOT / "benchmarks/results/decode-20261129-looks-float32.jsonl"
 FLAG = re.compile(r"`(--[a-z][a-z0-9-]*)`")
 
 

@@ -11,8 +11,9 @@ from ddtree_sglang.exceptions import DemoNotInstalledError, DrafterFilesError
 DRAFTER_FOLDER = Path(__file__).parent / "drafter"
 DRAFTER_VARIABLE = "DDTREE_DEMO_DRAFTER"
 CPU_BUDGET = 8
-"""Tree budget of the demo without a GPU: the fastest of 4, 8 and 16 with this drafter on each of four kinds of prompts,
-one request at a time on two CPU cores (benchmarks/results/decode-20261129-gpu-drafter-float32.md)."""
+"""Tree budget of the demo without a GPU: of 4, 8 and 16 the fastest with this drafter on three of four kinds of
+prompts, as fast as 16 on open questions; one request at a time, two CPU cores
+(benchmarks/results/decode-20261129-looks-float32.md)."""
 
 
 def shipped_drafter(folder: Path | None = None) -> Path:

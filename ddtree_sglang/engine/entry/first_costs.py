@@ -1,10 +1,11 @@
 """What rounds cost, measured for some seconds before a server of policy "adaptive" answers its first client.
 
 SGLang runs such requests by itself before it listens (entrypoints/warmup.py, `--warmups`), so this is one of its
-warm-ups. Each number of requests gets a few rounds of several widths, more of quick ones, in ascending order. What is
-done once, as the compiling of products for new shapes, is done by the way, and no client waits for it. Cells that a
-file of an earlier start knows are left out; what lies between the measured ones, rounds that are served tell. Nothing
-is learned of the answers: weights may still be dummies, and no client asked.
+warm-ups. Each number of requests gets a few rounds of several widths, more of quick ones. The narrowest, a middle one
+and the widest come first, so that the time is not over before many requests had any; then the others. What is done
+once, as the compiling of products for new shapes, is done by the way, and no client waits for it. Cells that a file of
+an earlier start knows are left out; what lies between the measured ones, rounds that are served tell. Nothing is
+learned of the answers: weights may still be dummies, and no client asked.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +51,7 @@ class Unmeasured:
 
     nodes: Sequence[int]  # ascending; between them others may lie
     max_running: int
-    known: Mapping[tuple[int, int], float]  # seconds of short contexts, by class of requests, and nodes
+    known: dict[tuple[int, int], float]  # seconds of short contexts, by class of requests, and nodes; others join
 
     @classmethod
     def of(cls, states: Sequence[dict[str, Any]]) -> Unmeasured | None:
@@ -60,6 +62,11 @@ class Unmeasured:
         running = int(states[0].get("effective_max_running_requests_per_dp") or 1)
         known = {(size, width): seconds for size, width, context, seconds in table["cells"] if context == 0}
         return cls(table["steps"], running, known)
+
+    def passes(self) -> list[Sequence[int]]:
+        """Widths to measure for all sizes, before those of the next pass are."""
+        few = sorted({self.nodes[0], self.nodes[len(self.nodes) // 2], self.nodes[-1]})
+        return [few, self.nodes]
 
     def sizes(self) -> list[int]:
         """Numbers of requests, one of each class."""
@@ -99,26 +106,33 @@ async def _measure(manager: TokenizerManager) -> None:
         logger.info("rounds are not measured at start: this is several servers, or one that keeps no table of costs.")
         return
     batches, began = Batches(WORDS), monotonic()
-    for size in unmeasured.sizes():
+    failed: set[int] = set()
+    for widths, size in product(unmeasured.passes(), unmeasured.sizes()):
+        if size in failed:
+            continue
         try:
-            served = await _measure_size(manager, batches, unmeasured, size)
+            served = await _measure_size(manager, batches, unmeasured, size, widths)
         except Exception as error:  # noqa: BLE001
             # Another size may pass: a queue may be shorter than this one.
             logger.warning(FAILURE, error)
+            failed.add(size)
             continue
         if served:
             spent = monotonic() - began
             logger.info("%d at once: rounds of %s nodes each are measured; %.1f s so far.", size, served, spent)
 
 
-async def _measure_size(manager: TokenizerManager, batches: Batches, unmeasured: Unmeasured, size: int) -> list[int]:
+async def _measure_size(
+    manager: TokenizerManager, batches: Batches, unmeasured: Unmeasured, size: int, widths: Sequence[int]
+) -> list[int]:
     """The widths that were measured, as far as wider ones may pay."""
     served: list[int] = []
     plain = 0.0
-    for width in unmeasured.nodes:
-        spent = unmeasured.known.get((batch_class(size), width))
+    for width in widths:
+        cell = batch_class(size), width
+        spent = unmeasured.known.get(cell)
         if spent is None:
-            spent = await _seconds_a_round(manager, batches, size, width)
+            spent = unmeasured.known[cell] = await _seconds_a_round(manager, batches, size, width)
             served.append(width)
         plain = plain or spent
         if spent > TOO_DEAR * batches.tokens_of(width) * plain:

@@ -158,7 +158,7 @@ class CostModel:
         """No round was measured for so long: the next ones may find the machine in another mood."""
         variance = MOOD**2 * (1 - math.exp(-2 * max(seconds, 0.0) / MOOD_SECONDS))
         for row in self.rows.values():
-            row.rest(variance)
+            row.rest(variance, MOOD**2)
 
     @property
     def noise(self) -> float:

@@ -126,6 +126,7 @@ class CostRow:
         self._strikes: dict[int, tuple[float, int]] = {}
         self._calm = 0  # samples as expected, of any cell, since the last of those
         self._served = 0  # place of the last sample
+        self._rested = 0.0  # variance that rests since then have added to the level's
         self.is_refuted = False  # a sample says that what a file said of these cells is wrong
 
     @property
@@ -175,13 +176,18 @@ class CostRow:
             self._most[0], self._drift[0] = NEAR_LEVEL**2, LEVEL_DRIFT**2
         _drift(self.covariance, self._most, self._drift, float(passed))
 
-    def rest(self, variance: float) -> None:
-        """Nothing was served for a while, in which the machine's mood may have changed by as much."""
-        self.covariance[0, 0] += min(max(NEAR_LEVEL**2 - self.covariance[0, 0], 0.0), variance)
+    def rest(self, variance: float, most: float) -> None:
+        """Nothing was served for a while, in which the machine's mood may have changed by as much, and since the row's
+        last sample by `most`.
+        """
+        more = min(variance, most - self._rested)
+        self._rested += more
+        self.covariance[0, 0] += more
 
     def observe(self, place: int, value: float, noise: float) -> float:
         """One sample of the cell at `place`; how far it is off, in standard deviations."""
         self.samples[place - 1] += 1
+        self._rested = 0.0
         if self.samples[place - 1] == 1:
             noise = FIRST_NOISE
         off = float(value - self.state[0] - self.state[place])

@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ddtree_sglang.core.cost_row import CALM, Array
 from ddtree_sglang.core.width_tries import LEAST_LOSS, Try
 
@@ -43,6 +45,7 @@ class SecondLooks:
     _looked: int | None = None  # the round of the last look at a tree
     _wait: int = FIRST_TREES
     _again: int | None = None  # nodes of a look that was a surprise
+    _number: int = 0  # of the last round that was asked about
     _served: dict[int, int] = field(default_factory=dict)  # by nodes: the last round
 
     def is_time_for_plain(self, behind: float) -> bool:
@@ -61,7 +64,9 @@ class SecondLooks:
             if is_far:
                 self.plain_waited = max(0, self.plain_wait - SOON)
             self.is_plain_doubted = is_far
-        elif is_try and seconds < expected * math.exp(-SURPRISE * noise):
+            return
+        self._served[num_nodes] = max(self._number, self._served.get(num_nodes, 0))
+        if is_try and seconds < expected * math.exp(-SURPRISE * noise):
             self._again, self._wait = num_nodes, FIRST_TREES
 
     def tree(
@@ -74,7 +79,7 @@ class SecondLooks:
         saved: float,  # rounds of the best that may be lost
     ) -> Try | None:
         """A tree whose width is to be looked at in this round; plain decoding, of width 1, has times of its own."""
-        self._served[widths[best]] = number
+        self._served[widths[best]] = self._number = number
         if self._looked is None:
             self._looked = number
         waited = number - self._looked
@@ -83,10 +88,12 @@ class SecondLooks:
                 return None
             again, self._again = self._again, None
             if again in widths and again != widths[best]:
+                # It took less than is thought of it.
                 return self._look(widths.index(again), widths, number, LEAST_LOSS)
         if waited < self._wait:
             return None
         rates = tokens / seconds
+        losses = np.maximum(seconds / seconds[best] - tokens / tokens[best], LEAST_LOSS)
         hopeful = [
             place
             for place, width in enumerate(widths)
@@ -94,16 +101,14 @@ class SecondLooks:
             and place != best
             and number - self._served.get(width, -STALE) >= STALE
             and rates[place] * math.exp(HOPED) > rates[best]
+            and losses[place] <= saved
         ]
         if not hopeful:
             return None
         # In turn: the one that was left longest.
         place = min(hopeful, key=lambda one: (self._served.get(widths[one], -STALE), -float(rates[one])))
-        loss = max(float(seconds[place] / seconds[best] - tokens[place] / tokens[best]), LEAST_LOSS)
-        if loss > saved:
-            return None
         self._wait = min(2 * self._wait, LONGEST_TREES)
-        return self._look(place, widths, number, loss)
+        return self._look(place, widths, number, float(losses[place]))
 
     def _look(self, place: int, widths: Sequence[int], number: int, loss: float) -> Try:
         self._looked = self._served[widths[place]] = number

@@ -358,3 +358,16 @@ def test_another_mood_behind_a_rest_is_not_charged_to_what_was_long_not_served(r
         model.observe(1, 100, 9, 0.044 * 1.055)
     off = abs(math.log(ratio(model, 9, 17) / (0.044 / 0.051)))
     assert (off < 0.02) is bool(rested)
+
+
+def test_many_rests_are_not_more_than_a_long_one() -> None:
+    one, other = (measured({(1, 1): 0.020, (1, 9): 0.044}, 40) for _ in range(2))
+    for _ in range(200):
+        one.rest(1.0)
+    other.rest(3600.0)
+    levels = [model.rows[1, 0].covariance[0, 0] for model in (one, other)]
+    assert levels[0] == pytest.approx(levels[1], rel=1e-3)
+    for model in (one, other):
+        model.observe(1, 100, 1, 0.020)
+    one.rest(3600.0)
+    assert one.rows[1, 0].covariance[0, 0] > 0.5 * levels[0], "behind a sample the next rest counts"

@@ -42,6 +42,16 @@ def test_what_cannot_be_paid_waits() -> None:
     assert looks(one, range(500, 501)) == [(500, 5)]
 
 
+def test_what_can_be_paid_does_not_wait_for_what_cannot() -> None:
+    dear = np.array([0.020, 0.041, 0.044, 0.056])
+    one = SecondLooks()
+    one.tree(WIDTHS, TOKENS, dear, 1, 0, 1.0)
+    # 17 nodes were never served, and their look is too dear; 5 were the best in round 0.
+    found = looks(one, range(1, 300), dear, saved=0.12)
+    assert found
+    assert {nodes for _, nodes in found} == {5}
+
+
 def test_a_width_that_was_served_lately_is_not_stale() -> None:
     one = SecondLooks()
     one.tree(WIDTHS, TOKENS, SECONDS, 1, 100, 1.0)

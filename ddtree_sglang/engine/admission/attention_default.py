@@ -1,5 +1,5 @@
 """The attention backend where the user names none: on an NVIDIA GPU FA3 on Hopper, Triton on any other, FlashInfer
-with a KV cache of a type of its own.
+with an FP8 cache of keys.
 
 SGLang's own choice for a tree is FlashInfer on every generation (arg_groups/model_override_base.py,
 get_default_attn_backend), whose plan of a masked verify waits for the GPU three times a round and packs the whole mask
@@ -13,7 +13,7 @@ import logging
 from typing import Any
 
 from ddtree_sglang.config import DDTreeConfig
-from ddtree_sglang.engine.admission.cache_types import NAMED_TYPES
+from ddtree_sglang.engine.admission.cache_types import COARSE_TYPES
 from ddtree_sglang.engine.cli_flags import apply_config
 from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.spec import ALGORITHM, is_ddtree
@@ -75,11 +75,13 @@ def default_backend(is_hopper: bool, dtype: Any, kv_cache_dtype: Any) -> tuple[s
     a cache keeps them (admission/cache_types.py). A checkpoint may bring such a cache without the flag; it is looked at
     when it is loaded.
     """
-    if kv_cache_dtype in NAMED_TYPES:
+    if kv_cache_dtype in COARSE_TYPES:
         named = f"--kv-cache-dtype {kv_cache_dtype}"
         return "flashinfer", f"{named} may bring scales, which fa3 refuses, and triton reads no node's key back from it"
     if not is_hopper:
         return "triton", "this GPU is no Hopper with CUDA 12.3 or later, which fa3 is for"
+    if kv_cache_dtype not in (None, "auto"):
+        return "triton", f"fa3 takes no scales, which --kv-cache-dtype {kv_cache_dtype} may bring"
     if str(dtype).lower().removeprefix("torch.") in FLOAT32:
         return "triton", "fa3 takes no float32"
     return "fa3", "this GPU is a Hopper"

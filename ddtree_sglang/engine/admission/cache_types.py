@@ -15,8 +15,8 @@ from typing import Any
 from ddtree_sglang.engine.spec import ALGORITHM
 from ddtree_sglang.exceptions import DDTreeConfigError
 
-NAMED_TYPES = ("bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2")
-CACHE_TYPES = (None, "auto", *NAMED_TYPES)
+COARSE_TYPES = ("fp8_e4m3", "fp8_e5m2")
+CACHE_TYPES = (None, "auto", "bf16", "bfloat16", *COARSE_TYPES)
 """Of `--kv-cache-dtype`: those in which each number stands by itself. In the others, blocks of a row share a scale."""
 
 
@@ -37,30 +37,35 @@ def check_cache_type(runner: Any, backends: Iterable[Any]) -> None:
 
     # By name, as in admission/target_checks.py.
     names = {type(one).__name__ for one in backends}
-    scales = {float(layer.k_scale_float) for layer in _layers(runner.model) if layer.k_scale_float is not None}
     is_own = runner.kv_cache_dtype != runner.dtype
-    # FlashInfer drops a tree's mask over latent rows.
     is_latent = runner.model_config.attention_arch == AttentionArch.MLA
-    other = "set --attention-backend fa3" if is_latent else "set --attention-backend flashinfer"
-    kept = str(runner.kv_cache_dtype).removeprefix("torch.")
+    scales = _scales(runner.model)
+    kept, own = (str(dtype).removeprefix("torch.") for dtype in (runner.kv_cache_dtype, runner.dtype))
+    # FlashInfer drops a tree's mask over latent rows, and SGLang takes fp8_e5m2 from FA3 to Triton.
+    other = "--attention-backend flashinfer"
+    if is_latent:
+        other = "--attention-backend fa3" + (" and --kv-cache-dtype fp8_e4m3" if "e5m2" in kept else "")
     is_odd = is_own or bool(scales - {1.0})
     if "TritonAttnBackend" in names and is_odd and not get_exec().deterministic.enable_deterministic_inference:
         if is_own:
             raise DDTreeConfigError(
                 f"{ALGORITHM} needs a KV cache of the model's own type on triton, whose verify does not read a tree's "
-                f"keys back from it, got {kept} for a model in {str(runner.dtype).removeprefix('torch.')}; {other}, or "
-                "--kv-cache-dtype to the model's type."
+                f"keys back from it, got {kept} for a model in {own}; set {other}, or change --kv-cache-dtype."
             )
         raise DDTreeConfigError(
-            f"{ALGORITHM} needs keys without scales in a KV cache of the model's own type on triton, got scales of "
-            f"{min(scales)} to {max(scales)} from the checkpoint; {other}."
+            f"{ALGORITHM} needs keys and values without scales in a KV cache of the model's own type on triton, got "
+            f"scales of {min(scales)} to {max(scales)} from the checkpoint; set {other}."
         )
-    if "FlashAttentionBackend" in names and is_own and scales:
+    # Latent rows are wider than what SGLang hands scales over for.
+    if "FlashAttentionBackend" in names and is_own and scales and not is_latent:
         raise DDTreeConfigError(
-            f"{ALGORITHM} needs a KV cache without scales on fa3, got {kept} with the checkpoint's; set "
-            f"--kv-cache-dtype to the model's type{'' if is_latent else ', or --attention-backend flashinfer'}."
+            f"{ALGORITHM} needs a KV cache without scales on fa3, got {kept} with those of a quantized checkpoint; set "
+            "--attention-backend flashinfer, or change --kv-cache-dtype."
         )
 
 
-def _layers(model: Any) -> list[Any]:
-    return [module for module in model.modules() if type(module).__name__ == "RadixAttention"]
+def _scales(model: Any) -> set[float]:
+    """Of all layers' keys and values; layers of a quantized checkpoint that holds none have scales of one."""
+    layers = [module for module in model.modules() if type(module).__name__ == "RadixAttention"]
+    found = {scale for layer in layers for scale in (layer.k_scale_float, layer.v_scale_float)}
+    return {float(scale) for scale in found if scale is not None}

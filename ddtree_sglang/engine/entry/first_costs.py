@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -106,16 +107,12 @@ async def _measure(manager: TokenizerManager) -> None:
         logger.info("rounds are not measured at start: this is several servers, or one that keeps no table of costs.")
         return
     batches, began = Batches(WORDS), monotonic()
-    failed: set[int] = set()
     for widths, size in product(unmeasured.passes(), unmeasured.sizes()):
-        if size in failed:
-            continue
         try:
             served = await _measure_size(manager, batches, unmeasured, size, widths)
         except Exception as error:  # noqa: BLE001
             # Another size may pass: a queue may be shorter than this one.
             logger.warning(FAILURE, error)
-            failed.add(size)
             continue
         if served:
             spent = monotonic() - began
@@ -132,10 +129,12 @@ async def _measure_size(
         cell = batch_class(size), width
         spent = unmeasured.known.get(cell)
         if spent is None:
+            # If it fails it is not asked again, nor is what is wider.
+            unmeasured.known[cell] = math.inf
             spent = unmeasured.known[cell] = await _seconds_a_round(manager, batches, size, width)
             served.append(width)
         plain = plain or spent
-        if spent > TOO_DEAR * batches.tokens_of(width) * plain:
+        if math.isinf(spent) or spent > TOO_DEAR * batches.tokens_of(width) * plain:
             break
     return served
 

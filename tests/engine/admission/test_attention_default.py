@@ -34,6 +34,7 @@ def pair(tmp_path: Path) -> tuple[str, str]:
         (HOPPER, {"enable_deterministic_inference": True}, "fa3"),
         (HOPPER, {"kv_cache_dtype": "fp8_e5m2"}, "flashinfer"),
         (HOPPER, {"kv_cache_dtype": "fp8_e4m3"}, "flashinfer"),
+        (HOPPER, {"kv_cache_dtype": "bf16"}, "triton"),
         (OLD_CUDA_HOPPER, {}, "triton"),
         (AMPERE, {}, "triton"),
         (AMPERE, {"enable_deterministic_inference": True}, "triton"),

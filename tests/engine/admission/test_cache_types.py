@@ -21,7 +21,7 @@ TRITON, FA3, FLASHINFER = "TritonAttnBackend", "FlashAttentionBackend", "FlashIn
 class RadixAttention(torch.nn.Module):
     def __init__(self, scale: float | None) -> None:
         super().__init__()
-        self.k_scale_float = scale
+        self.k_scale_float, self.v_scale_float = None if scale is None else 1.0, scale
 
 
 def check(
@@ -56,9 +56,10 @@ def test_another_type_is_refused_where_a_verify_reads_its_own_rows(
     kept: torch.dtype, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = f"got {str(kept)[6:]} for a model in {str(dtype)[6:]}"
-    with pytest.raises(DDTreeConfigError, match=f"{found}; set --attention-backend flashinfer, or --kv-cache-dtype"):
+    with pytest.raises(DDTreeConfigError, match=f"{found}; set --attention-backend flashinfer, or change"):
         check(monkeypatch, TRITON, kept, dtype)
-    with pytest.raises(DDTreeConfigError, match=f"{found}; set --attention-backend fa3, or --kv-cache-dtype"):
+    more = " and --kv-cache-dtype fp8_e4m3" if kept == torch.float8_e5m2 else ""
+    with pytest.raises(DDTreeConfigError, match=f"{found}; set --attention-backend fa3{more}, or change"):
         check(monkeypatch, TRITON, kept, dtype, arch="MLA")
     check(monkeypatch, TRITON, kept, dtype, is_deterministic=True)
     check(monkeypatch, FLASHINFER, kept, dtype, scale=0.5)
@@ -67,7 +68,7 @@ def test_another_type_is_refused_where_a_verify_reads_its_own_rows(
 
 def test_scales_of_a_checkpoint_are_refused_where_they_would_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton multiplies what it reads from the cache by them, and not a verify's own rows."""
-    with pytest.raises(DDTreeConfigError, match=r"got scales of 0.5 to 0.5 from the checkpoint; set"):
+    with pytest.raises(DDTreeConfigError, match=r"got scales of 0.5 to 1.0 from the checkpoint; set"):
         check(monkeypatch, TRITON, BF16, BF16, scale=0.5)
     check(monkeypatch, TRITON, BF16, BF16, scale=0.5, is_deterministic=True)
     check(monkeypatch, FA3, BF16, BF16, scale=0.5)
@@ -76,5 +77,7 @@ def test_scales_of_a_checkpoint_are_refused_where_they_would_be_left_out(monkeyp
 @pytest.mark.parametrize("scale", [0.5, 1.0])
 def test_scales_of_an_fp8_cache_are_refused_on_fa3(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also those of one: SGLang expands them to a shape that a tree's nodes have not."""
-    with pytest.raises(DDTreeConfigError, match="got float8_e4m3fn with the checkpoint's; set --kv-cache-dtype"):
+    with pytest.raises(DDTreeConfigError, match="got float8_e4m3fn with those of a quantized checkpoint; set"):
         check(monkeypatch, FA3, FP8, BF16, scale=scale)
+    # Latent rows are wider than 256, and get none.
+    check(monkeypatch, FA3, FP8, BF16, scale=scale, arch="MLA")

@@ -269,9 +269,12 @@ def test_a_prefill_between_rounds_is_no_sample() -> None:
 
 
 def test_without_a_hit_drafts_become_rare() -> None:
-    one = served(flat, 1, 0, num_rounds=400, truth=100.0)
-    drafted = [place for place, nodes in enumerate(one.widths) if nodes > 1 and place > 100]
-    assert 1 <= len(drafted) <= 12
+    counts = []
+    for seed in SEEDS:
+        one = served(flat, 1, 0, num_rounds=400, truth=100.0, seed=seed)
+        counts.append(sum(nodes > 1 for nodes in one.widths[101:]))
+    assert min(counts) >= 1
+    assert fmean(counts) <= 11
 
 
 @pytest.mark.parametrize("lag", [0, 1])

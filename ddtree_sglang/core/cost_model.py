@@ -121,7 +121,7 @@ class CostModel:
         places = row.places(widths)
         guesses = _first_guesses(batch_size, tuple(widths), context)
         samples = [row.samples[place - 1] for place in places.tolist()]
-        return RoundCosts(row.seconds(places, guesses), samples, math.sqrt(self.variance), row, places)
+        return RoundCosts(row.seconds(places, guesses), samples, self.noise, row, places)
 
     def seconds(self, batch_size: int, mean_prefix: float, widths: Sequence[int]) -> Array:
         """`[W]` seconds of a round; arguments are those of `of_rounds`."""
@@ -145,7 +145,7 @@ class CostModel:
         row.follow(self.num_rounds)
         value = math.log(seconds / first_guess(batch_size, num_nodes, context))
         was_known = row.samples[place - 1] > 1
-        off = row.observe(place, value, math.sqrt(self.variance))
+        off = row.observe(place, value, self.noise)
         if row.is_refuted:
             self._forget_file()
         elif was_known:

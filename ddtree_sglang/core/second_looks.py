@@ -39,9 +39,9 @@ SURPRISE = 3.0
 class SecondLooks:
     """The calendar of one row of costs; rounds are counted by the server."""
 
-    plain_waited: int = 0
-    plain_wait: int = FIRST_PLAIN
-    is_plain_doubted: bool = False  # the last plain round took what was not expected
+    _plain_waited: int = 0
+    _plain_wait: int = FIRST_PLAIN
+    _is_plain_doubted: bool = False  # the last plain round took what was not expected
     _looked: int | None = None  # the round of the last look at a tree
     _wait: int = FIRST_TREES
     _again: int | None = None  # nodes of a look that was a surprise
@@ -50,10 +50,10 @@ class SecondLooks:
 
     def is_time_for_plain(self, behind: float) -> bool:
         """Although a draft pays by a factor `behind`; asked once in each round that would draft."""
-        self.plain_waited += 1
-        if self.plain_waited < (RARELY if behind > HOPELESS and not self.is_plain_doubted else self.plain_wait):
+        self._plain_waited += 1
+        if self._plain_waited < (RARELY if behind > HOPELESS and not self._is_plain_doubted else self._plain_wait):
             return False
-        self.plain_waited, self.plain_wait = 0, min(2 * self.plain_wait, LONGEST_PLAIN)
+        self._plain_waited, self._plain_wait = 0, min(2 * self._plain_wait, LONGEST_PLAIN)
         return True
 
     def took(
@@ -62,8 +62,8 @@ class SecondLooks:
         """A round's time is known, and whether it is far from what was expected, by a sample's deviation `noise`."""
         if num_nodes == 1:
             if is_far:
-                self.plain_waited = max(0, self.plain_wait - SOON)
-            self.is_plain_doubted = is_far
+                self._plain_waited = max(0, self._plain_wait - SOON)
+            self._is_plain_doubted = is_far
             return
         self._served[num_nodes] = max(self._number, self._served.get(num_nodes, 0))
         if is_try and seconds < expected * math.exp(-SURPRISE * noise):

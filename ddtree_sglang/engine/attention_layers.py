@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 SINKS = ("sinks", "attention_sink_bias")
 """Names that SGLang's models keep a layer's attention sinks under (gpt_oss, granite, granitemoe; mimo_v2)."""
 
 
+def attending(model: Any) -> Iterator[Any]:
+    """What of a model attends: SGLang's `RadixAttention` of each layer, by name."""
+    return (module for module in model.modules() if type(module).__name__ == "RadixAttention")
+
+
 def window_sizes(model: Any) -> set[int]:
     """Lengths of the windows of a model's layers, in positions before a query's own."""
-    layers = (module for module in model.modules() if type(module).__name__ == "RadixAttention")
-    sizes = {layer.sliding_window_size for layer in layers}
+    sizes = {layer.sliding_window_size for layer in attending(model)}
     return {int(size) for size in sizes if size is not None and size >= 0}
 
 

@@ -59,8 +59,8 @@ def expected_per_round(rounds: Iterable[Summary]) -> float | None:
 
 def measured_share(rounds: Iterable[Summary]) -> float | None:
     """Time from rounds' beginnings to the next ones' as a share of what was expected; None where no line says both."""
-    known = [one.measured for one in rounds if one.measured is not None and one.measured.expected_ms]
-    return sum(one.ms for one in known) / sum(one.expected_ms or 0.0 for one in known) if known else None
+    told = (one.measured for one in rounds if one.measured is not None)
+    return _share((one.ms, one.expected_ms) for one in told)
 
 
 def time_share(rounds: Iterable[Summary]) -> float | None:
@@ -68,8 +68,13 @@ def time_share(rounds: Iterable[Summary]) -> float | None:
 
     The rest of that time is the scheduler's, and the trace's own writing.
     """
-    known = [(one.total_ms, one.expected_ms) for one in rounds if one.expected_ms]
-    return sum(took for took, _ in known) / sum(expected for _, expected in known) if known else None
+    return _share((one.total_ms, one.expected_ms) for one in rounds)
+
+
+def _share(pairs: Iterable[tuple[float, float | None]]) -> float | None:
+    """What came, as a share of what was expected, of those of which something was."""
+    known = [(came, expected) for came, expected in pairs if expected]
+    return sum(came for came, _ in known) / sum(expected for _, expected in known) if known else None
 
 
 def decisions(rounds: Iterable[Summary]) -> Counter[str]:

@@ -9,7 +9,7 @@ import torch
 
 from tests.device_lane import backend_case as case
 from tests.device_lane.test_backends_on_references import CLOSE, PREFIX_LENS, TREE
-from tests.device_lane.test_windows_on_triton import batch, make
+from tests.device_lane.test_windows_on_triton import attend, batch, make
 from tests.device_lane.test_windows_on_triton import pytestmark as pytestmark
 
 
@@ -34,11 +34,7 @@ def test_a_verify_reads_its_own_rows_as_they_were_computed_unless_it_is_determin
         backend = make(requests, monkeypatch, is_deterministic)
         forward_batch = batch(requests, PREFIX_LENS, case.tree_mask(TREE, PREFIX_LENS))
         backend.init_forward_metadata(forward_batch)
-        q, k, v = case.projections(len(forward_batch.out_cache_loc))
-        layer = case.layer()
-        layer.logit_capping_method, layer.xai_temperature_len = "tanh", -1
-        shaped = (part.view(len(part), -1, case.HEAD_SIZE) for part in (k, v))
-        outs.append(backend.forward_extend(q, *shaped, layer, forward_batch))
+        outs.append(attend(backend, forward_batch, None))
     if is_deterministic:
         assert (outs[0] - outs[1]).abs().max() > 0.1, "keys and values come from the cache"
     else:

@@ -100,15 +100,22 @@ def expected(requests: case.Requests, q: torch.Tensor, window: int | None) -> to
     return case.expected(requests, q[: len(masks) * NUM_NODES], lens, masks, SINKS)
 
 
+def attend(backend: Any, forward_batch: SimpleNamespace, window: int | None, **options: Any) -> torch.Tensor:
+    """`[rows, heads * head size]` of a forward's layer with this window, or none."""
+    layer = case.layer()
+    layer.sliding_window_size = -1 if window is None else window
+    layer.logit_capping_method, layer.xai_temperature_len = "tanh", -1
+    q, k, v = case.projections(len(forward_batch.out_cache_loc))
+    shaped = (part.view(len(part), -1, case.HEAD_SIZE) for part in (k, v))
+    out: torch.Tensor = backend.forward_extend(q, *shaped, layer, forward_batch, **options)
+    return out
+
+
 def check(backend: Any, requests: case.Requests, forward_batch: SimpleNamespace) -> None:
     """A layer with the window, and one without, beside each other."""
-    q, k, v = case.projections(len(forward_batch.out_cache_loc))
+    q, _, _ = case.projections(len(forward_batch.out_cache_loc))
     for window in (WINDOW, None):
-        layer = case.layer()
-        layer.sliding_window_size = -1 if window is None else window
-        layer.logit_capping_method, layer.xai_temperature_len = "tanh", -1
-        shaped = (part.view(len(part), -1, case.HEAD_SIZE) for part in (k, v))
-        out = backend.forward_extend(q, *shaped, layer, forward_batch, sinks=SINKS)
+        out = attend(backend, forward_batch, window, sinks=SINKS)
         real = len(requests.prefix_lens) * NUM_NODES
         torch.testing.assert_close(out[:real], expected(requests, q, window), **CLOSE)
 
@@ -159,11 +166,8 @@ def test_a_mask_of_another_forward_is_not_taken(monkeypatch: pytest.MonkeyPatch)
     ends = [length + 4 for length in PREFIX_LENS]
     forward_batch = case.batch(requests, ForwardMode.EXTEND, ends, 0, prefix_lens=PREFIX_LENS)
     backend.init_forward_metadata(forward_batch)
-    layer = case.layer()
-    layer.sliding_window_size, layer.logit_capping_method, layer.xai_temperature_len = WINDOW, "tanh", -1
-    q, k, v = case.projections(len(forward_batch.out_cache_loc))
-    shaped = (part.view(len(part), -1, case.HEAD_SIZE) for part in (k, v))
-    out = backend.forward_extend(q, *shaped, layer, forward_batch)
+    q, _, _ = case.projections(len(forward_batch.out_cache_loc))
+    out = attend(backend, forward_batch, WINDOW)
     masks = []
     for length, end in zip(PREFIX_LENS, ends, strict=True):
         distance = torch.arange(length, end)[:, None] - torch.arange(end)
@@ -177,9 +181,6 @@ def test_a_shorter_window_beside_the_servers_is_not_placed(monkeypatch: pytest.M
     backend = make(requests, monkeypatch)
     forward_batch = batch(requests, PREFIX_LENS, tree_cells(PREFIX_LENS))
     backend.init_forward_metadata(forward_batch)
-    q, k, v = case.projections(len(forward_batch.out_cache_loc))
-    layer = case.layer()
-    layer.sliding_window_size, layer.logit_capping_method, layer.xai_temperature_len = WINDOW - 1, "tanh", -1
-    shaped = (part.view(len(part), -1, case.HEAD_SIZE) for part in (k, v))
-    out = backend.forward_extend(q, *shaped, layer, forward_batch, sinks=SINKS)
+    q, _, _ = case.projections(len(forward_batch.out_cache_loc))
+    out = attend(backend, forward_batch, WINDOW - 1, sinks=SINKS)
     assert (out - expected(requests, q, WINDOW - 1)).abs().max() > 1e-2

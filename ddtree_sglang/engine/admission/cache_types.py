@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from ddtree_sglang.engine.attention_layers import attending
 from ddtree_sglang.engine.spec import ALGORITHM
 from ddtree_sglang.exceptions import DDTreeConfigError
 
@@ -66,6 +67,5 @@ def check_cache_type(runner: Any, backends: Iterable[Any]) -> None:
 
 def _scales(model: Any) -> set[float]:
     """Of all layers' keys and values; layers of a quantized checkpoint that holds none have scales of one."""
-    layers = [module for module in model.modules() if type(module).__name__ == "RadixAttention"]
-    found = {scale for layer in layers for scale in (layer.k_scale_float, layer.v_scale_float)}
+    found = {scale for layer in attending(model) for scale in (layer.k_scale_float, layer.v_scale_float)}
     return {float(scale) for scale in found if scale is not None}

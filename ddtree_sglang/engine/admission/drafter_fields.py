@@ -73,11 +73,15 @@ def _wrong_kind(drafter: Mapping[str, Any]) -> str | None:
 
 
 def _wrong_number(drafter: Mapping[str, Any]) -> str | None:
-    for field, least in _LEAST.items():
-        value = block_field(drafter, field)
-        if value is not None and not (is_whole(value) and value >= least):
-            return f"{field} must be a whole number of at least {least}, got {value!r}"
-    return None
+    told = (_wrong_whole(field, block_field(drafter, field), least) for field, least in _LEAST.items())
+    return next(filter(None, told), None)
+
+
+def _wrong_whole(field: str, value: Any, least: int) -> str | None:
+    """A field that may be left out, and else is a whole number."""
+    if value is None or (is_whole(value) and value >= least):
+        return None
+    return f"{field} must be a whole number of at least {least}, got {value!r}"
 
 
 def _wrong_layers(drafter: Mapping[str, Any]) -> str | None:
@@ -125,9 +129,8 @@ def _wrong_extras(drafter: Mapping[str, Any]) -> str | None:
     if not isinstance(sinks, bool):
         return f"attention_sink_bias must be true or false, got {sinks!r}"
     for field in CONVOLUTION_FIELDS:
-        value = dflash.get(field)
-        if value is not None and not (is_whole(value) and value >= 0):
-            return f"{field} must be a whole number of at least 0, got {value!r}"
+        if (wrong := _wrong_whole(field, dflash.get(field), 0)) is not None:
+            return wrong
     for field in ("attention_value_scale", "final_logit_softcapping"):
         value = dflash.get(field)
         if value is not None and not is_number(value):
@@ -139,10 +142,11 @@ def _wrong_together(drafter: Mapping[str, Any]) -> str | None:
     mask, vocabulary = block_field(drafter, "mask_token_id"), drafter.get("vocab_size")
     if mask is not None and vocabulary is not None and mask >= vocabulary:
         return f"mask_token_id must be below vocab_size, {vocabulary}, got {mask}"
-    taps, group = ((drafter.get("dflash_config") or {}).get(field) or 0 for field in CONVOLUTION_FIELDS)
+    dflash = drafter.get("dflash_config") or {}
+    taps, group = (dflash.get(field) or 0 for field in CONVOLUTION_FIELDS)
     if bool(taps) != bool(group):
         return f"conv_kernel_size and conv_group_size must be given together, got {taps} and {group}"
-    rank, top_k = ((drafter.get("dflash_config") or {}).get(f"selector_{part}") or 0 for part in ("rank", "top_k"))
+    rank, top_k = (dflash.get(f"selector_{part}") or 0 for part in ("rank", "top_k"))
     if bool(rank) != bool(top_k):
         return f"selector_rank and selector_top_k must be given together, got {rank!r} and {top_k!r}"
     hidden = shape_field(drafter, "hidden_size")

@@ -253,14 +253,15 @@ def check_target_backend(runner: Any) -> None:
         DDTreeConfigError: the class of the backend is not one of `BACKEND_CLASSES`, nor a pair of those, nor such a
             one beside one of `STATE_BACKEND_CLASSES`; or as `check_cache_type`.
     """
-    for one in _parts(runner.attn_backend):
+    parts = _parts(runner.attn_backend)
+    for one in parts:
         if type(one).__name__ not in (*BACKEND_CLASSES, *STATE_BACKEND_CLASSES):
             name = (runner.model_config.hf_config.architectures or ["this target"])[0]
             raise DDTreeConfigError(
                 f"{ALGORITHM} needs a target whose layers all use one attention backend with tree masks, got {name}, "
                 f"for which SGLang builds {type(one).__name__}; {_CHAIN}."
             )
-    check_cache_type(runner, _parts(runner.attn_backend))
+    check_cache_type(runner, parts)
 
 
 def _parts(backend: Any) -> tuple[Any, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,16 +10,10 @@ import pytest
 from ddtree_sglang.engine.admission import attention_default
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.engine.admission.machines import AMPERE, BLACKWELL, HOPPER, OLD_CUDA_HOPPER, platform, resolved
-from tests.engine.admission.test_server_args import DRAFTER, TARGET, write_checkpoint
 
 pytestmark = [pytest.mark.sglang, pytest.mark.usefixtures("plugins", "no_configuration")]
 
 WAYS = ("command line", "Engine")
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> tuple[str, str]:
-    return write_checkpoint(tmp_path / "target", TARGET), write_checkpoint(tmp_path / "drafter", DRAFTER)
 
 
 @pytest.mark.parametrize("way", WAYS)

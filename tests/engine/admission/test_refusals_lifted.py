@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,14 +12,8 @@ import torch
 from ddtree_sglang.cpu_platform import server_defaults
 from ddtree_sglang.engine.admission import server_args as admission
 from tests.engine.admission.machines import HOPPER, platform
-from tests.engine.admission.test_server_args import DRAFTER, TARGET, write_checkpoint
 
 pytestmark = [pytest.mark.sglang, pytest.mark.usefixtures("plugins", "no_configuration")]
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> tuple[str, str]:
-    return write_checkpoint(tmp_path / "target", TARGET), write_checkpoint(tmp_path / "drafter", DRAFTER)
 
 
 @pytest.fixture

@@ -31,11 +31,6 @@ from tests.engine.admission.test_server_args import DRAFTER, TARGET, write_check
 pytestmark = [pytest.mark.sglang, pytest.mark.usefixtures("plugins", "no_configuration")]
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> tuple[str, str]:
-    return write_checkpoint(tmp_path / "target", TARGET), write_checkpoint(tmp_path / "drafter", DRAFTER)
-
-
 @pytest.mark.parametrize("mode", ["prefill", "decode"])
 @pytest.mark.parametrize(
     "given",

@@ -20,7 +20,8 @@ from ddtree_sglang.engine.entry.install import _register_warmup
 pytestmark = pytest.mark.sglang
 
 NODES = [1, 2, 3, 5, 9, 17]
-FIRST = [1, 5, 17]
+FIRST = [1, 5]
+FEW = [*FIRST, 17]
 
 
 class Manager:
@@ -78,8 +79,9 @@ def state(cells: list[list[Any]], running: int = 4) -> dict[str, Any]:
 
 def in_order(*sizes: int) -> list[tuple[int, int]]:
     """Cells as they are asked for: a few widths of every size, then the others."""
-    few = [(size, width) for size in sizes for width in FIRST]
-    return few + [(size, width) for size in sizes for width in NODES if width not in FIRST]
+    first = [(size, width) for size in sizes for width in FIRST]
+    widest = [(size, 17) for size in sizes]
+    return first + widest + [(size, width) for size in sizes for width in NODES if width not in FEW]
 
 
 def served(manager: Manager, monkeypatch: pytest.MonkeyPatch, config: str = '{"policy": "adaptive"}') -> Manager:
@@ -118,7 +120,7 @@ def test_what_a_file_knows_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -
     cells = [[1, nodes, 0, 0.02] for nodes in NODES[:-1]] + [[batch_class(25), 17, 0, 0.02], [1, 17, 3, 0.09]]
     cells += [[size, nodes, 0, 0.02] for size in (2, 4, 8, 16) for nodes in NODES]
     asked = served(Manager([state(cells, running=25)]), monkeypatch).asked
-    assert asked == [(1, 17), *((25, nodes) for nodes in (1, 5, 2, 3, 9))]
+    assert asked == [(25, 1), (25, 5), (1, 17), *((25, nodes) for nodes in (2, 3, 9))]
     full = [[size, nodes, 0, 0.02] for size in (1, 2, 4, 8, 16, batch_class(25)) for nodes in NODES]
     assert served(Manager([state(full, running=25)]), monkeypatch).asked == []
 
@@ -153,7 +155,7 @@ def test_it_ends_when_its_time_is_over_whatever_is_served(monkeypatch: pytest.Mo
     manager.hangs_at = 2
     began = time.perf_counter()
     served(manager, monkeypatch, '{"policy": "adaptive", "measure_seconds": 1}')
-    assert manager.asked == [(1, 1), (1, 5), (1, 17)]
+    assert manager.asked == [(1, 1), (1, 5), (2, 1)]
     assert manager.states_asked == 2, "what was measured is written"
     assert manager.aborted == [True], "the first client decodes beside no question of ours"
     assert 0.9 < time.perf_counter() - began < 5
@@ -209,7 +211,7 @@ def test_a_size_that_fails_is_said_and_ends_neither_the_others_nor_the_start(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager = Manager([state([], running=2)])
-    manager.fails_at = 2
+    manager.fails_at = 4  # one request, 17 nodes
     served(manager, monkeypatch)
     assert [width for size, width in manager.asked if size == 1] == [1, 5, 2, 3, 9]
     assert [cell for cell in manager.asked if cell[0] == 2] == in_order(2)

@@ -1,11 +1,11 @@
 """What rounds cost, measured for some seconds before a server of policy "adaptive" answers its first client.
 
 SGLang runs such requests by itself before it listens (entrypoints/warmup.py, `--warmups`), so this is one of its
-warm-ups. Each number of requests gets a few rounds of several widths, more of quick ones. The narrowest and a middle one
-come first, so that the time is not over before many requests had any; then the widest, then the others. What is done
-once, as the compiling of products for new shapes, is done by the way, and no client waits for it. Cells that a file of
-an earlier start knows are left out; what lies between the measured ones, rounds that are served tell. Nothing is
-learned of the answers: weights may still be dummies, and no client asked.
+warm-ups. Each number of requests gets a few rounds of several widths, more of quick ones. The narrowest and a middle
+one come first, so that the time is not over before many requests had any; then the widest, then the others. What is
+done once, as the compiling of products for new shapes, is done by the way, and no client waits for it. Cells that a
+file of an earlier start knows are left out; what lies between the measured ones, rounds that are served tell. Nothing
+is learned of the answers: weights may still be dummies, and no client asked.
 """
 
 from __future__ import annotations

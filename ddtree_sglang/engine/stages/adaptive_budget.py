@@ -108,7 +108,7 @@ class AdaptiveBudget:
         self.measured: Measured | None = None  # of the round whose time the last `begin` learned
         self._lag, self._clock = lag, clock
         self._narrows = self._paused = False
-        self._records: deque[tuple[RoundRecord, Narrowed | None] | None] = deque()
+        self._records: deque[tuple[RoundRecord, Narrowed | None, float] | None] = deque()
         self._narrowed: Narrowed | None = None
         self._requests: WeakKeyDictionary[Req, RequestRecord] = WeakKeyDictionary()
         # Before the first tree a pair is thought to be so-so: it is tried, and not for long.
@@ -122,7 +122,7 @@ class AdaptiveBudget:
         self._wait, self._waited, self._for_drafts = FIRST_WAIT, 0, FIRST_FOR_DRAFTS
         self._looks: dict[tuple[int, int], SecondLooks] = {}  # by requests and context
         self._overrated: set[tuple[int, int]] = set()  # the same: where the last draft took much less than was thought
-        self._worth = 1.0  # tokens of a request that a drafted round must emit to be worth it
+        self._worth = 1.0  # tokens of a request that the round must emit to be worth it
         self._tokens = np.zeros(len(self.widths))
         self._now: tuple[int, float] = 1, 1.0
         self._round_costs: RoundCosts  # of the widths that are allowed; asked for when a round begins
@@ -197,7 +197,7 @@ class AdaptiveBudget:
 
         Where it does not count, its time is learned, and the totals are not told.
         """
-        self._records.append(None if record is None else (record, self._narrowed))
+        self._records.append(None if record is None else (record, self._narrowed, self._worth))
         self._launched.append((*self._now, self.decision if counts else replace(self.decision, seconds=0.0)))
         if counts:
             self.totals.decided(self.decision)
@@ -221,8 +221,7 @@ class AdaptiveBudget:
         if len(allowed) == 1:
             return self._decide(0, costs.seconds[0], is_try=False)
         tree = 1 + self.choose(tokens[1:], costs.seconds[1:])
-        self._worth = float(costs.seconds[tree] / costs.seconds[0])
-        gain = float(tokens[tree] / tokens[0]) / self._worth
+        gain = float(tokens[tree] / tokens[0] * costs.seconds[0] / costs.seconds[tree])
         self._drafts = gain * MARGIN > 1 if self._drafts else gain > MARGIN
         best = tree if self._drafts else 0
         # Where the tree can be looked at, its width is chosen then.
@@ -243,7 +242,7 @@ class AdaptiveBudget:
 
     def _loss_of_draft(self, tokens: Floats, costs: RoundCosts, tree: int) -> float:
         """In plain rounds."""
-        loss = self._worth - float(tokens[tree] / tokens[0])
+        loss = float(costs.seconds[tree] / costs.seconds[0] - tokens[tree] / tokens[0])
         is_known = costs.samples[tree] > 1 and row_of(*self._now) not in self._overrated
         return loss if is_known else min(loss, UNMEASURED_LOSS)
 
@@ -270,6 +269,7 @@ class AdaptiveBudget:
 
     def _decide(self, index: int, seconds: float, *, is_try: bool) -> Decision:
         """For the width at `index`, whose rounds are thought to take `seconds`, unless that is a guess alone."""
+        self._worth = float(seconds / self._round_costs.seconds[0])
         expected = 0.0 if self.costs.is_empty else float(seconds)
         return Decision(self.widths[index], float(self._tokens[index]), expected, is_try)
 
@@ -341,7 +341,7 @@ class AdaptiveBudget:
             if (held := self._records.popleft()) is not None:
                 self._learn_from(*held)
 
-    def _learn_from(self, record: RoundRecord, narrowed: Narrowed | None) -> None:
+    def _learn_from(self, record: RoundRecord, narrowed: Narrowed | None, worth: float) -> None:
         path = record.path()
         if narrowed is not None:
             trees, drafted = narrowed
@@ -359,19 +359,23 @@ class AdaptiveBudget:
         # Where a request ended, its limit or an end token cut the path, not the target's other choice.
         goes_on = [not req.finished() for req in record.reqs]
         kept, usual = [sum(node > 0 for node in nodes) for nodes in path], self._usual_honesty
+        hoped = 0.0
         for row, req in enumerate(record.reqs):
             if goes_on[row] and (one := self._requests.get(req)) is not None:
                 promised, came = float(drafted[row, seen - 1]), float(kept[row])
-                self.totals.came_true(1 + one.honesty(usual) * promised, 1 + came)
+                hoped += (expected := one.honesty(usual) * promised)
+                self.totals.came_true(1 + expected, 1 + came)
                 one.keep(promised, came, MEMORY)
                 self._usual.keep(promised, came, LONG_MEMORY)
         self._num_learned += 1
         if self._num_learned <= LEARNED or not self._drafts or self._num_learned % LEARNS == 0:
             limits = np.where(goes_on, record.node_limits, 0)
             self.probs.learn(trees, np.array(path), np.arange(trees.parents.shape[1]) < limits[:, None])
-        if not self._drafts and any(goes_on) and 1 + fmean(compress(kept, goes_on)) > self._worth:
-            # It would have paid, so the next round is drafted, too.
-            self._wait, self._for_drafts = 1, self._worth
+        if not self._drafts and (going := sum(goes_on)) and (gain := 1 + fmean(compress(kept, goes_on)) - worth) > 0:
+            # It paid. If its trees had promised as much, the next round is drafted, too; else if the gain pays for it.
+            more = worth if 1 + hoped / going > worth else gain
+            most = max(self._for_drafts, FIRST_FOR_DRAFTS, more)
+            self._wait, self._for_drafts = 1, min(self._for_drafts + more, most)
 
     def _follow(self, reqs: Sequence[Req], drafted: Floats, num_seen: int) -> None:
         for req, row in zip(reqs, drafted, strict=True):

@@ -61,6 +61,7 @@ _ADVICE = (
 def check_drafter_weights(folder: Path) -> None:
     """Refuse a local drafter whose weights would be read wrongly; one without safetensors files is left to SGLang.
 
+    So is a `config.json` that is no JSON object.
     Nemotron's drafters, which have an embedding of their own, are left to it, too: their class names its layers and
     quantizes `fc`. LiLiCorr's does both, so that some of its layers may be quantized.
 
@@ -69,10 +70,12 @@ def check_drafter_weights(folder: Path) -> None:
             layers are quantized and others are not, weights are quantized and no file says how, or they are not stored
             as `hf_quant_config.json` has it.
     """
-    config = folder / "config.json"
-    if not config.is_file():
+    try:
+        drafter = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return
-    drafter = json.loads(config.read_text(encoding="utf-8"))
+    if not isinstance(drafter, dict):
+        return
     told = quantization_by_file(folder, drafter)
     tensors = stored_types(folder)
     if not tensors:

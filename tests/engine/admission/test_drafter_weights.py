@@ -231,6 +231,13 @@ def test_the_drafter_that_ships_is_served() -> None:
     check_drafter_weights(Path(str(shipped_drafter())))
 
 
+@pytest.mark.parametrize("text", ["[]", "{"])
+def test_a_configuration_that_is_no_object_is_left_to_transformers(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "hf_quant_config.json").write_text("{}")
+    check_drafter_weights(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0{", b"\xff" * 64])
 def test_a_file_that_is_no_checkpoint_is_left_to_the_loader(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["DFlashDraftModel"], "num_hidden_layers": 2}')

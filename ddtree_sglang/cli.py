@@ -25,7 +25,7 @@ from ddtree_sglang.contract.source import engine_at
 from ddtree_sglang.contract.start import require, untested_release
 from ddtree_sglang.contract.worker_patches import WORKER_PATCHES
 from ddtree_sglang.contract.workers import WORKERS
-from ddtree_sglang.engine.admission.drafter_report import read_configuration, report_of
+from ddtree_sglang.engine.admission.drafter_report import report_of_place
 from ddtree_sglang.exceptions import DDTreeConfigError, DDTreeError, DemoNotInstalledError
 from ddtree_sglang.simulator import commands as simulator_commands
 from ddtree_sglang.viewer import commands as viewer_commands
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     checks.add_argument(
         "--draft",
         metavar="FOLDER_OR_CONFIG",
-        help="print instead what DDTREE would do with a drafter, from its config.json alone",
+        help="print instead what DDTREE would do with a drafter, from its config.json, or all files of its folder",
     )
     viewer_commands.add_commands(commands)
     calibration_commands.add_commands(commands)
@@ -111,9 +111,9 @@ def compare_engine(place: str) -> int:
 
 
 def describe_drafter(place: str) -> int:
-    """Print what a drafter's configuration says and what becomes of it; 1 if it is refused or cannot be read."""
+    """Print what a drafter's files say and what becomes of it; 1 if it is refused or cannot be read."""
     try:
-        report = report_of(read_configuration(place))
+        report = report_of_place(place)
     except DDTreeConfigError as error:
         print(f"FAILED  drafter: {error}")
         return 1

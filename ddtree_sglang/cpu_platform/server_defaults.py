@@ -33,6 +33,7 @@ OPENMP_SPIN_COUNT = "10000"
 # SGLang's own CPU step runs first and fills in its AMX backend, which needs a source build of sgl_kernel.
 _ENGINE_FILLED_BACKENDS = (None, "intel_amx")
 
+_MODELOPT_FILE = "hf_quant_config.json"
 _GPU_ONLY_SWITCHES = (
     "enable_symm_mem",
     "enable_two_batch_overlap",
@@ -120,8 +121,23 @@ def _stored_quantization(path: str | None) -> str | None:
     config = Path(path or "").expanduser() / "config.json"
     if path is None or not config.is_file():
         return None
-    method = (json.loads(config.read_text(encoding="utf-8")).get("quantization_config") or {}).get("quant_method")
+    named = json.loads(config.read_text(encoding="utf-8")).get("quantization_config")
+    if named is None:
+        return _of_modelopt(config.with_name(_MODELOPT_FILE))
+    method = named.get("quant_method")
     return None if method is None else str(method)
+
+
+def _of_modelopt(file: Path) -> str | None:
+    """The algorithm that ModelOpt names in a file of its own, which SGLang reads where `config.json` says nothing."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # Others say what is wrong with it.
+        return None
+    section = found.get("quantization", found) if isinstance(found, dict) else None
+    algorithm = section.get("quant_algo") if isinstance(section, dict) else None
+    return None if algorithm is None else f"{algorithm} of {file.name}"
 
 
 def _resolve_attention_backend(server_args: Any) -> None:

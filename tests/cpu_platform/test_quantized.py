@@ -94,3 +94,25 @@ def test_what_cannot_be_served_is_refused_at_start(
             continue
         with pytest.raises(DDTreeConfigError, match=f"those of fp8 and w8a8_int8, got {refused} for"):
             _check_quantization(arguments)
+
+
+@pytest.mark.parametrize("is_flat", [False, True])
+@pytest.mark.parametrize("role", ["target", "drafter"])
+def test_what_modelopts_own_file_says_is_refused_at_start(role: str, is_flat: bool, tmp_path: Path) -> None:
+    """Not after the weights have been read for, by the loader in another process."""
+    from ddtree_sglang.cpu_platform.server_defaults import _check_quantization
+
+    said = {"quant_algo": "FP8"}
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(said if is_flat else {"quantization": said}))
+    arguments = SimpleNamespace(
+        model_path=str(tmp_path) if role == "target" else "org/model",
+        quantization=None,
+        speculative_draft_model_path=str(tmp_path) if role == "drafter" else None,
+        speculative_draft_model_quantization=None,
+    )
+    with pytest.raises(DDTreeConfigError, match=r"those of fp8 and w8a8_int8, got FP8 of hf_quant_config\.json for"):
+        _check_quantization(arguments)
+    for text in ("{}", "[]", "{"):
+        (tmp_path / "hf_quant_config.json").write_text(text)
+        _check_quantization(arguments)

@@ -207,6 +207,10 @@ def _wrong_head(drafter: Mapping[str, Any], dflash: Mapping[str, Any]) -> str | 
             what = "a whole number" if cast is int else "a number"
             return _wrong_lattice_field(field, f"must be {what} {least}", stated)
     top_k, heads = values["candidate_topk"], values["num_heads"]
+    vocabulary = drafter.get("vocab_size")
+    if vocabulary is not None and top_k > vocabulary:
+        # SGLang's head takes as many as it was trained for, and no fewer (models/lilicorr.py, `score`).
+        return _wrong_lattice_field("candidate_topk", f"must be at most its vocabulary, {vocabulary}", top_k)
     if top_k & (top_k - 1) or top_k > MAX_LATTICE_CANDIDATES:
         return _wrong_lattice_field(
             "candidate_topk", f"must be a power of two of at most {MAX_LATTICE_CANDIDATES}", top_k

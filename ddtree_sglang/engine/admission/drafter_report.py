@@ -1,6 +1,7 @@
-"""What DDTREE would do with a drafter's checkpoint, from its `config.json` alone: `ddtree doctor --draft`.
+"""What DDTREE would do with a drafter's checkpoint, from its `config.json`: `ddtree doctor --draft`.
 
-Knows nothing of SGLang and reads no weights. A line per fact; what a server asks of a pair (`drafter_checks`) needs the
+Of a folder the other files are looked at as well, weights by their headers alone, so that it says what a server would.
+Knows nothing of SGLang. A line per fact; what a server asks of a pair (`drafter_checks`) needs the
 target's configuration, too, so it is reported here and checked there.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from ddtree_sglang.engine.admission.drafter_families import (
     family_of,
 )
 from ddtree_sglang.engine.admission.drafter_fields import DEFAULT_BLOCK_SIZE, MAX_DEPTH, block_field, block_size_of
+from ddtree_sglang.engine.admission.drafter_quantization import FILE, quantization_by_file
 from ddtree_sglang.engine.admission.drafter_shape import SLIDING, shape_field
+from ddtree_sglang.engine.admission.drafter_weights import check_drafter_weights
 from ddtree_sglang.engine.admission.pair_facts import suspicions_alone
 from ddtree_sglang.exceptions import DDTreeConfigError
 
@@ -70,6 +73,26 @@ def read_configuration(place: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DDTreeConfigError(f"a config.json must hold a JSON object, {path} holds a {type(found).__name__}.")
     return found
+
+
+def report_of_place(place: str) -> DrafterReport:
+    """Of a drafter's folder, or of its `config.json` alone.
+
+    Raises:
+        DDTreeConfigError: there is no `config.json`, or it is no JSON object.
+    """
+    drafter, folder = read_configuration(place), Path(place).expanduser()
+    report = report_of(drafter)
+    if report.refusal is not None or not folder.is_dir():
+        return report
+    try:
+        told = quantization_by_file(folder, drafter)
+        check_drafter_weights(folder)
+    except DDTreeConfigError as error:
+        return replace(report, refusal=str(error), suspicions=())
+    if told is None:
+        return report
+    return replace(report, facts=(*report.facts, ("quantized by", f"{told.algorithm}, says {FILE}")))
 
 
 def report_of(drafter: Mapping[str, Any]) -> DrafterReport:

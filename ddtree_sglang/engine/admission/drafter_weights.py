@@ -1,23 +1,31 @@
 """Does a drafter's checkpoint hold the weights that SGLang's DFlash classes read, in a form that they read rightly?
 
-Its loader passes over names that it does not know and says nothing of those that are missing (models/dflash.py,
-`load_weights`), its `fc` is never quantized, and its layers get no names, so that a quantized checkpoint cannot leave
-some of them out. Each of these gives a drafter that loads, answers, and never guesses right. The headers of
-safetensors files tell before anything is loaded.
+Their loader passes over names that it does not know and says nothing of those that are missing (models/dflash.py,
+`load_weights`, which DSpark's classes call as well), `fc` is never quantized, and layers get no names, so that a
+quantized checkpoint cannot leave some of them out. Each of these gives a drafter that loads, answers, and never guesses
+right. The headers of safetensors files tell before anything is loaded.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ddtree_sglang.engine.admission.drafter_families import LATTICE, MARKOV, PLAIN, SELECTOR, family_of
+from ddtree_sglang.engine.admission.drafter_quantization import (
+    FILE,
+    PLAIN_TYPES,
+    FileQuantization,
+    check_stored_as_told,
+    is_said_in_config,
+    quantization_by_file,
+    quantized_names,
+)
 from ddtree_sglang.exceptions import DDTreeConfigError
 
-FLOATS = ("F64", "F32", "F16", "BF16")
-"""How safetensors names types that weights are read from as they are."""
 _LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 _FUSED = {
@@ -39,6 +47,10 @@ _HEADS = {
     MARKOV: ("markov_head.markov_w1.weight", "markov_head.markov_w2.weight"),
 }
 """What the heads that score pairs are made of, LiLiCorr's excepted, which SGLang looks after (models/lilicorr.py)."""
+_LATTICE_LINEAR = re.compile(
+    r"lilicorr\.(token_proj|pass_hidden_proj|context_proj|anchor_out_head|layers\.\d+\.(attn\.out|mlp\.(up|down))_proj)"
+)
+"""Layers of LiLiCorr's head that SGLang builds by the drafter's quantization."""
 _GATE = ("markov_head.gate_proj.weight", "markov_head.gate_proj.bias")
 _ALIASES = {"encoder.fc.weight": "fc.weight", "encoder.output_norm_enc.weight": "hidden_norm.weight"}
 _ADVICE = (
@@ -49,26 +61,41 @@ _ADVICE = (
 def check_drafter_weights(folder: Path) -> None:
     """Refuse a local drafter whose weights would be read wrongly; one without safetensors files is left to SGLang.
 
-    Nemotron's drafters, which have an embedding of their own, and LiLiCorr's class name their layers and quantize `fc`;
-    of DSpark's the head alone is looked at.
+    So is a `config.json` that is no JSON object.
+    Nemotron's drafters, which have an embedding of their own, are left to it, too: their class names its layers and
+    quantizes `fc`. LiLiCorr's does both, so that some of its layers may be quantized.
 
     Raises:
-        DDTreeConfigError: a weight is missing, of a head that scores pairs too, `fc` is quantized, some layers are
-            quantized and others are not, or weights are quantized and no configuration says how.
+        DDTreeConfigError: a weight is missing, of a head that scores pairs too, `fc` or such a head is quantized, some
+            layers are quantized and others are not, weights are quantized and no file says how, or they are not stored
+            as `hf_quant_config.json` has it.
     """
-    tensors = stored_types(folder)
-    config = folder / "config.json"
-    if not tensors or not config.is_file():
+    try:
+        drafter = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return
-    drafter = json.loads(config.read_text(encoding="utf-8"))
+    if not isinstance(drafter, dict):
+        return
+    told = quantization_by_file(folder, drafter)
+    tensors = stored_types(folder)
+    if not tensors:
+        return
     _check_head(tensors, drafter)
     family = family_of(drafter).name
-    is_known = family in (PLAIN, SELECTOR, LATTICE) and not drafter.get("has_embed_tokens")
+    is_known = family in (PLAIN, SELECTOR, LATTICE, MARKOV) and not _is_nemotrons(drafter)
     if not is_known or not isinstance(drafter.get("num_hidden_layers"), int):
         return
     _check_names(tensors, drafter)
-    if family != LATTICE:
-        _check_types(tensors, drafter)
+    if family == LATTICE:
+        _check_named_types(tensors, drafter, told)
+    else:
+        _check_types(tensors, drafter, told)
+
+
+def _is_nemotrons(drafter: Mapping[str, Any]) -> bool:
+    """As SGLang tells them from others (speculative/dflash_utils.py, `is_nemotron_35_draft_config`)."""
+    algorithm = (drafter.get("quantization_config") or {}).get("quant_algo")
+    return bool(drafter.get("has_embed_tokens")) and algorithm == "W4A16_NVFP4"
 
 
 def _check_head(tensors: Mapping[str, str], drafter: Mapping[str, Any]) -> None:
@@ -81,6 +108,12 @@ def _check_head(tensors: Mapping[str, str], drafter: Mapping[str, Any]) -> None:
         raise DDTreeConfigError(
             f"a {family} drafter's checkpoint must hold the weights of the head that scores pairs, got no "
             f"{', '.join(missing)}. SGLang would leave them as they happen to be. Use the release's own files."
+        )
+    codes = [part for part in parts if tensors[part] not in PLAIN_TYPES]
+    if codes:
+        raise DDTreeConfigError(
+            f"a {family} drafter's head that scores pairs must not be quantized, because SGLang reads it as it is, got "
+            f"{codes[0]} of type {tensors[codes[0]]}. {_ADVICE}."
         )
 
 
@@ -102,8 +135,7 @@ def stored_types(folder: Path) -> dict[str, str]:
 
 
 def _own(name: str) -> str:
-    name = name.removeprefix("model.")
-    return _ALIASES.get(name, name)
+    return _ALIASES.get(name, name.removeprefix("model."))
 
 
 def _check_names(tensors: Mapping[str, str], drafter: Mapping[str, Any]) -> None:
@@ -117,7 +149,8 @@ def _check_names(tensors: Mapping[str, str], drafter: Mapping[str, Any]) -> None
             f"a drafter with convolutions must say so in its config.json (dflash_config.conv_kernel_size), got "
             f"{stray[0]} and nothing. {_ADVICE}."
         )
-    missing = [name for name in wanted if name not in tensors]
+    wanted += _stated(drafter, num_layers)
+    missing = [name for name in wanted if name not in tensors and _fused(name) not in tensors]
     missing += [name for name in (*_linears(num_layers), "fc") if _weight_of(name, tensors) is None]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -127,42 +160,96 @@ def _check_names(tensors: Mapping[str, str], drafter: Mapping[str, Any]) -> None
         )
 
 
-def _check_types(tensors: Mapping[str, str], drafter: Mapping[str, Any]) -> None:
+def _stated(drafter: Mapping[str, Any], num_layers: int) -> Iterator[str]:
+    """What layers are built with where a field says so (models/dflash.py, `DFlashAttention`)."""
+    for layer in range(num_layers):
+        if drafter.get("attention_bias"):
+            yield from (f"layers.{layer}.{name}.bias" for name in _LINEARS)
+        if (drafter.get("dflash_config") or {}).get("attention_sink_bias"):
+            yield f"layers.{layer}.self_attn.attention_sink_bias"
+
+
+def _check_types(tensors: Mapping[str, str], drafter: Mapping[str, Any], told: FileQuantization | None) -> None:
     fc = _weight_of("fc", tensors)
-    if fc is None or tensors[fc] not in FLOATS:
+    if fc is None or tensors[fc] not in PLAIN_TYPES:
         kind = "none" if fc is None else f"{fc} of type {tensors[fc]}"
         raise DDTreeConfigError(
             f"a drafter's fc must not be quantized, because SGLang reads it as it is, got {kind}. {_ADVICE}."
         )
-    names = {name: _weight_of(name, tensors) for name in _linears(int(drafter["num_hidden_layers"]))}
-    quantized = {name: weight for name, weight in names.items() if weight and _is_quantized(weight, tensors)}
-    if not quantized:
-        return
-    if drafter.get("quantization_config") is None and drafter.get("compression_config") is None:
-        raise DDTreeConfigError(
-            "a drafter with quantized weights must say how in its config.json (quantization_config), got "
-            f"{next(iter(quantized.values()))} and nothing. {_ADVICE}."
-        )
-    if len(quantized) != len(names):
-        plain = next(name for name in names if name not in quantized)
+    weights = _weights(tensors, _linears(int(drafter["num_hidden_layers"])))
+    quantized = _check_said(weights, tensors, drafter, told)
+    if told is not None:
+        # A layer is asked for by the end of its name, whichever layer it is.
+        check_stored_as_told(told, {one: _fused(one).rpartition(".")[2] for one in _modules(weights)}, tensors)
+    elif quantized and len(quantized) != len(weights):
+        plain = next(name for name in weights if name not in quantized)
         raise DDTreeConfigError(
             "a drafter's layers must be quantized all or not at all, because SGLang gives them no names by which some "
-            f"could be left out, got {plain} as it was and {next(iter(quantized))} quantized. {_ADVICE}."
+            f"could be left out, got {plain} as it was and {quantized[0]} quantized. {_ADVICE}."
         )
+
+
+def _check_named_types(tensors: Mapping[str, str], drafter: Mapping[str, Any], told: FileQuantization | None) -> None:
+    """Of LiLiCorr's class, whose layers and head are asked for by name (models/lilicorr.py)."""
+    weights = _weights(tensors, (*_linears(int(drafter["num_hidden_layers"])), "fc"))
+    _check_said(weights, tensors, drafter, told)
+    if told is None:
+        return
+    modules = {one: _fused(one) for one in _modules(weights)}
+    # Where a layer of the head is plain and should not be, SGLang itself misses its scales.
+    stems = [name.removesuffix(".weight") for name in quantized_names(tensors)]
+    modules |= {stem: stem for stem in stems if _LATTICE_LINEAR.fullmatch(stem)}
+    stray = [stem for stem in stems if stem not in modules]
+    if stray:
+        raise DDTreeConfigError(
+            f"a {LATTICE} drafter must be quantized in those layers alone that SGLang builds by its quantization, got "
+            f"{stray[0]}, too. {_ADVICE}."
+        )
+    check_stored_as_told(told, modules, tensors)
+
+
+def _check_said(
+    weights: Mapping[str, str], tensors: Mapping[str, str], drafter: Mapping[str, Any], told: FileQuantization | None
+) -> list[str]:
+    """The quantized ones of these layers; a file must say how."""
+    quantized = [name for name, weight in weights.items() if _is_quantized(weight, tensors)]
+    if quantized and told is None and not is_said_in_config(drafter):
+        raise DDTreeConfigError(
+            f"a drafter with quantized weights must say how in its config.json (quantization_config), or in {FILE}, "
+            f"got {weights[quantized[0]]} and nothing. {_ADVICE}."
+        )
+    return quantized
 
 
 def _linears(num_layers: int) -> Iterator[str]:
     return (f"layers.{layer}.{name}" for layer in range(num_layers) for name in (*_LINEARS, *_MLP))
 
 
+def _weights(tensors: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
+    """The tensor of each of these linear layers, all of which the checkpoint has."""
+    found = {name: _weight_of(name, tensors) for name in names}
+    return {name: weight for name, weight in found.items() if weight is not None}
+
+
+def _modules(weights: Mapping[str, str]) -> list[str]:
+    """The layers as they are stored."""
+    return sorted({weight.rpartition(".")[0] for weight in weights.values()})
+
+
 def _weight_of(name: str, tensors: Mapping[str, str]) -> str | None:
     """The tensor of a linear layer, by itself or fused with others."""
-    prefix, _, short = name.rpartition(".")
-    parent, _, part = prefix.rpartition(".")
-    fused = _FUSED.get(f"{part}.{short}")
-    places = (name, f"{parent}.{fused}") if fused else (name,)
+    places = (name, _fused(name))
     return next((f"{place}.{kind}" for place in places for kind in _WEIGHTS if f"{place}.{kind}" in tensors), None)
 
 
+def _fused(name: str) -> str:
+    """A layer's name, or its tensor's, with that of the layer which SGLang makes of several."""
+    for part, whole in _FUSED.items():
+        head, found, tail = name.partition(f".{part}")
+        if found and name.startswith("layers.") and tail[:1] in ("", "."):
+            return f"{head}.{whole}{tail}"
+    return name
+
+
 def _is_quantized(weight: str, tensors: Mapping[str, str]) -> bool:
-    return not weight.endswith(".weight") or tensors[weight] not in FLOATS
+    return not weight.endswith(".weight") or tensors[weight] not in PLAIN_TYPES

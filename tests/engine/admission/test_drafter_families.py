@@ -100,6 +100,10 @@ def test_every_other_name_of_a_familys_class_is_served_too() -> None:
             published("LiLiCorrDraftModel", LILICORR | {"lilicorr_candidate_topk": 0}),
             "lilicorr_candidate_topk .* got 0",
         ),
+        (
+            published("LiLiCorrDraftModel", LILICORR | {"mask_token_id": 3}, vocab_size=15),
+            "lilicorr_candidate_topk of a LiLiCorr drafter must be at most its vocabulary, 15, got 16; correct the",
+        ),
         (published("DFlash2DraftModel", {}), "DFlash2 drafter needs the fields selector_rank, selector_top_k"),
         (published("LiLiCorrDraftModel", {"lilicorr_num_heads": 2}), "needs the fields lilicorr_candidate_topk, "),
         (

@@ -6,12 +6,10 @@ Each one is asked of SGLang, too: of Transformers' class, then of the drafter's 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from ddtree_sglang.engine.admission.drafter_checks import check_drafter_configuration
 from ddtree_sglang.engine.admission.drafter_families import (
@@ -25,7 +23,7 @@ from ddtree_sglang.engine.admission.drafter_families import (
 from ddtree_sglang.engine.admission.drafter_report import report_of
 from ddtree_sglang.engine.admission.drafter_shape import QWEN3_DEFAULTS
 from ddtree_sglang.exceptions import DDTreeConfigError
-from tests.one_process import one_process
+from tests.engine.admission.drafter_folders import build
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 WINDOWS = {"layer_types": [SLIDING, SLIDING, FULL], "sliding_window": 32, "use_sliding_window": True}
@@ -183,28 +181,9 @@ SOUND = {
 """What SGLang takes."""
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """In which SGLang's models can be built."""
-    with one_process(tmp_path_factory.mktemp("rendezvous")):
-        yield
-
-
 def write(folder: Path, config: dict[str, Any]) -> Path:
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
-
-
-def build(folder: Path) -> Any:
-    """SGLang's drafter of a folder, as its loader builds it, on no device."""
-    from sglang.srt.configs.model_config import ModelConfig
-    from sglang.srt.models import dflash, dspark, lilicorr
-
-    config = ModelConfig(str(folder), trust_remote_code=False, is_draft_model=True).hf_config
-    name = config.architectures[0]
-    found = next(module for module in (dflash, lilicorr, dspark) if hasattr(module, name))
-    with torch.device("meta"):
-        return getattr(found, name)(config)
 
 
 @pytest.mark.parametrize("name", REJECTED)

@@ -3,47 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ddtree_sglang.demo.drafter import shipped_drafter
 from ddtree_sglang.engine.admission.drafter_families import LATTICE_FIELDS
 from ddtree_sglang.engine.admission.drafter_weights import check_drafter_weights, stored_types
 from ddtree_sglang.exceptions import DDTreeConfigError
-from ddtree_sglang.training.model.drafter_config import DrafterConfig
-from ddtree_sglang.training.model.drafter_model import DFlashDrafter
-from ddtree_sglang.training.model.export import export_drafter
-
-NUM_LAYERS = 2
-Tensors = dict[str, torch.Tensor]
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from tests.engine.admission.drafter_folders import LINEARS, NUM_LAYERS, Change, Tensors, changed, reconfigured, without
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    shape = DrafterConfig(32, NUM_LAYERS, 2, 1, 16, 48, 32, 4, (0, 1), 4, 31, "w31", 1e-6, 1e4, 128)
-    return export_drafter(DFlashDrafter(shape), tmp_path_factory.mktemp("drafter") / "draft")
-
-
-def changed(
-    exported: Path, folder: Path, change: Callable[[Tensors], Tensors], quantization: str | None = None
-) -> Path:
-    """The drafter with other tensors, and a configuration that names a quantization."""
-    config = json.loads((exported / "config.json").read_text())
-    if quantization is not None:
-        config["quantization_config"] = {"quant_method": quantization}
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(change(load_file(exported / "model.safetensors")), folder / "model.safetensors")
-    return folder
-
-
-def to_fp8(names: tuple[str, ...]) -> Callable[[Tensors], Tensors]:
+def to_fp8(names: tuple[str, ...]) -> Change:
     """Quantize the linear layers of which the name ends with one of these."""
 
     def change(tensors: Tensors) -> Tensors:
@@ -95,13 +70,9 @@ def fused(tensors: Tensors) -> Tensors:
     ids=["plain", "prefixed", "more", "fused", "fp8", "awq"],
 )
 def test_what_is_read_rightly_is_served(
-    change: Callable[[Tensors], Tensors], quantization: str | None, exported: Path, tmp_path: Path
+    change: Change, quantization: str | None, exported: Path, tmp_path: Path
 ) -> None:
     check_drafter_weights(changed(exported, tmp_path, change, quantization))
-
-
-def without(*names: str) -> Callable[[Tensors], Tensors]:
-    return lambda tensors: {name: tensor for name, tensor in tensors.items() if name not in names}
 
 
 @pytest.mark.parametrize(
@@ -117,7 +88,7 @@ def without(*names: str) -> Callable[[Tensors], Tensors]:
     ],
 )
 def test_what_would_be_misread_is_refused(
-    change: Callable[[Tensors], Tensors], quantization: str | None, message: str, exported: Path, tmp_path: Path
+    change: Change, quantization: str | None, message: str, exported: Path, tmp_path: Path
 ) -> None:
     folder = changed(exported, tmp_path, change, quantization)
     with pytest.raises(DDTreeConfigError, match=message):
@@ -131,32 +102,67 @@ LILICORR = {
 SELECTOR_FIELDS = {"selector_rank": 4, "selector_top_k": 8}
 
 
-def reconfigured(folder: Path, **fields: Any) -> Path:
-    config = json.loads((folder / "config.json").read_text())
-    dflash = {**config["dflash_config"], **fields.pop("dflash_config", {})}
-    (folder / "config.json").write_text(json.dumps({**config, **fields, "dflash_config": dflash}))
-    return folder
+DSPARK = ("DSparkDraftModel", "Qwen3DSparkModel", "LingDSparkModel")
+OTHER_CLASSES: dict[str, dict[str, Any]] = {
+    "DFlash2DraftModel": {"dflash_config": SELECTOR_FIELDS},
+    "MuseGlimmerAssistantModel": {},
+    "LiLiCorrDraftModel": {"dflash_config": LILICORR["dflash_config"]},
+    **{one: {"markov_rank": 4, "markov_head_type": "vanilla"} for one in DSPARK},
+}
 
 
-@pytest.mark.parametrize("architecture", ["DFlash2DraftModel", "MuseGlimmerAssistantModel", "LiLiCorrDraftModel"])
+@pytest.mark.parametrize("architecture", OTHER_CLASSES)
 def test_other_families_layers_are_whole_too(architecture: str, exported: Path, tmp_path: Path) -> None:
-    heads = {f"candidate_selector.{name}" for name in ("hidden_projection.weight", "predecessor_codebook")}
-    heads |= {"candidate_selector.successor_codebook"}
-    fields = {
-        "DFlash2DraftModel": SELECTOR_FIELDS,
-        "MuseGlimmerAssistantModel": {},
-        "LiLiCorrDraftModel": LILICORR["dflash_config"],
-    }[architecture]
+    heads = {name: torch.ones(2) for name in HEADS}
 
-    def kept(tensors: Tensors, *left_out: str) -> Tensors:
-        return without(*left_out)({**tensors, **{name: torch.ones(2) for name in heads}})
+    def kept(*left_out: str) -> Path:
+        folder = changed(exported, tmp_path, lambda tensors: without(*left_out)({**tensors, **heads}))
+        return reconfigured(folder, architectures=[architecture], **OTHER_CLASSES[architecture])
 
-    folder = changed(exported, tmp_path, kept)
-    check_drafter_weights(reconfigured(folder, architectures=[architecture], dflash_config=fields))
-    lost = "layers.1.mlp.up_proj"
-    changed(exported, tmp_path, lambda tensors: kept(tensors, f"{lost}.weight"))
-    with pytest.raises(DDTreeConfigError, match=f"got no {lost}"):
-        check_drafter_weights(reconfigured(folder, architectures=[architecture], dflash_config=fields))
+    check_drafter_weights(kept())
+    for lost in ("layers.1.mlp.up_proj", "layers.0.self_attn.k_norm.weight", "hidden_norm.weight", "fc"):
+        with pytest.raises(DDTreeConfigError, match=f"got no {lost}"):
+            check_drafter_weights(kept(lost, f"{lost}.weight"))
+
+
+def quantized_head(name: str) -> Change:
+    return lambda tensors: {
+        **tensors,
+        **{one: torch.ones(2).to(torch.int8 if one == name else torch.bfloat16) for one in HEADS},
+    }
+
+
+@pytest.mark.parametrize("architecture", DSPARK)
+def test_a_dspark_drafters_layers_may_be_quantized_as_a_plain_ones_may(
+    architecture: str, exported: Path, tmp_path: Path
+) -> None:
+    def check(change: Change, quantization: str | None) -> None:
+        folder = changed(exported, tmp_path, lambda tensors: quantized_head("")(change(tensors)), quantization)
+        check_drafter_weights(reconfigured(folder, architectures=[architecture], **OTHER_CLASSES[architecture]))
+
+    check(to_fp8(LINEARS), "fp8")
+    with pytest.raises(DDTreeConfigError, match=r"must say how in its config\.json"):
+        check(to_fp8(LINEARS), None)
+    with pytest.raises(DDTreeConfigError, match="fc must not be quantized"):
+        check(to_fp8((*LINEARS, "fc")), "fp8")
+    with pytest.raises(DDTreeConfigError, match="all or not at all"):
+        check(to_fp8(("q_proj",)), "fp8")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        ("DFlash2DraftModel", "candidate_selector.predecessor_codebook"),
+        ("Qwen3DSparkModel", "markov_head.markov_w1.weight"),
+    ],
+)
+def test_a_head_that_scores_pairs_is_not_quantized(
+    architecture: str, name: str, exported: Path, tmp_path: Path
+) -> None:
+    """Why: `tests/engine/stages/test_pair_scores.py`, its codes are read as values."""
+    folder = changed(exported, tmp_path, quantized_head(name), "fp8")
+    with pytest.raises(DDTreeConfigError, match=f"head that scores pairs must not be quantized, .* got {name} of type"):
+        check_drafter_weights(reconfigured(folder, architectures=[architecture], **OTHER_CLASSES[architecture]))
 
 
 def test_convolutions_are_whole_and_stated(exported: Path, tmp_path: Path) -> None:
@@ -225,6 +231,13 @@ def test_the_drafter_that_ships_is_served() -> None:
     check_drafter_weights(Path(str(shipped_drafter())))
 
 
+@pytest.mark.parametrize("text", ["[]", "{"])
+def test_a_configuration_that_is_no_object_is_left_to_transformers(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "hf_quant_config.json").write_text("{}")
+    check_drafter_weights(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0{", b"\xff" * 64])
 def test_a_file_that_is_no_checkpoint_is_left_to_the_loader(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["DFlashDraftModel"], "num_hidden_layers": 2}')
@@ -233,7 +246,9 @@ def test_a_file_that_is_no_checkpoint_is_left_to_the_loader(content: bytes, tmp_
     check_drafter_weights(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("change", [LILICORR, {"has_embed_tokens": True}])
+@pytest.mark.parametrize(
+    "change", [LILICORR, {"has_embed_tokens": True, "quantization_config": {"quant_algo": "W4A16_NVFP4"}}]
+)
 def test_classes_that_name_their_layers_are_left_alone(
     change: dict[str, object], exported: Path, tmp_path: Path
 ) -> None:
@@ -241,6 +256,34 @@ def test_classes_that_name_their_layers_are_left_alone(
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
     check_drafter_weights(folder)
+
+
+def test_an_embedding_of_its_own_alone_makes_no_class_that_names_its_layers(exported: Path, tmp_path: Path) -> None:
+    """SGLang takes a drafter for one of Nemotron's by its quantization, too, and drops the embedding of another."""
+    folder = changed(exported, tmp_path, to_fp8(("fc",)), "fp8")
+    with pytest.raises(DDTreeConfigError, match="fc must not be quantized"):
+        check_drafter_weights(reconfigured(folder, has_embed_tokens=True))
+
+
+def test_lilicorrs_layers_are_not_quantized_without_a_word_either(exported: Path, tmp_path: Path) -> None:
+    folder = changed(exported, tmp_path, to_fp8(("down_proj",)))
+    with pytest.raises(DDTreeConfigError, match=r"must say how in its config\.json"):
+        check_drafter_weights(reconfigured(folder, **LILICORR))
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_names_of_an_encoder_are_known_as_sglang_knows_them(prefix: str, exported: Path, tmp_path: Path) -> None:
+    """Without a prefix alone (models/dflash.py, `resolve_param_name`)."""
+    names = {"fc.weight": "encoder.fc.weight", "hidden_norm.weight": "encoder.output_norm_enc.weight"}
+    renamed = {name: f"{prefix}{other}" for name, other in names.items()}
+    folder = changed(
+        exported, tmp_path, lambda tensors: {renamed.get(name, name): tensor for name, tensor in tensors.items()}
+    )
+    if not prefix:
+        check_drafter_weights(folder)
+        return
+    with pytest.raises(DDTreeConfigError, match=r"got no hidden_norm.weight and 1 more"):
+        check_drafter_weights(folder)
 
 
 class Loaded(torch.nn.Module):

@@ -312,3 +312,33 @@ def test_a_recurrent_head_scores_a_candidate_by_more_than_the_token_before(kind:
     for tokens, hidden in ((torch.tensor([1, 2]), states[0]), (torch.tensor([3, 3]), states[1])):
         bias, state = head.step_bias(tokens, hidden_states=hidden, state=state)
     assert (not torch.allclose(bias[0], bias[1])) == depends
+
+
+def padded(ranked: DraftCandidates, top_k: int) -> DraftCandidates:
+    """As a device and the ranks of a group have them: of K columns, what is missing with id 0 and -inf."""
+    missing = (0, top_k - ranked.topk_ids.shape[-1])
+    pad = torch.nn.functional.pad
+    return DraftCandidates(pad(ranked.topk_ids, missing), pad(ranked.topk_logprobs, missing, value=-torch.inf))
+
+
+@pytest.mark.parametrize("kind", ["selector", "vanilla", "gated"])
+def test_a_vocabulary_of_fewer_tokens_than_candidates_is_ranked_whole(kind: str) -> None:
+    """By a CPU, which has no more columns than tokens, and with the same law by a device, which fills up."""
+    top_k = VOCAB + 5
+    law, states, roots, ranked = law_of(scorer_of(kind, top_k), VOCAB)
+    filled = padded(ranked, top_k)
+    wide = pair_conditionals(scorer_of(kind, top_k).scores(states, roots, filled), filled.topk_logprobs)
+    torch.testing.assert_close(wide[..., :VOCAB, :VOCAB], law)
+    assert (wide[..., VOCAB:] == -torch.inf).all()
+    greedy = [decode_greedily(prompt, NUM_TOKENS + 2 * D) for prompt in PROMPTS]
+    outputs, _ = decode_planted(PROMPTS, greedy, planter(kind, top_k, 17), D, NUM_TOKENS)
+    assert outputs == [tokens[:NUM_TOKENS] for tokens in greedy]
+
+
+def test_a_lattice_has_no_law_of_fewer_candidates_than_it_was_trained_for() -> None:
+    """Why a vocabulary of fewer tokens is refused: its columns are fixed, and one of -inf makes all of them NaN."""
+    top_k = VOCAB + 5
+    states, roots, ranked = drafted(VOCAB)
+    with pytest.raises(ValueError, match=f"built for candidate_topk={top_k} but the lattice carries {VOCAB}"):
+        scorer_of("lattice", top_k).scores(states, roots, ranked)
+    assert bool(scorer_of("lattice", top_k).scores(states, roots, padded(ranked, top_k)).isnan().all())

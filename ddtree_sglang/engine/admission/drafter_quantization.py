@@ -1,0 +1,194 @@
+"""What does ModelOpt's `hf_quant_config.json` say of a drafter whose `config.json` is silent, and does SGLang heed it?
+
+SGLang reads that file twice: for the method (configs/model_config.py, `_parse_quant_hf_config`), and for what is
+quantized (model_loader/weight_utils.py, `get_quant_config`). An algorithm that the first reading does not know leaves
+codes that are taken for values. For MXFP8, and for mixtures, the second does not look into the file: weights are then
+taken for plain ones, or for those of another format. None of these is a word in the log.
+Knows nothing of SGLang.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddtree_sglang.exceptions import DDTreeConfigError
+
+FILE = "hf_quant_config.json"
+PLAIN_TYPES = ("F64", "F32", "F16", "BF16")
+"""How safetensors names types that weights are read from as they are."""
+_CODE_TYPES = ("U8", "I8", "F8_E4M3", "F8_E5M2")
+"""Types of quantized weights, of which a value is nothing without its scale."""
+_SHARDS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""SGLang's fused layers, and what checkpoints have in their place."""
+_RELEASE = "take the file from the drafter's release"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredForm:
+    """How a linear layer is stored.
+
+    Attributes:
+        dtype: of its weight, as safetensors names it.
+        scales: what else there must be of it. Without one SGLang goes on with a number of its own, or with noise.
+    """
+
+    dtype: str
+    scales: tuple[str, ...]
+
+
+FORMS = {
+    "FP8": StoredForm("F8_E4M3", ("weight_scale", "input_scale")),
+    "NVFP4": StoredForm("U8", ("weight_scale", "weight_scale_2", "input_scale")),
+    "W4A16_NVFP4": StoredForm("U8", ("weight_scale", "weight_scale_2")),
+}
+"""Algorithms that SGLang takes from the file as it is (layers/quantization/modelopt_quant.py).
+
+NVFP4_AWQ is none of them: it has a scale of inputs, which SGLang would place among a fused layer's outputs.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class FileQuantization:
+    """What the file says.
+
+    Attributes:
+        algorithm: one of `FORMS`.
+        left_out: patterns of modules that stay plain.
+    """
+
+    algorithm: str
+    left_out: tuple[str, ...]
+
+    @property
+    def form(self) -> StoredForm:
+        """How each linear layer that is quantized is stored."""
+        return FORMS[self.algorithm]
+
+    def leaves_out(self, module: str) -> bool:
+        """Whether SGLang builds the module of this name, one of its own, for plain weights.
+
+        A pattern is a path, whole or in part, or a text of which `*` is any, for the whole name or one part of it
+        (layers/quantization/utils.py, `is_layer_skipped`; modelopt_quant.py, `is_layer_excluded`).
+        """
+        stem, _, last = module.rpartition(".")
+        shards = [f"{stem}.{one}" if stem else one for one in _SHARDS.get(last, (last,))]
+        if all(any(_is_part(path, one) for path in self.left_out) for one in shards):
+            return True
+        texts = [re.compile(one.replace(".", r"\.").replace("*", ".*")) for one in self.left_out]
+        return any(text.fullmatch(name) for text in texts for name in (module, *module.split(".")))
+
+
+def _is_part(path: str, module: str) -> bool:
+    return f".{path.rstrip('.')}." in f".{module}."
+
+
+def is_said_in_config(drafter: Mapping[str, Any]) -> bool:
+    """Whether a parsed `config.json` has a word of its own on its quantization, which goes before the file's."""
+    return any(drafter.get(field) is not None for field in ("quantization_config", "compression_config"))
+
+
+def quantization_by_file(folder: Path, drafter: Mapping[str, Any]) -> FileQuantization | None:
+    """What the file in a drafter's folder says; None where there is none that counts, or it names no algorithm.
+
+    Args:
+        folder: of the checkpoint.
+        drafter: its parsed `config.json`.
+
+    Raises:
+        DDTreeConfigError: SGLang does not read the file as it is meant.
+    """
+    path = folder / FILE
+    if is_said_in_config(drafter) or not path.is_file():
+        return None
+    found = _parsed(path)
+    nested, algorithm = found.get("quantization"), found.get("quant_algo")
+    is_flat = "quantization" not in found
+    if not is_flat:
+        if algorithm is not None or (isinstance(nested, dict) and isinstance(nested.get("quantization"), dict)):
+            raise DDTreeConfigError(
+                f"a drafter's {FILE} must say its quantization once, at its top or in `quantization`, got it in two "
+                f"places, of which SGLang reads one for the method and one for the rest; {_RELEASE}."
+            )
+        if not isinstance(nested, dict):
+            return None
+        algorithm = nested.get("quant_algo")
+    if algorithm is None:
+        return None
+    if not isinstance(algorithm, str) or algorithm not in FORMS:
+        raise DDTreeConfigError(
+            f"a drafter whose quantization stands in {FILE} alone must be quantized by one of {', '.join(FORMS)}, "
+            f"which SGLang reads there, got {algorithm!r}; use a checkpoint that says it in its config.json "
+            "(quantization_config), or one in half precision."
+        )
+    return FileQuantization(algorithm, _left_out(found if is_flat else nested, algorithm, is_flat=is_flat))
+
+
+def _left_out(section: Mapping[str, Any], algorithm: str, *, is_flat: bool) -> tuple[str, ...]:
+    """From the field that SGLang reads, each algorithm's configuration by itself (`from_config`)."""
+    fields: tuple[str, ...] = ("exclude_modules",)
+    if is_flat:
+        fields = ("ignore",) if algorithm == "FP8" else ("ignore", "modules_to_not_convert", "exclude_modules")
+    names = next((section[field] for field in fields if field in section), None)
+    if names is None:
+        return ()
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DDTreeConfigError(
+            f"what a drafter's {FILE} leaves out must be a list of names, got {names!r}; {_RELEASE}."
+        )
+    return tuple(names)
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DDTreeConfigError(f"a drafter's {FILE} must be JSON, got {error}; {_RELEASE}.") from error
+    if not isinstance(found, dict):
+        raise DDTreeConfigError(
+            f"a drafter's {FILE} must hold a JSON object, got a {type(found).__name__}; {_RELEASE}."
+        )
+    return found
+
+
+def check_stored_as_told(told: FileQuantization, modules: Mapping[str, str], tensors: Mapping[str, str]) -> None:
+    """Refuse linear layers that are not stored as SGLang takes them to be.
+
+    Args:
+        told: what the file says.
+        modules: name of each linear layer as it is stored, to the name by which SGLang asks the file for it.
+        tensors: the type of each tensor by its name.
+
+    Raises:
+        DDTreeConfigError: one is plain and not left out or the reverse, of another type, or without a scale.
+    """
+    for stored, asked in modules.items():
+        dtype = tensors.get(f"{stored}.weight")
+        is_plain = told.leaves_out(asked)
+        if is_plain != (dtype in PLAIN_TYPES):
+            leaves = "leaves" if is_plain else "does not leave"
+            raise _wrong(told, f"{stored} of type {dtype}, which SGLang {leaves} out by it")
+        if is_plain:
+            continue
+        if dtype != told.form.dtype:
+            raise _wrong(told, f"{stored} of type {dtype}")
+        missing = [scale for scale in told.form.scales if f"{stored}.{scale}" not in tensors]
+        if missing:
+            raise _wrong(told, f"no {stored}.{missing[0]}")
+
+
+def _wrong(told: FileQuantization, found: str) -> DDTreeConfigError:
+    return DDTreeConfigError(
+        f"a drafter's linear layers must be stored as SGLang reads its {FILE}, {told.algorithm} being "
+        f"{told.form.dtype} with {', '.join(told.form.scales)}, got {found}. SGLang would serve it all the same, and "
+        "hardly a guess would hit. Export the drafter again, or use another one."
+    )
+
+
+def quantized_names(tensors: Mapping[str, str]) -> list[str]:
+    """Names of tensors that hold codes, scales excepted."""
+    return [name for name, dtype in tensors.items() if dtype in _CODE_TYPES and not name.endswith("_scale")]

@@ -79,7 +79,7 @@ _MIXED = replace(
     captured=(1, 2),
 )
 # A pool that a group's texts leave, and come back to; of a drafter's two layers, too.
-GROUPS_ON_THE_HOST = replace(
+_ON_THE_HOST = replace(
     GROUPS_EAGER,
     name="attention-groups-host-cache",
     pair="sliding",
@@ -191,8 +191,8 @@ GROUPS_OTHERS = (
     # DSpark.
     replace(GROUPS_EAGER, name="attention-groups-markov", pair="markov", budget=16, captured=(1, 2)),
     replace(GROUPS_EAGER, name="attention-groups-gated-markov", backend="triton", pair="gated_markov", budget=16),
-    GROUPS_ON_THE_HOST,
-    replace(GROUPS_ON_THE_HOST, name="attention-groups-host-cache-latent", backend="triton", pair="deepseek"),
+    _ON_THE_HOST,
+    replace(_ON_THE_HOST, name="attention-groups-host-cache-latent", backend="triton", pair="deepseek"),
     # gpt-oss: windows and sinks.
     replace(
         GROUPS_LATENT,

@@ -6,20 +6,15 @@ from dataclasses import replace
 
 from tests.device_lane.context_waves import (
     SMALLER,
-    fills_the_device,
-    from_the_host,
     mixed,
-    passes_a_tracked_length,
     past_the_window,
     prefix_hit,
-    resumes_at_a_tracked_length,
 )
 from tests.device_lane.group_catalogue import FLAGS as _FLAGS
 from tests.device_lane.group_catalogue import (
     GROUPS,
     GROUPS_EAGER,
     GROUPS_GATED_DELTA,
-    GROUPS_ON_THE_HOST,
     GROUPS_STATES,
     GROUPS_WIDTHS,
     OF_TWO,
@@ -31,11 +26,9 @@ from tests.device_lane.group_waves import (
     mixed_in_one_group,
     more_than_a_groups_pool,
 )
-from tests.device_lane.host_cache import PAGES_FIRST
 from tests.device_lane.picture_waves import behind_pictures, pictures_at_once
 from tests.device_lane.request_waves import FLAGS as _EVERY_KIND
 from tests.device_lane.scenes import Scene, pool_of
-from tests.device_lane.split_catalogue import SPLIT_GATED_DELTA, SPLIT_GROUPS
 from tests.device_lane.state_catalogue import CHUNKS, LOAD_FLAGS, TRACKED
 
 _PAGED_PREFILLS = ("--lane-variable", "SGLANG_FLASHINFER_USE_PAGED=1")
@@ -170,37 +163,4 @@ _IMAGES = (
     ),
     replace(_SMALLER, name="attention-groups-of-two-images", flags=OF_TWO),
 )
-# Beside what the families are served with in one group: prefixes on the host, and another server that prefills.
-_TOGETHER = (
-    replace(
-        GROUPS_ON_THE_HOST,
-        name="attention-groups-mellum-host-cache",
-        backend="triton",
-        pair="mellum",
-    ),
-    replace(
-        _KDA_GRAPHS,
-        name="attention-groups-delta-attention-host-cache",
-        waves=tuple(
-            in_group(group, wave)
-            for group in (0, 1)
-            for wave in (passes_a_tracked_length, fills_the_device, from_the_host(resumes_at_a_tracked_length))
-        ),
-        flags=(*_FLAGS, *TRACKED, *PAGES_FIRST, *pool_of(124)),
-    ),
-    replace(
-        SPLIT_GROUPS[0],
-        name="split-groups-mellum",
-        backend="triton",
-        pair="mellum",
-        waves=(*SPLIT_GROUPS[0].waves, past_the_window),
-    ),
-    replace(
-        SPLIT_GATED_DELTA,
-        name="split-groups-delta-attention",
-        pair="kimi_k3",
-        flags=(*_FLAGS, *TRACKED),
-        at_once=0,
-    ),
-)
-GROUPS_FAMILIES = (GROUPS_MELLUM, *_MELLUM, GROUPS_KDA, *_KDA, GROUPS_IMAGES, GROUPS_IMAGES_ALONE, *_IMAGES, *_TOGETHER)
+GROUPS_FAMILIES = (GROUPS_MELLUM, *_MELLUM, GROUPS_KDA, *_KDA, GROUPS_IMAGES, GROUPS_IMAGES_ALONE, *_IMAGES)

@@ -26,6 +26,7 @@ from tests.device_lane.context_waves import (
 )
 from tests.device_lane.drafter_catalogue import HEADS, LATTICE_ON_TWO_RANKS
 from tests.device_lane.group_catalogue import GROUPS, GROUPS_GATED_DELTA, GROUPS_LATENT, GROUPS_OTHERS
+from tests.device_lane.group_families import GROUPS_FAMILIES
 from tests.device_lane.host_cache import FLAGS as _HOST_CACHE
 from tests.device_lane.new_weights import failing_adapters, failing_checkpoints, failing_updates_from_tensors
 from tests.device_lane.penalty_waves import penalized
@@ -392,6 +393,7 @@ SLOW_SCENES = (
     *SLIDING_DRAFTERS,
     *HOST_CACHE_OTHERS,
     *GROUPS_OTHERS,
+    *GROUPS_FAMILIES,
     PAIRS_ON_TWO_RANKS,
     LATTICE_ON_TWO_RANKS,
     *TOGETHER,

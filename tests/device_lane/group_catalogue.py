@@ -91,14 +91,14 @@ _ON_THE_HOST = replace(
     captured=(1, 2),
 )
 # Groups of two ranks each, which share a group's heads, its LM head and its trees.
-_OF_TWO = (*FLAGS[:-1], "4")
+OF_TWO = (*FLAGS[:-1], "4")
 GROUPS_OF_TWO = (
     replace(
         GROUPS,
         name="attention-groups-of-two",
         waves=(*GROUPS.waves, in_both_groups(prefix_hit)),
         pair="whole",
-        flags=(*_OF_TWO, *_EVERY_KIND),
+        flags=(*OF_TWO, *_EVERY_KIND),
         captured=(1, 2),
     ),
     replace(
@@ -106,16 +106,16 @@ GROUPS_OF_TWO = (
         name="attention-groups-of-two-widths",
         backend="triton",
         pair="whole",
-        flags=(*_OF_TWO, *LOAD_FLAGS, *SMALL_POOL),
+        flags=(*OF_TWO, *LOAD_FLAGS, *SMALL_POOL),
     ),
-    replace(GROUPS_LATENT, name="attention-groups-of-two-latent", pair="latent_whole", flags=(*_OF_TWO, *_EVERY_KIND)),
+    replace(GROUPS_LATENT, name="attention-groups-of-two-latent", pair="latent_whole", flags=(*OF_TWO, *_EVERY_KIND)),
     # As few nodes as one a request, which two ranks pad to an even number.
     replace(
         GROUPS_EAGER,
         name="attention-groups-of-two-narrow",
         pair="whole",
         waves=(ten_in_two_groups,),
-        flags=(*_OF_TWO, *LOAD_FLAGS),
+        flags=(*OF_TWO, *LOAD_FLAGS),
         captured=(1, 2),
     ),
 )

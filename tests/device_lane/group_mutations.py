@@ -42,6 +42,18 @@ def idle_group_verifies_padding() -> None:
     _set(attention_ranks, "IdleVerifyInput", DDTreeVerifyInput)
 
 
+def pictures_are_left_out_between_layers() -> None:
+    """Of a picture the first layer alone gets something, where each of the first ones has a part of its own added."""
+    from sglang.srt.models.qwen3_vl_moe import Qwen3MoeLLMModel
+
+    original = Qwen3MoeLLMModel.forward
+
+    def forward(model: Any, *given: Any, **named: Any) -> Any:
+        return original(model, *given, **named | {"input_deepstack_embeds": None})
+
+    _set(Qwen3MoeLLMModel, "forward", forward)
+
+
 def width_of_the_groups_own_load() -> None:
     """Each group chooses how many nodes it verifies by the requests that it has itself."""
     from ddtree_sglang.engine.stages import round_budget
@@ -74,6 +86,7 @@ GROUP_MUTATIONS = (
     padding_has_no_cells,
     padding_has_no_links,
     idle_group_verifies_padding,
+    pictures_are_left_out_between_layers,
     drafters_keys_stay_where_they_were_made,
     first_token_of_another_server_is_counted_twice,
 )

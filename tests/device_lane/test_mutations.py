@@ -41,6 +41,7 @@ from tests.device_lane.catalogue import (
 )
 from tests.device_lane.drafter_catalogue import GATED_MARKOV, LATTICE, MARKOV
 from tests.device_lane.group_catalogue import GROUPS, GROUPS_EAGER, GROUPS_GATED_DELTA, GROUPS_OF_TWO, GROUPS_WIDTHS
+from tests.device_lane.group_families import GROUPS_IMAGES, GROUPS_IMAGES_ALONE, GROUPS_KDA, GROUPS_MELLUM
 from tests.device_lane.mutations import MUTATIONS
 from tests.device_lane.picture_catalogue import IMAGES
 from tests.device_lane.problems import problems
@@ -151,6 +152,15 @@ FAULTS = (
     Fault("padding_has_no_links", GROUPS_GATED_DELTA, LOST_RANK, slow=True),
     Fault("idle_group_verifies_padding", GROUPS_GATED_DELTA, LOST_RANK, slow=True),
     Fault("width_of_the_groups_own_load", GROUPS_WIDTHS, LOST_RANK, slow=True),
+    Fault("padding_has_no_cells", GROUPS_MELLUM, LOST_RANK, slow=True),
+    Fault("rows_of_windows_stay_where_they_are", GROUPS_MELLUM, TOKENS, slow=True),
+    Fault("padding_has_no_links", GROUPS_KDA, LOST_RANK, slow=True),
+    Fault("idle_group_verifies_padding", GROUPS_KDA, LOST_RANK, slow=True),
+    Fault("states_by_depth", GROUPS_KDA, TOKENS, slow=True),
+    Fault("idle_group_waits_for_a_block", GROUPS_IMAGES_ALONE, LOST_RANK, slow=True),
+    Fault("pictures_of_the_neighbour", GROUPS_IMAGES, TOKENS, slow=True),
+    Fault("pictures_are_left_out_between_layers", GROUPS_IMAGES_ALONE, TOKENS, slow=True),
+    Fault("drafter_is_told_nothing", GROUPS_KDA, ROUNDS, slow=True),
     Fault("masks_of_a_prefill_by_width", TRITON_3, f"{TOKENS}|{LOGPROBS}|{NOT_TAKEN}", slow=True),
     Fault("bias_of_another_request", TRITON_3, TOKENS, slow=True),
     Fault("the_best_is_drawn", TRITON_3, LAW, slow=True),

@@ -246,6 +246,7 @@ PAGED_PREFILLS = {"SGLANG_FLASHINFER_USE_PAGED": "1"}
 """What a server on FlashInfer needs in its environment for a target with windows."""
 LATENT_FAMILIES = ("DeepSeek / Kimi-K2", "Kimi-K2.5", "Kimi-K3")
 _CLASSES = "has been run with DeepseekV3ForCausalLM, GptOssForCausalLM"
+_PAGED = "with `SGLANG_FLASHINFER_USE_PAGED=1`"
 _PAGES = "needs pages of one token"
 _ONE_NUMBER = "with a fixed number of nodes"
 _NO_ADAPTERS = "has not been shown with adapters"
@@ -283,10 +284,8 @@ REFUSED_FEATURES = (
     ),
     *_refused(("LFM2",), "DP attention", _CLASSES, needed=f"{_SHARDED}[lfm2]"),
     *_refused(("LFM2-MoE",), "DP attention", _CLASSES, needed=f"{_SHARDED}[lfm2_moe]"),
-    *_refused(("Kimi-K3",), "DP attention", _CLASSES),
     *_refused(("Nemotron-H",), "DP attention", _CLASSES, (TRITON, FLASHINFER), _LEFT_EARLY),
     *_refused(("Nemotron-H",), "DP attention", _CLASSES, (FA3,), "refused-groups-mamba"),
-    *_refused(("Qwen3-VL MoE", "Mellum"), "DP attention", _CLASSES),
     *_refused(("Gemma 4",), "DP attention", _CLASSES, needed=f"{_SHARDED}[gemma4]"),
     *_refused(("Llama",), "DP attention", _CLASSES, (TRITON, FLASHINFER), f"{_SHARDED}[llama]"),
     *_refused(("Llama",), "DP attention", _CLASSES, (FA3,), "refused-groups-llama"),
@@ -640,6 +639,15 @@ IN_THE_LANE = (
     Row("Qwen3.5 / 3.6 MoE", FA3, "DP attention", scene("attention-groups-qwen3.5-moe")),
     Row("Qwen3-Next", TRITON, "DP attention", scene("attention-groups-qwen3-next")),
     Row("Qwen3-MoE", TRITON, "DP attention", scene("attention-groups-of-two-widths", "groups of two ranks")),
+    Row("Mellum", FA3, "DP attention", scene("attention-groups-mellum-retraction")),
+    Row("Mellum", TRITON, "DP attention", scene("attention-groups-mellum-triton")),
+    Row("Mellum", FLASHINFER, "DP attention", scene("attention-groups-mellum-flashinfer", _PAGED)),
+    Row("Kimi-K3", FA3, "DP attention", scene("attention-groups-delta-attention-graphs")),
+    Row("Kimi-K3", TRITON, "DP attention", scene("attention-groups-delta-attention-triton")),
+    *(
+        Row("Qwen3-VL MoE", backend, "DP attention", scene(f"attention-groups-images{end}", "with images"))
+        for backend, end in ((FA3, ""), (TRITON, "-triton"), (FLASHINFER, "-flashinfer"))
+    ),
     Row("gpt-oss", TRITON, GREEDY, scene("windows-triton")),
     Row("gpt-oss", TRITON, "prefix cache", scene("windows-triton")),
     Row("gpt-oss", TRITON, "captured graphs and overlap", scene("windows-triton")),
@@ -656,7 +664,7 @@ IN_THE_LANE = (
     Row("Gemma 4", TRITON, "prefix cache", scene("windows-gemma")),
     Row("Gemma 4", TRITON, "captured graphs and overlap", scene("windows-gemma")),
     *(
-        Row("Mellum", FLASHINFER, feature, scene(name, "with `SGLANG_FLASHINFER_USE_PAGED=1`"))
+        Row("Mellum", FLASHINFER, feature, scene(name, _PAGED))
         for feature, name in (
             (GREEDY, "windows-flashinfer"),
             ("prefix cache", "windows-flashinfer"),

@@ -55,8 +55,11 @@ GROUP_TARGETS = (
     "GptOssForCausalLM",
     *GATED_DELTA,
     "KimiK25ForConditionalGeneration",
+    "KimiK3ForConditionalGeneration",
+    "MellumForCausalLM",
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
+    "Qwen3VLMoeForConditionalGeneration",
 )
 """Classes that were run with groups. Others shard attention over all ranks, whose groups would add up each other's
 tokens: models/llama.py asks for the whole tensor-parallel size, as does what derives from it. Nemotron-H's layers give

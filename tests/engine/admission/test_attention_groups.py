@@ -77,7 +77,7 @@ def test_groups_that_count_no_others_requests_are_refused(
 def test_a_class_that_was_not_run_with_groups_is_refused(tmp_path: Path) -> None:
     """Llama's attention is sharded over all ranks: groups would add up each other's tokens, in plain decoding, too."""
     pair = write_checkpoint(tmp_path / "target", TARGET), write_checkpoint(tmp_path / "drafter", DRAFTER)
-    with pytest.raises(DDTreeConfigError, match=r"run with .*, Qwen3ForCausalLM, Qwen3MoeForCausalLM only, got Llama"):
+    with pytest.raises(DDTreeConfigError, match=r"run with .*, Qwen3VLMoeForConditionalGeneration only, got Llama"):
         resolved("Engine", pair, HOPPER, **GROUPS)
 
 

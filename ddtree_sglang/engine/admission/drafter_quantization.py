@@ -107,7 +107,7 @@ def quantization_by_file(folder: Path, drafter: Mapping[str, Any]) -> FileQuanti
         return None
     found = _parsed(path)
     nested, algorithm = found.get("quantization"), found.get("quant_algo")
-    is_flat = "quantization" not in found
+    is_flat, section = "quantization" not in found, found
     if not is_flat:
         if algorithm is not None or (isinstance(nested, dict) and isinstance(nested.get("quantization"), dict)):
             raise DDTreeConfigError(
@@ -116,7 +116,7 @@ def quantization_by_file(folder: Path, drafter: Mapping[str, Any]) -> FileQuanti
             )
         if not isinstance(nested, dict):
             return None
-        algorithm = nested.get("quant_algo")
+        section, algorithm = nested, nested.get("quant_algo")
     if algorithm is None:
         return None
     if not isinstance(algorithm, str) or algorithm not in FORMS:
@@ -125,7 +125,7 @@ def quantization_by_file(folder: Path, drafter: Mapping[str, Any]) -> FileQuanti
             f"which SGLang reads there, got {algorithm!r}; use a checkpoint that says it in its config.json "
             "(quantization_config), or one in half precision."
         )
-    return FileQuantization(algorithm, _left_out(found if is_flat else nested, algorithm, is_flat=is_flat))
+    return FileQuantization(algorithm, _left_out(section, algorithm, is_flat=is_flat))
 
 
 def _left_out(section: Mapping[str, Any], algorithm: str, *, is_flat: bool) -> tuple[str, ...]:

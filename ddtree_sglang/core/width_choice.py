@@ -76,3 +76,8 @@ def _most_per_second(tokens: Floats, seconds: Floats) -> int:
         if rate > most:
             best, most = place, rate
     return best
+
+
+def last_within(factor: float, seconds: Floats, best: int) -> int:
+    """Index of the last of `[W]` seconds that is at most `factor` times that of the best."""
+    return int(np.flatnonzero(seconds <= factor * seconds[best])[-1])

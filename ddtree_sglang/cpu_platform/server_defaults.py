@@ -122,9 +122,9 @@ def _stored_quantization(path: str | None) -> str | None:
     if path is None or not config.is_file():
         return None
     named = json.loads(config.read_text(encoding="utf-8")).get("quantization_config")
-    if named is None:
-        return _of_modelopt(config.with_name(_MODELOPT_FILE))
-    method = named.get("quant_method")
+    if not named:
+        return _of_modelopt(config.with_name(_MODELOPT_FILE)) if named is None else None
+    method = named.get("quant_method") if isinstance(named, dict) else None
     return None if method is None else str(method)
 
 

@@ -113,6 +113,10 @@ def test_what_modelopts_own_file_says_is_refused_at_start(role: str, is_flat: bo
     )
     with pytest.raises(DDTreeConfigError, match=r"those of fp8 and w8a8_int8, got FP8 of hf_quant_config\.json for"):
         _check_quantization(arguments)
+    for silent in (False, [], ""):
+        (tmp_path / "config.json").write_text(json.dumps({"quantization_config": silent}))
+        _check_quantization(arguments)
+    (tmp_path / "config.json").write_text("{}")
     for text in ("{}", "[]", "{"):
         (tmp_path / "hf_quant_config.json").write_text(text)
         _check_quantization(arguments)

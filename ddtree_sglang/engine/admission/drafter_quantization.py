@@ -79,7 +79,7 @@ class FileQuantization:
         shards = [f"{stem}.{one}" if stem else one for one in _SHARDS.get(last, (last,))]
         if all(any(_is_part(path, one) for path in self.left_out) for one in shards):
             return True
-        texts = [re.compile(one.replace(".", r"\.").replace("*", ".*")) for one in self.left_out]
+        texts = [_as_text(one) for one in self.left_out]
         return any(text.fullmatch(name) for text in texts for name in (module, *module.split(".")))
 
 
@@ -119,6 +119,12 @@ def quantization_by_file(folder: Path, drafter: Mapping[str, Any]) -> FileQuanti
         section, algorithm = nested, nested.get("quant_algo")
     if algorithm is None:
         return None
+    text = drafter.get("text_config")
+    if isinstance(text, dict) and text.get("quantization_config") is not None:
+        raise DDTreeConfigError(
+            f"a drafter must say its quantization in one place, got it in {FILE} and in text_config of its "
+            "config.json, of which SGLang reads one for the method and one for the rest; take it out of either."
+        )
     if not isinstance(algorithm, str) or algorithm not in FORMS:
         raise DDTreeConfigError(
             f"a drafter whose quantization stands in {FILE} alone must be quantized by one of {', '.join(FORMS)}, "
@@ -140,14 +146,28 @@ def _left_out(section: Mapping[str, Any], algorithm: str, *, is_flat: bool) -> t
         raise DDTreeConfigError(
             f"what a drafter's {FILE} leaves out must be a list of names, got {names!r}; {_RELEASE}."
         )
+    for name in names:
+        try:
+            _as_text(name)
+        except re.error as error:
+            raise DDTreeConfigError(
+                f"what a drafter's {FILE} leaves out must be names of modules in which * is any text, got {name!r}, "
+                f"which SGLang cannot compare with any ({error}); {_RELEASE}."
+            ) from error
     return tuple(names)
+
+
+def _as_text(name: str) -> re.Pattern[str]:
+    return re.compile(name.replace(".", r"\.").replace("*", ".*"))
 
 
 def _parsed(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DDTreeConfigError(f"a drafter's {FILE} must be JSON, got {error}; {_RELEASE}.") from error
+    except (OSError, ValueError) as error:
+        raise DDTreeConfigError(
+            f"a drafter's {FILE} must be JSON that can be read, got {error}; {_RELEASE}."
+        ) from error
     if not isinstance(found, dict):
         raise DDTreeConfigError(
             f"a drafter's {FILE} must hold a JSON object, got a {type(found).__name__}; {_RELEASE}."

@@ -1,8 +1,8 @@
 """What DDTREE would do with a drafter's checkpoint, from its `config.json`: `ddtree doctor --draft`.
 
-Of a folder the other files are looked at as well, weights by their headers alone, so that it says what a server would.
-Knows nothing of SGLang. A line per fact; what a server asks of a pair (`drafter_checks`) needs the
-target's configuration, too, so it is reported here and checked there.
+Of a folder the other files are looked at as well, weights by their headers alone, so that it says what a server would
+of weights that are there. Knows nothing of SGLang. A line per fact; what a server asks of a pair (`drafter_checks`)
+needs the target's configuration, too, so it is reported here and checked there.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def check_drafter_weights(folder: Path) -> None:
         return
     _check_head(tensors, drafter)
     family = family_of(drafter).name
-    is_known = family in (PLAIN, SELECTOR, LATTICE, MARKOV) and not _is_nemotrons(drafter)
+    is_known = family in (PLAIN, SELECTOR, LATTICE, MARKOV) and not is_nemotrons(drafter)
     if not is_known or not isinstance(drafter.get("num_hidden_layers"), int):
         return
     _check_names(tensors, drafter)
@@ -92,10 +92,22 @@ def check_drafter_weights(folder: Path) -> None:
         _check_types(tensors, drafter, told)
 
 
-def _is_nemotrons(drafter: Mapping[str, Any]) -> bool:
+def is_nemotrons(drafter: Mapping[str, Any]) -> bool:
     """As SGLang tells them from others (speculative/dflash_utils.py, `is_nemotron_35_draft_config`)."""
-    algorithm = (drafter.get("quantization_config") or {}).get("quant_algo")
-    return bool(drafter.get("has_embed_tokens")) and algorithm == "W4A16_NVFP4"
+    quantization, dflash = drafter.get("quantization_config") or {}, drafter.get("dflash_config") or {}
+    targets = dflash.get("target_layer_ids", drafter.get("target_layer_ids"))
+    inputs = drafter.get("eagle_aux_hidden_state_layer_ids")
+    return (
+        not {"DFlashDraftModel", "Qwen3DSparkModel"}.isdisjoint(drafter.get("architectures") or ())
+        and bool(drafter.get("has_embed_tokens"))
+        and not drafter.get("has_lm_head")
+        and isinstance(quantization, dict)
+        and quantization.get("quant_algo") == "W4A16_NVFP4"
+        and isinstance(targets, list)
+        and targets != []
+        and inputs == [int(layer) + 1 for layer in targets]
+        and dflash.get("sample_from_anchor", drafter.get("sample_from_anchor", True)) is False
+    )
 
 
 def _check_head(tensors: Mapping[str, str], drafter: Mapping[str, Any]) -> None:
@@ -120,16 +132,16 @@ def _check_head(tensors: Mapping[str, str], drafter: Mapping[str, Any]) -> None:
 def stored_types(folder: Path) -> dict[str, str]:
     """The type of each tensor by its name in SGLang's class, from the headers of all safetensors files of a folder.
 
-    Empty where there are none, or one is no such file: SGLang's loader says what is wrong with it.
+    Empty where there are none, or one is no such file or cannot be read: SGLang's loader says what is wrong with it.
     """
     found: dict[str, str] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            try:
+        try:
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
                 header: dict[str, Any] = json.loads(file.read(size)) if 0 < size <= path.stat().st_size else {}
-            except ValueError:
-                return {}
+        except (OSError, ValueError):
+            return {}
         found |= {_own(name): str(entry["dtype"]) for name, entry in header.items() if name != "__metadata__"}
     return found
 

@@ -18,6 +18,7 @@ Ranks have clocks of their own. So the first rank of a tensor-parallel target de
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_right
 from collections import deque
@@ -33,7 +34,7 @@ import numpy as np
 from ddtree_sglang.core.cost_model import CostModel, RoundCosts, row_of
 from ddtree_sglang.core.honest_probs import Floats, HonestProbs, Ints, RoundTrees
 from ddtree_sglang.core.second_looks import SOON, SecondLooks
-from ddtree_sglang.core.width_choice import add_request, best_width, drafted_tokens
+from ddtree_sglang.core.width_choice import add_request, best_width, drafted_tokens, last_within
 from ddtree_sglang.core.width_tries import LEAST_LOSS, OPTIMISM, hopeful_tries
 from ddtree_sglang.engine.stages.round_records import (
     Decision,
@@ -197,7 +198,9 @@ class AdaptiveBudget:
 
         Where it does not count, its time is learned, and the totals are not told.
         """
-        self._records.append(None if record is None else (record, self._narrowed, self._worth))
+        # A gain counts for drafts that were made although none pays.
+        worth = self._worth if self.decision.is_try else math.inf
+        self._records.append(None if record is None else (record, self._narrowed, worth))
         self._launched.append((*self._now, self.decision if counts else replace(self.decision, seconds=0.0)))
         if counts:
             self.totals.decided(self.decision)
@@ -231,8 +234,10 @@ class AdaptiveBudget:
         self._forced = None if tried is None else allowed[tried]
         if self._drafts:
             self._wait, self._waited, self._for_drafts = FIRST_WAIT, 0, min(self._for_drafts, FIRST_FOR_DRAFTS)
-        elif tried is None and self._is_time_to_draft(self._loss_of_draft(tokens, costs, tree)):
-            tried, self._forced = 1 + _widest(costs.seconds[1:], tree - 1), 0
+        elif tried is None:
+            widest = 1 + last_within(WIDER, costs.seconds[1:], tree - 1)
+            if self._is_time_to_draft(self._loss_of_draft(tokens, costs, widest)):
+                tried, self._forced = widest, 0
         chosen = best if tried is None else tried
         return self._decide(chosen, costs.seconds[chosen], is_try=tried is not None)
 
@@ -261,7 +266,7 @@ class AdaptiveBudget:
         tokens = self._tokens[1 : 1 + len(allowed)]
         best = self.choose(tokens, costs.seconds)
         if self._forced == 0:
-            best = _widest(costs.seconds, best)
+            best = last_within(WIDER, costs.seconds, best)
         tried = allowed.index(self._forced) if self._forced in allowed else self._wanted(allowed, tokens, costs, best)
         chosen = best if tried is None else tried
         is_try = self._forced is not None or tried is not None
@@ -392,8 +397,3 @@ class AdaptiveBudget:
 def _more(saved: float, most: float) -> float:
     """A round's share of what may be lost is added, up to `most`."""
     return max(saved, min(most, saved + EXPLORED / 2))
-
-
-def _widest(seconds: Floats, best: int) -> int:
-    """The last index that takes hardly longer than the best."""
-    return int(np.flatnonzero(seconds <= WIDER * seconds[best])[-1])

@@ -183,7 +183,8 @@ def test_what_it_misreads_is_refused_by_a_server_and_by_doctor(name: str, export
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{", "must be JSON, got Expecting"),
+        ("{", "must be JSON that can be read, got Expecting"),
+        ('{"quant_algo": "FP8", "ignore": ["a("]}', r"names of modules .*, got 'a\(', which SGLang cannot compare"),
         ("[]", "must hold a JSON object, got a list"),
         ('{"quant_algo": "FP8", "quantization": {"quant_algo": "NVFP4"}}', "must say its quantization once"),
         ('{"quantization": {"quantization": {"quant_algo": "FP8"}}}', "must say its quantization once"),
@@ -195,6 +196,27 @@ def test_a_file_that_is_not_what_it_should_be_is_refused(
     folder = changed(exported, tmp_path, stored("FP8"))
     (folder / FILE).write_text(text)
     with pytest.raises(DDTreeConfigError, match=reason):
+        check_drafter_weights(folder)
+
+
+def test_a_file_that_cannot_be_read_is_one_line_of_doctors(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_text(path: Path, encoding: str | None = None) -> str:
+        if path.name == FILE:
+            raise PermissionError(13, "Permission denied")
+        return path.read_bytes().decode()
+
+    say(changed(exported, tmp_path, dict), "FP8")
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert "must be JSON that can be read, got [Errno 13]" in str(report_of_place(str(tmp_path)).refusal)
+
+
+def test_a_quantization_of_the_text_part_beside_the_file_is_refused(exported: Path, tmp_path: Path) -> None:
+    """SGLang takes the method of the file and the rest of text_config (`get_quant_config`)."""
+    folder = reconfigured(changed(exported, tmp_path, stored("FP8")), text_config={"quantization_config": {"a": 1}})
+    say(folder, "FP8")
+    with pytest.raises(DDTreeConfigError, match=r"in one place, got it in .* and in text_config"):
         check_drafter_weights(folder)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 
 from ddtree_sglang.demo.drafter import shipped_drafter
 from ddtree_sglang.engine.admission.drafter_families import LATTICE_FIELDS
-from ddtree_sglang.engine.admission.drafter_weights import check_drafter_weights, stored_types
+from ddtree_sglang.engine.admission.drafter_weights import check_drafter_weights, is_nemotrons, stored_types
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.engine.admission.drafter_folders import LINEARS, NUM_LAYERS, Change, Tensors, changed, reconfigured, without
 
@@ -246,9 +247,17 @@ def test_a_file_that_is_no_checkpoint_is_left_to_the_loader(content: bytes, tmp_
     check_drafter_weights(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(
-    "change", [LILICORR, {"has_embed_tokens": True, "quantization_config": {"quant_algo": "W4A16_NVFP4"}}]
-)
+NEMOTRONS = {
+    "architectures": ["DFlashDraftModel"],
+    "has_embed_tokens": True,
+    "quantization_config": {"quant_algo": "W4A16_NVFP4"},
+    "target_layer_ids": [1, 3],
+    "eagle_aux_hidden_state_layer_ids": [2, 4],
+    "dflash_config": {"sample_from_anchor": False},
+}
+
+
+@pytest.mark.parametrize("change", [LILICORR, NEMOTRONS])
 def test_classes_that_name_their_layers_are_left_alone(
     change: dict[str, object], exported: Path, tmp_path: Path
 ) -> None:
@@ -263,6 +272,44 @@ def test_an_embedding_of_its_own_alone_makes_no_class_that_names_its_layers(expo
     folder = changed(exported, tmp_path, to_fp8(("fc",)), "fp8")
     with pytest.raises(DDTreeConfigError, match="fc must not be quantized"):
         check_drafter_weights(reconfigured(folder, has_embed_tokens=True))
+
+
+@pytest.mark.sglang
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"architectures": ["Qwen3DSparkModel"]},
+        {"architectures": ["DFlash2DraftModel"]},
+        {"architectures": None},
+        {"has_embed_tokens": False},
+        {"has_lm_head": True},
+        {"quantization_config": {"quant_algo": "NVFP4"}},
+        {"quantization_config": None},
+        {"eagle_aux_hidden_state_layer_ids": [1, 3]},
+        {"eagle_aux_hidden_state_layer_ids": [2]},
+        {"eagle_aux_hidden_state_layer_ids": None},
+        {"target_layer_ids": None},
+        {"target_layer_ids": None, "dflash_config": {"sample_from_anchor": False, "target_layer_ids": [1, 3]}},
+        {"dflash_config": {}},
+        {"dflash_config": {"sample_from_anchor": True}},
+        {"dflash_config": {}, "sample_from_anchor": False},
+    ],
+    ids=str,
+)
+def test_nemotrons_are_told_from_others_as_sglang_tells_them(change: dict[str, object]) -> None:
+    from sglang.srt.speculative.dflash_utils import is_nemotron_35_draft_config
+
+    drafter = NEMOTRONS | change
+    assert is_nemotrons(drafter) == is_nemotron_35_draft_config(SimpleNamespace(**drafter))
+
+
+def test_weights_that_cannot_be_read_are_left_to_the_loader(exported: Path, tmp_path: Path) -> None:
+    """As of a link whose file is gone."""
+    (tmp_path / "config.json").write_text((exported / "config.json").read_text())
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "gone")
+    assert stored_types(tmp_path) == {}
+    check_drafter_weights(tmp_path)
 
 
 def test_lilicorrs_layers_are_not_quantized_without_a_word_either(exported: Path, tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from ddtree_sglang.core.acceptance import AcceptedPath
 from ddtree_sglang.core.cost_model import CostModel
 from ddtree_sglang.core.second_looks import RARELY
 from ddtree_sglang.engine.stages.adaptive_budget import AdaptiveBudget
-from ddtree_sglang.engine.stages.round_records import PACE, RequestRecord
+from ddtree_sglang.engine.stages.round_records import PACE, RequestRecord, RoundRecord
 from tests.engine.stages.served_rounds import Served, host_trees, running_request
 
 pytestmark = pytest.mark.sglang
@@ -292,6 +294,20 @@ def test_drafts_that_nearly_pay_are_not_repeated_for_their_luck(lag: int) -> Non
         one.rounds(200, [running_request() for _ in range(16)])
         rates.append(one.rate * crowded(16, 1) / 16)
     assert fmean(rates) > 0.985
+
+
+def test_what_one_clients_fixed_trees_gain_pays_for_nobody_elses_drafts() -> None:
+    """Trees that one request asks for are no try of the policy's, whose own drafts do not pay here."""
+    one = served(flat, 1, 0, truth=100.0)
+    budget, reqs = one.budget, [running_request()]
+    budget._for_drafts = 0.0
+    for _ in range(20):
+        budget.begin_fixed(reqs, [5], 300.0, 5)
+        tree = one.drafted(1, 5)
+        path = AcceptedPath(torch.tensor([[0, 1]]), *(torch.tensor([value]) for value in (1, 2, 0, 0)))
+        budget.end(RoundRecord.of(reqs, [5], tree, path))
+        one.now += flat(1, 5)
+    assert budget._for_drafts == 0.0
 
 
 @pytest.mark.parametrize("lag", [0, 1])

@@ -60,7 +60,8 @@ ALONE = (
     # Its answer begins pictures where there are none.
     Asked(ONE.ids, (SQUARE,), bias={str(MARKS["vision_start"]): 50.0}),
 )
-TEXT = Asked(words(9, 7), num_tokens=32)
+# Long enough to be there yet when a busy machine has looked at the pictures of the two others.
+TEXT = Asked(words(9, 7), num_tokens=64)
 AT_ONCE = (TEXT, Asked((*PICTURE, *words(9, 8)), (LARGE,)), Asked((*words(2, 9), *PICTURE, *words(1, 10)), (WIDE,)))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import pytest
 import torch
 
 from ddtree_sglang.calibration.table import CostTable
@@ -82,19 +83,34 @@ def test_without_a_policy_measured_costs_choose_the_budget_and_tokens_stay(
     assert len(measured) > len(rounds) / 2
     assert median(measured) > median(one["total_ms"] for one in rounds), "the scheduler's work counts"
     assert max(one["num_nodes"] for one in rounds[-5:]) <= 3, "the last answer allowed itself three nodes"
-    (file,) = costs.iterdir()
+    assert len(list(costs.iterdir())) == 1
+    poisoned: set[Path] = set()
+    for _ in range(3):
+        for file in set(costs.iterdir()) - poisoned:
+            poison(file)
+            poisoned.add(file)
+        with serve("DDTREE", None, *flags, policy=None, **as_users_do) as server:
+            log = server.log.read_text(encoding="utf-8")
+            if not any(f"are known from {file}" in log for file in poisoned):
+                # Beside other work another form of its products may seem faster, whose costs are another file.
+                continue
+            own = rounds_of(server.trace)
+            for at_once in (1, 3):
+                answers = ask_all(server.url, PROMPTS, at_once, **options)
+                assert [answer["output_ids"] for answer in answers] == expected
+            decided = [one["decision"] for one in rounds_of(server.trace)[len(own) :]]
+            break
+    else:
+        pytest.fail("no server began with costs that are known")
+    assert sum(one.startswith("tree") for one in decided) > 10, "trees are not as dear as the file says"
+
+
+def poison(file: Path) -> None:
+    """Have a file of costs say that trees are five times as dear as they were."""
     held = json.loads(file.read_text(encoding="utf-8"))
     place = held["columns"].index("nodes")
     cells = [[*cell[:-1], cell[-1] * (5 if cell[place] > 1 else 1)] for cell in held["cells"]]
     file.write_text(json.dumps({**held, "cells": cells}), encoding="utf-8")
-    with serve("DDTREE", None, *flags, policy=None, **as_users_do) as server:
-        assert f"are known from {file}" in server.log.read_text(encoding="utf-8")
-        own = rounds_of(server.trace)
-        for at_once in (1, 3):
-            answers = ask_all(server.url, PROMPTS, at_once, **options)
-            assert [answer["output_ids"] for answer in answers] == expected
-        decided = [one["decision"] for one in rounds_of(server.trace)[len(own) :]]
-    assert sum(one.startswith("tree") for one in decided) > 10, "trees are not as dear as the file says"
 
 
 def decisions_of(url: str) -> dict[str, float]:

@@ -12,6 +12,7 @@ from ddtree_sglang.core.cost_model import CostModel
 from ddtree_sglang.core.honest_probs import RoundTrees
 from ddtree_sglang.engine.stages.adaptive_budget import AdaptiveBudget
 from ddtree_sglang.engine.stages.round_records import RoundRecord
+from ddtree_sglang.engine.stages.round_times import RoundTimes
 from ddtree_sglang.simulator.recording import Tree
 from ddtree_sglang.simulator.replay import Round, Running
 
@@ -83,7 +84,7 @@ class Adaptive:
         """`on_device`: trees are not at hand on the host, which is one round behind; `kind`: of another rule."""
         self._now = 0.0
         self._lag = int(on_device)
-        self.budget = kind(widths, costs, lag=self._lag, clock=lambda: self._now)
+        self.budget = kind(widths, costs, lag=self._lag, times=RoundTimes(self._lag, lambda: self._now))
         self._pending: list[float] = []
 
     def round(self, running: Sequence[Running]) -> Round:

@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 ROUNDS, LEAST_ROUNDS = 4, 2
 """Of each cell: asked for, and after which it is not asked again. A table keeps no cell of one sample."""
 QUICK_SECONDS, QUICK_ROUNDS = 0.02, 24
-"""What a round takes that is asked for so often. On a GPU the first rounds behind a prefill tell little: the host runs
-ahead of the device, and clocks of a device that idled still rise."""
+"""What a round takes that is asked for so often. On a GPU the first rounds behind a prefill tell little: clocks of a
+device that idled still rise."""
 MOST_ASKED = 2
 """Batches for a cell."""
 SAVING_SECONDS = 5.0

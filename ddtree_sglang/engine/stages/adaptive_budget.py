@@ -5,10 +5,7 @@ promised and kept. After the draft, where the tree is at hand on the host: how m
 is not at hand, so the first answer names the width, too, and copies of a round's trees are looked at one round later.
 
 Three things are learned while serving: what rounds cost (`core.cost_model`), how much of the drafter's word to believe
-(`core.honest_probs`), and by request how much of what was expected came true. A round takes from its beginning to the
-next one's beginning, so the scheduler's own work counts, and no device is asked for the time. Where scheduling
-overlaps, the host begins a round when it has the result of the one before the last, so what lies between two beginnings
-is the last but one's time.
+(`core.honest_probs`), and by request how much of what was expected came true.
 
 A width is tried that may be better than the best, as little as is known of it, if what the try is thought to lose has
 been saved up: a share of all time, EXPLORED, and more when a server begins.
@@ -19,10 +16,9 @@ Ranks have clocks of their own. So the first rank of a tensor-parallel target de
 from __future__ import annotations
 
 import math
-import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import compress
 from statistics import fmean
@@ -45,6 +41,7 @@ from ddtree_sglang.engine.stages.round_records import (
     Totals,
     host_trees,
 )
+from ddtree_sglang.engine.stages.round_times import LaunchedRound, RoundTimes, TimedRound
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -96,10 +93,12 @@ class AdaptiveBudget:
         costs: CostModel | None = None,
         *,
         lag: int = 0,
-        clock: Callable[[], float] = time.perf_counter,
+        times: RoundTimes | None = None,
         totals: Totals | None = None,
     ) -> None:
-        """`widths`: nodes a request, ascending from 1; `lag`: rounds that the host is behind the device."""
+        """`widths`: nodes a request, ascending from 1; `lag`: rounds that the host is behind the device; `times`: what
+        tells rounds' times, the host's clock for None.
+        """
         self.widths = tuple(widths)
         self._width_array: Ints = np.array(self.widths)
         self.costs = costs or CostModel()
@@ -107,16 +106,13 @@ class AdaptiveBudget:
         self.totals = totals or Totals()
         self.decision = Decision(self.widths[-1], 0.0, 0.0, is_try=False)
         self.measured: Measured | None = None  # of the round whose time the last `begin` learned
-        self._lag, self._clock = lag, clock
+        self._lag, self.times = lag, times or RoundTimes(lag)
         self._narrows = self._paused = False
         self._records: deque[tuple[RoundRecord, Narrowed | None, float] | None] = deque()
         self._narrowed: Narrowed | None = None
         self._requests: WeakKeyDictionary[Req, RequestRecord] = WeakKeyDictionary()
         # Before the first tree a pair is thought to be so-so: it is tried, and not for long.
         self._usual = RequestRecord(NO_HOPE * np.log2(self._width_array))
-        self._began: float | None = None
-        self._left: float | None = None  # when the last round before an interruption began
-        self._launched: deque[tuple[int, float, Decision]] = deque(maxlen=lag + 1)
         self._saved_for_best = self._saved_for_others = FIRST_SAVED / 2
         self._drafts = True
         self._forced: int | None = None  # width that is to be tried, 0: whichever is best
@@ -201,7 +197,7 @@ class AdaptiveBudget:
         # A gain counts for drafts that were made although none pays.
         worth = self._worth if self.decision.is_try else math.inf
         self._records.append(None if record is None else (record, self._narrowed, worth))
-        self._launched.append((*self._now, self.decision if counts else replace(self.decision, seconds=0.0)))
+        self.times.launched(LaunchedRound(*self._now, self.decision if counts else replace(self.decision, seconds=0.0)))
         if counts:
             self.totals.decided(self.decision)
 
@@ -212,9 +208,7 @@ class AdaptiveBudget:
 
     def interrupt(self) -> None:
         """Something else than a round was run, so the time up to the next one is not a round's."""
-        self._left = self._began if self._left is None else self._left
-        self._began = None
-        self._launched.clear()
+        self.times.interrupt()
 
     # -- what is chosen ----------------------------------------------------------------------------------------------
 
@@ -306,30 +300,33 @@ class AdaptiveBudget:
     # -- what is learned ---------------------------------------------------------------------------------------------
 
     def _measure(self) -> Measured | None:
-        """The time since the last round began is a sample, if it was that round's; None: of no round."""
-        now = self._clock()
-        began, self._began = self._began, now
-        if self._left is not None:
-            self.costs.rest(now - self._left)
-            self._left = None
-        if began is None or len(self._launched) <= self._lag:
-            return None
-        batch_size, mean_prefix, decision = self._launched[0]
-        if decision.seconds and now - began > PAUSE * decision.seconds + PAUSE_SECONDS and not self._paused:
+        """A round begins: those whose time is known now are samples; the last of them."""
+        timed, rested = self.times.begin()
+        measured = None
+        for one in timed:
+            measured = self._took(one) or measured
+        if rested is not None:
+            self.costs.rest(rested)
+        return measured
+
+    def _took(self, timed: TimedRound) -> Measured | None:
+        one, seconds = timed.round, timed.seconds
+        decision = one.decision
+        if decision.seconds and seconds > PAUSE * decision.seconds + PAUSE_SECONDS and not self._paused:
             # Generation was paused, or the machine slept; if the next round is as long, rounds are.
             self._paused = True
             return None
         self._paused = False
-        is_far = self.costs.observe(batch_size, mean_prefix, decision.num_nodes, now - began)
-        row = row_of(batch_size, mean_prefix)
+        is_far = self.costs.observe(one.batch_size, one.mean_prefix, decision.num_nodes, seconds)
+        row = row_of(one.batch_size, one.mean_prefix)
         if (looks := self._looks.get(row)) is not None:
-            facts = decision.num_nodes, now - began, decision.seconds, self.costs.noise
+            facts = decision.num_nodes, seconds, decision.seconds, self.costs.noise
             looks.took(*facts, is_far=is_far, is_try=decision.is_try)
         if decision.seconds:
-            self.totals.took(decision.seconds, now - began)
+            self.totals.took(decision.seconds, seconds)
             if decision.num_nodes > 1:
-                self._compare(row, decision.seconds, now - began)
-        return Measured(now - began, decision.seconds, rounds_ago=1 + self._lag)
+                self._compare(row, decision.seconds, seconds)
+        return Measured(seconds, decision.seconds, timed.rounds_ago)
 
     def _compare(self, row: tuple[int, int], expected: float, measured: float) -> None:
         """A drafted round's time with what was expected of it."""

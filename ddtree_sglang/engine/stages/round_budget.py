@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,7 @@ from ddtree_sglang.engine.stages.budget_policy import BUDGET_STEPS
 from ddtree_sglang.engine.stages.cost_file import CostFile, cost_folder, machine_facts
 from ddtree_sglang.engine.stages.node_processors import has_processors
 from ddtree_sglang.engine.stages.round_records import RoundRecord, Totals, host_trees
+from ddtree_sglang.engine.stages.round_times import DeviceTimes, RoundTimes
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -88,7 +90,8 @@ class RoundBudget:
 class AdaptiveRounds(RoundBudget):
     """Of policy "adaptive": the first rank's choice, which the other ranks of its group are told."""
 
-    def __init__(self, policy: BudgetPolicy, costs: CostFile, *, lag: int) -> None:
+    def __init__(self, policy: BudgetPolicy, costs: CostFile, *, lag: int, device: str | None = None) -> None:
+        """`device`: whose events time rounds, by its name for torch; None: the host's clock does."""
         super().__init__(policy)
         parallel = get_parallel()
         self._decides = parallel.tp_rank == 0
@@ -97,8 +100,9 @@ class AdaptiveRounds(RoundBudget):
             most = policy.node_counts[-1]
             logger.info("a round verifies 1 to %d nodes a request, as measured costs say.", most)
             compile_loops()
-        self.budget = AdaptiveBudget(policy.node_counts, costs.load() if self._decides else None, lag=lag)
-        self._lag = lag
+        self._lag, self._device = lag, device
+        known = costs.load() if self._decides else None
+        self.budget = AdaptiveBudget(policy.node_counts, known, lag=lag, times=self._times(host_waits=False))
         self._of_host_work: AdaptiveBudget | None = None
         self._chosen = self.budget
         self._group = parallel.tp_group.cpu_group if parallel.tp_size > 1 else None
@@ -132,8 +136,15 @@ class AdaptiveRounds(RoundBudget):
         if self._of_host_work is None:
             known = CostModel.from_json(self.budget.costs.to_json())
             totals = self.budget.totals
-            self._of_host_work = AdaptiveBudget(self.budget.widths, known, lag=self._lag, totals=totals)
+            times = self._times(host_waits=True)
+            self._of_host_work = AdaptiveBudget(self.budget.widths, known, lag=self._lag, times=times, totals=totals)
         return self._of_host_work
+
+    def _times(self, *, host_waits: bool) -> RoundTimes:
+        if self._device is None:
+            return RoundTimes(self._lag)
+        event = partial(torch.get_device_module(self._device).Event, enable_timing=True)
+        return DeviceTimes(event, host_waits=host_waits)
 
     @property
     def cut(self) -> TreeCut | None:
@@ -258,4 +269,5 @@ def make_round_budget(
     graphs = cfg.cuda_graph_config.decode
     facts |= {"graphs": graphs.backend, "graph_sizes": graphs.bs, "products": product_forms(models)}
     lag = int(not cfg.disable_overlap_schedule)
-    return AdaptiveRounds(policy, CostFile.of(facts, cost_folder()), lag=lag)
+    device = cfg.device if is_device_path() else None
+    return AdaptiveRounds(policy, CostFile.of(facts, cost_folder()), lag=lag, device=device)

@@ -46,7 +46,7 @@ class Served:
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
-        self.budget._clock = lambda: self.now
+        self.budget.times.clock = lambda: self.now
 
     def drafted(self, batch_size: int, num_nodes: int) -> DraftTree:
         scores = self.rng.standard_normal((batch_size, DEPTH, CANDIDATES)) * self.sureness
@@ -71,15 +71,22 @@ class Served:
             self.tokens += int(path.commit_lens.sum())
         else:
             self.tokens += size
-        budget.end(record)
         seconds = self.seconds_of(size, num_nodes) * float(np.exp(self.noise * self.rng.standard_normal()))
-        # Where scheduling overlaps, the next round begins when the one before this is over.
-        self.pending.append(seconds)
-        if len(self.pending) > budget._lag:
-            self.now += self.pending.pop(0)
-        self.seconds += seconds
+        self.launch(seconds)
+        budget.end(record)
+        self.finish(seconds)
         self.widths.append(num_nodes)
         return num_nodes
+
+    def launch(self, _seconds: float) -> None:
+        """The host has launched a round that takes so long."""
+
+    def finish(self, seconds: float) -> None:
+        """Where scheduling overlaps, the next round begins when the one before this is over."""
+        self.pending.append(seconds)
+        if len(self.pending) > self.budget._lag:
+            self.now += self.pending.pop(0)
+        self.seconds += seconds
 
     def rounds(self, number: int, reqs: list[Any]) -> Served:
         for _ in range(number):

@@ -18,6 +18,7 @@ from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
 from ddtree_sglang.engine.stages.cost_file import CostFile
 from ddtree_sglang.engine.stages.round_budget import COST_FACTS, AdaptiveRounds, RoundBudget, make_round_budget
 from ddtree_sglang.engine.stages.round_ends import BatchEnds
+from ddtree_sglang.engine.stages.round_times import RoundTimes
 from tests.core.tree_cases import build, random_candidates
 from tests.engine.stages.served_rounds import running_request
 
@@ -88,6 +89,42 @@ def test_the_adaptive_one_is_made_of_the_servers_arguments(monkeypatch: pytest.M
         )
         assert isinstance(one, AdaptiveRounds)
         assert one.budget._lag == lag
+        assert type(one.budget.times) is RoundTimes
+
+
+def test_on_a_device_its_events_time_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    parallel(monkeypatch)
+    monkeypatch.setenv("DDTREE_COSTS", "")
+    monkeypatch.setattr(round_budget, "is_device_path", lambda: True)
+    recorded: list[dict[str, Any]] = []
+
+    class Event:
+        def __init__(self, **options: Any) -> None:
+            recorded.append(options)
+
+        def record(self) -> None:
+            pass
+
+        def query(self) -> bool:
+            return True
+
+        def elapsed_time(self, _end_event: Any) -> float:
+            return 125.0
+
+    modules, module_of = {"cuda": SimpleNamespace(Event=Event)}, torch.get_device_module
+    monkeypatch.setattr(torch, "get_device_module", lambda device=None: modules.get(device) or module_of(device))
+    graphs = SimpleNamespace(decode=SimpleNamespace(backend="full", bs=[1, 2]))
+    values = {**dict.fromkeys(COST_FACTS, "x"), "cuda_graph_config": graphs, "device": "cuda"}
+    arguments = SimpleNamespace(**values | {"disable_overlap_schedule": False})
+    one = make_round_budget(POLICY, ADAPTIVE, arguments, ())
+    assert isinstance(one, AdaptiveRounds)
+    for _ in range(4):
+        play(one, batch_of_two(), ends_of(4, 4, adapts=False))
+    assert recorded == 4 * [{"enable_timing": True}]
+    assert one.facts()["measured"]["ms"] == 125.0
+    # A grammar's round waits for the one before it, so that its launching says nothing.
+    waits = [one._budget_of(batch_of_two(has_grammar=has)).times._host_waits for has in (False, True)]  # type: ignore[attr-defined]
+    assert waits == [False, True]
 
 
 def test_rounds_are_narrowed_learned_from_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +144,7 @@ def test_a_line_tells_what_an_earlier_round_took_and_was_expected_to(lag: int, m
     parallel(monkeypatch)
     monkeypatch.setattr(round_budget, "is_device_path", lambda: bool(lag))
     one, now = rounds(lag=lag), [0.0]
-    one.budget._clock = lambda: now[0]
+    one.budget.times.clock = lambda: now[0]
     lines = []
     for spent in (0.5, 0.25, 0.125, 0.0625):
         play(one, batch_of_two(), ends_of(4, 4, adapts=False))
@@ -152,7 +189,7 @@ def test_rounds_in_which_the_host_works_for_each_node_have_costs_of_their_own(
     other.reqs[0].return_sampling_mask = works == "sampling mask"
     for _ in range(60):
         for batch, seconds in ((plain, 0.02), (other, 0.05)):
-            one._budget_of(batch)._clock = lambda: now[0]
+            one._budget_of(batch).times.clock = lambda: now[0]
             for _ in range(4):
                 play(one, batch, ends_of(4, 4, adapts=False))
                 # The round that follows another kind's takes no time of it.
@@ -169,7 +206,7 @@ def test_the_time_of_an_idle_server_is_no_rounds(monkeypatch: pytest.MonkeyPatch
     """A scheduler that runs out of memory waits for requests to end, and goes on without a prefill."""
     parallel(monkeypatch)
     one, batch, now = rounds(), batch_of_two(), [0.0]
-    one.budget._clock = lambda: now[0]
+    one.budget.times.clock = lambda: now[0]
     for place in range(6):
         batch.after_idle_gap = place == 5
         play(one, batch, ends_of(4, 4, adapts=False))

@@ -46,9 +46,10 @@ def arrive(until: int | None = None) -> None:
 class Event:
     """A point in the order of all work."""
 
-    def __init__(self, *_: Any, **__: Any) -> None:
+    def __init__(self, *_: Any, enable_timing: bool = False, **__: Any) -> None:
         self._time: int | None = None
-        self._recorded_s = 0.0
+        self._recorded_s: float | None = None
+        self._is_timed = enable_timing
 
     def record(self, stream: Any = None) -> None:
         """Remember the work issued so far."""
@@ -67,7 +68,15 @@ class Event:
         return self._time is None or not _pending or _pending[0][0] > self._time
 
     def elapsed_time(self, end_event: Event) -> float:
-        """Milliseconds: work is done as it is issued."""
+        """Milliseconds: work is done as it is issued.
+
+        Raises:
+            RuntimeError: as torch does, of events that are not timed, or not done.
+        """
+        if not (self._is_timed and end_event._is_timed and self.query() and end_event.query()):
+            raise RuntimeError("both events must be recorded with enable_timing=True, and done")
+        assert self._recorded_s is not None
+        assert end_event._recorded_s is not None
         return 1e3 * (end_event._recorded_s - self._recorded_s)
 
 

@@ -2,7 +2,7 @@
 
 Measured costs are the better choice on a CPU: sixteen nodes are too many there from a few requests at once
 (benchmarks/results/decode-20261127-one-server.md). On a GPU a verify of sixteen nodes costs little more than one of a
-single node, each further width is captured in graphs of its own, and measured costs have not been run.
+single node, each further width is captured in graphs of its own, and measured costs were slow in their one run.
 """
 
 from __future__ import annotations

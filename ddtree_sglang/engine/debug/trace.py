@@ -46,8 +46,8 @@ class RoundTrace:
     * `commit_lens`: tokens emitted, bonus token included.
 
     Policy "adaptive" adds `decision`, `expected_tokens`, `expected_ms`, and `measured`: what the round so many
-    `rounds_ago` is thought to have taken, and what was expected of it. That is the time between two rounds' beginnings:
-    its own and the next one's, or the next two, where scheduling overlaps and a beginning waits for the last but one.
+    `rounds_ago` is thought to have taken, and what was expected of it. That is the time between two rounds' beginnings,
+    its own and the next one's (`round_times.RoundTimes` and `DeviceTimes` say whose clock tells it).
     A round's own time is not over when its line is written, and there is none behind a prefill or a pause.
 
     The first line that a server writes into a file also holds `server`: what it serves, with which settings, since

@@ -300,14 +300,15 @@ class AdaptiveBudget:
     # -- what is learned ---------------------------------------------------------------------------------------------
 
     def _measure(self) -> Measured | None:
-        """A round begins: those whose time is known now are samples; the last of them."""
+        """A round begins: those whose time is known now are samples; the last, unless something else was run since."""
         timed, rested = self.times.begin()
         measured = None
         for one in timed:
             measured = self._took(one) or measured
-        if rested is not None:
-            self.costs.rest(rested)
-        return measured
+        if rested is None:
+            return measured
+        self.costs.rest(rested)
+        return None
 
     def _took(self, timed: TimedRound) -> Measured | None:
         one, seconds = timed.round, timed.seconds
@@ -323,7 +324,7 @@ class AdaptiveBudget:
             facts = decision.num_nodes, seconds, decision.seconds, self.costs.noise
             looks.took(*facts, is_far=is_far, is_try=decision.is_try)
         if decision.seconds:
-            self.totals.took(decision.seconds, seconds)
+            self.totals.took(decision.seconds, timed.passed)
             if decision.num_nodes > 1:
                 self._compare(row, decision.seconds, seconds)
         return Measured(seconds, decision.seconds, timed.rounds_ago)

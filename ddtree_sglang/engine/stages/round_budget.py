@@ -91,7 +91,7 @@ class AdaptiveRounds(RoundBudget):
     """Of policy "adaptive": the first rank's choice, which the other ranks of its group are told."""
 
     def __init__(self, policy: BudgetPolicy, costs: CostFile, *, lag: int, device: str | None = None) -> None:
-        """`device`: whose events time rounds, by its name for torch; None: the host's clock does."""
+        """`device`: whose events time rounds, by torch's name; None: the host's clock does."""
         super().__init__(policy)
         parallel = get_parallel()
         self._decides = parallel.tp_rank == 0
@@ -141,7 +141,7 @@ class AdaptiveRounds(RoundBudget):
         return self._of_host_work
 
     def _times(self, *, host_waits: bool) -> RoundTimes:
-        if self._device is None:
+        if self._device is None or not self._decides:
             return RoundTimes(self._lag)
         event = partial(torch.get_device_module(self._device).Event, enable_timing=True)
         return DeviceTimes(event, host_waits=host_waits)
@@ -269,5 +269,8 @@ def make_round_budget(
     graphs = cfg.cuda_graph_config.decode
     facts |= {"graphs": graphs.backend, "graph_sizes": graphs.bs, "products": product_forms(models)}
     lag = int(not cfg.disable_overlap_schedule)
-    device = cfg.device if is_device_path() else None
+    # Where nothing overlaps, the host waits for each round, so that its clock is right.
+    device = cfg.device if is_device_path() and cfg.device == "cuda" and lag else None
+    if device is not None:
+        facts["timed_by"] = "events"
     return AdaptiveRounds(policy, CostFile.of(facts, cost_folder()), lag=lag, device=device)

@@ -2,10 +2,10 @@
 
 A round takes from its beginning to the next one's, so the scheduler's own work counts. Nobody waits for a device.
 
-By the host's clock, where scheduling overlaps, what lies between two beginnings is the time of the last but one, as the
-host begins a round when it has the result of the one before the last. That is true only while the device is the slower
-one, and not behind a prefill, where the host is ahead. Events on the device's own stream lie between the rounds' work
-whoever is slower: a device that waits for the host waits between them.
+By the host's clock, where scheduling overlaps, what lies between two beginnings is taken for the time of the last but
+one, as the host begins a round when it has the result of the one before the last. That is true only while the device is
+the slower one, and nothing waits for the last one's result. Events on the device's own stream lie between the rounds'
+work whoever is slower: a device that waits for the host waits between them.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ class TimedRound:
     """A round whose time is known."""
 
     round: LaunchedRound
-    seconds: float
+    seconds: float  # as others like it would take in a row
     rounds_ago: int  # of the one that begins
+    passed: float  # seconds up to the next one
 
 
 class RoundTimes:
@@ -72,7 +73,7 @@ class RoundTimes:
     def _known(self, began: float | None, now: float) -> list[TimedRound]:
         if began is None or len(self._launched) <= self._lag:
             return []
-        return [TimedRound(self._launched[0], now - began, 1 + self._lag)]
+        return [TimedRound(self._launched[0], now - began, 1 + self._lag, now - began)]
 
     def launched(self, one: LaunchedRound) -> None:
         """The round's work has been launched."""
@@ -92,20 +93,24 @@ class _Start:
     event: Event
     number: int
     host_began: float
+    is_sample: bool  # something else lies neither right before it nor right behind
     launched: LaunchedRound | None = None
-    host_seconds: float = 0.0  # to launch it
-    is_followed: bool = True  # by the next round and nothing else
 
 
 MOST_AWAITED = 8
 """Rounds whose end is awaited: more than a host can be ahead."""
+LAUNCH_PACE = 1.02
+"""By what factor a launch may have become longer in a round; shorter ones are followed at once: hosts are held up."""
 
 
 class DeviceTimes(RoundTimes):
-    """By events on the stream that rounds are launched to.
+    """By events on the stream that rounds are launched to, of a host that is one round ahead.
 
     Where rounds take the host longer to launch than the device to run, they take as long as that. Of a single one among
-    dearer rounds, whose work the device still has, events say less. So a round takes no less than its launching did.
+    dearer rounds, whose work the device still has, events say less. So a round takes no less than launching one does,
+    with a draft or without.
+
+    The first round behind something else is no sample: the host deals with the result of that before the next round.
     """
 
     def __init__(
@@ -121,30 +126,38 @@ class DeviceTimes(RoundTimes):
         super().__init__(clock=clock)
         self._new_event, self._host_waits = new_event, host_waits
         self._starts: deque[_Start] = deque(maxlen=MOST_AWAITED)
+        self._launching: dict[bool, float] = {}  # seconds of the host, by whether the round drafts
         self._number = 0
 
     def _known(self, began: float | None, now: float) -> list[TimedRound]:
         known, self._number = [], self._number + 1
         while len(self._starts) > 1 and self._starts[1].event.query():
             start = self._starts.popleft()
-            if start.launched is not None and start.is_followed:
-                seconds = max(start.event.elapsed_time(self._starts[0].event) / 1e3, start.host_seconds)
-                known.append(TimedRound(start.launched, seconds, self._number - start.number))
+            if start.launched is not None and start.is_sample:
+                passed = start.event.elapsed_time(self._starts[0].event) / 1e3
+                seconds = max(passed, self._launching.get(_drafts(start.launched), 0.0))
+                known.append(TimedRound(start.launched, seconds, self._number - start.number, passed))
         event = self._new_event()
         event.record()
-        self._starts.append(_Start(event, self._number, now))
+        self._starts.append(_Start(event, self._number, now, is_sample=began is not None))
         return known
 
     def launched(self, one: LaunchedRound) -> None:
         """See `RoundTimes.launched`."""
-        if self._starts:
-            start = self._starts[-1]
-            start.launched = one
-            if not self._host_waits:
-                start.host_seconds = self.clock() - start.host_began
+        if not self._starts:
+            return
+        start = self._starts[-1]
+        start.launched = one
+        if not self._host_waits:
+            seconds, kind = self.clock() - start.host_began, _drafts(one)
+            self._launching[kind] = min(seconds, LAUNCH_PACE * self._launching.get(kind, seconds))
 
     def interrupt(self) -> None:
         """See `RoundTimes.interrupt`."""
         super().interrupt()
         if self._starts:
-            self._starts[-1].is_followed = False
+            self._starts[-1].is_sample = False
+
+
+def _drafts(one: LaunchedRound) -> bool:
+    return one.decision.num_nodes > 1

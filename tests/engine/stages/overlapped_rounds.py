@@ -45,7 +45,8 @@ class Overlapped(Served):
     launching: float = 0.0  # seconds of the host that a round takes to launch
     scheduling: float = 0.0  # and between two rounds
     device_free: float = 0.0
-    ends: deque[float] = field(default_factory=deque)  # on the device, of rounds whose result the host has not seen
+    # On the device, of work whose result the host has not seen, and how long it then works with it beside scheduling.
+    ends: deque[tuple[float, float]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,19 +57,23 @@ class Overlapped(Served):
         begins = max(self.device_free, self.now)
         self.now += self.launching
         self.device_free = max(begins + seconds, self.now)
-        self.ends.append(self.device_free)
+        self.ends.append((self.device_free, 0.0))
 
     def finish(self, _seconds: float) -> None:
-        """The host waits for the round before."""
+        """The host waits for what was launched before."""
         if len(self.ends) > 1:
-            self.now = max(self.now, self.ends.popleft())
+            end, work = self.ends.popleft()
+            self.now = max(self.now, end) + work
         self.now += self.scheduling
         self.seconds = max(self.device_free, self.now) - self.started
 
-    def prefill(self, seconds: float) -> None:
-        """Launched in no time."""
-        self.device_free = max(self.device_free, self.now) + seconds
+    def prefill(self, seconds: float, work: float = 0.0) -> None:
+        """Launched like a round; its result gives the host as much work as that."""
+        self.device_free = max(self.device_free, self.now + self.launching) + seconds
+        self.now += self.launching
+        self.ends.append((self.device_free, work))
         self.budget.interrupt()
+        self.finish(seconds)
 
 
 def timed_by_events(widths: tuple[int, ...], **options: object) -> Overlapped:

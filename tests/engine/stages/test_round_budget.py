@@ -118,10 +118,15 @@ def test_on_a_device_its_events_time_rounds(monkeypatch: pytest.MonkeyPatch) -> 
     arguments = SimpleNamespace(**values | {"disable_overlap_schedule": False})
     one = make_round_budget(POLICY, ADAPTIVE, arguments, ())
     assert isinstance(one, AdaptiveRounds)
+    one.budget.times.clock = lambda: 0.0
     for _ in range(4):
         play(one, batch_of_two(), ends_of(4, 4, adapts=False))
     assert recorded == 4 * [{"enable_timing": True}]
     assert one.facts()["measured"]["ms"] == 125.0
+    one.interrupt()
+    play(one, batch_of_two(), ends_of(4, 4, adapts=False))
+    assert "measured" not in one.facts(), "a prefill was run between"
+    assert one._costs.path is None
     # A grammar's round waits for the one before it, so that its launching says nothing.
     waits = [one._budget_of(batch_of_two(has_grammar=has)).times._host_waits for has in (False, True)]  # type: ignore[attr-defined]
     assert waits == [False, True]

@@ -26,11 +26,14 @@ def device_server(launching: float, scheduling: float = 0.0) -> tuple[Overlapped
     return server, server.budget.times
 
 
-def play(server: Overlapped, times: RoundTimes, rounds: list[LaunchedRound]) -> list[TimedRound]:
+def play(
+    server: Overlapped, times: RoundTimes, rounds: list[LaunchedRound], launching_of_trees: float | None = None
+) -> list[TimedRound]:
     """Rounds in turn; those whose time became known."""
-    known = []
+    known, launching = [], server.launching
     for one in rounds:
         known += times.begin()[0]
+        server.launching = launching if one is PLAIN or launching_of_trees is None else launching_of_trees
         seconds = server.seconds_of(one.batch_size, one.decision.num_nodes)
         server.launch(seconds)
         times.launched(one)
@@ -40,11 +43,10 @@ def play(server: Overlapped, times: RoundTimes, rounds: list[LaunchedRound]) -> 
 
 @pytest.mark.parametrize("launching", [0.0005, 0.002, 0.004, 0.03])
 def test_a_round_takes_as_long_as_the_slower_one_of_host_and_device_takes_for_it(launching: float) -> None:
-    """One plain round of 1 ms among trees of 17: by the host's clock it is its neighbours' time where the host is
-    slower, or the other way round.
-    """
+    """One plain round of 1 ms among trees of 17."""
     server, times = device_server(launching, scheduling=0.0)
-    known = play(server, times, 5 * [TREE] + [PLAIN] + 5 * [TREE])
+    known = play(server, times, 6 * [TREE] + [PLAIN] + 5 * [TREE])
+    # The first one of all lies behind something else.
     assert [one.round for one in known] == (5 * [TREE] + [PLAIN] + 5 * [TREE])[: len(known)]
     assert len(known) >= 9
     for one in known:
@@ -52,27 +54,51 @@ def test_a_round_takes_as_long_as_the_slower_one_of_host_and_device_takes_for_it
         assert 1 <= one.rounds_ago <= 2
 
 
-def test_behind_a_prefill_the_host_is_ahead_and_rounds_take_what_they_take() -> None:
-    server, times = device_server(0.0005)
+@pytest.mark.parametrize("launching", [0.0005, 0.004])
+def test_around_a_prefill_rounds_take_what_they_take(launching: float) -> None:
+    """Neither the prefill nor what the host does with its result is a round's time."""
+    server, times = device_server(launching)
     play(server, times, 3 * [PLAIN])
-    server.prefill(0.2)
+    server.prefill(0.2, work=0.05)
     known = play(server, times, 6 * [PLAIN])
-    seconds = [one.seconds for one in known]
-    assert seconds == pytest.approx(len(seconds) * [0.001]), "nor is the prefill a round's time"
-    by_host = timed_by_the_host(WIDTHS, seconds_of=server.seconds_of, launching=0.0005, noise=0.0)
-    play(by_host, by_host.budget.times, 3 * [PLAIN])
-    by_host.prefill(0.2)
-    off = play(by_host, by_host.budget.times, 6 * [PLAIN])
-    assert any(one.seconds < 0.0009 or one.seconds > 0.0011 for one in off), "the host's clock knows no better"
+    assert len(known) >= 4
+    assert [one.seconds for one in known] == pytest.approx(len(known) * [max(0.001, launching)])
+
+
+@pytest.mark.parametrize(("timed_by", "is_right"), [(timed_by_events, True), (timed_by_the_host, False)])
+def test_a_dear_round_is_its_own_where_the_host_is_slower(timed_by: Any, is_right: bool) -> None:
+    """By the host's clock, which takes the device for the slower one, it is the round's before it."""
+    server = timed_by(WIDTHS, seconds_of=lambda _, nodes: nodes / 1000, launching=0.02, noise=0.0)
+    known = play(server, server.budget.times, 6 * [PLAIN] + [TREE] + 6 * [PLAIN], launching_of_trees=0.05)
+    (dear,) = [one.round for one in known if one.seconds > 0.03]
+    assert (dear is TREE) == is_right
+
+
+def test_a_launch_that_waited_for_the_device_says_nothing_of_its_round() -> None:
+    """As where a queue of launches is full, or a kernel is loaded."""
+    server, times = device_server(0.0005)
+    play(server, times, 6 * [PLAIN])
+    times.begin()
+    server.launch(0.5)
+    times.launched(TREE)
+    server.finish(0.5)
+    times.begin()
+    server.now += 0.4
+    server.launch(0.001)
+    times.launched(PLAIN)
+    server.finish(0.001)
+    first, second, *_ = play(server, times, 4 * [TREE])
+    assert (first.round, second.round) == (TREE, PLAIN)
+    assert (first.seconds, second.seconds) == pytest.approx((0.5, 0.001))
 
 
 def test_the_round_before_something_else_is_no_sample_and_the_pause_is_told() -> None:
     server, times = device_server(0.002)
-    assert len(play(server, times, 3 * [TREE])) == 1
+    assert len(play(server, times, 4 * [TREE])) == 1
     server.now += 5.0
     times.interrupt()
     timed, rested = times.begin()
-    assert [one.seconds for one in timed] == pytest.approx([0.017]), "the second; nobody knows when the third ended"
+    assert [one.seconds for one in timed] == pytest.approx([0.017]), "the third; nobody knows when the fourth ended"
     assert rested is not None
     assert rested > 5.0
     server.now += 5.0
@@ -81,9 +107,10 @@ def test_the_round_before_something_else_is_no_sample_and_the_pause_is_told() ->
 
 def test_a_round_that_was_never_launched_and_one_that_never_ends_are_no_samples() -> None:
     server, times = device_server(0.002)
+    play(server, times, [TREE])
     times.begin()
     server.now += 1.0
-    assert play(server, times, 3 * [TREE])[0].seconds < 0.1
+    assert play(server, times, 3 * [TREE])[-1].seconds < 0.1
     server.device_free = float("inf")
     for _ in range(5 * MOST_AWAITED):
         times.begin()
@@ -94,6 +121,7 @@ def test_a_round_that_was_never_launched_and_one_that_never_ends_are_no_samples(
 def test_where_the_host_waits_in_a_round_its_launching_says_nothing() -> None:
     server = Overlapped(timed_by_events(WIDTHS, seconds_of=lambda *_: 0.0).budget, lambda *_: 0.001, launching=0.004)
     times = DeviceTimes(lambda: DeviceEvent(server), lambda: server.now, host_waits=True)
+    times.begin()
     server.device_free = server.now + 1.0  # of what lies before
     times.begin()
     server.launch(0.001)

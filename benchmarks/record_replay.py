@@ -24,10 +24,12 @@ from benchmarks.harness.flags import add_common_flags, exit_status
 from benchmarks.harness.prompts import sample_prompts
 from benchmarks.harness.provenance import collect_provenance
 from benchmarks.harness.results import new_result
-from benchmarks.harness.systems import Common, System, running
+from benchmarks.harness.systems import Common, System, running, with_texts
 from benchmarks.stage_times import TraceReader
+from ddtree_sglang.engine.stages.request_texts import MOST_REQUESTS
 from deploy.local.client import post
 from deploy.local.pair import prepare_pair
+from deploy.local.server_process import ServerError
 from workers.progress import step
 
 COMPANION = "companion"
@@ -56,6 +58,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--budget", type=int, default=16, help="nodes of the recorded trees (default 16)")
     parser.add_argument("--prompts", type=int, default=8, help="prompts per dataset (default 8)")
     parser.add_argument("--at-once", type=int, default=8, help="recorded requests in a batch (default 8)")
+    parser.add_argument(
+        "--ngrams",
+        action="store_true",
+        help=f"trees also know the request's own text, as those of a server that adapts; at most {MOST_REQUESTS - 1} "
+        "at once",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/replay-DATE.jsonl.gz")
     return parser.parse_args(argv)
@@ -97,12 +105,22 @@ def kept_rounds(lines: Iterable[dict[str, Any]], names: frozenset[str], num_node
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve, record, write."""
+    """Serve, record, write.
+
+    Raises:
+        ServerError: no server knows the texts of so many requests.
+    """
+    if args.ngrams and args.at_once >= MOST_REQUESTS:
+        raise ServerError(
+            f"with --ngrams at most {MOST_REQUESTS - 1} requests are recorded at once, got {args.at_once}, as servers "
+            f"know the texts of {MOST_REQUESTS} requests and one is a companion; lower --at-once."
+        )
     pair = prepare_pair(Path(sys.executable), args.model, args.draft)
     args.model, args.draft = pair.model, pair.draft
     encoded = encode(sample_prompts(args.datasets, args.prompts, args.seed), pair.model)
     asked = {f"{dataset}-{n}": ids for dataset, prompts in encoded.items() for n, ids in enumerate(prompts)}
     system = System.of_budget(args.budget)
+    system = with_texts(system) if args.ngrams else system
     common = Common.from_args(args, args.at_once + 1)
     with running([system], common) as (server,):
         assert server.trace_path is not None

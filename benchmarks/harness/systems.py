@@ -160,7 +160,7 @@ def groups_for(
             f"--one-server asks the server that adapts for budgets up to its own, --adaptive {adaptive}, got "
             f"{max(budgets)}; change --budgets or --adaptive."
         )
-    twins: list[Callable[[System], System]] = [_with_texts] if ngrams else []
+    twins: list[Callable[[System], System]] = [with_texts] if ngrams else []
     twins += [] if environment is None else [partial(_with_environment, environment)]
     if one_server and (other_draft is not None or twins):
         raise ServerError(
@@ -190,7 +190,8 @@ def groups_for(
     return [[*baselines, *trees[first : first + room]] for first in range(0, len(trees), room)]
 
 
-def _with_texts(tree: System) -> System:
+def with_texts(tree: System) -> System:
+    """The same, which also knows the request's own text."""
     return replace(tree, name=f"{tree.name}-ngrams", flags=("--speculative-ddtree-ngrams",))
 
 

@@ -17,6 +17,7 @@ from ddtree_sglang.calibration.table import CostTable
 from ddtree_sglang.simulator.costs import table_of_decode
 from ddtree_sglang.simulator.recording import Answer, Tree, load_answers
 from ddtree_sglang.simulator.systems import FixedTree, Plain
+from deploy.local.server_process import ServerError
 from tests.simulator.cases import Linear, answer
 from tests.viewer.cases import a_round
 
@@ -38,6 +39,16 @@ def test_recorded_rounds_are_cut_to_the_recorded_requests_and_read_again(tmp_pat
         assert "packages" in json.loads(lines_again.readline())["server"]
     (one,) = load_answers(tmp_path / "one.jsonl.gz")
     assert (one.name, one.start, one.end) == ("mine", 10, 16)
+
+
+def test_texts_of_more_requests_than_servers_know_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The companion is the eighth of them."""
+    monkeypatch.setattr(record_replay, "prepare_pair", lambda *_: pytest.skip("asked for the pair"))
+    with pytest.raises(ServerError, match=r"at most 7 requests .* got 8"):
+        record_replay.run(record_replay.parse_args(["--ngrams"]))
+    for few in (["--ngrams", "--at-once", "7"], ["--at-once", "8"]):
+        with pytest.raises(pytest.skip.Exception, match="asked for the pair"):
+            record_replay.run(record_replay.parse_args(few))
 
 
 def test_a_made_up_drafter_is_as_good_as_its_own_word() -> None:

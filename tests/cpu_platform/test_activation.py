@@ -205,3 +205,54 @@ def test_sglang_gathers_the_tokens_of_groups_by_a_kernel() -> None:
     from sglang.srt.layers import dp_attention
 
     assert dp_attention.memcpy_func is dp_attention.memcpy_triton
+
+
+def test_sglangs_decoding_server_keeps_retracted_requests_in_memory_that_a_driver_registers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Why prefill and decoding on two servers are refused: one that decodes makes such a pool at its start.
+
+    Nobody has run one with `--disaggregation-decode-retraction-backup cpu_tensor`, which makes none.
+    """
+    from sglang.srt.mem_cache import kv_cache_builder as module
+    from sglang.srt.mem_cache.pool_host.common import ALLOC_MEMORY_FUNCS, HostTensorAllocator
+
+    from ddtree_sglang.cpu_platform.kv_pool import CpuMHATokenToKVPool
+
+    chosen: dict[str, Any] = {}
+    disagg = SimpleNamespace(
+        disaggregation_mode="decode",
+        disaggregation_decode_retraction_backup=None,
+        disaggregation_decode_enable_radix_cache=False,
+        disaggregation_decode_enable_offload_kvcache=False,
+    )
+    bags = {
+        "get_disagg": disagg,
+        "get_memory": SimpleNamespace(enable_unified_memory=False, hicache_ratio=2.0),
+        "get_schedule": SimpleNamespace(enable_priority_scheduling=False),
+        "get_parallel": SimpleNamespace(dcp_enabled=False),
+        "get_context": SimpleNamespace(override=lambda _source, **fields: chosen.update(fields)),
+    }
+    for name, bag in bags.items():
+        monkeypatch.setattr(module, name, lambda bag=bag: bag)
+    monkeypatch.setattr(module, "uses_ssm_state", lambda _config: False)
+    pool = CpuMHATokenToKVPool.__new__(CpuMHATokenToKVPool)
+    worker = SimpleNamespace(
+        is_hybrid_swa=False,
+        get_memory_pool=lambda: (None, SimpleNamespace(get_kvcache=lambda: pool)),
+        model_runner=SimpleNamespace(mtp_draft_device_pools=(), model_config=None),
+    )
+    assert module.resolve_decode_retraction_backup(tp_worker=worker) == "host_pool"
+    assert chosen == {"disaggregation_decode_retraction_backup": "host_pool"}
+    with pytest.raises((RuntimeError, AssertionError)):
+        ALLOC_MEMORY_FUNCS["cpu"]((4,), torch.float32, "cpu", True, HostTensorAllocator())
+
+
+def test_sglangs_product_of_awq_weights_is_a_kernel_of_gpus() -> None:
+    """Why a checkpoint of another quantization than two is refused: its weights would load, and end in a kernel."""
+    from sglang.srt.hardware_backend.gpu.quantization.awq_kernels import AWQLinearKernel
+
+    packed = torch.zeros(32, 1, dtype=torch.int32)
+    layer = SimpleNamespace(qweight=packed, scales=torch.ones(1, 8), qzeros=packed[:1])
+    with pytest.raises(NotImplementedError, match=r"sglang::awq_dequantize' with arguments from the 'CPU' backend"):
+        AWQLinearKernel(SimpleNamespace(pack_factor=8)).apply(layer, torch.ones(2, 32))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tests.device_lane.class_catalogue import OTHER_CLASSES
 from tests.device_lane.context_waves import (
     chunked,
     comes_back_from_the_host,
@@ -24,7 +25,7 @@ from tests.device_lane.context_waves import (
     retracted_in_time,
     to_the_context_limit,
 )
-from tests.device_lane.drafter_catalogue import HEADS, LATTICE_ON_TWO_RANKS
+from tests.device_lane.drafter_catalogue import HEADS, LATTICE_ON_TWO_RANKS, MARKOV_LFM2
 from tests.device_lane.group_catalogue import GROUPS, GROUPS_GATED_DELTA, GROUPS_LATENT, GROUPS_OTHERS
 from tests.device_lane.group_families import GROUPS_FAMILIES
 from tests.device_lane.host_cache import FLAGS as _HOST_CACHE
@@ -396,6 +397,8 @@ SLOW_SCENES = (
     *GROUPS_FAMILIES,
     PAIRS_ON_TWO_RANKS,
     LATTICE_ON_TWO_RANKS,
+    MARKOV_LFM2,
+    *OTHER_CLASSES,
     *TOGETHER,
     GPTQ,
     INT8,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from threading import Lock
 
@@ -17,6 +18,7 @@ from tests.device_lane.pair_heads import (
     with_lattice,
     with_markov,
     with_markov_from_the_anchor,
+    with_markov_of_lfm2,
     with_selector,
 )
 from tests.device_lane.pairs import make_pair, one_thread
@@ -59,6 +61,8 @@ PAIRS = {
     "kimi_k3_text": ("kimi_k3_text", 4, 32),
     "sliding": ("qwen3", 4, 32),
     "short_convolution": ("lfm2", 4, 32),
+    "short_convolution_vl": ("lfm2_vl", 4, 32),
+    "short_convolution_markov": ("lfm2", 4, 32),
     "short_convolution_experts": ("lfm2_moe", 4, 32),
     "sliding_gated_delta": ("qwen3_5", 4, 32),
     "int8": ("qwen3", 4, 32),
@@ -70,6 +74,10 @@ PAIRS = {
 """Architecture, block size and vocabulary; published pairs have a list of their own."""
 SEES = "sees"
 """A pair whose target takes images (tests/support/image_pair.py)."""
+OTHER_NAMES = {
+    "intern_s2": replace(PUBLISHED["Qwen3.5-35B-A3B"], architecture="InternS2PreviewForConditionalGeneration"),
+}
+"""Published pairs whose target is saved as another class of the same layers."""
 KINDS = dict.fromkeys(("sliding", "sliding_gated_delta"), (SLIDING, FULL))
 """Of the layers of a pair's drafter, where they are not one that sees the whole context."""
 QUANTIZED: dict[str, tuple[How, How]] = {
@@ -88,6 +96,7 @@ HEADS = {
     "lilicorr": with_lattice,
     "markov_anchor": with_markov_from_the_anchor,
     "gated_markov": with_gated_markov,
+    "short_convolution_markov": with_markov_of_lfm2,
     "selector_convolutions": lambda pair: with_convolutions(with_selector(pair)),
 }
 """Of a pair whose drafter scores pairs of candidates, what gives it the head."""
@@ -116,8 +125,8 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Refe
     @cache
     def make(name: str) -> Reference:
         folder = tmp_path_factory.mktemp(name)
-        if name in PUBLISHED:
-            pair = make_tiny(folder, PUBLISHED[name])
+        if name in (*PUBLISHED, *OTHER_NAMES):
+            pair = make_tiny(folder, OTHER_NAMES[name] if name in OTHER_NAMES else PUBLISHED[name])
             return Reference(pair, make_adapters(pair, folder, ADAPTERS.get(name, {})))
         if name == SEES:
             return Reference(make_image_pair(folder))

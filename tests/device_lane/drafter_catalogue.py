@@ -6,9 +6,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.device_lane.context_waves import SMALLER, three_at_two_budgets, three_go_on
+from tests.device_lane.context_waves import (
+    SMALLER,
+    finishes,
+    resumes_at_its_end,
+    three_at_two_budgets,
+    three_go_on,
+)
 from tests.device_lane.references import Asked
 from tests.device_lane.scenes import Chooser, Scene, Sent, Wave
+from tests.device_lane.state_catalogue import STATES_POOL
 from tests.device_lane.waves import by_its_head
 
 BUDGET = 16
@@ -52,5 +59,13 @@ LATTICE_ON_TWO_RANKS = replace(
     waves=(by_its_head(three_at_two_budgets), three_go_on),
     pair="wide_lilicorr",
     flags=("--tp-size", "2"),
+)
+# LFM2's own, on such a target. SGLang keeps no states of it at fixed lengths.
+MARKOV_LFM2 = replace(
+    GATED_MARKOV,
+    name="short-convolution-markov",
+    waves=(by_its_head(three_at_two_budgets), finishes, resumes_at_its_end, one_to_the_last_depth),
+    pair="short_convolution_markov",
+    flags=STATES_POOL,
 )
 HEADS = (LATTICE, MARKOV, GATED_MARKOV, CONVOLUTIONS)

@@ -149,6 +149,7 @@ MAKERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "qwen3_5": _qwen3_5,
     "qwen3_5_wide": _qwen3_5_wide,
     "lfm2": _lfm2,
+    "lfm2_vl": _lfm2,
     "lfm2_moe": _lfm2_moe,
     "nemotron_h": _nemotron_h,
     "kimi_k3": _kimi_k3,
@@ -156,6 +157,8 @@ MAKERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
 }
 """By architecture: a target of a shape, as `pairs` has them."""
 
+WITH_IMAGES = {"kimi_k3": "KimiK3ForConditionalGeneration", "lfm2_vl": "Lfm2VlForConditionalGeneration"}
+"""Those that are saved as the text part of a class that takes images."""
 
 KIMI_LINEAR = "kimi_linear"
 """Model type of Kimi-K3's text."""

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
+from transformers import (
+    AutoTokenizer,
+    Lfm2VlImageProcessor,
+    Lfm2VlProcessor,
+    Qwen2VLImageProcessor,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
 
 
 @dataclass(frozen=True)
@@ -69,11 +76,22 @@ _MOON_K3: dict[str, Any] = {
     "qkv_hidden_size": 32,
     "text_hidden_size": 32,
 }
+_SIGLIP: dict[str, Any] = {
+    "model_type": "siglip2_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_patches": 16,
+    "patch_size": 4,
+}
 _OF_KIMI = (("model.", "language_model.model."), ("lm_head.", "language_model.lm_head."))
 _RENAMED = (("model.", "model.language_model."),)
 MULTIMODAL = {
     "Qwen3_5ForConditionalGeneration": Wrapping("qwen3_5", _QWEN, _RENAMED),
     "Qwen3_5MoeForConditionalGeneration": Wrapping("qwen3_5_moe", _QWEN, _RENAMED),
+    "InternS2PreviewForConditionalGeneration": Wrapping("intern_s2_preview", _QWEN, _RENAMED),
+    "Lfm2VlForConditionalGeneration": Wrapping("lfm2_vl", _SIGLIP, _RENAMED, rotates_images=False),
     "KimiK25ForConditionalGeneration": Wrapping(
         "kimi_k25",
         _MOON,
@@ -119,8 +137,13 @@ def save_as_multimodal(folder: Path, architecture: str) -> None:
     named = {_renamed(name, wrapping): one for name, one in weights.items()}
     save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
     if wrapping.needs_processor:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        Qwen3VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen3VLVideoProcessor()).save_pretrained(folder)
+        _processor(wrapping, AutoTokenizer.from_pretrained(folder)).save_pretrained(folder)
+
+
+def _processor(wrapping: Wrapping, tokenizer: Any) -> Any:
+    if wrapping.vision is _SIGLIP:
+        return Lfm2VlProcessor(Lfm2VlImageProcessor(), tokenizer)
+    return Qwen3VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen3VLVideoProcessor())
 
 
 def _renamed(name: str, wrapping: Wrapping) -> str:

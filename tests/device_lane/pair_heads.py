@@ -20,6 +20,7 @@ from ddtree_sglang.training.model.drafter_model import RMSNorm
 from ddtree_sglang.training.model.export import export_drafter
 from tests.device_lane.head_protocol import Read
 from tests.device_lane.pairs import TRAINING_STEPS, VOCABULARY, TinyPair, train
+from tests.support.drafter_parts import rotate_neighbours, state_parts
 from tests.support.drafters import DRAFTERS
 
 RANK = 4
@@ -207,6 +208,14 @@ def with_markov_from_the_anchor(pair: TinyPair) -> TinyPair:
     train(pair.drafter, pair.target, 0, TRAINING_STEPS, from_anchor=True)
     export_drafter(pair.drafter, Path(pair.draft), torch.float32)
     return _with_markov(pair, is_gated=False, from_anchor=True)
+
+
+def with_markov_of_lfm2(pair: TinyPair) -> TinyPair:
+    """The same as LFM2's drafters are published: a class of their own, and another rotation."""
+    pair = with_markov_from_the_anchor(pair)
+    rotate_neighbours(Path(pair.draft), pair.drafter.config.head_dim)
+    state_parts(Path(pair.draft), architectures=[DRAFTERS["DSpark for LFM2"].architecture])
+    return pair
 
 
 def _with_markov(pair: TinyPair, *, is_gated: bool, from_anchor: bool = False) -> TinyPair:

@@ -160,6 +160,7 @@ Architecture = Literal[
     "qwen3_5",
     "qwen3_5_wide",
     "lfm2",
+    "lfm2_vl",
     "lfm2_moe",
     "nemotron_h",
     "kimi_k3",
@@ -222,8 +223,8 @@ def make_pair(
     save_tokenizer(folder / "target", vocabulary)
     if architecture == "nemotron_h":
         hybrid_targets.name_layers_as_published(folder / "target")
-    if architecture == "kimi_k3":
-        save_as_multimodal(folder / "target", "KimiK3ForConditionalGeneration")
+    if architecture in hybrid_targets.WITH_IMAGES:
+        save_as_multimodal(folder / "target", hybrid_targets.WITH_IMAGES[architecture])
     export_drafter(drafter, folder / "draft", torch.float32)
     state_kinds(folder / "draft", drafter)
     return TinyPair(target, drafter.eval(), str(folder / "target"), str(folder / "draft"))

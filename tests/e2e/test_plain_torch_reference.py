@@ -14,11 +14,13 @@ import pytest
 
 from deploy.local.client import post
 from tests.device_lane.convolved_drafter import with_convolutions
+from tests.device_lane.gated_drafter import with_gates
 from tests.device_lane.pair_heads import (
     with_gated_markov,
     with_lattice,
     with_markov,
     with_markov_from_the_anchor,
+    with_markov_of_lfm2,
     with_selector,
 )
 from tests.device_lane.pairs import TinyPair, make_pair, one_thread, random_prompts
@@ -35,7 +37,7 @@ WINDOW = ("--speculative-draft-window-size", "6", "--page-size", "4")
 
 
 NGRAMS = ("--speculative-ddtree-ngrams",)
-DSPARK = (with_markov, with_gated_markov, with_markov_from_the_anchor)
+DSPARK = (with_markov, with_gated_markov, with_markov_from_the_anchor, with_markov_of_lfm2)
 
 
 @pytest.mark.parametrize(
@@ -46,11 +48,13 @@ DSPARK = (with_markov, with_gated_markov, with_markov_from_the_anchor)
         pytest.param("DDTREE", 4, (FULL,), with_markov, (), id="markov"),
         # As DSpark's drafters are published: what they leave out means so.
         pytest.param("DDTREE", 4, (FULL,), with_markov_from_the_anchor, (), id="markov-anchor"),
+        pytest.param("DDTREE", 4, (FULL,), with_markov_of_lfm2, (), id="markov-lfm2"),
         pytest.param("DDTREE", 4, (FULL,), with_lattice, (), id="lilicorr"),
         # As DFlash2's drafters are published.
         pytest.param(
             "DDTREE", 4, (FULL,), lambda pair: with_convolutions(with_selector(pair)), (), id="selector-convolutions"
         ),
+        pytest.param("DDTREE", 4, (FULL,), with_gates, (), id="gates"),
         pytest.param("DDTREE", 4, (FULL,), None, NGRAMS, id="ngrams"),
         pytest.param("DFLASH", 8, (FULL,), None, (), id="DFLASH-8"),
         pytest.param("DDTREE", 4, (SLIDING, FULL), None, WINDOW, id="window"),

@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import product
 
 from tests.architecture import ROOT
-from tests.device_lane.catalogue import SLOW_SCENES
+from tests.device_lane.catalogue import SCENES, SLOW_SCENES
 from tests.support.drafters import DRAFTERS, PAIR_FEATURES
 from tests.support.families import FAMILIES
 from tests.support.others import OTHERS
@@ -22,12 +22,14 @@ from tests.support.table import (
     Shown,
     cells,
     refused_target,
+    scene,
 )
 
 DOCUMENT = ROOT / "ddtree_sglang/docs/support.md"
 _FROM = "../../"
 NEEDED_BY = "tests/device_lane/test_refusals_are_needed.py"
-SLOW = frozenset(scene.name for scene in SLOW_SCENES)
+SCENES_BY_NAME = {one.name: one for one in (*SCENES, *SLOW_SCENES)}
+SLOW = frozenset(one.name for one in SLOW_SCENES)
 """Scenes that CI's runs leave out."""
 UNSHOWN = "need not shown"
 """Of a refusal that is not SGLang's, and of which nothing shows what would go wrong without it."""
@@ -122,6 +124,8 @@ def _others() -> str:
     by_fate: dict[tuple[str, str], list[str]] = {}
     for name, other in sorted(OTHERS.items(), key=lambda found: found[1].is_refused):
         fate = "**refused**" if other.is_refused else "admitted, not run"
+        if other.scene:
+            fate = f"text alone: {render(scene(other.scene))} on `{SCENES_BY_NAME[other.scene].backend}`"
         by_reading = "" if other.is_refused or other.model_type else "; by reading"
         need = _need(other.needed) if other.is_refused else ""
         by_fate.setdefault((fate, other.why + by_reading + need), []).append(f"`{name}`")
@@ -130,8 +134,8 @@ def _others() -> str:
         "block drafter; [a test](../../tests/support/test_others.py) finds each of\nthem. Admitted are those whose "
         "layers read a token, its position and the keys that a mask shows, by a kind of attention that a\nfamily above "
         "was shown with, where that family is served. Its kind and the windows are what SGLang reads of the class's "
-        "own configuration;\n*by reading*: there is none here, and only its code was read. Nobody has run them, and no "
-        "image was sent to any.\n"
+        "own configuration;\n*by reading*: there is none here, and only its code was read. Nobody has run them but "
+        "where a scene is named, and no image was sent to any.\n"
     )
     rows = [[", ".join(names), fate, why] for (fate, why), names in by_fate.items()]
     return f"{text}\n{_table(('class', 'DDTREE', 'attention, or words of the refusal'), rows)}"

@@ -1,4 +1,4 @@
-"""What some published drafters have besides the ones that the training package makes: a scaled rotation, biases."""
+"""What some published drafters have besides the ones that the training package makes: other rotations, biases."""
 
 from __future__ import annotations
 
@@ -63,6 +63,28 @@ def add_biases(drafter: DFlashDrafter, folder: Path, seed: int) -> None:
             linear.bias.copy_(BIAS * torch.randn(linear.bias.shape, generator=generator))
             setattr(layer.self_attn, name, linear)
             tensors[f"layers.{index}.self_attn.{name}.bias"] = linear.bias.clone()
+    _save(folder, tensors)
+    state_parts(folder, attention_bias=True)
+
+
+def rotate_neighbours(folder: Path, head_dim: int) -> None:
+    """Store an exported drafter as one that rotates neighbours of a head, 2i and 2i + 1, as LFM2's drafters do.
+
+    The module rotates i and i + d/2. It is the same drafter once rows of queries, of keys and of their norms are in the
+    other order.
+    """
+    order = torch.arange(head_dim).view(2, -1).T.flatten()
+    named = load_file(folder / "model.safetensors")
+    parts = tuple(f"self_attn.{part}.weight" for part in ("q_proj", "k_proj", "q_norm", "k_norm"))
+    turned = {
+        name: one.unflatten(0, (-1, head_dim))[:, order].flatten(0, 1).contiguous()
+        for name, one in named.items()
+        if name.endswith(parts)
+    }
+    _save(folder, turned)
+    state_parts(folder, rope_is_neox_style=False)
+
+
+def _save(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     file = folder / "model.safetensors"
     save_file({**load_file(file), **tensors}, file, metadata={"format": "pt"})
-    state_parts(folder, attention_bias=True)

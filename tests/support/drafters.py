@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.support.table import ASKED, Cell, Refused, scene, shown
@@ -60,6 +60,7 @@ _LATTICE = {
     "lilicorr_logit_scale": 5.0,
 }
 _BEFORE = "its position and the token before"
+_CLASSES = "tests/engine/admission/test_refused_classes.py::"
 _OWN = Refused("a model of its own, not run under DDTREE yet")
 _PATH = "every token of the path"
 
@@ -120,9 +121,27 @@ DRAFTERS: dict[str, Drafter] = {
         ),
         dflash={"projector_type": "domino"},
     ),
-    "DFlash for Laguna": Drafter("", "DFlashLagunaForCausalLM", (_OWN,)),
-    "DSpark for MiniMax": Drafter("", "DSparkMiniMaxDraftModel", (_OWN,)),
-    "DSpark for DeepSeek-V4": Drafter("", "DeepseekV4ForCausalLMDSpark", (_OWN,)),
-    "DSpark for LFM2": Drafter("", "Lfm2DSparkDraftModel", (_OWN,)),
+    "DFlash for Laguna": Drafter("its position", "DFlashLagunaForCausalLM", (_tiny("gates"),)),
+    "DSpark for MiniMax": Drafter(
+        "",
+        "DSparkMiniMaxDraftModel",
+        (
+            replace(
+                _OWN,
+                needed=f"{_CLASSES}test_sglang_reads_the_configuration_of_minimaxs_drafter_for_its_own_algorithm_alone",
+            ),
+        ),
+    ),
+    "DSpark for DeepSeek-V4": Drafter(
+        "",
+        "DeepseekV4ForCausalLMDSpark",
+        (replace(_OWN, needed=f"{_CLASSES}test_sglang_asks_deepseek_v4_for_states_by_a_method_of_dspark_alone"),),
+    ),
+    "DSpark for LFM2": Drafter(
+        _BEFORE,
+        "Lfm2DSparkDraftModel",
+        (_tiny("markov-lfm2"), scene("short-convolution-markov")),
+        {"markov_rank": 4, "markov_head_type": "vanilla"},
+    ),
 }
 """By the names of the document."""

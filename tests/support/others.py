@@ -30,6 +30,7 @@ class Other:
         is_refused: at start, by its configuration.
         is_latent: SGLang takes it for one with latent attention.
         needed: id of a test of what would go wrong without the refusal.
+        scene: of the device lane, with text alone; of a class with recurrent layers, which are admitted by name.
     """
 
     why: str
@@ -38,6 +39,7 @@ class Other:
     is_refused: bool = False
     is_latent: bool = False
     needed: str = ""
+    scene: str = ""
 
     @property
     def window(self) -> int | None:
@@ -56,9 +58,11 @@ SHAPE = {
     "vocab_size": 128,
     "max_position_embeddings": 512,
 }
+_ADMISSION_LIFTED = "tests/engine/admission/test_refusals_lifted.py::"
+_REFUSED_CLASSES = "tests/engine/admission/test_refused_classes.py::"
+_NO_HEAD = f"{_REFUSED_CLASSES}test_sglang_ends_where_it_drafts_for_a_class_without_a_head_at_its_top"
 _LACKING_NEEDED = (
-    "tests/engine/admission/test_refusals_lifted.py::"
-    "test_sglang_ends_over_layers_of_qwen3_vl_that_lack_what_their_class_asks_them_for"
+    f"{_ADMISSION_LIFTED}test_sglang_ends_over_layers_of_qwen3_vl_that_lack_what_their_class_asks_them_for"
 )
 _PICKS = "tests/kernels/test_refused_indexers.py::"
 _CONVOLUTIONS = "tests/kernels/test_refused_convolutions.py::"
@@ -80,8 +84,10 @@ def _windows(model_type: str, **fields: Any) -> Other:
     return Other("windows and full attention, as gpt-oss's and Gemma 4's", model_type, fields or _KINDS)
 
 
-def _recurrent(model_type: str, **fields: Any) -> Other:
-    return Other("whose states have not been shown to follow a tree", model_type, fields, is_refused=True)
+def _recurrent(model_type: str, needed: str = "", **fields: Any) -> Other:
+    return Other(
+        "whose states have not been shown to follow a tree", model_type, fields, is_refused=True, needed=needed
+    )
 
 
 def _refused(why: str, model_type: str = "", needed: str = "", **fields: Any) -> Other:
@@ -122,7 +128,9 @@ OTHERS: dict[str, Other] = {
     "InternLM3ForCausalLM": _full(""),
     "InternS1ProForConditionalGeneration": Other("full attention, rotations of each head by position"),
     "InternS2MobiusForConditionalGeneration": _recurrent("interns2_mobius"),
-    "InternS2PreviewForConditionalGeneration": _recurrent("intern_s2_preview"),
+    "InternS2PreviewForConditionalGeneration": Other(
+        "GDN and full attention, experts: Qwen3.5's class; without adapters", "intern_s2_preview", scene="intern-s2"
+    ),
     "KimiK3LinearForCausalLM": _refused(_NO_STRATEGY, "kimi_linear", "refused-kimi-k3-text", **_LATENT),
     "LagunaForCausalLM": _refused(
         "whose class tells SGLang of no windows",
@@ -130,7 +138,12 @@ OTHERS: dict[str, Other] = {
         "tests/device_lane/test_backends_on_references.py::test_fa3_does_not_place_a_window_that_it_was_not_told_of",
         **_KINDS,
     ),
-    "Lfm2VlForConditionalGeneration": _recurrent("lfm2_vl"),
+    "Lfm2VlForConditionalGeneration": Other(
+        "short convolutions and full attention, LFM2's layers; not on `triton`, without adapters, and with rounds that "
+        "do not overlap or without a prefix cache",
+        "lfm2_vl",
+        scene="short-convolution-vl",
+    ),
     "MiMoV2FlashForCausalLM": _refused(_MIMO, "mimo_v2_flash", num_hidden_layers=2, hybrid_layer_pattern=[1, 0]),
     "MiMoV2ForCausalLM": _refused(_MIMO, num_hidden_layers=2, hybrid_layer_pattern=[1, 0]),
     # Its versions before 4.6, without a state, hand no layers out, as the loaded model tells (`target_checks`).
@@ -138,7 +151,10 @@ OTHERS: dict[str, Other] = {
     "MiniCPMV4_6ForConditionalGeneration": _recurrent("minicpmv4_6"),
     "MiniCPMV4_7ForConditionalGeneration": _recurrent("minicpmv4_7"),
     "MiniMaxM3SparseForConditionalGeneration": _refused(
-        "whose sparse layers pick blocks of keys", "minimax_m3_vl", text_config=SHAPE
+        "whose sparse layers pick blocks of keys",
+        "minimax_m3_vl",
+        f"{_REFUSED_CLASSES}test_sglang_picks_blocks_of_keys_without_a_trees_mask",
+        text_config=SHAPE,
     ),
     "Ministral3ForCausalLM": Other(f"full attention, {_BY_POSITION}", "ministral3"),
     "MistralForCausalLM": _full("mistral"),
@@ -152,8 +168,10 @@ OTHERS: dict[str, Other] = {
         "full attention in layers that run several times, each time with keys of their own", "nanbeige"
     ),
     "NemotronHPuzzleForCausalLM": _recurrent("nemotron_h_puzzle", block_configs=[]),
-    "NemotronH_Nano_Omni_Reasoning_V3": _recurrent("NemotronH_Nano_Omni_Reasoning_V3"),
-    "NemotronH_Nano_VL_V2": _recurrent("NemotronH_Nano_VL_V2"),
+    "NemotronH_Nano_Omni_Reasoning_V3": _recurrent(
+        "NemotronH_Nano_Omni_Reasoning_V3", f"{_NO_HEAD}[NemotronH_Nano_Omni_Reasoning_V3]"
+    ),
+    "NemotronH_Nano_VL_V2": _recurrent("NemotronH_Nano_VL_V2", f"{_NO_HEAD}[NemotronH_Nano_VL_V2]"),
     "NemotronH_Omni_Reasoning_V3": _recurrent("nemotron_h_omni"),
     "Phi3ForCausalLM": Other("full attention; LongRoPE is refused past its short factors", "phi3"),
     "Qwen3VLForConditionalGeneration": _refused(_LACKING, "qwen3_vl", _LACKING_NEEDED),

@@ -155,6 +155,10 @@ _LATENT_NEEDED = {
 
 CHUNKS = Refused("does not support attention in chunks")
 _ACTIVATION = "tests/cpu_platform/test_activation.py::"
+_NO_EXPERTS = (
+    "tests/engine/admission/test_refused_classes.py::"
+    "test_sglang_loads_no_expert_of_llama_4_into_the_class_that_hands_states_out"
+)
 _ON_FA3 = "tests/device_lane/test_backends_on_references.py::"
 _NOT_HANDED_OUT = f"{_LIFTED}test_sglang_ends_over_a_class_that_hands_no_states_to_a_drafter"
 _GROUPS = "tests/engine/admission/test_attention_groups.py::"
@@ -190,7 +194,7 @@ REFUSED_TARGETS = (
         if (family, backend) != ("DeepSeek / Kimi-K2", FLASHINFER)
     ),
     Row("DeepSeek / Kimi-K2", FLASHINFER, ALL, replace(LATENT, needed="refused-latent-flashinfer")),
-    *(Row("Llama 4", backend, ALL, CHUNKS) for backend in (CPU, TRITON)),
+    *(Row("Llama 4", backend, ALL, replace(CHUNKS, needed=_NO_EXPERTS)) for backend in (CPU, TRITON)),
     Row("Llama 4", FA3, ALL, replace(CHUNKS, needed=f"{_ON_FA3}test_fa3_keeps_a_tree_in_no_chunk_of_its_prompt[True]")),
     Row("Llama 4", FLASHINFER, ALL, Refused("is required for Llama4", by_sglang=True)),
     Row(
@@ -289,7 +293,15 @@ REFUSED_FEATURES = (
     *_refused(("Gemma 4",), "DP attention", _CLASSES, needed=f"{_SHARDED}[gemma4]"),
     *_refused(("Llama",), "DP attention", _CLASSES, (TRITON, FLASHINFER), f"{_SHARDED}[llama]"),
     *_refused(("Llama",), "DP attention", _CLASSES, (FA3,), "refused-groups-llama"),
-    Row(ALL, CPU, "prefill/decode disaggregation", Refused("has not been run without a GPU")),
+    Row(
+        ALL,
+        CPU,
+        "prefill/decode disaggregation",
+        Refused(
+            "has not been run without a GPU",
+            needed=f"{_ACTIVATION}test_sglangs_decoding_server_keeps_retracted_requests_in_memory_that_a_driver_registers",
+        ),
+    ),
     *_refused(("LFM2", "LFM2-MoE"), "hierarchical cache", "bring inputs of convolutions back from the host"),
     Row(
         ALL,
@@ -416,7 +428,11 @@ REFUSED_FEATURES = (
         ALL,
         CPU,
         "other quantizations",
-        Refused("serves plain weights and those of fp8 and w8a8_int8", {"quantization": "awq"}),
+        Refused(
+            "serves plain weights and those of fp8 and w8a8_int8",
+            {"quantization": "awq"},
+            needed=f"{_ACTIVATION}test_sglangs_product_of_awq_weights_is_a_kernel_of_gpus",
+        ),
     ),
 )
 

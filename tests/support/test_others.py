@@ -13,6 +13,10 @@ import pytest
 
 from ddtree_sglang.engine.admission.target_checks import NOT_HANDED_OUT, NOT_SHOWN, check_target
 from ddtree_sglang.exceptions import DDTreeConfigError
+from tests.device_lane.conftest import OTHER_NAMES
+from tests.device_lane.conftest import PAIRS as LANE_PAIRS
+from tests.device_lane.hybrid_targets import WITH_IMAGES
+from tests.support.document import SCENES_BY_NAME
 from tests.support.families import FAMILIES
 from tests.support.others import NO_TARGETS, OTHERS, SHAPE, Other
 from tests.support.published import PAIRS
@@ -76,6 +80,17 @@ def test_a_class_is_admitted_or_refused_as_the_list_says(name: str, tmp_path: Pa
             assert other.why in str(error.value)
 
 
+def test_a_class_that_a_scene_serves_is_the_one_of_its_pair() -> None:
+    """By the name that its pair is saved with."""
+    saved = {
+        **{pair: WITH_IMAGES.get(LANE_PAIRS[pair][0], "") for pair in LANE_PAIRS},
+        **{pair: published.kind for pair, published in OTHER_NAMES.items()},
+    }
+    served = {name: SCENES_BY_NAME[other.scene] for name, other in OTHERS.items() if other.scene}
+    assert {name: saved[scene.pair] for name, scene in served.items()} == {name: name for name in served}
+    assert {scene.algorithm for scene in served.values()} == {"DDTREE"}
+
+
 @pytest.mark.sglang
 @pytest.mark.parametrize(("context_len", "is_served"), [(512, True), (1024, False)])
 def test_phi_3_is_refused_where_longrope_switches_its_factors(
@@ -91,7 +106,7 @@ def test_phi_3_is_refused_where_longrope_switches_its_factors(
 
 
 @pytest.mark.sglang
-@pytest.mark.parametrize("name", [name for name, other in OTHERS.items() if not other.is_refused])
+@pytest.mark.parametrize("name", [name for name, other in OTHERS.items() if not (other.is_refused or other.scene)])
 def test_sglang_reads_the_attention_that_the_list_says(name: str, tmp_path: Path) -> None:
     """From the configuration of the class itself, or by its name alone where it has none of its own."""
     from sglang.srt.configs.hybrid_arch import mambaish_config

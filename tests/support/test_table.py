@@ -37,10 +37,12 @@ NEEDED = [
     *(cell.needed for cell in (*_CELLS, *_REFUSED_WITH) if isinstance(cell, Refused) and cell.needed),
     *(other.needed for other in OTHERS.values() if other.needed),
 ]
+_OF_OTHERS = [table.scene(other.scene) for other in OTHERS.values() if other.scene]
 _SLOW_NEEDED = {one.scene.name for one in LIFTED if one.slow}
 NAMED = [
     *(Shown(cell.test, note_of(cell)) for cell in _CELLS if isinstance(cell, Shown)),
     *(Shown(test) for name in PAIRS for test in TESTS[name]),
+    *(Shown(shown.test, note_of(shown)) for shown in _OF_OTHERS),
     *(
         Shown(f"{NEEDED_BY}::test_scene_goes_wrong_without_the_refusal[{name}]", "slow" if name in _SLOW_NEEDED else "")
         for name in NEEDED

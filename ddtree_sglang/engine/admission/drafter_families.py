@@ -21,6 +21,7 @@ PLAIN_ARCHITECTURE = "DFlashDraftModel"
 FAMILIES = {
     PLAIN_ARCHITECTURE: PLAIN,
     "MuseGlimmerAssistantModel": PLAIN,
+    "DFlashLagunaForCausalLM": PLAIN,
     "DFlash2DraftModel": SELECTOR,
     "DFlash2BeamDraftModel": SELECTOR,
     "MiniMaxDFlash2DraftModel": SELECTOR,
@@ -28,14 +29,16 @@ FAMILIES = {
     "DSparkDraftModel": MARKOV,
     "Qwen3DSparkModel": MARKOV,
     "LingDSparkModel": MARKOV,
+    "Lfm2DSparkDraftModel": MARKOV,
 }
-"""Architecture -> family. Each architecture of a family is one class of SGLang under another name."""
+"""Architecture -> family: one class of SGLang under several names, of which Laguna's alone has layers of its own."""
+
+GATED_ARCHITECTURE = "DFlashLagunaForCausalLM"
+"""Its layers have gates, and each target layer's features a norm (models/dflash.py)."""
 
 OTHER_MODELS = {
-    "DFlashLagunaForCausalLM": "DFlash with gated attention",
     "DSparkMiniMaxDraftModel": "DSpark for MiniMax",
     "DeepseekV4ForCausalLMDSpark": "DSpark for DeepSeek-V4",
-    "Lfm2DSparkDraftModel": "DSpark for LFM2",
 }
 """Block drafters with a model class of their own, none of which has been run under DDTREE."""
 

@@ -14,7 +14,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ddtree_sglang.engine.admission.drafter_families import LATTICE, MARKOV, PLAIN, SELECTOR, family_of
+from ddtree_sglang.engine.admission.drafter_families import (
+    GATED_ARCHITECTURE,
+    LATTICE,
+    MARKOV,
+    PLAIN,
+    SELECTOR,
+    family_of,
+)
 from ddtree_sglang.engine.admission.drafter_quantization import (
     FILE,
     PLAIN_TYPES,
@@ -27,6 +34,7 @@ from ddtree_sglang.engine.admission.drafter_quantization import (
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 _LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+_GATES = "self_attn.g_proj"
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 _FUSED = {
     **dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.qkv_proj"),
@@ -163,7 +171,7 @@ def _check_names(tensors: Mapping[str, str], drafter: Mapping[str, Any]) -> None
         )
     wanted += _stated(drafter, num_layers)
     missing = [name for name in wanted if name not in tensors and _fused(name) not in tensors]
-    missing += [name for name in (*_linears(num_layers), "fc") if _weight_of(name, tensors) is None]
+    missing += [name for name in (*_linears(drafter), "fc") if _weight_of(name, tensors) is None]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DDTreeConfigError(
@@ -173,7 +181,11 @@ def _check_names(tensors: Mapping[str, str], drafter: Mapping[str, Any]) -> None
 
 
 def _stated(drafter: Mapping[str, Any], num_layers: int) -> Iterator[str]:
-    """What layers are built with where a field says so (models/dflash.py, `DFlashAttention`)."""
+    """What layers are built with where a field says so (models/dflash.py, `DFlashAttention`), or the class."""
+    if GATED_ARCHITECTURE in drafter["architectures"]:
+        dflash = drafter.get("dflash_config") or {}
+        read = dflash.get("target_layer_ids", drafter.get("target_layer_ids")) or ()
+        yield from (f"aux_hidden_norms.{index}.weight" for index in range(len(read)))
     for layer in range(num_layers):
         if drafter.get("attention_bias"):
             yield from (f"layers.{layer}.{name}.bias" for name in _LINEARS)
@@ -188,7 +200,7 @@ def _check_types(tensors: Mapping[str, str], drafter: Mapping[str, Any], told: F
         raise DDTreeConfigError(
             f"a drafter's fc must not be quantized, because SGLang reads it as it is, got {kind}. {_ADVICE}."
         )
-    weights = _weights(tensors, _linears(int(drafter["num_hidden_layers"])))
+    weights = _weights(tensors, _linears(drafter))
     quantized = _check_said(weights, tensors, drafter, told)
     if told is not None:
         # A layer is asked for by the end of its name, whichever layer it is.
@@ -203,7 +215,7 @@ def _check_types(tensors: Mapping[str, str], drafter: Mapping[str, Any], told: F
 
 def _check_named_types(tensors: Mapping[str, str], drafter: Mapping[str, Any], told: FileQuantization | None) -> None:
     """Of LiLiCorr's class, whose layers and head are asked for by name (models/lilicorr.py)."""
-    weights = _weights(tensors, (*_linears(int(drafter["num_hidden_layers"])), "fc"))
+    weights = _weights(tensors, (*_linears(drafter), "fc"))
     _check_said(weights, tensors, drafter, told)
     if told is None:
         return
@@ -233,8 +245,15 @@ def _check_said(
     return quantized
 
 
-def _linears(num_layers: int) -> Iterator[str]:
-    return (f"layers.{layer}.{name}" for layer in range(num_layers) for name in (*_LINEARS, *_MLP))
+def _linears(drafter: Mapping[str, Any]) -> Iterator[str]:
+    names = (*_LINEARS, *_MLP, *((_GATES,) if _has_gates(drafter) else ()))
+    return (f"layers.{layer}.{name}" for layer in range(int(drafter["num_hidden_layers"])) for name in names)
+
+
+def _has_gates(drafter: Mapping[str, Any]) -> bool:
+    """As SGLang reads it (configs/laguna.py, `normalize_gating`)."""
+    is_off = drafter.get("gating", True) in (False, None, "disabled")
+    return GATED_ARCHITECTURE in drafter["architectures"] and not is_off
 
 
 def _weights(tensors: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:

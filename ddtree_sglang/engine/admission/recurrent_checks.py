@@ -21,10 +21,15 @@ GATED_DELTA = (
     "Qwen3_5MoeForConditionalGeneration",
     "Qwen3NextForCausalLM",
 )
+OTHER_NAMES = ("InternS2PreviewForConditionalGeneration",)
+"""Classes of gated delta nets that are Qwen3.5's under another name."""
 MAMBA2 = ("NemotronHForCausalLM",)
-SHORT_CONVOLUTIONS = ("Lfm2ForCausalLM", "Lfm2MoeForCausalLM")
+WITH_IMAGES = ("Lfm2VlForConditionalGeneration",)
+"""Classes of short convolutions for which SGLang sees to no states in its prefix cache (arg_groups/overrides.py,
+`_MAMBA_RADIX_CACHE_ARCHS`): neither to overlap, nor to pages."""
+SHORT_CONVOLUTIONS = ("Lfm2ForCausalLM", "Lfm2MoeForCausalLM", *WITH_IMAGES)
 KDA = ("KimiK3ForConditionalGeneration",)
-MIXED = (*GATED_DELTA, *MAMBA2, *KDA)
+MIXED = (*GATED_DELTA, *OTHER_NAMES, *MAMBA2, *KDA)
 """Of these, whose prefix cache has states at fixed lengths, too."""
 ADAPTED = ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
 """Of these, those that were shown with adapters."""
@@ -55,6 +60,10 @@ class RecurrentRule(NamedTuple):
 def _other_than_triton(cfg: Any) -> bool:
     kernels = (cfg.linear_attn_decode_backend, cfg.linear_attn_verify_backend)
     return cfg.linear_attn_backend != "triton" or any(one not in (None, "triton") for one in kernels)
+
+
+def _attends_on_triton(cfg: Any) -> bool:
+    return "triton" in (cfg.attention_backend, cfg.prefill_attention_backend, cfg.decode_attention_backend)
 
 
 def _keeps_states_too_often(cfg: Any) -> bool:
@@ -128,7 +137,22 @@ RECURRENT_RULES: tuple[RecurrentRule, ...] = (
     RecurrentRule(
         lambda cfg: bool(cfg.enable_lora or cfg.lora_paths),
         "has not been shown with adapters; remove --enable-lora and --lora-paths.",
-        tuple(name for name in MIXED if name not in ADAPTED),
+        tuple(name for name in (*MIXED, *WITH_IMAGES) if name not in ADAPTED),
+    ),
+    # For LFM2's other classes SGLang says so itself (arg_groups/model_hook.py).
+    RecurrentRule(
+        _attends_on_triton,
+        "needs an attention backend that takes a first layer without keys; give fa3 or flashinfer to "
+        "--attention-backend.",
+        WITH_IMAGES,
+    ),
+    # Of LFM2's other classes SGLang lets rounds not overlap, and takes no larger pages, beside a cache that gets the
+    # state that a request ends with (arg_groups/mamba_hook.py, no_buffer).
+    RecurrentRule(
+        lambda cfg: not cfg.disable_radix_cache and (not cfg.disable_overlap_schedule or int(cfg.page_size or 1) > 1),
+        "has been shown with a prefix cache where no rounds overlap and a page has one token, and SGLang does not see "
+        "to that for this class; add --disable-overlap-schedule and remove --page-size, or add --disable-radix-cache.",
+        WITH_IMAGES,
     ),
     # SGLang keeps no copies of a convolution's inputs at fixed lengths, as it does of other states (below).
     RecurrentRule(

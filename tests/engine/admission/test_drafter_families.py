@@ -111,7 +111,7 @@ def test_every_other_name_of_a_familys_class_is_served_too() -> None:
             r"a head of DFlash2, which .* does not",
         ),
         (published("DFlashDraftModel", LILICORR), "a head of LiLiCorr, which"),
-        (published("DFlashLagunaForCausalLM", {}), "DFlashLagunaForCausalLM is a model of its own, not run"),
+        (published("DSparkMiniMaxDraftModel", {}), "DSparkMiniMaxDraftModel is a model of its own, not run"),
         (published("DeepseekV4ForCausalLMDSpark", {}), "is a model of its own"),
         (published("LlamaForCausalLMEagle3", {}), r"an architecture among \[.*\], got \['LlamaForCausalLMEagle3'\]"),
         ({}, r"got \[\]"),

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from ddtree_sglang.demo.drafter import shipped_drafter
-from ddtree_sglang.engine.admission.drafter_families import LATTICE_FIELDS
+from ddtree_sglang.engine.admission.drafter_families import GATED_ARCHITECTURE, LATTICE_FIELDS
 from ddtree_sglang.engine.admission.drafter_weights import check_drafter_weights, is_nemotrons, stored_types
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.engine.admission.drafter_folders import LINEARS, NUM_LAYERS, Change, Tensors, changed, reconfigured, without
@@ -103,7 +103,7 @@ LILICORR = {
 SELECTOR_FIELDS = {"selector_rank": 4, "selector_top_k": 8}
 
 
-DSPARK = ("DSparkDraftModel", "Qwen3DSparkModel", "LingDSparkModel")
+DSPARK = ("DSparkDraftModel", "Qwen3DSparkModel", "LingDSparkModel", "Lfm2DSparkDraftModel")
 OTHER_CLASSES: dict[str, dict[str, Any]] = {
     "DFlash2DraftModel": {"dflash_config": SELECTOR_FIELDS},
     "MuseGlimmerAssistantModel": {},
@@ -164,6 +164,31 @@ def test_a_head_that_scores_pairs_is_not_quantized(
     folder = changed(exported, tmp_path, quantized_head(name), "fp8")
     with pytest.raises(DDTreeConfigError, match=f"head that scores pairs must not be quantized, .* got {name} of type"):
         check_drafter_weights(reconfigured(folder, architectures=[architecture], **OTHER_CLASSES[architecture]))
+
+
+@pytest.mark.parametrize(
+    ("gating", "lost"),
+    [
+        ({}, "layers.1.self_attn.g_proj"),
+        ({"gating": "per-head"}, "layers.0.self_attn.g_proj"),
+        ({"gating": False}, "aux_hidden_norms.1"),
+        ({}, "aux_hidden_norms.0"),
+    ],
+)
+def test_gates_and_norms_of_lagunas_drafters_are_whole(
+    gating: dict[str, Any], lost: str, exported: Path, tmp_path: Path
+) -> None:
+    gates = {f"layers.{layer}.self_attn.g_proj.weight": torch.ones(2) for layer in range(NUM_LAYERS)}
+    norms = {f"aux_hidden_norms.{index}.weight": torch.ones(2) for index in range(2)}
+    more = norms if gating.get("gating") is False else norms | gates
+
+    def check(*left_out: str) -> None:
+        folder = changed(exported, tmp_path, lambda tensors: without(*left_out)({**tensors, **more}))
+        check_drafter_weights(reconfigured(folder, architectures=[GATED_ARCHITECTURE], **gating))
+
+    check()
+    with pytest.raises(DDTreeConfigError, match=f"got no {lost}"):
+        check(f"{lost}.weight")
 
 
 def test_convolutions_are_whole_and_stated(exported: Path, tmp_path: Path) -> None:

@@ -22,9 +22,13 @@ from ddtree_sglang.exceptions import DDTreeConfigError
 pytestmark = pytest.mark.sglang
 
 PLAIN: dict[str, Any] = {
+    "attention_backend": "fa3",
+    "prefill_attention_backend": None,
+    "decode_attention_backend": None,
     "enable_int8_mamba_checkpoint": False,
     "enable_hierarchical_cache": False,
     "enable_linear_replayssm": False,
+    "disable_overlap_schedule": True,
     "disable_radix_cache": False,
     "enable_lora": False,
     "enable_mamba_cache_stochastic_rounding": False,
@@ -157,6 +161,30 @@ def test_what_only_mamba2_cannot_is_refused_for_that_alone(monkeypatch: pytest.M
         check_recurrent_arguments(mamba, arguments())
 
 
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"disable_overlap_schedule": False}, "with a prefix cache where no rounds overlap"),
+        ({"page_size": 16}, "add --disable-overlap-schedule and remove --page-size, or add --disable-radix-cache"),
+        ({"attention_backend": "triton"}, "takes a first layer without keys"),
+        ({"decode_attention_backend": "triton"}, "give fa3 or flashinfer to --attention-backend"),
+        ({"enable_lora": True}, "has not been shown with adapters"),
+        ({"enable_hierarchical_cache": True}, "bring inputs of convolutions back"),
+    ],
+)
+@pytest.mark.usefixtures("on_device")
+def test_what_sglang_sees_to_for_lfm2_alone_is_refused_for_the_class_with_images(
+    changes: dict[str, Any], found: str
+) -> None:
+    images, text = target("Lfm2Config", "Lfm2VlForConditionalGeneration"), target("Lfm2Config", "Lfm2ForCausalLM")
+    check_recurrent_arguments(images, arguments())
+    check_recurrent_arguments(images, arguments(disable_overlap_schedule=False, page_size=16, disable_radix_cache=True))
+    with pytest.raises(DDTreeConfigError, match=found):
+        check_recurrent_arguments(images, arguments(**changes))
+    if "enable_hierarchical_cache" not in changes:
+        check_recurrent_arguments(text, arguments(**changes))
+
+
 @pytest.mark.usefixtures("on_device")
 def test_adapters_are_served_on_short_convolutions_and_qwen35() -> None:
     adapters = arguments(enable_lora=True)
@@ -209,7 +237,7 @@ def test_states_come_back_from_the_host_and_inputs_of_convolutions_were_not_seen
 
 
 def test_every_rule_is_one_of_those_that_are_tested() -> None:
-    assert len(RECURRENT_RULES) == 16
+    assert len(RECURRENT_RULES) == 18
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from ddtree_sglang.cpu_platform import server_defaults
 from ddtree_sglang.engine.admission import server_args as admission
+from tests.engine.admission.bare_models import asked_for_states, bare
 from tests.engine.admission.machines import HOPPER, platform
 
 pytestmark = [pytest.mark.sglang, pytest.mark.usefixtures("plugins", "no_configuration")]
@@ -97,30 +97,6 @@ def test_sglang_hands_no_states_out_where_two_batches_overlap(
     given = torch.zeros(3, 8)
     out = Qwen3MoeModel.forward(model, None, None, SimpleNamespace(can_run_tbo=overlaps), input_embeds=given)
     assert out is given if overlaps else len(out[1]) == 2
-
-
-def bare(place: str) -> torch.nn.Module:
-    """An object of a class of SGLang's models, without layers."""
-    module, _, name = place.partition(":")
-    made: torch.nn.Module = (found := getattr(import_module(f"sglang.srt.models.{module}"), name)).__new__(found)
-    torch.nn.Module.__init__(made)
-    return made
-
-
-def asked_for_states(model: torch.nn.Module) -> None:
-    """What SGLang does with a loaded target of a block drafter."""
-    from sglang.srt.model_executor.model_runner_components.attention_backend_setup import (
-        configure_aux_hidden_state_capture,
-    )
-
-    configure_aux_hidden_state_capture(
-        model=model,
-        eagle_use_aux_hidden_state=False,
-        eagle_aux_hidden_state_layer_ids=None,
-        dflash_use_aux_hidden_state=True,
-        dflash_target_layer_ids=[0, 2],
-        is_dspark=False,
-    )
 
 
 @pytest.mark.parametrize("place", ["gemma3_causal:Gemma3ForCausalLM", "kimi_linear:KimiLinearForCausalLM"])

@@ -25,6 +25,7 @@ ORDER = (
     "ddtree_sglang.config",
     "ddtree_sglang.cost_batches",
     "ddtree_sglang.whole_file",
+    "ddtree_sglang.modelopt_file",
     "ddtree_sglang.core",
     "ddtree_sglang.kernels",
     "ddtree_sglang.contract",

@@ -54,17 +54,24 @@ FAST = (
 )
 OWN_PARTS = ("tests/e2e", "tests/e2e_ray", "tests/kernels", "tests/device_lane")
 UNITS = (*PYTEST, *IN_TWO_PROCESSES, *(f"--ignore={folder}" for folder in OWN_PARTS))
+# Triton chooses its interpreter when it is imported, so these run in processes of their own. An interpreter has one
+# thread, and one thread each is enough for the lane's sizes.
+INTERPRETED = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+ANY_TWO = ("-n", "2", "--dist", "worksteal", "--durations=10")
 FULL = (
     *CHECKS,
     # Slow ones too: they wait more than they compute, and each part of its own would import everything again.
     Part("unit tests", (*UNITS, "-m", "not e2e and not gpu")),
-    # Triton chooses its interpreter when it is imported, so these run in a process of their own.
-    Part("kernels, interpreted", (*PYTEST, "tests/kernels"), {"TRITON_INTERPRET": "1"}),
-    # One process: it keeps two servers busy, and one thread each is enough for their sizes.
+    Part(
+        "interpreted kernels",
+        (*PYTEST, *ANY_TWO, "-m", "not scene and not slow and not gpu", "tests/kernels", "tests/device_lane"),
+        INTERPRETED,
+    ),
+    # One process: it keeps two servers busy.
     Part(
         "device lane",
-        (*PYTEST, "-m", "not slow and not gpu", "--durations=10", "tests/device_lane"),
-        {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        (*PYTEST, "-m", "scene and not slow and not gpu", "--durations=10", "tests/device_lane"),
+        INTERPRETED,
     ),
     Part("real servers", (*PYTEST, "-m", "e2e and not gpu", "--durations=10", "tests/e2e", "tests/benchmarks")),
     # A part of its own: what runs before it has freed its memory. Slow: minutes each; bash tests/run.sh tests/e2e_ray

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.parts import CHECKS, FAST_FOLDERS, FULL, REPO, Part, main, run, run_part
+from tests.parts import CHECKS, FAST_FOLDERS, FULL, PYTEST, REPO, Part, main, run, run_part
 
 
 def python(title: str, code: str, **environment: str) -> Part:
@@ -61,10 +61,33 @@ def test_other_arguments_go_to_pytest_and_its_status_comes_back(monkeypatch: pyt
     assert main(["tests/no_such_file.py", "-q"]) == 4
 
 
-def test_full_run_leaves_no_folder_out() -> None:
-    """What the unit tests ignore is a part of its own; the benchmarks' tests are in both, parted by their marker."""
-    ignored = {word.removeprefix("--ignore=") for part in FULL for word in part.command if word.startswith("--ignore=")}
-    named = {word for part in FULL for word in part.command if word.startswith("tests/")}
-    assert ignored == named - {"tests/benchmarks"}
-    assert all((REPO / folder).is_dir() for folder in (*ignored, *FAST_FOLDERS))
+def test_full_run_leaves_nothing_out() -> None:
+    """What one part ignores another names; a folder that two parts name is parted by their markers."""
+    words = {part.title: set(part.command) for part in FULL}
+    ignored = {one.removeprefix("--ignore=") for part in words.values() for one in part if one.startswith("--ignore=")}
+    by_place: dict[str, set[str]] = {}
+    for part in FULL:
+        for word in part.command:
+            if word.startswith("tests/"):
+                by_place.setdefault(word, set()).add(part.command[part.command.index("-m", 3) + 1])
+    assert ignored == by_place.keys() - {"tests/benchmarks"}
+    assert all((REPO / place).exists() for place in (*ignored, *FAST_FOLDERS))
+    assert {place: markers for place, markers in by_place.items() if len(markers) > 1} == {
+        "tests/device_lane": {"scene and not slow and not gpu", "not scene and not slow and not gpu"}
+    }
     assert FULL[: len(CHECKS)] == CHECKS
+
+
+def test_what_asks_servers_of_the_lane_is_a_scene() -> None:
+    """By its fixture, so that no file is named; the other tests of the lane start none."""
+    chosen = {}
+    for marker in ("scene", "not scene"):
+        asked = [*PYTEST, "--collect-only", "-q", "-m", marker, "tests/device_lane/test_round_costs.py"]
+        listed = subprocess.run(
+            [*asked, "tests/device_lane/test_laws.py"], cwd=REPO, capture_output=True, text=True, check=True
+        )
+        chosen[marker] = {line.split("::")[0] for line in listed.stdout.splitlines() if "::" in line}
+    assert chosen == {
+        "scene": {"tests/device_lane/test_round_costs.py"},
+        "not scene": {"tests/device_lane/test_laws.py"},
+    }

@@ -18,6 +18,7 @@ from ddtree_sglang.cpu_platform.lora import resolve_backend
 from ddtree_sglang.cpu_platform.memory_budget import default_max_total_tokens
 from ddtree_sglang.cpu_platform.names import ATTENTION_BACKEND, QUANTIZATIONS
 from ddtree_sglang.exceptions import DDTreeConfigError
+from ddtree_sglang.modelopt_file import FILE, is_said_in_config, read_modelopt
 
 DEFAULT_MEM_FRACTION_STATIC = 0.6
 """Upper bound of weights + KV cache as a share of the memory that is free at start."""
@@ -33,7 +34,6 @@ OPENMP_SPIN_COUNT = "10000"
 # SGLang's own CPU step runs first and fills in its AMX backend, which needs a source build of sgl_kernel.
 _ENGINE_FILLED_BACKENDS = (None, "intel_amx")
 
-_MODELOPT_FILE = "hf_quant_config.json"
 _GPU_ONLY_SWITCHES = (
     "enable_symm_mem",
     "enable_two_batch_overlap",
@@ -121,22 +121,21 @@ def _stored_quantization(path: str | None) -> str | None:
     config = Path(path or "").expanduser() / "config.json"
     if path is None or not config.is_file():
         return None
-    named = json.loads(config.read_text(encoding="utf-8")).get("quantization_config")
-    if not named:
-        return _of_modelopt(config.with_name(_MODELOPT_FILE)) if named is None else None
+    said = json.loads(config.read_text(encoding="utf-8"))
+    if not is_said_in_config(said):
+        return _of_modelopt(config.with_name(FILE))
+    named = said.get("quantization_config")
     method = named.get("quant_method") if isinstance(named, dict) else None
     return None if method is None else str(method)
 
 
 def _of_modelopt(file: Path) -> str | None:
-    """The algorithm that ModelOpt names in a file of its own, which SGLang reads where `config.json` says nothing."""
+    """The algorithm that ModelOpt names in a file of its own."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        algorithm = read_modelopt(file).algorithm
     except (OSError, ValueError):
         # Others say what is wrong with it.
         return None
-    section = found.get("quantization", found) if isinstance(found, dict) else None
-    algorithm = section.get("quant_algo") if isinstance(section, dict) else None
     return None if algorithm is None else f"{algorithm} of {file.name}"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from threading import Lock
 
 import pytest
@@ -31,6 +32,7 @@ from tests.support.published import PAIRS as PUBLISHED
 from tests.support.quantize import How, quantize
 from tests.support.tiny import make_tiny
 
+HERE = Path(__file__).parent
 SERVERS_AT_ONCE = 2
 PAIRS = {
     "qwen3": ("qwen3", 4, 32),
@@ -103,6 +105,13 @@ HEADS = {
 ADAPTERS = {pair: {"first": 4, "second": 8} for pair in ("qwen3", "wide", "short_convolution", "gated_delta")}
 ADAPTERS |= {pair: {"first": 4, "third": 8} for pair in ("Qwen3.5-4B", "Qwen3.5-35B-A3B")}
 """Of a pair, their ranks by name."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What asks for outcomes keeps two servers busy, and runs by itself; the others do not (tests/parts.py)."""
+    for item in items:
+        if Path(item.path).parent == HERE and "outcomes" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.scene)
 
 
 @pytest.fixture(scope="session", autouse=True)

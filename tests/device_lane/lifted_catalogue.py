@@ -29,6 +29,7 @@ from tests.device_lane.lifted_waves import (
     asking_both_groups,
     asking_for_two_answers,
     go_on_behind_that_page,
+    long_side_by_side,
     mixed_within_a_page,
     turns_behind_those,
     turns_that_end_inside_a_path,
@@ -118,7 +119,7 @@ NEEDED = (
         replace(
             MAMBA,
             name="refused-mamba-widths",
-            waves=(changing_widths,),
+            waves=(long_side_by_side,),
             budget=4,
             flags=(*MAMBA.flags, *LOAD_FLAGS),
             captured=(1, 2),

@@ -64,6 +64,14 @@ def asking_for_less_than_tokens(server: LaneServer, _pair: TinyPair) -> None:
     post(server.url, "/api/generate", body, timeout_s=PATIENCE_S)
 
 
+def long_side_by_side(chooser: Chooser) -> list[Sent]:
+    """Four that are all there for most of their rounds, whenever each of them arrives, so that these are narrow ones.
+
+    The first of a batch is right at any width; what is wrong with the others shows in a token some rounds later.
+    """
+    return [Sent(chooser.find(length, 20), check="tokens") for length in (5, 6, 4, 7)]
+
+
 def asking_as_a_probe(server: LaneServer, _pair: TinyPair) -> None:
     """By a name that SGLang's probes have, beside one that keeps the scheduler busy."""
     body = Asked((5, 6, 7), 60).body()

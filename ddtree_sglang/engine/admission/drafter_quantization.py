@@ -9,7 +9,6 @@ Knows nothing of SGLang.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from ddtree_sglang.exceptions import DDTreeConfigError
+from ddtree_sglang.modelopt_file import FILE, Said, is_said_in_config, read_modelopt
 
-FILE = "hf_quant_config.json"
 PLAIN_TYPES = ("F64", "F32", "F16", "BF16")
 """How safetensors names types that weights are read from as they are."""
 _CODE_TYPES = ("U8", "I8", "F8_E4M3", "F8_E5M2")
 """Types of quantized weights, of which a value is nothing without its scale."""
-_SHARDS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+SHARDS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """SGLang's fused layers, and what checkpoints have in their place."""
 _RELEASE = "take the file from the drafter's release"
 
@@ -76,7 +75,7 @@ class FileQuantization:
         (layers/quantization/utils.py, `is_layer_skipped`; modelopt_quant.py, `is_layer_excluded`).
         """
         stem, _, last = module.rpartition(".")
-        shards = [f"{stem}.{one}" if stem else one for one in _SHARDS.get(last, (last,))]
+        shards = [f"{stem}.{one}" if stem else one for one in SHARDS.get(last, (last,))]
         if all(any(_is_part(path, one) for path in self.left_out) for one in shards):
             return True
         texts = [_as_text(one) for one in self.left_out]
@@ -85,11 +84,6 @@ class FileQuantization:
 
 def _is_part(path: str, module: str) -> bool:
     return f".{path.rstrip('.')}." in f".{module}."
-
-
-def is_said_in_config(drafter: Mapping[str, Any]) -> bool:
-    """Whether a parsed `config.json` has a word of its own on its quantization, which goes before the file's."""
-    return any(drafter.get(field) is not None for field in ("quantization_config", "compression_config"))
 
 
 def quantization_by_file(folder: Path, drafter: Mapping[str, Any]) -> FileQuantization | None:
@@ -105,19 +99,14 @@ def quantization_by_file(folder: Path, drafter: Mapping[str, Any]) -> FileQuanti
     path = folder / FILE
     if is_said_in_config(drafter) or not path.is_file():
         return None
-    found = _parsed(path)
-    nested, algorithm = found.get("quantization"), found.get("quant_algo")
-    is_flat, section = "quantization" not in found, found
-    if not is_flat:
-        if algorithm is not None or (isinstance(nested, dict) and isinstance(nested.get("quantization"), dict)):
-            raise DDTreeConfigError(
-                f"a drafter's {FILE} must say its quantization once, at its top or in `quantization`, got it in two "
-                f"places, of which SGLang reads one for the method and one for the rest; {_RELEASE}."
-            )
-        if not isinstance(nested, dict):
-            return None
-        section, algorithm = nested, nested.get("quant_algo")
-    if algorithm is None:
+    said = _read(path)
+    if _is_said_twice(said):
+        raise DDTreeConfigError(
+            f"a drafter's {FILE} must say its quantization once, at its top or in `quantization`, got it in two "
+            f"places, of which SGLang reads one for the method and one for the rest; {_RELEASE}."
+        )
+    section, algorithm = said.section, said.algorithm
+    if section is None or algorithm is None:
         return None
     text = drafter.get("text_config")
     if isinstance(text, dict) and text.get("quantization_config") is not None:
@@ -131,7 +120,7 @@ def quantization_by_file(folder: Path, drafter: Mapping[str, Any]) -> FileQuanti
             f"which SGLang reads there, got {algorithm!r}; use a checkpoint that says it in its config.json "
             "(quantization_config), or one in half precision."
         )
-    return FileQuantization(algorithm, _left_out(section, algorithm, is_flat=is_flat))
+    return FileQuantization(algorithm, _left_out(section, algorithm, is_flat=said.is_flat))
 
 
 def _left_out(section: Mapping[str, Any], algorithm: str, *, is_flat: bool) -> tuple[str, ...]:
@@ -161,18 +150,19 @@ def _as_text(name: str) -> re.Pattern[str]:
     return re.compile(name.replace(".", r"\.").replace("*", ".*"))
 
 
-def _parsed(path: Path) -> dict[str, Any]:
+def _is_said_twice(said: Said) -> bool:
+    if said.is_flat:
+        return False
+    return said.whole.get("quant_algo") is not None or isinstance((said.section or {}).get("quantization"), dict)
+
+
+def _read(path: Path) -> Said:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return read_modelopt(path)
     except (OSError, ValueError) as error:
         raise DDTreeConfigError(
-            f"a drafter's {FILE} must be JSON that can be read, got {error}; {_RELEASE}."
+            f"a drafter's {FILE} must be a JSON object that can be read, got {error}; {_RELEASE}."
         ) from error
-    if not isinstance(found, dict):
-        raise DDTreeConfigError(
-            f"a drafter's {FILE} must hold a JSON object, got a {type(found).__name__}; {_RELEASE}."
-        )
-    return found
 
 
 def check_stored_as_told(told: FileQuantization, modules: Mapping[str, str], tensors: Mapping[str, str]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ddtree_sglang.cpu_platform.names import QUANTIZATIONS
 from ddtree_sglang.engine.admission.drafter_checks import proposes_at_the_root, shape_of
 from ddtree_sglang.engine.admission.drafter_families import (
     SERVED_IN_GROUPS,
@@ -21,11 +22,11 @@ from ddtree_sglang.engine.admission.drafter_families import (
     family_of,
 )
 from ddtree_sglang.engine.admission.drafter_fields import DEFAULT_BLOCK_SIZE, MAX_DEPTH, block_field, block_size_of
-from ddtree_sglang.engine.admission.drafter_quantization import FILE, quantization_by_file
 from ddtree_sglang.engine.admission.drafter_shape import SLIDING, shape_field
-from ddtree_sglang.engine.admission.drafter_weights import check_drafter_weights
+from ddtree_sglang.engine.admission.drafter_weights import look_at_weights
 from ddtree_sglang.engine.admission.pair_facts import suspicions_alone
 from ddtree_sglang.exceptions import DDTreeConfigError
+from ddtree_sglang.modelopt_file import FILE
 
 UNSTATED = "not stated"
 DEFAULT_MASK_TOKEN = "<|MASK|>"
@@ -40,19 +41,23 @@ class DrafterReport:
         facts: as stated, or as SGLang takes them.
         refusal: None if DDTREE serves it.
         suspicions: what makes no wrong answer and may make a drafter of no use; none where it is refused.
+        unseen: why no weights were looked at, where that should be said.
     """
 
     facts: tuple[tuple[str, str], ...]
     refusal: str | None
     suspicions: tuple[str, ...] = ()
+    unseen: str | None = None
 
     @property
     def lines(self) -> list[str]:
         """For a person; the last one is the verdict."""
         told = [f"        {name}: {found}" for name, found in self.facts]
         told += [f"suspect {one}" for one in self.suspicions]
-        verdict = "ok      DDTREE serves it" if self.refusal is None else f"FAILED  DDTREE refuses it: {self.refusal}"
-        return [*told, verdict]
+        if self.refusal is not None:
+            return [*told, f"FAILED  DDTREE refuses it: {self.refusal}"]
+        unseen = "" if self.unseen is None else f"; no weights were looked at: {self.unseen}"
+        return [*told, f"ok      DDTREE serves it{unseen}"]
 
 
 def read_configuration(place: str) -> dict[str, Any]:
@@ -83,16 +88,16 @@ def report_of_place(place: str) -> DrafterReport:
     """
     drafter, folder = read_configuration(place), Path(place).expanduser()
     report = report_of(drafter)
-    if report.refusal is not None or not folder.is_dir():
+    if report.refusal is not None:
         return report
+    if not folder.is_dir():
+        return replace(report, unseen="this is a config.json alone")
     try:
-        told = quantization_by_file(folder, drafter)
-        check_drafter_weights(folder)
+        looked = look_at_weights(folder, drafter)
     except DDTreeConfigError as error:
         return replace(report, refusal=str(error), suspicions=())
-    if told is None:
-        return report
-    return replace(report, facts=(*report.facts, ("quantized by", f"{told.algorithm}, says {FILE}")))
+    algorithm = None if looked.told is None else looked.told.algorithm
+    return replace(report, facts=_facts(drafter, family_of(drafter), algorithm), unseen=looked.unseen)
 
 
 def report_of(drafter: Mapping[str, Any]) -> DrafterReport:
@@ -115,7 +120,8 @@ def _refusal_of_block(drafter: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _facts(drafter: Mapping[str, Any], family: DrafterFamily) -> tuple[tuple[str, str], ...]:
+def _facts(drafter: Mapping[str, Any], family: DrafterFamily, told: str | None = None) -> tuple[tuple[str, str], ...]:
+    """`told`: the algorithm that a file beside it names."""
     return (
         ("architecture", _architectures(drafter)),
         ("family", family.name),
@@ -131,11 +137,12 @@ def _facts(drafter: Mapping[str, Any], family: DrafterFamily) -> tuple[tuple[str
             "embedding and LM head",
             "its own, and the target's" if drafter.get("has_embed_tokens") else "the target's",
         ),
-        *_refused_with(drafter, family),
+        *((("quantized by", f"{told}, says {FILE}"),) if told else ()),
+        *_refused_with(drafter, family, told),
     )
 
 
-def _refused_with(drafter: Mapping[str, Any], family: DrafterFamily) -> tuple[tuple[str, str], ...]:
+def _refused_with(drafter: Mapping[str, Any], family: DrafterFamily, told: str | None) -> tuple[tuple[str, str], ...]:
     """What of a server is refused with it; nothing of a drafter that is refused with each."""
     refused = [
         feature
@@ -147,6 +154,10 @@ def _refused_with(drafter: Mapping[str, Any], family: DrafterFamily) -> tuple[tu
     ]
     if family.refusal is None and shape_of(drafter, family.name).draft_depth > MAX_DEPTH:
         refused.append(f"a GPU, whose trees are of at most {MAX_DEPTH} drafted positions")
+    said = drafter.get("quantization_config") or {}
+    quantized_by = told or said.get("quant_method") or said.get("quant_algo")
+    if family.refusal is None and quantized_by not in (None, *QUANTIZATIONS):
+        refused.append(f"a CPU, which serves plain weights and those of {' and '.join(QUANTIZATIONS)}")
     return (("refused with", " and ".join(refused)),) if refused else ()
 
 

@@ -25,6 +25,9 @@ QWEN3_DEFAULTS = {
 }
 """What Transformers takes for fields that a `config.json` of this type does not have, and SGLang with it."""
 
+BIASED_TYPES = frozenset({"glm", "glm4", "glm4v_moe_text", "gpt_neox", "gpt_oss", "jais2", "seed_oss"})
+"""Types of text models whose attention has biases where a `config.json` does not say."""
+
 _NUMBERS = (
     "hidden_size",
     "intermediate_size",
@@ -49,6 +52,12 @@ def shape_field(drafter: Mapping[str, Any], name: str) -> Any:
     if place is not None:
         return place[name]
     return QWEN3_DEFAULTS.get(name) if drafter.get("model_type") == QWEN3 else None
+
+
+def has_biases(drafter: Mapping[str, Any]) -> bool:
+    """Whether SGLang builds biases of attention (models/dflash.py, `DFlashAttention`)."""
+    stated = shape_field(drafter, "attention_bias")
+    return drafter.get("model_type") in BIASED_TYPES if stated is None else bool(stated)
 
 
 def unstated(drafter: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:

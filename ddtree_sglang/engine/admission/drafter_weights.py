@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,24 @@ from ddtree_sglang.engine.admission.drafter_families import (
     family_of,
 )
 from ddtree_sglang.engine.admission.drafter_quantization import (
-    FILE,
     PLAIN_TYPES,
+    SHARDS,
     FileQuantization,
     check_stored_as_told,
-    is_said_in_config,
     quantization_by_file,
     quantized_names,
 )
+from ddtree_sglang.engine.admission.drafter_shape import has_biases, is_whole
 from ddtree_sglang.exceptions import DDTreeConfigError
+from ddtree_sglang.modelopt_file import FILE, is_said_in_config
 
 _LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _GATES = "self_attn.g_proj"
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 _FUSED = {
-    **dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.qkv_proj"),
-    **dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), "mlp.gate_up_proj"),
+    f"{block}.{part}": f"{block}.{whole}"
+    for block, whole in (("self_attn", "qkv_proj"), ("mlp", "gate_up_proj"))
+    for part in SHARDS[whole]
 }
 _NORMS = ("self_attn.q_norm", "self_attn.k_norm", "input_layernorm", "post_attention_layernorm")
 _CONVOLUTIONS = tuple(
@@ -66,38 +69,64 @@ _ADVICE = (
 )
 
 
-def check_drafter_weights(folder: Path) -> None:
-    """Refuse a local drafter whose weights would be read wrongly; one without safetensors files is left to SGLang.
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What was found beside a drafter's `config.json`.
 
-    So is a `config.json` that is no JSON object.
-    Nemotron's drafters, which have an embedding of their own, are left to it, too: their class names its layers and
-    quantizes `fc`. LiLiCorr's does both, so that some of its layers may be quantized.
+    Attributes:
+        told: what `hf_quant_config.json` says.
+        unseen: why no layer's weights were looked at; None where they were.
+    """
+
+    told: FileQuantization | None
+    unseen: str | None
+
+
+def check_drafter_weights(folder: Path) -> None:
+    """Refuse a local drafter as `look_at_weights` does; a `config.json` that is no JSON object is left to SGLang.
 
     Raises:
-        DDTreeConfigError: a weight is missing, of a head that scores pairs too, `fc` or such a head is quantized, some
-            layers are quantized and others are not, weights are quantized and no file says how, or they are not stored
-            as `hf_quant_config.json` has it.
+        DDTreeConfigError: its weights would be read wrongly.
     """
     try:
         drafter = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return
-    if not isinstance(drafter, dict):
-        return
+    if isinstance(drafter, dict):
+        look_at_weights(folder, drafter)
+
+
+def look_at_weights(folder: Path, drafter: Mapping[str, Any]) -> Looked:
+    """Refuse a local drafter whose weights would be read wrongly; one without safetensors files is left to SGLang.
+
+    Nemotron's drafters, which have an embedding of their own, are left to it, too: their class names its layers and
+    quantizes `fc`. LiLiCorr's does both, so that some of its layers may be quantized.
+
+    Args:
+        folder: of the checkpoint.
+        drafter: its parsed `config.json`.
+
+    Raises:
+        DDTreeConfigError: a weight is missing, of a head that scores pairs too, or there is one that no layer has; `fc`
+            or such a head is quantized, some layers are quantized and others are not, weights are quantized and no
+            file says how, or they are not stored as `hf_quant_config.json` has it.
+    """
     told = quantization_by_file(folder, drafter)
     tensors = stored_types(folder)
     if not tensors:
-        return
+        has_files = any(folder.glob("*.safetensors"))
+        return Looked(told, f"the folder has no safetensors file{' that can be read' * has_files}")
     _check_head(tensors, drafter)
     family = family_of(drafter).name
     is_known = family in (PLAIN, SELECTOR, LATTICE, MARKOV) and not is_nemotrons(drafter)
     if not is_known or not isinstance(drafter.get("num_hidden_layers"), int):
-        return
+        return Looked(told, "SGLang's class for this drafter names its layers itself")
     _check_names(tensors, drafter)
     if family == LATTICE:
         _check_named_types(tensors, drafter, told)
     else:
         _check_types(tensors, drafter, told)
+    return Looked(told, None)
 
 
 def is_nemotrons(drafter: Mapping[str, Any]) -> bool:
@@ -113,7 +142,8 @@ def is_nemotrons(drafter: Mapping[str, Any]) -> bool:
         and quantization.get("quant_algo") == "W4A16_NVFP4"
         and isinstance(targets, list)
         and targets != []
-        and inputs == [int(layer) + 1 for layer in targets]
+        and all(map(is_whole, targets))
+        and inputs == [layer + 1 for layer in targets]
         and dflash.get("sample_from_anchor", drafter.get("sample_from_anchor", True)) is False
     )
 
@@ -178,6 +208,20 @@ def _check_names(tensors: Mapping[str, str], drafter: Mapping[str, Any]) -> None
             f"the drafter's checkpoint must hold all weights of its {num_layers} layers, got no {missing[0]}{more}. "
             f"{_ADVICE}."
         )
+    _check_biases(tensors, drafter)
+
+
+def _check_biases(tensors: Mapping[str, str], drafter: Mapping[str, Any]) -> None:
+    """Of layers that are stored as they are; GPTQ's tools write one of zeros for each layer that they quantize."""
+    has_them = has_biases(drafter)
+    for name in (*_linears(int(drafter["num_hidden_layers"])), "fc"):
+        if f"{_weight_of(name, tensors)}".endswith(".weight") and not (has_them and name.endswith(_LINEARS)):
+            stray = next((f"{one}.bias" for one in (name, _fused(name)) if f"{one}.bias" in tensors), None)
+            if stray is not None:
+                raise DDTreeConfigError(
+                    "a drafter's biases must be of its attention's layers alone, and its config.json must say so "
+                    f"(attention_bias), got {stray}, of which SGLang builds none. {_ADVICE}."
+                )
 
 
 def _stated(drafter: Mapping[str, Any], num_layers: int) -> Iterator[str]:
@@ -187,7 +231,7 @@ def _stated(drafter: Mapping[str, Any], num_layers: int) -> Iterator[str]:
         read = dflash.get("target_layer_ids", drafter.get("target_layer_ids")) or ()
         yield from (f"aux_hidden_norms.{index}.weight" for index in range(len(read)))
     for layer in range(num_layers):
-        if drafter.get("attention_bias"):
+        if has_biases(drafter):
             yield from (f"layers.{layer}.{name}.bias" for name in _LINEARS)
         if (drafter.get("dflash_config") or {}).get("attention_sink_bias"):
             yield f"layers.{layer}.self_attn.attention_sink_bias"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from ddtree_sglang import cli
 from ddtree_sglang.config import CONFIG_ENV
 from ddtree_sglang.engine.admission.drafter_quantization import FILE, FORMS, FileQuantization, quantization_by_file
-from ddtree_sglang.engine.admission.drafter_report import report_of_place
+from ddtree_sglang.engine.admission.drafter_report import report_of, report_of_place
 from ddtree_sglang.engine.admission.drafter_weights import check_drafter_weights
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.engine.admission.drafter_folders import (
@@ -27,6 +27,7 @@ from tests.engine.admission.drafter_folders import (
     reconfigured,
     without,
 )
+from tests.engine.admission.test_drafter_shape import plain as plain_drafter
 
 DOWN = "layers.0.mlp.down_proj"
 LATTICE = {"candidate_topk": 4, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "mlp_ratio": 2.0, "factor_dim": 8}
@@ -118,7 +119,38 @@ def test_what_sglang_reads_there_is_served(
     assert cli.main(["doctor", "--draft", str(folder)]) == 0
     out = capsys.readouterr().out
     assert out.endswith("ok      DDTREE serves it\n")
-    assert (f"quantized by: {said['algorithm']}, says {FILE}\n" in out) == (said["algorithm"] is not None)
+    is_quantized = said["algorithm"] is not None
+    assert (f"quantized by: {said['algorithm']}, says {FILE}\n" in out) == is_quantized
+    assert ("refused with: a CPU, which serves plain weights and those of fp8 and w8a8_int8\n" in out) == is_quantized
+
+
+@pytest.mark.parametrize(
+    ("said", "is_refused"),
+    [
+        ({"quant_method": "awq"}, True),
+        ({"quant_algo": "NVFP4"}, True),
+        ({"quant_method": "fp8"}, False),
+        ({"quant_method": "w8a8_int8"}, False),
+    ],
+)
+def test_doctor_tells_of_a_quantization_that_a_cpu_does_not_serve(said: dict[str, str], is_refused: bool) -> None:
+    """As the platform's start does (tests/cpu_platform/test_quantized.py)."""
+    drafter = plain_drafter(quantization_config=said)
+    assert ("a CPU, which serves plain" in dict(report_of(drafter).facts).get("refused with", "")) is is_refused
+
+
+@pytest.mark.sglang
+def test_the_file_counts_for_neither_where_the_configuration_has_a_word(exported: Path, tmp_path: Path) -> None:
+    """Nor for a CPU: both read it in one way (ddtree_sglang/modelopt_file.py)."""
+    from ddtree_sglang.cpu_platform.server_defaults import _stored_quantization
+
+    folder = say(changed(exported, tmp_path, dict), "FP8")
+    found = quantization_by_file(folder, {})
+    assert found is not None
+    assert _stored_quantization(str(folder)) == f"{found.algorithm} of {FILE}"
+    config = {"compression_config": {"format": "x"}}
+    reconfigured(folder, **config)
+    assert _stored_quantization(str(folder)) is quantization_by_file(folder, config) is None
 
 
 REFUSED: dict[str, tuple[Change, dict[str, Any], str]] = {
@@ -183,9 +215,9 @@ def test_what_it_misreads_is_refused_by_a_server_and_by_doctor(name: str, export
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{", "must be JSON that can be read, got Expecting"),
+        ("{", "must be a JSON object that can be read, got Expecting"),
         ('{"quant_algo": "FP8", "ignore": ["a("]}', r"names of modules .*, got 'a\(', which SGLang cannot compare"),
-        ("[]", "must hold a JSON object, got a list"),
+        ("[]", "must be a JSON object that can be read, got a list"),
         ('{"quant_algo": "FP8", "quantization": {"quant_algo": "NVFP4"}}', "must say its quantization once"),
         ('{"quantization": {"quantization": {"quant_algo": "FP8"}}}', "must say its quantization once"),
     ],
@@ -209,7 +241,7 @@ def test_a_file_that_cannot_be_read_is_one_line_of_doctors(
 
     say(changed(exported, tmp_path, dict), "FP8")
     monkeypatch.setattr(Path, "read_text", read_text)
-    assert "must be JSON that can be read, got [Errno 13]" in str(report_of_place(str(tmp_path)).refusal)
+    assert "must be a JSON object that can be read, got [Errno 13]" in str(report_of_place(str(tmp_path)).refusal)
 
 
 def test_a_quantization_of_the_text_part_beside_the_file_is_refused(exported: Path, tmp_path: Path) -> None:

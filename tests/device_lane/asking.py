@@ -90,6 +90,14 @@ class LaneServer:
         lines = [json.loads(line) for line in self.report.read_text(encoding="utf-8").splitlines()]
         return [line for line in lines if line["mode"] == "DECODE"]
 
+    def has_decoded(self, rid: str) -> bool:
+        """Whether a decode round of any of its ranks has had this request."""
+        for file in self.report.parent.glob(f"{self.report.name}*"):
+            *lines, _ = file.read_text(encoding="utf-8").split("\n")  # behind the last end a line may be half written
+            if any(line["mode"] == "DECODE" and rid in line["rids"] for line in map(json.loads, lines)):
+                return True
+        return False
+
     def used_slots(self) -> int:
         """Slots of the KV pool that are taken once the prefix cache is empty; fails on a server that is not idle.
 

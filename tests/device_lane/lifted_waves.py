@@ -127,7 +127,7 @@ def asking_for_two_answers(server: LaneServer, _pair: TinyPair) -> None:
     body = Asked((5, 6, 7)).body()
     body["sampling_params"]["n"] = 2
     split = cast(SplitServer, server)
-    meeting = {"bootstrap_host": "127.0.0.1", "bootstrap_port": split.port, "bootstrap_room": next(split.rooms)}
+    meeting = split.meeting()
     with ThreadPoolExecutor(1) as pool:
         prefilled = pool.submit(post, split.prefilling.url, "/generate", {**body, **meeting}, PATIENCE_S)
         post(split.url, "/generate", {**body, **meeting}, PATIENCE_S)

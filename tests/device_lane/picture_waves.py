@@ -36,6 +36,16 @@ def behind_pictures(chooser: Chooser) -> list[Sent]:
     ]
 
 
+def behind_their_prompts(chooser: Chooser) -> list[Sent]:
+    """The same behind the prompts alone, which is all that a server that only prefills has of those texts."""
+    first, second, _ = chooser.begun
+    further = [_longer(chooser, one, answered=False) for one in (first, second)]
+    return [
+        *(Sent(chooser.find(3, 6, longer), cached=kept) for longer, kept in further),
+        Sent(replace(first, pictures=(OTHER,)), cached=first.prompt.index(PICTURE[0]) + 1),
+    ]
+
+
 def _behind_words(shown: str) -> Callable[[Asked], Asked]:
     """A picture behind the third word."""
 
@@ -45,12 +55,13 @@ def _behind_words(shown: str) -> Callable[[Asked], Asked]:
     return with_it
 
 
-def _longer(chooser: Chooser, one: Asked) -> tuple[Callable[[Asked], Asked], int]:
-    """What goes on behind a text, and how many of its places the prefix cache has."""
-    text = (*one.prompt, *chooser.reference.expect(one).output_ids)
-    places = len(chooser.reference.seen(one).expanded(list(text)))
+def _longer(chooser: Chooser, one: Asked, *, answered: bool = True) -> tuple[Callable[[Asked], Asked], int]:
+    """What goes on behind a text, or behind its prompt alone, and how many of its places the prefix cache has."""
+    answer = chooser.reference.expect(one).output_ids if answered else ()
+    text = (*one.prompt, *answer)
+    places = len(chooser.reference.seen(one).expanded(list(text))) - len(answer[-1:])
 
     def behind(asked: Asked) -> Asked:
         return replace(asked, prompt=(*text, *asked.prompt), pictures=one.pictures)
 
-    return behind, places - 1
+    return behind, places

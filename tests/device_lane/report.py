@@ -1,4 +1,4 @@
-"""One line per batch that the scheduler runs: launches outside graphs, host reads, bytes."""
+"""One line per batch that the scheduler runs: whose it is, launches outside graphs, host reads, bytes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def report_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args
     from sglang.srt.runtime_context import get_parallel
 
     between = counts.take()
-    kind, size = batch.forward_mode.name, len(batch.reqs)
+    kind, size, rids = batch.forward_mode.name, len(batch.reqs), [request.rid for request in batch.reqs]
     result = original(scheduler, batch, *args, **kwargs)
     path = _file(int(get_parallel().tp_rank))
     if path is not None:
         taken = counts.take()
-        line = {"mode": kind, "batch_size": size, **vars(taken), "launches": sum(taken.launches.values())}
+        line = {"mode": kind, "batch_size": size, "rids": rids, **vars(taken), "launches": sum(taken.launches.values())}
         # Of DDTREE's rounds, N; stock results have no such field.
         line["nodes"] = getattr(result, "num_nodes", None)
         line["by_name"] = dict(taken.launches)

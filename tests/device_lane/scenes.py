@@ -36,7 +36,7 @@ class Sent:
     asked: Asked
     check: Check = "rounds"
     after_s: float = 0.0
-    abort_after_s: float | None = None
+    abort_after_s: float | None = None  # and once a round has had it
     total: int | None = None  # tokens of prompt and answer, where the server cuts the answer short
     logprobs: bool = False
     session: str = ""  # name of the streaming session that the request is a turn of
@@ -324,7 +324,11 @@ def _ask(server: LaneServer, wave: Sequence[Sent]) -> list[Answered]:
     def abort(index: int, sent: Sent) -> None:
         assert sent.abort_after_s is not None
         time.sleep(sent.abort_after_s)
-        post(server.url, "/abort_request", {"rid": f"{id(wave)}-{index}"})
+        rid = f"{id(wave)}-{index}"
+        # What is aborted while another server prefills it ends in an error (split_waves.py).
+        while not server.has_decoded(rid) and not answers[index].done():
+            time.sleep(0.1)
+        post(server.url, "/abort_request", {"rid": rid})
 
     with ThreadPoolExecutor(2 * len(wave)) as pool:
         answers = [pool.submit(ask, index, sent) for index, sent in enumerate(wave)]

@@ -17,6 +17,8 @@ from tests.device_lane.pairs import TinyPair
 from tests.device_lane.references import Asked
 
 _TRANSFER = ("--disaggregation-transfer-backend", "mooncake_tcp", "--disaggregation-mode")
+GROUPS = 2
+"""Of a server under DP attention (group_catalogue.py)."""
 # A retracted request's keys, the drafter's too, go to a pool on the host and come back. SGLang keeps room for 512 more
 # tokens of each request that runs, which is most of a lane's pool.
 _DECODES = (*_TRANSFER, "decode", *host_cache.COPIES, "--num-reserved-decode-tokens", "16")
@@ -56,7 +58,7 @@ class SplitServer(LaneServer):
         self, ask: Callable[..., dict[str, Any]], asked: Asked, after_s: float, body: Mapping[str, Any]
     ) -> dict[str, Any]:
         time.sleep(after_s)
-        meeting = {"bootstrap_host": "127.0.0.1", "bootstrap_port": self.port, "bootstrap_room": next(self.rooms)}
+        meeting = self.meeting(body.get("routed_dp_rank"))
         pool = ThreadPoolExecutor(1)
         try:
             prefilled = pool.submit(self.prefilling.ask, asked, 0.0, **body, **meeting)
@@ -67,6 +69,15 @@ class SplitServer(LaneServer):
             # If the decoding server is gone, the other one waits for it until it is stopped.
             pool.shutdown(wait=False)
         return answer
+
+    def meeting(self, group: int | None = None) -> dict[str, Any]:
+        """Where the two servers meet for one more request, as a router tells both.
+
+        Under DP attention its room says which group prefills it: of a request without a group the decoding server
+        chooses another by itself, in turn.
+        """
+        rooms = (room for room in self.rooms if group is None or room % GROUPS == group)
+        return {"bootstrap_host": "127.0.0.1", "bootstrap_port": self.port, "bootstrap_room": next(rooms)}
 
     def used_slots(self) -> int:
         """Of both."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.device_lane.context_waves import (
+    SMALLER,
+    TRACKED_LEN,
     chunked,
     hits_about_the_window,
     leaves_the_device,
@@ -15,21 +17,28 @@ from tests.device_lane.context_waves import (
     retracted_and_restored,
 )
 from tests.device_lane.group_catalogue import FLAGS as GROUPS_FLAGS
+from tests.device_lane.group_waves import in_both_groups
 from tests.device_lane.host_cache import FLAGS as HOST_CACHE
+from tests.device_lane.pairs import WINDOW
 from tests.device_lane.penalty_waves import penalized
+from tests.device_lane.picture_waves import behind_their_prompts, pictures_at_once
 from tests.device_lane.scenes import SMALL_POOL, Scene, pool_of
 from tests.device_lane.split_waves import (
+    an_abort_before_the_keys_is_an_error,
+    behind_both_prompts,
     drawn_and_streamed,
     over_with_the_first_token,
     refuse_several_answers,
     thinks,
     thinks_and_is_restored,
+    two_prompts_of,
 )
 from tests.device_lane.state_catalogue import CHUNKS, LOAD_FLAGS, STATES_POOL, TRACKED
 from tests.device_lane.waves import (
     aborted,
     changing_widths,
     few,
+    one,
     seeded,
     under_grammars,
 )
@@ -55,13 +64,14 @@ SPLIT_RETRACTION = replace(
     must_log=("Retract requests",),
     at_once=2,
 )
-# Both servers under DP attention: a request's groups on them follow from its room.
+# Both servers under DP attention. Requests that name a group have it on both; others are decoded in any.
+_HITS_IN_GROUPS = (two_prompts_of(WINDOW + 3), behind_both_prompts)
 SPLIT_GROUPS = (
     replace(
         SPLIT,
         name="split-groups",
         pair="experts",
-        waves=(*SPLIT.waves, chunked),
+        waves=(few, *_HITS_IN_GROUPS, aborted, chunked),
         flags=(*GROUPS_FLAGS, *CHUNKS),
         captured=(1, 2),
         at_once=0,
@@ -181,10 +191,53 @@ SPLIT_STATES = (
         flags=(*pool_of(72), *_RESERVED, *STATES_POOL),
     ),
 )
+# Both servers under DP attention, with targets that have more in a layer than attention (group_families.py).
+SPLIT_GROUPS_MELLUM = replace(
+    SPLIT_GROUPS[0],
+    name="split-groups-mellum",
+    pair="mellum",
+    waves=(past_the_window, *_HITS_IN_GROUPS, aborted, chunked),
+    before=an_abort_before_the_keys_is_an_error,
+)
+SPLIT_GROUPS_KDA = replace(
+    SPLIT_GATED_DELTA,
+    name="split-groups-delta-attention",
+    pair="kimi_k3",
+    waves=(two_prompts_of(TRACKED_LEN + 5), behind_both_prompts, aborted),
+    flags=(*GROUPS_FLAGS, *TRACKED),
+    at_once=0,
+)
+SPLIT_GROUPS_IMAGES = replace(
+    SPLIT_GROUPS[0],
+    name="split-groups-images",
+    pair="sees",
+    waves=(*(in_both_groups(wave) for wave in (pictures_at_once, behind_their_prompts)), few),
+    budget=16,
+    flags=GROUPS_FLAGS,
+    clear_at=(17, SMALLER + 1),
+)
+# What SGLang does by itself with what is aborted early.
+SPLIT_STOCK = tuple(
+    replace(
+        _SPLIT,
+        name=f"split-{name}",
+        algorithm=algorithm,
+        budget=None,
+        waves=(one,),
+        captured=(),
+        at_once=0,
+        before=an_abort_before_the_keys_is_an_error,
+    )
+    for name, algorithm in (("plain", None), ("stock", "DFLASH"))
+)
 SPLIT_OTHERS = (
     *SPLIT_STATES,
     SPLIT_ENDS,
     *SPLIT_GROUPS,
+    SPLIT_GROUPS_MELLUM,
+    SPLIT_GROUPS_KDA,
+    SPLIT_GROUPS_IMAGES,
+    *SPLIT_STOCK,
     SPLIT_HOST_CACHE,
     *SPLIT_LATE_SLOTS,
     *SPLIT_THINKING,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import cast
 
 from deploy.local.client import ClientError, post
 from tests.device_lane.asking import LaneServer
+from tests.device_lane.context_waves import TRACKED_LEN
 from tests.device_lane.pairs import EOS_TOKEN, TinyPair
 from tests.device_lane.references import Asked
-from tests.device_lane.scenes import WAVE_APART_S, Chooser, Sent
+from tests.device_lane.scenes import WAVE_APART_S, Chooser, Sent, Wave
 from tests.device_lane.split import SplitServer
 
 
@@ -33,6 +37,31 @@ def over_with_the_first_token(chooser: Chooser) -> list[Sent]:
         Sent(chooser.find(8, 2), after_s=WAVE_APART_S / 2),
         # The last accepted tokens lie behind the limit.
         Sent(chooser.limited_inside_a_path(6, budget=2), after_s=WAVE_APART_S / 2),
+    ]
+
+
+def two_prompts_of(length: int) -> Wave:
+    """One in each group, of so many tokens and of one more."""
+
+    def begin(chooser: Chooser) -> list[Sent]:
+        chooser.begun = [chooser.find(length + group, 6) for group in (0, 1)]
+        return [Sent(one, group=group) for group, one in enumerate(chooser.begun)]
+
+    return begin
+
+
+def behind_both_prompts(chooser: Chooser) -> list[Sent]:
+    """One in each group that begins with the prompt that it prefilled in the wave before.
+
+    Of that text the prefilling server has no more. Of a longer prompt, state by state, it has as much as is tracked.
+    """
+
+    def behind(one: Asked) -> Asked:
+        return chooser.find(3, 6, lambda asked: replace(asked, prompt=(*one.prompt, *asked.prompt)))
+
+    return [
+        Sent(behind(one), cached=min(len(one.prompt), TRACKED_LEN), group=group)
+        for group, one in enumerate(chooser.begun)
     ]
 
 
@@ -81,6 +110,26 @@ def refuse_several_answers(server: LaneServer, _pair: TinyPair) -> None:
                 raise
         else:
             raise ClientError(f"two answers to one prompt must be refused, got {answer}")
+
+
+def an_abort_before_the_keys_is_an_error(server: LaneServer, _pair: TinyPair) -> None:
+    """Without a prefill a request waits for its keys; aborted there, it is answered by SGLang with a 500.
+
+    So is plain decoding's (disaggregation/decode.py, `KVPoll.Failed` in both queues): a client that aborts cannot tell
+    this from a lost transfer but by the message.
+
+    Raises:
+        ClientError: it is answered in another way.
+    """
+    body = {**Asked((5, 6, 7), 9).body(), **cast(SplitServer, server).meeting(), "rid": "not prefilled"}
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(post, server.url, "/generate", body, REFUSED_WITHIN_S)
+        while not answer.done():
+            time.sleep(0.5)
+            post(server.url, "/abort_request", {"rid": body["rid"]})
+    error = answer.exception()
+    if error is None or not re.search(r"answered 500: .*Aborted by AbortReq", str(error)):
+        raise ClientError(f"aborted before its keys came, it must end in a 500 that says so, got {error}") from error
 
 
 REFUSED_WITHIN_S = 30.0

@@ -14,7 +14,7 @@ import pytest
 from tests.device_lane import report
 from tests.device_lane.device import counts
 
-BATCH = SimpleNamespace(forward_mode=SimpleNamespace(name="DECODE"), reqs=[None])
+BATCH = SimpleNamespace(forward_mode=SimpleNamespace(name="DECODE"), reqs=[SimpleNamespace(rid="a")])
 
 
 @pytest.fixture
@@ -42,6 +42,7 @@ def test_nothing_that_is_counted_between_two_batches_is_lost(file: Path) -> None
     assert len(lines) == 2
     for line in lines:
         assert line["nodes"] is None
+        assert line["rids"] == ["a"]
         assert (line["launches"], line["host_reads"]) == (1, {})
         assert line["between"]["launches"] == {"reserve": 2}
         assert line["between"]["host_reads"] == Counter({"tolist, processor.py:1": 1})

@@ -597,7 +597,15 @@ IN_THE_LANE = (
     Row("Qwen3", FLASHINFER, "prefill/decode disaggregation", scene("split-flashinfer")),
     Row("DeepSeek / Kimi-K2", TRITON, "prefill/decode disaggregation", scene("split-latent")),
     Row("gpt-oss", TRITON, "prefill/decode disaggregation", scene("split-windows")),
-    Row("Qwen3-MoE", FA3, "prefill/decode disaggregation", scene("split-groups", "DP attention on both")),
+    *(
+        Row(target, FA3, "prefill/decode disaggregation", scene(f"split-groups{end}", "DP attention on both"))
+        for target, end in (
+            ("Qwen3-MoE", ""),
+            ("Mellum", "-mellum"),
+            ("Kimi-K3", "-delta-attention"),
+            ("Qwen3-VL MoE", "-images"),
+        )
+    ),
     Row("gpt-oss", FA3, "prefill/decode disaggregation", scene("split-windows-retraction")),
     Row("Gemma 4", TRITON, "prefill/decode disaggregation", scene("split-windows-gemma")),
     Row("Qwen3.5 / 3.6", FA3, "prefill/decode disaggregation", scene("split-gated-delta")),

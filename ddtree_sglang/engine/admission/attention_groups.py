@@ -66,11 +66,6 @@ tokens: models/llama.py asks for the whole tensor-parallel size, as does what de
 back no residual in a group that stays idle (models/nemotron_h.py).
 """
 
-NOT_SPLIT = ("KimiK3ForConditionalGeneration", "MellumForCausalLM", "Qwen3VLMoeForConditionalGeneration")
-"""Those that are refused in groups of a server that prefills or decodes alone: with Mellum a request ended in an error,
-with Kimi-K3 none resumed from the cache, and nobody has looked into either.
-"""
-
 
 def _gathers_nothing() -> bool:
     from sglang.srt.environ import envs
@@ -109,7 +104,7 @@ def check_groups_target(cfg: Any, architecture: str) -> None:
     """Under DP attention, refuse a target of a class that was not run.
 
     Raises:
-        DDTreeConfigError: it is of another class, or of one that was not shown in split servers and this is one.
+        DDTreeConfigError: it is of another class.
     """
     if not attends_in_groups(cfg):
         return
@@ -117,9 +112,4 @@ def check_groups_target(cfg: Any, architecture: str) -> None:
         raise DDTreeConfigError(
             f"{ALGORITHM} under DP attention (--attn-dp-size) has been run with {', '.join(GROUP_TARGETS)} only, "
             f"got {architecture}; remove --attn-dp-size."
-        )
-    if architecture in NOT_SPLIT and cfg.disaggregation_mode != "null":
-        raise DDTreeConfigError(
-            f"{ALGORITHM} under DP attention (--attn-dp-size) has not been shown with {architecture} in a server that "
-            f"prefills or decodes alone, got --disaggregation-mode {cfg.disaggregation_mode}; remove one of the two."
         )

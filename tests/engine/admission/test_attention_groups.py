@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from ddtree_sglang.config import CONFIG_ENV
-from ddtree_sglang.engine.admission.attention_groups import NOT_SPLIT, check_groups_target
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.engine.admission.machines import HOPPER, resolved
 from tests.engine.admission.test_server_args import DRAFTER, TARGET, write_checkpoint
@@ -80,19 +79,6 @@ def test_a_class_that_was_not_run_with_groups_is_refused(tmp_path: Path) -> None
     pair = write_checkpoint(tmp_path / "target", TARGET), write_checkpoint(tmp_path / "drafter", DRAFTER)
     with pytest.raises(DDTreeConfigError, match=r"run with .*, Qwen3VLMoeForConditionalGeneration only, got Llama"):
         resolved("Engine", pair, HOPPER, **GROUPS)
-
-
-@pytest.mark.parametrize("architecture", [*NOT_SPLIT, "Qwen3MoeForCausalLM"])
-@pytest.mark.parametrize("mode", ["null", "prefill", "decode"])
-def test_groups_of_split_servers_are_refused_with_what_was_not_shown_there(architecture: str, mode: str) -> None:
-    cfg = SimpleNamespace(attn_dp_size=2, enable_dp_attention=False, disaggregation_mode=mode)
-    is_refused = architecture in NOT_SPLIT and mode != "null"
-    with (
-        pytest.raises(DDTreeConfigError, match=f"not been shown with {architecture}.*--disaggregation-mode {mode}")
-        if is_refused
-        else nullcontext()
-    ):
-        check_groups_target(cfg, architecture)
 
 
 def test_a_budget_may_follow_all_groups_load_and_not_one_groups_costs(

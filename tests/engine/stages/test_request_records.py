@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddtree_sglang.engine.stages.round_records import RequestRecord
+from ddtree_sglang.engine.stages.request_records import RequestRecord
 
 
 @pytest.mark.parametrize("usual", [0.6, 1.0])

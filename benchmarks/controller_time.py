@@ -95,8 +95,10 @@ class Controller:
         drafts = num_nodes > 1
         if drafts:
             trees = [one.answer.tree_at(one.position)[0] for one in reqs]
-            tensors = _tensors(trees, num_nodes)
+            tensors = list(_tensors(trees, num_nodes))
             forward(8 * len(reqs), DRAFT_LAYERS)
+            # A builder has just made them.
+            tensors = [tensor.clone() for tensor in tensors]
             num_nodes = self._timed("narrow", lambda: budget.narrow(reqs, limits, host_trees(*tensors)))
             for row, tree in enumerate(trees):
                 nodes = tree.accepted(num_nodes)

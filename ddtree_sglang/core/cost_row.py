@@ -172,7 +172,9 @@ class CostRow:
 
     def place(self, width: int) -> int:
         """Where the cell of so many nodes stands in the state."""
-        return int(self.places((width,))[0])
+        if width not in self.widths:
+            self._join(width)
+        return 1 + self.widths.index(width)
 
     def _join(self, width: int) -> None:
         known = np.array(self.widths, dtype=np.float64)

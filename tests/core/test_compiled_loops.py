@@ -238,6 +238,19 @@ def test_without_numba_the_loop_is_called_as_it_is(monkeypatch: pytest.MonkeyPat
     assert doubled("ab") == "abab", "no machine code would take a word"
 
 
+def test_a_loop_that_is_compiled_is_called_by_its_name_without_a_detour() -> None:
+    told = """
+from ddtree_sglang.core import compiled, round_loops
+detour = round_loops.expect_round
+compiled._compilers[detour]()
+names = "expect_round expect_tokens add_request honesty most_per_second".split()
+print([type(getattr(round_loops, name)).__name__ for name in names], type(round_loops.keep_round).__name__)
+print(compiled._compilers[detour]() is round_loops.expect_round)
+"""
+    ended = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert ended.stdout == f"{['CPUDispatcher'] * 5} function\nTrue\n", "and those that it calls"
+
+
 def test_loops_are_compiled_before_the_first_round() -> None:
     told = """
 import sys

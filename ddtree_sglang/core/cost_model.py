@@ -115,9 +115,9 @@ class CostModel:
         """
         key = row_of(batch_size, mean_prefix)
         row = self._row(key, widths)
-        places, samples = row.places(widths), row.samples
+        places = row.places(widths)
         seconds = row.seconds(places, _first_guesses(batch_size, tuple(widths), key[1]))
-        return RoundCosts(key, seconds, [samples[place - 1] for place in places.tolist()], self.noise, row, places)
+        return RoundCosts(key, seconds, row.samples_of(widths), self.noise, row, places)
 
     def seconds(self, batch_size: int, mean_prefix: float, widths: Sequence[int]) -> Array:
         """`[W]` seconds of a round; arguments are those of `of_rounds`."""

@@ -108,13 +108,11 @@ def _observe(
     return off, deviation, is_expected
 
 
-@compiled("float64[:](float64[:], int64[:], Array(float64, 1, 'A', readonly=True))")
-def _seconds(state: Array, places: Places, guesses: Array) -> Array:
-    """`[W]`, see `CostRow.seconds`."""
-    seconds = np.empty(len(places))
+@compiled("void(float64[:], int64[:], Array(float64, 1, 'A', readonly=True), float64[:])")
+def _seconds(state: Array, places: Places, guesses: Array, seconds: Array) -> None:
+    """Fill `seconds [W]`, see `CostRow.seconds`; to return an array takes longer than all else."""
     for index in range(len(places)):
         seconds[index] = guesses[index] * np.exp(state[0] + state[places[index]])
-    return seconds
 
 
 class CostRow:
@@ -169,6 +167,12 @@ class CostRow:
                     self._join(width)
             places = self._places[asked] = np.array([1 + self.widths.index(width) for width in asked], dtype=np.intp)
         return places
+
+    def samples_of(self, widths: Sequence[int]) -> list[int]:
+        """`[W]`: how often each was measured by this server; all of them were asked for."""
+        if self.widths[: len(widths)] == list(widths):
+            return self.samples[: len(widths)]
+        return [self.samples[self.widths.index(width)] for width in widths]
 
     def place(self, width: int) -> int:
         """Where the cell of so many nodes stands in the state."""
@@ -273,7 +277,9 @@ class CostRow:
 
     def seconds(self, places: Places, guesses: Array) -> Array:
         """`[W]` of rounds at these places, now, by their first guesses `[W]`."""
-        return _seconds(self.state, places, guesses)
+        seconds = np.empty(len(places))
+        _seconds(self.state, places, guesses, seconds)
+        return seconds
 
     def cells(self, places: Places) -> Array:
         """`[W]`: what cells are off, beside the level."""

@@ -191,26 +191,22 @@ def follow_round(table: Floats, usual: Floats, curves: Floats, num_seen: int, wi
     follow_tree(usual, mean / len(table), num_seen, widths)
 
 
-@compiled("float64(float64[:, :], float64[:], float64[:, :], int64[:], int64, int64[:, :], boolean[:], float64[:, :])")
+@compiled("float64(float64[:, :], float64[:], float64[:, :], int64[:], int64, float64[:, :])")
 def keep_round(
     table: Floats,
     usual: Floats,
     curves: Floats,  # [B, W] that trees promised
     last: Ints,  # [B] places of the widest width that each request has nodes for
     verified: int,  # the place of the width that was verified
-    accept_index: Ints,  # [B, P]
-    goes_on: Bools,  # [B] False where a request ended: its limit or an end token cut the path, not the target's choice
-    came: Floats,  # [B, 2], filled: what was expected of a request, and the drafted tokens that it kept
+    came: Floats,  # [B, 3]: drafted tokens kept, 1 if a request goes on, and, filled, what was expected of it
 ) -> float:
     """What a round's targets kept, for the records of requests that go on; what was expected of those, in all."""
     factor, expected = honesty(usual, 1.0), 0.0
     for row in range(len(table)):
-        promised, kept = curves[row, min(verified, last[row])], 0.0
-        for place in range(accept_index.shape[1]):
-            kept += 1.0 if accept_index[row, place] > 0 else 0.0
-        came[row, 0], came[row, 1] = honesty(table[row], factor) * promised, kept
-        if goes_on[row]:
-            expected += came[row, 0]
+        promised, kept = curves[row, min(verified, last[row])], came[row, 0]
+        came[row, 2] = honesty(table[row], factor) * promised
+        if came[row, 1] > 0:
+            expected += came[row, 2]
             keep(table[row], promised, kept, MEMORY)
             keep(usual, promised, kept, LONG_MEMORY)
     return expected

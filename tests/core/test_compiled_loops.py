@@ -186,11 +186,11 @@ def test_where_no_file_can_be_kept_each_process_compiles_for_itself(
 
     made, njit = [], numba.njit
 
-    def without_a_file(signature: str, **options: bool) -> object:
+    def without_a_file(signatures: list[str], **options: bool) -> object:
         if options.get("cache"):
             raise error
-        made.append(signature)
-        return njit(signature)
+        made.append(signatures)
+        return njit(signatures)
 
     monkeypatch.setattr(numba, "njit", without_a_file)
 
@@ -199,7 +199,7 @@ def test_where_no_file_can_be_kept_each_process_compiles_for_itself(
         return 2 * value
 
     assert [doubled(1.5), doubled(2.0)] == [3.0, 4.0]
-    assert made == ["float64(float64)"]
+    assert made == [["float64(float64)"]]
 
 
 def test_a_damaged_file_is_not_the_end_of_a_server(tmp_path: Path) -> None:

@@ -61,17 +61,15 @@ def test_what_targets_kept_counts_for_requests_that_go_on() -> None:
     table, usual = records(np.random.default_rng(2))
     before, usual_before = table.copy(), usual.copy()
     curves = np.arange(18.0).reshape(3, 6) / 10
-    path = np.array([[0, 1, 4, -1], [0, -1, -1, -1], [0, 2, -1, -1]])
-    came, goes_on = np.zeros((3, 2)), np.array([True, True, False])
-    hoped = round_loops.keep_round(table, usual, curves, np.array([5, 5, 1]), 3, path, goes_on, came)
-    assert came[:, 1].tolist() == [2.0, 0.0, 1.0]
+    came = np.array([[2.0, 1.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    hoped = round_loops.keep_round(table, usual, curves, np.array([5, 5, 1]), 3, came)
     factor = honest(usual_before, 1.0)
     # The last one allowed itself two nodes.
     promised = [curves[0, 3], curves[1, 3], curves[2, 1]]
-    np.testing.assert_allclose(came[:, 0], [honest(before[row], factor) * promised[row] for row in range(3)])
-    assert hoped == pytest.approx(came[:2, 0].sum())
+    np.testing.assert_allclose(came[:, 2], [honest(before[row], factor) * promised[row] for row in range(3)])
+    assert hoped == pytest.approx(came[:2, 2].sum())
     for row in (0, 1):
-        kept = [MEMORY * before[row, PROMISED] + promised[row], MEMORY * before[row, KEPT] + came[row, 1]]
+        kept = [MEMORY * before[row, PROMISED] + promised[row], MEMORY * before[row, KEPT] + came[row, 0]]
         np.testing.assert_allclose(table[row, :SEEN], kept)
     np.testing.assert_array_equal(table[2], before[2])
     of_usual = LONG_MEMORY * (LONG_MEMORY * usual_before[KEPT] + 2.0)

@@ -176,7 +176,7 @@ class AdaptiveBudget:
         )
         trees.keep_classes(classes)
         self.decision = self._choose_after(best, bisect_right(self.widths, shape[1]))
-        self._narrowed = Narrowed(trees, self.decision.num_nodes, curves)
+        self._narrowed = Narrowed(trees, batch, self.decision.num_nodes, curves)
         return self.decision.num_nodes
 
     def end(self, record: RoundRecord | None, *, counts: bool = True) -> None:
@@ -347,24 +347,25 @@ class AdaptiveBudget:
         path = record.path()
         if narrowed is None:
             narrowed = self._looked_at(record)
-        batch = self._requests.batch(record.reqs, record.node_limits)
         # Where a request ended, its limit or an end token cut the path, not the target's other choice.
         goes_on = [not req.finished() for req in record.reqs]
-        came = np.empty((len(goes_on), 2))
-        verified = bisect_right(self.widths, narrowed.num_nodes) - 1
-        going_on, usual = np.array(goes_on), self._requests.usual.row
-        hoped = round_loops.keep_round(batch.table, usual, narrowed.curves, batch.last, verified, path, going_on, came)
-        told = came.tolist()
-        for expected, kept in compress(told, goes_on):
-            self.totals.came_true(1 + expected, 1 + kept)
+        kept = [(nodes.index(-1) if nodes[-1] < 0 else len(nodes)) - 1 for nodes in path]
+        came = np.array([[drafted, goes, 0.0] for drafted, goes in zip(kept, goes_on, strict=True)])
+        # Since trees were looked at, no other batch was asked for.
+        batch, verified = narrowed.batch, bisect_right(self.widths, narrowed.num_nodes) - 1
+        usual = self._requests.usual.row
+        hoped = round_loops.keep_round(batch.table, usual, narrowed.curves, batch.last, verified, came)
+        for drafted, goes, expected in came.tolist():
+            if goes:
+                self.totals.came_true(1 + expected, 1 + drafted)
         self._num_learned += 1
         if self._num_learned <= LEARNED or not self._drafts or self._num_learned % LEARNS == 0:
-            limits = np.where(going_on, record.node_limits, 0)
+            limits = np.where(goes_on, record.node_limits, 0)
             counted = np.arange(narrowed.num_nodes) < limits[:, None]
-            self.probs.learn(narrowed.trees.first(narrowed.num_nodes), path, counted)
+            self.probs.learn(narrowed.trees.first(narrowed.num_nodes), np.array(path), counted)
         if self._drafts or not (going := sum(goes_on)):
             return
-        gain = 1 + fmean(kept for _, kept in compress(told, goes_on)) - worth
+        gain = 1 + fmean(compress(kept, goes_on)) - worth
         if gain > 0:
             # It paid. If its trees had promised as much, the next round is drafted, too; else if the gain pays for it.
             more = worth if 1 + hoped / going > worth else gain
@@ -378,9 +379,9 @@ class AdaptiveBudget:
         trees = host_trees(*record.tree)
         num_nodes = trees.parents.shape[1]
         curves = drafted_tokens(self.probs.of_paths(trees), self._width_array)
-        table, seen = self._requests.batch(record.reqs, record.node_limits).table, bisect_right(self.widths, num_nodes)
-        round_loops.follow_round(table, self._requests.usual.row, curves, seen, self._width_array)
-        return Narrowed(trees, num_nodes, curves)
+        batch, seen = self._requests.batch(record.reqs, record.node_limits), bisect_right(self.widths, num_nodes)
+        round_loops.follow_round(batch.table, self._requests.usual.row, curves, seen, self._width_array)
+        return Narrowed(trees, batch, num_nodes, curves)
 
 
 def _more(saved: float, most: float) -> float:

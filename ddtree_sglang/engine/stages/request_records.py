@@ -69,7 +69,10 @@ class BatchRecords:
         """Whether these requests come in the same order, with the same limits."""
         if len(reqs) != len(self._reqs) or tuple(limits) != self._limits:
             return False
-        return all(kept() is req for kept, req in zip(self._reqs, reqs, strict=True))
+        for kept, req in zip(self._reqs, reqs, strict=True):  # noqa: SIM110
+            if kept() is not req:
+                return False
+        return True
 
 
 class ServedRequests:

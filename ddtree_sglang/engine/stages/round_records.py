@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from ddtree_sglang.core.honest_probs import RoundTrees
-from ddtree_sglang.core.round_loops import Floats, Ints
+from ddtree_sglang.core.round_loops import Floats
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
 
     from ddtree_sglang.core.acceptance import AcceptedPath
     from ddtree_sglang.core.draft_tree import DraftTree
+    from ddtree_sglang.engine.stages.request_records import BatchRecords
 
 
 class Decision(NamedTuple):
@@ -55,19 +56,19 @@ class RoundRecord(NamedTuple):
         parts = None if tree is None else (_copied(tree.logprobs), _copied(tree.parents), _copied(tree.depths))
         return cls(tuple(reqs), tuple(limits), _copied(path.accept_index), parts)
 
-    def path(self) -> Ints:
+    def path(self) -> list[list[int]]:
         """`[B, P]`: the nodes accepted, then -1.
 
         Raises:
             RuntimeError: a path does not begin at its root, so the copies are read before they are there.
         """
-        path: Ints = self.accept_index.numpy()
-        first = path[:, 0].tolist()
-        if any(first):
-            raise RuntimeError(
-                f"a round's paths must begin at node 0, got {first}: the host reads a round "
-                "that the device has not finished; serve with another --speculative-ddtree-policy and report it"
-            )
+        path: list[list[int]] = self.accept_index.tolist()
+        for nodes in path:
+            if nodes[0]:
+                raise RuntimeError(
+                    f"a round's paths must begin at node 0, got {nodes[0]}: the host reads a round "
+                    "that the device has not finished; serve with another --speculative-ddtree-policy and report it"
+                )
         return path
 
 
@@ -84,6 +85,7 @@ class Narrowed(NamedTuple):
     """Trees that were looked at on the host, and what was expected of them."""
 
     trees: RoundTrees
+    batch: BatchRecords  # of its requests
     num_nodes: int  # that are verified of each
     curves: Floats  # [B, W] drafted tokens
 

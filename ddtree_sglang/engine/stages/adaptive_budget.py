@@ -257,10 +257,8 @@ class AdaptiveBudget:
             best = 1 + self.choose(self._tokens[1:num_seen], seconds[1:num_seen])
         if self._forced == 0:
             best = 1 + last_within(WIDER, seconds[1:num_seen], best - 1)
-        if self._forced and 1 < self._forced <= self.widths[num_seen - 1]:
-            tried = self.widths.index(self._forced)
-        else:
-            tried = self._wanted(1, num_seen, best)
+        is_forced = self._forced is not None and 1 < self._forced <= self.widths[num_seen - 1]
+        tried = self.widths.index(self._forced) if is_forced else self._wanted(1, num_seen, best)
         is_try = self._forced is not None or tried is not None
         return self._decide(best if tried is None else tried, is_try=is_try)
 

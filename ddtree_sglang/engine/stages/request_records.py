@@ -31,6 +31,10 @@ class RequestRecord:
         self.row: Floats = np.array([promised, kept, seen, *drafted])
         """See `core.round_loops`; a row of the table of the batch that the request is in."""
 
+    def move(self, row: Floats) -> None:
+        """`row` has its numbers, and is what changes from now on."""
+        self.row = row
+
     @property
     def drafted(self) -> Floats:
         """`[W]`, followed over its trees."""
@@ -61,7 +65,7 @@ class BatchRecords:
         self._limits = tuple(limits)
         self.table: Floats = np.stack([record.row for record in records])  # [B, 3 + W]
         for row, record in zip(self.table, records, strict=True):
-            record.row = row
+            record.move(row)
         self.last: Ints = np.array([bisect_right(widths, limit) - 1 for limit in limits])
         """`[B]`: places of the widest width that each has nodes for."""
 

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from ddtree_sglang.engine.stages.round_records import Decision
@@ -33,17 +33,16 @@ class Event(Protocol):
         """Milliseconds up to a later one, both done."""
 
 
-@dataclass(frozen=True)
-class LaunchedRound:
+class LaunchedRound(NamedTuple):
     """What a round was."""
 
     batch_size: int
     mean_prefix: float
+    row: tuple[int, int]  # of the table of costs
     decision: Decision
 
 
-@dataclass(frozen=True)
-class TimedRound:
+class TimedRound(NamedTuple):
     """A round whose time is known."""
 
     round: LaunchedRound

@@ -15,7 +15,7 @@ from tests.engine.stages.served_rounds import running_request
 pytestmark = pytest.mark.sglang
 
 WIDTHS = (1, 2, 3, 5, 9, 17)
-PLAIN, TREE = (LaunchedRound(1, 300.0, Decision(nodes, 1.0, 0.0, is_try=False)) for nodes in (1, 17))
+PLAIN, TREE = (LaunchedRound(1, 300.0, (1, 0), Decision(nodes, 1.0, 0.0, is_try=False)) for nodes in (1, 17))
 
 
 def device_server(launching: float, scheduling: float = 0.0) -> tuple[Overlapped, DeviceTimes]:

@@ -66,6 +66,7 @@ class Controller:
         from ddtree_sglang.core.compiled import compile_loops
         from ddtree_sglang.engine.stages.adaptive_budget import AdaptiveBudget
         from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
+        from ddtree_sglang.engine.stages.round_times import RoundTimes
         from ddtree_sglang.simulator.costs import TableCosts
         from ddtree_sglang.simulator.recording import load_answers
         from ddtree_sglang.simulator.replay import Running
@@ -77,7 +78,7 @@ class Controller:
         self._running = [self._begun() for _ in range(requests)]
         self._now = 0.0
         widths = BudgetPolicy.adaptive(NODES, any_width=True).node_counts
-        self._budget = AdaptiveBudget(widths, clock=lambda: self._now)
+        self._budget = AdaptiveBudget(widths, times=RoundTimes(clock=lambda: self._now))
         self._noise = torch.Generator().manual_seed(0)
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self.decided = hashlib.sha256()

@@ -214,7 +214,7 @@ def _check_names(tensors: Mapping[str, str], drafter: Mapping[str, Any]) -> None
 def _check_biases(tensors: Mapping[str, str], drafter: Mapping[str, Any]) -> None:
     """Of layers that are stored as they are; GPTQ's tools write one of zeros for each layer that they quantize."""
     has_them = has_biases(drafter)
-    for name in (*_linears(int(drafter["num_hidden_layers"])), "fc"):
+    for name in (*_linears(drafter), "fc"):
         if f"{_weight_of(name, tensors)}".endswith(".weight") and not (has_them and name.endswith(_LINEARS)):
             stray = next((f"{one}.bias" for one in (name, _fused(name)) if f"{one}.bias" in tensors), None)
             if stray is not None:

@@ -33,6 +33,7 @@ COMMANDS = {
     "plot_drafter_curve": ("the drafter's learning curve", "seconds"),
     "round_cost": ("what a round costs in plain decoding steps, from `decode` results", "seconds"),
     "end_cost": ("what it costs the host that requests end as in plain decoding", "half a minute"),
+    "controller_time": ("policy adaptive's host time a round, between forwards that empty the caches", "two minutes"),
     "feature_cost": ("what each feature of requests costs in a round, and its flags a batch without", "ten minutes"),
     "fuzz_results": ("keep what runs of `python -m tests.fuzz --output` found", "seconds"),
     "kernel_facts": ("registers, spills and shared memory of every kernel, without a GPU", "two minutes"),

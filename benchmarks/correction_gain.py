@@ -18,19 +18,15 @@ import argparse
 import json
 import statistics
 import sys
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from benchmarks.first_drop import add_orders, loads, replay_parser, replayed, spread
 from benchmarks.harness.flags import exit_status
 from benchmarks.harness.provenance import collect_provenance
-from ddtree_sglang.core.honest_probs import Bools, Floats, HonestProbs, Ints, RoundTrees
-from ddtree_sglang.core.width_choice import add_request
+from ddtree_sglang.core.honest_probs import HonestProbs, RoundTrees
+from ddtree_sglang.core.round_loops import Bools, Ints
 from ddtree_sglang.engine.stages.adaptive_budget import AdaptiveBudget
-from ddtree_sglang.engine.stages.round_records import RequestRecord
 from ddtree_sglang.simulator.replay import Prediction
 from ddtree_sglang.viewer.terminal import aligned
 from ddtree_sglang.whole_file import replace_text
@@ -56,10 +52,9 @@ class FactorAlone(AdaptiveBudget):
 class AsSaid(FactorAlone):
     """Without each request's factor as well."""
 
-    def _expect(self, records: Sequence[RequestRecord], curves: Iterable[Floats], node_limits: Sequence[int]) -> None:
-        self._tokens = np.full(len(self.widths), float(len(records)))
-        for drafted, limit in zip(curves, node_limits, strict=True):
-            add_request(self._tokens, drafted, 1.0, bisect_right(self.widths, limit) - 1)
+    def _learn(self) -> None:
+        super()._learn()
+        self._requests.forget_what_was_kept()
 
 
 KINDS = {"corrected": AdaptiveBudget, "factor alone": FactorAlone, "as said": AsSaid}

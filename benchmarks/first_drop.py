@@ -27,7 +27,7 @@ from benchmarks.harness.flags import exit_status
 from benchmarks.harness.intervals import Resampling, columns, ratio
 from benchmarks.harness.provenance import REPO, collect_provenance
 from ddtree_sglang.calibration.table import CostTable
-from ddtree_sglang.core.width_choice import Floats
+from ddtree_sglang.core.round_loops import Floats
 from ddtree_sglang.engine.stages.adaptive_budget import AdaptiveBudget
 from ddtree_sglang.engine.stages.budget_policy import BudgetPolicy
 from ddtree_sglang.simulator.costs import Costs, TableCosts, known_model

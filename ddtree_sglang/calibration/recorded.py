@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ddtree_sglang.core.honest_probs import Bools, Ints, RoundTrees
+from ddtree_sglang.core.honest_probs import RoundTrees
+from ddtree_sglang.core.round_loops import Bools, Ints
 from ddtree_sglang.viewer.rounds import Part
 
 

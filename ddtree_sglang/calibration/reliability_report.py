@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from html import escape
 
 from ddtree_sglang.calibration.recorded import trees_of
-from ddtree_sglang.core.honest_probs import EDGES
 from ddtree_sglang.core.reliability import Judged, Reliability
+from ddtree_sglang.core.round_loops import EDGES
 from ddtree_sglang.viewer.charts import Chart, Line, svg
 from ddtree_sglang.viewer.page import html_table, still_page
 from ddtree_sglang.viewer.terminal import Ink, aligned

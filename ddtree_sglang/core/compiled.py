@@ -15,19 +15,28 @@ logger = logging.getLogger(__name__)
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
-_compilers: list[Callable[[], Any]] = []
+_compilers: dict[Callable[..., Any], Callable[[], Any]] = {}
+"""By what is called in a loop's place: makes its machine code, once."""
 
 
 def compile_loops() -> None:
     """Make the code of every loop whose module was imported, so that no round waits for it: seconds, where none is kept
     on disk.
     """
-    for machine_code in _compilers:
+    for machine_code in _compilers.values():
         machine_code()
 
 
-def compiled(signature: str) -> Callable[[Loop], Loop]:
-    """Have numba make machine code of a function, for arguments of these types, when it is called first.
+def _compile_called(loop: Callable[..., Any]) -> None:
+    """Loops of the same module that this one calls: machine code calls nothing else."""
+    for name in loop.__code__.co_names:
+        called = loop.__globals__.get(name)
+        if callable(called) and called in _compilers:
+            _compilers[called]()
+
+
+def compiled(*signatures: str) -> Callable[[Loop], Loop]:
+    """Have numba make machine code of a function, for arguments of each of these types, when it is called first.
 
     Without numba it is called as it is.
 
@@ -35,12 +44,20 @@ def compiled(signature: str) -> Callable[[Loop], Loop]:
     written (numba's own choice, `NUMBA_CACHE_DIR`), so that only the first server on a machine waits for it.
 
     Args:
-        signature: as numba reads it; `[:, :]` is an array of any strides, whose shape the function says.
+        signatures: as numba reads them; `[:, :]` is an array of any strides, whose shape the function says.
     """
 
     def decorate(loop: Loop) -> Loop:
         @cache
         def machine_code() -> Any:
+            _compile_called(loop)
+            code = made()
+            if loop.__globals__.get(loop.__name__) is call:
+                # Who calls it by this name calls machine code at once, another loop among them.
+                loop.__globals__[loop.__name__] = code
+            return code
+
+        def made() -> Any:
             try:
                 import numba
             except ImportError as error:
@@ -48,18 +65,17 @@ def compiled(signature: str) -> Callable[[Loop], Loop]:
                 logger.warning("numba cannot be imported (%s): %s is as slow as Python is.", error, loop.__name__)
                 return loop
             try:
-                return numba.njit(signature, cache=True)(loop)
+                return numba.njit(list(signatures), cache=True)(loop)
             except Exception as error:  # noqa: BLE001
                 # No folder can be written, the disk is full, or a file is damaged, which may raise anything.
                 logger.warning("%s is compiled without a file: %s: %s", loop.__name__, type(error).__name__, error)
-                return numba.njit(signature)(loop)
-
-        _compilers.append(machine_code)
+                return numba.njit(list(signatures))(loop)
 
         @wraps(loop)
         def call(*arguments: Any) -> Any:
             return machine_code()(*arguments)
 
+        _compilers[call] = machine_code
         return cast("Loop", call)
 
     return decorate

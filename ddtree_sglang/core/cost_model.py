@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -82,25 +82,21 @@ def _first_guesses(batch_size: int, widths: tuple[int, ...], context: int) -> Ar
     return guesses
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class RoundCosts:
     """Of rounds of some requests, by the nodes of each: W widths."""
 
+    key: tuple[int, int]  # `row_of` these rounds
     seconds: Array  # [W] as they are thought to be now
-    samples: Sequence[int]  # [W] how often each was measured by this server
+    samples: list[int]  # [W] how often each was measured by this server
     noise: float  # standard deviation of a sample's logarithm
-    _row: CostRow
-    _places: Places
+    row: CostRow
+    places: Places  # [W] in the row's state; all is as it was when they were asked for, until a round is observed
 
-    def part(self, first: int, last: int) -> RoundCosts:
-        """Of some of the widths; all is as it was when they were asked for, until a round is observed."""
-        here = slice(first, last)
-        return RoundCosts(self.seconds[here], self.samples[here], self.noise, self._row, self._places[here])
-
-    @cached_property
+    @property
     def doubts(self) -> Array:
         """`[W]` standard deviations of the logarithms of the seconds, beyond that of the width that is known best."""
-        return self._row.doubts(self._places)
+        return self.row.doubts(self.places)
 
 
 @dataclass
@@ -117,11 +113,11 @@ class CostModel:
         `mean_prefix` is the mean committed length of the requests. Before the first sample the unit is arbitrary;
         ratios are the first guess's.
         """
-        row, context = self._row(batch_size, mean_prefix, widths), context_class(mean_prefix)
+        key = row_of(batch_size, mean_prefix)
+        row = self._row(key, widths)
         places = row.places(widths)
-        guesses = _first_guesses(batch_size, tuple(widths), context)
-        samples = [row.samples[place - 1] for place in places.tolist()]
-        return RoundCosts(row.seconds(places, guesses), samples, self.noise, row, places)
+        seconds = row.seconds(places, _first_guesses(batch_size, tuple(widths), key[1]))
+        return RoundCosts(key, seconds, row.samples_of(widths), self.noise, row, places)
 
     def seconds(self, batch_size: int, mean_prefix: float, widths: Sequence[int]) -> Array:
         """`[W]` seconds of a round; arguments are those of `of_rounds`."""
@@ -139,13 +135,13 @@ class CostModel:
         """
         if not (math.isfinite(seconds) and seconds > 0):
             return False
-        row, context = self._row(batch_size, mean_prefix, (num_nodes,)), context_class(mean_prefix)
-        place = int(row.places((num_nodes,))[0])
+        key = row_of(batch_size, mean_prefix)
+        row = self._row(key, (num_nodes,))
+        place = row.place(num_nodes)
         self.num_rounds += 1
-        row.follow(self.num_rounds)
-        value = math.log(seconds / first_guess(batch_size, num_nodes, context))
+        value = math.log(seconds / first_guess(batch_size, num_nodes, key[1]))
         was_known = row.samples[place - 1] > 1
-        off = row.observe(place, value, self.noise)
+        off = row.observe(place, value, self.noise, self.num_rounds)
         if row.is_refuted:
             self._forget_file()
         elif was_known:
@@ -169,8 +165,7 @@ class CostModel:
         """Rows that a file told of begin anew."""
         self.rows = {key: row for key, row in self.rows.items() if not row.filed}
 
-    def _row(self, batch_size: int, mean_prefix: float, widths: Sequence[int]) -> CostRow:
-        key = row_of(batch_size, mean_prefix)
+    def _row(self, key: tuple[int, int], widths: Sequence[int]) -> CostRow:
         if (row := self.rows.get(key)) is None:
             row = self.rows[key] = self._new_row(key, widths)
         return row

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddtree_sglang.core.compiled import compiled
+from ddtree_sglang.core.hope import doubts_of
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Places: TypeAlias = npt.NDArray[np.intp]
@@ -79,25 +80,39 @@ def _update(state: Array, covariance: Array, place: int, off: float, noise: floa
             covariance[first, second] -= gain[first] * seen[second]
 
 
-@compiled("float64[:](float64[:], int64[:], Array(float64, 1, 'A', readonly=True))")
-def _seconds(state: Array, places: Places, guesses: Array) -> Array:
-    """`[W]`, see `CostRow.seconds`."""
-    seconds = np.empty(len(places))
+@compiled(
+    "Tuple((float64, float64, boolean))(float64[:], float64[:, :], float64[:], float64[:], float64, int64, float64, "
+    "float64, float64)"
+)
+def _observe(
+    state: Array,
+    covariance: Array,
+    most: Array,
+    drift: Array,
+    rounds: float,
+    place: int,
+    value: float,
+    noise: float,
+    variance: float,  # noise squared
+) -> tuple[float, float, bool]:
+    """What so many rounds change, and a sample of the cell at `place`, unless it is far from what was expected.
+
+    Returns how far it is off, the standard deviation of that, and whether it was learned from.
+    """
+    _drift(covariance, most, drift, rounds)
+    off = value - state[0] - state[place]
+    deviation = np.sqrt(covariance[0, 0] + 2 * covariance[0, place] + covariance[place, place] + variance)
+    is_expected = abs(off) <= FAR * deviation and abs(off) <= FAR * noise
+    if is_expected:
+        _update(state, covariance, place, off, noise)
+    return off, deviation, is_expected
+
+
+@compiled("void(float64[:], int64[:], Array(float64, 1, 'A', readonly=True), float64[:])")
+def _seconds(state: Array, places: Places, guesses: Array, seconds: Array) -> None:
+    """Fill `seconds [W]`, see `CostRow.seconds`; to return an array takes longer than all else."""
     for index in range(len(places)):
         seconds[index] = guesses[index] * np.exp(state[0] + state[places[index]])
-    return seconds
-
-
-@compiled("float64[:](float64[:, :], int64[:])")
-def _doubts(covariance: Array, places: Places) -> Array:
-    """`[W]`, see `CostRow.doubts`."""
-    variances = np.empty(len(places))
-    for index in range(len(places)):
-        place = places[index]
-        # Of level and cell together.
-        variances[index] = covariance[0, 0] + 2 * covariance[0, place] + covariance[place, place]
-    doubts: Array = np.sqrt(np.maximum(variances - variances.min(), 0.0))
-    return doubts
 
 
 class CostRow:
@@ -137,7 +152,7 @@ class CostRow:
     @property
     def is_known(self) -> bool:
         """Some cell was measured, now or by the server that wrote a file."""
-        return bool(self.filed or self.num_samples)
+        return bool(self.filed) or any(self.samples)
 
     def _prior_covariance(self, widths: Array) -> Array:
         covariance: Array = self.smooth**2 * _kernel(widths, widths) + OWN**2 * np.eye(len(widths))
@@ -153,6 +168,18 @@ class CostRow:
             places = self._places[asked] = np.array([1 + self.widths.index(width) for width in asked], dtype=np.intp)
         return places
 
+    def samples_of(self, widths: Sequence[int]) -> list[int]:
+        """`[W]`: how often each was measured by this server; all of them were asked for."""
+        if self.widths[: len(widths)] == list(widths):
+            return self.samples[: len(widths)]
+        return [self.samples[self.widths.index(width)] for width in widths]
+
+    def place(self, width: int) -> int:
+        """Where the cell of so many nodes stands in the state."""
+        if width not in self.widths:
+            self._join(width)
+        return 1 + self.widths.index(width)
+
     def _join(self, width: int) -> None:
         known = np.array(self.widths, dtype=np.float64)
         shared = self.smooth**2 * _kernel(known, np.array([width], dtype=np.float64))[:, 0]
@@ -167,15 +194,6 @@ class CostRow:
         self.samples.append(0)
         self.prior = self._prior_covariance(np.array(self.widths, dtype=np.float64))
 
-    def follow(self, rounds: int) -> None:
-        """So many rounds of any row have passed."""
-        passed, self.seen_at = rounds - self.seen_at, rounds
-        if self._most.shape != self.state.shape:
-            self._most = np.full(len(self.state), self.smooth**2 + OWN**2)
-            self._drift = np.full(len(self.state), CELL_DRIFT**2)
-            self._most[0], self._drift[0] = NEAR_LEVEL**2, LEVEL_DRIFT**2
-        _drift(self.covariance, self._most, self._drift, float(passed))
-
     def rest(self, variance: float, most: float) -> None:
         """Nothing was served for a while, in which the machine's mood may have changed by as much, and since the row's
         last sample by `most`.
@@ -184,16 +202,32 @@ class CostRow:
         self._rested += more
         self.covariance[0, 0] += more
 
-    def observe(self, place: int, value: float, noise: float) -> float:
-        """One sample of the cell at `place`; how far it is off, in standard deviations."""
+    def observe(self, place: int, value: float, noise: float, rounds: int) -> float:
+        """One sample of the cell at `place`; how far it is off, in standard deviations.
+
+        `rounds`: of any row, that were measured so far.
+        """
+        passed, self.seen_at = rounds - self.seen_at, rounds
+        if len(self._most) != len(self.state):
+            self._most = np.full(len(self.state), self.smooth**2 + OWN**2)
+            self._drift = np.full(len(self.state), CELL_DRIFT**2)
+            self._most[0], self._drift[0] = NEAR_LEVEL**2, LEVEL_DRIFT**2
         self.samples[place - 1] += 1
         self._rested = 0.0
         if self.samples[place - 1] == 1:
             noise = FIRST_NOISE
-        off = float(value - self.state[0] - self.state[place])
-        held = self.covariance
-        deviation = math.sqrt(float(held[0, 0] + 2 * held[0, place] + held[place, place]) + noise**2)
-        is_far = abs(off) > FAR * deviation
+        off, deviation, is_expected = _observe(
+            self.state, self.covariance, self._most, self._drift, passed, place, value, noise, noise**2
+        )
+        if is_expected:
+            self._count_strikes(place, off, is_far=False)
+            self._served = place
+        else:
+            self._learn_from_far(place, off, noise, is_far=abs(off) > FAR * deviation)
+        return abs(off) / deviation
+
+    def _learn_from_far(self, place: int, off: float, noise: float, *, is_far: bool) -> None:
+        """Of a sample that is `off` by more than samples are; far: by more than the doubt of its cell explains."""
         is_cell = self._count_strikes(place, off, is_far=is_far)
         step = max(-LARGEST_STEP, min(LARGEST_STEP, off)) if is_far else off
         is_other, self._served = place != self._served, place
@@ -206,10 +240,9 @@ class CostRow:
             if is_other:
                 self.covariance[place, place] += (OF_CELL * step) ** 2
             noise = math.hypot(noise, OF_NOISE * step)
-        elif abs(off) > FAR * noise:
+        else:
             self.covariance[0, 0] += step**2
         _update(self.state, self.covariance, place, step, noise)
-        return abs(off) / deviation
 
     def _count_strikes(self, place: int, off: float, *, is_far: bool) -> bool:
         """Whether a cell's sample is far off as its last ones were, with CALM of others as expected between.
@@ -244,7 +277,9 @@ class CostRow:
 
     def seconds(self, places: Places, guesses: Array) -> Array:
         """`[W]` of rounds at these places, now, by their first guesses `[W]`."""
-        return _seconds(self.state, places, guesses)
+        seconds = np.empty(len(places))
+        _seconds(self.state, places, guesses, seconds)
+        return seconds
 
     def cells(self, places: Places) -> Array:
         """`[W]`: what cells are off, beside the level."""
@@ -255,4 +290,4 @@ class CostRow:
         """`[W]` standard deviations of what `offs` says, beyond that of the cell that is known best: what samples of a
         cell would tell, and not those of any.
         """
-        return _doubts(self.covariance, places)
+        return doubts_of(self.covariance, places)

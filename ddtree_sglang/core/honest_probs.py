@@ -16,20 +16,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from ddtree_sglang.core.compiled import compiled
+from ddtree_sglang.core.round_loops import (
+    BINS,
+    EDGES,
+    MAX_DEPTH,
+    Bools,
+    Floats,
+    Ints,
+    Logprobs,
+    classify_nodes,
+    count_trials,
+    follow_paths,
+)
 
-Floats: TypeAlias = npt.NDArray[np.float64]
-Ints: TypeAlias = npt.NDArray[np.int64]
-Bools: TypeAlias = npt.NDArray[np.bool_]
-
-EDGES: Floats = np.array([0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0])
-"""Bins of the probability of a node given its parent, as the drafter says."""
-BINS = len(EDGES) - 1
 POOLED_TRIALS, OWN_TRIALS = 20.0, 40.0
 """Trials that were not made: of the drafter's word in a class of all depths, and of that in a class of one depth."""
 FARTHEST_MEAN = 3.0
@@ -38,8 +40,6 @@ MEMORY = 20_000.0
 """Trials of all classes after which all are halved."""
 REFRESH = 32
 """Rounds that are learned from between two looks at the counts."""
-MAX_DEPTH = 16
-"""Deeper nodes share a class."""
 KINDS = MAX_DEPTH * 4
 """Classes without their bins: each depth with its parent on or off the spine, first child or not."""
 
@@ -52,6 +52,11 @@ class NodeClasses:
     cells: Ints  # [B, N] row and column of the tables in one number: depth, spine, rank, and the bin of `conditional`
     parents: Ints  # [B, N], the root and padding their own
 
+    @classmethod
+    def empty(cls, shape: tuple[int, ...]) -> NodeClasses:
+        """To be filled by who looks at the nodes."""
+        return cls(np.empty(shape), np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int64))
+
     def first(self, num_nodes: int) -> NodeClasses:
         """Those of the first nodes, whose parents are among them."""
         return NodeClasses(self.conditional[:, :num_nodes], self.cells[:, :num_nodes], self.parents[:, :num_nodes])
@@ -61,7 +66,7 @@ class NodeClasses:
 class RoundTrees:
     """A round's trees on the host."""
 
-    logprobs: Floats  # [B, N] of whole paths, the drafter's word; -inf at padding
+    logprobs: Logprobs  # [B, N] of whole paths, the drafter's word; -inf at padding
     parents: Ints  # [B, N], -1 at the root and at padding
     depths: Ints  # [B, N]
 
@@ -71,6 +76,10 @@ class RoundTrees:
         cut.__dict__["classes"] = self.classes.first(num_nodes)
         return cut
 
+    def keep_classes(self, classes: NodeClasses) -> None:
+        """They were looked at by somebody else."""
+        self.__dict__["classes"] = classes
+
     @cached_property
     def classes(self) -> NodeClasses:
         """Of its nodes, looked at once."""
@@ -79,88 +88,9 @@ class RoundTrees:
 
 def classify(trees: RoundTrees) -> NodeClasses:
     """Look at the nodes of B trees; parents stand before their children."""
-    conditional = np.empty(trees.parents.shape)
-    cells, parents = (np.empty(trees.parents.shape, dtype=np.int64) for _ in range(2))
-    _classify(trees.logprobs, trees.parents, trees.depths, EDGES, conditional, cells, parents)
-    return NodeClasses(conditional, cells, parents)
-
-
-@compiled("void(float64[:, :], int64[:, :], int64[:, :], float64[:], float64[:, :], int64[:, :], int64[:, :])")
-def _classify(
-    logprobs: Floats, tree_parents: Ints, depths: Ints, edges: Floats, conditional: Floats, cells: Ints, parents: Ints
-) -> None:
-    """Fill `conditional`, `cells` and `parents`, `[B, N]` each; see `NodeClasses`."""
-    batch_size, num_nodes = tree_parents.shape
-    has_child = np.empty(num_nodes, dtype=np.bool_)
-    on_spine = np.empty(num_nodes, dtype=np.bool_)
-    for row in range(batch_size):
-        has_child[:] = False
-        for node in range(num_nodes):
-            parent = tree_parents[row, node]
-            # Nodes stand in descending probability, so a parent's first child is its most probable one.
-            is_first, said = True, 1.0 if node == 0 else 0.0
-            if parent >= node:
-                raise IndexError("a node must stand behind its parent")
-            if node > 0 and parent >= 0:
-                is_first, has_child[parent] = not has_child[parent], True
-                said = np.exp(min(logprobs[row, node] - logprobs[row, parent], 0.0))
-            else:
-                parent = node
-            on_spine[node] = is_first and (parent == node or on_spine[parent])
-            depth = min(max(depths[row, node], 1), MAX_DEPTH) - 1
-            kind = (depth * 2 + (0 if on_spine[parent] else 1)) * 2 + (0 if is_first else 1)
-            place = 0
-            while place < BINS - 1 and said >= edges[place + 1]:
-                place += 1
-            conditional[row, node], parents[row, node] = said, parent
-            cells[row, node] = kind * BINS + place
-
-
-@compiled("void(float64[:], float64[:], int64[:, :], float64[:, :], int64[:, :], float64[:, :])")
-def _follow_paths(base: Floats, slope: Floats, cells: Ints, conditional: Floats, parents: Ints, held: Floats) -> None:
-    """Fill `held [B, N]` with the corrected probability of each node's path."""
-    for row in range(len(held)):
-        held[row, 0] = 1.0
-        for node in range(1, held.shape[1]):
-            parent = parents[row, node]
-            if parent == node:  # padding
-                held[row, node] = 0.0
-            else:
-                cell = cells[row, node]
-                held[row, node] = held[row, parent] * (base[cell] + slope[cell] * conditional[row, node])
-
-
-@compiled(
-    "void(int64[:, :], boolean[:, :], int64[:, :], float64[:, :], int64[:, :], float64[:], float64[:], float64[:])"
-)
-def _count_trials(
-    accept_index: Ints,
-    counted: Bools,
-    cells: Ints,
-    conditional: Floats,
-    parents: Ints,
-    said: Floats,
-    hits: Floats,
-    trials: Floats,
-) -> None:
-    """Add the trials of a round to the tables; arguments as of `HonestProbs.learn`."""
-    batch_size, num_nodes = cells.shape
-    is_accepted = np.empty(num_nodes, dtype=np.bool_)
-    for row in range(batch_size):
-        is_accepted[:] = False
-        for place in range(accept_index.shape[1]):
-            node = accept_index[row, place]
-            if node >= num_nodes:
-                raise IndexError("a path must hold nodes of its tree")
-            if node >= 0:
-                is_accepted[node] = True
-        for node in range(1, num_nodes):
-            parent = parents[row, node]
-            if counted[row, node] and parent != node and is_accepted[parent]:
-                cell = cells[row, node]
-                trials[cell] += 1.0
-                said[cell] += conditional[row, node]
-                hits[cell] += 1.0 if is_accepted[node] else 0.0
+    classes = NodeClasses.empty(trees.parents.shape)
+    classify_nodes(trees.logprobs, trees.parents, trees.depths, classes.conditional, classes.cells, classes.parents)
+    return classes
 
 
 class HonestProbs:
@@ -174,7 +104,7 @@ class HonestProbs:
     def of_nodes(self, trees: RoundTrees) -> Floats:
         """`[B, N]`: probability that the target accepts each node whose parent it did; 1 at the root, 0 at padding."""
         classes = trees.classes
-        held: Floats = self._base[classes.cells] + self._slope[classes.cells] * classes.conditional
+        held: Floats = self.base[classes.cells] + self.slope[classes.cells] * classes.conditional
         held[trees.parents < 0] = 0.0
         held[:, 0] = 1.0
         return held
@@ -182,7 +112,7 @@ class HonestProbs:
     def of_paths(self, trees: RoundTrees) -> Floats:
         """`[B, N]`: probability that the target accepts each node; 1 at the root, 0 at padding."""
         classes, held = trees.classes, np.empty(trees.parents.shape)
-        _follow_paths(self._base, self._slope, classes.cells, classes.conditional, classes.parents, held)
+        follow_paths(self.base, self.slope, classes.cells, classes.conditional, classes.parents, held)
         return held
 
     def learn(self, trees: RoundTrees, accept_index: Ints, counted: Bools) -> None:
@@ -195,7 +125,7 @@ class HonestProbs:
         """
         at = trees.classes
         tables = self._said, self._hits, self._trials
-        _count_trials(accept_index, counted, at.cells, at.conditional, at.parents, *tables)
+        count_trials(accept_index, counted, at.cells, at.conditional, at.parents, *tables)
         self._rounds += 1
         if self._rounds % REFRESH == 0:
             self._refresh()
@@ -210,7 +140,7 @@ class HonestProbs:
         shares = _share(own, OWN_TRIALS, np.tile(pooled, (MAX_DEPTH, 1)), middles)
         for row in np.flatnonzero((np.diff(shares, axis=1) < 0).any(1)):
             shares[row] = pool_adjacent_violators(shares[row], own[2, row] + 1.0)
-        self._base, self._slope = (part.ravel() for part in _line(shares, middles))
+        self.base, self.slope = (part.ravel() for part in _line(shares, middles))
 
     def table(self) -> list[dict[str, float]]:
         """The reliability diagram: of each bin that was tried what the drafter said, and what was accepted."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddtree_sglang.core.honest_probs import BINS, EDGES, MAX_DEPTH, Bools, Floats, HonestProbs, Ints, RoundTrees, trials
+from ddtree_sglang.core.honest_probs import HonestProbs, RoundTrees, trials
+from ddtree_sglang.core.round_loops import BINS, EDGES, MAX_DEPTH, Bools, Floats, Ints
 from ddtree_sglang.core.width_choice import drafted_tokens
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ddtree_sglang.core.cost_row import CALM, Array
-from ddtree_sglang.core.width_tries import LEAST_LOSS, Try
+from ddtree_sglang.core.hope import LEAST_LOSS
+from ddtree_sglang.core.width_tries import Try
 
 FIRST_PLAIN, LONGEST_PLAIN = 16, 256
 """Where drafts pay, rounds between two without one, of the same number of requests. Doubled each time; behind one that
@@ -72,8 +73,8 @@ class SecondLooks:
     def tree(
         self,
         widths: Sequence[int],
-        tokens: Array,  # [W] that a round emits
-        seconds: Array,  # [W] that it takes
+        tokens: Array,  # that a round emits, at least of these W
+        seconds: Array,  # that it takes
         best: int,  # the place of the best
         number: int,  # of the round
         saved: float,  # rounds of the best that may be lost
@@ -92,6 +93,7 @@ class SecondLooks:
                 return self._look(widths.index(again), widths, number, LEAST_LOSS)
         if waited < self._wait:
             return None
+        tokens, seconds = tokens[: len(widths)], seconds[: len(widths)]
         rates = tokens / seconds
         losses = np.maximum(seconds / seconds[best] - tokens / tokens[best], LEAST_LOSS)
         hopeful = [

@@ -12,12 +12,8 @@ decoding, and takes part.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from ddtree_sglang.core.compiled import compiled
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from ddtree_sglang.core.round_loops import Floats, Ints, most_per_second, sum_to_widths
 
 
 def drafted_tokens(
@@ -26,31 +22,8 @@ def drafted_tokens(
 ) -> Floats:
     """`[B, W]`: drafted tokens that each request is expected to have accepted, by the width of the round."""
     drafted = np.empty((len(probs), len(widths)))
-    _sum_to_widths(probs, widths, drafted)
+    sum_to_widths(probs, widths, drafted)
     return drafted
-
-
-@compiled("void(float64[:, :], int64[:], float64[:, :])")
-def _sum_to_widths(probs: Floats, widths: Ints, drafted: Floats) -> None:
-    for row in range(len(probs)):
-        node, total = 1, 0.0
-        for place in range(len(widths)):
-            while node < min(widths[place], probs.shape[1]):
-                total += probs[row, node]
-                node += 1
-            drafted[row, place] = total
-
-
-@compiled("void(float64[:], float64[:], float64, int64)")
-def add_request(
-    tokens: Floats,  # [W] of a round by its width, changed
-    drafted: Floats,  # [W] what the request is expected to have accepted
-    honesty: float,  # a factor on it
-    last: int,  # the widest width that the request has nodes for, as a place
-) -> None:
-    """One more request of a round: what it brings at each width."""
-    for place in range(len(tokens)):
-        tokens[place] += honesty * drafted[min(place, last)]
 
 
 def best_width(tokens: Floats, seconds: Floats) -> int:
@@ -65,17 +38,7 @@ def best_width(tokens: Floats, seconds: Floats) -> int:
     """
     if tokens.shape != seconds.shape or tokens.ndim != 1 or not len(tokens):
         raise ValueError(f"tokens and seconds must be [W] both, got {tokens.shape} and {seconds.shape}")
-    return int(_most_per_second(tokens, seconds))
-
-
-@compiled("int64(float64[:], float64[:])")
-def _most_per_second(tokens: Floats, seconds: Floats) -> int:
-    best, most = 0, 0.0
-    for place in range(len(tokens)):
-        rate = tokens[place] / seconds[place] if seconds[place] > 0 else 0.0
-        if rate > most:
-            best, most = place, rate
-    return best
+    return int(most_per_second(tokens, seconds))
 
 
 def last_within(factor: float, seconds: Floats, best: int) -> int:

@@ -13,9 +13,11 @@ import pytest
 from ddtree_sglang.core.compiled import compiled
 from ddtree_sglang.core.cost_model import CostModel
 from ddtree_sglang.core.cost_row import CostRow
-from ddtree_sglang.core.honest_probs import BINS, EDGES, KINDS, MAX_DEPTH, HonestProbs, RoundTrees, classify, trials
-from ddtree_sglang.core.width_choice import add_request, best_width, drafted_tokens
-from ddtree_sglang.core.width_tries import CURIOSITY, LEAST_LOSS, OPTIMISM, hopeful_tries
+from ddtree_sglang.core.honest_probs import KINDS, HonestProbs, RoundTrees, classify, trials
+from ddtree_sglang.core.hope import CURIOSITY, LEAST_LOSS, OPTIMISM
+from ddtree_sglang.core.round_loops import BINS, EDGES, MAX_DEPTH, add_request
+from ddtree_sglang.core.width_choice import best_width, drafted_tokens
+from ddtree_sglang.core.width_tries import hopeful_tries
 from tests.core.test_honest_probs import accept, trees_of
 
 SHAPES = [(1, 1, 0), (1, 2, 1), (1, 17, 2), (3, 8, 3), (5, 33, 4)]
@@ -71,7 +73,7 @@ def test_classes_of_nodes(batch_size: int, num_nodes: int, seed: int, with_paddi
 def test_paths_of_corrected_probabilities(batch_size: int, num_nodes: int, seed: int) -> None:
     trees, rng = padded(trees_of(batch_size, num_nodes, seed), np.random.default_rng(seed)), np.random.default_rng(9)
     probs = HonestProbs()
-    probs._base, probs._slope = rng.random(KINDS * BINS), rng.random(KINDS * BINS)
+    probs.base, probs.slope = rng.random(KINDS * BINS), rng.random(KINDS * BINS)
     of_nodes, expected = probs.of_nodes(trees), np.ones(trees.parents.shape)
     for row, parents in enumerate(trees.parents):
         for node in range(1, num_nodes):
@@ -122,17 +124,15 @@ def test_the_best_width_is_the_first_of_the_highest_rates() -> None:
 def test_a_sample_of_a_cell_is_a_kalman_filters() -> None:
     rng = np.random.default_rng(0)
     row = CostRow([1, 2, 4, 8], rng.random(4), (-3.0, 2.0), 0.3)
-    row.follow(1)
+    row.observe(1, -3.0, 0.4, 1)
     for rounds in range(2, 40):
         state, covariance = row.state.copy(), row.covariance.copy()
-        row.follow(rounds)
         diagonal = np.minimum(np.maximum(row._most - covariance.diagonal(), 0.0), row._drift)
         covariance[np.arange(5), np.arange(5)] += diagonal
-        np.testing.assert_allclose(row.covariance, covariance, rtol=1e-12)
         place, noise = int(rng.integers(1, 5)), 0.4
         value = float(state[0] + state[place] + 0.01 * rng.standard_normal())
         first = row.samples[place - 1] == 0
-        row.observe(place, value, noise)
+        row.observe(place, value, noise, rounds)
         noise = 0.5 if first else noise
         seen = covariance[:, 0] + covariance[:, place]
         gain = seen / (seen[0] + seen[place] + noise**2)
@@ -186,11 +186,11 @@ def test_where_no_file_can_be_kept_each_process_compiles_for_itself(
 
     made, njit = [], numba.njit
 
-    def without_a_file(signature: str, **options: bool) -> object:
+    def without_a_file(signatures: list[str], **options: bool) -> object:
         if options.get("cache"):
             raise error
-        made.append(signature)
-        return njit(signature)
+        made.append(signatures)
+        return njit(signatures)
 
     monkeypatch.setattr(numba, "njit", without_a_file)
 
@@ -199,7 +199,7 @@ def test_where_no_file_can_be_kept_each_process_compiles_for_itself(
         return 2 * value
 
     assert [doubled(1.5), doubled(2.0)] == [3.0, 4.0]
-    assert made == ["float64(float64)"]
+    assert made == [["float64(float64)"]]
 
 
 def test_a_damaged_file_is_not_the_end_of_a_server(tmp_path: Path) -> None:
@@ -238,13 +238,26 @@ def test_without_numba_the_loop_is_called_as_it_is(monkeypatch: pytest.MonkeyPat
     assert doubled("ab") == "abab", "no machine code would take a word"
 
 
+def test_a_loop_that_is_compiled_is_called_by_its_name_without_a_detour() -> None:
+    told = """
+from ddtree_sglang.core import compiled, round_loops
+detour = round_loops.expect_round
+compiled._compilers[detour]()
+names = "expect_round expect_tokens add_request honesty most_per_second".split()
+print([type(getattr(round_loops, name)).__name__ for name in names], type(round_loops.keep_round).__name__)
+print(compiled._compilers[detour]() is round_loops.expect_round)
+"""
+    ended = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert ended.stdout == f"{['CPUDispatcher'] * 5} function\nTrue\n", "and those that it calls"
+
+
 def test_loops_are_compiled_before_the_first_round() -> None:
     told = """
 import sys
 from ddtree_sglang.core import compiled, cost_model, honest_probs, width_tries
 before = "numba" in sys.modules
 compiled.compile_loops()
-print(before, all(loop().nopython_signatures for loop in compiled._compilers), len(compiled._compilers) > 8)
+print(before, all(loop().nopython_signatures for loop in compiled._compilers.values()), len(compiled._compilers) > 8)
 """
     ended = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
     assert ended.stdout == "False True True\n"

@@ -5,15 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddtree_sglang.core.honest_probs import (
-    BINS,
-    EDGES,
-    KINDS,
-    HonestProbs,
-    RoundTrees,
-    classify,
-    pool_adjacent_violators,
-)
+from ddtree_sglang.core.honest_probs import KINDS, HonestProbs, RoundTrees, classify, pool_adjacent_violators
+from ddtree_sglang.core.round_loops import BINS, EDGES
 from ddtree_sglang.core.tree_builder import build_draft_tree
 from tests.core.tree_cases import SAMPLE_TREE
 
@@ -84,7 +77,7 @@ def test_sums_of_path_probabilities_come_true(power: float) -> None:
 
 def test_corrections_are_monotone_in_what_the_drafter_says() -> None:
     probs = learned(3.0, rounds=100)
-    base, slope = probs._base.reshape(KINDS, BINS), probs._slope.reshape(KINDS, BINS)
+    base, slope = probs.base.reshape(KINDS, BINS), probs.slope.reshape(KINDS, BINS)
     lower, upper = base + slope * EDGES[:-1], base + slope * EDGES[1:]
     assert lower[:, 1:] == pytest.approx(upper[:, :-1])
     assert (slope >= -1e-12).all()

@@ -22,25 +22,26 @@ import math
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from itertools import compress
 from statistics import fmean
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ddtree_sglang.core.cost_model import CostModel, RoundCosts, row_of
-from ddtree_sglang.core.honest_probs import Floats, HonestProbs, Ints, RoundTrees
+from ddtree_sglang.core import round_loops
+from ddtree_sglang.core.cost_model import CostModel, RoundCosts
+from ddtree_sglang.core.honest_probs import HonestProbs, NodeClasses, RoundTrees
+from ddtree_sglang.core.hope import LEAST_LOSS, OPTIMISM
+from ddtree_sglang.core.round_loops import Floats, Ints
 from ddtree_sglang.core.second_looks import SOON, SecondLooks
-from ddtree_sglang.core.width_choice import add_request, best_width, drafted_tokens, last_within
-from ddtree_sglang.core.width_tries import LEAST_LOSS, OPTIMISM, hopeful_tries
+from ddtree_sglang.core.width_choice import drafted_tokens, last_within
+from ddtree_sglang.core.width_tries import hopeful_tries
+from ddtree_sglang.engine.stages.request_records import ServedRequests
 from ddtree_sglang.engine.stages.round_records import (
     Decision,
     Measured,
     Narrowed,
-    RequestRecord,
     RoundRecord,
     Totals,
     host_trees,
@@ -78,17 +79,13 @@ MARGIN = 1.02
 """To change between drafting and not drafting, the other must be better by this factor."""
 PAUSE, PAUSE_SECONDS = 20.0, 1.0
 """What takes so many times what was expected, and so many seconds more, is no round alone: once, it is no sample."""
-MEMORY, LONG_MEMORY = 0.97, 0.995
-"""What of a request's record is left after each of its rounds, and of the whole server's."""
-NO_HOPE = 0.25
-"""Drafted tokens a round that a pair is thought to get before the first tree."""
 
 
 class AdaptiveBudget:
     """Chooses the nodes of each round of one worker; `begin`, `narrow`, `end`, once each and in this order."""
 
-    choose = staticmethod(best_width)
-    """The rule; a benchmark has another."""
+    choose: Callable[[Floats, Floats], int] | None = None
+    """Another rule than the most tokens per second, of tokens `[W]` and seconds `[W]`; a benchmark has one."""
 
     def __init__(
         self,
@@ -111,12 +108,10 @@ class AdaptiveBudget:
         self._narrows = self._paused = False
         self._records: deque[tuple[RoundRecord, Narrowed | None, float] | None] = deque()
         self._narrowed: Narrowed | None = None
-        self._requests: WeakKeyDictionary[Req, RequestRecord] = WeakKeyDictionary()
-        # Before the first tree a pair is thought to be so-so: it is tried, and not for long.
-        self._usual = RequestRecord(NO_HOPE * np.log2(self._width_array))
+        self._requests = ServedRequests(self.widths)
         self._began: float | None = None
         self._left: float | None = None  # when the last round before an interruption began
-        self._launched: deque[tuple[int, float, Decision]] = deque(maxlen=lag + 1)
+        self._launched: deque[tuple[int, float, tuple[int, int], Decision]] = deque(maxlen=lag + 1)
         self._saved_for_best = self._saved_for_others = FIRST_SAVED / 2
         self._drafts = True
         self._forced: int | None = None  # width that is to be tried, 0: whichever is best
@@ -124,8 +119,9 @@ class AdaptiveBudget:
         self._looks: dict[tuple[int, int], SecondLooks] = {}  # by requests and context
         self._overrated: set[tuple[int, int]] = set()  # the same: where the last draft took much less than was thought
         self._worth = 1.0  # tokens of a request that the round must emit to be worth it
-        self._tokens = np.zeros(len(self.widths))
-        self._now: tuple[int, float] = 1, 1.0
+        self._tokens: Floats = np.zeros(len(self.widths))  # of the round by its width, the targets' own included
+        self._tree = 1  # the place of the best width that drafts, before the draft
+        self._now: tuple[int, float, tuple[int, int]] = 1, 1.0, (1, 0)  # requests, mean prefix, their row of costs
         self._round_costs: RoundCosts  # of the widths that are allowed; asked for when a round begins
         self._num_rounds = self._num_learned = 0
 
@@ -149,7 +145,7 @@ class AdaptiveBudget:
     def begin_fixed(self, reqs: Sequence[Req], node_limits: Sequence[int], mean_prefix: float, most_nodes: int) -> int:
         """`begin` of a round whose requests want their budget as it is: it is measured, and nothing is chosen."""
         allowed = self._begin(reqs, node_limits, mean_prefix, most_nodes, narrows=False)
-        self.decision = self._decide(len(allowed) - 1, self._round_costs.seconds[-1], is_try=False)
+        self.decision = self._decide(len(allowed) - 1, is_try=False)
         return allowed[-1]
 
     def _begin(
@@ -160,38 +156,28 @@ class AdaptiveBudget:
         self._learn()
         self._num_rounds += 1
         self._narrows, self._narrowed = narrows, None
-        self._now = len(reqs), mean_prefix
         allowed = self.widths[: bisect_right(self.widths, most_nodes)]
-        self._round_costs = self.costs.of_rounds(*self._now, allowed)
-        records = [self._requests.get(req, self._usual) for req in reqs]
-        self._expect(records, [record.drafted for record in records], node_limits)
+        self._round_costs = self.costs.of_rounds(len(reqs), mean_prefix, allowed)
+        self._now = len(reqs), mean_prefix, self._round_costs.key
+        batch = self._requests.batch(reqs, node_limits)
+        self._tree = round_loops.expect_round(
+            batch.table, self._requests.usual.row, batch.last, self._round_costs.seconds, self._tokens
+        )
         return allowed
 
     def narrow(self, reqs: Sequence[Req], node_limits: Sequence[int], trees: RoundTrees) -> int:
         """Nodes to verify of the trees that were drafted; at least 2, as the draft is paid for."""
-        num_nodes = trees.parents.shape[1]
-        curves = drafted_tokens(self.probs.of_paths(trees), self._width_array)
-        num_seen = bisect_right(self.widths, num_nodes)
-        self._follow(reqs, curves, num_seen)
-        self._expect([self._requests[req] for req in reqs], curves, node_limits)
-        drafted = self._within(curves, node_limits)
-        self.decision = self._choose_after(self.widths[1:num_seen])
-        self._narrowed = trees.first(self.decision.num_nodes), drafted
+        shape, batch = trees.parents.shape, self._requests.batch(reqs, node_limits)
+        classes, curves = NodeClasses.empty(shape), np.empty((len(reqs), len(self.widths)))
+        best = round_loops.look_at_trees(
+            *(trees.logprobs, trees.parents, trees.depths, self.probs.base, self.probs.slope),
+            *(classes.conditional, classes.cells, classes.parents, self._width_array, curves),
+            *(batch.table, self._requests.usual.row, batch.last, self._round_costs.seconds, self._tokens),
+        )
+        trees.keep_classes(classes)
+        self.decision = self._choose_after(best, bisect_right(self.widths, shape[1]))
+        self._narrowed = Narrowed(trees, batch, self.decision.num_nodes, curves)
         return self.decision.num_nodes
-
-    def _expect(self, records: Sequence[RequestRecord], curves: Iterable[Floats], node_limits: Sequence[int]) -> None:
-        """What the round emits by its width, the targets' own tokens included: of each request its curve `[W]`."""
-        self._tokens, usual = np.full(len(self.widths), float(len(records))), self._usual_honesty
-        for record, drafted, limit in zip(records, curves, node_limits, strict=True):
-            honesty = usual if record is self._usual else record.honesty(usual)
-            add_request(self._tokens, drafted, honesty, bisect_right(self.widths, limit) - 1)
-
-    def _within(self, curves: Floats, node_limits: Sequence[int]) -> Floats:
-        """`[B, W]`: what `curves` say of widths, no further than each request's own limit; maybe themselves."""
-        if min(node_limits) >= self.widths[-1]:
-            return curves
-        last = np.searchsorted(self.widths, node_limits, side="right") - 1
-        return np.take_along_axis(curves, np.minimum(np.arange(len(self.widths)), last[:, None]), 1)
 
     def end(self, record: RoundRecord | None, *, counts: bool = True) -> None:
         """The round was launched; `record` of what it drafted, None for nothing that teaches.
@@ -201,14 +187,15 @@ class AdaptiveBudget:
         # A gain counts for drafts that were made although none pays.
         worth = self._worth if self.decision.is_try else math.inf
         self._records.append(None if record is None else (record, self._narrowed, worth))
-        self._launched.append((*self._now, self.decision if counts else replace(self.decision, seconds=0.0)))
+        self._launched.append((*self._now, self.decision if counts else self.decision._replace(seconds=0.0)))
         if counts:
             self.totals.decided(self.decision)
 
     @property
     def usual_drafted(self) -> list[float]:
         """Drafted tokens that a request is expected to have accepted by the widths, after what was served lately."""
-        return [round(float(one), 4) for one in self._usual_honesty * self._usual.drafted]
+        usual = self._requests.usual
+        return [round(float(one), 4) for one in usual.honesty(1.0) * usual.drafted]
 
     def interrupt(self) -> None:
         """Something else than a round was run, so the time up to the next one is not a round's."""
@@ -220,15 +207,16 @@ class AdaptiveBudget:
 
     def _choose_before(self, allowed: Sequence[int]) -> Decision:
         costs = self._round_costs
-        tokens = self._tokens[: len(allowed)]
         if len(allowed) == 1:
-            return self._decide(0, costs.seconds[0], is_try=False)
-        tree = 1 + self.choose(tokens[1:], costs.seconds[1:])
+            return self._decide(0, is_try=False)
+        tokens, tree = self._tokens, self._tree
+        if self.choose is not None:
+            tree = 1 + self.choose(tokens[1 : len(allowed)], costs.seconds[1:])
         gain = float(tokens[tree] / tokens[0] * costs.seconds[0] / costs.seconds[tree])
         self._drafts = gain * MARGIN > 1 if self._drafts else gain > MARGIN
         best = tree if self._drafts else 0
         # Where the tree can be looked at, its width is chosen then.
-        tried = self._wanted(allowed, tokens, costs, best, only_plain=self._drafts and self._narrows)
+        tried = self._wanted(0, len(allowed), best, only_plain=self._drafts and self._narrows)
         if tried is None and self._drafts and self._looks_of_row.is_time_for_plain(gain):
             tried = 0
         self._forced = None if tried is None else allowed[tried]
@@ -238,17 +226,18 @@ class AdaptiveBudget:
             widest = 1 + last_within(WIDER, costs.seconds[1:], tree - 1)
             if self._is_time_to_draft(self._loss_of_draft(tokens, costs, widest)):
                 tried, self._forced = widest, 0
-        chosen = best if tried is None else tried
-        return self._decide(chosen, costs.seconds[chosen], is_try=tried is not None)
+        return self._decide(best if tried is None else tried, is_try=tried is not None)
 
     @property
     def _looks_of_row(self) -> SecondLooks:
-        return self._looks.setdefault(row_of(*self._now), SecondLooks())
+        if (looks := self._looks.get(self._round_costs.key)) is None:
+            looks = self._looks[self._round_costs.key] = SecondLooks()
+        return looks
 
     def _loss_of_draft(self, tokens: Floats, costs: RoundCosts, tree: int) -> float:
         """In plain rounds."""
         loss = float(costs.seconds[tree] / costs.seconds[0] - tokens[tree] / tokens[0])
-        is_known = costs.samples[tree] > 1 and row_of(*self._now) not in self._overrated
+        is_known = costs.samples[tree] > 1 and costs.key not in self._overrated
         return loss if is_known else min(loss, UNMEASURED_LOSS)
 
     def _is_time_to_draft(self, loss: float) -> bool:
@@ -261,43 +250,50 @@ class AdaptiveBudget:
         self._for_drafts -= max(loss, 0.0)
         return True
 
-    def _choose_after(self, allowed: Sequence[int]) -> Decision:
-        costs = self._round_costs.part(1, 1 + len(allowed))
-        tokens = self._tokens[1 : 1 + len(allowed)]
-        best = self.choose(tokens, costs.seconds)
+    def _choose_after(self, best: int, num_seen: int) -> Decision:
+        """Of the first `num_seen` widths, which the trees have, one that drafts."""
+        seconds = self._round_costs.seconds
+        if self.choose is not None:
+            best = 1 + self.choose(self._tokens[1:num_seen], seconds[1:num_seen])
         if self._forced == 0:
-            best = last_within(WIDER, costs.seconds, best)
-        tried = allowed.index(self._forced) if self._forced in allowed else self._wanted(allowed, tokens, costs, best)
-        chosen = best if tried is None else tried
+            best = 1 + last_within(WIDER, seconds[1:num_seen], best - 1)
+        is_forced = self._forced is not None and 1 < self._forced <= self.widths[num_seen - 1]
+        tried = self.widths.index(self._forced) if is_forced else self._wanted(1, num_seen, best)
         is_try = self._forced is not None or tried is not None
-        return self._decide(1 + chosen, costs.seconds[chosen], is_try=is_try)
+        return self._decide(best if tried is None else tried, is_try=is_try)
 
-    def _decide(self, index: int, seconds: float, *, is_try: bool) -> Decision:
-        """For the width at `index`, whose rounds are thought to take `seconds`, unless that is a guess alone."""
-        self._worth = float(seconds / self._round_costs.seconds[0])
-        expected = 0.0 if self.costs.is_empty else float(seconds)
-        return Decision(self.widths[index], float(self._tokens[index]), expected, is_try)
+    def _decide(self, place: int, *, is_try: bool) -> Decision:
+        """For the width at `place`, by what its rounds are thought to take, unless that is a guess alone."""
+        seconds = self._round_costs.seconds
+        expected = float(seconds[place])
+        self._worth = expected / float(seconds[0])
+        if not any(self._round_costs.samples) and self.costs.is_empty:
+            expected = 0.0
+        return Decision(self.widths[place], float(self._tokens[place]), expected, is_try)
 
-    def _wanted(
-        self, widths: Sequence[int], tokens: Floats, costs: RoundCosts, best: int, *, only_plain: bool = False
-    ) -> int | None:
-        """An index that may be above the best, the most hopeful one if what its try loses is saved up; paid for."""
-        if widths[best] > 1 and not only_plain:
+    def _wanted(self, first: int, last: int, best: int, *, only_plain: bool = False) -> int | None:
+        """The place of a width that may be above the best, the most hopeful one if what its try loses is saved up; paid
+        for. Of the widths from `first` to before `last`.
+        """
+        costs, tokens = self._round_costs, self._tokens
+        if best > 0 and not only_plain:
             look = self._looks_of_row.tree(
-                widths, tokens, costs.seconds, best, self._num_rounds, self._saved_for_others
+                self.widths[:last], tokens, costs.seconds, best, self._num_rounds, self._saved_for_others
             )
             if look is not None:
                 self._saved_for_others -= look.loss
                 return look.place
         if max(self._saved_for_best, self._saved_for_others) < LEAST_LOSS:
             return None
-        if self._num_rounds % LOOKS and sum(costs.samples) > YOUNG and min(costs.samples) >= len(OPTIMISM):
-            return None
+        if self._num_rounds % LOOKS:
+            samples = costs.samples[first:last]
+            if sum(samples) > YOUNG and min(samples) >= len(OPTIMISM):
+                return None
         limits = MOST_SAVED, self._saved_for_others
-        first, other = hopeful_tries(tokens, costs, best, limits, only_plain=only_plain)
-        if first is not None and first.loss <= self._saved_for_best:
-            self._saved_for_best -= first.loss
-            return first.place
+        one, other = hopeful_tries(tokens, costs, best, limits, first=first, last=last, only_plain=only_plain)
+        if one is not None and one.loss <= self._saved_for_best:
+            self._saved_for_best -= one.loss
+            return one.place
         if other is None:
             return None
         self._saved_for_others -= other.loss
@@ -314,14 +310,13 @@ class AdaptiveBudget:
             self._left = None
         if began is None or len(self._launched) <= self._lag:
             return None
-        batch_size, mean_prefix, decision = self._launched[0]
+        batch_size, mean_prefix, row, decision = self._launched[0]
         if decision.seconds and now - began > PAUSE * decision.seconds + PAUSE_SECONDS and not self._paused:
             # Generation was paused, or the machine slept; if the next round is as long, rounds are.
             self._paused = True
             return None
         self._paused = False
         is_far = self.costs.observe(batch_size, mean_prefix, decision.num_nodes, now - began)
-        row = row_of(batch_size, mean_prefix)
         if (looks := self._looks.get(row)) is not None:
             facts = decision.num_nodes, now - began, decision.seconds, self.costs.noise
             looks.took(*facts, is_far=is_far, is_try=decision.is_try)
@@ -348,50 +343,43 @@ class AdaptiveBudget:
 
     def _learn_from(self, record: RoundRecord, narrowed: Narrowed | None, worth: float) -> None:
         path = record.path()
-        if narrowed is not None:
-            trees, drafted = narrowed
-        else:
-            if record.tree is None:
-                raise ValueError(
-                    "a round's record must hold its tree unless it was narrowed; give it to RoundRecord.of"
-                )
-            trees = host_trees(*record.tree)
-            curves = drafted_tokens(self.probs.of_paths(trees), self._width_array)
-            drafted = self._within(curves, record.node_limits)
-        seen = bisect_right(self.widths, trees.parents.shape[1])
         if narrowed is None:
-            self._follow(record.reqs, curves, seen)
+            narrowed = self._looked_at(record)
         # Where a request ended, its limit or an end token cut the path, not the target's other choice.
         goes_on = [not req.finished() for req in record.reqs]
-        kept, usual = [sum(node > 0 for node in nodes) for nodes in path], self._usual_honesty
-        hoped = 0.0
-        for row, req in enumerate(record.reqs):
-            if goes_on[row] and (one := self._requests.get(req)) is not None:
-                promised, came = float(drafted[row, seen - 1]), float(kept[row])
-                hoped += (expected := one.honesty(usual) * promised)
-                self.totals.came_true(1 + expected, 1 + came)
-                one.keep(promised, came, MEMORY)
-                self._usual.keep(promised, came, LONG_MEMORY)
+        kept = [(nodes.index(-1) if nodes[-1] < 0 else len(nodes)) - 1 for nodes in path]
+        came = np.array([[drafted, goes, 0.0] for drafted, goes in zip(kept, goes_on, strict=True)])
+        # Since trees were looked at, no other batch was asked for.
+        batch, verified = narrowed.batch, bisect_right(self.widths, narrowed.num_nodes) - 1
+        usual = self._requests.usual.row
+        hoped = round_loops.keep_round(batch.table, usual, narrowed.curves, batch.last, verified, came)
+        for drafted, goes, expected in came.tolist():
+            if goes:
+                self.totals.came_true(1 + expected, 1 + drafted)
         self._num_learned += 1
         if self._num_learned <= LEARNED or not self._drafts or self._num_learned % LEARNS == 0:
             limits = np.where(goes_on, record.node_limits, 0)
-            self.probs.learn(trees, np.array(path), np.arange(trees.parents.shape[1]) < limits[:, None])
-        if not self._drafts and (going := sum(goes_on)) and (gain := 1 + fmean(compress(kept, goes_on)) - worth) > 0:
+            counted = np.arange(narrowed.num_nodes) < limits[:, None]
+            self.probs.learn(narrowed.trees.first(narrowed.num_nodes), np.array(path), counted)
+        if self._drafts or not (going := sum(goes_on)):
+            return
+        gain = 1 + fmean(compress(kept, goes_on)) - worth
+        if gain > 0:
             # It paid. If its trees had promised as much, the next round is drafted, too; else if the gain pays for it.
             more = worth if 1 + hoped / going > worth else gain
             most = max(self._for_drafts, FIRST_FOR_DRAFTS, more)
             self._wait, self._for_drafts = 1, min(self._for_drafts + more, most)
 
-    def _follow(self, reqs: Sequence[Req], drafted: Floats, num_seen: int) -> None:
-        for req, row in zip(reqs, drafted, strict=True):
-            if (one := self._requests.get(req)) is None:
-                one = self._requests[req] = RequestRecord(self._usual.drafted.copy(), seen=self._usual.seen)
-            one.follow(row, num_seen, self._width_array)
-        self._usual.follow(drafted[0] if len(drafted) == 1 else drafted.mean(0), num_seen, self._width_array)
-
-    @property
-    def _usual_honesty(self) -> float:
-        return self._usual.honesty(1.0)
+    def _looked_at(self, record: RoundRecord) -> Narrowed:
+        """Trees that the host has one round later."""
+        if record.tree is None:
+            raise ValueError("a round's record must hold its tree unless it was narrowed; give it to RoundRecord.of")
+        trees = host_trees(*record.tree)
+        num_nodes = trees.parents.shape[1]
+        curves = drafted_tokens(self.probs.of_paths(trees), self._width_array)
+        batch, seen = self._requests.batch(record.reqs, record.node_limits), bisect_right(self.widths, num_nodes)
+        round_loops.follow_round(batch.table, self._requests.usual.row, curves, seen, self._width_array)
+        return Narrowed(trees, batch, num_nodes, curves)
 
 
 def _more(saved: float, most: float) -> float:

@@ -104,19 +104,20 @@ class AdaptiveRounds(RoundBudget):
         self._group = parallel.tp_group.cpu_group if parallel.tp_size > 1 else None
         self._reqs: Sequence[Any] = ()
         self._limits: tuple[int, ...] = ()
+        self._has_trees = not is_device_path()  # at hand, on the host
         self._narrows, self._learns = False, True
 
     def begin(self, batch: ScheduleBatch, ends: BatchEnds, host_lens: torch.Tensor | None) -> int:
         """See `RoundBudget.begin`; grammars plant their trees at the width that is chosen before the draft."""
         self._reqs, self._limits, self._learns = batch.reqs, ends.node_limits, ends.learns
-        self._narrows = ends.adapts and not is_device_path() and not batch.has_grammar
+        self._narrows = self._has_trees and ends.adapts and not batch.has_grammar
         most_nodes = super().begin(batch, ends, host_lens)
         if not self._decides:
             return self._told(most_nodes)
         before, self._chosen = self._chosen, self._budget_of(batch)
         if batch.after_idle_gap or self._chosen is not before:
             self._chosen.interrupt()
-        mean_prefix = 1.0 if host_lens is None else float(host_lens.sum()) / max(len(batch.reqs), 1)
+        mean_prefix = 1.0 if host_lens is None else float(sum(host_lens.tolist())) / max(len(batch.reqs), 1)
         asked = batch.reqs, ends.node_limits, mean_prefix, most_nodes
         if not ends.adapts:
             return self._told(self._chosen.begin_fixed(*asked))

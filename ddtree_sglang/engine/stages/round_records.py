@@ -5,80 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 
-from ddtree_sglang.core.compiled import compiled
-from ddtree_sglang.core.honest_probs import Floats, Ints, RoundTrees
+from ddtree_sglang.core.honest_probs import RoundTrees
+from ddtree_sglang.core.round_loops import Floats
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
 
     from ddtree_sglang.core.acceptance import AcceptedPath
     from ddtree_sglang.core.draft_tree import DraftTree
-
-PACE = 0.15
-"""How fast a request's curve follows its newest tree."""
-FALLS = 0.5
-"""What a further node is hoped to bring, of the last one, where one width alone was seen."""
-DOUBT, DOUBT_OF_LUCK = 12.0, 30.0
-"""Drafted tokens that a request's trees must have promised before its own record counts half: one that keeps less than
-usual, and one that keeps more. The latter is mostly luck. Believed as soon, it made what was expected of a round worse
-than no record does, and trees too wide (benchmarks/LOG.md, 2026-11-29).
-"""
+    from ddtree_sglang.engine.stages.request_records import BatchRecords
 
 
-@dataclass
-class RequestRecord:
-    """What is known of one request."""
-
-    drafted: Floats  # [W] expected drafted tokens by width, followed over its trees
-    promised: float = 0.0
-    kept: float = 0.0
-    seen: int = 1  # widths, from the narrowest on, that a tree was ever looked at for
-
-    def honesty(self, usual: float) -> float:
-        """Factor on what its trees promise, `usual` before it has a record: sampled requests keep less than greedy."""
-        doubt = DOUBT if self.kept < usual * self.promised else DOUBT_OF_LUCK
-        return (doubt * usual + self.kept) / (doubt + self.promised)
-
-    def keep(self, promised: float, kept: float, memory: float) -> None:
-        """One more round of drafted tokens."""
-        self.promised = memory * self.promised + promised
-        self.kept = memory * self.kept + kept
-
-    def follow(self, drafted: Floats, num_seen: int, widths: Ints) -> None:
-        """A newer tree, of which the first `num_seen` of `widths` were seen; the others keep their distance.
-
-        The first of them that never was seen is hoped for, or a server that began narrow would stay so: nodes come in
-        descending probability, so what each of its further nodes brings goes on falling as it fell.
-        """
-        self.seen = int(_follow(self.drafted, drafted, num_seen, self.seen, widths))
-
-
-@compiled("int64(float64[:], float64[:], int64, int64, int64[:])")
-def _follow(own: Floats, drafted: Floats, num_seen: int, seen: int, widths: Ints) -> int:
-    """See `RequestRecord.follow`; the widths that were ever seen."""
-    old = own[num_seen - 1]
-    for place in range(num_seen):
-        own[place] += PACE * (drafted[place] - own[place])
-    own[num_seen:] += own[num_seen - 1] - old
-    seen = max(seen, num_seen)
-    if num_seen == seen and 1 < num_seen < len(widths):
-        last = (own[num_seen - 1] - own[num_seen - 2]) / (widths[num_seen - 1] - widths[num_seen - 2])
-        falls = FALLS
-        if num_seen > 2 and own[num_seen - 2] > own[num_seen - 3]:
-            before = (own[num_seen - 2] - own[num_seen - 3]) / (widths[num_seen - 2] - widths[num_seen - 3])
-            falls = min(1.0, last / before)
-        hoped = own[num_seen - 1] + (widths[num_seen] - widths[num_seen - 1]) * last * falls
-        own[num_seen:] += max(0.0, hoped - own[num_seen])
-    return seen
-
-
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """What a round does, and why."""
 
     num_nodes: int
@@ -92,8 +34,7 @@ class Decision:
         return ("plain" if self.num_nodes == 1 else "tree") + (" (try)" if self.is_try else "")
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """What a round took, from its beginning to the next one's."""
 
     seconds: float
@@ -101,8 +42,7 @@ class Measured:
     rounds_ago: int  # of the round that begins now
 
 
-@dataclass(frozen=True)
-class RoundRecord:
+class RoundRecord(NamedTuple):
     """A drafted round of which the host learns when it is over; tensors are copies in the host's memory."""
 
     reqs: Sequence[Req]
@@ -123,25 +63,31 @@ class RoundRecord:
             RuntimeError: a path does not begin at its root, so the copies are read before they are there.
         """
         path: list[list[int]] = self.accept_index.tolist()
-        if any(nodes[0] for nodes in path):
-            raise RuntimeError(
-                f"a round's paths must begin at node 0, got {[nodes[0] for nodes in path]}: the host reads a round "
-                "that the device has not finished; serve with another --speculative-ddtree-policy and report it"
-            )
+        for nodes in path:
+            if nodes[0]:
+                raise RuntimeError(
+                    f"a round's paths must begin at node 0, got {nodes[0]}: the host reads a round "
+                    "that the device has not finished; serve with another --speculative-ddtree-policy and report it"
+                )
         return path
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to("cpu", non_blocking=True)
+    return tensor if tensor.is_cpu else tensor.to("cpu", non_blocking=True)
 
 
 def host_trees(logprobs: torch.Tensor, parents: torch.Tensor, depths: torch.Tensor) -> RoundTrees:
     """Trees in the host's memory as arrays."""
-    return RoundTrees(logprobs.numpy().astype(np.float64), parents.numpy(), depths.numpy())
+    return RoundTrees(logprobs.numpy(), parents.numpy(), depths.numpy())
 
 
-Narrowed: TypeAlias = tuple[RoundTrees, Floats]
-"""Trees as they were cut, and `[B, W]` drafted tokens that were expected of them."""
+class Narrowed(NamedTuple):
+    """Trees that were looked at on the host, and what was expected of them."""
+
+    trees: RoundTrees
+    batch: BatchRecords  # of its requests
+    num_nodes: int  # that are verified of each
+    curves: Floats  # [B, W] drafted tokens
 
 
 @dataclass

@@ -12,9 +12,11 @@ import torch
 
 from ddtree_sglang.core.acceptance import AcceptedPath
 from ddtree_sglang.core.cost_model import CostModel
+from ddtree_sglang.core.round_loops import PACE
 from ddtree_sglang.core.second_looks import RARELY
 from ddtree_sglang.engine.stages.adaptive_budget import AdaptiveBudget
-from ddtree_sglang.engine.stages.round_records import PACE, RequestRecord, RoundRecord
+from ddtree_sglang.engine.stages.request_records import RequestRecord
+from ddtree_sglang.engine.stages.round_records import RoundRecord
 from tests.engine.stages.served_rounds import Served, host_trees, running_request
 
 pytestmark = pytest.mark.sglang
@@ -428,8 +430,8 @@ def test_a_batch_that_wants_few_nodes_says_nothing_of_wider_trees() -> None:
         budget.begin(reqs, [2], 300.0, 2, narrows=True)
         budget.narrow(reqs, [2], host_trees(tree.logprobs, tree.parents, tree.depths))
         budget.end(None)
-    assert budget._usual.drafted[-1] > budget._usual.drafted[1] + 0.3
-    assert budget._usual.seen == 2
+    assert budget._requests.usual.drafted[-1] > budget._requests.usual.drafted[1] + 0.3
+    assert budget._requests.usual.seen == 2
 
 
 def test_decisions_are_counted_and_named() -> None:
@@ -476,7 +478,7 @@ def test_requests_that_want_no_tree_say_nothing_of_the_others() -> None:
         budget.begin(reqs, [17, *[1] * 7], 300.0, 17, narrows=True)
         budget.narrow(reqs, [17, *[1] * 7], host_trees(tree.logprobs, tree.parents, tree.depths))
         budget.end(None)
-    assert budget._usual.drafted[-1] > 1.0
+    assert budget._requests.usual.drafted[-1] > 1.0
 
 
 @pytest.mark.parametrize(("sureness", "best"), [(6.0, 9), (4.0, 5)], ids=["wide", "narrow"])

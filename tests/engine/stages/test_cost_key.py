@@ -161,7 +161,7 @@ def test_a_process_held_to_fewer_instructions_has_another_file(monkeypatch: pyte
 
 @pytest.mark.usefixtures("machine")
 def test_a_platform_that_chooses_no_form_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sglang.srt.platforms._current_platform", SimpleNamespace())
+    monkeypatch.setattr("sglang.srt.platforms._current_platform", SimpleNamespace(capabilities=Platform.capabilities))
     assert path(forms=("packed", "packed")) == path(forms=("plain", "bfloat16"))
 
 

@@ -199,6 +199,11 @@ def _check_names(tensors: Mapping[str, str], drafter: Mapping[str, Any]) -> None
             f"a drafter with convolutions must say so in its config.json (dflash_config.conv_kernel_size), got "
             f"{stray[0]} and nothing. {_ADVICE}."
         )
+    if gate := next((name for name in tensors if _is_gates(name) and not _may_have(name, drafter)), None):
+        raise DDTreeConfigError(
+            f"a drafter with gates must be a {GATED_ARCHITECTURE} whose config.json has them (gating), as SGLang drops "
+            f"them without a word elsewhere, got {gate}. {_ADVICE}."
+        )
     wanted += _stated(drafter, num_layers)
     missing = [name for name in wanted if name not in tensors and _fused(name) not in tensors]
     missing += [name for name in (*_linears(drafter), "fc") if _weight_of(name, tensors) is None]
@@ -298,6 +303,15 @@ def _has_gates(drafter: Mapping[str, Any]) -> bool:
     """As SGLang reads it (configs/laguna.py, `normalize_gating`)."""
     is_off = drafter.get("gating", True) in (False, None, "disabled")
     return GATED_ARCHITECTURE in drafter["architectures"] and not is_off
+
+
+def _is_gates(name: str) -> bool:
+    """Whether a tensor is of Laguna's own layers (models/dflash.py, `DFlashLagunaAttention`)."""
+    return ".g_proj." in name or name.startswith("aux_hidden_norms.")
+
+
+def _may_have(name: str, drafter: Mapping[str, Any]) -> bool:
+    return GATED_ARCHITECTURE in drafter["architectures"] and (".g_proj." not in name or _has_gates(drafter))
 
 
 def _weights(tensors: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:

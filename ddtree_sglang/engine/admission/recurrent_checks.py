@@ -143,7 +143,7 @@ RECURRENT_RULES: tuple[RecurrentRule, ...] = (
     RecurrentRule(
         _attends_on_triton,
         "needs an attention backend that takes a first layer without keys; give fa3 or flashinfer to "
-        "--attention-backend.",
+        "--attention-backend, and remove triton from --prefill-attention-backend and --decode-attention-backend.",
         WITH_IMAGES,
     ),
     # Of LFM2's other classes SGLang lets rounds not overlap, and takes no larger pages, beside a cache that gets the

@@ -117,7 +117,7 @@ def check_split_target(cfg: Any, is_recurrent: bool) -> None:
         raise DDTreeConfigError(
             f"{ALGORITHM} with --disaggregation-mode decode keeps the state of a retracted request as of its last "
             "token only without overlapped scheduling, for a target with recurrent layers; add "
-            "--disable-overlap-schedule to this server. The one that prefills needs no such flag."
+            "--disable-overlap-schedule to this server. The one that prefills needs it for LFM2-VL alone."
         )
 
 

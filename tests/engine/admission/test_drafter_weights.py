@@ -191,6 +191,18 @@ def test_gates_and_norms_of_lagunas_drafters_are_whole(
         check(f"{lost}.weight")
 
 
+@pytest.mark.parametrize("name", ["layers.0.self_attn.g_proj.weight", "aux_hidden_norms.0.weight"])
+@pytest.mark.parametrize("fields", [{}, {"architectures": [GATED_ARCHITECTURE], "gating": False}], ids=str)
+def test_gates_that_sglang_would_drop_are_refused(
+    name: str, fields: dict[str, Any], exported: Path, tmp_path: Path
+) -> None:
+    if fields and name.startswith("aux"):
+        pytest.skip("its norms are its own with and without gates")
+    folder = reconfigured(changed(exported, tmp_path, lambda tensors: {**tensors, name: torch.ones(2)}), **fields)
+    with pytest.raises(DDTreeConfigError, match=rf"gates must be a {GATED_ARCHITECTURE} .*\(gating\), .* got {name}"):
+        check_drafter_weights(folder)
+
+
 def test_convolutions_are_whole_and_stated(exported: Path, tmp_path: Path) -> None:
     """SGLang leaves what is missing as it happens to be, and drops what no field names."""
     convolutions = {

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.servers import Pair, Server
-from tests.e2e.serving import Serve
+from tests.e2e.serving import READY_AT_ONCE, Serve
 from tests.preloaded.client import ENGINE, Preloaded
 from tests.preloaded.environment import unchanged_environment
 
@@ -34,7 +34,7 @@ def _unchanged_environment() -> Iterator[None]:
 def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preloaded]:
     """Begins to import the engine; the first server waits for that."""
     log = tmp_path_factory.mktemp("preloaded") / "preloaded.log"
-    with Preloaded(log, (*ENGINE, "benchmarks.harness.penalty_order")) as process:
+    with Preloaded(log, (*ENGINE, "benchmarks.harness.penalty_order"), READY_AT_ONCE) as process:
         yield process
 
 

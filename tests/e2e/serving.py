@@ -13,6 +13,9 @@ from tests.e2e.servers import Pair, Server
 from tests.preloaded.client import Preloaded
 
 KV_POOL_TOKENS = 16384
+READY_AT_ONCE = {"SGLANG_DIAG_BYPASS_HEALTH_GENERATE": "1"}
+"""A forked server is ready when SGLang's own first request was answered. Its health check would ask another one, and
+sleep a second before it looks whether that was (entrypoints/http_server.py, `health_generate`)."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ class Serve:
             policy=wanted.policy if wanted.algorithm == "DDTREE" else None,
             extra=flags,
         )
-        log, environment = folder / "server.log", dict(wanted.environment)
+        log = folder / "server.log"
+        environment = dict(wanted.environment) if wanted.as_users_do else {**READY_AT_ONCE, **dict(wanted.environment)}
         process = ServerProcess.from_spec(str(wanted.algorithm), spec, sys.executable, log, **environment)
         process.starter = start_command if wanted.as_users_do else self._preloaded.start
         return process, Server(spec.url, folder / "server.log", trace)

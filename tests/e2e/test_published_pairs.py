@@ -6,7 +6,7 @@ second wave that finds the first one's prompts in the prefix cache, trees of 7 a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -17,6 +17,7 @@ from deploy.local.client import post
 from tests.device_lane.pairs import one_thread, random_prompts
 from tests.device_lane.references import Asked, Reference, histogram
 from tests.e2e.servers import Pair, Server
+from tests.e2e.serving import Serve, Wanted
 from tests.support.published import PAIRS, SERVED
 from tests.support.tiny import make_tiny
 
@@ -52,14 +53,13 @@ def answers(server: Server, wave: list[Asked]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", SERVED)
-def test_chain_and_tree_are_plain_decoding(
-    name: str, serve: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_chain_and_tree_are_plain_decoding(name: str, serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> None:
     pair = make_tiny(tmp_path_factory.mktemp("pair"), PAIRS[name])
     reference = Reference(pair)
     asked = waves(reference)
     models = Pair(pair.model, pair.draft)
-    with serve("DDTREE", BUDGET, pair=models) as tree, serve("DFLASH", None, pair=models) as chain:
+    wanted = Wanted("DDTREE", BUDGET, pair=models), Wanted("DFLASH", pair=models)
+    with serve.together(*wanted) as (tree, chain):
         by_tree = [answers(tree, wave) for wave in asked]
         by_chain = [answers(chain, [replace(one, budget=None) for one in wave]) for wave in asked]
     moves = []

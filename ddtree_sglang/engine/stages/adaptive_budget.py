@@ -162,8 +162,16 @@ class AdaptiveBudget:
         return allowed
 
     def narrow(self, reqs: Sequence[Req], node_limits: Sequence[int], trees: RoundTrees) -> int:
-        """Nodes to verify of the trees that were drafted; at least 2, as the draft is paid for."""
+        """Nodes to verify of the trees that were drafted; at least 2, as the draft is paid for.
+
+        Raises:
+            ValueError: the trees are not one of each request, or have no width that the round may have.
+        """
         shape, batch = trees.parents.shape, self._requests.batch(reqs, node_limits)
+        widest = self.widths[len(self._round_costs.seconds) - 1]
+        if shape[0] != len(reqs) or not 2 <= shape[1] <= widest:
+            # Machine code looks at no bounds.
+            raise ValueError(f"trees must be [{len(reqs)}, 2 to {widest}], got {list(shape)}")
         classes, curves = NodeClasses.empty(shape), np.empty((len(reqs), len(self.widths)))
         best = round_loops.look_at_trees(
             *(trees.logprobs, trees.parents, trees.depths, self.probs.base, self.probs.slope),
@@ -172,7 +180,7 @@ class AdaptiveBudget:
         )
         trees.keep_classes(classes)
         self.decision = self._choose_after(best, bisect_right(self.widths, shape[1]))
-        self._narrowed = Narrowed(trees, batch, self.decision.num_nodes, curves)
+        self._narrowed = Narrowed(trees, self.decision.num_nodes, curves)
         return self.decision.num_nodes
 
     def end(self, record: RoundRecord | None, *, counts: bool = True) -> None:
@@ -348,8 +356,8 @@ class AdaptiveBudget:
         goes_on = [not req.finished() for req in record.reqs]
         kept = [(nodes.index(-1) if nodes[-1] < 0 else len(nodes)) - 1 for nodes in path]
         came = np.array([[drafted, goes, 0.0] for drafted, goes in zip(kept, goes_on, strict=True)])
-        # Since trees were looked at, no other batch was asked for.
-        batch, verified = narrowed.batch, bisect_right(self.widths, narrowed.num_nodes) - 1
+        batch = self._requests.batch(record.reqs, record.node_limits)
+        verified = bisect_right(self.widths, narrowed.num_nodes) - 1
         usual = self._requests.usual.row
         hoped = round_loops.keep_round(batch.table, usual, narrowed.curves, batch.last, verified, came)
         for drafted, goes, expected in came.tolist():
@@ -378,7 +386,7 @@ class AdaptiveBudget:
         curves = drafted_tokens(self.probs.of_paths(trees), self._width_array)
         batch, seen = self._requests.batch(record.reqs, record.node_limits), bisect_right(self.widths, num_nodes)
         round_loops.follow_round(batch.table, self._requests.usual.row, curves, seen, self._width_array)
-        return Narrowed(trees, batch, num_nodes, curves)
+        return Narrowed(trees, num_nodes, curves)
 
 
 def _more(saved: float, most: float) -> float:

@@ -60,7 +60,13 @@ class BatchRecords:
     def __init__(
         self, reqs: Sequence[Req], limits: Sequence[int], records: Sequence[RequestRecord], widths: Sequence[int]
     ) -> None:
-        """The records' rows are the table's from now on."""
+        """The records' rows are the table's from now on.
+
+        Raises:
+            ValueError: not each request has a limit.
+        """
+        if len(limits) != len(reqs):
+            raise ValueError(f"each of {len(reqs)} requests must have a limit of nodes, got {len(limits)} limits")
         self._reqs = [ref(req) for req in reqs]
         self._limits = tuple(limits)
         self.table: Floats = np.stack([record.row for record in records])  # [B, 3 + W]

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from ddtree_sglang.core.acceptance import AcceptedPath
     from ddtree_sglang.core.draft_tree import DraftTree
-    from ddtree_sglang.engine.stages.request_records import BatchRecords
 
 
 class Decision(NamedTuple):
@@ -85,7 +84,6 @@ class Narrowed(NamedTuple):
     """Trees that were looked at on the host, and what was expected of them."""
 
     trees: RoundTrees
-    batch: BatchRecords  # of its requests
     num_nodes: int  # that are verified of each
     curves: Floats  # [B, W] drafted tokens
 

@@ -544,3 +544,33 @@ def test_where_drafts_pay_one_round_of_three_teaches_what_to_believe(monkeypatch
     drafted = sum(width > 1 for width in one.widths[-200:])
     assert 0 < drafted < 60
     assert len(taught) >= drafted - 1
+
+
+@pytest.mark.parametrize(("num_trees", "num_nodes"), [(3, 9), (1, 9), (2, 17), (2, 1)])
+def test_trees_of_other_sizes_than_the_rounds_are_refused(num_trees: int, num_nodes: int) -> None:
+    """What looks at them looks at no bounds."""
+    budget = AdaptiveBudget(WIDTHS)
+    one, reqs = Served(budget, flat), [running_request() for _ in range(2)]
+    budget.begin(reqs, [9, 9], 300.0, 9, narrows=True)
+    tree = one.drafted(num_trees, num_nodes)
+    with pytest.raises(ValueError, match=rf"trees must be \[2, 2 to 9\], got \[{num_trees}, {num_nodes}\]"):
+        budget.narrow(reqs, [9, 9], host_trees(tree.logprobs, tree.parents, tree.depths))
+
+
+def test_each_request_has_a_limit() -> None:
+    with pytest.raises(ValueError, match="each of 2 requests must have a limit of nodes, got 1 limits"):
+        AdaptiveBudget(WIDTHS).begin([running_request() for _ in range(2)], [9], 300.0, 9, narrows=True)
+
+
+def test_what_a_request_kept_is_learned_although_the_batch_has_changed() -> None:
+    """A round behind the device, another batch may be asked about before."""
+    budget = AdaptiveBudget(WIDTHS, lag=1)
+    one, reqs = Served(budget, flat), [running_request() for _ in range(2)]
+    tree = one.drafted(2, 17)
+    budget.begin(reqs, [17, 17], 300.0, 17, narrows=True)
+    num_nodes = budget.narrow(reqs, [17, 17], host_trees(tree.logprobs, tree.parents, tree.depths))
+    budget.end(RoundRecord.of(reqs, [17, 17], None, one.accepted(tree.first_nodes(num_nodes))))
+    for _ in range(3):
+        budget.begin(reqs[::-1], [17, 17], 300.0, 17, narrows=False)
+        budget.end(None)
+    assert all(budget._requests[req].promised > 0 for req in reqs)

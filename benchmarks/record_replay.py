@@ -14,10 +14,11 @@ import argparse
 import gzip
 import json
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from benchmarks.decode import encode
 from benchmarks.harness.flags import add_common_flags, exit_status
@@ -33,6 +34,8 @@ from deploy.local.server_process import ServerError
 from workers.progress import step
 
 COMPANION = "companion"
+COMPANION_S = 60.0
+"""Its first round is waited for so long."""
 KEPT = (
     "round",
     "batch_size",
@@ -49,6 +52,18 @@ KEPT = (
     "path_probs",
 )
 """Fields of a trace's line that a replay reads; values per request are kept of the recorded requests alone."""
+
+
+class Recorded(Protocol):
+    """A server that writes a trace."""
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+
+    @property
+    def trace_path(self) -> Path | None:
+        """None: it writes none."""
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -69,10 +84,27 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def record_wave(url: str, names: Sequence[str], prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Answer some prompts beside a companion that lives as long as they do."""
+def record_wave(server: Recorded, names: Sequence[str], prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Answer some prompts beside a companion that lives as long as they do.
+
+    Raises:
+        ServerError: the companion had no round.
+    """
+    url = server.url
+    assert server.trace_path is not None
+    rounds = TraceReader(server.trace_path)
+    rounds.mark()
     with ThreadPoolExecutor(1) as pool:
         companion = pool.submit(post, url, "/generate", _asked(COMPANION, prompts[0], 8 * max_new_tokens, None))
+        # Without it nobody has trees drafted, and a server may take its time for its first request.
+        deadline = time.monotonic() + COMPANION_S
+        while not any(COMPANION in one["request_ids"] for one in rounds.since_mark()):
+            if companion.done() or time.monotonic() > deadline:
+                post(url, "/abort_request", {"rid": COMPANION})
+                raise ServerError(
+                    f"a companion must be served within {COMPANION_S:g} s, got none of its rounds traced."
+                )
+            time.sleep(0.05)
         body = [_asked(name, ids, max_new_tokens, 0) for name, ids in zip(names, prompts, strict=True)]
         joined = {key: [one[key] for one in body] for key in body[0]}
         try:
@@ -129,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
         for first in range(0, len(names), args.at_once):
             some = names[first : first + args.at_once]
             with step(f"recording {some[0]} to {some[-1]}"):
-                record_wave(server.url, some, [asked[name] for name in some], args.max_new_tokens)
+                record_wave(server, some, [asked[name] for name in some], args.max_new_tokens)
         rounds = kept_rounds(reader.since_mark(), frozenset(asked), args.budget + 1)
     output = args.output or new_result("replay", ".jsonl.gz")
     save(rounds, output)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +41,35 @@ def test_recorded_rounds_are_cut_to_the_recorded_requests_and_read_again(tmp_pat
         assert "packages" in json.loads(lines_again.readline())["server"]
     (one,) = load_answers(tmp_path / "one.jsonl.gz")
     assert (one.name, one.start, one.end) == ("mine", 10, 16)
+
+
+def test_nothing_is_recorded_before_the_companion_has_trees_drafted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server whose first request takes its time: without a companion, recorded requests have no trees."""
+    trace, asked = tmp_path / "trace.jsonl", list[str]()
+    runs = threading.Event()
+
+    def post(_url: str, path: str, body: dict[str, Any]) -> None:
+        if path == "/abort_request":
+            runs.set()
+        elif body["rid"] == record_replay.COMPANION:
+            time.sleep(0.3)
+            trace.write_text(json.dumps({"request_ids": [record_replay.COMPANION]}) + "\n")
+            asked.append("companion runs")
+            runs.wait(10)
+        else:
+            asked.extend(body["rid"])
+
+    monkeypatch.setattr(record_replay, "post", post)
+    server = SimpleNamespace(url="", trace_path=trace)
+    record_replay.record_wave(server, ["one", "two"], [[1], [2]], 4)
+    assert asked == ["companion runs", "one", "two"]
+    monkeypatch.setattr(record_replay, "COMPANION_S", 0.1)
+    runs.clear()
+    with pytest.raises(ServerError, match=r"served within 0\.1 s"):
+        record_replay.record_wave(server, ["three"], [[3]], 4)
+    assert "three" not in asked
 
 
 def test_texts_of_more_requests_than_servers_know_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

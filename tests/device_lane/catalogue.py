@@ -28,6 +28,7 @@ from tests.device_lane.drafter_catalogue import HEADS, LATTICE_ON_TWO_RANKS
 from tests.device_lane.group_catalogue import GROUPS, GROUPS_GATED_DELTA, GROUPS_LATENT, GROUPS_OTHERS
 from tests.device_lane.group_families import GROUPS_FAMILIES
 from tests.device_lane.host_cache import FLAGS as _HOST_CACHE
+from tests.device_lane.host_states_catalogue import STATES_ON_THE_HOST
 from tests.device_lane.new_weights import failing_adapters, failing_checkpoints, failing_updates_from_tensors
 from tests.device_lane.penalty_waves import penalized
 from tests.device_lane.picture_catalogue import IMAGES, IMAGES_FA3, IMAGES_TRITON
@@ -375,6 +376,7 @@ SLOW_SCENES = (
     Scene("windows-triton-eager", "triton", (past_the_window,), pair="gpt_oss", budget=7, captured=()),
     LATENT_TRITON,
     *SLOW_STATES,
+    *STATES_ON_THE_HOST,
     replace(
         SHORT_CONVOLUTION,
         name="short-convolution-adapters",

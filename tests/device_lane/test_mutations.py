@@ -42,6 +42,7 @@ from tests.device_lane.catalogue import (
 from tests.device_lane.drafter_catalogue import GATED_MARKOV, LATTICE, MARKOV
 from tests.device_lane.group_catalogue import GROUPS, GROUPS_EAGER, GROUPS_GATED_DELTA, GROUPS_OF_TWO, GROUPS_WIDTHS
 from tests.device_lane.group_families import GROUPS_IMAGES, GROUPS_IMAGES_ALONE, GROUPS_KDA, GROUPS_MELLUM
+from tests.device_lane.host_states_catalogue import STATES_ON_THE_HOST
 from tests.device_lane.mutations import MUTATIONS
 from tests.device_lane.picture_catalogue import IMAGES
 from tests.device_lane.problems import problems
@@ -52,7 +53,6 @@ from tests.device_lane.state_catalogue import (
     DELTA_ATTENTION,
     GATED_DELTA,
     SHORT_CONVOLUTION,
-    STATES_ON_THE_HOST,
 )
 
 TOKENS = "tokens .* expected"

@@ -290,7 +290,6 @@ REFUSED_FEATURES = (
     *_refused(("Llama",), "DP attention", _CLASSES, (TRITON, FLASHINFER), f"{_SHARDED}[llama]"),
     *_refused(("Llama",), "DP attention", _CLASSES, (FA3,), "refused-groups-llama"),
     Row(ALL, CPU, "prefill/decode disaggregation", Refused("has not been run without a GPU")),
-    *_refused(("LFM2", "LFM2-MoE"), "hierarchical cache", "bring inputs of convolutions back from the host"),
     Row(
         ALL,
         CPU,
@@ -356,7 +355,6 @@ REFUSED_FEATURES = (
             needed=f"{_ACTIVATION}test_sglangs_copies_of_a_cache_on_the_host_are_registered_with_a_driver",
         ),
     ),
-    *_refused(("LFM2", "LFM2-MoE"), "storage behind the hierarchical cache", "bring inputs of convolutions back"),
     *_refused(
         LATENT_FAMILIES,
         "storage behind the hierarchical cache",
@@ -597,6 +595,9 @@ IN_THE_LANE = (
     Row("Qwen3.5 / 3.6", FA3, "storage behind the hierarchical cache", scene("gated-delta-storage")),
     Row("Qwen3.5 / 3.6", FA3, "hierarchical cache", scene("gated-delta-host-cache")),
     Row("Nemotron-H", TRITON, "hierarchical cache", scene("mamba-host-cache")),
+    Row("LFM2", FA3, "hierarchical cache", scene("short-convolution-host-cache")),
+    Row("LFM2", FLASHINFER, "storage behind the hierarchical cache", scene("short-convolution-storage")),
+    Row("LFM2-MoE", FLASHINFER, "hierarchical cache", scene("short-convolution-experts-host-cache")),
     Row("Qwen3", TRITON, "hierarchical cache", scene("host-cache-window")),
     Row("Qwen3", FA3, "drafter's window", scene("draft-window")),
     Row("Qwen3", TRITON, "drafter's window", scene("draft-window-retraction")),

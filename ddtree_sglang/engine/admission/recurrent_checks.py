@@ -90,12 +90,6 @@ RECURRENT_RULES: tuple[RecurrentRule, ...] = (
         lambda cfg: bool(cfg.enable_int8_mamba_checkpoint),
         "has not been shown to resume from rounded states; remove --enable-int8-mamba-checkpoint.",
     ),
-    # A scene passed, and passed as well without the copy from the host, so that it showed nothing.
-    RecurrentRule(
-        lambda cfg: bool(cfg.enable_hierarchical_cache),
-        "has not been shown to bring inputs of convolutions back from the host; remove --enable-hierarchical-cache.",
-        SHORT_CONVOLUTIONS,
-    ),
     RecurrentRule(
         lambda cfg: cfg.mamba_radix_cache_strategy == "extra_buffer_lazy",
         "has not been shown to plan the prefix cache's states ahead; change --mamba-radix-cache-strategy.",

@@ -139,6 +139,14 @@ QWEN35_ADAPTERS = replace(
 QWEN35_EXPERTS_ADAPTERS = replace(
     QWEN35_ADAPTERS, name="gated-delta-experts-adapters", backend="triton", pair="Qwen3.5-35B-A3B"
 )
+# Of attention, of Mamba2 and of a part without a gate, whose up_proj has a buffer only where all of them are asked for.
+MAMBA_ADAPTERS = replace(
+    QWEN35_ADAPTERS,
+    name="mamba-adapters",
+    backend="triton",
+    pair="mamba",
+    flags=(*QWEN35_ADAPTERS.flags, "--lora-target-modules", "all"),
+)
 PENALTIES = Scene("penalties", "fa3", (penalized,), budget=7, captured=(4,))
 
 RETRACTION = Scene(
@@ -391,6 +399,7 @@ SLOW_SCENES = (
     ),
     QWEN35_ADAPTERS,
     QWEN35_EXPERTS_ADAPTERS,
+    MAMBA_ADAPTERS,
     *DRAFT_WINDOW_OTHERS,
     *SLIDING_DRAFTERS,
     *HOST_CACHE_OTHERS,

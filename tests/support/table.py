@@ -299,7 +299,13 @@ REFUSED_FEATURES = (
             needed=f"{_ACTIVATION}test_sglangs_copies_of_a_cache_on_the_host_are_registered_with_a_driver",
         ),
     ),
-    *_refused(("Nemotron-H", "Kimi-K3"), "LoRA adapters", _NO_ADAPTERS),
+    *_refused(
+        ("Kimi-K3",),
+        "LoRA adapters",
+        _NO_ADAPTERS,
+        needed="tests/engine/admission/test_recurrent_checks.py::"
+        "test_sglangs_layer_of_adapters_leaves_kimi_k3s_output_gate_out[True]",
+    ),
     *_refused(
         ("Qwen3-Next",),
         "LoRA adapters",
@@ -776,6 +782,7 @@ IN_THE_LANE = (
     ),
     Row("LFM2", FA3, GREEDY, scene("short-convolution")),
     Row("LFM2", FA3, "LoRA adapters", scene("short-convolution-adapters")),
+    Row("Nemotron-H", TRITON, "LoRA adapters", scene("mamba-adapters")),
     Row("Qwen3.5 / 3.6", FA3, "LoRA adapters", scene("gated-delta-adapters")),
     Row("Qwen3.5 / 3.6 MoE", TRITON, "LoRA adapters", scene("gated-delta-experts-adapters")),
     Row("LFM2", FA3, "prefix cache", scene("short-convolution")),

@@ -26,7 +26,7 @@ SHORT_CONVOLUTIONS = ("Lfm2ForCausalLM", "Lfm2MoeForCausalLM")
 KDA = ("KimiK3ForConditionalGeneration",)
 MIXED = (*GATED_DELTA, *MAMBA2, *KDA)
 """Of these, whose prefix cache has states at fixed lengths, too."""
-ADAPTED = ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
+ADAPTED = (*MAMBA2, "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
 """Of these, those that were shown with adapters."""
 SERVED = (*MIXED, *SHORT_CONVOLUTIONS)
 """Architectures with recurrent layers that are verified as trees, by the kind of those layers."""
@@ -119,6 +119,8 @@ RECURRENT_RULES: tuple[RecurrentRule, ...] = (
     ),
     # SGLang's buffers of adapters do not fit a gated q_proj, unless the class says how wide it is: Qwen3.5's that take
     # images do, those of text alone do not (models/qwen3_5.py, get_hidden_dim; models/qwen3_5_text.py has none).
+    # Kimi-K3's latent attention multiplies by its gate in o_proj's own forward, which the layer of adapters around it
+    # does not call (models/kimi_k3.py, KimiK3MLAAttention; lora/layers.py, RowParallelLinearWithLoRA).
     RecurrentRule(
         lambda cfg: bool(cfg.enable_lora or cfg.lora_paths),
         "has not been shown with adapters; remove --enable-lora and --lora-paths.",

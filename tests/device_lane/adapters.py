@@ -20,6 +20,8 @@ from tests.device_lane.pairs import TinyPair
 
 WITH_EMBEDDING = "second"
 """Name of the adapters that change the embedding as well."""
+_IN_PROJ = ("gate_proj", "x_proj")
+"""Of a Mamba2, what SGLang stacks to `in_proj`, whose other rows no adapter reaches (lora/lora.py)."""
 SCALE = 0.5
 """Standard deviation of what an adapter adds to a product, for inputs of unit variance."""
 
@@ -52,11 +54,19 @@ def _make(pair: TinyPair, folder: Path, rank: int, seed: int) -> Adapter:
     for name, one in target.named_modules():
         if "shared_expert" in name:
             continue  # SGLang takes an adapter of these for one of all experts, which is refused
+        if ".mlp." in name and hasattr(target.config, "first_k_dense_replace"):
+            continue  # likewise, of dense layers before layers of experts
         if name.rpartition(".")[2] in MODULES:
             matrices[name] = (one.weight,)
         elif hasattr(one, "in_proj_z"):
             # A gated delta net of Qwen3.5: SGLang keeps, and changes, two matrices as one.
             matrices[f"{name}.in_proj_qkvz"] = (one.in_proj_qkv.weight, one.in_proj_z.weight)
+            matrices[f"{name}.out_proj"] = (one.out_proj.weight,)
+        elif hasattr(one, "A_log") and hasattr(one, "in_proj"):
+            # A Mamba2: what goes into its gate and into its convolution are two adapters of one matrix's rows.
+            inner = one.out_proj.weight.shape[1]
+            rows = one.in_proj.weight.data.split([inner, inner, len(one.in_proj.weight) - 2 * inner])
+            matrices |= {f"{name}.{part}": (of_part,) for part, of_part in zip(_IN_PROJ, rows, strict=False)}
             matrices[f"{name}.out_proj"] = (one.out_proj.weight,)
     if folder.name == WITH_EMBEDDING:
         matrices[f"model.{EMBEDDING}"] = (target.model.embed_tokens.weight,)
@@ -66,4 +76,13 @@ def _make(pair: TinyPair, folder: Path, rank: int, seed: int) -> Adapter:
             parts = matrices[name]
             for part, rows in zip(parts, change.split([len(part) for part in parts]), strict=True):
                 part.add_(rows)
+    _name_in_proj(folder / "adapter_config.json")
     return Adapter(str(folder), target)
+
+
+def _name_in_proj(config: Path) -> None:
+    """Say of an adapter with both parts of a Mamba2's `in_proj` that it is of that one, as SGLang names the buffer."""
+    said = json.loads(config.read_text(encoding="utf-8"))
+    if set(_IN_PROJ) <= set(said["target_modules"]):
+        said["target_modules"] = [*(one for one in said["target_modules"] if one not in _IN_PROJ), "in_proj"]
+        config.write_text(json.dumps(said), encoding="utf-8")

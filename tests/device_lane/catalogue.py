@@ -29,6 +29,7 @@ from tests.device_lane.drafter_catalogue import HEADS, LATTICE_ON_TWO_RANKS, MAR
 from tests.device_lane.group_catalogue import GROUPS, GROUPS_GATED_DELTA, GROUPS_LATENT, GROUPS_OTHERS
 from tests.device_lane.group_families import GROUPS_FAMILIES
 from tests.device_lane.host_cache import FLAGS as _HOST_CACHE
+from tests.device_lane.host_states_catalogue import STATES_ON_THE_HOST
 from tests.device_lane.new_weights import failing_adapters, failing_checkpoints, failing_updates_from_tensors
 from tests.device_lane.penalty_waves import penalized
 from tests.device_lane.picture_catalogue import IMAGES, IMAGES_FA3, IMAGES_TRITON
@@ -138,6 +139,14 @@ QWEN35_ADAPTERS = replace(
 )
 QWEN35_EXPERTS_ADAPTERS = replace(
     QWEN35_ADAPTERS, name="gated-delta-experts-adapters", backend="triton", pair="Qwen3.5-35B-A3B"
+)
+# Of attention, of Mamba2 and of a part without a gate, whose up_proj has a buffer only where all of them are asked for.
+MAMBA_ADAPTERS = replace(
+    QWEN35_ADAPTERS,
+    name="mamba-adapters",
+    backend="triton",
+    pair="mamba",
+    flags=(*QWEN35_ADAPTERS.flags, "--lora-target-modules", "all"),
 )
 PENALTIES = Scene("penalties", "fa3", (penalized,), budget=7, captured=(4,))
 
@@ -376,6 +385,7 @@ SLOW_SCENES = (
     Scene("windows-triton-eager", "triton", (past_the_window,), pair="gpt_oss", budget=7, captured=()),
     LATENT_TRITON,
     *SLOW_STATES,
+    *STATES_ON_THE_HOST,
     replace(
         SHORT_CONVOLUTION,
         name="short-convolution-adapters",
@@ -390,6 +400,7 @@ SLOW_SCENES = (
     ),
     QWEN35_ADAPTERS,
     QWEN35_EXPERTS_ADAPTERS,
+    MAMBA_ADAPTERS,
     *DRAFT_WINDOW_OTHERS,
     *SLIDING_DRAFTERS,
     *HOST_CACHE_OTHERS,

@@ -103,7 +103,7 @@ HEADS = {
 }
 """Of a pair whose drafter scores pairs of candidates, what gives it the head."""
 ADAPTERS = {pair: {"first": 4, "second": 8} for pair in ("qwen3", "wide", "short_convolution", "gated_delta")}
-ADAPTERS |= {pair: {"first": 4, "third": 8} for pair in ("Qwen3.5-4B", "Qwen3.5-35B-A3B")}
+ADAPTERS |= {pair: {"first": 4, "third": 8} for pair in ("Qwen3.5-4B", "Qwen3.5-35B-A3B", "mamba", "kimi_k3")}
 """Of a pair, their ranks by name."""
 
 

@@ -63,7 +63,9 @@ def prompt_comes_back_from_the_host(chooser: Chooser) -> list[Sent]:
     return behind_a_text(chooser, chooser.passed.prompt)
 
 
-def behind_a_text(chooser: Chooser, text: tuple[int, ...], *, is_stored: bool = False) -> list[Sent]:
+def behind_a_text(
+    chooser: Chooser, text: tuple[int, ...], *, is_stored: bool = False, lengths: tuple[int, int] = (3, 5)
+) -> list[Sent]:
     """Two behind a text that is no longer on the device, whose drafts hang on it; in storage, or on the host."""
     reference = chooser.reference
     forgetful = replace(reference, seen_tokens=4, page_size=1)
@@ -74,13 +76,13 @@ def behind_a_text(chooser: Chooser, text: tuple[int, ...], *, is_stored: bool = 
         return asked if rounds[0] != rounds[1] else None
 
     kept = len(text) // reference.page_size * reference.page_size
-    first = chooser.find(3, 14, longer)
+    first = chooser.find(lengths[0], 14, longer)
 
     def apart(asked: Asked) -> Asked | None:
         """The second has no more of the first one's text than both have of the wave before."""
         return None if asked.prompt[0] == first.prompt[len(text)] else longer(asked)
 
-    second = chooser.find(5, 14, apart)
+    second = chooser.find(lengths[1], 14, apart)
     # The first token may be that of the server's own health check, which stays on the device.
     place = {"from_storage" if is_stored else "from_host": kept - 1}
     return [Sent(first, cached=kept, **place), Sent(second, cached=kept, after_s=WAVE_APART_S / 3)]
@@ -231,6 +233,14 @@ def resumes_at_its_end(chooser: Chooser) -> list[Sent]:
         return None if asked.prompt[0] == text[-1] else replace(asked, prompt=(*text[:-1], *asked.prompt))
 
     return [Sent(chooser.find(3, 7, behind), cached=len(text)), Sent(chooser.find(3, 6, before), cached=len(prompt))]
+
+
+def goes_on_right_behind_its_end(chooser: Chooser) -> list[Sent]:
+    """One with a single token behind the text of the wave before: convolutions read the kept inputs for its answer."""
+    assert chooser.passed is not None
+    text = (*chooser.passed.prompt, *chooser.reference.expect(chooser.passed).output_ids[:-1])
+    asked = chooser.find(1, 7, lambda one: replace(one, prompt=(*text, *one.prompt)))
+    return [Sent(asked, cached=len(text))]
 
 
 def chunked(chooser: Chooser) -> list[Sent]:

@@ -205,7 +205,7 @@ RULES: dict[str, tuple[str, str, str]] = {
     "groups_that_count_alone": ("attention_groups", "GROUP_RULES", "counts the requests of all groups"),
     # Sessions whose requests one server prefills and another decodes.
     "sessions_on_two_servers": ("split_servers", "SPLIT_RULES", "has not been run with sessions"),
-    # LoRA on layers whose q_proj has a gate.
+    # LoRA on layers whose q_proj has a gate, or whose o_proj multiplies by one.
     "adapters_of_states": ("recurrent_checks", "RECURRENT_RULES", "has not been shown with adapters"),
     # Adapters of requests of several groups.
     "adapters_of_groups": ("attention_groups", "GROUP_RULES", "verifies wrongly with adapters in a graph"),

@@ -9,7 +9,7 @@ from tests.device_lane.context_waves import first_turns, later_turns
 from tests.device_lane.group_catalogue import GROUPS_ADAPTERS, GROUPS_EAGER
 from tests.device_lane.needed import TOKENS, Needed
 from tests.device_lane.split_catalogue import SPLIT
-from tests.device_lane.state_catalogue import GATED_DELTA
+from tests.device_lane.state_catalogue import DELTA_ATTENTION, GATED_DELTA
 from tests.device_lane.waves import few_adapters
 
 SERVERS = (
@@ -49,5 +49,17 @@ SERVERS = (
             adapters=True,
         ),
         "LoRA buffer shape .* does not match weight shape",
+    ),
+    Needed(
+        "adapters_of_states",
+        "has not been shown with adapters",
+        replace(
+            DELTA_ATTENTION,
+            name="refused-delta-attention-adapters",
+            waves=(few_adapters,),
+            flags=(*DELTA_ATTENTION.flags, *ADAPTERS.flags),
+            adapters=True,
+        ),
+        TOKENS,
     ),
 )

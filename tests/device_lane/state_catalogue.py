@@ -9,9 +9,7 @@ from tests.device_lane.context_waves import (
     chunked,
     ends_about_a_tracked_length,
     fill_the_pool,
-    fills_the_device,
     finishes,
-    from_the_host,
     go_on_after_mixing,
     go_on_behind_that_state,
     mixed,
@@ -21,9 +19,7 @@ from tests.device_lane.context_waves import (
     resumes_at_a_tracked_length,
     resumes_at_its_end,
 )
-from tests.device_lane.host_cache import PAGES_FIRST
 from tests.device_lane.scenes import Scene, pool_of
-from tests.device_lane.storage_waves import comes_back_to_a_kept_state, with_storage
 from tests.device_lane.waves import (
     aborted,
     changing_widths,
@@ -151,14 +147,6 @@ DELTA_ATTENTION = Scene(
     at_once=3,
     moves=True,
     must_log=("recurrent state at every node", "verify=TritonKDAKernel"),
-)
-_DELTA_HOST_CACHE = replace(
-    DELTA_ATTENTION,
-    name="delta-attention-host-cache",
-    waves=(passes_a_tracked_length, fills_the_device, from_the_host(resumes_at_a_tracked_length)),
-    flags=(*TRACKED, *PAGES_FIRST, *pool_of(124)),
-    at_once=0,
-    must_log=(),
 )
 DELTA_ATTENTION_16 = Scene(
     "delta-attention-16",
@@ -354,28 +342,6 @@ GATED_DELTA_OTHERS = (
     ),
 )
 
-# A text and its state leave the device, and come back.
-_ON_THE_HOST = replace(
-    GATED_DELTA,
-    name="gated-delta-host-cache",
-    backend="fa3",
-    waves=(passes_a_tracked_length, fills_the_device, from_the_host(resumes_at_a_tracked_length)),
-    flags=(*TRACKED, *PAGES_FIRST, *pool_of(132)),
-    must_log=(),
-)
-_IN_STORAGE = replace(
-    _ON_THE_HOST, name="gated-delta-storage", waves=(comes_back_to_a_kept_state,), flags=(*TRACKED, *PAGES_FIRST)
-)
-STATES_IN_STORAGE = (
-    with_storage(_IN_STORAGE),
-    with_storage(replace(_IN_STORAGE, name="mamba-storage", backend="triton", pair="mamba")),
-)
-STATES_ON_THE_HOST = (
-    _ON_THE_HOST,
-    _DELTA_HOST_CACHE,
-    *STATES_IN_STORAGE,
-    replace(_ON_THE_HOST, name="mamba-host-cache", backend="triton", pair="mamba"),
-)
 # Of recurrent layers, for their time not in each CI run.
 SLOW_STATES = (
     GATED_DELTA,
@@ -383,7 +349,6 @@ SLOW_STATES = (
     GATED_DELTA_16,
     GATED_DELTA_FA3,
     *GATED_DELTA_OTHERS,
-    *STATES_ON_THE_HOST,
     DELTA_ATTENTION,
     *DELTA_ATTENTION_OTHERS,
     MAMBA,

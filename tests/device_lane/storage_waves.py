@@ -31,10 +31,11 @@ def _text() -> tuple[int, ...]:
     return tuple(random_prompts(1, LENGTH, 77)[0].tolist())
 
 
-def with_storage(scene: Scene, *, drafts: bool = True) -> Scene:
+def with_storage(scene: Scene, *, drafts: bool = True, kept: int = LENGTH - LENGTH % TRACKED_LEN) -> Scene:
     """The scene with a folder of its own for storage, in which one text is, and nowhere else; maybe without drafts.
 
-    So a server without a drafter leaves it: the target's keys alone.
+    So a server without a drafter leaves it: the target's keys alone. `kept`: tokens that are waited for; of recurrent
+    layers, up to a length whose state is kept.
     """
     folder = FOLDERS / scene.name
     places = {"file_storage_path": str(folder), "prefetch_threshold": 4}
@@ -46,8 +47,7 @@ def with_storage(scene: Scene, *, drafts: bool = True) -> Scene:
     def store_and_forget(server: LaneServer, _pair: TinyPair) -> None:
         server.ask(Asked(_text(), 1))
         deadline = time.monotonic() + WRITTEN_S
-        # Of recurrent layers, up to a length whose state is kept.
-        while len(list(folder.glob("*.draft_*"))) < LENGTH - LENGTH % TRACKED_LEN and time.monotonic() < deadline:
+        while len(list(folder.glob("*.draft_*"))) < kept and time.monotonic() < deadline:
             time.sleep(POLL_S)
         flush_cache(server.url)
         for file in () if drafts else folder.glob("*.draft_*"):
@@ -59,6 +59,11 @@ def with_storage(scene: Scene, *, drafts: bool = True) -> Scene:
 def comes_back_from_storage(chooser: Chooser) -> list[Sent]:
     """Two behind that text, whose drafts hang on it."""
     return behind_a_text(chooser, _text(), is_stored=True)
+
+
+def comes_back_to_its_end(chooser: Chooser) -> list[Sent]:
+    """The same of short convolutions, whose inputs are kept where a prompt ends, for one token and for two."""
+    return behind_a_text(chooser, _text(), is_stored=True, lengths=(1, 2))
 
 
 def has_no_drafts_in_storage(chooser: Chooser) -> list[Sent]:

@@ -43,6 +43,7 @@ from tests.device_lane.class_catalogue import INTERN_S2, SHORT_CONVOLUTION_VL
 from tests.device_lane.drafter_catalogue import GATED_MARKOV, LATTICE, MARKOV, MARKOV_LFM2
 from tests.device_lane.group_catalogue import GROUPS, GROUPS_EAGER, GROUPS_GATED_DELTA, GROUPS_OF_TWO, GROUPS_WIDTHS
 from tests.device_lane.group_families import GROUPS_IMAGES, GROUPS_IMAGES_ALONE, GROUPS_KDA, GROUPS_MELLUM
+from tests.device_lane.host_states_catalogue import STATES_ON_THE_HOST
 from tests.device_lane.mutations import MUTATIONS
 from tests.device_lane.picture_catalogue import IMAGES
 from tests.device_lane.problems import problems
@@ -53,7 +54,6 @@ from tests.device_lane.state_catalogue import (
     DELTA_ATTENTION,
     GATED_DELTA,
     SHORT_CONVOLUTION,
-    STATES_ON_THE_HOST,
 )
 
 TOKENS = "tokens .* expected"

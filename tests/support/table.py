@@ -302,7 +302,6 @@ REFUSED_FEATURES = (
             needed=f"{_ACTIVATION}test_sglangs_decoding_server_keeps_retracted_requests_in_memory_that_a_driver_registers",
         ),
     ),
-    *_refused(("LFM2", "LFM2-MoE"), "hierarchical cache", "bring inputs of convolutions back from the host"),
     Row(
         ALL,
         CPU,
@@ -312,7 +311,13 @@ REFUSED_FEATURES = (
             needed=f"{_ACTIVATION}test_sglangs_copies_of_a_cache_on_the_host_are_registered_with_a_driver",
         ),
     ),
-    *_refused(("Nemotron-H", "Kimi-K3"), "LoRA adapters", _NO_ADAPTERS),
+    *_refused(
+        ("Kimi-K3",),
+        "LoRA adapters",
+        _NO_ADAPTERS,
+        needed="tests/engine/admission/test_recurrent_checks.py::"
+        "test_sglangs_layer_of_adapters_leaves_kimi_k3s_output_gate_out[True]",
+    ),
     *_refused(
         ("Qwen3-Next",),
         "LoRA adapters",
@@ -368,7 +373,6 @@ REFUSED_FEATURES = (
             needed=f"{_ACTIVATION}test_sglangs_copies_of_a_cache_on_the_host_are_registered_with_a_driver",
         ),
     ),
-    *_refused(("LFM2", "LFM2-MoE"), "storage behind the hierarchical cache", "bring inputs of convolutions back"),
     *_refused(
         LATENT_FAMILIES,
         "storage behind the hierarchical cache",
@@ -621,6 +625,9 @@ IN_THE_LANE = (
     Row("Qwen3.5 / 3.6", FA3, "storage behind the hierarchical cache", scene("gated-delta-storage")),
     Row("Qwen3.5 / 3.6", FA3, "hierarchical cache", scene("gated-delta-host-cache")),
     Row("Nemotron-H", TRITON, "hierarchical cache", scene("mamba-host-cache")),
+    Row("LFM2", FA3, "hierarchical cache", scene("short-convolution-host-cache")),
+    Row("LFM2", FLASHINFER, "storage behind the hierarchical cache", scene("short-convolution-storage")),
+    Row("LFM2-MoE", FLASHINFER, "hierarchical cache", scene("short-convolution-experts-host-cache")),
     Row("Qwen3", TRITON, "hierarchical cache", scene("host-cache-window")),
     Row("Qwen3", FA3, "drafter's window", scene("draft-window")),
     Row("Qwen3", TRITON, "drafter's window", scene("draft-window-retraction")),
@@ -799,6 +806,7 @@ IN_THE_LANE = (
     ),
     Row("LFM2", FA3, GREEDY, scene("short-convolution")),
     Row("LFM2", FA3, "LoRA adapters", scene("short-convolution-adapters")),
+    Row("Nemotron-H", TRITON, "LoRA adapters", scene("mamba-adapters")),
     Row("Qwen3.5 / 3.6", FA3, "LoRA adapters", scene("gated-delta-adapters")),
     Row("Qwen3.5 / 3.6 MoE", TRITON, "LoRA adapters", scene("gated-delta-experts-adapters")),
     Row("LFM2", FA3, "prefix cache", scene("short-convolution")),

@@ -31,7 +31,7 @@ SHORT_CONVOLUTIONS = ("Lfm2ForCausalLM", "Lfm2MoeForCausalLM", *WITH_IMAGES)
 KDA = ("KimiK3ForConditionalGeneration",)
 MIXED = (*GATED_DELTA, *OTHER_NAMES, *MAMBA2, *KDA)
 """Of these, whose prefix cache has states at fixed lengths, too."""
-ADAPTED = ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
+ADAPTED = (*MAMBA2, "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
 """Of these, those that were shown with adapters."""
 SERVED = (*MIXED, *SHORT_CONVOLUTIONS)
 """Architectures with recurrent layers that are verified as trees, by the kind of those layers."""
@@ -99,12 +99,6 @@ RECURRENT_RULES: tuple[RecurrentRule, ...] = (
         lambda cfg: bool(cfg.enable_int8_mamba_checkpoint),
         "has not been shown to resume from rounded states; remove --enable-int8-mamba-checkpoint.",
     ),
-    # A scene passed, and passed as well without the copy from the host, so that it showed nothing.
-    RecurrentRule(
-        lambda cfg: bool(cfg.enable_hierarchical_cache),
-        "has not been shown to bring inputs of convolutions back from the host; remove --enable-hierarchical-cache.",
-        SHORT_CONVOLUTIONS,
-    ),
     RecurrentRule(
         lambda cfg: cfg.mamba_radix_cache_strategy == "extra_buffer_lazy",
         "has not been shown to plan the prefix cache's states ahead; change --mamba-radix-cache-strategy.",
@@ -132,8 +126,15 @@ RECURRENT_RULES: tuple[RecurrentRule, ...] = (
         "keeps the states of Mamba2's nodes with a fixed number of nodes; remove --speculative-ddtree-policy.",
         MAMBA2,
     ),
+    RecurrentRule(
+        lambda cfg: bool(cfg.enable_hierarchical_cache),
+        "has not been shown to bring inputs of convolutions back from the host; remove --enable-hierarchical-cache.",
+        WITH_IMAGES,
+    ),
     # SGLang's buffers of adapters do not fit a gated q_proj, unless the class says how wide it is: Qwen3.5's that take
     # images do, those of text alone do not (models/qwen3_5.py, get_hidden_dim; models/qwen3_5_text.py has none).
+    # Kimi-K3's latent attention multiplies by its gate in o_proj's own forward, which the layer of adapters around it
+    # does not call (models/kimi_k3.py, KimiK3MLAAttention; lora/layers.py, RowParallelLinearWithLoRA).
     RecurrentRule(
         lambda cfg: bool(cfg.enable_lora or cfg.lora_paths),
         "has not been shown with adapters; remove --enable-lora and --lora-paths.",

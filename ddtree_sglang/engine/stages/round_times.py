@@ -95,6 +95,14 @@ class _Start:
     is_sample: bool  # something else lies neither right before it nor right behind
     launched: LaunchedRound | None = None
 
+    def is_of(self, one: LaunchedRound) -> None:
+        """What was launched then."""
+        self.launched = one
+
+    def spoil(self) -> None:
+        """Something else follows."""
+        self.is_sample = False
+
 
 MOST_AWAITED = 8
 """Rounds whose end is awaited: more than a host can be ahead."""
@@ -146,7 +154,7 @@ class DeviceTimes(RoundTimes):
         if not self._starts:
             return
         start = self._starts[-1]
-        start.launched = one
+        start.is_of(one)
         if not self._host_waits:
             seconds, kind = self.clock() - start.host_began, _drafts(one)
             self._launching[kind] = min(seconds, LAUNCH_PACE * self._launching.get(kind, seconds))
@@ -155,7 +163,7 @@ class DeviceTimes(RoundTimes):
         """See `RoundTimes.interrupt`."""
         super().interrupt()
         if self._starts:
-            self._starts[-1].is_sample = False
+            self._starts[-1].spoil()
 
 
 def _drafts(one: LaunchedRound) -> bool:

@@ -53,10 +53,10 @@ def without(*names: str) -> Change:
 def build(folder: Path, device: str = "meta", quantization: Any = None) -> Any:
     """SGLang's drafter of a folder, as its loader builds it, by default on no device."""
     from sglang.srt.configs.model_config import ModelConfig
-    from sglang.srt.models import dflash, dspark, lilicorr
+    from sglang.srt.models import dflash, dspark, lfm2_dspark, lilicorr
 
     config = ModelConfig(str(folder), trust_remote_code=False, is_draft_model=True).hf_config
     name = config.architectures[0]
-    found = next(module for module in (dflash, lilicorr, dspark) if hasattr(module, name))
+    found = next(module for module in (dflash, lilicorr, dspark, lfm2_dspark) if hasattr(module, name))
     with torch.device(device):
         return getattr(found, name)(config, quantization)

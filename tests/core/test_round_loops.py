@@ -84,6 +84,7 @@ def test_a_look_at_trees_is_all_its_parts(kind: type) -> None:
     table, usual = records(rng)
     own_table, own_usual, last, seconds = table.copy(), usual.copy(), np.array([5, 5, 2]), 0.02 + 0.01 * rng.random(6)
     classes, curves, tokens = NodeClasses.empty((3, 9)), np.zeros((3, 6)), np.zeros(6)
+    seconds[5] = 0.001
     best = round_loops.look_at_trees(
         *(trees.logprobs, trees.parents, trees.depths, probs.base, probs.slope),
         *(classes.conditional, classes.cells, classes.parents, WIDTHS, curves, table, usual, last, seconds, tokens),
@@ -97,4 +98,4 @@ def test_a_look_at_trees_is_all_its_parts(kind: type) -> None:
     own_tokens = np.zeros(6)
     round_loops.expect_tokens(table, usual, curves, last, own_tokens)
     np.testing.assert_array_equal(tokens, own_tokens)
-    assert best == 1 + best_width(tokens[1:5], seconds[1:5]), "no wider than the trees"
+    assert best == 1 + best_width(tokens[1:5], seconds[1:5]), "the widest would be, but no tree has as many nodes"

@@ -91,8 +91,12 @@ def plain_axes(axes: Any) -> None:
 
 
 def powers_of_two(axes: Any, values: Sequence[int], label: str) -> None:
-    """A logarithmic axis that names the measured values."""
-    axes.set_xscale("log", base=2)
+    """A logarithmic axis that names the measured values; 0, which has no logarithm, lies as far below 1 as 2 above."""
+    if min(values, default=1) > 0:
+        axes.set_xscale("log", base=2)
+    else:
+        axes.set_xscale("symlog", base=2, linthresh=1, linscale=0.5)
+        axes.set_xlim(left=-0.3, right=1.3 * max(values))
     axes.set_xticks(values, [str(value) for value in values])
     axes.minorticks_off()
     axes.set_xlabel(label)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,19 @@ def test_budget_curve_has_every_budget_and_the_chain_of_all_groups(tmp_path: Pat
     assert curve_of(accepted, "DDTREE, gsm8k") == [(1, 2.0), (8, 2.0), (64, 2.0)]
     chain = [one.get_ydata()[0] for one in speed.lines if one.get_linestyle() == "--" and len(one.get_ydata())]
     assert chain == [pytest.approx(1.3)], "the median of three groups"
+    plt.close(finished[0])
+
+
+def test_rounds_without_a_tree_have_a_place_on_the_axis_of_budgets(tmp_path: Path, finished: list[Any]) -> None:
+    """A server that adapts is asked for 0 nodes, too; 0 has no logarithm, and all others were drawn in one place."""
+    budgets = (0, 1, 2, 4, 64)
+    group = ["plain", "dflash", *(f"ddtree-{budget}" for budget in budgets)]
+    lines = [line(system, 10, group) for system in group]
+    curves.plot_budgets(lines, tmp_path / "sweep.png")
+    axes = finished[0].axes[0]
+    places = [axes.transData.transform((budget, 1.0))[0] for budget in budgets]
+    steps = [(after - before) / (places[-1] - places[0]) for before, after in pairwise(places)]
+    assert steps == pytest.approx([1 / 7, 1 / 7, 1 / 7, 4 / 7], abs=0.01)
     plt.close(finished[0])
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "decode": ("decoding speed: plain, stock DFLASH chain, DDTREE, in one run", "hours; minutes with --quick"),
-    "budget_sweep": ("speed and accept length against the node budget, 1 to 64", "hours"),
+    "budget_sweep": ("speed and accept length against the node budget, 1 to 64", "a quarter of an hour"),
     "serving": ("open loop at rates of requests, by SGLang's own client: TTFT, TPOT, p50 and p99", "an hour"),
     "acceptance": ("tokens a round: chain beside trees, their histogram, surrogate against acceptance", "half an hour"),
     "surrogate": ("expected against realised tokens of any trace: correlation, calibration", "seconds"),

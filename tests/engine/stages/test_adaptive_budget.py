@@ -12,7 +12,7 @@ import torch
 
 from ddtree_sglang.core.acceptance import AcceptedPath
 from ddtree_sglang.core.cost_model import CostModel
-from ddtree_sglang.core.round_loops import PACE
+from ddtree_sglang.core.round_loops import PACE, PROMISED
 from ddtree_sglang.core.second_looks import RARELY
 from ddtree_sglang.engine.stages.adaptive_budget import AdaptiveBudget
 from ddtree_sglang.engine.stages.request_records import RequestRecord
@@ -573,4 +573,4 @@ def test_what_a_request_kept_is_learned_although_the_batch_has_changed() -> None
     for _ in range(3):
         budget.begin(reqs[::-1], [17, 17], 300.0, 17, narrows=False)
         budget.end(None)
-    assert all(budget._requests[req].promised > 0 for req in reqs)
+    assert all(budget._requests[req].row[PROMISED] > 0 for req in reqs)

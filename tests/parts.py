@@ -62,9 +62,11 @@ FULL = (
     *CHECKS,
     # Slow ones too: they wait more than they compute, and each part of its own would import everything again.
     Part("unit tests", (*UNITS, "-m", "not e2e and not gpu")),
+    Part("interpreted kernels", (*PYTEST, *ANY_TWO, "-m", "not gpu", "tests/kernels"), INTERPRETED),
+    # Apart from those: here references stand in for kernels, in modules that those import.
     Part(
-        "interpreted kernels",
-        (*PYTEST, *ANY_TWO, "-m", "not scene and not slow and not gpu", "tests/kernels", "tests/device_lane"),
+        "device lane, no server",
+        (*PYTEST, *ANY_TWO, "-m", "not scene and not slow and not gpu", "tests/device_lane"),
         INTERPRETED,
     ),
     # One process: it keeps two servers busy.

@@ -14,6 +14,7 @@ import pytest
 from tests.device_lane.adapters import make_adapters
 from tests.device_lane.asking import Lane, open_lane
 from tests.device_lane.convolved_drafter import with_convolutions
+from tests.device_lane.install import install_fa3, install_flashinfer
 from tests.device_lane.pair_heads import (
     with_gated_markov,
     with_lattice,
@@ -112,6 +113,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(item.path).parent == HERE and "outcomes" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.scene)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _references(request: pytest.FixtureRequest) -> None:
+    """Before a test imports what they stand in: in two processes, tests come in any order."""
+    if any(item.get_closest_marker("scene") is None for item in request.session.items):
+        install_fa3()
+        install_flashinfer()
 
 
 @pytest.fixture(scope="session", autouse=True)

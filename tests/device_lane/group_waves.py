@@ -10,7 +10,6 @@ from dataclasses import replace
 from tests.device_lane.context_waves import more_than_the_pool
 from tests.device_lane.request_waves import of_every_kind
 from tests.device_lane.scenes import WAVE_APART_S, Chooser, Sent, Wave
-from tests.device_lane.waves import ABORT_AFTER_S
 
 
 def unequal_groups(chooser: Chooser) -> list[Sent]:
@@ -32,7 +31,7 @@ def ten_in_two_groups(chooser: Chooser) -> list[Sent]:
 def every_kind_in_groups(chooser: Chooser) -> list[Sent]:
     """Requests that ask for different things, in both groups; one of them is aborted in the middle."""
     sent = in_both_groups(of_every_kind)(chooser)
-    cut = Sent(chooser.find(5, 40), check="prefix", abort_after_s=ABORT_AFTER_S, group=1)
+    cut = Sent(chooser.find(5, 40), check="prefix", aborted=True, group=1)
     return [*sent, cut]
 
 

@@ -114,7 +114,7 @@ def _of_answer(scene: Scene, one_answer: Answered, reference: Reference) -> list
     found = []
     if sent.total is not None and len(sent.asked.prompt) + len(tokens) != sent.total:
         found.append(f"{about}: {len(tokens)} tokens, expected {sent.total} with the prompt")
-    if sent.abort_after_s is not None and meta["finish_reason"]["type"] != "abort":
+    if sent.aborted and meta["finish_reason"]["type"] != "abort":
         found.append(f"{about}: finished by {meta['finish_reason']}, it was to be aborted before")
     if sent.check != "prefix" and meta["finish_reason"]["type"] != expected.finish_reason:
         found.append(f"{about}: finished by {meta['finish_reason']}, expected {expected.finish_reason}")

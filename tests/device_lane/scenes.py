@@ -36,7 +36,7 @@ class Sent:
     asked: Asked
     check: Check = "rounds"
     after_s: float = 0.0
-    abort_after_s: float | None = None  # and once a round has had it
+    aborted: bool = False  # once a round has had it
     total: int | None = None  # tokens of prompt and answer, where the server cuts the answer short
     logprobs: bool = False
     session: str = ""  # name of the streaming session that the request is a turn of
@@ -321,9 +321,7 @@ def _ask(server: LaneServer, wave: Sequence[Sent]) -> list[Answered]:
         ask = server.stream if sent.streamed else server.ask
         return ask(sent.asked, sent.after_s, **body)
 
-    def abort(index: int, sent: Sent) -> None:
-        assert sent.abort_after_s is not None
-        time.sleep(sent.abort_after_s)
+    def abort(index: int) -> None:
         rid = f"{id(wave)}-{index}"
         # What is aborted while another server prefills it ends in an error (split_waves.py).
         while not server.has_decoded(rid) and not answers[index].done():
@@ -332,7 +330,7 @@ def _ask(server: LaneServer, wave: Sequence[Sent]) -> list[Answered]:
 
     with ThreadPoolExecutor(2 * len(wave)) as pool:
         answers = [pool.submit(ask, index, sent) for index, sent in enumerate(wave)]
-        aborts = [pool.submit(abort, i, sent) for i, sent in enumerate(wave) if sent.abort_after_s is not None]
+        aborts = [pool.submit(abort, index) for index, sent in enumerate(wave) if sent.aborted]
         for future in aborts:
             future.result()
         return [Answered(sent, future.result()) for sent, future in zip(wave, answers, strict=True)]

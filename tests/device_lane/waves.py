@@ -7,8 +7,6 @@ from dataclasses import replace
 from tests.device_lane.references import Asked
 from tests.device_lane.scenes import WAVE_APART_S, Chooser, Sent, Wave
 
-ABORT_AFTER_S = 5.0
-
 
 def staggered(chooser: Chooser) -> list[Sent]:
     """Five greedy requests at once, above the captured sizes; they end one by one, so batches shrink to padded ones."""
@@ -175,7 +173,7 @@ def under_grammars(chooser: Chooser) -> list[Sent]:
 def aborted(chooser: Chooser) -> list[Sent]:
     """One is aborted in the middle; its neighbours go on."""
     return [
-        Sent(chooser.find(5, 40), check="prefix", abort_after_s=ABORT_AFTER_S),
+        Sent(chooser.find(5, 40), check="prefix", aborted=True),
         Sent(chooser.find(6, 8)),
         Sent(chooser.find(9, 9)),
     ]

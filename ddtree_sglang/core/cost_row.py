@@ -145,11 +145,6 @@ class CostRow:
         self.is_refuted = False  # a sample says that what a file said of these cells is wrong
 
     @property
-    def num_samples(self) -> int:
-        """Rounds that were served, of all its cells."""
-        return sum(self.samples)
-
-    @property
     def is_known(self) -> bool:
         """Some cell was measured, now or by the server that wrote a file."""
         return bool(self.filed) or any(self.samples)

@@ -187,9 +187,9 @@ def test_methods_take_one_scan(modules: Callable[[], list[ModuleType]], monkeypa
     scans: list[int] = []
     stock = hook_scan.held_by_modules
 
-    def scan(objects: list[object], but: object = None) -> set[int]:
+    def scan(objects: list[object]) -> set[int]:
         scans.append(len(objects))
-        return stock(objects, but)
+        return stock(objects)
 
     monkeypatch.setattr(hook_scan, "held_by_modules", scan)
     one = ours()
@@ -198,6 +198,50 @@ def test_methods_take_one_scan(modules: Callable[[], list[ModuleType]], monkeypa
         one.HookRegistry.register(target, mark(target), one.HookType.AROUND)
     one.HookRegistry.apply_hooks()
     assert scans == [3]
+
+
+def test_a_function_that_an_import_binds_meanwhile_is_found(
+    modules: Callable[[], list[ModuleType]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a new name at once; to a name that a module has, behind the last hook: it has as many attributes as before."""
+    one, made = ours(), modules()
+    function = vars(made[0])["function"]
+    stock = one.pkgutil.resolve_name
+
+    def resolve(name: str) -> Any:
+        if name.endswith("Heir"):
+            vars(made[1]).update(late=Base.function, odd=Base.function)
+        if name == "hooked_again" and len(order) == 1:
+            # Names that were there, of a function that is hooked by another name of its own later.
+            vars(made[2])["odd"] = function
+        order.append(name)
+        return stock(name)
+
+    class Base:
+        function = vars(made[0])["alias"]
+
+    order: list[str] = []
+    monkeypatch.setattr(one.pkgutil, "resolve_name", resolve)
+    for target in ("hooked_again.function", "hooked_source.Heir.method", "hooked_source.Base.method"):
+        one.HookRegistry.register(target, mark(target.rpartition(".")[2]), one.HookType.AROUND)
+    one.HookRegistry.apply_hooks()
+    found = answers(made)
+    assert found["hooked_import.late"] == found["hooked_import.odd"] == "function(function)"
+    assert found["hooked_source.alias"] == "function(function)"
+
+
+def test_what_a_module_holds_is_taken_anew_when_it_has_another_number_of_names(
+    modules: Callable[[], list[ModuleType]],
+) -> None:
+    made, names = modules(), hook_scan.Names()
+    function = vars(made[0])["function"]
+    assert names.holders(function) == made
+    del vars(made[2])["function"]
+    assert names.holders(function) == made[:2]
+    vars(made[2])["odd"] = function
+    assert names.holders(function) == made[:2]
+    vars(made[2])["more"] = function
+    assert names.holders(function) == made
 
 
 def test_servers_hooks_are_applied_so(plugins: None) -> None:

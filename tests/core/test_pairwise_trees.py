@@ -1,4 +1,4 @@
-"""Trees of a law of pairs: against the heap on ten thousand blocks, against brute force, and the propositions."""
+"""Trees of a law of pairs: ten thousand blocks against the heap, as many against brute force, and the propositions."""
 
 from __future__ import annotations
 
@@ -36,17 +36,25 @@ KINDS = {
 
 # B, D, K, N: one candidate, one depth, fewer candidates than nodes, fewer prefixes than nodes, serving sizes.
 SIZES = [
-    (600, 1, 1, 2),
-    (600, 1, 5, 4),
-    (300, 1, 4, 9),
-    (300, 2, 2, 40),
-    (300, 3, 2, 5),
-    (300, 4, 1, 9),
-    (200, 3, 4, 12),
-    (120, 5, 6, 17),
+    (100, 1, 1, 2),
+    (100, 1, 5, 4),
+    (100, 1, 4, 9),
+    (100, 4, 1, 9),
+    (700, 2, 2, 40),
+    (600, 3, 2, 5),
+    (500, 3, 4, 12),
+    (180, 5, 6, 17),
     (40, 7, 16, 33),
 ]
-NUM_BLOCKS = len(KINDS) * sum(sizes[0] for sizes in SIZES)
+# Those of which brute force scores every prefix: a parent counts in each, as there are two depths and two candidates.
+SMALL_SIZES = [
+    (500, 2, 2, 5),
+    (400, 2, 2, 40),
+    (400, 2, 5, 9),
+    (400, 3, 2, 8),
+    (250, 3, 4, 17),
+    (250, 4, 3, 12),
+]
 
 
 def test_hand_made_pairs_give_the_order_of_path_probability() -> None:
@@ -75,8 +83,21 @@ def test_trees_equal_the_heaps(kind: str, sizes: tuple[int, int, int, int]) -> N
     assert_same_tree(build(candidates, num_nodes), build_heap(candidates, num_nodes))
 
 
-def test_the_heap_is_compared_on_ten_thousand_blocks() -> None:
-    assert NUM_BLOCKS >= 10_000
+@pytest.mark.parametrize("sizes", SMALL_SIZES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_trees_equal_brute_force_on_ten_thousand_blocks(kind: str, sizes: tuple[int, int, int, int]) -> None:
+    batch_size, depth, num_candidates, num_nodes = sizes
+    candidates = pair_candidates(100 + num_nodes, batch_size, depth, num_candidates, KINDS[kind])
+    expected = brute_force_tree(candidates, num_nodes)
+    assert_same_tree(build(candidates, num_nodes), expected)
+    assert_same_tree(build_heap(candidates, num_nodes), expected)
+
+
+def test_both_oracles_have_ten_thousand_blocks_in_which_a_parent_counts() -> None:
+    for sizes in (SIZES, SMALL_SIZES):
+        counted = [size[0] for size in sizes if size[1] > 1 and size[2] > 1]
+        assert len(KINDS) * sum(counted) >= 10_000
+    assert len(KINDS) * sum(size[0] for size in SMALL_SIZES) >= 10_000
 
 
 @pytest.mark.parametrize("num_nodes", [1, 2, 3, 5, 9, 17, 60, 400])

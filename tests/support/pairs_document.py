@@ -22,10 +22,9 @@ fields are as its card and such quotations have them. No checkpoint of these was
 _SHOWN = """### What is shown of each
 
 A tiny random target and drafter per pair, with the fields below. Three requests at once, then three of which some
-go on behind the first ones' texts in the prefix cache. A server with trees of sixteen nodes besides the root, and one
-with SGLang's chain, give plain decoding's tokens; trees accept what plain torch says. On `ddtree_cpu` the first
-three requests allow themselves trees of seven nodes. In the device lane a third server has trees of seven, and the
-report of its rounds says so: eight nodes a request in batches of three. {runs}
+go on behind the first ones' texts in the prefix cache. A server with trees of sixteen nodes besides the root, one with
+trees of seven, and one with SGLang's chain give plain decoding's tokens; trees accept what plain torch says. Reports of
+rounds say that there were batches of three. {runs}
 
 Smaller are widths, depths, the numbers of experts and windows; what kernels branch on is the published: ratios of
 heads, the period of the layers' kinds, the rotated part of a head (but for Kimi's latent heads), gates, norms, which

@@ -42,6 +42,9 @@ OTHER_MODELS = {
 }
 """Block drafters with a model class of their own, none of which has been run under DDTREE."""
 
+FOREIGN_MODELS = {"DFlashSpeculator": "the library speculators"}
+"""Architectures of checkpoints whose form SGLang has no class for, and whose they are."""
+
 MAX_CANDIDATES = 256
 """Per depth, of a drafter that scores pairs: what the trees' kernel takes (kernels/tree_builder_triton.py)."""
 
@@ -103,6 +106,14 @@ def _of_no_family(architectures: list[str]) -> DrafterFamily:
     if other:
         return DrafterFamily(
             OTHER_MODELS[other[0]], "unknown", f"{other[0]} is a model of its own, not run under DDTREE yet; {_CHAIN}."
+        )
+    foreign = [name for name in architectures if name in FOREIGN_MODELS]
+    if foreign:
+        return DrafterFamily(
+            "unknown",
+            "unknown",
+            f"{foreign[0]} is a checkpoint of {FOREIGN_MODELS[foreign[0]]}, for which SGLang has no class; use one of "
+            f"the same drafter in a form that it loads ({PLAIN_ARCHITECTURE}).",
         )
     return DrafterFamily(
         "unknown",
@@ -233,7 +244,7 @@ def _markov(drafter: Mapping[str, Any]) -> DrafterFamily:
     rank = drafter.get("markov_rank")
     kind = str(drafter.get("markov_head_type", "vanilla")).lower()
     scores = f"the token before: a {kind} Markov table of rank {rank}"
-    refusal = _wrong_number(MARKOV, {"markov_rank": (rank, None)})
+    refusal = _misplaced(drafter, "markov_rank") or _wrong_number(MARKOV, {"markov_rank": (rank, None)})
     if refusal is not None:
         return DrafterFamily(MARKOV, "unknown", refusal)
     stated = _markov_type(drafter)
@@ -269,6 +280,20 @@ def _markov_type(drafter: Mapping[str, Any]) -> str | None:
     found = [place for place in places if isinstance(place, Mapping) and "markov_head_type" in place]
     stated = found[0]["markov_head_type"] if found else drafter.get("markov_head_type")
     return None if stated is None else str(stated).lower()
+
+
+def _misplaced(drafter: Mapping[str, Any], field: str) -> str | None:
+    """A field that SGLang reads of the top level (models/dspark.py, `build_markov_head`) and that stands below alone."""
+    if drafter.get(field) is not None:
+        return None
+    for place in ("dspark_config", "dflash_config", "text_config"):
+        below = drafter.get(place)
+        if isinstance(below, Mapping) and below.get(field) is not None:
+            return (
+                f"{field} of a {MARKOV} drafter must stand at the top level of its config.json, where SGLang looks for "
+                f"it, got {below[field]!r} in {place}; move it up."
+            )
+    return None
 
 
 def _wrong_number(name: str, numbers: Mapping[str, tuple[Any, int | None]]) -> str | None:

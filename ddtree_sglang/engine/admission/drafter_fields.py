@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ddtree_sglang.engine.admission.drafter_quantization import wrong_method
 from ddtree_sglang.engine.admission.drafter_shape import is_number, is_whole, shape_field, wrong_shape
 
 DEFAULT_BLOCK_SIZE = 16
@@ -50,6 +51,7 @@ def wrong_field(drafter: Mapping[str, Any]) -> str | None:
     found = (
         _wrong_kind(drafter)
         or _wrong_number(drafter)
+        or wrong_method(drafter)
         or wrong_shape(drafter)
         or _wrong_layers(drafter)
         or _wrong_mask(drafter)

@@ -24,6 +24,43 @@ _CODE_TYPES = ("U8", "I8", "F8_E4M3", "F8_E5M2")
 """Types of quantized weights, of which a value is nothing without its scale."""
 SHARDS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """SGLang's fused layers, and what checkpoints have in their place."""
+METHODS = frozenset(
+    {
+        "auto-round",
+        "auto-round-int8",
+        "awq",
+        "awq_marlin",
+        "bitsandbytes",
+        "blockwise_int8",
+        "compressed-tensors",
+        "compressed_tensors",
+        "fp8",
+        "gguf",
+        "gptq",
+        "gptq_marlin",
+        "humming",
+        "minimax_m3_nvfp4",
+        "modelopt",
+        "modelopt_fp4",
+        "modelopt_fp8",
+        "modelopt_mixed",
+        "modelslim",
+        "moe_wna16",
+        "mxfp4",
+        "mxfp8",
+        "mxfp_w4a8",
+        "nvfp4_online",
+        "petit_nvfp4",
+        "quark",
+        "quark_int4fp8_moe",
+        "quark_mxfp4",
+        "w4afp8",
+        "w8a8_fp8",
+        "w8a8_int8",
+    }
+)
+"""Names of methods that SGLang knows on some device (layers/quantization/__init__.py, `QUANTIZATION_METHODS`). What it
+takes of a file on top of them are other spellings of these."""
 _RELEASE = "take the file from the drafter's release"
 
 
@@ -80,6 +117,14 @@ class FileQuantization:
             return True
         texts = [_as_text(one) for one in self.left_out]
         return any(text.fullmatch(name) for text in texts for name in (module, *module.split(".")))
+
+
+def wrong_method(drafter: Mapping[str, Any]) -> str | None:
+    """A method of a `quantization_config` that SGLang has no class for on any device; None if there is none such."""
+    method = (drafter.get("quantization_config") or {}).get("quant_method")
+    if method is None or (isinstance(method, str) and method.lower() in METHODS):
+        return None
+    return f"quant_method in quantization_config must be one of {sorted(METHODS)}, got {method!r}"
 
 
 def _is_part(path: str, module: str) -> bool:

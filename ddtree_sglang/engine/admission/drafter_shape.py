@@ -44,6 +44,10 @@ _OLD_KINDS = ("attention",)
 """Transformers' older name of full attention."""
 _ACTIVATIONS = {"silu": (), "swigluoai": ("swiglu_alpha", "swiglu_limit")}
 """With the fields that each needs."""
+ROTATIONS = ("deepseek_yarn", "default", "dynamic", "linear", "llama3", "longrope", "proportional", "yarn")
+"""By which SGLang scales rotations (layers/rotary_embedding/factory.py, `get_rope`); it ends over any other."""
+_RENAMED_ROTATIONS = ("mrope", "su")
+"""Which some of Transformers' classes turn into one of those."""
 
 
 def shape_field(drafter: Mapping[str, Any], name: str) -> Any:
@@ -91,6 +95,9 @@ def _wrong_real(drafter: Mapping[str, Any]) -> str | None:
         value = drafter.get(name)
         if value is not None and not isinstance(value, Mapping):
             return f"{name} must be an object, got {value!r}"
+        scaling = (value or {}).get("rope_type", (value or {}).get("type"))
+        if scaling is not None and scaling not in (*ROTATIONS, *_RENAMED_ROTATIONS):
+            return f"rope_type in {name} must be one of {list(ROTATIONS)}, got {scaling!r}"
     return None
 
 

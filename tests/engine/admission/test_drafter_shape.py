@@ -5,7 +5,9 @@ Each one is asked of SGLang, too: of Transformers' class, then of the drafter's 
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from ddtree_sglang.engine.admission.drafter_families import (
     PLAIN,
     SELECTOR,
 )
+from ddtree_sglang.engine.admission.drafter_quantization import METHODS
 from ddtree_sglang.engine.admission.drafter_report import report_of
-from ddtree_sglang.engine.admission.drafter_shape import QWEN3_DEFAULTS
+from ddtree_sglang.engine.admission.drafter_shape import QWEN3_DEFAULTS, ROTATIONS
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.engine.admission.drafter_folders import build
 
@@ -128,6 +131,19 @@ REJECTED = {
     "no type": (plain("model_type"), "model_type must be a name by which Transformers .* got None"),
     "an epsilon in words": (plain(rms_norm_eps="x"), "rms_norm_eps must be a number, got 'x'"),
     "a rotation in words": (plain(rope_theta="x"), "rope_theta must be a number, got 'x'"),
+    "an unknown rotation": (
+        plain(rope_scaling={"rope_type": "martian", "factor": 2.0}),
+        "rope_type in rope_scaling must be one of .*'yarn'.*, got 'martian'",
+    ),
+    "an unknown rotation by its old name": (plain(rope_scaling={"type": "odd"}), "rope_type in rope_scaling .* 'odd'"),
+    "an unknown rotation in new files": (
+        plain(rope_parameters={"rope_type": 7, "rope_theta": 1e6}),
+        "rope_type in rope_parameters .* got 7",
+    ),
+    "an unknown quantization": (
+        plain(quantization_config={"quant_method": "martian"}),
+        "quant_method in quantization_config must be one of .*'fp8'.*, got 'martian'",
+    ),
     "sinks as a number": (plain(dflash={"attention_sink_bias": 1}), "attention_sink_bias must be true or false, got 1"),
     "a scale in words": (plain(dflash={"attention_value_scale": "x"}), "attention_value_scale must be a number, got"),
     "a cap in words": (plain(dflash={"final_logit_softcapping": "x"}), "final_logit_softcapping must be a number"),
@@ -154,6 +170,10 @@ REJECTED = {
     "a lattice of a scale in words": (lattice(logit_scale="x"), "lilicorr_logit_scale .* got 'x'"),
     "a Markov head of no type": (markov("markov_head_type"), "DSpark drafter needs the fields markov_head_type"),
     "a Markov head of null type": (markov(markov_head_type=None), "DSpark drafter needs the fields markov_head_type"),
+    "a Markov rank below": (
+        markov("markov_rank") | {"dflash_config": {**PLAIN_CONFIG["dflash_config"], "markov_rank": 4}},
+        "markov_rank of a DSpark drafter must stand at the top level .* got 4 in dflash_config; move it up",
+    ),
 }
 """What SGLang ends over, with words of the refusal."""
 
@@ -167,6 +187,9 @@ SOUND = {
     "another type's window": plain(model_type="llama", layer_types=[SLIDING, SLIDING, FULL], sliding_window=32),
     "one layer of a small target": plain("target_layer_ids", "layer_types", num_hidden_layers=1, num_target_layers=2),
     "repeated layers": plain(dflash={"target_layer_ids": [1, 1, 9]}),
+    "a rotation that is scaled": plain(rope_scaling={"rope_type": "yarn", "factor": 2.0}),
+    "a rotation by its old name": plain(rope_scaling={"type": "linear", "factor": 2.0}),
+    "a method of quantization": plain(quantization_config={"quant_method": "FP8"}),
     "hardly a window": plain(**WINDOWS | {"sliding_window": 0}),
     "a default window": plain(layer_types=[SLIDING, SLIDING, FULL], use_sliding_window=True),
     "default states": plain("hidden_size", "num_attention_heads", "num_hidden_layers", "layer_types"),
@@ -297,6 +320,31 @@ def test_doctor_tells_which_features_of_a_server_are_refused_with_a_family() -> 
     told = {name: dict(report_of(config).facts).get("refused with") for name, config in families.items()}
     both = "DP attention (--attn-dp-size) and prefill/decode disaggregation (--disaggregation-mode)"
     assert told == {PLAIN: None, MARKOV: None, SELECTOR: None, LATTICE: both}
+
+
+def test_a_checkpoint_of_another_library_is_named() -> None:
+    report = report_of(plain(architectures=["DFlashSpeculator"]))
+    assert report.refusal == (
+        "DFlashSpeculator is a checkpoint of the library speculators, for which SGLang has no class; use one of the "
+        "same drafter in a form that it loads (DFlashDraftModel)."
+    )
+
+
+@pytest.mark.sglang
+def test_rotations_are_those_that_sglang_scales_by(engine: None) -> None:
+    from sglang.srt.layers.rotary_embedding import factory
+
+    source = inspect.getsource(factory.get_rope)
+    assert sorted(set(re.findall(r'scaling_type == "(\w+)"', source))) == list(ROTATIONS)
+
+
+@pytest.mark.sglang
+def test_methods_of_quantization_are_those_that_sglang_knows(engine: None) -> None:
+    """Its names here, and those of other devices; compressed tensors have two spellings."""
+    from sglang.srt.layers.quantization import QUANTIZATION_METHODS
+
+    assert set(QUANTIZATION_METHODS) - METHODS == set()
+    assert METHODS - set(QUANTIZATION_METHODS) <= {"compressed_tensors", "gptq", "mxfp4"}
 
 
 def test_a_null_below_hides_the_top_levels_field_as_it_does_for_sglang() -> None:

@@ -61,6 +61,23 @@ def test_it_fits_its_own_target_and_no_other_of_another_size(published: Publishe
                 check_drafter_fits_target(published.draft, other.target)
 
 
+@pytest.mark.parametrize("name", [name for name, pair in PAIRS.items() if pair.other_draft])
+def test_its_other_revision_is_read_and_served_and_fits_the_target(name: str) -> None:
+    """Kinds of layers that nobody quotes are as in the first revision: one full layer behind sliding ones."""
+    published = PAIRS[name]
+    fields = dict(published.other_draft)
+    own = {key: fields.pop(key) for key in ("target_layer_ids", "mask_token_id") if key in fields}
+    num_layers = fields.get("num_hidden_layers", published.draft["num_hidden_layers"])
+    sliding = fields.pop("sliding layers", num_layers - 1)
+    kinds = [SLIDING] * sliding + ["full_attention"] * (num_layers - sliding)
+    draft = {**published.draft, **fields, "layer_types": kinds}
+    draft["dflash_config"] = {**draft["dflash_config"], **own}
+    report = report_of(draft)
+    assert report.refusal is None
+    assert dict(report.facts)["reads target layers"].startswith(str(own["target_layer_ids"]))
+    assert check_drafter_fits_target(draft, published.target).block_size == draft["block_size"]
+
+
 def test_nothing_of_it_looks_like_another_targets_drafter(published: Published) -> None:
     """But for a mask token that was not found here."""
     told = suspicions(published.draft, published.target)

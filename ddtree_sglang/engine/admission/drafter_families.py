@@ -283,7 +283,7 @@ def _markov_type(drafter: Mapping[str, Any]) -> str | None:
 
 
 def _misplaced(drafter: Mapping[str, Any], field: str) -> str | None:
-    """A field that SGLang reads of the top level (models/dspark.py, `build_markov_head`) and that stands below alone."""
+    """A field that stands below alone, where SGLang reads the top level (models/dspark.py, `build_markov_head`)."""
     if drafter.get(field) is not None:
         return None
     for place in ("dspark_config", "dflash_config", "text_config"):

@@ -40,8 +40,10 @@ from tests.device_lane.scenes import CONTEXT_LIMIT, SMALL_POOL, Scene, pool_of
 from tests.device_lane.split_catalogue import SPLIT, SPLIT_GATED_DELTA, SPLIT_OTHERS, SPLIT_WINDOWS
 from tests.device_lane.state_catalogue import (
     CHUNKS,
+    DELTA_ATTENTION_RETRACTION,
     GATED_DELTA_RETRACTION,
     LOAD_FLAGS,
+    MAMBA_CHUNKS,
     SHORT_CONVOLUTION,
     SLOW_STATES,
     TRACKED,
@@ -443,6 +445,8 @@ SCENES = (
     *PUBLISHED,
     *ON_OTHER_BACKENDS,
     GATED_DELTA_RETRACTION,
+    MAMBA_CHUNKS,
+    DELTA_ATTENTION_RETRACTION,
     SHORT_CONVOLUTION,
     SPLIT,
     SPLIT_GATED_DELTA,

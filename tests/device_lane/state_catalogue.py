@@ -157,6 +157,15 @@ DELTA_ATTENTION_16 = Scene(
     flags=_LAST_STATES,
     moves=True,
 )
+DELTA_ATTENTION_RETRACTION = Scene(
+    "delta-attention-retraction",
+    "fa3",
+    (fill_the_pool, aborted),
+    pair="kimi_k3",
+    budget=7,
+    flags=(*TRACKED, *_SCARCE),
+    must_log=("Retract requests", "verify=TritonKDAKernel"),
+)
 DELTA_ATTENTION_OTHERS = (
     DELTA_ATTENTION_16,
     Scene(
@@ -166,15 +175,6 @@ DELTA_ATTENTION_OTHERS = (
         pair="kimi_k3",
         budget=16,
         flags=(*TRACKED, *CHUNKS),
-    ),
-    Scene(
-        "delta-attention-retraction",
-        "fa3",
-        (fill_the_pool, aborted),
-        pair="kimi_k3",
-        budget=7,
-        flags=(*TRACKED, *_SCARCE),
-        must_log=("Retract requests",),
     ),
     Scene(
         "delta-attention-chain",
@@ -219,7 +219,7 @@ DELTA_ATTENTION_OTHERS = (
 SHORT_CONVOLUTION = Scene(
     "short-convolution",
     "fa3",
-    (few, finishes, resumes_at_its_end, ends),
+    (few, finishes, resumes_at_its_end, ends, aborted),
     pair="short_convolution",
     budget=7,
     flags=STATES_POOL,
@@ -353,7 +353,6 @@ SLOW_STATES = (
     *DELTA_ATTENTION_OTHERS,
     MAMBA,
     MAMBA_16,
-    MAMBA_CHUNKS,
     *MAMBA_MIXED,
     *SHORT_CONVOLUTION_OTHERS,
 )

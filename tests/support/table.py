@@ -724,7 +724,7 @@ IN_THE_LANE = (
     Row("Qwen3.5 / 3.6", FA3, "captured graphs and overlap", scene("Qwen3.5-4B")),
     Row("Qwen3.5 / 3.6", FA3, "ends", scene("gated-delta-chunks")),
     Row("Qwen3.5 / 3.6", FA3, "requests that join and leave a batch", scene("gated-delta-chunks")),
-    Row("Qwen3.5 / 3.6", FA3, "aborted requests", scene("gated-delta-chunks")),
+    Row("Qwen3.5 / 3.6", FA3, "aborted requests", scene("gated-delta-retraction")),
     Row("Qwen3.5 / 3.6", FA3, "chunked prefill", scene("gated-delta-chunks")),
     Row("Qwen3.5 / 3.6", TRITON, "mixed chunks", scene("gated-delta-mixed")),
     Row("Qwen3.5 / 3.6", FA3, "mixed chunks", scene("gated-delta-mixed-kept")),
@@ -789,8 +789,9 @@ IN_THE_LANE = (
     Row("Kimi-K3", TRITON, "captured graphs and overlap", scene("delta-attention-ends")),
     *(
         Row("Kimi-K3", FA3, feature, scene("delta-attention-chunks"))
-        for feature in ("ends", "requests that join and leave a batch", "aborted requests", "chunked prefill")
+        for feature in ("ends", "requests that join and leave a batch", "chunked prefill")
     ),
+    Row("Kimi-K3", FA3, "aborted requests", scene("delta-attention-retraction")),
     Row("Kimi-K3", FA3, "retraction", scene("delta-attention-retraction")),
     Row("Kimi-K3", FA3, "mixed chunks", scene("delta-attention-mixed")),
     Row("Kimi-K3", FA3, "mixed chunks", scene("delta-attention-mixed-kept")),
@@ -815,7 +816,7 @@ IN_THE_LANE = (
     Row("LFM2", FA3, "chunked prefill", scene("short-convolution-16")),
     Row("LFM2", FA3, "retraction", scene("short-convolution-retraction")),
     Row("LFM2", FA3, "requests that join and leave a batch", scene("short-convolution-16")),
-    Row("LFM2", FA3, "aborted requests", scene("short-convolution-16")),
+    Row("LFM2", FA3, "aborted requests", scene("short-convolution")),
     Row("LFM2", FA3, "budget that follows the load", scene("short-convolution-widths")),
     Row("DeepSeek / Kimi-K2", TRITON, "hierarchical cache", scene("host-cache-latent")),
     Row("gpt-oss", TRITON, "hierarchical cache", scene("host-cache-windows")),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,8 @@ from tests.device_lane.pairs import TinyPair, make_pair, one_thread, random_prom
 from tests.device_lane.references import Asked, Reference, histogram
 from tests.device_lane.sliding_drafter import FULL, SLIDING
 from tests.e2e.servers import Pair
+from tests.support.drafter_parts import state_parts
+from tests.support.drafters import ALIASES
 
 NUM_NODES = 17
 NUM_REQUESTS = 10
@@ -37,6 +40,25 @@ WINDOW = ("--speculative-draft-window-size", "6", "--page-size", "4")
 
 
 NGRAMS = ("--speculative-ddtree-ngrams",)
+
+
+def named(name: str) -> Callable[[TinyPair], TinyPair]:
+    """A pair whose drafter is stored by another name of its class."""
+    other, architecture = ALIASES[name]
+
+    def head(pair: TinyPair) -> TinyPair:
+        pair = HEADS[other](pair)
+        state_parts(Path(pair.draft), architectures=[architecture])
+        return pair
+
+    return head
+
+
+HEADS: dict[str, Callable[[TinyPair], TinyPair]] = {
+    "DFlash": lambda pair: pair,
+    "DFlash2 (selector)": with_selector,
+    "DSpark, vanilla Markov head": with_markov_from_the_anchor,
+}
 DSPARK = (with_markov, with_gated_markov, with_markov_from_the_anchor, with_markov_of_lfm2)
 
 
@@ -58,6 +80,10 @@ DSPARK = (with_markov, with_gated_markov, with_markov_from_the_anchor, with_mark
         pytest.param("DDTREE", 4, (FULL,), None, NGRAMS, id="ngrams"),
         pytest.param("DFLASH", 8, (FULL,), None, (), id="DFLASH-8"),
         pytest.param("DDTREE", 4, (SLIDING, FULL), None, WINDOW, id="window"),
+        *(
+            pytest.param("DDTREE", 4, (FULL,), named(name), (), id=architecture, marks=pytest.mark.slow)
+            for name, (_, architecture) in ALIASES.items()
+        ),
     ],
 )
 def test_rounds_of_a_tiny_pair(

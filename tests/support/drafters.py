@@ -34,8 +34,8 @@ class Drafter:
         return {**plain, "architectures": [self.architecture], **self.top, "dflash_config": dflash}
 
 
-def _tiny(name: str) -> Cell:
-    return shown(f"tests/e2e/test_plain_torch_reference.py::test_rounds_of_a_tiny_pair[{name}]")
+def _tiny(name: str, note: str = "") -> Cell:
+    return shown(f"tests/e2e/test_plain_torch_reference.py::test_rounds_of_a_tiny_pair[{name}]", note)
 
 
 _GROUPS, _SPLIT = "DP attention", "prefill/decode disaggregation"
@@ -145,3 +145,16 @@ DRAFTERS: dict[str, Drafter] = {
     ),
 }
 """By the names of the document."""
+
+ALIASES = {
+    "DFlash for Muse Glimmer": ("DFlash", "MuseGlimmerAssistantModel"),
+    "DFlash2 of beams": ("DFlash2 (selector)", "DFlash2BeamDraftModel"),
+    "DFlash2 for MiniMax": ("DFlash2 (selector)", "MiniMaxDFlash2DraftModel"),
+    "DSpark by its base class": ("DSpark, vanilla Markov head", "DSparkDraftModel"),
+    "DSpark for Ling": ("DSpark, vanilla Markov head", "LingDSparkModel"),
+}
+"""Kinds that are another's, by a class of SGLang that is the other's by another name (test_drafters.py)."""
+DRAFTERS |= {
+    name: replace(DRAFTERS[other], architecture=architecture, cells=(_tiny(architecture, "beside a Qwen3, slow"),))
+    for name, (other, architecture) in ALIASES.items()
+}

@@ -10,6 +10,8 @@ from pathlib import Path
 
 METHOD = "set_dflash_layers_to_capture"
 """By which a model is told which layers' states to hand to a drafter."""
+DRAFTER_METHOD = "project_target_hidden"
+"""By which SGLang's workers for blocks hand those states to a drafter (speculative/dflash_worker_v2.py)."""
 _PACKAGE = "sglang.srt.models."
 
 Place = tuple[str, str]
@@ -89,3 +91,10 @@ def served(name: str) -> list[Place]:
 def drafted_for() -> set[str]:
     """Classes that a checkpoint can name and that hand their layers' states to a block drafter."""
     return {place[1] for place, model in models().items() if model.is_served and METHOD in methods_of(place)}
+
+
+def block_drafters() -> dict[str, Place]:
+    """Classes that a checkpoint can name and that take the states of a target's layers, by name."""
+    return {
+        place[1]: place for place, model in models().items() if model.is_served and DRAFTER_METHOD in methods_of(place)
+    }

@@ -27,6 +27,7 @@ from ddtree_sglang.engine.admission.drafter_checks import (
 from ddtree_sglang.engine.admission.drafter_fields import MAX_DEPTH
 from ddtree_sglang.engine.admission.drafter_weights import check_drafter_weights
 from ddtree_sglang.engine.admission.host_cache import check_storage
+from ddtree_sglang.engine.admission.other_backends import why_not
 from ddtree_sglang.engine.admission.recurrent_checks import check_recurrent_arguments
 from ddtree_sglang.engine.admission.rules import ArgumentRule, broken_rule
 from ddtree_sglang.engine.admission.split_servers import check_split, check_split_target, is_split
@@ -211,19 +212,20 @@ def resolve_server_args(cfg: Any) -> None:
 
 
 def check_attention_backend(cfg: Any) -> None:
-    """Refuse a backend that would verify a tree causally (trtllm_mha, flashmla, torch_native, ...), or might (fa4)."""
+    """Refuse a backend that would verify no tree, or was not seen to: those of `other_backends`, and unknown ones."""
     names = {
         "--attention-backend": cfg.attention_backend,
         "--prefill-attention-backend": cfg.prefill_attention_backend,
         "--decode-attention-backend": cfg.decode_attention_backend,
         "--speculative-draft-attention-backend": cfg.speculative_draft_attention_backend,
     }
-    for flag, backend in names.items():
-        if backend is not None and backend not in TREE_BACKENDS:
-            raise DDTreeConfigError(
-                f"{ALGORITHM} needs an attention backend with tree masks, one of {list(TREE_BACKENDS)}, got "
-                f"{backend!r} in {flag}; change it or leave it out."
-            )
+    wrong = {flag: one for flag, one in names.items() if one is not None and one not in TREE_BACKENDS}
+    if wrong:
+        got = " and ".join(f"{backend!r} in {flag}, {why_not(backend)}" for flag, backend in wrong.items())
+        raise DDTreeConfigError(
+            f"{ALGORITHM} needs an attention backend with tree masks, one of {list(TREE_BACKENDS)}, got {got}; change "
+            "it or leave it out."
+        )
 
 
 def check_resolved_target(server_args: Any) -> None:

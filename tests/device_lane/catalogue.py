@@ -66,6 +66,7 @@ from tests.device_lane.waves import (
     with_experts,
     with_states,
 )
+from tests.device_lane.window_catalogue import WINDOWS_FA3_PAGES, WINDOWS_FA3_PAGES_OTHERS
 
 _PAGES = ("--page-size", "4", *CHUNKS)
 _DETERMINISTIC = ("--enable-deterministic-inference",)
@@ -339,6 +340,7 @@ SLOW_SCENES = (
         flags=SMALL_POOL,
         must_log=("Retract requests",),
     ),
+    *WINDOWS_FA3_PAGES_OTHERS,
     Scene("windows-gemma", "triton", (past_the_window, prefix_hit), pair="gemma", budget=16, captured=(4,)),
     Scene(
         "windows-flashinfer-16",
@@ -481,6 +483,7 @@ SCENES = (
     GROUPS_GATED_DELTA,
     GROUPS_LATENT,
     WINDOWS_TRITON,
+    WINDOWS_FA3_PAGES,
     WINDOWS_FLASHINFER,
     LATENT_FA3,
     DRAFT_WINDOW,

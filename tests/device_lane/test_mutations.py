@@ -55,6 +55,7 @@ from tests.device_lane.state_catalogue import (
     GATED_DELTA,
     SHORT_CONVOLUTION,
 )
+from tests.device_lane.window_catalogue import WINDOWS_FA3_PAGES, WINDOWS_FA3_PAGES_RETRACTION
 
 TOKENS = "tokens .* expected"
 ROUNDS = "rounds by correct drafts .* expected"
@@ -137,6 +138,10 @@ FAULTS = (
     Fault("windows_one_token_short", WINDOWS_FLASHINFER, TOKENS, slow=True),
     Fault("keys_of_a_window_from_the_texts_start", WINDOWS_FLASHINFER, f"{TOKENS}|{VIOLATION}", slow=True),
     Fault("windows_read_the_mask_of_the_others", WINDOWS_FLASHINFER, f"{TOKENS}|{VIOLATION}", slow=True),
+    Fault("windows_read_slots_of_the_other_pool", WINDOWS_FA3_PAGES_RETRACTION, f"{TOKENS}|{VIOLATION}"),
+    Fault("windows_one_slot_off_within_a_page", WINDOWS_FA3_PAGES, f"{TOKENS}|{VIOLATION}", slow=True),
+    Fault("windows_of_whole_pages", WINDOWS_FA3_PAGES, f"{TOKENS}|{VIOLATION}", slow=True),
+    Fault("windows_one_token_short_on_fa3", WINDOWS_FA3_PAGES, TOKENS, slow=True),
     Fault("pictures_of_the_neighbour", IMAGES, TOKENS, slow=True),
     Fault("sinks_left_out", WINDOWS_TRITON, TOKENS, slow=True),
     Fault("drafter_sees_the_first_tokens", DRAFT_WINDOW_FLASHINFER, ROUNDS, slow=True),

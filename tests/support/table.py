@@ -346,14 +346,6 @@ REFUSED_FEATURES = (
     *_refused(("DeepSeek / Kimi-K2",), "pages of several tokens", _PAGES, (FA3,), "refused-latent-pages"),
     *_refused(("Kimi-K2.5",), "pages of several tokens", _PAGES, (FA3,), "refused-latent-pages-kimi"),
     *_refused(("Kimi-K3",), "pages of several tokens", _PAGES, (FA3,), "refused-latent-pages-states"),
-    *_refused(("gpt-oss",), "pages of several tokens", _PAGES, (FA3,), "refused-windows-pages"),
-    *_refused(
-        ("Mellum",),
-        "pages of several tokens",
-        _PAGES,
-        (FA3,),
-        f"{_ON_FA3}test_fa3_takes_no_tree_under_a_window_from_pages_of_several_tokens[4]",
-    ),
     Row(
         ALL,
         ALL,
@@ -691,6 +683,16 @@ IN_THE_LANE = (
     Row("gpt-oss", TRITON, "pages of several tokens", scene("windows-triton-16")),
     Row("gpt-oss", TRITON, "requests that join and leave a batch", scene("windows-triton-16")),
     Row("gpt-oss", TRITON, "retraction", scene("windows-retraction")),
+    Row("gpt-oss", FA3, "pages of several tokens", scene("windows-fa3-pages")),
+    Row("gpt-oss", FA3, "chunked prefill", scene("windows-fa3-pages-16")),
+    Row("gpt-oss", FA3, "requests that join and leave a batch", scene("windows-fa3-pages-16")),
+    Row("gpt-oss", FA3, "retraction", scene("windows-fa3-pages-retraction")),
+    Row("gpt-oss", FA3, "seeds (deterministic inference)", scene("windows-fa3-pages-deterministic")),
+    *(
+        Row("Mellum", FA3, feature, scene("windows-fa3-pages-mellum"))
+        for feature in (GREEDY, "prefix cache", "captured graphs and overlap", "pages of several tokens")
+    ),
+    Row("Mellum", FA3, "budget that follows the load", scene("windows-fa3-pages-widths")),
     Row("Gemma 4", TRITON, GREEDY, scene("windows-gemma")),
     Row("Gemma 4", TRITON, "prefix cache", scene("windows-gemma")),
     Row("Gemma 4", TRITON, "captured graphs and overlap", scene("windows-gemma")),

@@ -245,7 +245,7 @@ def check_resolved_target(server_args: Any) -> None:
     check_groups_target(cfg, model_config.hf_config.architectures[0])
     check_split_target(cfg, is_recurrent)
     check_storage(model_config, cfg)
-    check_pages(model_config, int(cfg.page_size), window, attention_backends_of(cfg))
+    check_pages(model_config, int(cfg.page_size), attention_backends_of(cfg))
     check_context_len(int(model_config.context_len), max_path_len(cfg))
     _check_prefills_with_adapters(cfg)
     if str(cfg.dtype) == "auto":

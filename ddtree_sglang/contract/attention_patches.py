@@ -90,3 +90,21 @@ SLOT_PATCHES = (
     ),
 )
 """Of the FA3 backend, for a target with sliding windows in pages of several tokens."""
+
+_LATENT = "ddtree_sglang.engine.stages.fa3_latent"
+
+LATENT_PATCHES = (
+    Patch(
+        f"{_FA3}.FlashAttentionBackend.forward_extend",
+        "assign",
+        f"{_LATENT}:attending_by_slots",
+        "which table names slots would not be known where it is read",
+    ),
+    Patch(
+        f"{_FA3}.flash_attn_with_kvcache",
+        "assign",
+        f"{_LATENT}:viewing_latent_slots",
+        "a tree's nodes would be read from the pages that their slots' numbers name",
+    ),
+)
+"""Of the FA3 backend, for a target with latent attention in pages of several tokens."""

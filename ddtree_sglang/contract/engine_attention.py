@@ -68,9 +68,9 @@ ATTENTION: tuple[Row, ...] = (
         "sglang.srt.layers.attention.flashattention_backend",
         "FlashAttentionBackend",
         "forward_metadata forward_metadata_spec_decode_expand has_swa kv_index_translator page_size req_to_token "
-        "target_verify_metadata_topk_expand target_verify_metadata_topk_normal topk use_sliding_window_kv_pool "
-        "verify_mask",
-        "fa3_metadata, fa3_windows, target_checks",
+        "target_verify_metadata_topk_expand target_verify_metadata_topk_normal topk use_mla "
+        "use_sliding_window_kv_pool verify_mask",
+        "fa3_latent, fa3_metadata, fa3_windows, target_checks",
     ),
     Row(
         "sglang.srt.layers.attention.flashattention_backend",
@@ -90,8 +90,17 @@ ATTENTION: tuple[Row, ...] = (
         "sglang.srt.layers.attention.flashattention_backend",
         "FlashAttentionBackend.forward_extend",
         "q k v layer forward_batch sinks",
-        "attention_sinks",
+        "attention_sinks, fa3_latent",
     ),
+    # The backend calls it by this name of its own module.
+    Row("sglang.srt.layers.attention.flashattention_backend", "flash_attn_with_kvcache", "", "fa3_latent"),
+    Row(
+        "sglang.kernels.ops.attention.flash_attention",
+        "flash_attn_with_kvcache",
+        "k_cache v_cache page_table",
+        "fa3_latent",
+    ),
+    Row("sglang.srt.mem_cache.layout.paged_view", "paged_view", "flat page_size", "fa3_latent"),
     Row(
         "sglang.srt.layers.attention.flashattention_backend",
         "merge_state_v2_wrapper",

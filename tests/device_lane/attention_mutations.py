@@ -136,6 +136,13 @@ def windows_of_whole_pages() -> None:
     set_attribute(fa3_windows, "viewing_slots", unchanged)
 
 
+def latent_nodes_of_whole_pages() -> None:
+    """On FA3 a tree's latent rows are read from pages that their slots' numbers name, as SGLang has it."""
+    from ddtree_sglang.engine.stages import fa3_latent
+
+    set_attribute(fa3_latent, "in_slots", lambda pages: pages)
+
+
 def windows_one_token_short_on_fa3() -> None:
     """On FA3 a node sees the token at the far end of its window no more."""
     from sglang.srt.layers.attention.flashattention_backend import FlashAttentionBackend
@@ -218,6 +225,7 @@ ATTENTION_MUTATIONS = (
     windows_read_slots_of_the_other_pool,
     windows_one_slot_off_within_a_page,
     windows_of_whole_pages,
+    latent_nodes_of_whole_pages,
     windows_one_token_short_on_fa3,
     sinks_left_out,
     pictures_of_the_neighbour,

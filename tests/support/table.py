@@ -251,7 +251,6 @@ PAGED_PREFILLS = {"SGLANG_FLASHINFER_USE_PAGED": "1"}
 LATENT_FAMILIES = ("DeepSeek / Kimi-K2", "Kimi-K2.5", "Kimi-K3")
 _CLASSES = "has been run with DeepseekV3ForCausalLM, GptOssForCausalLM"
 _PAGED = "with `SGLANG_FLASHINFER_USE_PAGED=1`"
-_PAGES = "needs pages of one token"
 _ONE_NUMBER = "with a fixed number of nodes"
 _NO_ADAPTERS = "has not been shown with adapters"
 
@@ -343,9 +342,6 @@ REFUSED_FEATURES = (
         for family in ("LFM2", "LFM2-MoE")
         for backend in (FLASHINFER, FA3)
     ),
-    *_refused(("DeepSeek / Kimi-K2",), "pages of several tokens", _PAGES, (FA3,), "refused-latent-pages"),
-    *_refused(("Kimi-K2.5",), "pages of several tokens", _PAGES, (FA3,), "refused-latent-pages-kimi"),
-    *_refused(("Kimi-K3",), "pages of several tokens", _PAGES, (FA3,), "refused-latent-pages-states"),
     Row(
         ALL,
         ALL,
@@ -826,6 +822,19 @@ IN_THE_LANE = (
     Row("DeepSeek / Kimi-K2", TRITON, "captured graphs and overlap", scene("latent-triton")),
     Row("DeepSeek / Kimi-K2", FA3, GREEDY, scene("latent-fa3")),
     Row("DeepSeek / Kimi-K2", FA3, "captured graphs and overlap", scene("latent-fa3")),
+    *(
+        Row("DeepSeek / Kimi-K2", FA3, feature, scene(f"latent-fa3-pages{end}"))
+        for feature, end in (
+            ("pages of several tokens", ""),
+            ("prefix cache", ""),
+            ("a smaller tree for one request", "-16"),
+            ("chunked prefill", "-16"),
+            ("requests that join and leave a batch", "-16"),
+            ("retraction", "-retraction"),
+        )
+    ),
+    Row("Kimi-K2.5", FA3, "pages of several tokens", scene("latent-fa3-pages-kimi")),
+    Row("Kimi-K3", FA3, "pages of several tokens", scene("latent-fa3-pages-states")),
 )
 
 ROWS = (*REFUSED_TARGETS, *REFUSED_FEATURES, *ON_THE_CPU, *IN_THE_LANE)

@@ -69,7 +69,6 @@ def check_loaded_target(runner: Any) -> None:
 
     check_target(runner.model_config, runner.sliding_window_size, attention_backends())
     _check_windows(runner, attention_backends())
-    check_pages(runner.model_config, int(runner.page_size), attention_backends())
     if getattr(runner.model, "lm_head", None) is None:
         raise DDTreeConfigError(
             f"{ALGORITHM} drafts through the target's LM head, got {type(runner.model).__name__}, which has none at "
@@ -213,27 +212,6 @@ def _check_rotation(model_config: Any, name: str) -> None:
         raise DDTreeConfigError(
             f"{ALGORITHM} needs each token rotated by its own position, got {name} with LongRoPE, which SGLang rotates "
             f"otherwise once a token of a forward is past {short}; set --context-length {short}."
-        )
-
-
-def check_pages(model_config: Any, page_size: int, backends: tuple[Any, ...]) -> None:
-    """Refuse pages of several tokens where a tree's nodes could not be read from them.
-
-    Args:
-        model_config: SGLang's `ModelConfig` of the target.
-        page_size: tokens of a page.
-        backends: the attention backends of prefill and decode.
-
-    Raises:
-        DDTreeConfigError: latent attention on FA3, which reads single slots of latent rows by the pool's pages
-            (flashattention_backend.py, `forward_extend`). Elsewhere a tree's part is read by single slots.
-    """
-    from sglang.srt.configs.model_config import AttentionArch
-
-    if page_size > 1 and "fa3" in backends and model_config.attention_arch == AttentionArch.MLA:
-        raise DDTreeConfigError(
-            f"{ALGORITHM} needs pages of one token on fa3 for a target with latent attention, got {page_size}; remove "
-            "--page-size."
         )
 
 

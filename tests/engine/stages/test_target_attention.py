@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddtree_sglang.contract.attention_patches import SINK_PATCHES, SLOT_PATCHES, WINDOW_PATCHES
+from ddtree_sglang.contract.attention_patches import LATENT_PATCHES, SINK_PATCHES, SLOT_PATCHES, WINDOW_PATCHES
 from ddtree_sglang.contract.state_patches import SHORT_CONVOLUTION_PATCHES
 from ddtree_sglang.engine.stages.attention_sinks import with_sinks
 from ddtree_sglang.engine.stages.fa3_windows import slots_of_pages
@@ -19,7 +19,12 @@ pytestmark = pytest.mark.sglang
 
 
 def runner(
-    backend: str, window: int | None, layers: tuple[int, ...] = (), has_sinks: bool = True, page_size: int = 1
+    backend: str,
+    window: int | None,
+    layers: tuple[int, ...] = (),
+    has_sinks: bool = True,
+    page_size: int = 1,
+    arch: str = "MHA",
 ) -> Any:
     """A target's runner with a backend of this class's name, and layers with these windows."""
     model = torch.nn.Sequential(*(torch.nn.Identity() for _ in layers))
@@ -29,7 +34,12 @@ def runner(
     made = type(backend, (), {})()
     if "Hybrid" in backend:
         made.linear_attn_backend, made.full_attn_backend = object(), type("FlashAttentionBackend", (), {})()
-    return SimpleNamespace(attn_backend=made, sliding_window_size=window, model=model, page_size=page_size)
+    from sglang.srt.configs.model_config import AttentionArch
+
+    config = SimpleNamespace(attention_arch=AttentionArch[arch])
+    return SimpleNamespace(
+        attn_backend=made, sliding_window_size=window, model=model, page_size=page_size, model_config=config
+    )
 
 
 @pytest.mark.parametrize(
@@ -43,6 +53,8 @@ def runner(
         (runner("FlashAttentionBackend", 127, (127, -1), page_size=4), (*SINK_PATCHES, *SLOT_PATCHES)),
         (runner("FlashAttentionBackend", 0, (0,), has_sinks=False, page_size=4), SLOT_PATCHES),
         (runner("FlashAttentionBackend", None, (-1,), has_sinks=False, page_size=4), ()),
+        (runner("FlashAttentionBackend", None, (-1,), has_sinks=False, page_size=4, arch="MLA"), LATENT_PATCHES),
+        (runner("HybridLinearAttnBackend", None, (-1,), has_sinks=False, page_size=4, arch="MLA"), LATENT_PATCHES),
         (runner("DDTreeCpuAttnBackend", 127, (127, -1)), ()),
         (runner("ShortConvHybridAttnBackend", None, (-1,), has_sinks=False), SHORT_CONVOLUTION_PATCHES),
         (runner("HybridLinearAttnBackend", None, (-1,), has_sinks=False), ()),

@@ -72,3 +72,39 @@ SINK_PATCHES = (
     ),
 )
 """Of the FA3 backend, for a target with attention sinks in layers without a window."""
+
+_SLOTS = "ddtree_sglang.engine.stages.fa3_windows"
+
+SLOT_PATCHES = (
+    Patch(
+        f"{_FA3}.FlashAttentionBackend._init_sliding_window_attn_spec_metadata",
+        "assign",
+        f"{_SLOTS}:making_rows_of_slots",
+        "a tree's layers with a sliding window would be asserted to have pages of one token",
+    ),
+    Patch(
+        f"{_FA3}.FlashAttentionBackend.get_paged_mha_kv_cache",
+        "assign",
+        f"{_SLOTS}:viewing_slots",
+        "these layers would read whole pages by rows of single slots",
+    ),
+)
+"""Of the FA3 backend, for a target with sliding windows in pages of several tokens."""
+
+_LATENT = "ddtree_sglang.engine.stages.fa3_latent"
+
+LATENT_PATCHES = (
+    Patch(
+        f"{_FA3}.FlashAttentionBackend.forward_extend",
+        "assign",
+        f"{_LATENT}:attending_by_slots",
+        "which table names slots would not be known where it is read",
+    ),
+    Patch(
+        f"{_FA3}.flash_attn_with_kvcache",
+        "assign",
+        f"{_LATENT}:viewing_latent_slots",
+        "a tree's nodes would be read from the pages that their slots' numbers name",
+    ),
+)
+"""Of the FA3 backend, for a target with latent attention in pages of several tokens."""

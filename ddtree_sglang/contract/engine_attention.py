@@ -68,16 +68,39 @@ ATTENTION: tuple[Row, ...] = (
         "sglang.srt.layers.attention.flashattention_backend",
         "FlashAttentionBackend",
         "forward_metadata forward_metadata_spec_decode_expand has_swa kv_index_translator page_size req_to_token "
-        "target_verify_metadata_topk_expand target_verify_metadata_topk_normal topk use_sliding_window_kv_pool "
-        "verify_mask",
-        "fa3_metadata, target_checks",
+        "target_verify_metadata_topk_expand target_verify_metadata_topk_normal topk use_mla "
+        "use_sliding_window_kv_pool verify_mask",
+        "fa3_latent, fa3_metadata, fa3_windows, target_checks",
+    ),
+    Row(
+        "sglang.srt.layers.attention.flashattention_backend",
+        "FlashAttentionBackend._init_sliding_window_attn_spec_metadata",
+        "metadata metadata_expand metadata_swa",
+        "fa3_windows",
+        exact=True,
+    ),
+    Row(
+        "sglang.srt.layers.attention.flashattention_backend",
+        "FlashAttentionBackend.get_paged_mha_kv_cache",
+        "layer head_group_num",
+        "fa3_windows",
+        exact=True,
     ),
     Row(
         "sglang.srt.layers.attention.flashattention_backend",
         "FlashAttentionBackend.forward_extend",
         "q k v layer forward_batch sinks",
-        "attention_sinks",
+        "attention_sinks, fa3_latent",
     ),
+    # The backend calls it by this name of its own module.
+    Row("sglang.srt.layers.attention.flashattention_backend", "flash_attn_with_kvcache", "", "fa3_latent"),
+    Row(
+        "sglang.kernels.ops.attention.flash_attention",
+        "flash_attn_with_kvcache",
+        "k_cache v_cache page_table",
+        "fa3_latent",
+    ),
+    Row("sglang.srt.mem_cache.layout.paged_view", "paged_view", "flat page_size", "fa3_latent"),
     Row(
         "sglang.srt.layers.attention.flashattention_backend",
         "merge_state_v2_wrapper",
@@ -88,8 +111,8 @@ ATTENTION: tuple[Row, ...] = (
     Row(
         "sglang.srt.layers.attention.flashattention_backend",
         "FlashAttentionMetadata",
-        "cache_seqlens_int32 cu_seqlens_k page_table",
-        "fa3_metadata",
+        "cache_seqlens_int32 cu_seqlens_k max_seq_len_k page_table swa_spec_metadata",
+        "fa3_metadata, fa3_windows",
     ),
     # By these names the target's backend is told from a wrapper of some model's.
     Row(

@@ -112,6 +112,20 @@ OBJECT_PATCHES = (
         "forward_metadata forward_metadata_spec_decode_expand",
     ),
     Patch(
+        "sglang.srt.layers.attention.flashattention_backend.FlashAttentionBackend",
+        "object",
+        "ddtree_sglang.engine.stages.fa3_windows:_pages_of_one_token",
+        "a tree's layers with a sliding window read slots, while their rows are made and their keys viewed; put back",
+        "page_size",
+    ),
+    Patch(
+        "sglang.srt.layers.attention.flashattention_backend.FlashAttentionMetadata",
+        "object",
+        "ddtree_sglang.engine.stages.fa3_windows:making_rows_of_slots",
+        "the rows that were made from a copy of it with slots",
+        "swa_spec_metadata",
+    ),
+    Patch(
         "sglang.srt.layers.attention.triton_backend.TritonAttnBackend",
         "object",
         "ddtree_sglang.engine.stages.window_masks:attending_by_position_in_one_go",

@@ -29,7 +29,8 @@ class Patch(NamedTuple):
     fields: str = ""
 
 
-_assigned: dict[str, Any] = {}
+_assigned: dict[str, tuple[Any, tuple[str, ...]]] = {}
+"""By target, what stands there, and which functions of ours made it, one around the other."""
 
 
 def install(patches: Iterable[Patch], registry: Any, hook_type: Any) -> None:
@@ -47,13 +48,19 @@ def install(patches: Iterable[Patch], registry: Any, hook_type: Any) -> None:
 
 
 def assign(patch: Patch) -> None:
-    """Replace a module's or class's attribute by what our function makes of it; harmless when called again."""
+    """Replace a module's or class's attribute by what our function makes of it; harmless when called again.
+
+    Several patches may have one target: each is put around those before.
+    """
     place, _, name = patch.target.rpartition(".")
     holder = pkgutil.resolve_name(place)
     stock = getattr(holder, name)
-    if _assigned.get(patch.target) is not stock:
-        _assigned[patch.target] = resolve(patch.ours)(stock)
-        setattr(holder, name, _assigned[patch.target])
+    made, ours = _assigned.get(patch.target, (None, ()))
+    within = ours if made is stock else ()
+    if patch.ours not in within:
+        made = resolve(patch.ours)(stock)
+        _assigned[patch.target] = made, (*within, patch.ours)
+        setattr(holder, name, made)
 
 
 def late(ours: str) -> Callable[..., Any]:

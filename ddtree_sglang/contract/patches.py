@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from ddtree_sglang.contract.attention_patches import SINK_PATCHES, WINDOW_PATCHES, WRAPPER_PATCHES
+from ddtree_sglang.contract.attention_patches import (
+    LATENT_PATCHES,
+    SINK_PATCHES,
+    SLOT_PATCHES,
+    WINDOW_PATCHES,
+    WRAPPER_PATCHES,
+)
 from ddtree_sglang.contract.entry_patches import (
     ADMISSION_PATCHES,
     ENTRY_PATCHES,
@@ -227,6 +233,8 @@ ENGINE_PATCHES = (
     *WINDOW_PATCHES,
     *WRAPPER_PATCHES,
     *SINK_PATCHES,
+    *SLOT_PATCHES,
+    *LATENT_PATCHES,
     *SHORT_CONVOLUTION_PATCHES,
     *GROUP_PATCHES,
     *ADMISSION_PATCHES,

@@ -161,6 +161,24 @@ def test_an_assignment_replaces_what_is_there_and_never_its_own(monkeypatch: pyt
     assert string.capwords("two words") == ("ours", "Two Words")  # type: ignore[comparison-overlap]
 
 
+def test_two_assignments_of_one_target_stand_around_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    import string
+
+    first, second = (
+        Patch("string.capwords", "assign", f"tests.contract.test_patches:{name}", "why")
+        for name in ("wrapped", "wrapped_twice")
+    )
+    monkeypatch.setattr(string, "capwords", string.capwords)
+    for patch in (first, second, first, second):
+        assign(patch)
+    assert string.capwords("two words") == ("twice", ("ours", "Two Words"))  # type: ignore[comparison-overlap]
+
+
+def wrapped_twice(stock: Callable[[str], object]) -> Callable[[str], tuple[str, object]]:
+    """What another assignment to the same target puts in place."""
+    return lambda text: ("twice", stock(text))
+
+
 def wrapped(stock: Callable[[str], str]) -> Callable[[str], tuple[str, str]]:
     """What the assignment above puts in place."""
     return lambda text: ("ours", stock(text))

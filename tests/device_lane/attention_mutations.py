@@ -92,6 +92,75 @@ def windows_read_the_mask_of_the_others() -> None:
     set_attribute(flashinfer_windows, "dividing_masks", unchanged)
 
 
+def windows_read_slots_of_the_other_pool() -> None:
+    """On FA3 a node's row under a window has slots of the pool of the layers that see everything."""
+    from ddtree_sglang.engine.stages import fa3_windows
+
+    original = fa3_windows.making_rows_of_slots
+
+    def untranslated(stock: Callable[..., None]) -> Callable[..., None]:
+        made = original(stock)
+
+        def init(backend: Any, *metadata: Any) -> None:
+            backend.use_sliding_window_kv_pool = False
+            try:
+                made(backend, *metadata)
+            finally:
+                backend.use_sliding_window_kv_pool = True
+
+        return init
+
+    set_attribute(fa3_windows, "making_rows_of_slots", untranslated)
+
+
+def windows_one_slot_off_within_a_page() -> None:
+    """On FA3 a prefix's slots are those beside them in their pages."""
+    from ddtree_sglang.engine.stages import fa3_windows
+
+    original = fa3_windows.slots_of_pages
+
+    def slots(page_table: torch.Tensor, page_size: int, num_tokens: int) -> torch.Tensor:
+        right = original(page_table, page_size, num_tokens)
+        return right - right % page_size + (right + 1) % page_size
+
+    set_attribute(fa3_windows, "slots_of_pages", slots)
+
+
+def windows_of_whole_pages() -> None:
+    """On FA3 a node's row of slots is read as one of pages."""
+    from ddtree_sglang.engine.stages import fa3_windows
+
+    def unchanged(original: Callable[..., Any]) -> Callable[..., Any]:
+        return original
+
+    set_attribute(fa3_windows, "viewing_slots", unchanged)
+
+
+def latent_nodes_of_whole_pages() -> None:
+    """On FA3 a tree's latent rows are read from pages that their slots' numbers name, as SGLang has it."""
+    from ddtree_sglang.engine.stages import fa3_latent
+
+    set_attribute(fa3_latent, "in_slots", lambda pages: pages)
+
+
+def windows_one_token_short_on_fa3() -> None:
+    """On FA3 a node sees the token at the far end of its window no more."""
+    from sglang.srt.layers.attention.flashattention_backend import FlashAttentionBackend
+
+    original = FlashAttentionBackend.forward_extend
+
+    def forward_extend(backend: Any, q: Any, k: Any, v: Any, layer: Any, batch: Any, *others: Any, **named: Any) -> Any:
+        window = layer.sliding_window_size
+        if batch.forward_mode.is_target_verify() and window > 0:
+            layer.sliding_window_size = window - 1
+        try:
+            return original(backend, q, k, v, layer, batch, *others, **named)
+        finally:
+            layer.sliding_window_size = window
+
+    set_attribute(FlashAttentionBackend, "forward_extend", forward_extend)
+
+
 def sinks_left_out() -> None:
     """A tree's nodes attend without their layer's sinks."""
     from sglang.srt.layers.attention.triton_backend import TritonAttnBackend
@@ -153,6 +222,11 @@ ATTENTION_MUTATIONS = (
     windows_one_token_short,
     keys_of_a_window_from_the_texts_start,
     windows_read_the_mask_of_the_others,
+    windows_read_slots_of_the_other_pool,
+    windows_one_slot_off_within_a_page,
+    windows_of_whole_pages,
+    latent_nodes_of_whole_pages,
+    windows_one_token_short_on_fa3,
     sinks_left_out,
     pictures_of_the_neighbour,
     rows_of_windows_stay_where_they_are,

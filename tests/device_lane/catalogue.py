@@ -30,6 +30,7 @@ from tests.device_lane.group_catalogue import GROUPS, GROUPS_GATED_DELTA, GROUPS
 from tests.device_lane.group_families import GROUPS_FAMILIES
 from tests.device_lane.host_cache import FLAGS as _HOST_CACHE
 from tests.device_lane.host_states_catalogue import STATES_ON_THE_HOST
+from tests.device_lane.latent_catalogue import LATENT_FA3_PAGES, LATENT_FA3_PAGES_OTHERS
 from tests.device_lane.new_weights import failing_adapters, failing_checkpoints, failing_updates_from_tensors
 from tests.device_lane.penalty_waves import penalized
 from tests.device_lane.picture_catalogue import IMAGES, IMAGES_FA3, IMAGES_TRITON
@@ -68,6 +69,7 @@ from tests.device_lane.waves import (
     with_experts,
     with_states,
 )
+from tests.device_lane.window_catalogue import WINDOWS_FA3_PAGES, WINDOWS_FA3_PAGES_OTHERS
 
 _PAGES = ("--page-size", "4", *CHUNKS)
 _DETERMINISTIC = ("--enable-deterministic-inference",)
@@ -341,6 +343,8 @@ SLOW_SCENES = (
         flags=SMALL_POOL,
         must_log=("Retract requests",),
     ),
+    *WINDOWS_FA3_PAGES_OTHERS,
+    *LATENT_FA3_PAGES_OTHERS,
     Scene("windows-gemma", "triton", (past_the_window, prefix_hit), pair="gemma", budget=16, captured=(4,)),
     Scene(
         "windows-flashinfer-16",
@@ -485,8 +489,10 @@ SCENES = (
     GROUPS_GATED_DELTA,
     GROUPS_LATENT,
     WINDOWS_TRITON,
+    WINDOWS_FA3_PAGES,
     WINDOWS_FLASHINFER,
     LATENT_FA3,
+    LATENT_FA3_PAGES,
     DRAFT_WINDOW,
     PAIRS_OF_CANDIDATES,
     *HEADS,

@@ -118,8 +118,9 @@ def three_go_on(chooser: Chooser) -> list[Sent]:
         return chooser.find(3, 6, lambda asked: replace(asked, prompt=(*text, *asked.prompt), budget=budget))
 
     first, second, third = chooser.begun
-    # The last token's keys are the next round's to write.
-    kept = [len(one.prompt) + one.max_new_tokens - 1 for one in chooser.begun]
+    page = chooser.reference.page_size
+    # The last token's keys are the next round's to write. What ends within a page is not kept.
+    kept = [(len(one.prompt) + one.max_new_tokens - 1) // page * page for one in chooser.begun]
     asked = (behind(first, SMALLER), behind(second, None), behind(third, None))
     return [Sent(one, cached=length, goes_on=True) for one, length in zip(asked, kept, strict=True)]
 

@@ -31,14 +31,6 @@ def latent_attention_on_flashinfer() -> None:
     _add(target_checks, "BACKEND_CLASSES", "FlashInferMLAAttnBackend")
 
 
-def any_pages() -> None:
-    """Pages of several tokens are taken on any backend, whatever the target's keys are."""
-    from ddtree_sglang.engine.admission import server_args, target_checks
-
-    for module in (server_args, target_checks):
-        _set(module, "check_pages", _accept)
-
-
 def seeded_min_p() -> None:
     """A request's min-p is handed to the sampler of deterministic inference."""
     from ddtree_sglang.engine.admission import request_rules
@@ -224,7 +216,6 @@ LIFTED: dict[str, Callable[[], None]] = {
         for lifted in (
             trees_on_torch_native,
             latent_attention_on_flashinfer,
-            any_pages,
             seeded_min_p,
             keys_over_ranks,
             classes_that_attend_over_all_ranks,

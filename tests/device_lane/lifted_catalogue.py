@@ -9,7 +9,6 @@ from tests.device_lane.catalogue import (
     GRAMMARS,
     LATENT_FA3,
     SMALL_TRITON,
-    WINDOWS_TRITON,
 )
 from tests.device_lane.context_waves import (
     TRACKED_LEN,
@@ -17,7 +16,6 @@ from tests.device_lane.context_waves import (
     ends_about_a_tracked_length,
     finishes,
     go_on_after_mixing,
-    past_the_window,
     resumes_at_a_tracked_length,
     resumes_at_its_end,
 )
@@ -38,7 +36,6 @@ from tests.device_lane.needed import ROUNDS, TOKENS, UNANSWERED, Needed
 from tests.device_lane.split_catalogue import SPLIT, SPLIT_STATES_RETRACTION
 from tests.device_lane.state_catalogue import (
     CHUNKS,
-    DELTA_ATTENTION,
     DELTA_ATTENTION_16,
     GATED_DELTA,
     GATED_DELTA_16,
@@ -82,36 +79,6 @@ NEEDED = (
         TOKENS,
         right="chain",
         slow=False,
-    ),
-    Needed(
-        "any_pages",
-        "needs pages of one token on fa3",
-        replace(WINDOWS_TRITON, name="refused-windows-pages", backend="fa3", waves=(past_the_window,), flags=_PAGES),
-        "page size > 1 sliding window attention",
-    ),
-    Needed(
-        "any_pages",
-        "needs pages of one token on fa3",
-        replace(LATENT_FA3, name="refused-latent-pages", flags=_PAGES),
-        TOKENS,
-    ),
-    Needed(
-        "any_pages",
-        "needs pages of one token on fa3",
-        replace(LATENT_FA3, name="refused-latent-pages-kimi", pair="Kimi-K2.5", flags=_PAGES),
-        TOKENS,
-    ),
-    Needed(
-        "any_pages",
-        "needs pages of one token on fa3",
-        replace(
-            DELTA_ATTENTION,
-            name="refused-latent-pages-states",
-            waves=(few,),
-            flags=(*TRACKED, *_PAGES),
-            moves=False,
-        ),
-        TOKENS,
     ),
     Needed(
         "states_of_several_widths",

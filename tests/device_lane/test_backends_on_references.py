@@ -327,19 +327,6 @@ def test_fa3_keeps_a_tree_in_no_chunk_of_its_prompt(
     assert (out - case.expected(requests, case.projections(len(out))[0], ends, whole)).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("page_size", [1, 4])
-def test_fa3_takes_no_tree_under_a_window_from_pages_of_several_tokens(
-    page_size: int, modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Why these are refused, of every class with windows."""
-    requests = case.Requests(PREFIX_LENS, page_size)
-    backend = maker("fa3", modules, monkeypatch)(requests, window=3)
-    forward_batch = verify_batch(requests, PREFIX_LENS, case.tree_mask(TREE, PREFIX_LENS))
-    is_taken = page_size == 1
-    with nullcontext() if is_taken else pytest.raises(AssertionError, match="page size > 1 sliding window attention"):
-        backend.init_forward_metadata(forward_batch)
-
-
 def test_fa3_does_not_place_a_window_that_it_was_not_told_of(
     modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:

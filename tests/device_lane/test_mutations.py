@@ -44,6 +44,7 @@ from tests.device_lane.drafter_catalogue import GATED_MARKOV, LATTICE, MARKOV, M
 from tests.device_lane.group_catalogue import GROUPS, GROUPS_EAGER, GROUPS_GATED_DELTA, GROUPS_OF_TWO, GROUPS_WIDTHS
 from tests.device_lane.group_families import GROUPS_IMAGES, GROUPS_IMAGES_ALONE, GROUPS_KDA, GROUPS_MELLUM
 from tests.device_lane.host_states_catalogue import STATES_ON_THE_HOST
+from tests.device_lane.latent_catalogue import LATENT_FA3_PAGES
 from tests.device_lane.mutations import MUTATIONS
 from tests.device_lane.picture_catalogue import IMAGES
 from tests.device_lane.problems import problems
@@ -55,6 +56,7 @@ from tests.device_lane.state_catalogue import (
     GATED_DELTA,
     SHORT_CONVOLUTION,
 )
+from tests.device_lane.window_catalogue import WINDOWS_FA3_PAGES, WINDOWS_FA3_PAGES_RETRACTION
 
 TOKENS = "tokens .* expected"
 ROUNDS = "rounds by correct drafts .* expected"
@@ -137,6 +139,12 @@ FAULTS = (
     Fault("windows_one_token_short", WINDOWS_FLASHINFER, TOKENS, slow=True),
     Fault("keys_of_a_window_from_the_texts_start", WINDOWS_FLASHINFER, f"{TOKENS}|{VIOLATION}", slow=True),
     Fault("windows_read_the_mask_of_the_others", WINDOWS_FLASHINFER, f"{TOKENS}|{VIOLATION}", slow=True),
+    Fault("windows_read_slots_of_the_other_pool", WINDOWS_FA3_PAGES_RETRACTION, f"{TOKENS}|{VIOLATION}"),
+    Fault("windows_one_slot_off_within_a_page", WINDOWS_FA3_PAGES, f"{TOKENS}|{VIOLATION}", slow=True),
+    Fault("windows_of_whole_pages", WINDOWS_FA3_PAGES, f"{TOKENS}|{VIOLATION}", slow=True),
+    Fault("latent_nodes_of_whole_pages", LATENT_FA3_PAGES, f"{TOKENS}|{VIOLATION}", slow=True),
+    Fault("prefix_pages_of_one_token", LATENT_FA3_PAGES, f"{TOKENS}|{VIOLATION}", slow=True),
+    Fault("windows_one_token_short_on_fa3", WINDOWS_FA3_PAGES, TOKENS, slow=True),
     Fault("pictures_of_the_neighbour", IMAGES, TOKENS, slow=True),
     Fault("sinks_left_out", WINDOWS_TRITON, TOKENS, slow=True),
     Fault("drafter_sees_the_first_tokens", DRAFT_WINDOW_FLASHINFER, ROUNDS, slow=True),

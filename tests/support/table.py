@@ -251,7 +251,6 @@ PAGED_PREFILLS = {"SGLANG_FLASHINFER_USE_PAGED": "1"}
 LATENT_FAMILIES = ("DeepSeek / Kimi-K2", "Kimi-K2.5", "Kimi-K3")
 _CLASSES = "has been run with DeepseekV3ForCausalLM, GptOssForCausalLM"
 _PAGED = "with `SGLANG_FLASHINFER_USE_PAGED=1`"
-_PAGES = "needs pages of one token"
 _ONE_NUMBER = "with a fixed number of nodes"
 _NO_ADAPTERS = "has not been shown with adapters"
 
@@ -342,17 +341,6 @@ REFUSED_FEATURES = (
         Row(family, backend, "pages of several tokens", Refused("only supports page_size=1", by_sglang=True))
         for family in ("LFM2", "LFM2-MoE")
         for backend in (FLASHINFER, FA3)
-    ),
-    *_refused(("DeepSeek / Kimi-K2",), "pages of several tokens", _PAGES, (FA3,), "refused-latent-pages"),
-    *_refused(("Kimi-K2.5",), "pages of several tokens", _PAGES, (FA3,), "refused-latent-pages-kimi"),
-    *_refused(("Kimi-K3",), "pages of several tokens", _PAGES, (FA3,), "refused-latent-pages-states"),
-    *_refused(("gpt-oss",), "pages of several tokens", _PAGES, (FA3,), "refused-windows-pages"),
-    *_refused(
-        ("Mellum",),
-        "pages of several tokens",
-        _PAGES,
-        (FA3,),
-        f"{_ON_FA3}test_fa3_takes_no_tree_under_a_window_from_pages_of_several_tokens[4]",
     ),
     Row(
         ALL,
@@ -691,6 +679,16 @@ IN_THE_LANE = (
     Row("gpt-oss", TRITON, "pages of several tokens", scene("windows-triton-16")),
     Row("gpt-oss", TRITON, "requests that join and leave a batch", scene("windows-triton-16")),
     Row("gpt-oss", TRITON, "retraction", scene("windows-retraction")),
+    Row("gpt-oss", FA3, "pages of several tokens", scene("windows-fa3-pages")),
+    Row("gpt-oss", FA3, "chunked prefill", scene("windows-fa3-pages-16")),
+    Row("gpt-oss", FA3, "requests that join and leave a batch", scene("windows-fa3-pages-16")),
+    Row("gpt-oss", FA3, "retraction", scene("windows-fa3-pages-retraction")),
+    Row("gpt-oss", FA3, "seeds (deterministic inference)", scene("windows-fa3-pages-deterministic")),
+    *(
+        Row("Mellum", FA3, feature, scene("windows-fa3-pages-mellum"))
+        for feature in (GREEDY, "prefix cache", "captured graphs and overlap", "pages of several tokens")
+    ),
+    Row("Mellum", FA3, "budget that follows the load", scene("windows-fa3-pages-widths")),
     Row("Gemma 4", TRITON, GREEDY, scene("windows-gemma")),
     Row("Gemma 4", TRITON, "prefix cache", scene("windows-gemma")),
     Row("Gemma 4", TRITON, "captured graphs and overlap", scene("windows-gemma")),
@@ -825,6 +823,19 @@ IN_THE_LANE = (
     Row("DeepSeek / Kimi-K2", TRITON, "captured graphs and overlap", scene("latent-triton")),
     Row("DeepSeek / Kimi-K2", FA3, GREEDY, scene("latent-fa3")),
     Row("DeepSeek / Kimi-K2", FA3, "captured graphs and overlap", scene("latent-fa3")),
+    *(
+        Row("DeepSeek / Kimi-K2", FA3, feature, scene(f"latent-fa3-pages{end}"))
+        for feature, end in (
+            ("pages of several tokens", ""),
+            ("prefix cache", ""),
+            ("a smaller tree for one request", "-16"),
+            ("chunked prefill", "-16"),
+            ("requests that join and leave a batch", "-16"),
+            ("retraction", "-retraction"),
+        )
+    ),
+    Row("Kimi-K2.5", FA3, "pages of several tokens", scene("latent-fa3-pages-kimi")),
+    Row("Kimi-K3", FA3, "pages of several tokens", scene("latent-fa3-pages-states")),
 )
 
 ROWS = (*REFUSED_TARGETS, *REFUSED_FEATURES, *ON_THE_CPU, *IN_THE_LANE)

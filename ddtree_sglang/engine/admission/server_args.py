@@ -31,7 +31,7 @@ from ddtree_sglang.engine.admission.other_backends import why_not
 from ddtree_sglang.engine.admission.recurrent_checks import check_recurrent_arguments
 from ddtree_sglang.engine.admission.rules import ArgumentRule, broken_rule
 from ddtree_sglang.engine.admission.split_servers import check_split, check_split_target, is_split
-from ddtree_sglang.engine.admission.target_checks import check_pages, check_target
+from ddtree_sglang.engine.admission.target_checks import check_target
 from ddtree_sglang.engine.cli_flags import apply_config
 from ddtree_sglang.engine.device_path import is_device_path
 from ddtree_sglang.engine.spec import ALGORITHM, is_ddtree, max_path_len
@@ -247,7 +247,6 @@ def check_resolved_target(server_args: Any) -> None:
     check_groups_target(cfg, model_config.hf_config.architectures[0])
     check_split_target(cfg, is_recurrent)
     check_storage(model_config, cfg)
-    check_pages(model_config, int(cfg.page_size), window, attention_backends_of(cfg))
     check_context_len(int(model_config.context_len), max_path_len(cfg))
     _check_prefills_with_adapters(cfg)
     if str(cfg.dtype) == "auto":

@@ -69,7 +69,6 @@ def check_loaded_target(runner: Any) -> None:
 
     check_target(runner.model_config, runner.sliding_window_size, attention_backends())
     _check_windows(runner, attention_backends())
-    check_pages(runner.model_config, int(runner.page_size), runner.sliding_window_size, attention_backends())
     if getattr(runner.model, "lm_head", None) is None:
         raise DDTreeConfigError(
             f"{ALGORITHM} drafts through the target's LM head, got {type(runner.model).__name__}, which has none at "
@@ -213,33 +212,6 @@ def _check_rotation(model_config: Any, name: str) -> None:
         raise DDTreeConfigError(
             f"{ALGORITHM} needs each token rotated by its own position, got {name} with LongRoPE, which SGLang rotates "
             f"otherwise once a token of a forward is past {short}; set --context-length {short}."
-        )
-
-
-def check_pages(model_config: Any, page_size: int, sliding_window: int | None, backends: tuple[Any, ...]) -> None:
-    """Refuse pages of several tokens where a tree's nodes could not be read from them.
-
-    Args:
-        model_config: SGLang's `ModelConfig` of the target.
-        page_size: tokens of a page.
-        sliding_window: tokens, None where no layer has one.
-        backends: the attention backends of prefill and decode.
-
-    Raises:
-        DDTreeConfigError: a window or latent attention on FA3. It makes its table of the window and the nodes for
-            pages of one token (flashattention_backend.py, `_init_sliding_window_attn_spec_metadata`), and reads single
-            slots of latent rows by the pool's pages. Elsewhere a tree's part is read by single slots.
-    """
-    from sglang.srt.configs.model_config import AttentionArch
-
-    if page_size == 1:
-        return
-    is_latent = model_config.attention_arch == AttentionArch.MLA
-    if "fa3" in backends and (sliding_window or is_latent):
-        of_what = f"a window of {sliding_window}" if sliding_window else "latent attention"
-        raise DDTreeConfigError(
-            f"{ALGORITHM} needs pages of one token on fa3 for a target with {of_what}, got {page_size}; remove "
-            "--page-size."
         )
 
 

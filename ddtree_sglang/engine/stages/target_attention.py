@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ddtree_sglang.engine.attention_layers import has_sinks_without_window
+from ddtree_sglang.engine.stages.fa3_latent import has_latent_pages
+from ddtree_sglang.engine.stages.fa3_windows import has_windows_in_pages
 from ddtree_sglang.engine.stages.flashinfer_windows import window_of_wrapper
 from ddtree_sglang.engine.stages.trees import verifying_backend
 from ddtree_sglang.engine.stages.window_masks import window_of_masks
@@ -21,7 +23,13 @@ def adapt_attention(runner: Any) -> None:
     Args:
         runner: the target's model runner, its backend built and no graph captured.
     """
-    from ddtree_sglang.contract.attention_patches import SINK_PATCHES, WINDOW_PATCHES, WRAPPER_PATCHES
+    from ddtree_sglang.contract.attention_patches import (
+        LATENT_PATCHES,
+        SINK_PATCHES,
+        SLOT_PATCHES,
+        WINDOW_PATCHES,
+        WRAPPER_PATCHES,
+    )
     from ddtree_sglang.contract.patch import Patch, assign
     from ddtree_sglang.contract.state_patches import SHORT_CONVOLUTION_PATCHES
 
@@ -34,6 +42,8 @@ def adapt_attention(runner: Any) -> None:
         (has_masks, WINDOW_PATCHES),
         (has_wrappers, WRAPPER_PATCHES),
         (merges_sinks, SINK_PATCHES),
+        (has_windows_in_pages(runner), SLOT_PATCHES),
+        (has_latent_pages(runner), LATENT_PATCHES),
         (convolves, SHORT_CONVOLUTION_PATCHES),
     )
     for patch in (patch for is_needed, patches in needed if is_needed for patch in patches):

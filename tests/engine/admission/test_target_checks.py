@@ -15,7 +15,6 @@ from ddtree_sglang.engine.admission.target_checks import (
     PAGED_PREFILLS,
     WINDOW_BACKENDS,
     check_loaded_target,
-    check_pages,
     check_target,
     check_target_backend,
 )
@@ -85,20 +84,6 @@ def test_sglangs_longrope_rotates_a_root_by_the_furthest_of_its_nodes() -> None:
 
     torch.testing.assert_close(rotated(2)[:1], rotated(1))
     assert (rotated(3)[:1] - rotated(1)).abs().max() > 1e-2
-
-
-@pytest.mark.parametrize("page_size", [16, 64])
-def test_pages_are_served_where_a_nodes_slot_is_read_by_itself(page_size: int) -> None:
-    for backend in ("flashinfer", "triton", "fa3", "ddtree_cpu"):
-        check_pages(target(), page_size, None, (backend, backend))
-    check_pages(target(), page_size, 128, ("ddtree_cpu", "ddtree_cpu"))
-    with pytest.raises(DDTreeConfigError, match=r"one token on fa3 for a target with a window of 128, got"):
-        check_pages(target(), page_size, 128, ("fa3", "fa3"))
-    check_pages(target("MLA"), page_size, None, ("triton", "triton"))
-    with pytest.raises(DDTreeConfigError, match="one token on fa3 for a target with latent attention, got"):
-        check_pages(target("MLA"), page_size, None, ("fa3", "triton"))
-    check_pages(target(), 1, 128, ("fa3", "fa3"))
-    check_pages(target("MLA"), 1, None, ("fa3", "fa3"))
 
 
 def loaded(model: torch.nn.Module, manager: Any = None) -> Any:

@@ -15,6 +15,7 @@ from tests.device_lane.adapters import make_adapters
 from tests.device_lane.asking import Lane, open_lane
 from tests.device_lane.convolved_drafter import with_convolutions
 from tests.device_lane.install import install_fa3, install_flashinfer
+from tests.device_lane.mobius import ARCHITECTURE as MOBIUS
 from tests.device_lane.pair_heads import (
     with_gated_markov,
     with_lattice,
@@ -58,6 +59,8 @@ PAIRS = {
     "gated_delta": ("qwen3_5", 4, 32),
     "gated_delta_wide": ("qwen3_5_wide", 4, 80),
     "mamba": ("nemotron_h", 4, 32),
+    "mamba_omni": ("nemotron_h_omni", 4, 32),
+    "mamba_puzzle": ("nemotron_h_puzzle", 4, 32),
     "kimi_k3": ("kimi_k3", 4, 32),
     "kimi_k3_wide": ("kimi_k3", 4, 80),
     "kimi_k3_whole": ("kimi_k3", 4, 128),
@@ -79,6 +82,7 @@ SEES = "sees"
 """A pair whose target takes images (tests/support/image_pair.py)."""
 OTHER_NAMES = {
     "intern_s2": replace(PUBLISHED["Qwen3.5-35B-A3B"], architecture="InternS2PreviewForConditionalGeneration"),
+    "mobius": replace(PUBLISHED["Qwen3.5-35B-A3B"], architecture=MOBIUS),
 }
 """Published pairs whose target is saved as another class of the same layers."""
 KINDS = dict.fromkeys(("sliding", "sliding_gated_delta"), (SLIDING, FULL))

@@ -15,6 +15,8 @@ from tests.device_lane.install import LaneTorch
 from tests.device_lane.settings import LaneSettings
 
 _installed = False
+_kept: list[torch.library.Library] = []
+"""What would be undone where nobody holds it."""
 
 
 def install_device() -> None:
@@ -27,6 +29,7 @@ def install_device() -> None:
     streams.install()
     streams.late = settings.late
     _install_memory_queries()
+    _install_products()
     _allocate_host_memory()
     _install_seeded_noise()
     _take_cuda_branches()
@@ -60,6 +63,16 @@ def _install_memory_queries() -> None:
             setattr(module, name, answer)
     # A kernel's launcher switches to its tensors' device; a host's module has none to switch to.
     torch.cpu.device = lambda _: nullcontext()  # type: ignore[attr-defined]
+
+
+def _install_products() -> None:
+    """Of two matrices in another dtype than theirs, which torch has on CUDA alone."""
+
+    def product(first: torch.Tensor, second: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return torch.mm(first.to(dtype), second.to(dtype))
+
+    _kept.append(torch.library.Library("aten", "IMPL"))
+    _kept[-1].impl("mm.dtype", product, "CPU")
 
 
 def _allocate_host_memory() -> None:

@@ -15,12 +15,22 @@ def forward(_method: Any, layer: Any, dispatch_output: Any) -> Any:
     from sglang.srt.layers.moe.fused_moe_native import fused_moe_forward_native
     from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 
+    weights, ids, _ = dispatch_output.topk_output
+    if not layer.moe_runner_config.is_gated:
+        return StandardCombineInput(hidden_states=squared_experts(layer, dispatch_output.hidden_states, weights, ids))
     is_bounded = layer.moe_runner_config.activation == "situ"
     if getattr(layer, "w13_weight_bias", None) is None and not is_bounded:
         return fused_moe_forward_native(layer, dispatch_output)
-    weights, ids, _ = dispatch_output.topk_output
     experts = bounded_experts if is_bounded else clamped_experts
     return StandardCombineInput(hidden_states=experts(layer, dispatch_output.hidden_states, weights, ids))
+
+
+def squared_experts(layer: Any, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """[T, H] of rows [T, H] and their experts [T, K]: no gate, as Nemotron-H has them."""
+    config = layer.moe_runner_config
+    hidden = torch.einsum("th,tkih->tki", x, layer.w13_weight[ids]).relu().square()
+    out = torch.einsum("tki,tkhi,tk->th", hidden, layer.w2_weight[ids], weights.to(x.dtype))
+    return out * config.routed_scaling_factor
 
 
 def bounded_experts(layer: Any, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

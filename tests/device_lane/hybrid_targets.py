@@ -55,6 +55,23 @@ _MAMBA: dict[str, Any] = {
     "layer_norm_epsilon": 1e-6,
     "rms_norm_eps": 1e-6,  # the drafter's
 }
+_BLOCKS: tuple[dict[str, Any], ...] = (
+    {"block_type": "mamba"},
+    {"block_type": "moe", "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    {"block_type": "attention"},
+    {"block_type": "mamba"},
+    {"block_type": "moe", "n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 16},
+)
+"""Of Nemotron-H-Puzzle, whose layers of experts differ."""
+_PUZZLE: dict[str, Any] = {
+    **_MAMBA,
+    "num_hidden_layers": len(_BLOCKS),
+    "layers_block_type": [block["block_type"] for block in _BLOCKS],
+    "moe_shared_expert_intermediate_size": 32,
+    "routed_scaling_factor": 1.5,
+    "n_group": 1,
+    "topk_group": 1,
+}
 KIMI_K3: dict[str, Any] = {
     "num_hidden_layers": NUM_LAYERS,
     "linear_attn_config": {
@@ -123,6 +140,22 @@ def _nemotron_h(shape: Mapping[str, Any]) -> Any:
     return NemotronHForCausalLM(NemotronHConfig(**{**shape, **_MAMBA}))
 
 
+def _nemotron_h_puzzle(shape: Mapping[str, Any]) -> Any:
+    """Hugging Face's class has one configuration for all layers."""
+    from transformers import NemotronHConfig, NemotronHForCausalLM
+    from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHMoE
+
+    target = NemotronHForCausalLM(NemotronHConfig(**{**shape, **_PUZZLE}))
+    generator = torch.Generator().manual_seed(0)
+    for index, block in enumerate(_BLOCKS):
+        if block["block_type"] == "moe":
+            mixer = NemotronHMoE(NemotronHConfig(**{**shape, **_PUZZLE, **block}), index)
+            bias = mixer.gate.e_score_correction_bias
+            bias.copy_(0.1 * torch.randn(bias.shape, generator=generator))
+            target.model.layers[index].mixer = mixer
+    return target
+
+
 def _kimi_k3(shape: Mapping[str, Any]) -> Any:
     from tests.device_lane.kimi_k3 import KimiK3LinearForCausalLM, KimiK3TextConfig
 
@@ -136,10 +169,13 @@ def write_rope_as_published(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
-def name_layers_as_published(folder: Path) -> None:
+def name_layers_as_published(folder: Path, architecture: str) -> None:
     """Give a saved Nemotron-H the names of layers that SGLang reads; Hugging Face reads those, and writes others."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config |= {"layers_block_type": _MAMBA["layers_block_type"], "mamba_n_groups": _MAMBA["n_groups"]}
+    if architecture == "nemotron_h_puzzle":
+        config |= {"layers_block_type": _PUZZLE["layers_block_type"], "block_configs": _BLOCKS}
+        config |= {"architectures": [OTHER_CLASSES[architecture]], "model_type": architecture}
     for name in ("mtp_layers_block_type", "time_step_limit"):
         config.pop(name, None)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -152,13 +188,21 @@ MAKERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "lfm2_vl": _lfm2,
     "lfm2_moe": _lfm2_moe,
     "nemotron_h": _nemotron_h,
+    "nemotron_h_omni": _nemotron_h,
+    "nemotron_h_puzzle": _nemotron_h_puzzle,
     "kimi_k3": _kimi_k3,
     "kimi_k3_text": _kimi_k3,
 }
 """By architecture: a target of a shape, as `pairs` has them."""
 
-WITH_IMAGES = {"kimi_k3": "KimiK3ForConditionalGeneration", "lfm2_vl": "Lfm2VlForConditionalGeneration"}
+WITH_IMAGES = {
+    "kimi_k3": "KimiK3ForConditionalGeneration",
+    "lfm2_vl": "Lfm2VlForConditionalGeneration",
+    "nemotron_h_omni": "NemotronH_Omni_Reasoning_V3",
+}
 """Those that are saved as the text part of a class that takes images."""
+OTHER_CLASSES = {**WITH_IMAGES, "nemotron_h_puzzle": "NemotronHPuzzleForCausalLM"}
+"""Those that are saved as another class than Hugging Face's of the text."""
 
 KIMI_LINEAR = "kimi_linear"
 """Model type of Kimi-K3's text."""

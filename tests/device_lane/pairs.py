@@ -163,6 +163,8 @@ Architecture = Literal[
     "lfm2_vl",
     "lfm2_moe",
     "nemotron_h",
+    "nemotron_h_omni",
+    "nemotron_h_puzzle",
     "kimi_k3",
     "kimi_k3_text",
 ]
@@ -221,8 +223,8 @@ def make_pair(
         drafter = train_drafter(target, block_size, seed, kinds)
     target.save_pretrained(folder / "target")
     save_tokenizer(folder / "target", vocabulary)
-    if architecture == "nemotron_h":
-        hybrid_targets.name_layers_as_published(folder / "target")
+    if architecture.startswith("nemotron_h"):
+        hybrid_targets.name_layers_as_published(folder / "target", architecture)
     if architecture in hybrid_targets.WITH_IMAGES:
         save_as_multimodal(folder / "target", hybrid_targets.WITH_IMAGES[architecture])
     export_drafter(drafter, folder / "draft", torch.float32)

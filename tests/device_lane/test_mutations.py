@@ -39,7 +39,7 @@ from tests.device_lane.catalogue import (
     WINDOWS_FLASHINFER,
     WINDOWS_TRITON,
 )
-from tests.device_lane.class_catalogue import INTERN_S2, SHORT_CONVOLUTION_VL
+from tests.device_lane.class_catalogue import INTERN_S2, MOBIUS, OMNI, PUZZLE, SHORT_CONVOLUTION_VL
 from tests.device_lane.drafter_catalogue import GATED_MARKOV, LATTICE, MARKOV, MARKOV_LFM2
 from tests.device_lane.group_catalogue import GROUPS, GROUPS_EAGER, GROUPS_GATED_DELTA, GROUPS_OF_TWO, GROUPS_WIDTHS
 from tests.device_lane.group_families import GROUPS_IMAGES, GROUPS_IMAGES_ALONE, GROUPS_KDA, GROUPS_MELLUM
@@ -101,7 +101,7 @@ FAULTS = (
         Fault("short_convolutions_in_a_chain", scene, TOKENS, slow=True)
         for scene in (SHORT_CONVOLUTION, SHORT_CONVOLUTION_VL)
     ),
-    Fault("states_by_depth", INTERN_S2, TOKENS, slow=True),
+    *(Fault("states_by_depth", scene, TOKENS, slow=True) for scene in (INTERN_S2, MOBIUS, OMNI, PUZZLE)),
     Fault("drafts_at_the_masks", MARKOV_LFM2, ROUNDS, slow=True),
     Fault("states_by_depth", GATED_DELTA, TOKENS, slow=True),
     Fault("states_stay_where_they_were", GATED_DELTA, TOKENS, slow=True),

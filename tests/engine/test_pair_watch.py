@@ -212,7 +212,7 @@ DRAFTER = {
     ],
 )
 def test_what_configurations_tell(change: dict[str, Any], told: str) -> None:
-    for target in (TARGET, {"text_config": TARGET}):
+    for target in (TARGET, {"text_config": TARGET}, {"llm_config": TARGET}):
         found = suspicions({**DRAFTER, **change}, target)
         assert len(found) == bool(told), found
         assert told in "".join(found)

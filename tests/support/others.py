@@ -64,6 +64,8 @@ _NO_HEAD = f"{_REFUSED_CLASSES}test_sglang_ends_where_it_drafts_for_a_class_with
 _LACKING_NEEDED = (
     f"{_ADMISSION_LIFTED}test_sglang_ends_over_layers_of_qwen3_vl_that_lack_what_their_class_asks_them_for"
 )
+_ENDS = "which this SGLang ends over at its warm-up, whatever the algorithm"
+_ENDS_NEEDED = f"{_REFUSED_CLASSES}test_sglang_ends_over_minicpm_v_at_its_warm_up"
 _PICKS = "tests/kernels/test_refused_indexers.py::"
 _CONVOLUTIONS = "tests/kernels/test_refused_convolutions.py::"
 _MIMO = "whose keys and values differ in width"
@@ -127,7 +129,12 @@ OTHERS: dict[str, Other] = {
     ),
     "InternLM3ForCausalLM": _full(""),
     "InternS1ProForConditionalGeneration": Other("full attention, rotations of each head by position"),
-    "InternS2MobiusForConditionalGeneration": _recurrent("interns2_mobius"),
+    "InternS2MobiusForConditionalGeneration": Other(
+        "GDN and full attention, Qwen3.5's layers, some of which share their experts; without adapters, and SGLang "
+        "lets rounds not overlap beside a prefix cache",
+        "interns2_mobius",
+        scene="intern-s2-mobius",
+    ),
     "InternS2PreviewForConditionalGeneration": Other(
         "GDN and full attention, experts: Qwen3.5's class; without adapters", "intern_s2_preview", scene="intern-s2"
     ),
@@ -147,9 +154,9 @@ OTHERS: dict[str, Other] = {
     "MiMoV2FlashForCausalLM": _refused(_MIMO, "mimo_v2_flash", num_hidden_layers=2, hybrid_layer_pattern=[1, 0]),
     "MiMoV2ForCausalLM": _refused(_MIMO, num_hidden_layers=2, hybrid_layer_pattern=[1, 0]),
     # Its versions before 4.6, without a state, hand no layers out, as the loaded model tells (`target_checks`).
-    "MiniCPMV": _recurrent("minicpmv4_6"),
-    "MiniCPMV4_6ForConditionalGeneration": _recurrent("minicpmv4_6"),
-    "MiniCPMV4_7ForConditionalGeneration": _recurrent("minicpmv4_7"),
+    "MiniCPMV": _refused(_ENDS, "minicpmv4_6", _ENDS_NEEDED),
+    "MiniCPMV4_6ForConditionalGeneration": _refused(_ENDS, "minicpmv4_6", _ENDS_NEEDED),
+    "MiniCPMV4_7ForConditionalGeneration": _refused(_ENDS, "minicpmv4_7", _ENDS_NEEDED),
     "MiniMaxM3SparseForConditionalGeneration": _refused(
         "whose sparse layers pick blocks of keys",
         "minimax_m3_vl",
@@ -167,12 +174,20 @@ OTHERS: dict[str, Other] = {
     "NanbeigeForCausalLM": Other(
         "full attention in layers that run several times, each time with keys of their own", "nanbeige"
     ),
-    "NemotronHPuzzleForCausalLM": _recurrent("nemotron_h_puzzle", block_configs=[]),
+    "NemotronHPuzzleForCausalLM": Other(
+        "Mamba2 and full attention, Nemotron-H's layers, of whose experts each layer has its own number; without "
+        "adapters",
+        "nemotron_h_puzzle",
+        {"block_configs": []},
+        scene="mamba-puzzle",
+    ),
     "NemotronH_Nano_Omni_Reasoning_V3": _recurrent(
         "NemotronH_Nano_Omni_Reasoning_V3", f"{_NO_HEAD}[NemotronH_Nano_Omni_Reasoning_V3]"
     ),
     "NemotronH_Nano_VL_V2": _recurrent("NemotronH_Nano_VL_V2", f"{_NO_HEAD}[NemotronH_Nano_VL_V2]"),
-    "NemotronH_Omni_Reasoning_V3": _recurrent("nemotron_h_omni"),
+    "NemotronH_Omni_Reasoning_V3": Other(
+        "Mamba2 and full attention, Nemotron-H's text; without adapters", "nemotron_h_omni", scene="mamba-omni"
+    ),
     "Phi3ForCausalLM": Other("full attention; LongRoPE is refused past its short factors", "phi3"),
     "Qwen3VLForConditionalGeneration": _refused(_LACKING, "qwen3_vl", _LACKING_NEEDED),
     "Qwen4ExpForConditionalGeneration": _refused(

@@ -15,7 +15,7 @@ from ddtree_sglang.engine.admission.target_checks import NOT_HANDED_OUT, NOT_SHO
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.device_lane.conftest import OTHER_NAMES
 from tests.device_lane.conftest import PAIRS as LANE_PAIRS
-from tests.device_lane.hybrid_targets import WITH_IMAGES
+from tests.device_lane.hybrid_targets import OTHER_CLASSES
 from tests.support.document import SCENES_BY_NAME
 from tests.support.families import FAMILIES
 from tests.support.others import NO_TARGETS, OTHERS, SHAPE, Other
@@ -83,7 +83,7 @@ def test_a_class_is_admitted_or_refused_as_the_list_says(name: str, tmp_path: Pa
 def test_a_class_that_a_scene_serves_is_the_one_of_its_pair() -> None:
     """By the name that its pair is saved with."""
     saved = {
-        **{pair: WITH_IMAGES.get(LANE_PAIRS[pair][0], "") for pair in LANE_PAIRS},
+        **{pair: OTHER_CLASSES.get(LANE_PAIRS[pair][0], "") for pair in LANE_PAIRS},
         **{pair: published.kind for pair, published in OTHER_NAMES.items()},
     }
     served = {name: SCENES_BY_NAME[other.scene] for name, other in OTHERS.items() if other.scene}

@@ -12,7 +12,7 @@ import transformers
 from ddtree_sglang.training.model.drafter_config import drafter_config_for
 from ddtree_sglang.training.model.drafter_model import DFlashDrafter
 from ddtree_sglang.training.model.export import export_drafter
-from tests.device_lane import hybrid_targets
+from tests.device_lane import hybrid_targets, mobius
 from tests.device_lane.multimodal import MULTIMODAL, save_as_multimodal
 from tests.device_lane.pairs import MASK_TOKEN, TinyPair, fill, one_thread, save_tokenizer, train
 from tests.device_lane.sliding_drafter import state_kinds, with_sliding_layers
@@ -68,15 +68,22 @@ def make_tiny(
     with one_thread():
         config, model = (getattr(transformers, name) for name in _CLASSES[fields.pop("model_type")])
         target = model(config(**fields))
+        shares = published.kind == mobius.ARCHITECTURE
+        if shares:
+            mobius.share_banks(target)
         fill(target, seed)
         if target.config.tie_word_embeddings:
             _tell_head_from_embedding(target, seed)
         drafter = _drafter(target, published, seed)
         train(drafter, target, seed, training_steps)
-    target.save_pretrained(folder / "target")
+    # What is shared is saved in each layer's name.
+    weights = {name: one.clone() for name, one in target.state_dict().items()} if shares else None
+    target.save_pretrained(folder / "target", state_dict=weights)
     save_tokenizer(folder / "target", target.config.vocab_size)
     if published.kind in MULTIMODAL:
         save_as_multimodal(folder / "target", published.kind)
+    if shares:
+        mobius.save_banks(folder / "target", target)
     if target.config.model_type == "qwen3_next":
         hybrid_targets.write_rope_as_published(folder / "target")
     export_drafter(drafter, folder / "draft", torch.float32)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ddtree_sglang.engine.admission.drafter_families import MARKOV, require_served
-from ddtree_sglang.engine.admission.drafter_fields import block_size_of
+from ddtree_sglang.engine.admission.drafter_fields import block_size_of, text_part
 from ddtree_sglang.exceptions import DDTreeConfigError
 
 
@@ -104,7 +104,7 @@ def check_drafter_fits_target(drafter: Mapping[str, Any], target: Mapping[str, A
     """
     dflash = drafter.get("dflash_config") or {}
     family = require_served(drafter)
-    text = target.get("text_config") or target
+    text = text_part(target)
     _check_same_hidden_size(drafter, text)
     _check_vocabulary(drafter, dflash, text)
     _check_target_layers(drafter, dflash, text)

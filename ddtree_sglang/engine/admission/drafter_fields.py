@@ -41,6 +41,14 @@ def block_field(drafter: Mapping[str, Any], name: str, default: Any = None) -> A
     return default if found is None else found
 
 
+def text_part(target: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of a target's parsed `config.json`, what is of its text model, found where SGLang looks for it.
+
+    Nemotron-H's classes with images have it as `llm_config` (utils/hf_transformers/common.py, `get_hf_text_config`).
+    """
+    return target.get("llm_config") or target.get("text_config") or target
+
+
 def block_size_of(drafter: Mapping[str, Any]) -> int:
     """As it is stated; what it counts hangs on the family (`drafter_checks.shape_of`)."""
     return int(block_field(drafter, "block_size", DEFAULT_BLOCK_SIZE))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ddtree_sglang.engine.admission.drafter_fields import block_field
+from ddtree_sglang.engine.admission.drafter_fields import block_field, text_part
 from ddtree_sglang.engine.admission.drafter_shape import SLIDING, shape_field, unstated
 
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id")
@@ -18,7 +18,7 @@ SPECIAL_TOKENS = ("bos_token_id", "eos_token_id")
 
 def suspicions(drafter: Mapping[str, Any], target: Mapping[str, Any]) -> list[str]:
     """One line for each thing that does not fit, empty where nothing tells; both as parsed `config.json`."""
-    text = target.get("text_config") or target
+    text = text_part(target)
     return [
         *_rope(drafter, text),
         *_positions(drafter, text),

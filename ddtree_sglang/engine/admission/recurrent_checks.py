@@ -21,9 +21,9 @@ GATED_DELTA = (
     "Qwen3_5MoeForConditionalGeneration",
     "Qwen3NextForCausalLM",
 )
-OTHER_NAMES = ("InternS2PreviewForConditionalGeneration",)
+OTHER_NAMES = ("InternS2MobiusForConditionalGeneration", "InternS2PreviewForConditionalGeneration")
 """Classes of gated delta nets that are Qwen3.5's under another name."""
-MAMBA2 = ("NemotronHForCausalLM",)
+MAMBA2 = ("NemotronHForCausalLM", "NemotronHPuzzleForCausalLM", "NemotronH_Omni_Reasoning_V3")
 WITH_IMAGES = ("Lfm2VlForConditionalGeneration",)
 """Classes of short convolutions for which SGLang sees to no states in its prefix cache (arg_groups/overrides.py,
 `_MAMBA_RADIX_CACHE_ARCHS`): neither to overlap, nor to pages."""
@@ -31,7 +31,7 @@ SHORT_CONVOLUTIONS = ("Lfm2ForCausalLM", "Lfm2MoeForCausalLM", *WITH_IMAGES)
 KDA = ("KimiK3ForConditionalGeneration",)
 MIXED = (*GATED_DELTA, *OTHER_NAMES, *MAMBA2, *KDA)
 """Of these, whose prefix cache has states at fixed lengths, too."""
-ADAPTED = (*MAMBA2, "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
+ADAPTED = ("NemotronHForCausalLM", "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
 """Of these, those that were shown with adapters."""
 SERVED = (*MIXED, *SHORT_CONVOLUTIONS)
 """Architectures with recurrent layers that are verified as trees, by the kind of those layers."""
@@ -39,12 +39,21 @@ SERVED = (*MIXED, *SHORT_CONVOLUTIONS)
 STATE_BACKEND_CLASSES = ("GDNAttnBackend", "KDAAttnBackend", "Mamba2AttnBackend", "ShortConvAttnBackend")
 """SGLang's backends of recurrent layers whose kernels have been shown to take a tree (layers/attention/linear)."""
 
-NOT_DRAFTED_FOR = {
+NOT_SERVED = {
     "KimiLinearForCausalLM": (
-        "whose class in SGLang hands its layers' states to no drafter, though the Triton kernel of its KDA takes a tree"
-    )
+        "whose class in SGLang hands its layers' states to no drafter, though the Triton kernel of its KDA takes a "
+        f"tree; use a server without {ALGORITHM}"
+    ),
+    **dict.fromkeys(
+        ("MiniCPMV", "MiniCPMV4_6ForConditionalGeneration", "MiniCPMV4_7ForConditionalGeneration"),
+        "which this SGLang ends over at its warm-up, whatever the algorithm; use another target",
+    ),
 }
-"""Architectures that no drafter can follow, and why, which is more than that their states were not shown."""
+"""Architectures that are refused for more than that their states were not shown, and what to do.
+
+MiniCPM-V's class answers for the model within it, `eval` included, so that SGLang's loader hands out that one, and what
+it has told the class of shared experts is lost (models/minicpmv.py, `__getattr__`; model_loader/loader.py,
+`_initialize_model`; model_executor/runner/base_runner.py, `model_context`)."""
 
 _CHAIN = "use --speculative-algorithm DFLASH, whose chain SGLang supports there"
 
@@ -213,9 +222,7 @@ def check_recurrent_target(model_config: Any) -> None:
     name = (model_config.hf_config.architectures or ["this target"])[0]
     is_recurrent = mambaish_config(model_config) is not None or model_config.attention_arch == AttentionArch.SSM
     if is_recurrent and name not in SERVED:
-        why = f"whose states have not been shown to follow a tree; {_CHAIN}"
-        if name in NOT_DRAFTED_FOR:
-            why = f"{NOT_DRAFTED_FOR[name]}; use a server without {ALGORITHM}"
+        why = NOT_SERVED.get(name, f"whose states have not been shown to follow a tree; {_CHAIN}")
         raise DDTreeConfigError(
             f"{ALGORITHM} serves targets with recurrent layers of the architectures {', '.join(SERVED)}, got {name}, "
             f"{why}."

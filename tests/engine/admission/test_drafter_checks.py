@@ -43,7 +43,8 @@ def test_block_size_inside_dflash_config_wins() -> None:
 
 
 def test_target_text_config_is_what_counts_for_multimodal_targets() -> None:
-    assert check_drafter_fits_target(drafter(), {"text_config": TARGET, "hidden_size": 1}).block_size == 8
+    for place in ("text_config", "llm_config"):
+        assert check_drafter_fits_target(drafter(), {place: TARGET, "hidden_size": 1}).block_size == 8
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from ddtree_sglang.config import CONFIG_ENV
 from ddtree_sglang.engine.admission import recurrent_checks
 from ddtree_sglang.engine.admission.recurrent_checks import (
+    MAMBA2,
     RECURRENT_RULES,
     SERVED,
     check_recurrent_arguments,
@@ -96,6 +97,12 @@ def test_kimi_linear_is_refused_for_what_its_class_lacks() -> None:
         check_recurrent_target(target("KimiLinearConfig", "KimiLinearForCausalLM"))
 
 
+def test_minicpm_v_is_refused_for_what_sglang_does_with_any_server_of_it() -> None:
+    for name in ("MiniCPMV", "MiniCPMV4_6ForConditionalGeneration", "MiniCPMV4_7ForConditionalGeneration"):
+        with pytest.raises(DDTreeConfigError, match=f"got {name}, which this SGLang ends over .*; use another target"):
+            check_recurrent_target(target("Qwen3NextConfig", name))
+
+
 def test_a_target_that_never_attends_is_refused() -> None:
     with pytest.raises(DDTreeConfigError, match="got Mamba2ForCausalLM, whose states"):
         check_recurrent_target(target("LlamaConfig", "Mamba2ForCausalLM", arch="SSM"))
@@ -147,8 +154,9 @@ def test_what_advances_a_state_along_a_chain_is_refused(changes: dict[str, Any],
 
 
 @pytest.mark.usefixtures("on_device")
-def test_what_only_mamba2_cannot_is_refused_for_that_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    mamba, other = target("NemotronHConfig", "NemotronHForCausalLM"), target("Qwen3NextConfig", "Qwen3NextForCausalLM")
+@pytest.mark.parametrize("name", MAMBA2)
+def test_what_only_mamba2_cannot_is_refused_for_that_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mamba, other = target("NemotronHConfig", name), target("Qwen3NextConfig", "Qwen3NextForCausalLM")
     check_recurrent_target(mamba)
     check_recurrent_arguments(mamba, arguments())
     flashinfer = arguments(mamba_backend="flashinfer")
@@ -192,7 +200,8 @@ def test_adapters_are_served_on_short_convolutions_mamba2_and_qwen35() -> None:
     check_recurrent_arguments(target("NemotronHConfig", "NemotronHForCausalLM"), adapters)
     for name in ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"):
         check_recurrent_arguments(target("Qwen3NextConfig", name), adapters)
-    for name in ("KimiK3ForConditionalGeneration", "Qwen3_5ForCausalLM"):
+    unshown = ("InternS2MobiusForConditionalGeneration", "NemotronHPuzzleForCausalLM", "NemotronH_Omni_Reasoning_V3")
+    for name in ("KimiK3ForConditionalGeneration", "Qwen3_5ForCausalLM", *unshown):
         with pytest.raises(DDTreeConfigError, match="has not been shown with adapters"):
             check_recurrent_arguments(target("Qwen3NextConfig", name), adapters)
 

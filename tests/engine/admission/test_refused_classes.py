@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,6 +67,59 @@ def test_sglang_ends_where_it_drafts_for_a_class_without_a_head_at_its_top(name:
     assert of_images("NemotronH_Omni_Reasoning_V3").lm_head.weight.shape == (8, 4)
     with pytest.raises(AttributeError, match="_ensure_draft_block_buffers"):
         drafted_for(of_images("NemotronH_Omni_Reasoning_V3"))
+
+
+def test_sglang_ends_over_minicpm_v_at_its_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why these are refused: SGLang itself starts no server of them, drafter or none.
+
+    Its loader tells the class of shared experts and hands out the model within, which was told of none.
+    """
+    from sglang.srt.configs.shared_experts import SharedExpertsConfig
+    from sglang.srt.model_executor.runner import base_runner
+    from sglang.srt.model_loader import loader
+    from sglang.srt.models import minicpmv
+
+    experts = SharedExpertsConfig()
+    flags = SimpleNamespace(override=lambda **given: nullcontext(given))
+    for module in (loader, base_runner):
+        monkeypatch.setattr(module, "get_model", lambda: flags)
+    monkeypatch.setattr(loader, "resolve_shared_experts_config", lambda *_: experts)
+    monkeypatch.setattr(loader, "_get_quantization_config", lambda *_: None)
+    monkeypatch.setattr(loader.DefaultModelLoader, "_get_all_weights", lambda *_: ())
+    for number, kind in minicpmv._SUPPORT_VERSION.items():
+        monkeypatch.setitem(minicpmv._SUPPORT_VERSION, number, partial(within, kind.__name__))
+
+    def warmed_up_with(model_class: Any, version: str) -> Any:
+        monkeypatch.setattr(loader, "get_model_architecture", lambda _config: (model_class, model_class.__name__))
+        config = SimpleNamespace(hf_config=SimpleNamespace(model_type=version), dtype=torch.float32)
+        own = loader.DefaultModelLoader(loader.LoadConfig())
+        model = own.load_model(model_config=config, device_config=SimpleNamespace(device="cpu"))
+        with base_runner.BaseRunner.model_context(SimpleNamespace(model_runner=SimpleNamespace(model=model))) as given:
+            return given["shared_experts"]
+
+    assert warmed_up_with(Loaded, "") is experts
+    versions = {"MiniCPMV": 6, "MiniCPMV4_6ForConditionalGeneration": 6, "MiniCPMV4_7ForConditionalGeneration": 7}
+    for name, version in versions.items():
+        lost = f"'MiniCPMV4_{version}' object has no attribute 'shared_experts_config'"
+        with pytest.raises(AttributeError, match=lost):
+            warmed_up_with(getattr(minicpmv, name), f"minicpmv4_{version}")
+
+
+class Loaded(torch.nn.Module):
+    """As SGLang's other classes are."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__()
+
+    def load_weights(self, _weights: Any) -> None:
+        """It has none."""
+
+
+def within(kind: str, **_: Any) -> torch.nn.Module:
+    """A version of MiniCPM-V without layers, which loads nothing."""
+    made = bare(f"minicpmv:{kind}")
+    made.llm = Loaded()
+    return made
 
 
 def test_sglang_picks_blocks_of_keys_without_a_trees_mask(monkeypatch: pytest.MonkeyPatch) -> None:

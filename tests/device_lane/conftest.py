@@ -58,6 +58,8 @@ PAIRS = {
     "gated_delta": ("qwen3_5", 4, 32),
     "gated_delta_wide": ("qwen3_5_wide", 4, 80),
     "mamba": ("nemotron_h", 4, 32),
+    "mimo_v2_flash": ("mimo_v2_flash", 4, 32),
+    "mimo_v2": ("mimo_v2", 4, 32),
     "kimi_k3": ("kimi_k3", 4, 32),
     "kimi_k3_wide": ("kimi_k3", 4, 80),
     "kimi_k3_whole": ("kimi_k3", 4, 128),

@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from tests.device_lane import wide_keys
 
 NUM_LAYERS = 3
 
@@ -152,10 +155,17 @@ MAKERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "lfm2_vl": _lfm2,
     "lfm2_moe": _lfm2_moe,
     "nemotron_h": _nemotron_h,
+    **dict.fromkeys(wide_keys.CLASSES, wide_keys.make),
     "kimi_k3": _kimi_k3,
     "kimi_k3_text": _kimi_k3,
 }
 """By architecture: a target of a shape, as `pairs` has them."""
+
+AS_PUBLISHED: dict[str, Callable[[Path], None]] = {
+    "nemotron_h": name_layers_as_published,
+    **{name: partial(wide_keys.state_as_published, of_class=of) for name, of in wide_keys.CLASSES.items()},
+}
+"""What a saved target's `config.json` is changed by, where Hugging Face writes another one than SGLang reads."""
 
 WITH_IMAGES = {"kimi_k3": "KimiK3ForConditionalGeneration", "lfm2_vl": "Lfm2VlForConditionalGeneration"}
 """Those that are saved as the text part of a class that takes images."""

@@ -13,6 +13,7 @@ import pytest
 
 from ddtree_sglang.engine.admission.target_checks import NOT_HANDED_OUT, NOT_SHOWN, check_target
 from ddtree_sglang.exceptions import DDTreeConfigError
+from tests.device_lane import wide_keys
 from tests.device_lane.conftest import OTHER_NAMES
 from tests.device_lane.conftest import PAIRS as LANE_PAIRS
 from tests.device_lane.hybrid_targets import WITH_IMAGES
@@ -82,8 +83,9 @@ def test_a_class_is_admitted_or_refused_as_the_list_says(name: str, tmp_path: Pa
 
 def test_a_class_that_a_scene_serves_is_the_one_of_its_pair() -> None:
     """By the name that its pair is saved with."""
+    classes = {**WITH_IMAGES, **wide_keys.CLASSES}
     saved = {
-        **{pair: WITH_IMAGES.get(LANE_PAIRS[pair][0], "") for pair in LANE_PAIRS},
+        **{pair: classes.get(LANE_PAIRS[pair][0], "") for pair in LANE_PAIRS},
         **{pair: published.kind for pair, published in OTHER_NAMES.items()},
     }
     served = {name: SCENES_BY_NAME[other.scene] for name, other in OTHERS.items() if other.scene}

@@ -49,7 +49,7 @@ ROTATIONS: Mapping[str, tuple[str, ...]] = {
     "linear": ("factor",),
     "dynamic": ("factor",),
     "yarn": ("factor",),
-    "deepseek_yarn": ("factor",),
+    "deepseek_yarn": (),
     "longrope": ("short_factor", "long_factor"),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "proportional": (),
@@ -131,7 +131,10 @@ def _wrong_real(drafter: Mapping[str, Any]) -> str | None:
 
 
 def _wrong_rotation(drafter: Mapping[str, Any], name: str, rotation: Mapping[str, Any]) -> str | None:
-    if drafter.get("model_type") == QWEN3 and (kind := next((kind for kind in _KINDS if kind in rotation), None)):
+    """Of Qwen3's class; others rename some types, or take a rotation for each kind."""
+    if drafter.get("model_type") != QWEN3:
+        return None
+    if (kind := next((kind for kind in _KINDS if kind in rotation), None)) is not None:
         return f"{name} must state one rotation for all layers, got one of {kind}"
     stated = rotation.get("rope_type", rotation.get("type", "default"))
     if not isinstance(stated, str) or stated not in ROTATIONS:

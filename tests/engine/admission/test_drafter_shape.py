@@ -24,7 +24,7 @@ from ddtree_sglang.engine.admission.drafter_families import (
     SELECTOR,
 )
 from ddtree_sglang.engine.admission.drafter_report import report_of
-from ddtree_sglang.engine.admission.drafter_shape import QWEN3_DEFAULTS, ROTATIONS
+from ddtree_sglang.engine.admission.drafter_shape import QWEN3_DEFAULTS
 from ddtree_sglang.exceptions import DDTreeConfigError
 from tests.engine.admission.drafter_folders import build
 
@@ -144,12 +144,14 @@ REJECTED = {
     "a text's configuration in words": (plain(text_config="x"), "text_config must be an object, got 'x'"),
     "an unknown rotation": (plain(rope_scaling={"rope_type": "odd"}), "rope_type of rope_scaling must be .* got 'odd'"),
     **{
-        f"a rotation by {kind} without {needed[0]}": (
+        f"a rotation by {kind} without {needed}": (
             plain(rope_parameters={"rope_type": kind, "rope_theta": 1e4}),
-            f"rope_parameters must have {needed[0]} with the rope_type {kind}, got none",
+            f"rope_parameters must have {needed} with the rope_type {kind}, got none",
         )
-        for kind, needed in ROTATIONS.items()
-        if needed
+        for kind, needed in (
+            *((kind, "factor") for kind in ("linear", "dynamic", "yarn", "llama3")),
+            ("longrope", "short_factor"),
+        )
     },
     "a rotation for each kind of layers": (
         plain(rope_parameters={FULL: {"rope_type": "default", "rope_theta": 1e4}}),

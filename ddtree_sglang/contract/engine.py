@@ -20,8 +20,8 @@ ENGINE: tuple[Row, ...] = (
     Row(
         "sglang.srt.configs.model_config",
         "ModelConfig",
-        "attention_arch attention_chunk_size context_len dtype hf_config is_hybrid_swa num_attention_heads "
-        "sliding_window_size v_head_dim vocab_size",
+        "attention_arch attention_chunk_size context_len dtype has_asymmetric_kv hf_config is_hybrid_swa "
+        "is_local_attention_model num_attention_heads sliding_window_size v_head_dim vocab_size",
         "context_limit, graph_memory, server_args, target_checks, worker",
     ),
     Row("sglang.srt.configs.model_config", "is_deepseek_dsa", "config", "target_checks"),

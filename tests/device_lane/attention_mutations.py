@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -202,6 +203,20 @@ def rows_of_windows_stay_where_they_are() -> None:
     set_attribute(WindowedMover, "move", move)
 
 
+def rows_of_one_width() -> None:
+    """Keys are taken to be as narrow as values where accepted nodes move."""
+    from ddtree_sglang.kernels.kv_move_triton import KVRows
+
+    original = KVRows.of.__func__  # type: ignore[attr-defined]
+
+    def of(cls: type, buffers: Any) -> Any:
+        made = original(cls, buffers)
+        narrowest = int(made.row_bytes.min())
+        return replace(made, row_bytes=torch.full_like(made.row_bytes, narrowest), widest_row_bytes=narrowest)
+
+    set_attribute(KVRows, "of", classmethod(of))
+
+
 def set_attribute(owner: Any, name: str, value: Any) -> None:
     """Put `value` in the place of what is there.
 
@@ -230,4 +245,5 @@ ATTENTION_MUTATIONS = (
     sinks_left_out,
     pictures_of_the_neighbour,
     rows_of_windows_stay_where_they_are,
+    rows_of_one_width,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.device_lane.context_waves import finishes, resumes_at_its_end
+from tests.device_lane.context_waves import finishes, past_the_window, prefix_hit, resumes_at_its_end
 from tests.device_lane.published_catalogue import ON_OTHER_BACKENDS, PUBLISHED
 from tests.device_lane.scenes import Scene
 from tests.device_lane.state_catalogue import MAMBA, SHORT_CONVOLUTION, STATES_POOL
@@ -43,6 +43,15 @@ PUZZLE = replace(
 )
 OMNI = replace(MAMBA, name="mamba-omni", pair="mamba_omni")
 
+# MiMo-V2: keys wider than values, windows with sinks whose layers have more heads of keys.
+MIMO_V2 = Scene(
+    "mimo-v2-flash", "fa3", (past_the_window, prefix_hit, staggered), pair="mimo_v2_flash", budget=7, captured=(4,)
+)
+MIMO_V2_TRITON = replace(
+    MIMO_V2, name="mimo-v2-flash-triton", backend="triton", waves=(past_the_window, prefix_hit), moves=True
+)
+_MIMO_V2_BY_NAME = replace(MIMO_V2, name="mimo-v2", pair="mimo_v2", waves=(past_the_window,))
+
 OTHER_CLASSES: tuple[Scene, ...] = (
     SHORT_CONVOLUTION_VL,
     _UNCACHED,
@@ -50,4 +59,7 @@ OTHER_CLASSES: tuple[Scene, ...] = (
     MOBIUS,
     PUZZLE,
     OMNI,
+    MIMO_V2,
+    MIMO_V2_TRITON,
+    _MIMO_V2_BY_NAME,
 )

@@ -61,6 +61,8 @@ PAIRS = {
     "mamba": ("nemotron_h", 4, 32),
     "mamba_omni": ("nemotron_h_omni", 4, 32),
     "mamba_puzzle": ("nemotron_h_puzzle", 4, 32),
+    "mimo_v2_flash": ("mimo_v2_flash", 4, 32),
+    "mimo_v2": ("mimo_v2", 4, 32),
     "kimi_k3": ("kimi_k3", 4, 32),
     "kimi_k3_wide": ("kimi_k3", 4, 80),
     "kimi_k3_whole": ("kimi_k3", 4, 128),

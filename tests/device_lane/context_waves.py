@@ -6,9 +6,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.core.plain_penalties import Asked as Penalties
-from tests.device_lane.pairs import BOS_TOKEN, EOS_TOKEN, WINDOW
+from tests.device_lane.pairs import BOS_TOKEN, EOS_TOKEN
 from tests.device_lane.references import Asked, histogram
 from tests.device_lane.scenes import CONTEXT_LIMIT, WAVE_APART_S, Chooser, Sent, Wave
+from tests.device_lane.sliding_drafter import WINDOW
 
 SMALLER = 7
 """Nodes besides the root that a request of a published pair allows itself, where the server has sixteen."""

@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from tests.device_lane import wide_keys
 
 NUM_LAYERS = 3
 
@@ -190,10 +193,18 @@ MAKERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "nemotron_h": _nemotron_h,
     "nemotron_h_omni": _nemotron_h,
     "nemotron_h_puzzle": _nemotron_h_puzzle,
+    **dict.fromkeys(wide_keys.CLASSES, wide_keys.make),
     "kimi_k3": _kimi_k3,
     "kimi_k3_text": _kimi_k3,
 }
 """By architecture: a target of a shape, as `pairs` has them."""
+
+NEMOTRON_H = ("nemotron_h", "nemotron_h_omni", "nemotron_h_puzzle")
+AS_PUBLISHED: dict[str, Callable[[Path], None]] = {
+    **{name: partial(name_layers_as_published, architecture=name) for name in NEMOTRON_H},
+    **{name: partial(wide_keys.state_as_published, of_class=of) for name, of in wide_keys.CLASSES.items()},
+}
+"""What a saved target's `config.json` is changed by, where Hugging Face writes another one than SGLang reads."""
 
 WITH_IMAGES = {
     "kimi_k3": "KimiK3ForConditionalGeneration",
@@ -201,7 +212,7 @@ WITH_IMAGES = {
     "nemotron_h_omni": "NemotronH_Omni_Reasoning_V3",
 }
 """Those that are saved as the text part of a class that takes images."""
-OTHER_CLASSES = {**WITH_IMAGES, "nemotron_h_puzzle": "NemotronHPuzzleForCausalLM"}
+OTHER_CLASSES = {**WITH_IMAGES, **wide_keys.CLASSES, "nemotron_h_puzzle": "NemotronHPuzzleForCausalLM"}
 """Those that are saved as another class than Hugging Face's of the text."""
 
 KIMI_LINEAR = "kimi_linear"

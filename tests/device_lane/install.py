@@ -4,7 +4,7 @@ What is replaced, and checked to be what the pinned versions have:
 
 * FA3: the package `sgl_kernel` (its import needs a GPU driver) by a module with the four functions that the backend
   takes from it; the compute capability that the backend and its registry ask for; the page table builder, by itself
-  with checks.
+  with checks; the kernel that turns and writes keys of MiMo-V2 (fused_writes.py).
 * FlashInfer: its four compiled modules by references; the compute capability that it asks of a device; `torch` in the
   modules that pin memory or write `device="cuda"` out; SGLang's question whether FlashInfer is there.
 * FlashInfer's wrapper for latent attention, in SGLang's backend of it.
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from tests.device_lane import fa3_reference, flashinfer_mla_reference, flashinfer_reference
+from tests.device_lane import fa3_reference, flashinfer_mla_reference, flashinfer_reference, fused_writes
 from tests.device_lane.module_patches import (
     Patch,
     PinnedNameError,
@@ -74,7 +74,8 @@ def install_fa3() -> None:
     )
     sglang = "sglang.srt.layers.attention"
     on_import(f"{sglang}.attention_registry", Patch(_answer_capability))
-    on_import(f"{sglang}.flashattention_backend", Patch(_answer_capability))
+    on_import(f"{sglang}.flashattention_backend", Patch(_answer_and_hand_out))
+    fused_writes.install()
     on_import("sglang.kernels.ops.attention.flash_attention_v3", Patch(_support_fa3))
     on_import("sglang.kernels.ops.attention.trtllm_mha_page_table", Patch(_check_page_tables))
 
@@ -242,6 +243,11 @@ def _answer_capability(module: ModuleType) -> None:
         return CAPABILITY
 
     replace(module, "get_device_capability", get_device_capability, ("device_id",))
+
+
+def _answer_and_hand_out(module: ModuleType) -> None:
+    _answer_capability(module)
+    fused_writes.take_any_type(module)
 
 
 def _support_fa3(module: ModuleType) -> None:

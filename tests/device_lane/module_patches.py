@@ -85,8 +85,8 @@ def on_import(module: str, patch: Patch) -> None:
     _waiting[module] = patch
 
 
-def replace(module: ModuleType, name: str, value: object, parameters: Sequence[str] | None = None) -> None:
-    """Set a name of a module.
+def replace(module: ModuleType | type, name: str, value: object, parameters: Sequence[str] | None = None) -> None:
+    """Set a name of a module or of a class.
 
     Raises:
         PinnedNameError: the module has no such name, or its parameters are not these.

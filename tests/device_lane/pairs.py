@@ -45,7 +45,7 @@ from tests.device_lane import hybrid_targets
 from tests.device_lane.head_protocol import PairHead
 from tests.device_lane.multimodal import save_as_multimodal
 from tests.device_lane.sight import Sight
-from tests.device_lane.sliding_drafter import FULL, state_kinds, with_sliding_layers
+from tests.device_lane.sliding_drafter import FULL, WINDOW, state_kinds, with_sliding_layers
 from tests.support.published_configs import GPT_OSS_ROPE
 
 VOCABULARY = 32
@@ -94,8 +94,6 @@ _EXPERTS: dict[str, Any] = {
     "norm_topk_prob": True,
 }
 
-WINDOW = 8
-"""Tokens that a layer with a sliding window sees, the query's own included: prompts and answers are longer."""
 # gpt-oss: a window in every other layer, a sink for each head, experts that clamp and have biases, YaRN.
 _GPT_OSS: dict[str, Any] = {
     "max_position_embeddings": 131072,
@@ -165,6 +163,8 @@ Architecture = Literal[
     "nemotron_h",
     "nemotron_h_omni",
     "nemotron_h_puzzle",
+    "mimo_v2_flash",
+    "mimo_v2",
     "kimi_k3",
     "kimi_k3_text",
 ]
@@ -223,8 +223,8 @@ def make_pair(
         drafter = train_drafter(target, block_size, seed, kinds)
     target.save_pretrained(folder / "target")
     save_tokenizer(folder / "target", vocabulary)
-    if architecture.startswith("nemotron_h"):
-        hybrid_targets.name_layers_as_published(folder / "target", architecture)
+    if architecture in hybrid_targets.AS_PUBLISHED:
+        hybrid_targets.AS_PUBLISHED[architecture](folder / "target")
     if architecture in hybrid_targets.WITH_IMAGES:
         save_as_multimodal(folder / "target", hybrid_targets.WITH_IMAGES[architecture])
     export_drafter(drafter, folder / "draft", torch.float32)

@@ -15,6 +15,8 @@ from ddtree_sglang.training.model.drafter_config import DrafterConfig
 from ddtree_sglang.training.model.drafter_model import BlockAttention, DFlashDrafter, Rope, rotate
 
 SLIDING, FULL = "sliding_attention", "full_attention"
+WINDOW = 8
+"""Tokens that a layer with a sliding window sees, the query's own included: prompts and answers are longer."""
 
 
 class SlidingAttention(BlockAttention):

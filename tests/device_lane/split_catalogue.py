@@ -19,10 +19,10 @@ from tests.device_lane.context_waves import (
 from tests.device_lane.group_catalogue import FLAGS as GROUPS_FLAGS
 from tests.device_lane.group_waves import in_both_groups
 from tests.device_lane.host_cache import FLAGS as HOST_CACHE
-from tests.device_lane.pairs import WINDOW
 from tests.device_lane.penalty_waves import penalized
 from tests.device_lane.picture_waves import behind_their_prompts, pictures_at_once
 from tests.device_lane.scenes import SMALL_POOL, Scene, pool_of
+from tests.device_lane.sliding_drafter import WINDOW
 from tests.device_lane.split_waves import (
     an_abort_before_the_keys_is_an_error,
     behind_both_prompts,

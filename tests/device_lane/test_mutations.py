@@ -39,7 +39,15 @@ from tests.device_lane.catalogue import (
     WINDOWS_FLASHINFER,
     WINDOWS_TRITON,
 )
-from tests.device_lane.class_catalogue import INTERN_S2, MOBIUS, OMNI, PUZZLE, SHORT_CONVOLUTION_VL
+from tests.device_lane.class_catalogue import (
+    INTERN_S2,
+    MIMO_V2,
+    MIMO_V2_TRITON,
+    MOBIUS,
+    OMNI,
+    PUZZLE,
+    SHORT_CONVOLUTION_VL,
+)
 from tests.device_lane.drafter_catalogue import GATED_MARKOV, LATTICE, MARKOV, MARKOV_LFM2
 from tests.device_lane.group_catalogue import GROUPS, GROUPS_EAGER, GROUPS_GATED_DELTA, GROUPS_OF_TWO, GROUPS_WIDTHS
 from tests.device_lane.group_families import GROUPS_IMAGES, GROUPS_IMAGES_ALONE, GROUPS_KDA, GROUPS_MELLUM
@@ -102,6 +110,12 @@ FAULTS = (
         for scene in (SHORT_CONVOLUTION, SHORT_CONVOLUTION_VL)
     ),
     *(Fault("states_by_depth", scene, TOKENS, slow=True) for scene in (INTERN_S2, MOBIUS, OMNI, PUZZLE)),
+    Fault("rows_of_one_width", MIMO_V2, TOKENS, slow=True),
+    Fault("rows_of_windows_stay_where_they_are", MIMO_V2, TOKENS, slow=True),
+    *(
+        Fault(name, MIMO_V2_TRITON, TOKENS, slow=True)
+        for name in ("rows_of_one_width", "sinks_left_out", "windows_by_index_in_the_tree")
+    ),
     Fault("drafts_at_the_masks", MARKOV_LFM2, ROUNDS, slow=True),
     Fault("states_by_depth", GATED_DELTA, TOKENS, slow=True),
     Fault("states_stay_where_they_were", GATED_DELTA, TOKENS, slow=True),

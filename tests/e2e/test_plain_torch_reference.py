@@ -77,6 +77,15 @@ DSPARK = (with_markov, with_gated_markov, with_markov_from_the_anchor, with_mark
             "DDTREE", 4, (FULL,), lambda pair: with_convolutions(with_selector(pair)), (), id="selector-convolutions"
         ),
         pytest.param("DDTREE", 4, (FULL,), with_gates, (), id="gates"),
+        pytest.param(
+            "DDTREE",
+            4,
+            (FULL,),
+            lambda pair: with_gates(pair, "per-element"),
+            (),
+            id="gates-per-element",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("DDTREE", 4, (FULL,), None, NGRAMS, id="ngrams"),
         pytest.param("DFLASH", 8, (FULL,), None, (), id="DFLASH-8"),
         pytest.param("DDTREE", 4, (SLIDING, FULL), None, WINDOW, id="window"),

@@ -30,7 +30,7 @@ class Other:
         is_refused: at start, by its configuration.
         is_latent: SGLang takes it for one with latent attention.
         needed: id of a test of what would go wrong without the refusal.
-        scene: of the device lane, with text alone; of a class with recurrent layers, which are admitted by name.
+        scene: of the device lane, with text alone.
     """
 
     why: str
@@ -68,7 +68,13 @@ _ENDS = "which this SGLang ends over at its warm-up, whatever the algorithm"
 _ENDS_NEEDED = f"{_REFUSED_CLASSES}test_sglang_ends_over_minicpm_v_at_its_warm_up"
 _PICKS = "tests/kernels/test_refused_indexers.py::"
 _CONVOLUTIONS = "tests/kernels/test_refused_convolutions.py::"
-_MIMO = "whose keys and values differ in width"
+_MIMO = "windows and full attention, keys wider than values, sinks, experts; on `fa3` and `triton` alone"
+_MIMO_FIELDS: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "hybrid_layer_pattern": [1, 0] * 2,
+    "sliding_window_size": WINDOW,
+    "attention_chunk_size": WINDOW,  # which no layer reads
+}
 _LATENT = {
     "kv_lora_rank": 32,
     "q_lora_rank": 32,
@@ -151,8 +157,8 @@ OTHERS: dict[str, Other] = {
         "lfm2_vl",
         scene="short-convolution-vl",
     ),
-    "MiMoV2FlashForCausalLM": _refused(_MIMO, "mimo_v2_flash", num_hidden_layers=2, hybrid_layer_pattern=[1, 0]),
-    "MiMoV2ForCausalLM": _refused(_MIMO, num_hidden_layers=2, hybrid_layer_pattern=[1, 0]),
+    "MiMoV2FlashForCausalLM": Other(_MIMO, "mimo_v2_flash", _MIMO_FIELDS, scene="mimo-v2-flash"),
+    "MiMoV2ForCausalLM": Other(_MIMO, "mimo_v2_flash", _MIMO_FIELDS, scene="mimo-v2"),
     # Its versions before 4.6, without a state, hand no layers out, as the loaded model tells (`target_checks`).
     "MiniCPMV": _refused(_ENDS, "minicpmv4_6", _ENDS_NEEDED),
     "MiniCPMV4_6ForConditionalGeneration": _refused(_ENDS, "minicpmv4_6", _ENDS_NEEDED),

@@ -36,6 +36,10 @@ FAMILIES = {
 GATED_ARCHITECTURE = "DFlashLagunaForCausalLM"
 """Its layers have gates, and each target layer's features a norm (models/dflash.py)."""
 
+GATINGS = (True, "per-head", "per-element")
+NO_GATINGS = (False, None, "disabled")
+"""What its `gating` may be, with gates and without (configs/laguna.py, `normalize_gating`); it has gates by default."""
+
 OTHER_MODELS = {
     "DSparkMiniMaxDraftModel": "DSpark for MiniMax",
     "DeepseekV4ForCausalLMDSpark": "DSpark for DeepSeek-V4",
@@ -95,10 +99,21 @@ def family_of(drafter: Mapping[str, Any]) -> DrafterFamily:
     if is_list and not known:
         # Before its fields, which may be those of another class.
         return _of_no_family(names)
-    malformed = wrong_field(drafter)
+    malformed = wrong_field(drafter) or _wrong_gating(drafter)
     if malformed is not None:
         return DrafterFamily("unknown", "unknown", malformed)
     return _check_head(FAMILIES[known[0]], drafter)
+
+
+def _wrong_gating(drafter: Mapping[str, Any]) -> str | None:
+    """Of what SGLang looks at in its gated class alone, and ends over with the weights at hand."""
+    gating = drafter.get("gating", True)
+    if GATED_ARCHITECTURE not in drafter["architectures"] or gating in (*GATINGS, *NO_GATINGS):
+        return None
+    return (
+        f"gating of a {GATED_ARCHITECTURE} must be true, false, null, 'per-head', 'per-element' or 'disabled', got "
+        f"{gating!r}; correct it in the drafter's config.json."
+    )
 
 
 def _of_no_family(architectures: list[str]) -> DrafterFamily:

@@ -73,7 +73,7 @@ def _wrong_kind(drafter: Mapping[str, Any]) -> str | None:
     names = drafter.get("architectures")
     if names is not None and not (isinstance(names, list) and all(isinstance(one, str) for one in names)):
         return f"architectures must be a list of names, got {names!r}"
-    for field in ("dflash_config", "quantization_config"):
+    for field in ("dflash_config", "quantization_config", "text_config"):
         if not isinstance(drafter.get(field) or {}, Mapping):
             return f"{field} must be an object, got {drafter[field]!r}"
     text = drafter.get("text_config")

@@ -70,7 +70,8 @@ def read_configuration(place: str) -> dict[str, Any]:
     path = path / "config.json" if path.is_dir() else path
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    # Nested too deeply is a mistake of its own in Python.
+    except (OSError, ValueError, RecursionError) as error:
         raise DDTreeConfigError(
             f"--draft must name a drafter's folder or its config.json, got {place!r} ({error}); download the file from "
             "where the drafter was published."

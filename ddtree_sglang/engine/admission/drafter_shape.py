@@ -25,10 +25,17 @@ QWEN3_DEFAULTS = {
 }
 """What Transformers takes for fields that a `config.json` of this type does not have, and SGLang with it."""
 
-BIASED_TYPES = frozenset({"glm", "glm4", "glm4v_moe_text", "gpt_neox", "gpt_oss", "jais2", "seed_oss"})
-"""Types of text models whose attention has biases where a `config.json` does not say."""
+BIASED_TYPES = frozenset(
+    {
+        *("canary_decoder", "cohere_asr", "glm", "glm4", "glm4v_moe_text", "glm5_next_vision", "glm_image_text"),
+        *("glm_image_vision", "glm_ocr_vision", "gpt_neox", "gpt_oss", "granite_speech5_encoder", "jais2"),
+        *("janus_vision_model", "lightglue", "lw_detr", "nemotron_asr_streaming_encoder", "openai_privacy_filter"),
+        *("parakeet_encoder", "qianfan_ocr_vision", "rf_detr", "seed_oss"),
+    }
+)
+"""Types whose attention has biases where a `config.json` does not say: all that Transformers and SGLang know."""
 
-_NUMBERS = (
+_SHAPE = (
     "hidden_size",
     "intermediate_size",
     "num_hidden_layers",
@@ -36,6 +43,18 @@ _NUMBERS = (
     "num_key_value_heads",
     "head_dim",
 )
+_NUMBERS = (*_SHAPE, "max_position_embeddings")
+ROTATIONS: Mapping[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "deepseek_yarn": (),
+    "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "proportional": (),
+}
+"""Those that SGLang knows (layers/rotary_embedding/factory.py), with what it or Transformers asks for beside a type."""
 _SWITCHED = ("qwen2", "qwen2_moe", QWEN3, "qwen3_moe")
 """Types whose window is dropped where `use_sliding_window` is not true."""
 SLIDING = "sliding_attention"
@@ -44,10 +63,6 @@ _OLD_KINDS = ("attention",)
 """Transformers' older name of full attention."""
 _ACTIVATIONS = {"silu": (), "swigluoai": ("swiglu_alpha", "swiglu_limit")}
 """With the fields that each needs."""
-ROTATIONS = ("deepseek_yarn", "default", "dynamic", "linear", "llama3", "longrope", "proportional", "yarn")
-"""By which SGLang scales rotations (layers/rotary_embedding/factory.py, `get_rope`); it ends over any other."""
-_RENAMED_ROTATIONS = ("mrope", "su")
-"""Which some of Transformers' classes turn into one of those."""
 
 
 def shape_field(drafter: Mapping[str, Any], name: str) -> Any:
@@ -59,14 +74,16 @@ def shape_field(drafter: Mapping[str, Any], name: str) -> Any:
 
 
 def has_biases(drafter: Mapping[str, Any]) -> bool:
-    """Whether SGLang builds biases of attention (models/dflash.py, `DFlashAttention`)."""
-    stated = shape_field(drafter, "attention_bias")
-    return drafter.get("model_type") in BIASED_TYPES if stated is None else bool(stated)
+    """Whether SGLang builds biases of attention (models/dflash.py, `DFlashAttention`).
+
+    It asks the configuration's top level, which no `text_config` stands in for.
+    """
+    return bool(drafter.get("attention_bias", drafter.get("model_type") in BIASED_TYPES))
 
 
 def unstated(drafter: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     """Fields that are not there, each with what SGLang takes in their place; None where that is not known here."""
-    names: tuple[str, ...] = ("vocab_size", *_NUMBERS)
+    names: tuple[str, ...] = ("vocab_size", *_SHAPE)
     if SLIDING in (shape_field(drafter, "layer_types") or ()):
         names = (*names, "sliding_window")
     for name in names:
@@ -78,6 +95,7 @@ def wrong_shape(drafter: Mapping[str, Any]) -> str | None:
     """What SGLang cannot build layers of, with the rule and the value; None if nothing is."""
     return (
         _wrong_type(drafter)
+        or _wrong_switch(drafter)
         or _wrong_number(drafter)
         or _wrong_kinds(drafter)
         or _wrong_window(drafter)
@@ -86,19 +104,43 @@ def wrong_shape(drafter: Mapping[str, Any]) -> str | None:
     )
 
 
+def _wrong_switch(drafter: Mapping[str, Any]) -> str | None:
+    """Transformers' classes take nothing else, null neither."""
+    for name in ("attention_bias", "tie_word_embeddings"):
+        value = drafter.get(name, False)
+        if not isinstance(value, bool):
+            return f"{name} must be true or false, got {value!r}"
+    return None
+
+
 def _wrong_real(drafter: Mapping[str, Any]) -> str | None:
     for name in ("rms_norm_eps", "rope_theta"):
         value = shape_field(drafter, name)
         if value is not None and not is_number(value):
             return f"{name} must be a number, got {value!r}"
+    share = drafter.get("partial_rotary_factor", 1.0)
+    if not is_number(share):
+        return f"partial_rotary_factor must be a number, got {share!r}"
     for name in ("rope_scaling", "rope_parameters"):
         value = drafter.get(name)
         if value is not None and not isinstance(value, Mapping):
             return f"{name} must be an object, got {value!r}"
-        scaling = (value or {}).get("rope_type", (value or {}).get("type"))
-        if scaling is not None and scaling not in (*ROTATIONS, *_RENAMED_ROTATIONS):
-            return f"rope_type in {name} must be one of {list(ROTATIONS)}, got {scaling!r}"
+        if value is not None and (wrong := _wrong_rotation(drafter, name, value)) is not None:
+            return wrong
     return None
+
+
+def _wrong_rotation(drafter: Mapping[str, Any], name: str, rotation: Mapping[str, Any]) -> str | None:
+    """Of Qwen3's class; others rename some types, or take a rotation for each kind."""
+    if drafter.get("model_type") != QWEN3:
+        return None
+    if (kind := next((kind for kind in _KINDS if kind in rotation), None)) is not None:
+        return f"{name} must state one rotation for all layers, got one of {kind}"
+    stated = rotation.get("rope_type", rotation.get("type", "default"))
+    if not isinstance(stated, str) or stated not in ROTATIONS:
+        return f"the rope_type of {name} must be one of {sorted(ROTATIONS)}, got {stated!r}"
+    missing = [field for field in ROTATIONS[stated] if field not in rotation]
+    return f"{name} must have {missing[0]} with the rope_type {stated}, got none" if missing else None
 
 
 def is_number(value: Any) -> bool:
@@ -136,6 +178,9 @@ def _wrong_number(drafter: Mapping[str, Any]) -> str | None:
             continue
         if not (is_whole(value) and value >= 1):
             return f"{name} must be a whole number of at least 1, got {value!r}"
+    width = shape_field(drafter, "head_dim")
+    if width is not None and width % 2 and drafter.get("partial_rotary_factor") is None:
+        return f"head_dim must be even, because its halves turn together, got {width}"
     heads, of_keys = (shape_field(drafter, f"num_{part}_heads") for part in ("attention", "key_value"))
     if heads is not None and of_keys is not None and heads % of_keys:
         # SGLang loads it, and a kernel would read keys of heads that there are none of.

@@ -19,10 +19,12 @@ from ddtree_sglang.engine.admission.drafter_families import (
     GATED_ARCHITECTURE,
     LATTICE,
     MARKOV,
+    NO_GATINGS,
     PLAIN,
     SELECTOR,
     family_of,
 )
+from ddtree_sglang.engine.admission.drafter_fields import block_field
 from ddtree_sglang.engine.admission.drafter_quantization import (
     PLAIN_TYPES,
     SHARDS,
@@ -232,8 +234,8 @@ def _check_biases(tensors: Mapping[str, str], drafter: Mapping[str, Any]) -> Non
 def _stated(drafter: Mapping[str, Any], num_layers: int) -> Iterator[str]:
     """What layers are built with where a field says so (models/dflash.py, `DFlashAttention`), or the class."""
     if GATED_ARCHITECTURE in drafter["architectures"]:
-        dflash = drafter.get("dflash_config") or {}
-        read = dflash.get("target_layer_ids", drafter.get("target_layer_ids")) or ()
+        # Where they are not named, SGLang spreads as many over the target as the drafter has layers.
+        read = block_field(drafter, "target_layer_ids") or range(num_layers)
         yield from (f"aux_hidden_norms.{index}.weight" for index in range(len(read)))
     for layer in range(num_layers):
         if has_biases(drafter):
@@ -300,9 +302,7 @@ def _linears(drafter: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _has_gates(drafter: Mapping[str, Any]) -> bool:
-    """As SGLang reads it (configs/laguna.py, `normalize_gating`)."""
-    is_off = drafter.get("gating", True) in (False, None, "disabled")
-    return GATED_ARCHITECTURE in drafter["architectures"] and not is_off
+    return GATED_ARCHITECTURE in drafter["architectures"] and drafter.get("gating", True) not in NO_GATINGS
 
 
 def _is_gates(name: str) -> bool:

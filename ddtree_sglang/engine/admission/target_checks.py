@@ -32,6 +32,10 @@ LATENT_BACKENDS = ("fa3", "triton")
 other targets, FA3 attends to prefix and nodes apart as there. FlashInfer drops the mask (flashinfer_mla_backend.py,
 `call_begin_forward`)."""
 
+WIDTH_BACKENDS = ("fa3", "triton")
+"""Those that read values of another width than keys. FlashInfer's wrappers are planned with one width for both, and the
+CPU platform's backend has one for both, too."""
+
 BACKEND_CLASSES = ("DDTreeCpuAttnBackend", "FlashAttentionBackend", "FlashInferAttnBackend", "TritonAttnBackend")
 """Of a target whose layers all attend in the same way. For others SGLang puts a backend of its own around these
 (layers/attention/attention_registry.py, `attn_backend_wrapper`), such as MiniMax-M3's for its sparse layers. By name,
@@ -44,8 +48,6 @@ NOT_SHOWN = {
     "KimiK3LinearForCausalLM": "for which SGLang chooses no way to keep states in its prefix cache, as it does for "
     "KimiK3ForConditionalGeneration",
     "LagunaForCausalLM": "whose class tells SGLang of no windows, and has one token less in them than it is told of",
-    "MiMoV2FlashForCausalLM": "whose keys and values differ in width, and its windows' layers in heads",
-    "MiMoV2ForCausalLM": "whose keys and values differ in width, and its windows' layers in heads",
     "MiniMaxM3SparseForConditionalGeneration": "whose sparse layers pick blocks of keys in a backend without masks",
     "Qwen4ExpForConditionalGeneration": "which reads the tokens before one by their place, where a tree has siblings",
 }
@@ -136,7 +138,8 @@ def check_target(model_config: Any, sliding_window: int | None, backends: tuple[
     Raises:
         DDTreeConfigError: a class of `NOT_SHOWN` or `NOT_HANDED_OUT`, recurrent layers that no tree was shown on, a
             rotation that is one for a whole forward, sparse attention, attention in chunks, a window on a backend that
-            does not place it per node or leaves it out of a prefill, or latent attention on one that drops the mask.
+            does not place it per node or leaves it out of a prefill, latent attention on one that drops the mask, or
+            values of another width than keys on one that has a width for both.
     """
     from sglang.srt.configs.model_config import AttentionArch, is_deepseek_dsa
 
@@ -156,12 +159,27 @@ def check_target(model_config: Any, sliding_window: int | None, backends: tuple[
             f"{list(LATENT_BACKENDS)}, got {', '.join(unmasked)} for {name}; set --attention-backend triton or, on a "
             "GPU that has it, fa3."
         )
-    if model_config.attention_chunk_size is not None:
+    _check_widths(model_config, name, backends)
+    # MiMo-V2 states a number, and none of its layers reads it.
+    is_in_chunks = model_config.is_local_attention_model or not model_config.is_hybrid_swa
+    if model_config.attention_chunk_size is not None and is_in_chunks:
         raise DDTreeConfigError(
             f"{ALGORITHM} does not support attention in chunks, got {name} with chunks of "
             f"{model_config.attention_chunk_size}; {_CHAIN}."
         )
     _check_window_backends(name, sliding_window, backends)
+
+
+def _check_widths(model_config: Any, name: str, backends: tuple[Any, ...]) -> None:
+    from sglang.srt.configs.model_config import AttentionArch
+
+    wrong = sorted({str(one) for one in backends if one not in WIDTH_BACKENDS})
+    if model_config.attention_arch == AttentionArch.MHA and model_config.has_asymmetric_kv and wrong:
+        raise DDTreeConfigError(
+            f"{ALGORITHM} needs an attention backend that reads values of another width than keys, one of "
+            f"{list(WIDTH_BACKENDS)}, got {', '.join(wrong)} for {name}; set --attention-backend triton or, on a GPU "
+            "that has it, fa3."
+        )
 
 
 def _check_window_backends(name: str, sliding_window: int | None, backends: tuple[Any, ...]) -> None:

@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import save_file
 
 from ddtree_sglang import cli
 from ddtree_sglang.engine.admission.drafter_checks import check_drafter_configuration
+from ddtree_sglang.engine.admission.drafter_families import GATED_ARCHITECTURE
 from ddtree_sglang.engine.admission.drafter_report import report_of_place
 from ddtree_sglang.engine.admission.drafter_shape import BIASED_TYPES
 from ddtree_sglang.engine.admission.drafter_weights import check_drafter_weights, is_nemotrons
 from ddtree_sglang.exceptions import DDTreeConfigError
 from ddtree_sglang.modelopt_file import FILE
-from tests.engine.admission.drafter_folders import NUM_LAYERS, Change, build, changed, reconfigured
+from tests.engine.admission.drafter_folders import NUM_LAYERS, Change, build, changed, reconfigured, without
 from tests.engine.admission.test_drafter_weights import NEMOTRONS, to_awq
 
 
@@ -66,6 +69,11 @@ def test_doctor_reads_a_configuration_once(exported: Path, tmp_path: Path, monke
     assert sorted(names) == ["config.json", FILE]
 
 
+UNMADE = {
+    *("edgetam", "edgetam_vision_model", "encoder-decoder", "musicgen", "musicgen_melody", "nemotron_h_puzzle"),
+    *("nougat", "rag", "speech-encoder-decoder", "vision-encoder-decoder", "vision-text-dual-encoder"),
+}
+"""Types without defaults for all that they need; a drafter of none was found."""
 BIAS = "layers.1.self_attn.k_proj.bias"
 
 
@@ -73,6 +81,14 @@ def biased(*left_out: str, **more: str) -> Change:
     """With biases of attention's layers, and of others by name."""
     names = [f"layers.{layer}.self_attn.{part}_proj.bias" for layer in range(NUM_LAYERS) for part in "qkvo"]
     return lambda tensors: {**tensors, **{name: torch.ones(2) for name in (*names, *more) if name not in left_out}}
+
+
+def unstated(folder: Path, model_type: str) -> Path:
+    """Of another type, without `attention_bias`."""
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": model_type}
+    config.pop("attention_bias")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def test_biases_are_whole_and_stated(exported: Path, tmp_path: Path) -> None:
@@ -84,13 +100,11 @@ def test_biases_are_whole_and_stated(exported: Path, tmp_path: Path) -> None:
         check_drafter_weights(folder)
     check_drafter_weights(reconfigured(folder, attention_bias=True))
     # What Transformers takes for it where the file does not say.
-    check_drafter_weights(
-        reconfigured(changed(exported, tmp_path, biased()), model_type="gpt_oss", attention_bias=None)
-    )
+    check_drafter_weights(unstated(changed(exported, tmp_path, biased()), "gpt_oss"))
     with pytest.raises(DDTreeConfigError, match=f"got no {BIAS}"):
-        check_drafter_weights(
-            reconfigured(changed(exported, tmp_path, biased(BIAS)), model_type="gpt_oss", attention_bias=None)
-        )
+        check_drafter_weights(unstated(changed(exported, tmp_path, biased(BIAS)), "gpt_oss"))
+    with pytest.raises(DDTreeConfigError, match="got layers"):
+        check_drafter_weights(unstated(changed(exported, tmp_path, biased()), "qwen3"))
     for name in ("fc.bias", "layers.0.mlp.down_proj.bias", "layers.1.mlp.gate_up_proj.bias"):
         folder = reconfigured(changed(exported, tmp_path, biased(**{name: ""})), attention_bias=True)
         with pytest.raises(DDTreeConfigError, match=f"got {name}, of which SGLang builds none"):
@@ -103,12 +117,26 @@ def test_zeros_beside_codes_are_no_biases(exported: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.sglang
-def test_types_whose_attention_has_biases_are_transformers() -> None:
+def test_types_whose_attention_has_biases_are_all_that_transformers_and_sglang_know(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import sglang.srt.utils.hf_transformers.config  # noqa: F401  # registers SGLang's own
+    from huggingface_hub import constants
     from transformers import CONFIG_MAPPING
 
-    known = {one: CONFIG_MAPPING[one]() for one in (*BIASED_TYPES, "qwen3", "qwen2", "llama", "gemma3_text", "mistral")}
-    found = {one for one, config in known.items() if getattr(config, "attention_bias", False)}
+    # Some ask for a part's configuration, which is nowhere here.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    found, unmade = set(), set()
+    for name in CONFIG_MAPPING:
+        try:
+            made = CONFIG_MAPPING[name]()
+        except (OSError, TypeError, ValueError, StrictDataclassError):
+            unmade.add(name)
+            continue
+        if getattr(made, "attention_bias", False):
+            found.add(name)
     assert found == BIASED_TYPES
+    assert unmade == UNMADE
 
 
 @pytest.mark.sglang
@@ -121,3 +149,29 @@ def test_sglang_drops_biases_that_it_builds_none_of(
     model = build(reconfigured(changed(exported, tmp_path, dict), **fields), "cpu")
     assert sum(name.endswith(".bias") for name, _ in model.named_parameters()) == num_built
     model.load_weights({"fc.bias": torch.ones(16), "layers.0.mlp.down_proj.bias": torch.ones(16)}.items())
+
+
+@pytest.mark.sglang
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_norms_of_target_layers_that_are_not_named_are_as_many_as_sglang_builds(
+    num_layers: int, exported: Path, tmp_path: Path
+) -> None:
+    """As many as the drafter has layers, which SGLang spreads over the target."""
+    config = json.loads((exported / "config.json").read_text())
+    config |= {"architectures": [GATED_ARCHITECTURE], "num_hidden_layers": num_layers, "num_target_layers": 9}
+    config["dflash_config"] |= {"num_target_layers": 9, "target_layer_ids": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = build(tmp_path)
+    built = {name: torch.ones(2) for name, _ in model.named_parameters()}
+    norms = [name for name in built if name.startswith("aux_hidden_norms.")]
+    assert len(norms) == model.num_context_features == num_layers
+
+    def check(*left_out: str) -> None:
+        save_file(without(*left_out)(built), tmp_path / "model.safetensors")
+        check_drafter_weights(tmp_path)
+
+    check()
+    for name in norms:
+        with pytest.raises(DDTreeConfigError, match=f"got no {name}"):
+            check(name)

@@ -160,3 +160,25 @@ def test_sglang_plans_latent_attention_on_flashinfer_without_a_trees_mask(
     assert plan[is_causal] is True
     assert any(part is arguments[0] for part in plan)
     assert not any(part is mask for part in plan)
+
+
+def test_sglang_reads_rows_of_values_as_wide_as_keys_on_flashinfer() -> None:
+    """Why values of another width are refused there: six rows are taken for four, and sinks are handed to nobody."""
+    from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend
+
+    rows, heads, width, of_values = 6, 2, 24, 16
+    wrapper = SimpleNamespace(forward=lambda q, *_, **__: torch.zeros(*q.shape[:2], of_values))
+    own = SimpleNamespace(
+        forward_metadata=SimpleNamespace(use_ragged=False, prefill_wrappers=[wrapper], multi_item_params=None),
+        _get_wrapper_idx=lambda _layer: 0,
+        prefill_uses_dequant_workspace=False,
+        token_to_kv_pool=SimpleNamespace(get_kv_buffer=lambda _layer: (None, None)),
+    )
+    plain = ("layer_id", "sliding_window_size", "scaling", "logit_cap", "k_scale_float", "v_scale_float", "attn_type")
+    layer = SimpleNamespace(
+        **dict.fromkeys(plain), is_cross_attention=False, tp_q_head_num=heads, head_dim=width, v_head_dim=of_values
+    )
+    out = FlashInferAttnBackend.forward_extend(own, torch.zeros(rows, heads * width), None, None, layer, None)
+    assert len(out) == rows * of_values // width
+    with pytest.raises(TypeError, match="unexpected keyword argument 'sinks'"):
+        FlashInferAttnBackend.forward_extend(own, out, None, None, layer, None, sinks=torch.zeros(heads))

@@ -13,6 +13,7 @@ from ddtree_sglang.engine.admission.target_checks import (
     BACKEND_CLASSES,
     LATENT_BACKENDS,
     PAGED_PREFILLS,
+    WIDTH_BACKENDS,
     WINDOW_BACKENDS,
     check_loaded_target,
     check_target,
@@ -37,6 +38,7 @@ def target(arch: str = "MHA", hf_config: Any = None, chunk: int | None = None) -
         hf_config=config,
         attention_arch=AttentionArch[arch],
         attention_chunk_size=chunk,
+        **dict.fromkeys(("has_asymmetric_kv", "is_hybrid_swa", "is_local_attention_model"), False),
         is_draft_model=False,
         linear_attn_registry_result=None,
     )
@@ -228,6 +230,34 @@ def test_sparse_attention_is_refused() -> None:
 def test_chunked_attention_is_refused() -> None:
     with pytest.raises(DDTreeConfigError, match="chunks of 8192"):
         check_target(target(chunk=8192), 8192, ("fa3", "fa3"))
+
+
+def test_a_number_of_chunks_that_no_layer_reads_is_served() -> None:
+    """MiMo-V2's configurations have one (models/mimo_v2.py reads none); its windows are SGLang's of hybrid models."""
+    one = target(chunk=128)
+    one.is_hybrid_swa = True
+    check_target(one, 128, ("fa3", "fa3"))
+    one.is_local_attention_model = True
+    with pytest.raises(DDTreeConfigError, match="chunks of 128"):
+        check_target(one, 128, ("fa3", "fa3"))
+
+
+@pytest.mark.parametrize("backend", WINDOW_BACKENDS)
+def test_values_of_another_width_than_keys_are_served_where_a_backend_reads_them(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sglang.srt.arg_groups.kv_cache_hook import ASYMMETRIC_KV_BACKENDS
+
+    assert {*WIDTH_BACKENDS} == {*ASYMMETRIC_KV_BACKENDS} & {*WINDOW_BACKENDS}
+    monkeypatch.setenv(PAGED_PREFILLS, "1")
+    one = target()
+    one.has_asymmetric_kv = True
+    wrong = pytest.raises(DDTreeConfigError, match=rf"values of another width than keys, one of .*, got {backend} for")
+    with nullcontext() if backend in WIDTH_BACKENDS else wrong:
+        check_target(one, 128, (backend, backend))
+    latent = target("MLA")
+    latent.has_asymmetric_kv = True
+    check_target(latent, None, ("triton", "triton"))
 
 
 @pytest.mark.parametrize("backends", [("fa4", "fa4"), ("fa3", "torch_native"), ("trtllm_mha", "triton")])

@@ -294,6 +294,10 @@ HOST_CACHE_OTHERS = (
     ),
     replace(HOST_CACHE, name="host-cache-latent", backend="triton", pair="deepseek"),
     replace(HOST_CACHE, name="host-cache-windows", backend="triton", pair="gpt_oss"),
+    *(
+        replace(HOST_CACHE, name=f"host-cache-{of}-pages", pair=pair, flags=(*HOST_CACHE.flags, *_PAGES[:2]))
+        for of, pair in (("latent", "deepseek"), ("windows", "gpt_oss"))
+    ),
 )
 
 # Both on two ranks, with adapters and with sessions.

@@ -193,6 +193,20 @@ GROUPS_OTHERS = (
     replace(GROUPS_EAGER, name="attention-groups-gated-markov", backend="triton", pair="gated_markov", budget=16),
     _ON_THE_HOST,
     replace(_ON_THE_HOST, name="attention-groups-host-cache-latent", backend="triton", pair="deepseek"),
+    # Pages of several tokens, of which nodes of windows and of latent attention are read by single slots.
+    replace(
+        GROUPS_LATENT,
+        name="attention-groups-latent-pages",
+        waves=(unequal_groups, in_both_groups(prefix_hit)),
+        flags=(*FLAGS, "--page-size", "4"),
+    ),
+    replace(
+        GROUPS_LATENT,
+        name="attention-groups-windows-pages",
+        pair="gpt_oss",
+        waves=(unequal_groups, in_both_groups(prefix_hit), in_both_groups(past_the_window)),
+        flags=(*FLAGS, "--page-size", "4"),
+    ),
     # gpt-oss: windows and sinks.
     replace(
         GROUPS_LATENT,

@@ -255,6 +255,13 @@ SPLIT_OTHERS = (
     replace(SPLIT_RETRACTION, name="split-latent", backend="triton", pair="deepseek"),
     replace(
         SPLIT_RETRACTION,
+        name="split-latent-pages",
+        pair="deepseek",
+        waves=(retracted_and_restored, few, prefix_hit),
+        flags=(*SPLIT_RETRACTION.flags, "--page-size", "4"),
+    ),
+    replace(
+        SPLIT_RETRACTION,
         name="split-retraction-tensors",
         flags=(*SPLIT_RETRACTION.flags, *_OF_TENSORS),
     ),

@@ -178,7 +178,8 @@ def _check_widths(model_config: Any, name: str, backends: tuple[Any, ...]) -> No
         raise DDTreeConfigError(
             f"{ALGORITHM} needs an attention backend that reads values of another width than keys, one of "
             f"{list(WIDTH_BACKENDS)}, got {', '.join(wrong)} for {name}; set --attention-backend triton or, on a GPU "
-            "that has it, fa3."
+            "that has it, fa3. Keys in fp8 (--kv-cache-dtype) are not taken by triton, nor those of a quantized "
+            "checkpoint by fa3."
         )
 
 

@@ -224,6 +224,9 @@ SOUND = {
     "a rotation without a type": plain(rope_parameters={"rope_theta": 1e4}),
     "yarn": plain(rope_scaling={"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128}),
     "a turned part": plain(partial_rotary_factor=0.5),
+    "a null turned part of Laguna's class": plain(
+        architectures=["DFlashLagunaForCausalLM"], model_type="laguna", partial_rotary_factor=None
+    ),
     "repeated layers": plain(dflash={"target_layer_ids": [1, 1, 9]}),
     "a method of quantization": plain(quantization_config={"quant_method": "FP8"}),
     "hardly a window": plain(**WINDOWS | {"sliding_window": 0}),

@@ -37,6 +37,8 @@ OURS = {
     "workers.answers.retry": ("self.counters",),
     "workers.jobs.job": ("report",),
     "workers.replicas.rank_actor": ("actors",),
+    # In the place of SGLang's `_propagate_patch`, a patch of its own: it sets what that would set.
+    "ddtree_sglang.engine.hook_scan": ("module",),
 }
 """Modules that set attributes of our own objects, and how those are called there; "" is all of them."""
 

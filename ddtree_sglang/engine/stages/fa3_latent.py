@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ddtree_sglang.engine.stages.trees import verifying_backend
+from ddtree_sglang.engine.stages.trees import verifies_with_fa3
 
 _tables: list[torch.Tensor] = []
 """The nodes' table of slots `[B * N, N]` of the layer that attends, until it is read; empty otherwise."""
@@ -30,8 +30,7 @@ def has_latent_pages(runner: Any) -> bool:
 
     if int(runner.page_size) == 1 or runner.model_config.attention_arch != AttentionArch.MLA:
         return False
-    # By name: where there is no FA3, its module cannot be imported.
-    return type(verifying_backend(runner.attn_backend)).__name__ == "FlashAttentionBackend"
+    return verifies_with_fa3(runner)
 
 
 def attending_by_slots(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ddtree_sglang.engine.stages.trees import verifying_backend
+from ddtree_sglang.engine.stages.trees import verifies_with_fa3
 
 
 def has_windows_in_pages(runner: Any) -> bool:
@@ -29,8 +29,7 @@ def has_windows_in_pages(runner: Any) -> bool:
     """
     if runner.sliding_window_size is None or int(runner.page_size) == 1:
         return False
-    # By name: where there is no FA3, its module cannot be imported.
-    return type(verifying_backend(runner.attn_backend)).__name__ == "FlashAttentionBackend"
+    return verifies_with_fa3(runner)
 
 
 def making_rows_of_slots(original: Callable[..., None]) -> Callable[..., None]:

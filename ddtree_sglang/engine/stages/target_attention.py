@@ -8,7 +8,7 @@ from ddtree_sglang.engine.attention_layers import has_sinks_without_window
 from ddtree_sglang.engine.stages.fa3_latent import has_latent_pages
 from ddtree_sglang.engine.stages.fa3_windows import has_windows_in_pages
 from ddtree_sglang.engine.stages.flashinfer_windows import window_of_wrapper
-from ddtree_sglang.engine.stages.trees import verifying_backend
+from ddtree_sglang.engine.stages.trees import verifies_with_fa3
 from ddtree_sglang.engine.stages.window_masks import window_of_masks
 
 
@@ -34,9 +34,7 @@ def adapt_attention(runner: Any) -> None:
     from ddtree_sglang.contract.state_patches import SHORT_CONVOLUTION_PATCHES
 
     has_masks, has_wrappers = window_of_masks(runner) is not None, window_of_wrapper(runner) is not None
-    # By name: where there is no FA3, its module cannot be imported.
-    is_fa3 = type(verifying_backend(runner.attn_backend)).__name__ == "FlashAttentionBackend"
-    merges_sinks = is_fa3 and has_sinks_without_window(runner.model)
+    merges_sinks = verifies_with_fa3(runner) and has_sinks_without_window(runner.model)
     convolves = type(runner.attn_backend).__name__ == "ShortConvHybridAttnBackend"
     needed: tuple[tuple[bool, tuple[Patch, ...]], ...] = (
         (has_masks, WINDOW_PATCHES),

@@ -215,6 +215,12 @@ def verifying_backend(backend: Any) -> Any:
     return backend
 
 
+def verifies_with_fa3(runner: Any) -> bool:
+    """Whether FA3 attends to a target's trees; its runner's backend is built."""
+    # By name: where there is no FA3, its module cannot be imported.
+    return type(verifying_backend(runner.attn_backend)).__name__ == "FlashAttentionBackend"
+
+
 @dataclass(frozen=True)
 class DeviceTrees(RoundTrees):
     """Trees in an accelerator's memory, which the host never waits for."""
